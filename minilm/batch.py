@@ -1,0 +1,160 @@
+"""The arrays that cross every boundary: `Tokens` go into an encoder, `Batch` adds what to predict.
+
+Shape letters: B rows, T tokens per row, N targets (or documents) of the whole batch, flattened.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+Layout = Literal["full", "padded", "packed"]
+Reach = Literal["bidirectional", "causal", "prefix"]
+
+IGNORE = -100  # a target that is not one, as in torch's cross_entropy
+
+
+class OnDevice:
+    """A dataclass whose tensors move together."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same arrays on `device`. Values that are not arrays stay as they are."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(
+            self, **{k: v.to(device, non_blocking=non_blocking) for k, v in moved.items() if hasattr(v, "to")}
+        )
+
+    def pin_memory(self) -> Self:
+        """The same arrays in page-locked memory, from which a GPU copies without waiting."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.pin_memory() for k, v in arrays.items() if hasattr(v, "pin_memory")})
+
+
+@dataclass(frozen=True)
+class Tokens(OnDevice):
+    """Rows of tokens, and who may see whom in them (the rule is `model.attention.visible`).
+
+    Make one with `Tokens.full`, `Tokens.padded` or `Tokens.packed`: what those know about the batch
+    (`layout`, `attention`, `max_len`) lives on the host, so that no kernel choice ever asks the device.
+    """
+
+    input_ids: Tensor  # (B, T) int64
+    position: Tensor  # (B, T) int64; restarts at 0 with each document
+    token_type_ids: Tensor  # (B, T) int64; which sentence of a pair
+    doc: Tensor  # (B, T) int64; numbers the documents within a row; -1 on the padding of packed rows
+    key: Tensor  # (B, T) bool; false on padding, which nobody reads
+    prefix: Tensor  # (B, T) bool; true: visible from before, too. Everywhere: BERT. Nowhere: causal.
+    cls: Tensor  # (N,) int64; flat index of each document's first token
+    cu_seqlens: Tensor | None  # (B * T + 1,) int32; flat document boundaries, the last one repeated
+    layout: Layout
+    attention: Reach
+    max_len: int  # tokens of the longest document, or T
+
+    @classmethod
+    def full(
+        cls,
+        input_ids: Tensor,
+        attention: Reach = "bidirectional",
+        prefix: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position: Tensor | None = None,
+    ) -> Self:
+        """Every position of (B, T) `input_ids` is a token of the row's one document."""
+        key = torch.ones_like(input_ids, dtype=torch.bool)
+        tokens = cls.padded(input_ids, key, attention, prefix, token_type_ids, position)
+        return replace(tokens, layout="full", key=key)
+
+    @classmethod
+    def padded(
+        cls,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        attention: Reach = "bidirectional",
+        prefix: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position: Tensor | None = None,
+    ) -> Self:
+        """One document a row, its padding (`attention_mask` 0) on either side.
+
+        Positions count from the row's start, padding included, as in Hugging Face's BERT. A row that
+        is all padding keeps its first token as a key, so that its (meaningless) states stay finite.
+        """
+        B, T = input_ids.shape
+        key = attention_mask.bool()
+        first = torch.zeros_like(key)
+        first[:, 0] = ~key.any(dim=1)
+        key = key | first
+        return cls(
+            input_ids=input_ids,
+            position=_rows(T, input_ids) if position is None else position,
+            token_type_ids=torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids,
+            doc=torch.zeros_like(input_ids),
+            key=key,
+            prefix=_prefix(attention, prefix, input_ids),
+            cls=torch.arange(B, device=input_ids.device) * T + key.int().argmax(dim=1),
+            cu_seqlens=None,
+            layout="padded",
+            attention=attention,
+            max_len=T,
+        )
+
+    @classmethod
+    def packed(
+        cls,
+        input_ids: Tensor,
+        doc: Tensor,
+        attention: Reach = "bidirectional",
+        prefix: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Self:
+        """Several documents a row, one after the other; `doc` (B, T) numbers them, -1 is padding.
+
+        Made on the host: `max_len` and the document starts are read from `doc`.
+        """
+        B, T = input_ids.shape
+        key = doc >= 0
+        starts = torch.ones_like(key)
+        starts[:, 1:] = doc[:, 1:] != doc[:, :-1]
+        column = _rows(T, input_ids)
+        position = column - torch.where(starts, column, 0).cummax(dim=1).values
+        bounds = starts.flatten().nonzero().flatten()
+        cu_seqlens = torch.full((B * T + 1,), B * T, dtype=torch.int32, device=doc.device)
+        cu_seqlens[: len(bounds)] = bounds.int()
+        return cls(
+            input_ids=input_ids,
+            position=torch.where(key, position, 0),
+            token_type_ids=torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids,
+            doc=doc,
+            key=key,
+            prefix=_prefix(attention, prefix, input_ids),
+            cls=(starts & key).flatten().nonzero().flatten(),
+            cu_seqlens=cu_seqlens,
+            layout="packed",
+            attention=attention,
+            max_len=int(position.max()) + 1,
+        )
+
+
+def _rows(T: int, like: Tensor) -> Tensor:
+    """0 .. T-1 in every row of a (B, T) tensor."""
+    return torch.arange(T, device=like.device).expand(like.shape[0], T)
+
+
+def _prefix(attention: Reach, prefix: Tensor | None, like: Tensor) -> Tensor:
+    if (attention == "prefix") != (prefix is not None):
+        raise ValueError("give `prefix` with attention='prefix', and only then")
+    if prefix is not None:
+        return prefix
+    return torch.full_like(like, attention == "bidirectional", dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Batch(OnDevice):
+    """Tokens, and what to predict from their states."""
+
+    tokens: Tokens
+    where: Tensor  # (N,) int64; flat index into (B, T): the states that are read
+    target: Tensor  # (N,) int64; the token to predict there, or IGNORE
+    count: int  # targets that are not IGNORE ) known without
+    size: int  # tokens that are not padding   ) asking the device

@@ -1,0 +1,301 @@
+"""A run directory: complete checkpoints while it runs, a Hugging Face model directory when it has ended.
+
+OUT/run.json metrics.jsonl loss.png lock                                     live, in no manifest
+OUT/step-000300/ config.json model.safetensors tokenizer training/ MANIFEST.json   renamed into place whole
+OUT/config.json model.safetensors tokenizer README.md MANIFEST.json          the end: config.json comes last
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from minilm.checkpoint.hf import config_from_hf, config_to_hf, from_hf, objective_of, to_hf
+from minilm.data.tokenizer import Tokenizer
+from minilm.errors import CheckpointError, ConfigError
+from minilm.model.attention import Backend
+from minilm.model.heads import LanguageModel
+
+FORMAT = 1  # of MANIFEST.json, run.json and training/state.json
+
+
+# -- a model directory ------------------------------------------------------------------------------
+
+
+def write_model(directory: Path, model: LanguageModel, tokenizer: Tokenizer, objective: str) -> None:
+    """config.json, model.safetensors and the tokenizer, as transformers reads them."""
+    specials = {"cls_token_id": tokenizer.cls_id, "sep_token_id": tokenizer.sep_id}
+    config = config_to_hf(model.cfg, objective, specials)
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    save_file(to_hf(state, config["model_type"]), directory / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save(directory, model_max_length=model.cfg.max_position_embeddings)
+    write_json(directory / "config.json", config)
+
+
+def read_model(directory: Path | str, backend: Backend = "sdpa") -> tuple[LanguageModel, Tokenizer, str]:
+    """(model in eval mode, tokenizer, objective) of a model directory, ours or Hugging Face's.
+
+    Raises CheckpointError naming the file, tensor or key that does not fit.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such directory")
+    if not (directory / "config.json").exists():
+        complete = [path for _, path in _checkpoints(directory)]
+        hint = f"; its newest complete checkpoint is {complete[-1]}" if complete else ""
+        raise CheckpointError(f"{directory}: no config.json, so no finished model{hint}")
+    if (directory / "MANIFEST.json").exists() and (fault := manifest_fault(directory)):
+        raise CheckpointError(f"{directory}: {fault}")
+    config = read_json(directory / "config.json")
+    model = LanguageModel(config_from_hf(config), backend)
+    load_weights(model, directory, config["model_type"])
+    tokenizer = Tokenizer.load(directory)
+    if tokenizer.vocab_size > model.cfg.vocab_size:
+        raise CheckpointError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.cfg.vocab_size}"
+        )
+    return model.eval(), tokenizer, objective_of(config)
+
+
+def load_weights(model: LanguageModel, directory: Path, model_type: str) -> None:
+    """Fill `model` from a directory's model.safetensors, every tensor accounted for."""
+    file = directory / "model.safetensors"
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    try:
+        state, _ = from_hf(tensors, model_type, model.state_dict())
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    model.load_state_dict(state)
+
+
+# -- what training needs besides --------------------------------------------------------------------
+
+
+def write_training(
+    directory: Path,
+    model: nn.Module,
+    optimizers: Iterable[torch.optim.Optimizer],
+    rng: dict[str, Tensor],
+    state: dict[str, Any],
+) -> None:
+    """training/: the optimizers' tensors under the names of their parameters, generators, and `state` as JSON."""
+    (directory / "training").mkdir()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {f"rng/{name}": tensor for name, tensor in rng.items()}
+    for optimizer in optimizers:
+        for parameter, own in optimizer.state.items():
+            for key, tensor in own.items():
+                tensors[f"{key}/{names[parameter]}"] = tensor.detach().cpu().contiguous()
+    save_file(tensors, directory / "training" / "tensors.safetensors")
+    write_json(directory / "training" / "state.json", {"format": FORMAT, **state})
+
+
+def read_training(
+    directory: Path, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Fill the optimizers; (rng, state) as they were written."""
+    parameters = dict(model.named_parameters())
+    owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
+    rng = {}
+    for name, tensor in load_file(directory / "training" / "tensors.safetensors").items():
+        key, _, of = name.partition("/")
+        if key == "rng":
+            rng[of] = tensor
+        else:
+            parameter = parameters[of]
+            device = "cpu" if tensor.ndim == 0 and parameter.device.type == "cpu" else parameter.device
+            owner[parameter].state[parameter][key] = tensor.to(device)
+    return rng, read_json(directory / "training" / "state.json")
+
+
+# -- a run directory --------------------------------------------------------------------------------
+
+
+class Store:
+    """The checkpoints of one run. Only one process at a time holds it."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def check_writable(self) -> None:
+        """Raises ConfigError where the directory could not be made, without making it."""
+        nearest = self.out
+        while not nearest.exists() and nearest != nearest.parent:
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            raise ConfigError(f"--out {self.out}: {nearest} is a file, not a directory")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise ConfigError(f"--out {self.out}: {nearest} is not writable; choose another --out")
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Make the directory and keep other writers out of it; the system lets go when this process dies."""
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            lock = (self.out / "lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--out {self.out}: cannot be written ({error.strerror})") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                lock.seek(0)
+                holder = lock.read().strip() or "another process"
+                raise ConfigError(
+                    f"--out {self.out}: {holder} is writing it; wait, or choose another"
+                ) from error
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            lock.flush()
+            for stale in self.out.glob(".tmp-*"):  # nobody else writes here, so their makers are dead
+                shutil.rmtree(stale, ignore_errors=True)
+            yield
+
+    def earlier_run(self, settings: dict[str, Any], pinned: dict[str, Any], resume: str) -> dict[str, Any]:
+        """The run.json of a run that began here, or {}. Raises ConfigError where it was a different one.
+
+        settings: must all be as they were; pinned: so must these of the run's own choices.
+        """
+        if not (self.out / "run.json").exists():
+            strangers = [p.name for p in self.out.iterdir() if p.name != "lock"]
+            if strangers:
+                raise ConfigError(
+                    f"--out {self.out}: holds {strangers[0]} and no run; choose an empty directory"
+                )
+            return {}
+        if resume == "never":
+            raise ConfigError(
+                f"--out {self.out}: holds a run; choose another --out, or --resume auto to go on"
+            )
+        run = read_json(self.out / "run.json")
+        if run.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{self.out / 'run.json'}: format {run.get('format')!r}, this version reads {FORMAT}"
+            )
+        was = run["settings"] | {key: run[key] for key in pinned}
+        for key, now in (settings | pinned).items():
+            if was.get(key) != now:
+                raise ConfigError(
+                    f"--out {self.out}: began with {key} {was.get(key)}, not {now}; use the same, or another --out"
+                )
+        return run
+
+    def latest(self, say: Callable[[str], None]) -> Path | None:
+        """The newest checkpoint whose manifest verifies; `say` is told about newer ones that do not."""
+        for _, path in reversed(_checkpoints(self.out)):
+            if not (fault := manifest_fault(path)):
+                return path
+            say(f"{path} is damaged ({fault}); trying the one before")
+        return None
+
+    def save(self, step: int, write: Callable[[Path], None], keep: int = 2) -> Path:
+        """A complete checkpoint: written aside, made durable, renamed, and only then older ones removed."""
+        final = self.out / f"step-{step:06d}"
+        partial = self.out / f".tmp-{final.name}-{os.getpid()}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        write(partial)
+        write_manifest(partial)
+        _sync(partial)
+        if final.exists():  # damaged, or it would have been resumed from
+            shutil.rmtree(final)
+        partial.rename(final)
+        _sync_entry(self.out)
+        self.prune(keep)
+        return final
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the newest `keep` checkpoints."""
+        for _, path in _checkpoints(self.out)[:-keep]:
+            shutil.rmtree(path)
+
+    def finish(self, write: Callable[[Path], None]) -> None:
+        """The final model in the directory itself; config.json last, so that it appears whole or not at all."""
+        partial = self.out / f".tmp-final-{os.getpid()}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        write(partial)
+        write_manifest(partial)
+        _sync(partial)
+        for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+            file.replace(self.out / file.name)
+        _sync_entry(self.out)
+        partial.rmdir()
+
+
+def _checkpoints(out: Path) -> list[tuple[int, Path]]:
+    """(step, path) of every step directory, oldest first."""
+    found = ((path.name.removeprefix("step-"), path) for path in out.glob("step-*") if path.is_dir())
+    return sorted((int(number), path) for number, path in found if number.isdecimal())
+
+
+def write_manifest(directory: Path) -> None:
+    """MANIFEST.json: sha256 of every file in `directory` but itself and README.md."""
+    sums = {name: _sha256(directory / name) for name in _listed(directory)}
+    write_json(directory / "MANIFEST.json", {"format": FORMAT, "sha256": sums})
+
+
+def manifest_fault(directory: Path) -> str:
+    """What differs from MANIFEST.json, or nothing."""
+    try:
+        sums = read_json(directory / "MANIFEST.json")["sha256"]
+        bad = next((name for name, digest in sums.items() if _sha256(directory / name) != digest), None)
+    except (OSError, CheckpointError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    return f"{bad} differs from MANIFEST.json" if bad else ""
+
+
+def _listed(directory: Path) -> list[str]:
+    files = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    return sorted(name for name in files if name not in ("MANIFEST.json", "README.md"))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(directory: Path) -> None:
+    """Every file and directory below `directory` on the disk, not only in the system's memory."""
+    for path in [*directory.rglob("*"), directory]:
+        _sync_entry(path)
+
+
+def _sync_entry(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(file: Path, value: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    partial = file.with_name(f".{file.name}.tmp")
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: holds {type(value).__name__}, not an object")
+    return value

@@ -1,0 +1,90 @@
+"""What the three scripts share: flags from a dataclass, and one line for everything that a user can mend."""
+
+import contextlib
+import difflib
+import io
+import json
+import math
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from minilm.errors import ConfigError, UserError
+
+Args = TypeVar("Args")
+
+
+def run(main: Callable[[Any], int | None], args_type: type, argv: list[str] | None = None) -> None:
+    """Parse the command line, call `main`, and exit: 0, 2 after a UserError, 130 after Ctrl-C, or what it returned."""
+    try:
+        status = main(parse(args_type, sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        status = _fail(str(error))
+    except OSError as error:
+        status = _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        status = 130
+    sys.exit(status or 0)
+
+
+def parse(args_type: type[Args], argv: list[str]) -> Args:
+    """The dataclass `args_type` from flags. Raises ConfigError in one line; `--help` prints and exits."""
+    known = {"--" + field.name.replace("_", "-") for field in fields(args_type)} | {"--help"}
+    for word in argv:
+        flag = word.split("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in known and "--" + flag.removeprefix("--no-") not in known:
+            near = difflib.get_close_matches(flag, known, n=1)
+            raise ConfigError(
+                f"{flag}: no such flag" + (f"; did you mean {near[0]}?" if near else "; see --help")
+            )
+    boxes = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxes):
+            args = tyro.cli(args_type, args=_with_bare_json(argv))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(_one_line(boxes.getvalue())) from stop
+    for field in fields(args_type):
+        value = getattr(args, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--{field.name.replace('_', '-')} {value}: not a finite number")
+    return args
+
+
+def write_result(target: str, result: dict[str, Any]) -> None:
+    """`result` as JSON into a file, or on standard output for "-"."""
+    text = json.dumps(result, indent=2) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        Path(target).write_text(text, encoding="utf-8")
+
+
+def _with_bare_json(argv: list[str]) -> list[str]:
+    """`--json` without a value means standard output."""
+    out = []
+    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+        out.append(word)
+        if word == "--json" and following.startswith("--"):
+            out.append("-")
+    return out
+
+
+def _one_line(boxes: str) -> str:
+    """tyro's framed message as one line, without the frame and the pointer to --help."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─━┃┏┓┗┛]", " ", boxes)
+    text = re.sub(r"\s+", " ", text).strip()
+    text = re.sub(r"^(Parsing error|Unrecognized options|Required options)\s*:?\s*", "", text)
+    return re.sub(r"\s*(For full helptext|See) .*$", "", text)
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2

@@ -1,0 +1,223 @@
+"""Raw text -> documents, streamed: files, folders, globs, .gz, .xz, jsonl; and a corpus that needs no download.
+
+In a text file a blank line ends a document (the format of BERT's `create_pretraining_data.py`); in a jsonl
+file every line is one. Memory does not grow with the corpus: a document longer than MAX_CHARS is cut there.
+"""
+
+import ast
+import codecs
+import glob
+import gzip
+import hashlib
+import importlib.util
+import json
+import lzma
+import os
+import sysconfig
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import BinaryIO
+
+from minilm.errors import DataError
+
+MAX_CHARS = 1 << 20  # of one document
+MAX_LINE = 1 << 24  # bytes of one jsonl line
+OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+SUFFIXES = (".txt", ".text", ".md", ".jsonl")  # what a folder is searched for, also compressed
+EMBEDDED_PACKAGES = ("numpy", "torch")
+NOT_DOCUMENTATION = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents of a fixed list of files, in a fixed order."""
+
+    files: tuple[Path, ...]
+    text_field: str = "text"  # of a jsonl line
+
+    def documents(self) -> Iterator[str]:
+        """Every document that is not blank. Raises DataError naming file and line."""
+        for file in self.files:
+            is_jsonl = ".jsonl" in file.suffixes[-2:]
+            yield from _jsonl_documents(file, self.text_field) if is_jsonl else _text_documents(file)
+
+    def fingerprint(self) -> str:
+        """sha256 of the bytes of all files in order, and of what else decides the documents."""
+        digest = hashlib.sha256(f"{self.text_field} {MAX_CHARS}".encode())
+        for file in self.files:
+            with _reading(file), file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+
+def open_corpus(paths: Sequence[str], text_field: str = "text") -> Corpus:
+    """The corpus of files, folders (searched for SUFFIXES) and glob patterns. Raises DataError."""
+    files: list[Path] = []
+    for path in paths:
+        found = (
+            sorted(Path(p) for p in glob.glob(path, recursive=True))
+            if not os.path.exists(path)
+            else [Path(path)]
+        )
+        if not found:
+            raise DataError(
+                f"--data {path}: no such file or folder; give a file, a folder or a quoted pattern"
+            )
+        for each in found:
+            if each.is_dir():
+                inside = sorted(p for p in each.rglob("*") if p.is_file() and _is_text_name(p))
+                if not inside:
+                    raise DataError(
+                        f"--data {each}: no {', '.join(SUFFIXES)} file (also .gz, .xz) in this folder"
+                    )
+                files += inside
+            elif each.is_file():
+                files.append(each)
+            else:
+                raise DataError(f"--data {each}: not a regular file")
+    return Corpus(tuple(dict.fromkeys(files)), text_field)
+
+
+def embedded_corpus(cache_dir: Path) -> Corpus:
+    """About 9 MB of English that every machine with the dependencies holds: their documentation.
+
+    The docstrings of Python's library, NumPy and PyTorch, parsed and never imported, duplicates left out,
+    and `pydoc`'s topics: written once as one jsonl file in `cache_dir`, under the hash of their sources.
+    """
+    sources = list(_embedded_sources())
+    listing = "\n".join(f"{name} {path.stat().st_size}" for name, path in sources)
+    file = cache_dir / f"documentation-{hashlib.sha256(listing.encode()).hexdigest()[:16]}.jsonl"
+    if not file.exists():
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.tmp")
+        with partial.open("w", encoding="utf-8") as out:
+            for document in dict.fromkeys(_docstrings([path for _, path in sources])):
+                out.write(json.dumps({"text": document}) + "\n")
+        partial.replace(file)
+    return Corpus((file,))
+
+
+def is_held_out(document: str, fraction: float) -> bool:
+    """Whether a document belongs to the held-out split: by its hash, so equal documents never straddle."""
+    digest = hashlib.blake2b(document.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+def _embedded_sources() -> Iterator[tuple[str, Path]]:
+    """(name, path) of every Python file to read, in an order that is the same on every machine."""
+    roots = {"python": Path(sysconfig.get_paths()["stdlib"])}
+    for package in EMBEDDED_PACKAGES:
+        spec = importlib.util.find_spec(package)
+        roots[package] = Path(spec.origin).parent
+    for name, root in roots.items():
+        inside = ((path.relative_to(root), path) for path in root.rglob("*.py"))
+        kept = sorted(
+            (rel.as_posix(), path) for rel, path in inside if not NOT_DOCUMENTATION & set(rel.parts)
+        )
+        yield from ((f"{name}/{rel}", path) for rel, path in kept)
+
+
+def _docstrings(paths: list[Path], min_chars: int = 100) -> Iterator[str]:
+    definitions = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for path in paths:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # odd escapes in other people's strings
+                tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, SyntaxError):
+            continue  # the library ships files that are broken on purpose
+        nodes: list[ast.AST] = [tree]
+        for node in nodes:  # which grows: breadth first, statements only, for docstrings stand nowhere else
+            nodes += [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.stmt | ast.ExceptHandler)]
+            if isinstance(node, definitions) and len(text := ast.get_docstring(node) or "") >= min_chars:
+                yield text
+    yield from (topics[name] for name in sorted(topics))
+
+
+def _is_text_name(path: Path) -> bool:
+    name = path.name.lower()
+    return name.removesuffix(".gz").removesuffix(".xz").endswith(SUFFIXES)
+
+
+class _reading:
+    """Turns what can go wrong in reading `file` into one DataError."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, EOFError | lzma.LZMAError | zlib.error | gzip.BadGzipFile):
+            raise DataError(f"{self.file}: damaged or cut short ({error}); fetch it again") from error
+        if isinstance(error, OSError):
+            raise DataError(f"{self.file}: cannot be read ({error.strerror or error})") from error
+
+
+def _lines(file: Path, limit: int) -> Iterator[tuple[int, str, bool]]:
+    """(line number, decoded text without its newline, whether the line ends here), at most `limit` bytes each."""
+    with _reading(file), OPENERS.get(file.suffix, open)(file, "rb") as stream:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        number = 1
+        while raw := _piece(stream, limit, first=number == 1):
+            ends = raw.endswith(b"\n")
+            if b"\0" in raw:
+                raise DataError(
+                    f"{file}:{number}: a NUL byte; this is a binary file (or UTF-16), not UTF-8 text"
+                )
+            try:
+                text = decoder.decode(raw, final=ends)
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{file}:{number}: not UTF-8 (byte 0x{error.object[error.start]:02x}); "
+                    f"convert it, for example with iconv -f latin1 -t utf-8"
+                ) from error
+            yield number, text.rstrip("\r\n"), ends
+            number += ends
+        if decoder.getstate()[0]:
+            raise DataError(f"{file}:{number}: not UTF-8 (ends inside a character); is the file cut short?")
+
+
+def _piece(stream: BinaryIO, limit: int, first: bool) -> bytes:
+    raw = stream.readline(limit)
+    return raw.removeprefix(codecs.BOM_UTF8) if first else raw
+
+
+def _text_documents(file: Path) -> Iterator[str]:
+    lines: list[str] = []
+    size = 0
+    for _, text, ends in _lines(file, MAX_CHARS):
+        is_blank = ends and not text.strip()
+        if lines and (is_blank or size + len(text) > MAX_CHARS):
+            yield "\n".join(lines)
+            lines, size = [], 0
+        if text.strip():
+            lines.append(text)
+            size += len(text)
+    if lines:
+        yield "\n".join(lines)
+
+
+def _jsonl_documents(file: Path, field: str) -> Iterator[str]:
+    for number, line, ends in _lines(file, MAX_LINE):
+        if not line.strip():
+            continue
+        where = f"{file}:{number}"
+        if not ends and len(line) >= MAX_LINE // 4:
+            raise DataError(f"{where}: a line of more than {MAX_LINE >> 20} MiB; one JSON object a line")
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError, ValueError) as error:
+            raise DataError(f"{where}: not JSON ({error}); one JSON object a line") from error
+        if not isinstance(row, dict) or not isinstance(text := row.get(field), str):
+            found = f"fields {', '.join(map(str, row))}" if isinstance(row, dict) else type(row).__name__
+            raise DataError(f'{where}: no text field "{field}" ({found}); name it with --text-field')
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{where}: a lone surrogate, which is not a character") from error
+        if text.strip():
+            yield text

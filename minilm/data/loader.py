@@ -1,0 +1,101 @@
+"""Rows in the order of a run, as batches. Row number n of the run is a function of (seed, n) alone, so the whole
+state is one number, and going on from it costs the same anywhere."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from minilm.batch import Batch
+from minilm.data.objectives import Objective, draw
+from minilm.data.packing import Rows
+from minilm.errors import CheckpointError, DataError
+
+
+class Loader:
+    """Endless batches: every epoch is another permutation of the rows, and a batch may span two epochs.
+
+    Raises DataError where the rows do not fill one batch.
+    """
+
+    def __init__(
+        self, rows: Rows, objective: Objective, batch_size: int, seed: int, pin_memory: bool = False
+    ) -> None:
+        if len(rows) < batch_size:
+            raise DataError(
+                f"the training split makes {len(rows)} rows of {rows.T} tokens, fewer than --batch-size {batch_size}; "
+                f"give more text, or lower --batch-size or --length"
+            )
+        self.rows, self.objective, self.batch_size, self.seed = rows, objective, batch_size, seed
+        self.pin_memory = pin_memory
+        self.taken = 0  # rows given out so far
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def where(self, start: int) -> tuple[np.ndarray, np.ndarray]:
+        """(epoch, row) of the batch that begins with the run's row number `start`; (B,) int64 each."""
+        number = np.arange(start, start + self.batch_size)
+        epoch, place = np.divmod(number, len(self.rows))
+        row = np.empty_like(place)
+        for each in np.unique(epoch):
+            row[epoch == each] = self._permutation(int(each))[place[epoch == each]]
+        return epoch, row
+
+    def batch(self, start: int) -> Batch:
+        """The batch that begins with the run's row number `start`: a pure function."""
+        epoch, row = self.where(start)
+        batch = self.objective(*self.rows.take(row), torch.from_numpy(row), torch.from_numpy(epoch))
+        return batch.pin_memory() if self.pin_memory else batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from where the state stands, the next one prepared while the last is used."""
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            coming = worker.submit(self.batch, self.taken)
+            while True:
+                batch = coming.result()
+                self.taken += self.batch_size
+                coming = worker.submit(self.batch, self.taken)
+                yield batch
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            key = draw(self.seed, 3, torch.tensor([epoch]), torch.arange(len(self.rows)), torch.tensor([0]))
+            self._epoch, self._order = epoch, key.argsort(stable=True).numpy()
+        return self._order
+
+    def state_dict(self) -> dict[str, int]:
+        return {"taken": self.taken, "rows": len(self.rows), "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a saved place. Raises CheckpointError where that was another corpus or seed."""
+        own = self.state_dict()
+        for key in ("rows", "seed"):
+            if state[key] != own[key]:
+                raise CheckpointError(
+                    f"the checkpoint was made with {key} {state[key]}, this run has {own[key]}"
+                )
+        self.taken = state["taken"]
+
+
+def fixed_batches(
+    rows: Rows, objective: Objective, batch_size: int, min_targets: int = 20_000
+) -> Iterator[Batch]:
+    """The same batches at every call, for evaluation: at least `min_targets` targets, or every row there is.
+
+    Rows are spread evenly over the split. A split with too few is read again with other draws, where the
+    objective draws.
+    """
+    T = rows.T
+    probe = objective(*rows.take(np.zeros(1, np.int64)), torch.zeros(1).long(), torch.zeros(1).long())
+    per_row = len(probe.target)
+    wanted = max(-(-min_targets * 21 // (20 * per_row)), -(-(1 << 17) // T))  # 5 % spare for IGNOREd targets
+    if not objective.random:
+        wanted = min(wanted, len(rows))
+    number = np.arange(wanted)
+    epoch, place = np.divmod(number, len(rows))
+    row = place * len(rows) // min(wanted, len(rows)) if wanted <= len(rows) else place
+    for at in range(0, wanted, batch_size):
+        here = row[at : at + batch_size]
+        yield objective(
+            *rows.take(here), torch.from_numpy(here), torch.from_numpy(epoch[at : at + batch_size])
+        )

@@ -1,0 +1,166 @@
+"""Token ids on disk: text is tokenised once, into flat arrays that a batch is a slice of.
+
+A cache entry is one directory, renamed into place whole, under the hash of what decides its content:
+    tokenizer.json  {train,held_out}.tokens  {train,held_out}.offsets  counts  META.json
+Tokens are uint16, or uint32 for more than 65,536 words; every document is followed by [SEP].
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from minilm.data.corpus import Corpus, is_held_out
+from minilm.data.tokenizer import Tokenizer
+from minilm.errors import DataError
+
+FORMAT = 1
+DOCUMENTS_AT_ONCE = 1024  # given to the tokenizer, which spreads them over the cores
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The documents of one split, end to end."""
+
+    tokens: np.ndarray  # (tokens,) uint16 or uint32, memory-mapped; [SEP] after each document
+    offsets: np.ndarray  # (documents + 1,) int64: document d is tokens[offsets[d] : offsets[d + 1]]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A corpus ready to train on."""
+
+    tokenizer: Tokenizer
+    train: Shard
+    held_out: Shard
+    counts: np.ndarray  # (V,) int64: how often each token occurs in the training split
+    fingerprint: str  # of text, vocabulary and settings
+    note: str  # what was decided on the way
+
+
+def prepare(
+    corpus: Corpus,
+    cache_dir: Path,
+    held_out: float,
+    tokenizer: Tokenizer | None = None,
+    vocab_size: int = 8192,
+    exact_vocab: bool = False,
+    lowercase: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> Prepared:
+    """Tokenised splits of `corpus`, made now or taken from the cache.
+
+    Without a `tokenizer` a vocabulary is trained on the training split. An entry whose checksums do not
+    match is made anew. Raises DataError where there is no text, or not enough for the vocabulary.
+    """
+    settings = {
+        "format": FORMAT,
+        "corpus": corpus.fingerprint(),
+        "held_out": held_out,
+        "vocabulary": [vocab_size, exact_vocab, lowercase] if tokenizer is None else tokenizer.fingerprint(),
+    }
+    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    entry = cache_dir / f"tokens-{key[:16]}"
+    if entry.exists():
+        if fault := _fault(entry):
+            say(f"cache {entry} is damaged ({fault}); making it anew")
+            shutil.rmtree(entry)
+        else:
+            return _open(entry, key)
+
+    def train_documents() -> Iterator[str]:
+        return (text for text in corpus.documents() if not is_held_out(text, held_out))
+
+    if not any(True for _ in islice(corpus.documents(), 1)):
+        raise DataError(
+            f"--data {', '.join(map(str, corpus.files))}: no text in it, only blank lines or nothing"
+        )
+    if tokenizer is None:
+        say(f"training a vocabulary of {vocab_size:,}")
+        tokenizer = Tokenizer.train(train_documents(), vocab_size, lowercase, exact_vocab)
+    say("tokenising")
+    partial = cache_dir / f"tokens-{key[:16]}.{os.getpid()}.tmp"
+    partial.mkdir(parents=True)
+    try:
+        _write(partial, corpus.documents(), tokenizer, held_out)
+        try:
+            partial.rename(entry)
+        except OSError:
+            if not entry.exists():
+                raise  # not another process that was faster, so a real failure
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return _open(entry, key)
+
+
+def _write(directory: Path, documents: Iterable[str], tokenizer: Tokenizer, held_out: float) -> None:
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    lengths: dict[str, list[int]] = {"train": [], "held_out": []}
+    counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    with (
+        (directory / "train.tokens").open("wb") as train,
+        (directory / "held_out.tokens").open("wb") as held,
+    ):
+        files = {"train": train, "held_out": held}
+        documents = iter(documents)
+        while texts := list(islice(documents, DOCUMENTS_AT_ONCE)):
+            encoded = tokenizer.encode_documents(texts)
+            for split, wanted in (("train", False), ("held_out", True)):
+                own = [
+                    np.append(ids, tokenizer.sep_id)
+                    for text, ids in zip(texts, encoded, strict=True)
+                    if is_held_out(text, held_out) is wanted
+                ]
+                flat = np.concatenate(own or [np.empty(0, np.int64)])
+                files[split].write(flat.astype(dtype).tobytes())
+                lengths[split] += map(len, own)
+                if split == "train":
+                    counts += np.bincount(flat, minlength=len(counts))
+    for split, each in lengths.items():
+        (directory / f"{split}.offsets").write_bytes(np.cumsum([0, *each], dtype=np.int64).tobytes())
+    (directory / "counts").write_bytes(counts.tobytes())
+    tokenizer.save(directory, model_max_length=int(1e9))
+    meta = {
+        "format": FORMAT,
+        "dtype": dtype.__name__,
+        "note": tokenizer.note,
+        "sha256": {file.name: _sha256(file) for file in sorted(directory.iterdir())},
+    }
+    (directory / "META.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _fault(entry: Path) -> str:
+    """What is wrong with a cache entry, or nothing."""
+    try:
+        meta = json.loads((entry / "META.json").read_text(encoding="utf-8"))
+        bad = [name for name, digest in meta["sha256"].items() if _sha256(entry / name) != digest]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    return f"{bad[0]} has another checksum" if bad else ""
+
+
+def _open(entry: Path, key: str) -> Prepared:
+    meta = json.loads((entry / "META.json").read_text(encoding="utf-8"))
+
+    def shard(split: str) -> Shard:
+        offsets = np.fromfile(entry / f"{split}.offsets", dtype=np.int64)
+        file, dtype = entry / f"{split}.tokens", np.dtype(meta["dtype"])
+        empty = file.stat().st_size == 0  # which cannot be mapped
+        return Shard(np.empty(0, dtype) if empty else np.memmap(file, dtype, mode="r"), offsets)
+
+    counts = np.fromfile(entry / "counts", dtype=np.int64)
+    return Prepared(Tokenizer.load(entry), shard("train"), shard("held_out"), counts, key, meta["note"])

@@ -1,0 +1,232 @@
+"""WordPiece: text <-> token ids. A wrapper on `tokenizers`, which does the work in Rust.
+
+Special tokens written out in a text ("[MASK]", "[SEP]") are text, unless a call says `specials=True`:
+a corpus or a labelled file must not be able to speak to the model in its own markup.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from minilm.errors import DataError
+
+PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MULTIPLE = 64  # matmuls like vocabularies of whole tiles
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One text or pair as [CLS] a [SEP] or [CLS] a [SEP] b [SEP]. Lists of equal length, one entry a token."""
+
+    input_ids: list[int]
+    token_type_ids: list[int]  # 0 for the first text and its specials, 1 for the second
+    offsets: list[tuple[int, int]]  # characters of the text the token stems from; (0, 0) for specials
+    tokens: list[str]
+    cut: tuple[int, int]  # how many tokens truncation took from each text
+
+
+class Tokenizer:
+    """A WordPiece vocabulary and the text normalisation that goes with it."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, lowercase: bool, note: str = "") -> None:
+        """`note` says what the maker decided by itself, for the console."""
+        self.lowercase = lowercase
+        self.note = note
+        vocab = backend.get_vocab(with_added_tokens=True)
+        missing = [token for token in SPECIALS if token not in vocab]
+        if missing:
+            raise DataError(f"the vocabulary lacks {', '.join(missing)}; add them or use another one")
+        self.vocab_size = max(vocab.values()) + 1
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (vocab[t] for t in SPECIALS)
+        backend.no_truncation()  # a tokenizer.json may carry either: here a caller asks for them
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        self._backend = backend
+
+    @cached_property
+    def _with_specials(self) -> tokenizers.Tokenizer:
+        other = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        other.encode_special_tokens = False
+        return other
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        return (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
+
+    # -- making one ---------------------------------------------------------------------------------
+
+    @classmethod
+    def train(
+        cls, documents: Iterable[str], vocab_size: int = 8192, lowercase: bool = True, exact: bool = False
+    ) -> Self:
+        """A vocabulary of the commonest pieces of `documents`, its size a multiple of 64.
+
+        If the text does not support `vocab_size` it shrinks and says so in `note`; `exact` makes that a
+        DataError. Raises DataError if there is not even one multiple's worth.
+        """
+        if vocab_size < MULTIPLE or vocab_size % MULTIPLE:
+            raise DataError(f"vocabulary size {vocab_size} is not a multiple of {MULTIPLE} above 0")
+        backend = _wordpiece({}, lowercase)
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            limit_alphabet=min(1000, vocab_size // 4),
+            special_tokens=list(SPECIALS),
+            show_progress=False,
+        )
+        backend.train_from_iterator(documents, trainer)
+        vocab = sorted(backend.get_vocab(), key=backend.get_vocab().get)
+        size = len(vocab) // MULTIPLE * MULTIPLE
+        if size < MULTIPLE:
+            raise DataError(f"the text supports a vocabulary of {len(vocab)} only; give more text")
+        if size < vocab_size and exact:
+            raise DataError(
+                f"--vocab-size {vocab_size}: the text supports {size} at most; lower it or give more text"
+            )
+        note = f"vocabulary shrunk from {vocab_size:,} to {size:,}, all that the text supports"
+        kept = {token: i for i, token in enumerate(vocab[:size])}
+        return cls(_wordpiece(kept, lowercase), lowercase, note if size < vocab_size else "")
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """From a directory, a `tokenizer.json` or a `vocab.txt`. Raises DataError naming the file."""
+        path = Path(path)
+        if path.is_dir():
+            file = next((path / n for n in ("tokenizer.json", "vocab.txt") if (path / n).exists()), None)
+            if file is None:
+                raise DataError(f"{path}: neither tokenizer.json nor vocab.txt in it")
+            path = file
+        if not path.is_file():
+            raise DataError(f"{path}: no such vocabulary file")
+        return cls._load_json(path) if path.suffix == ".json" else cls._load_vocab(path)
+
+    @classmethod
+    def _load_json(cls, path: Path) -> Self:
+        try:
+            spec = json.loads(path.read_text(encoding="utf-8"))
+            backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        except Exception as error:  # noqa: BLE001  tokenizers raises bare Exception
+            raise DataError(f"{path}: not a tokenizer file ({error})") from error
+        kind = spec["model"].get("type", "WordPiece")
+        if kind != "WordPiece":
+            raise DataError(f"{path}: a {kind} tokenizer; only WordPiece is supported")
+        lowercase = bool((spec.get("normalizer") or {}).get("lowercase", False))
+        return cls(backend, lowercase)
+
+    @classmethod
+    def _load_vocab(cls, path: Path) -> Self:
+        try:
+            lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 text; a vocabulary is one token a line") from error
+        tokens = [line.rstrip("\r") for line in lines]
+        twice = next((token for token, count in Counter(tokens).items() if count > 1), None)
+        if twice is not None:
+            raise DataError(
+                f"{path}:{len(tokens) - tokens[::-1].index(twice)}: token {twice!r} stands there twice"
+            )
+        config = path.with_name("tokenizer_config.json")
+        stated = (
+            json.loads(config.read_text(encoding="utf-8")).get("do_lower_case") if config.exists() else None
+        )
+        cased = any(token not in SPECIALS and token != token.lower() for token in tokens)
+        note = (
+            "" if stated is not None else f"{path.name}: {'cased' if cased else 'lower-case'}, by its words"
+        )
+        lowercase = not cased if stated is None else bool(stated)
+        return cls(_wordpiece({token: i for i, token in enumerate(tokens)}, lowercase), lowercase, note)
+
+    def save(self, directory: Path, model_max_length: int) -> None:
+        """tokenizer.json, vocab.txt and a tokenizer_config.json that transformers opens."""
+        self._with_specials.save(str(directory / "tokenizer.json"))
+        vocab = self._backend.get_vocab()
+        (directory / "vocab.txt").write_text(
+            "".join(token + "\n" for token in sorted(vocab, key=vocab.get)), encoding="utf-8"
+        )
+        config = {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": self.lowercase,
+            "model_max_length": model_max_length,
+            "pad_token": PAD,
+            "unk_token": UNK,
+            "cls_token": CLS,
+            "sep_token": SEP,
+            "mask_token": MASK,
+        }
+        (directory / "tokenizer_config.json").write_text(
+            json.dumps(config, indent=2) + "\n", encoding="utf-8"
+        )
+
+    def fingerprint(self) -> str:
+        """What decides the ids of a text, as one string."""
+        return self._backend.to_str()
+
+    # -- using one ----------------------------------------------------------------------------------
+
+    def encode(
+        self, text: str, pair: str | None = None, max_length: int | None = None, specials: bool = False
+    ) -> Encoding:
+        """`text`, or `text` and `pair`, with [CLS] and [SEP]; at most `max_length` tokens in all.
+
+        Truncation takes the last token of whichever text is longer, as transformers' longest_first does,
+        and `cut` says how many it took. `specials` reads "[MASK]" and the like as those tokens.
+        """
+        backend = self._with_specials if specials else self._backend
+        texts = [text] if pair is None else [text, pair]
+        parts = [backend.encode(each, add_special_tokens=False) for each in texts]
+        keep = [len(part) for part in parts]
+        if max_length is not None:
+            room = max_length - len(texts) - 1
+            if room < 1:
+                raise DataError(f"max_length {max_length} leaves no room for text beside [CLS] and [SEP]")
+            keep = [min(keep[0], room)] if pair is None else _longest_first(*keep, room)
+        ids, types, offsets, tokens = [self.cls_id], [0], [(0, 0)], [CLS]
+        for number, (part, n) in enumerate(zip(parts, keep, strict=True)):
+            ids += [*part.ids[:n], self.sep_id]
+            types += [number] * (n + 1)
+            offsets += [*part.offsets[:n], (0, 0)]
+            tokens += [*part.tokens[:n], SEP]
+        cut = [len(part) - n for part, n in zip(parts, keep, strict=True)]
+        return Encoding(ids, types, offsets, tokens, (cut[0], cut[1] if pair is not None else 0))
+
+    def encode_documents(self, documents: Sequence[str]) -> list[np.ndarray]:
+        """Ids without [CLS] and [SEP], one int64 array a document; on all cores."""
+        encodings = self._backend.encode_batch_fast(list(documents), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int], skip_specials: bool = True) -> str:
+        """Text again: pieces joined, lower-cased if the vocabulary is."""
+        return self._with_specials.decode(list(ids), skip_special_tokens=skip_specials)
+
+    def token(self, id: int) -> str:
+        """The piece with this id."""
+        return self._backend.id_to_token(id)
+
+
+def _longest_first(a: int, b: int, room: int) -> list[int]:
+    """How many tokens of a and b fit, taking from whichever is longer; the longer one keeps an odd one out."""
+    if a + b <= room:
+        return [a, b]
+    short = min(a, b, room // 2)
+    return [room - short, short] if a > b else [short, room - short]
+
+
+def _wordpiece(vocab: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
+    """BERT's pipeline: clean and lower-case, split at spaces and punctuation, longest match first."""
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=100))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    if vocab:
+        backend.add_special_tokens([token for token in SPECIALS if token in vocab])
+    if CLS in vocab and SEP in vocab:
+        backend.post_processor = processors.BertProcessing((SEP, vocab[SEP]), (CLS, vocab[CLS]))
+    return backend

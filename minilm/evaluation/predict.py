@@ -1,0 +1,53 @@
+"""What a trained model says to a text."""
+
+from dataclasses import dataclass
+
+import torch
+
+from minilm.batch import Reach, Tokens
+from minilm.data.tokenizer import MASK, Tokenizer
+from minilm.errors import DataError
+from minilm.model.generate import sample
+from minilm.model.heads import LanguageModel
+
+
+@dataclass(frozen=True)
+class Filling:
+    """One candidate for a [MASK]."""
+
+    token: str
+    probability: float
+    text: str  # the whole text with it
+
+
+@torch.no_grad()
+def fill_mask(model: LanguageModel, tokenizer: Tokenizer, text: str, top_k: int = 5) -> list[Filling]:
+    """The `top_k` likeliest tokens for the one [MASK] in `text`, likeliest first. Raises DataError."""
+    encoding = tokenizer.encode(text, max_length=model.cfg.max_position_embeddings, specials=True)
+    masks = [i for i, id in enumerate(encoding.input_ids) if id == tokenizer.mask_id]
+    if len(masks) != 1:
+        raise DataError(f"the text holds {len(masks)} {MASK} within the model's reach; give exactly one")
+    device = model.table.device
+    where = torch.tensor(masks, device=device)
+    logits = model(Tokens.full(torch.tensor([encoding.input_ids], device=device)), where)[0]
+    best, ids = logits.float().softmax(0).topk(top_k)
+    fillings = []
+    for p, id in zip(best.tolist(), ids.tolist(), strict=True):
+        filled = [*encoding.input_ids[: masks[0]], id, *encoding.input_ids[masks[0] + 1 :]]
+        fillings.append(Filling(tokenizer.token(id), p, tokenizer.decode(filled)))
+    return fillings
+
+
+def continue_text(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    text: str,
+    attention: Reach,
+    max_new: int = 40,
+    temperature: float = 0.8,
+    seed: int = 0,
+) -> str:
+    """A sampled continuation of `text` by a causal or prefix model."""
+    prompt = tokenizer.encode(text).input_ids[:-1]  # without the [SEP] that would end it
+    new = sample(model, prompt, max_new, attention, tokenizer.sep_id, temperature, seed=seed)
+    return tokenizer.decode(new)

@@ -1,0 +1,90 @@
+"""What a finished run tells: on the console, and in the model card."""
+
+from typing import Any
+
+import numpy as np
+
+from minilm.batch import Reach
+from minilm.data.shards import Shard
+from minilm.data.tokenizer import MASK, Tokenizer
+from minilm.evaluation.predict import continue_text, fill_mask
+from minilm.model.heads import LanguageModel
+
+TASK = {
+    "mlm": "fills in masked tokens",
+    "clm": "continues a text, left to right",
+    "prefix": "reads a text whole and continues it (prefix LM)",
+}
+PREFIX_NOTE = "transformers opens this model but cannot apply a prefix LM's mask; continue text with minilm."
+
+
+def summary(result: dict[str, Any]) -> list[str]:
+    """The figures of a pretraining run, one line each."""
+    gain = result["unigram_loss"] - result["held_out_loss"]
+    quality = f"accuracy {result['accuracy']:.1%}"
+    if result["objective"] != "mlm":
+        quality += f", perplexity {np.exp(result['held_out_loss']):,.1f}"
+    return [
+        f"held out   loss {result['held_out_loss']:.3f} nats on {result['targets']:,} targets ({quality})",
+        f"unigram    loss {result['unigram_loss']:.3f}, what word frequencies alone reach: "
+        + (f"{gain:.2f} nats better than that" if gain >= 0 else f"still {-gain:.2f} nats WORSE than that"),
+        f"cost       {result['seconds']:.0f} s of training, {result['tokens']:,} tokens at "
+        f"{result['tokens_per_s']:,.0f} a second, {result['flops'] / 1e15:.3g} PFLOP, "
+        f"{result['parameters'] / 1e6:.1f} M parameters, {result['precision']}, peak {result['peak_mb']:,.0f} MB",
+    ]
+
+
+def samples(
+    model: LanguageModel, tokenizer: Tokenizer, held_out: Shard, objective: str, attention: Reach, n: int = 3
+) -> list[str]:
+    """The model at work on `n` held-out documents: fillings of a [MASK], or sampled continuations."""
+    lines: list[str] = []
+    for document in np.linspace(0, len(held_out) - 1, 16 * n).astype(int):
+        start, stop = held_out.offsets[document], held_out.offsets[document + 1] - 1
+        ids = [int(id) for id in held_out.tokens[start : min(stop, start + 24)]]
+        whole = [i for i in range(6, len(ids) - 1) if _is_word(tokenizer, ids, i)]
+        if not whole or len(lines) == n:
+            continue
+        if objective != "mlm":
+            prompt = tokenizer.decode(ids[:12])
+            lines.append(f"{prompt} -> {continue_text(model, tokenizer, prompt, attention, max_new=24)}")
+            continue
+        truth = tokenizer.token(ids[whole[0]])
+        before, after = tokenizer.decode(ids[: whole[0]]), tokenizer.decode(ids[whole[0] + 1 :])
+        fillings = fill_mask(model, tokenizer, f"{before} {MASK} {after}", top_k=3)
+        guesses = ", ".join(f"{each.token} {each.probability:.0%}" for each in fillings)
+        lines.append(f"{before} {MASK} {after} -> {guesses} (it was: {truth})")
+    return lines
+
+
+def _is_word(tokenizer: Tokenizer, ids: list[int], i: int) -> bool:
+    """Whether token i is a word of its own, of four letters or more."""
+    piece = tokenizer.token(ids[i])
+    return piece.isalpha() and len(piece) > 3 and not tokenizer.token(ids[i + 1]).startswith("##")
+
+
+def model_card(result: dict[str, Any], settings: dict[str, Any], command: str) -> str:
+    """README.md of a model directory."""
+    figures = "\n".join(f"    {line}" for line in summary(result))
+    notes = f"\n{PREFIX_NOTE}\n" if result["objective"] == "prefix" else ""
+    rows = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
+    return f"""---
+library_name: transformers
+tags: [minilm, {result["objective"]}]
+---
+# {result["out"]}
+
+A {settings["architecture"]} language model that {TASK[result["objective"]]}. Pretrained from scratch with minilm
+{result["versions"]["minilm"]} (torch {result["versions"]["torch"]}).
+{notes}
+{figures}
+
+Held-out figures: documents of the same corpus that training never saw, chosen by hash; the corpus, vocabulary and
+split have the fingerprint `{result["fingerprint"][:16]}`.
+
+    {command}
+
+| setting | value |
+|---|---|
+{rows}
+"""

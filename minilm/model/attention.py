@@ -1,0 +1,139 @@
+"""Who sees whom, where they stand, and attention itself.
+
+Shape letters: B rows, T tokens per row, D width, H heads, K head width.
+A name carries its letters (`q_BHTK`) where one function holds the same thing in two layouts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minilm.batch import Tokens
+
+Backend = Literal["explicit", "sdpa"]
+
+
+def visible(doc: Tensor, key: Tensor, prefix: Tensor, window: int | None) -> Tensor:
+    """The rule "query i sees key j", the definition of every attention pattern. (B, T) each -> (B, T, T) bool.
+
+    A token sees its own document, up to itself or anywhere in the prefix, at most `window` tokens away.
+    Nobody reads padding; a padding query, which nobody reads either, sees all that its row has (as in
+    Hugging Face's models); a query that would see nothing sees itself, so that no softmax is empty.
+    """
+    T = doc.shape[1]
+    i = torch.arange(T, device=doc.device)[:, None]
+    j = i.T
+    sees = key[:, None, :] & ((doc[:, :, None] == doc[:, None, :]) | ~key[:, :, None])
+    sees = sees & ((j <= i) | prefix[:, None, :])
+    if window is not None:
+        sees = sees & ((i - j).abs() <= window)
+    return sees | ((i == j) & ~sees.any(dim=-1, keepdim=True))
+
+
+def attention_mask(tokens: Tokens, window: int | None) -> tuple[Tensor | None, bool]:
+    """`visible` in the cheapest equal form: a bool mask that broadcasts to (B, H, T, T), and `is_causal`.
+
+    Chosen from what the batch's maker knows, never from values on the device. No mask means that
+    everything is visible, or everything up to oneself if `is_causal`.
+    """
+    t = tokens
+    narrow = window is not None and window < t.input_ids.shape[1] - 1
+    if t.layout == "full" and t.attention != "prefix":
+        if not narrow:
+            return None, t.attention == "causal"
+        return visible(t.doc[:1], t.key[:1], t.prefix[:1], window)[:, None], False  # rows are alike
+    if t.layout == "padded" and t.attention == "bidirectional" and not narrow:
+        return t.key[:, None, None, :], False
+    return visible(t.doc, t.key, t.prefix, window)[:, None], False
+
+
+def rope_table(position: Tensor, head_width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of position * base^(-2k/K), each (B, 1, T, K). Su et al. 2021, eq. 15.
+
+    (B, T) positions; computed in fp32, or in `dtype` if that is wider.
+    """
+    dtype = torch.promote_types(dtype, torch.float32)
+    k = torch.arange(0, head_width, 2, device=position.device, dtype=dtype)
+    angle = position[:, None, :, None].to(dtype) * (1.0 / base ** (k / head_width))
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Turn each pair (x_k, x_{k + K/2}) by its angle. (B, H, T, K) -> same shape and dtype."""
+    if table is None:
+        return x
+    cos, sin = table
+    wide = x.to(cos.dtype)
+    a, b = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat((-b, a), dim=-1) * sin).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class LayerContext:
+    """What a layer needs besides its input: made once per forward, shared by all layers of a kind."""
+
+    mask: Tensor | None  # bool, broadcastable to (B, H, T, T)
+    is_causal: bool
+    rope: tuple[Tensor, Tensor] | None
+    backend: Backend
+
+
+def attention_weights(q: Tensor, k: Tensor, ctx: LayerContext) -> Tensor:
+    """softmax(q k^T / sqrt(K)) over the visible keys, (B, H, T, T). Vaswani et al. 2017, eq. 1."""
+    scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+    mask = ctx.mask
+    if ctx.is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=-1)
+
+
+def explicit(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, dropout: float) -> Tensor:
+    """Attention as the paper writes it: the definition that the fast backends are tested against."""
+    return F.dropout(attention_weights(q, k, ctx), dropout) @ v
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, dropout: float) -> Tensor:
+    """PyTorch's fused kernels: any device, any mask."""
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=ctx.mask, dropout_p=dropout, is_causal=ctx.is_causal
+    )
+
+
+BACKENDS: dict[Backend, Callable[..., Tensor]] = {"explicit": explicit, "sdpa": sdpa}
+
+
+class MergedLinear(nn.Linear):
+    """Several maps of equal shape that read the same input, as one matmul: [W_1; ...; W_n] x.
+
+    `parts` is n. An optimizer or adapter that treats a matrix as a whole must take each W apart.
+    """
+
+    def __init__(self, in_features: int, out_features: int, parts: int, bias: bool) -> None:
+        super().__init__(in_features, parts * out_features, bias=bias)
+        self.parts = parts
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention. Vaswani et al. 2017, sec. 3.2."""
+
+    def __init__(self, hidden_size: int, num_attention_heads: int, bias: bool, dropout: float) -> None:
+        super().__init__()
+        self.num_attention_heads = num_attention_heads
+        self.qkv = MergedLinear(hidden_size, hidden_size, parts=3, bias=bias)
+        self.out = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.dropout = dropout  # of the attention weights
+
+    def forward(self, x: Tensor, ctx: LayerContext) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_attention_heads, -1))
+        q_BHTK, k_BHTK, v_BHTK = qkv.permute(2, 0, 3, 1, 4)
+        q_BHTK, k_BHTK = rotate(q_BHTK, ctx.rope), rotate(k_BHTK, ctx.rope)
+        dropout = self.dropout if self.training else 0.0
+        y_BHTK = BACKENDS[ctx.backend](q_BHTK, k_BHTK, v_BHTK, ctx, dropout)
+        return self.out(y_BHTK.transpose(1, 2).flatten(2))

@@ -1,0 +1,282 @@
+"""One transformer encoder. BERT (2018) and ModernBERT (2024) are two presets of it.
+
+They differ along five axes, each with one seam here, and no seam knows another: the order of the norms
+(two Blocks), the feed-forward (two MLPs), positions (a table, or RoPE per layer), reach (a window per
+layer), and plain fields (bias, eps, token types, activation, widths).
+
+Shape letters: B rows, T tokens per row, D width, F feed-forward width.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minilm.batch import Tokens
+from minilm.errors import ConfigError
+from minilm.model.attention import (
+    BACKENDS,
+    Attention,
+    Backend,
+    LayerContext,
+    MergedLinear,
+    attention_mask,
+    rope_table,
+)
+
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}  # gelu is the exact one, with erf
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec:
+    """What may differ from layer to layer."""
+
+    window: int | None = None  # tokens seen on each side; None: all that the rule allows
+    rope_base: float | None = None  # None: no rotation
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The shape of an encoder. Raises ConfigError for one that cannot be built."""
+
+    vocab_size: int
+    hidden_size: int
+    num_attention_heads: int
+    intermediate_size: int
+    layers: tuple[LayerSpec, ...]
+    norm_order: Literal["post", "pre"]
+    mlp: Literal["plain", "gated"]
+    bias: bool  # in every Linear and LayerNorm
+    layer_norm_eps: float
+    max_position_embeddings: int  # tokens of the longest document
+    learned_positions: bool  # a table of that many rows
+    type_vocab_size: int = 0  # rows of the token type table; 0: none
+    position_offset: int = 0  # RoBERTa's tables start at pad_token_id + 1
+    embedding_size: int | None = None  # ELECTRA's tables are narrower than hidden_size; None: equal
+    activation: str = "gelu"
+    pad_token_id: int = 0
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size"):
+            if not (isinstance(value := getattr(self, name), int) and value > 0):
+                raise ConfigError(f"{name} is {value!r}; give a whole number above 0")
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"hidden_size {self.hidden_size} does not divide into num_attention_heads "
+                f"{self.num_attention_heads}; make it a multiple"
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ConfigError(
+                f"activation {self.activation!r} is unknown; use one of {', '.join(ACTIVATIONS)}"
+            )
+        if not self.layers:
+            raise ConfigError("an encoder needs at least one layer")
+
+    @property
+    def head_width(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+def bert_config(
+    vocab_size: int,
+    hidden_size: int = 768,
+    num_hidden_layers: int = 12,
+    num_attention_heads: int = 12,
+    intermediate_size: int | None = None,
+    max_position_embeddings: int = 512,
+    dropout: float = 0.1,
+) -> EncoderConfig:
+    """Devlin et al. 2018; the defaults are BERT-base."""
+    return EncoderConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_attention_heads=num_attention_heads,
+        intermediate_size=intermediate_size or 4 * hidden_size,
+        layers=(LayerSpec(),) * num_hidden_layers,
+        norm_order="post",
+        mlp="plain",
+        bias=True,
+        layer_norm_eps=1e-12,
+        max_position_embeddings=max_position_embeddings,
+        learned_positions=True,
+        type_vocab_size=2,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+
+
+def modern_config(
+    vocab_size: int,
+    hidden_size: int = 768,
+    num_hidden_layers: int = 22,
+    num_attention_heads: int = 12,
+    intermediate_size: int | None = None,
+    max_position_embeddings: int = 8192,
+    window: int = 64,
+    global_every: int = 3,
+    dropout: float = 0.0,
+) -> EncoderConfig:
+    """Warner et al. 2024 (ModernBERT); the defaults are its base model.
+
+    Every `global_every`th layer sees the whole document, the others `window` tokens on each side, with
+    RoPE bases of 160,000 and 10,000 (their sec. 2.1.2).
+    """
+    near, far = LayerSpec(window=window, rope_base=10_000.0), LayerSpec(rope_base=160_000.0)
+    return EncoderConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_attention_heads=num_attention_heads,
+        intermediate_size=intermediate_size or 3 * hidden_size // 2,
+        layers=tuple(near if i % global_every else far for i in range(num_hidden_layers)),
+        norm_order="pre",
+        mlp="gated",
+        bias=False,
+        layer_norm_eps=1e-5,
+        max_position_embeddings=max_position_embeddings,
+        learned_positions=False,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+
+
+class MLP(nn.Module):
+    """W_out g(W_in x). Vaswani et al. 2017, eq. 2, with BERT's GELU."""
+
+    def __init__(self, cfg: EncoderConfig) -> None:
+        super().__init__()
+        self.inp = nn.Linear(cfg.hidden_size, cfg.intermediate_size, bias=cfg.bias)
+        self.out = nn.Linear(cfg.intermediate_size, cfg.hidden_size, bias=cfg.bias)
+        self.activation = ACTIVATIONS[cfg.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.activation(self.inp(x)))
+
+
+class GatedMLP(nn.Module):
+    """W_out (g(W_a x) * W_b x), with [W_a; W_b] merged. Shazeer 2020, eq. 6 (GEGLU)."""
+
+    def __init__(self, cfg: EncoderConfig) -> None:
+        super().__init__()
+        self.inp = MergedLinear(cfg.hidden_size, cfg.intermediate_size, parts=2, bias=cfg.bias)
+        self.out = nn.Linear(cfg.intermediate_size, cfg.hidden_size, bias=cfg.bias)
+        self.activation = ACTIVATIONS[cfg.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.inp(x).chunk(2, dim=-1)
+        return self.out(self.activation(a) * b)
+
+
+class Block(nn.Module):
+    """The parts of a layer. The subclasses say only where the norms go."""
+
+    def __init__(self, cfg: EncoderConfig) -> None:
+        super().__init__()
+        self.attention = Attention(
+            cfg.hidden_size, cfg.num_attention_heads, cfg.bias, cfg.attention_probs_dropout_prob
+        )
+        self.attention_norm = nn.LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, bias=cfg.bias)
+        self.mlp = MLPS[cfg.mlp](cfg)
+        self.mlp_norm = nn.LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, bias=cfg.bias)
+        self.drop = nn.Dropout(cfg.hidden_dropout_prob)
+
+
+class PostNormBlock(Block):
+    """Vaswani et al. 2017, sec. 3.1: the residual stream itself is normed."""
+
+    def forward(self, x: Tensor, ctx: LayerContext) -> Tensor:
+        x = self.attention_norm(x + self.drop(self.attention(x, ctx)))
+        return self.mlp_norm(x + self.drop(self.mlp(x)))
+
+
+class PreNormBlock(Block):
+    """Xiong et al. 2020, fig. 1b: the residual stream runs untouched from end to end."""
+
+    def forward(self, x: Tensor, ctx: LayerContext) -> Tensor:
+        x = x + self.drop(self.attention(self.attention_norm(x), ctx))
+        return x + self.drop(self.mlp(self.mlp_norm(x)))
+
+
+MLPS = {"plain": MLP, "gated": GatedMLP}
+BLOCKS = {"post": PostNormBlock, "pre": PreNormBlock}
+
+
+class Embedding(nn.Module):
+    """Word + token type + position, normed. Devlin et al. 2018, fig. 2; the last two may be absent."""
+
+    def __init__(self, cfg: EncoderConfig) -> None:
+        super().__init__()
+        width = cfg.embedding_size or cfg.hidden_size
+        self.word = nn.Embedding(cfg.vocab_size, width, padding_idx=cfg.pad_token_id)
+        self.token_type = nn.Embedding(cfg.type_vocab_size, width) if cfg.type_vocab_size else None
+        self.position = nn.Embedding(cfg.max_position_embeddings, width) if cfg.learned_positions else None
+        self.position_offset = cfg.position_offset
+        self.norm = nn.LayerNorm(width, cfg.layer_norm_eps, bias=cfg.bias)
+        self.drop = nn.Dropout(cfg.hidden_dropout_prob)
+        self.project = nn.Linear(width, cfg.hidden_size) if width != cfg.hidden_size else nn.Identity()
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        x = self.word(tokens.input_ids)
+        if self.token_type is not None:
+            x = x + self.token_type(tokens.token_type_ids)
+        if self.position is not None:
+            x = x + self.position(tokens.position + self.position_offset)
+        return self.project(self.drop(self.norm(x)))
+
+
+class Encoder(nn.Module):
+    """Tokens -> states (B, T, D)."""
+
+    def __init__(self, cfg: EncoderConfig, backend: Backend = "sdpa") -> None:
+        super().__init__()
+        if backend not in BACKENDS:
+            raise ConfigError(f"attention backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
+        self.cfg = cfg
+        self.backend = backend
+        self.embedding = Embedding(cfg)
+        self.layers = nn.ModuleList(BLOCKS[cfg.norm_order](cfg) for _ in cfg.layers)
+        self.final_norm = nn.Identity()  # post-norm layers end on a norm; pre-norm ones start on one:
+        if cfg.norm_order == "pre":
+            self.layers[0].attention_norm = nn.Identity()  # the embedding is normed already
+            self.final_norm = nn.LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, bias=cfg.bias)
+
+    def contexts(self, tokens: Tokens, dtype: torch.dtype) -> dict[LayerSpec, LayerContext]:
+        """Mask and rotation for each kind of layer."""
+        position = tokens.position[:1] if tokens.layout == "full" else tokens.position  # rows are alike
+        made = {}
+        for spec in dict.fromkeys(self.cfg.layers):
+            mask, is_causal = attention_mask(tokens, spec.window)
+            rope = None
+            if spec.rope_base is not None:
+                rope = rope_table(position, self.cfg.head_width, spec.rope_base, dtype)
+            made[spec] = LayerContext(mask, is_causal, rope, self.backend)
+        return made
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        x = self.embedding(tokens)
+        contexts = self.contexts(tokens, x.dtype)
+        for layer, spec in zip(self.layers, self.cfg.layers, strict=True):
+            x = layer(x, contexts[spec])
+        return self.final_norm(x)
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, std: float = 0.02, output_scale: float = 1.0) -> None:
+    """BERT's initialisation: matrices and tables N(0, std), biases 0, gains 1, the padding row 0.
+
+    `output_scale` multiplies the std of the two matrices of a layer that write to its residual stream:
+    1 is BERT's, 1 / sqrt(2 L) GPT-2's and ModernBERT's, 0 starts every layer as the identity.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            writes_residual = name.endswith(("attention.out", "mlp.out"))
+            module.weight.normal_(0.0, std * (output_scale if writes_residual else 1.0))
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            module.weight[module.padding_idx].zero_()
+        if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
+            module.bias.zero_()
+        if isinstance(module, nn.LayerNorm):
+            module.weight.fill_(1.0)

@@ -1,0 +1,71 @@
+"""What is read off an encoder's states. Modules without losses.
+
+Shape letters: B rows, T tokens per row, D width, V vocabulary, N targets.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minilm.batch import Tokens
+from minilm.model.attention import Backend
+from minilm.model.encoder import ACTIVATIONS, Encoder, EncoderConfig
+
+
+class LMHead(nn.Module):
+    """logits = E n(g(W h)) + b, with E the word table of the embedding (Press & Wolf 2017).
+
+    Masked and causal models share it: BERT's `cls.predictions`, ModernBERT's `head` and `decoder`.
+    """
+
+    def __init__(self, cfg: EncoderConfig) -> None:
+        super().__init__()
+        width = cfg.embedding_size or cfg.hidden_size
+        self.dense = nn.Linear(cfg.hidden_size, width, bias=cfg.bias)
+        self.norm = nn.LayerNorm(width, cfg.layer_norm_eps, bias=cfg.bias)
+        self.activation = ACTIVATIONS[cfg.activation]
+        self.bias = nn.Parameter(torch.zeros(cfg.vocab_size))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """n(g(W h)): all but the product with the table, which is only worth its cost where one predicts."""
+        return self.norm(self.activation(self.dense(states)))
+
+
+class LanguageModel(nn.Module):
+    """An encoder and the tied head. Masked, causal or prefix is a property of the Tokens, not of this."""
+
+    def __init__(self, cfg: EncoderConfig, backend: Backend = "sdpa") -> None:
+        super().__init__()
+        self.encoder = Encoder(cfg, backend)
+        self.head = LMHead(cfg)
+
+    @property
+    def cfg(self) -> EncoderConfig:
+        return self.encoder.cfg
+
+    @property
+    def table(self) -> Tensor:
+        """(V, D): embeds on the way in, decodes on the way out."""
+        return self.encoder.embedding.word.weight
+
+    def features(self, tokens: Tokens, where: Tensor | None = None) -> Tensor:
+        """What meets the table, (N, D): at the flat indices `where` (N,), or at every token."""
+        states = self.encoder(tokens).flatten(0, 1)
+        return self.head(states if where is None else states[where])
+
+    def forward(self, tokens: Tokens, where: Tensor | None = None) -> Tensor:
+        """Logits (N, V) at the flat indices `where` (N,), or (B, T, V) at every token."""
+        logits = F.linear(self.features(tokens, where), self.table, self.head.bias)
+        return logits if where is not None else logits.unflatten(0, tokens.input_ids.shape)
+
+
+class Pooler(nn.Module):
+    """tanh(W h_cls), one vector a document. Devlin et al. 2018, sec. 3.1 (next sentence prediction)."""
+
+    def __init__(self, cfg: EncoderConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(cfg.hidden_size, cfg.hidden_size, bias=cfg.bias)
+
+    def forward(self, states: Tensor, tokens: Tokens) -> Tensor:
+        """States (B, T, D) -> (documents, D), each read at its document's first token."""
+        return torch.tanh(self.dense(states.flatten(0, 1)[tokens.cls]))

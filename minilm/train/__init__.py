@@ -1,0 +1,1 @@
+"""Loss, optimizer, loop: how a model learns."""

@@ -1,0 +1,85 @@
+"""Every loss returns (sum, count): a step divides by the count summed over micro-batches and ranks, because a
+mean of means is a different loss.
+
+Shape letters: N targets, D width, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from minilm.batch import IGNORE, Batch
+from minilm.model.heads import LanguageModel
+
+CHUNK = {
+    "cpu": 512,
+    "cuda": 8192,
+}  # targets whose logits exist at once: on a CPU they should stay in its cache
+
+
+def cross_entropy_sum(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed negative log-likelihood, in nats, and how many targets it sums.
+
+    logits (N, V), any float dtype, reduced in fp32 at least; target (N,) int64 in [0, V), or IGNORE.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    nats = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
+    return nats, (target != IGNORE).sum()
+
+
+def linear_cross_entropy_sum(
+    x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """`cross_entropy_sum` of the logits x W^T + b, of which only `chunk` rows exist at a time.
+
+    x (N, D), weight (V, D), bias (V,), target (N,). The gradient softmax - onehot is taken while the logits are
+    there, so that nothing is computed twice and memory does not grow with N V (Hsu et al. 2024, Liger Kernel,
+    sec. 3.2).
+    """
+    chunk = chunk or CHUNK.get(x.device.type, 512)
+    return _LinearCrossEntropy.apply(x, weight, bias, target, chunk), (target != IGNORE).sum()
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, chunk: int) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        nats = torch.zeros((), dtype=wide, device=x.device)
+        grad_x, grad_weight, grad_bias = [], torch.zeros_like(weight), torch.zeros_like(bias)
+        for x_part, t in zip(x.split(chunk), target.split(chunk), strict=True):
+            log_p = F.linear(x_part, weight, bias).to(wide).log_softmax(dim=1)
+            counts, t = (t != IGNORE)[:, None].to(wide), t.clamp(min=0)[:, None]
+            nats -= (log_p.gather(1, t) * counts).sum()
+            d_logits = log_p.exp_().scatter_add_(1, t, torch.full_like(counts, -1.0)).mul_(counts)
+            grad_bias += d_logits.sum(0)
+            d_logits = d_logits.to(x_part.dtype)
+            grad_x.append(d_logits @ weight.to(x_part.dtype))
+            grad_weight += d_logits.T @ x_part
+        ctx.save_for_backward(torch.cat(grad_x), grad_weight, grad_bias)
+        return nats
+
+    @staticmethod
+    def backward(ctx: Any, d_nats: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_weight, grad_bias = (grad * d_nats.to(grad.dtype) for grad in ctx.saved_tensors)
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+def language_model_loss(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Masked, causal or prefix LM, whichever the batch was made for. The vocabulary meets only the targets."""
+    x = model.features(batch.tokens, batch.where)
+    return linear_cross_entropy_sum(x, model.table, model.head.bias, batch.target)
+
+
+@torch.no_grad()
+def language_model_score(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """(summed nats, targets that rank first, targets) of one batch."""
+    x = model.features(batch.tokens, batch.where)
+    chunk = CHUNK.get(x.device.type, 512)
+    nats, hits = torch.zeros((), device=x.device), torch.zeros((), dtype=torch.int64, device=x.device)
+    for x_part, target in zip(x.split(chunk), batch.target.split(chunk), strict=True):
+        logits = F.linear(x_part, model.table, model.head.bias)
+        nats = nats + cross_entropy_sum(logits, target)[0]
+        hits = hits + (logits.argmax(dim=1) == target).sum()
+    return nats, hits, (batch.target != IGNORE).sum()

@@ -1,0 +1,143 @@
+"""Which parameters are updated how, and how fast."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from minilm.model.attention import MergedLinear
+
+OptimizerName = Literal["adamw", "muon"]
+ScheduleName = Literal["linear", "cosine", "wsd"]
+
+
+def learning_rate(
+    name: ScheduleName, step: int, steps: int, warmup_steps: int, decay_frac: float = 0.4
+) -> float:
+    """The fraction in (0, 1] of the peak learning rate for step number `step` (from 0) of `steps`.
+
+    Linear warm-up over `warmup_steps`, then: `linear` to 0 (Devlin et al. 2018), `cosine` to 0 (Loshchilov &
+    Hutter 2017), or `wsd`: stable, then 1 - sqrt over the last `decay_frac` of the run (Haegele et al. 2024).
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    left = (steps - step) / max(1, steps - warmup_steps)  # from 1 down to just above 0
+    if name == "linear":
+        return left
+    if name == "cosine":
+        return 0.5 * (1 - math.cos(math.pi * left))
+    decaying = min(1.0, (steps - step) / max(1.0, decay_frac * steps))
+    return 1 - math.sqrt(1 - decaying)
+
+
+def make_optimizers(
+    model: nn.Module,
+    name: OptimizerName,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    muon_dtype: torch.dtype = torch.bfloat16,
+) -> list[torch.optim.Optimizer]:
+    """AdamW with BERT's groups: no weight decay on biases and norms (google-research/bert, optimization.py).
+
+    With `muon` the matrices go to Muon instead, and AdamW keeps tables, biases and norms. Every group holds
+    its `peak_lr`; `set_learning_rate` scales it.
+    """
+    matrices, tables, vectors = [], [], []
+    parts: dict[nn.Parameter, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            if isinstance(module, nn.Linear) and parameter.ndim == 2:
+                matrices.append(parameter)
+                parts[parameter] = module.parts if isinstance(module, MergedLinear) else 1
+            else:
+                (vectors if parameter.ndim < 2 else tables).append(parameter)
+    decayed = tables if name == "muon" else tables + matrices
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    ]
+    if name == "muon":
+        optimizers.append(Muon(matrices, parts, lr=lr, weight_decay=weight_decay, dtype=muon_dtype))
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["peak_lr"] = lr
+    return optimizers
+
+
+def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], fraction: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * fraction
+
+
+def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
+    """(n, rows, cols) -> nearly orthogonal matrices with the same singular vectors.
+
+    The quintic iteration of Jordan et al. 2024 (Muon), whose coefficients push every singular value to about 1.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = g.mT if g.size(-2) > g.size(-1) else g
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        s = x @ x.mT
+        x = a * x + (b * s + c * s @ s) @ x
+    return x.mT if g.size(-2) > g.size(-1) else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised (Jordan et al. 2024), with updates of AdamW's usual size (Liu et al. 2025, eq. 4),
+    so that learning rate and weight decay mean what they mean there.
+
+    `parts` says how many matrices each parameter is: a merged QKV is three, each orthogonalised by itself.
+    Matrices of one shape are iterated as one batch. `found_inf` (1.0: change nothing) is honoured without
+    asking the device.
+    """
+
+    def __init__(
+        self,
+        params: list[nn.Parameter],
+        parts: dict[nn.Parameter, int],
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.parts, self.dtype = parts, dtype
+        self.found_inf: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                if "momentum" not in self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum"] for p in params]
+            keep = 1.0 if self.found_inf is None else 1.0 - self.found_inf
+            finite = [p.grad if self.found_inf is None else p.grad.nan_to_num(0.0, 0.0, 0.0) for p in params]
+            pace = torch.as_tensor((1 - group["momentum"]) * keep, device=params[0].device)
+            for buffer, grad in zip(buffers, finite, strict=True):
+                buffer.lerp_(grad, pace.to(buffer.dtype))
+            nesterov = torch._foreach_lerp(finite, buffers, group["momentum"])
+            stacks: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
+            for p, update in zip(params, nesterov, strict=True):
+                pieces = update.unflatten(0, (self.parts[p], -1))
+                stacks[pieces.shape[1:]].append((p, pieces))
+            for (rows, cols), members in stacks.items():
+                stack = newton_schulz(torch.cat([pieces for _, pieces in members]).to(self.dtype))
+                rate = group["lr"] * 0.2 * math.sqrt(max(rows, cols)) * keep
+                shrink = 1 - group["lr"] * group["weight_decay"] * keep
+                for (p, _), update in zip(members, stack.split([len(m[1]) for m in members]), strict=True):
+                    p.mul_(shrink).sub_(update.flatten(0, 1).to(p.dtype) * rate)

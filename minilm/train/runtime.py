@@ -1,0 +1,148 @@
+"""Where and how precisely a run computes, decided once and said: one Runtime object."""
+
+import os
+import signal
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Self
+
+import torch
+
+from minilm.errors import ConfigError
+
+Precision = Literal["bf16", "fp16", "fp32"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device and precision of one process."""
+
+    device: torch.device
+    precision: Precision
+    reason: str  # why this precision
+    threads: int  # of the CPU
+
+    @classmethod
+    def choose(cls, device: str = "auto", precision: str = "auto", threads: int | None = None) -> Self:
+        """cuda, then mps, then cpu; the fastest precision that the device computes natively.
+
+        Raises ConfigError for a device that is not there.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        chosen = _device(device)
+        fastest, reason = _native(chosen)
+        if precision != "auto":
+            fastest, reason = precision, "asked for"
+        if chosen.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 where fp32 is left
+        return cls(chosen, fastest, reason, torch.get_num_threads())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
+
+    def autocast(self) -> AbstractContextManager:
+        """Matrix products in `precision`, sums and norms in fp32, weights stay fp32."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    @cached_property
+    def scaler(self) -> torch.amp.GradScaler:
+        """Keeps small fp16 gradients above zero (Micikevicius et al. 2018); does nothing at other precisions."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    @property
+    def muon_dtype(self) -> torch.dtype:
+        """bf16 where that is native: fp16 would overflow in the iteration, and emulated bf16 is slow."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def describe(self) -> str:
+        """One line for the console."""
+        where = f"cpu, {self.threads} threads"
+        if self.device.type == "cuda":
+            where = torch.cuda.get_device_name(self.device)
+        elif self.device.type == "mps":
+            where = "Apple GPU (mps)"
+        return f"{where}, {self.precision} ({self.reason})"
+
+
+def _device(name: str) -> torch.device:
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, present in has.items() if present))
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name}: unknown; use auto, cuda, mps or cpu") from error
+    if not has.get(device.type, False):
+        raise ConfigError(f"--device {name}: this machine or this torch build has none; leave --device out")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} GPU(s)")
+    return device
+
+
+def _native(device: torch.device) -> tuple[Precision, str]:
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return "bf16", "native on this GPU"
+        return "fp16", "this GPU has no native bf16; with GradScaler"
+    if device.type == "cpu":
+        if torch.cpu._is_amx_tile_supported():
+            return "bf16", "this CPU has AMX"
+        if torch.cpu._is_avx512_bf16_supported():
+            return "bf16", "this CPU has AVX512-BF16"
+    return "fp32", f"no native 16-bit matmul on this {device.type}"
+
+
+def rng_state() -> dict[str, torch.Tensor]:
+    """Every generator that training draws from, as tensors."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state |= {f"cuda:{i}": each for i, each in enumerate(torch.cuda.get_rng_state_all())}
+    return state
+
+
+def set_rng_state(state: dict[str, torch.Tensor]) -> None:
+    """Go on drawing where `rng_state` was taken. A GPU that is not there is left out."""
+    torch.set_rng_state(state["cpu"])
+    for name, each in state.items():
+        if name.startswith("cuda") and int(name[5:]) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(each, name)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory this process has held: on the GPU if it runs there, else resident on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if os.uname().sysname == "Darwin" else peak / 2**10
+
+
+class StopSignals:
+    """Within it, SIGINT and SIGTERM ask a loop to stop instead of stopping it; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: object) -> None:
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = number

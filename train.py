@@ -1,0 +1,415 @@
+"""Pretrain a language model: raw text in, a model directory out.
+
+The path of a sentence: corpus -> tokenizer -> shards -> packing -> objectives -> loader (minilm/data), encoder and
+head (minilm/model), loss, optimizer and loop (minilm/train), and to disk (minilm/checkpoint).
+"""
+
+import copy
+import math
+import tempfile
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+import minilm
+from minilm import cli
+from minilm.batch import IGNORE, Batch
+from minilm.checkpoint.hf import CLASSES
+from minilm.checkpoint.store import (
+    FORMAT,
+    Store,
+    load_weights,
+    read_model,
+    read_training,
+    write_json,
+    write_model,
+    write_training,
+)
+from minilm.data.corpus import embedded_corpus, open_corpus
+from minilm.data.loader import Loader, fixed_batches
+from minilm.data.objectives import REACH, ObjectiveName, make_objective
+from minilm.data.packing import Packing, pack
+from minilm.data.shards import Prepared, prepare
+from minilm.data.tokenizer import MULTIPLE
+from minilm.errors import ConfigError, DataError
+from minilm.evaluation.report import PREFIX_NOTE, model_card, samples, summary
+from minilm.model.encoder import initialise
+from minilm.model.heads import LanguageModel
+from minilm.recipes import RECIPES, Recipe
+from minilm.train.cost import training_flops
+from minilm.train.log import Log, plot_loss, say
+from minilm.train.loop import Optimizers, Plan, TrainingError, evaluate, fit, train_step
+from minilm.train.losses import language_model_loss, language_model_score
+from minilm.train.optim import OptimizerName, ScheduleName, learning_rate, make_optimizers
+from minilm.train.runtime import Runtime, StopSignals, peak_memory_mb, rng_state, set_rng_state
+
+EVAL_SEED = 0  # held-out masks are the same in every run
+WARM_STEPS, TIMED_STEPS = 3, 20  # on a copy of the model, to turn --minutes into steps
+
+
+@dataclass(frozen=True)
+class Args:
+    """Pretrain a language model: raw text in, a model directory out. Alone, it trains on an embedded corpus."""
+
+    data: tuple[str, ...] = ()
+    """Files, folders or quoted patterns: text (a blank line ends a document), .jsonl, also .gz and .xz."""
+    objective: ObjectiveName = "mlm"
+    """Masked, causal or prefix language model."""
+    recipe: Literal["quick", "bert-mini"] = "quick"
+    """A named run of minilm/recipes.py; the flags below that default to None override its fields."""
+    out: Path | None = None
+    """Where everything goes; checkpoints/RECIPE-OBJECTIVE if not given."""
+    steps: int | None = None
+    """Budget in optimizer steps."""
+    epochs: float | None = None
+    """Budget in passes over the training split."""
+    minutes: float | None = None
+    """Budget in minutes of training, turned into steps once, by timing the first ones."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto goes on from the newest complete checkpoint in OUT; never refuses an OUT that holds a run."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    evaluate_every: int | None = None
+    """Steps between evaluations; an eighth of the run if not given."""
+    seed: int = 0
+    json: str | None = None
+    """Write the result there; alone or -, to standard output."""
+    dry_run: bool = False
+    """One step of every phase, in a scratch directory that is removed."""
+    vocab_size: int | None = None
+    lowercase: bool | None = None
+    length: int | None = None
+    """Tokens per row."""
+    packing: Packing | None = None
+    batch_size: int | None = None
+    """Rows per micro-batch."""
+    accumulation: int | None = None
+    """Micro-batches per step."""
+    mask_rate: float | None = None
+    optimizer: OptimizerName | None = None
+    lr: float | None = None
+    """Peak learning rate."""
+    weight_decay: float | None = None
+    schedule: ScheduleName | None = None
+    warmup_frac: float | None = None
+    dropout: float | None = None
+    held_out: float = 0.05
+    """Fraction of the documents, by hash, kept for evaluation."""
+    text_field: str = "text"
+    """Of a .jsonl line."""
+    device: str = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    threads: int | None = None
+    """Of the CPU; torch's choice if not given."""
+    cache_dir: Path = Path("~/.cache/minilm")
+    """Tokenised corpora, keyed by content."""
+
+
+RANGES = {  # inclusive
+    "steps": (1, 10**9),
+    "epochs": (1e-6, 1e6),
+    "minutes": (1e-3, 1e6),
+    "save_every": (1, 10**9),
+    "evaluate_every": (1, 10**9),
+    "seed": (0, 2**60),
+    "vocab_size": (MULTIPLE, 10**6),
+    "length": (8, 2**16),
+    "batch_size": (1, 10**6),
+    "accumulation": (1, 10**6),
+    "mask_rate": (0.01, 0.9),
+    "lr": (1e-9, 10.0),
+    "weight_decay": (0.0, 10.0),
+    "warmup_frac": (0.0, 0.9),
+    "dropout": (0.0, 0.9),
+    "held_out": (0.001, 0.5),
+    "threads": (1, 1024),
+}
+
+
+def main(args: Args) -> int:
+    """One run, from flags to the last line. The exit status."""
+    recipe = effective_recipe(args)
+    if not args.dry_run:
+        out = args.out or Path("checkpoints") / f"{args.recipe}-{args.objective}"
+        return pretrain(args, recipe, out)
+    with tempfile.TemporaryDirectory() as scratch:
+        once = replace(args, steps=1, epochs=None, minutes=None, json=None)
+        status = pretrain(once, recipe, Path(scratch) / "dry-run")
+        read_model(Path(scratch) / "dry-run")
+    say("dry run: data, one step, evaluation, save and reload all work; nothing was kept")
+    return status
+
+
+def effective_recipe(args: Args) -> Recipe:
+    """The named recipe with the flags that override it. Raises ConfigError for what cannot be."""
+    for name, (low, high) in RANGES.items():
+        if (value := getattr(args, name)) is not None and not low <= value <= high:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: give a value from {low:g} to {high:g}")
+    if args.vocab_size is not None and args.vocab_size % MULTIPLE:
+        raise ConfigError(f"--vocab-size {args.vocab_size}: give a multiple of {MULTIPLE}")
+    budgets = [f"--{name}" for name in ("steps", "epochs", "minutes") if getattr(args, name) is not None]
+    if len(budgets) > 1:
+        raise ConfigError(f"{' and '.join(budgets)}: two budgets at once; give one")
+    own = {field.name for field in fields(Recipe)} - {"minutes"}
+    overrides = {name: value for name in own if (value := getattr(args, name, None)) is not None}
+    if budgets == ["--minutes"]:
+        overrides["minutes"] = args.minutes
+    return replace(RECIPES[args.recipe], **overrides)
+
+
+def pretrain(args: Args, recipe: Recipe, out: Path) -> int:
+    """Data, model, loop, report. The exit status: 0, or 128 + the signal that stopped it."""
+    began = time.perf_counter()
+    store = Store(out)
+    store.check_writable()
+    runtime = Runtime.choose(args.device, args.precision, args.threads)
+    data, loader, examined = load_data(args, recipe, pin_memory=runtime.device.type == "cuda")
+
+    with store.hold():
+        settings = {
+            "objective": args.objective,
+            "seed": args.seed,
+            "steps": args.steps,
+            "epochs": args.epochs,
+        }
+        settings |= {"held_out": args.held_out, **asdict(recipe), "data": data.fingerprint}
+        pinned = {"precision": args.precision, "threads": args.threads}
+        run = store.earlier_run(
+            settings, {k: v for k, v in pinned.items() if v not in ("auto", None)}, args.resume
+        )
+        if "result" in run:
+            say(f"{out} is finished; for another run choose another --out")
+            return report(run["result"], [], args)
+        if run:  # bits repeat only at equal precision and thread count
+            runtime = Runtime.choose(args.device, run["precision"], run["threads"])
+        model, optimizers = build_model(recipe, data.tokenizer.vocab_size, args.seed, runtime)
+        say(
+            f"{runtime.describe()}; {len(loader.rows):,} rows of {recipe.length} tokens, {loader.rows.fill:.1%} full"
+        )
+        if not run:
+            run = {
+                "format": FORMAT,
+                "settings": settings,
+                "steps": steps_of_budget(args, recipe, model, loader, runtime),
+                "precision": runtime.precision,
+                "threads": runtime.threads,
+                "versions": {"minilm": minilm.__version__, "torch": torch.__version__},
+            }
+            write_json(out / "run.json", run)
+        log, stopped_by = train(
+            args, recipe, run["steps"], data, loader, examined, model, optimizers, runtime, store
+        )
+        if stopped_by:
+            return 128 + stopped_by
+
+        score = evaluate(model, language_model_score, examined, runtime)
+        result = {
+            "objective": args.objective,
+            "held_out_loss": score.loss,
+            "accuracy": score.accuracy,
+            "unigram_loss": unigram_loss(data.counts, examined),
+            "targets": score.targets,
+            "steps": run["steps"],
+            "tokens": log.tokens,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "seconds": log.seconds,
+            "total_seconds": time.perf_counter() - began,
+            "tokens_per_s": log.tokens / max(log.seconds, 1e-9),
+            "flops": flops_of_run(model, loader, run["steps"] * recipe.accumulation),
+            "peak_mb": peak_memory_mb(runtime.device),
+            "precision": runtime.precision,
+            "vocab_size": data.tokenizer.vocab_size,
+            "out": str(out),
+            "versions": run["versions"],
+        }
+
+        def write_final(directory: Path) -> None:
+            write_model(directory, model, data.tokenizer, args.objective)
+            card = model_card(result, settings, next_command(args.objective, out))
+            (directory / "README.md").write_text(card, encoding="utf-8")
+
+        store.finish(write_final)
+        store.prune(keep=1)
+        if not plot_loss(log.file, out / "loss.png", result["unigram_loss"]):
+            say("no loss.png, for matplotlib is missing: pip install 'minilm[eval]'")
+        write_json(out / "run.json", run | {"result": result})
+        shown = samples(model, data.tokenizer, data.held_out, args.objective, REACH[args.objective])
+        return report(result, shown, args)
+
+
+def load_data(args: Args, recipe: Recipe, pin_memory: bool) -> tuple[Prepared, Loader, list[Batch]]:
+    """The tokenised corpus, batches to train on, and the fixed batches to evaluate on."""
+    cache = args.cache_dir.expanduser()
+    corpus = open_corpus(args.data, args.text_field) if args.data else embedded_corpus(cache)
+    exact = args.vocab_size is not None
+    data = prepare(corpus, cache, args.held_out, None, recipe.vocab_size, exact, recipe.lowercase, say)
+    if data.note:
+        say(data.note)
+    rows = pack(data.train, recipe.packing, recipe.length, data.tokenizer)
+    held_out = pack(data.held_out, recipe.packing, recipe.length, data.tokenizer)
+    objective = make_objective(args.objective, data.tokenizer, args.seed, recipe.mask_rate)
+    loader = Loader(rows, objective, recipe.batch_size, args.seed, pin_memory)
+    if not len(held_out):
+        raise DataError(
+            f"the held-out split makes no row of {rows.T} tokens; give more text, or raise --held-out"
+        )
+    judge = make_objective(args.objective, data.tokenizer, EVAL_SEED)
+    return data, loader, list(fixed_batches(held_out, judge, recipe.batch_size))
+
+
+def build_model(
+    recipe: Recipe, vocab_size: int, seed: int, runtime: Runtime
+) -> tuple[LanguageModel, Optimizers]:
+    """A model with fresh weights, on its device, and what updates it."""
+    torch.manual_seed(seed)
+    model = LanguageModel(recipe.encoder_config(vocab_size))
+    initialise(model, output_scale=recipe.output_scale)
+    model.to(runtime.device)
+    return model, make_optimizers(
+        model,
+        recipe.optimizer,
+        recipe.lr,
+        recipe.weight_decay,
+        betas=(0.9, recipe.beta2),
+        muon_dtype=runtime.muon_dtype,
+    )
+
+
+def steps_of_budget(
+    args: Args, recipe: Recipe, model: LanguageModel, loader: Loader, runtime: Runtime
+) -> int:
+    """The budget in steps. Minutes are turned into steps by timing a few on a copy of the model, so that a run
+    of so many minutes is the run of that many steps."""
+    rows_per_step = recipe.batch_size * recipe.accumulation
+    if args.steps is not None:
+        return args.steps
+    if args.epochs is not None:
+        return math.ceil(args.epochs * len(loader.rows) / rows_per_step)
+    trial, trial_runtime, rng = copy.deepcopy(model), replace(runtime), rng_state()
+    optimizers = make_optimizers(
+        trial, recipe.optimizer, recipe.lr, recipe.weight_decay, muon_dtype=runtime.muon_dtype
+    )
+    for step in range(WARM_STEPS + TIMED_STEPS):
+        if step == WARM_STEPS:
+            mark = time.perf_counter()
+        starts = range(step * rows_per_step, (step + 1) * rows_per_step, recipe.batch_size)
+        micro = [loader.batch(start) for start in starts]
+        nats, _, _ = train_step(trial, language_model_loss, optimizers, micro, trial_runtime, recipe.max_norm)
+        float(nats)  # waits for the device
+    step_s = (time.perf_counter() - mark) / TIMED_STEPS
+    set_rng_state(rng)
+    say(
+        f"{step_s * 1000:.0f} ms a step: {recipe.minutes:g} minutes are {recipe.minutes * 60 / step_s:,.0f} steps"
+    )
+    return max(1, int(recipe.minutes * 60 / step_s))
+
+
+def train(
+    args: Args,
+    recipe: Recipe,
+    steps: int,
+    data: Prepared,
+    loader: Loader,
+    examined: list[Batch],
+    model: LanguageModel,
+    optimizers: Optimizers,
+    runtime: Runtime,
+    store: Store,
+) -> tuple[Log, int]:
+    """Train from the newest checkpoint, or from the start, to the end. The log, and the signal that came between."""
+    state = {"step": 0, "tokens": 0, "seconds": 0.0}
+    if checkpoint := store.latest(say):
+        model_type, _ = CLASSES[model.cfg.norm_order, args.objective]
+        load_weights(model, checkpoint, model_type)
+        rng, state = read_training(checkpoint, model, optimizers)
+        set_rng_state(rng)
+        loader.load_state_dict(state["loader"])
+        runtime.scaler.load_state_dict(state["scaler"])
+    start = state["step"]
+    say(f"going on from step {start:,} of {steps:,}" if start else f"training for {steps:,} steps")
+    log = Log(store.out / "metrics.jsonl", steps, start, recipe.lr, state["tokens"], state["seconds"])
+
+    def held_out_score(step: int) -> None:
+        with log.paused():
+            log.evaluation(step, evaluate(model, language_model_score, examined, runtime))
+
+    def save(step: int) -> None:
+        def write(directory: Path) -> None:
+            write_model(directory, model, data.tokenizer, args.objective)
+            now = {"step": step, "tokens": log.tokens, "seconds": log.seconds}
+            now |= {"loader": loader.state_dict(), "scaler": runtime.scaler.state_dict()}
+            write_training(directory, model, optimizers, rng_state(), now)
+
+        with log.paused():
+            store.save(step, write)
+
+    warmup = math.ceil(recipe.warmup_frac * steps)
+    plan = Plan(
+        steps=steps,
+        schedule=lambda step: learning_rate(recipe.schedule, step, steps, warmup),
+        accumulation=recipe.accumulation,
+        max_norm=recipe.max_norm,
+        evaluate_every=args.evaluate_every or max(1, steps // 8),
+        save_every=args.save_every,
+    )
+    with StopSignals() as signals:
+        asked = lambda: signals.received is not None  # noqa: E731
+        try:
+            done = fit(
+                model, language_model_loss, optimizers, iter(loader), runtime, plan, log,
+                start, held_out_score, save, asked,
+            )  # fmt: skip
+        except TrainingError as error:
+            _, rows = loader.where(error.step * recipe.accumulation * recipe.batch_size)
+            raise TrainingError(error.step, f"{error} (rows {', '.join(map(str, rows[:8]))} ...)") from error
+        finally:
+            log.close()
+    if done < steps:
+        say(f"stopped and saved; the same command goes on from step {done:,}")
+        return log, signals.received or 0
+    return log, 0
+
+
+def unigram_loss(counts: np.ndarray, batches: list[Batch]) -> float:
+    """Nats per target of a model that knows only how often each token occurs in the training split, plus one."""
+    log_p = torch.from_numpy(np.log((counts + 1) / (counts.sum() + len(counts))))
+    target = torch.cat([batch.target for batch in batches])
+    return -float(log_p[target[target != IGNORE]].mean())
+
+
+def flops_of_run(model: LanguageModel, loader: Loader, micro_batches: int) -> int:
+    T, targets = loader.rows.T, len(loader.batch(0).target)
+    return micro_batches * training_flops(model.cfg, loader.batch_size * T, T, targets)
+
+
+def next_command(objective: ObjectiveName, out: Path) -> str:
+    """What to type to use the model."""
+    use = "fill_mask(model, tokenizer, 'Return the [MASK] of the list.')"
+    if objective != "mlm":
+        use = f"continue_text(model, tokenizer, 'Return the', '{REACH[objective]}')"
+    return f"""python -c "import minilm; model, tokenizer, _ = minilm.read_model('{out}'); print(minilm.{use})\""""
+
+
+def report(result: dict[str, Any], shown: list[str], args: Args) -> int:
+    """The last lines of a run: on standard output, unless that is for JSON."""
+    lines = [f"           {line}" for line in shown]
+    lines += summary(result)
+    if result["objective"] == "prefix":
+        lines.append(PREFIX_NOTE)
+    lines += [
+        f"saved      {result['out']}",
+        f"next       {next_command(result['objective'], Path(result['out']))}",
+    ]
+    for line in lines:
+        say(line) if args.json == "-" else print(line)
+    if args.json:
+        cli.write_result(args.json, result)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)
