@@ -188,7 +188,7 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> int:
             runtime = Runtime.choose(args.device, run["precision"], run["threads"])
         model, optimizers = build_model(recipe, data.tokenizer.vocab_size, args.seed, runtime)
         say(
-            f"{runtime.describe()}; {len(loader.rows):,} rows of {recipe.length} tokens, {loader.rows.fill:.1%} full"
+            f"{runtime.describe()}, {model.encoder.backend} attention; {len(loader.rows):,} rows of {recipe.length} tokens, {loader.rows.fill:.1%} full"
         )
         if not run:
             run = {
@@ -197,6 +197,7 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> int:
                 "steps": steps_of_budget(args, recipe, model, loader, runtime),
                 "precision": runtime.precision,
                 "threads": runtime.threads,
+                "backend": model.encoder.backend,
                 "versions": {"minilm": minilm.__version__, "torch": torch.__version__},
             }
             write_json(out / "run.json", run)
@@ -266,7 +267,7 @@ def build_model(
 ) -> tuple[LanguageModel, Optimizers]:
     """A model with fresh weights, on its device, and what updates it."""
     torch.manual_seed(seed)
-    model = LanguageModel(recipe.encoder_config(vocab_size))
+    model = LanguageModel(recipe.encoder_config(vocab_size), runtime.backend(recipe.length))
     initialise(model, output_scale=recipe.output_scale)
     model.to(runtime.device)
     return model, make_optimizers(

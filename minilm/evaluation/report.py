@@ -80,7 +80,7 @@ A {settings["architecture"]} language model that {TASK[result["objective"]]}. Pr
 {figures}
 
 Held-out figures: documents of the same corpus that training never saw, chosen by hash; the corpus, vocabulary and
-split have the fingerprint `{result["fingerprint"][:16]}`.
+split have the fingerprint `{settings["data"][:16]}`.
 
     {command}
 

@@ -1,0 +1,202 @@
+"""What several test folders share: reference models of transformers, and ours with the same weights.
+
+Parity is asserted in float64 (transformers' own two kernels differ by 1e-5 in fp32), in two weight regimes: under
+the initial one some wrong ports are invisible, because biases are 0, gains 1 and attention nearly uniform.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from minilm.batch import Tokens
+from minilm.checkpoint.hf import CLASSES, config_to_hf, from_hf, to_hf
+from minilm.model.encoder import bert_config, modern_config
+from minilm.model.heads import LanguageModel
+
+REGIMES = ("initial", "wild", "deep")  # deep: 6 x 384, once, because it is slow
+VOCAB = 99
+
+
+def small_config(architecture: str, regime: str = "wild", dropout: float = 0.0):
+    """2 x 32 (or 6 x 384), odd widths where they can be odd, a window that 24 tokens exceed."""
+    layers, width, heads = (6, 384, 12) if regime == "deep" else (3, 32, 4)
+    if architecture == "bert":
+        return bert_config(
+            VOCAB, width, layers, heads, intermediate_size=37, max_position_embeddings=64, dropout=dropout
+        )
+    return modern_config(
+        VOCAB,
+        width,
+        layers,
+        heads,
+        intermediate_size=21,
+        max_position_embeddings=64,
+        window=3,
+        global_every=2,
+    )
+
+
+def randomise(module: torch.nn.Module, regime: str, seed: int) -> None:
+    """In place: matrices N(0, 0.3) (0.05 if deep), and N(0, 0.3) added to every bias and gain. `initial`: nothing."""
+    if regime == "initial":
+        return
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
+            if parameter.ndim > 1:
+                parameter.copy_(noise * (0.05 if regime == "deep" else 0.3))
+            else:
+                parameter.add_(noise * 0.3)
+
+
+def exact_rope(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers rounds positions, q and k to fp32 in ModernBERT's RoPE, also in a float64 model: here it does not."""
+    from transformers.models.modernbert import modeling_modernbert as encoder
+    from transformers.models.modernbert_decoder import modeling_modernbert_decoder as decoder
+
+    def table(self, x: Tensor, position_ids: Tensor, layer_type: str) -> tuple[Tensor, Tensor]:
+        base = self.config.rope_parameters[layer_type]["rope_theta"]
+        width = self.config.hidden_size // self.config.num_attention_heads
+        k = torch.arange(0, width, 2, dtype=x.dtype)
+        angle = torch.cat((position_ids[..., None].to(x.dtype) * base ** (-k / width),) * 2, dim=-1)
+        return angle.cos(), angle.sin()
+
+    def apply(
+        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+        turn = lambda x: (
+            x * cos + torch.cat((-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), -1) * sin
+        )  # noqa: E731
+        return turn(q), turn(k)
+
+    monkeypatch.setattr(encoder.ModernBertRotaryEmbedding, "forward", table)
+    monkeypatch.setattr(decoder.ModernBertDecoderRotaryEmbedding, "forward", table)
+    monkeypatch.setattr(encoder, "apply_rotary_pos_emb", apply)
+    monkeypatch.setattr(decoder, "apply_rotary_pos_emb", apply)
+
+
+@pytest.fixture
+def pair(monkeypatch):
+    """pair(architecture, objective, regime, dtype, ...) -> .ours, .theirs (same weights, eval mode), .cfg, .names."""
+    import transformers
+
+    def make(
+        architecture: str,
+        objective: str = "mlm",
+        regime: str = "wild",
+        dtype=torch.float64,
+        kernel="eager",
+        backend="sdpa",
+    ):
+        if dtype == torch.float64:
+            exact_rope(monkeypatch)
+        cfg = small_config(architecture, regime)
+        model_type, class_name = CLASSES[cfg.norm_order, objective]
+        config = transformers.AutoConfig.for_model(
+            **config_to_hf(cfg, objective, {"cls_token_id": 2, "sep_token_id": 3})
+        )
+        torch.manual_seed(1)
+        theirs = getattr(transformers, class_name)._from_config(config, attn_implementation=kernel)
+        randomise(theirs, regime, seed=2)
+        theirs.to(dtype).eval()
+        ours = LanguageModel(cfg, backend).to(dtype).eval()
+        ours.load_state_dict(from_hf(theirs.state_dict(), model_type, ours.state_dict())[0])
+
+        def gradients() -> dict[str, tuple[Tensor, Tensor]]:
+            """Their name -> (our gradient, theirs), after both backward passes."""
+            mine = to_hf(
+                {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}, model_type
+            )
+            reference = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+            assert mine.keys() == reference.keys()
+            return {name: (mine[name], reference[name]) for name in mine}
+
+        return SimpleNamespace(ours=ours, theirs=theirs, cfg=cfg, model_type=model_type, gradients=gradients)
+
+    return make
+
+
+@pytest.fixture
+def assert_close():
+    """assert_close(ours, theirs, what): within 1e-9 of the larger of 1 and the largest reference value."""
+
+    def check(mine: Tensor, reference: Tensor, what: str = "") -> None:
+        mine, reference = mine.detach(), reference.detach()
+        bound = 1e-9 * max(1.0, float(reference.abs().max()))
+        worst = float((mine - reference).abs().max())
+        assert worst <= bound, f"{what}: {worst:.3g} apart, allowed {bound:.3g}"
+
+    return check
+
+
+@pytest.fixture
+def ids():
+    """(3, 24) token ids without specials."""
+    return torch.randint(5, VOCAB, (3, 24), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def masks():
+    """Attention masks (3, 24) by name: padding on the right, on the left, one row unpadded."""
+    right, left = torch.ones(3, 24, dtype=torch.long), torch.ones(3, 24, dtype=torch.long)
+    right[0, 10:] = right[1, 23:] = 0
+    left[0, :9] = left[2, :1] = 0
+    return {"right": right, "left": left}
+
+
+@pytest.fixture
+def packed():
+    """Document numbers (3, 24): several documents a row, one of one token, a padded tail, a full row."""
+    doc = torch.full((3, 24), -1)
+    doc[0] = torch.tensor([0] * 5 + [1] * 9 + [2] * 10)
+    doc[1, :20] = torch.tensor([0] * 1 + [1] * 12 + [2] * 7)
+    doc[2, :23] = 0
+    return doc
+
+
+@pytest.fixture
+def tokens_of():
+    """tokens_of(ids, reach, doc=None, mask=None): Tokens; prefix marks the first third of each document."""
+
+    def make(ids: Tensor, reach: str, doc: Tensor | None = None, mask: Tensor | None = None) -> Tokens:
+        prefix = None
+        if reach == "prefix":
+            whole = torch.zeros_like(ids) if doc is None else doc
+            prefix = torch.zeros_like(ids, dtype=torch.bool)
+            for b, row in enumerate(whole.tolist()):
+                for d in set(row) - {-1}:
+                    places = [t for t, x in enumerate(row) if x == d]
+                    prefix[b, places[: -(-len(places) // 3)]] = True
+        if doc is not None:
+            return Tokens.packed(ids, doc, reach, prefix)
+        return Tokens.full(ids, reach, prefix) if mask is None else Tokens.padded(ids, mask, reach, prefix)
+
+    return make
+
+
+@pytest.fixture
+def rule():
+    """rule(tokens, window): who sees whom, (B, T, T) bool, by a triple loop over the sentence in the design."""
+
+    def by_hand(t: Tokens, window: int | None) -> Tensor:
+        B, T = t.input_ids.shape
+        doc, key, prefix = t.doc.tolist(), t.key.tolist(), t.prefix.tolist()
+        out = torch.zeros(B, T, T, dtype=torch.bool)
+        for b in range(B):
+            for i in range(T):
+                for j in range(T):
+                    out[b, i, j] = (
+                        key[b][j]
+                        and (doc[b][i] == doc[b][j] or not key[b][i])
+                        and (j <= i or prefix[b][j])
+                        and (window is None or abs(i - j) <= window)
+                    )
+                if not out[b, i].any():
+                    out[b, i, i] = True
+        return out
+
+    return by_hand

@@ -1,0 +1,359 @@
+"""The encoder and its LM heads against transformers, in float64 and in two weight regimes; and what must fail."""
+
+import pytest
+import torch
+
+from minilm.batch import Tokens
+from minilm.errors import ConfigError
+from minilm.model.encoder import EncoderConfig, LayerSpec, bert_config, initialise, modern_config
+from minilm.model.heads import LanguageModel, Pooler
+from minilm.train.losses import cross_entropy_sum
+
+ARCHITECTURES = ("bert", "modern")
+OBJECTIVE = {"bidirectional": "mlm", "causal": "clm", "prefix": "prefix"}
+
+
+def their_mask(rule, tokens, cfg, kind):
+    """Who sees whom, as transformers' eager attention adds it: 4-D for BERT, one per kind of layer for ModernBERT."""
+
+    def added(window):
+        return torch.zeros(1, dtype=torch.float64).where(rule(tokens, window)[:, None], -torch.inf)
+
+    if kind == "bert":
+        return added(None)
+    window = next(spec.window for spec in cfg.layers if spec.window is not None)
+    return {"full_attention": added(None), "sliding_attention": added(window)}
+
+
+def reference(both, architecture, tokens, mask, rule):
+    """Their (states, logits): by the padding mask alone where they have that mode, else by the rule written out."""
+    body = both.theirs.bert if architecture == "bert" else both.theirs.model
+    extra = {"token_type_ids": tokens.token_type_ids} if architecture == "bert" else {}
+    if tokens.attention == "prefix":
+        mask = their_mask(rule, tokens, both.cfg, architecture)
+    states = body(tokens.input_ids, attention_mask=mask, **extra).last_hidden_state
+    if architecture == "bert":
+        return states, both.theirs.cls(states)
+    head = both.theirs.lm_head if hasattr(both.theirs, "lm_head") else both.theirs.head
+    return states, both.theirs.decoder(head(states))
+
+
+def backward(both, mine, theirs, readable):
+    """Both backward passes from the same random cotangents, on the positions whose states mean something."""
+    generator = torch.Generator().manual_seed(3)
+    for own, other in zip(mine, theirs, strict=True):
+        cotangent = torch.randn(other.shape, dtype=other.dtype, generator=generator) * readable[..., None]
+        own.backward(cotangent, retain_graph=True)
+        other.backward(cotangent, retain_graph=True)
+
+
+def run(both, architecture, tokens, rule, assert_close, mask=None):
+    """States, logits and every gradient are equal where tokens are real."""
+    mine = both.ours.encoder(tokens), both.ours(tokens)
+    theirs = reference(both, architecture, tokens, mask, rule)
+    for own, other, what in zip(mine, theirs, ("states", "logits"), strict=True):
+        assert_close(own[tokens.key], other[tokens.key], what)
+    backward(both, mine, theirs, tokens.key)
+    for name, (own, other) in both.gradients().items():
+        assert_close(own, other, f"gradient of {name}")
+
+
+@pytest.mark.parametrize("regime", ["initial", "wild"])
+@pytest.mark.parametrize("padding", [None, "right", "left"])
+@pytest.mark.parametrize("reach", OBJECTIVE)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_parity(pair, ids, masks, tokens_of, rule, assert_close, architecture, reach, padding, regime):
+    both = pair(architecture, OBJECTIVE[reach], regime)
+    mask = None if padding is None else masks[padding]
+    run(both, architecture, tokens_of(ids, reach, mask=mask), rule, assert_close, mask)
+
+
+@pytest.mark.parametrize("reach", ["bidirectional", "causal"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_parity_deep(pair, ids, masks, tokens_of, rule, assert_close, architecture, reach):
+    both = pair(architecture, OBJECTIVE[reach], "deep")
+    run(both, architecture, tokens_of(ids, reach, mask=masks["right"]), rule, assert_close, masks["right"])
+
+
+def test_parity_of_padding_queries(pair, ids, masks, assert_close):
+    """What BERT computes at a padding position is what transformers computes there: its pooler may read it."""
+    for padding in masks.values():
+        both = pair("bert")
+        theirs = both.theirs.bert(ids, attention_mask=padding).last_hidden_state
+        assert_close(both.ours.encoder(Tokens.padded(ids, padding)), theirs)
+
+
+def test_parity_of_token_types_and_positions(pair, ids, assert_close):
+    both = pair("bert")
+    types, position = (ids % 2), (ids % 60)
+    mine = both.ours(Tokens.full(ids, token_type_ids=types, position=position))
+    assert_close(mine, both.theirs(ids, token_type_ids=types, position_ids=position).logits)
+
+
+@pytest.mark.parametrize("backend", ["explicit", "sdpa"])
+@pytest.mark.parametrize("reach", OBJECTIVE)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_documents_are_alone(
+    pair, ids, packed, tokens_of, rule, assert_close, architecture, reach, backend
+):
+    """Each document of a packed row has the states, logits and gradients that transformers gives it by itself."""
+    both = pair(architecture, OBJECTIVE[reach], backend=backend)
+    tokens = tokens_of(ids, reach, doc=packed)
+    mine = both.ours.encoder(tokens), both.ours(tokens)
+    for b, d in {(b, d) for b, row in enumerate(packed.tolist()) for d in row if d >= 0}:
+        here = packed[b] == d
+        alone = tokens_of(ids[b][here][None], reach)
+        theirs = reference(both, architecture, alone, None, rule)
+        for own, other in zip(mine, theirs, strict=True):
+            assert_close(own[b][here], other[0])
+        backward(both, [own[b][here][None] for own in mine], theirs, alone.key)
+    for name, (own, other) in both.gradients().items():
+        assert_close(own, other, f"gradient of {name}")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_other_documents_and_padding_change_nothing(pair, ids, packed, architecture):
+    both = pair(architecture, dtype=torch.float32)
+    tokens = Tokens.packed(ids, packed)
+    changed = ids.clone()
+    changed[0, 5:14] = 7  # its second document
+    changed[packed < 0] = 8
+    same = (packed != 1) | (torch.arange(3)[:, None] != 0)
+    before, after = both.ours.encoder(tokens), both.ours.encoder(Tokens.packed(changed, packed))
+    assert torch.equal(before[same & (packed >= 0)], after[same & (packed >= 0)])
+    assert not torch.equal(before[0, 5:14], after[0, 5:14])
+
+
+@pytest.mark.parametrize("reach", ["bidirectional", "causal"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_loss_parity(pair, ids, tokens_of, assert_close, architecture, reach):
+    """Our sum over count is their mean loss, and so are its gradients."""
+    both = pair(architecture, OBJECTIVE[reach])
+    labels = torch.where(ids % 3 == 0, ids, -100)
+    loss = both.theirs(ids, labels=labels).loss
+    loss.backward()
+    logits = both.ours(tokens_of(ids, reach))
+    if reach == "causal":
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    nats, count = cross_entropy_sum(logits.flatten(0, 1), labels.flatten())
+    (nats / count).backward()
+    assert_close(nats / count, loss)
+    for name, (own, other) in both.gradients().items():
+        assert_close(own, other, f"gradient of {name}")
+
+
+def test_logits_at_chosen_positions_are_the_same(pair, ids):
+    both = pair("modern")
+    tokens, where = Tokens.full(ids), torch.tensor([0, 5, 71, 5])
+    everywhere = both.ours(tokens).flatten(0, 1)
+    torch.testing.assert_close(both.ours(tokens, where), everywhere[where], rtol=0, atol=1e-12)
+
+
+def test_pooler_parity(ids, masks, assert_close):
+    """Also with left padding, where the pooler reads the first real token's state (theirs reads position 0)."""
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37
+    )
+    torch.manual_seed(0)
+    theirs = transformers.BertModel(config).double().eval()
+    pooler = Pooler(bert_config(99, 32, 2, 4)).double()
+    pooler.dense.load_state_dict(theirs.pooler.dense.state_dict())
+    out = theirs(ids, attention_mask=masks["right"])
+    assert_close(pooler(out.last_hidden_state, Tokens.padded(ids, masks["right"])), out.pooler_output)
+    states = out.last_hidden_state
+    first = torch.stack([states[0, 9], states[1, 0], states[2, 1]])
+    assert_close(pooler(states, Tokens.padded(ids, masks["left"])), torch.tanh(theirs.pooler.dense(first)))
+
+
+@pytest.mark.parametrize("objective", ["mlm", "clm"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_fp32_is_as_close_as_their_own_kernels(pair, ids, masks, architecture, objective):
+    """Our distance to their eager attention is at most 4 times that of their sdpa to it."""
+    eager = pair(architecture, objective, dtype=torch.float32)
+    other = pair(architecture, objective, dtype=torch.float32, kernel="sdpa")
+    reach = {"mlm": "bidirectional", "clm": "causal"}[objective]
+    mask = masks["right"]
+    theirs, sdpa = (each.theirs(ids, attention_mask=mask).logits[mask.bool()] for each in (eager, other))
+    mine = eager.ours(Tokens.padded(ids, mask, reach))[mask.bool()]
+    assert (mine - theirs).abs().max() <= 4 * max((sdpa - theirs).abs().max(), 1e-6)
+
+
+def swap(a: str, b: str):
+    def mutate(state):
+        for i in range(3):
+            one, two = (f"encoder.layers.{i}.{name}" for name in (a, b))
+            state[one], state[two] = state[two].clone(), state[one].clone()
+
+    return mutate
+
+
+def zero(name: str):
+    def mutate(state):
+        for i in range(3):
+            state[f"encoder.layers.{i}.{name}"].zero_()
+
+    return mutate
+
+
+def swap_thirds(name: str, first: int, second: int, of: int):
+    def mutate(state):
+        for i in range(3):
+            tensor = state[f"encoder.layers.{i}.{name}"]
+            parts = list(tensor.clone().chunk(of))
+            parts[first], parts[second] = parts[second], parts[first]
+            tensor.copy_(torch.cat(parts))
+
+    return mutate
+
+
+def drop_value_bias(state):
+    for i in range(3):
+        state[f"encoder.layers.{i}.attention.qkv.bias"][64:] = 0
+
+
+def replace_layers(**changes):
+    def mutate(model):
+        from dataclasses import replace
+
+        model.encoder.cfg = replace(
+            model.cfg,
+            layers=tuple(
+                replace(spec, **{k: v for k, v in changes.items() if getattr(spec, k) is not None})
+                for spec in model.cfg.layers
+            ),
+        )
+
+    return mutate
+
+
+def tanh_gelu(model):
+    for module in model.modules():
+        if hasattr(module, "activation"):
+            module.activation = lambda x: torch.nn.functional.gelu(x, approximate="tanh")
+
+
+def wrong_eps(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps *= 1e3
+
+
+def missing_first_norm(model):
+    model.encoder.layers[0].attention_norm = torch.nn.LayerNorm(32, bias=False, dtype=torch.float64)
+
+
+def untyped(model):
+    model.encoder.embedding.token_type = None
+
+
+WRONG_WEIGHTS = {
+    ("bert", "query and key bias swapped"): swap_thirds("attention.qkv.bias", 0, 1, 3),
+    ("bert", "query and key matrix swapped"): swap_thirds("attention.qkv.weight", 0, 1, 3),
+    ("bert", "value bias dropped"): drop_value_bias,
+    ("bert", "MLP bias dropped"): zero("mlp.inp.bias"),
+    ("bert", "MLP output bias dropped"): zero("mlp.out.bias"),
+    ("bert", "norms swapped"): swap("attention_norm.weight", "mlp_norm.weight"),
+    ("bert", "norm biases swapped"): swap("attention_norm.bias", "mlp_norm.bias"),
+    ("modern", "gate and value swapped"): swap_thirds("mlp.inp.weight", 0, 1, 2),
+}
+WRONG_MODELS = {
+    ("bert", "tanh GELU"): tanh_gelu,
+    ("bert", "eps a thousand times too large"): wrong_eps,
+    ("bert", "no token types"): untyped,
+    ("modern", "tanh GELU"): tanh_gelu,
+    ("modern", "window one too wide"): replace_layers(window=4),
+    ("modern", "window one too narrow"): replace_layers(window=2),
+    ("modern", "one RoPE base for all layers"): replace_layers(rope_base=10_000.0),
+    ("modern", "first attention norm kept"): missing_first_norm,
+}
+INVISIBLE_AT_FIRST = ("bias swapped", "bias dropped", "norms swapped", "norm biases swapped", "output bias")
+
+
+@pytest.mark.parametrize(("architecture", "fault"), [*WRONG_WEIGHTS, *WRONG_MODELS])
+def test_a_wrong_port_is_seen(pair, ids, rule, tokens_of, assert_close, architecture, fault):
+    """Each mutation fails the parity test in the wild regime; some are invisible under the initial weights."""
+    for regime in ("wild", "initial"):
+        both = pair(architecture, "mlm", regime)
+        if (architecture, fault) in WRONG_WEIGHTS:
+            state = {name: tensor.clone() for name, tensor in both.ours.state_dict().items()}
+            WRONG_WEIGHTS[architecture, fault](state)
+            both.ours.load_state_dict(state)
+        else:
+            WRONG_MODELS[architecture, fault](both.ours)
+        theirs = reference(both, architecture, tokens_of(ids, "bidirectional"), None, rule)[1]
+        mine = both.ours(tokens_of(ids, "bidirectional"))
+        if regime == "wild":
+            with pytest.raises(AssertionError):
+                assert_close(mine, theirs)
+        elif fault.endswith(INVISIBLE_AT_FIRST):
+            assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 30}, "does not divide"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"vocab_size": "99"}, "vocab_size is '99'"),
+        ({"activation": "os.system"}, "unknown; use one of gelu"),
+        ({"layers": ()}, "at least one layer"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(change, message):
+    fields = {f: getattr(bert_config(99, 32, 2, 4), f) for f in EncoderConfig.__dataclass_fields__}
+    with pytest.raises(ConfigError, match=message):
+        EncoderConfig(**(fields | change))
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(ConfigError, match="unknown; use one of explicit, sdpa"):
+        LanguageModel(bert_config(99, 32, 2, 4), "flash")
+
+
+def test_narrow_embeddings_and_shifted_positions(ids):
+    """ELECTRA's narrow tables and RoBERTa's shifted positions are plain fields."""
+    from dataclasses import replace
+
+    narrow = LanguageModel(replace(bert_config(99, 32, 2, 4, dropout=0.0), embedding_size=16)).eval()
+    assert narrow.table.shape == (99, 16)
+    assert narrow(Tokens.full(ids)).shape == (3, 24, 99)
+    base = LanguageModel(bert_config(99, 32, 2, 4, max_position_embeddings=64)).eval()
+    shifted = LanguageModel(replace(base.cfg, position_offset=2)).eval()
+    shifted.load_state_dict(base.state_dict())
+    moved = Tokens.full(ids, position=torch.arange(24).expand(3, 24) + 2)
+    assert torch.equal(shifted(Tokens.full(ids)), base(moved))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_initialisation(architecture):
+    """BERT's: N(0, 0.02), biases 0, gains 1, the padding row 0; output_scale 0 makes every pre-norm layer pass through."""
+    cfg = (bert_config if architecture == "bert" else modern_config)(512, 128, 2, 4)
+    model = LanguageModel(cfg)
+    torch.manual_seed(0)
+    initialise(model, output_scale=0.5)
+    for name, parameter in model.named_parameters():
+        scale = 0.01 if name.endswith(("attention.out.weight", "mlp.out.weight")) else 0.02
+        if parameter.ndim == 2 and parameter.numel() > 10_000:
+            assert float(parameter.detach().std()) == pytest.approx(scale, rel=0.05), name
+        elif parameter.ndim == 1:
+            assert set(parameter.tolist()) == {1.0 if "norm.weight" in name else 0.0}, name
+    assert not model.table[cfg.pad_token_id].any()
+    if architecture == "modern":
+        initialise(model, output_scale=0.0)
+        model.eval()
+        tokens = Tokens.full(torch.arange(20)[None])
+        torch.testing.assert_close(
+            model.encoder(tokens), model.encoder.final_norm(model.encoder.embedding(tokens))
+        )
+
+
+def test_presets_are_the_papers():
+    base = bert_config(30522)
+    assert (len(base.layers), base.hidden_size, base.intermediate_size) == (12, 768, 3072)
+    modern = modern_config(50368)
+    assert [spec.window for spec in modern.layers[:4]] == [None, 64, 64, None]
+    assert modern.layers[0] == LayerSpec(rope_base=160_000.0)
+    parameters = sum(p.numel() for p in LanguageModel(modern).parameters())
+    assert parameters == pytest.approx(149.6e6, rel=2e-3)  # 149 M, Warner et al. 2024, sec. 2.1
