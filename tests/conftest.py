@@ -52,8 +52,11 @@ def randomise(module: torch.nn.Module, regime: str, seed: int) -> None:
                 parameter.add_(noise * 0.3)
 
 
-def exact_rope(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers rounds positions, q and k to fp32 in ModernBERT's RoPE, also in a float64 model: here it does not."""
+def exact_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a float64 model of transformers compute in float64: its RoPE and its causal loss round to fp32 on the way.
+
+    (So does ModernBERT's eager softmax, which is why the references run on the sdpa kernel.)
+    """
     from transformers.models.modernbert import modeling_modernbert as encoder
     from transformers.models.modernbert_decoder import modeling_modernbert_decoder as decoder
 
@@ -64,19 +67,12 @@ def exact_rope(monkeypatch: pytest.MonkeyPatch) -> None:
         angle = torch.cat((position_ids[..., None].to(x.dtype) * base ** (-k / width),) * 2, dim=-1)
         return angle.cos(), angle.sin()
 
-    def apply(
-        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
-    ) -> tuple[Tensor, Tensor]:
-        cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-        turn = lambda x: (
-            x * cos + torch.cat((-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), -1) * sin
-        )  # noqa: E731
-        return turn(q), turn(k)
+    def keep_wide(self: Tensor) -> Tensor:
+        return self if self.dtype == torch.float64 else self.to(torch.float32)
 
     monkeypatch.setattr(encoder.ModernBertRotaryEmbedding, "forward", table)
     monkeypatch.setattr(decoder.ModernBertDecoderRotaryEmbedding, "forward", table)
-    monkeypatch.setattr(encoder, "apply_rotary_pos_emb", apply)
-    monkeypatch.setattr(decoder, "apply_rotary_pos_emb", apply)
+    monkeypatch.setattr(Tensor, "float", keep_wide)
 
 
 @pytest.fixture
@@ -89,11 +85,11 @@ def pair(monkeypatch):
         objective: str = "mlm",
         regime: str = "wild",
         dtype=torch.float64,
-        kernel="eager",
+        kernel="sdpa",
         backend="sdpa",
     ):
         if dtype == torch.float64:
-            exact_rope(monkeypatch)
+            exact_float64(monkeypatch)
         cfg = small_config(architecture, regime)
         model_type, class_name = CLASSES[cfg.norm_order, objective]
         config = transformers.AutoConfig.for_model(
