@@ -178,9 +178,7 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> int:
         }
         settings |= {"held_out": args.held_out, **asdict(recipe), "data": data.fingerprint}
         pinned = {"precision": args.precision, "threads": args.threads}
-        run = store.earlier_run(
-            settings, {k: v for k, v in pinned.items() if v not in ("auto", None)}, args.resume
-        )
+        run = store.earlier_run(settings, {k: v for k, v in pinned.items() if v not in ("auto", None)}, args.resume)
         if "result" in run:
             say(f"{out} is finished; for another run choose another --out")
             return report(run["result"], [], args)
@@ -188,7 +186,8 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> int:
             runtime = Runtime.choose(args.device, run["precision"], run["threads"])
         model, optimizers = build_model(recipe, data.tokenizer.vocab_size, args.seed, runtime)
         say(
-            f"{runtime.describe()}, {model.encoder.backend} attention; {len(loader.rows):,} rows of {recipe.length} tokens, {loader.rows.fill:.1%} full"
+            f"{runtime.describe()}, {model.encoder.backend} attention; "
+            f"{len(loader.rows):,} rows of {recipe.length} tokens, {loader.rows.fill:.1%} full"
         )
         if not run:
             run = {
@@ -201,9 +200,7 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> int:
                 "versions": {"minilm": minilm.__version__, "torch": torch.__version__},
             }
             write_json(out / "run.json", run)
-        log, stopped_by = train(
-            args, recipe, run["steps"], data, loader, examined, model, optimizers, runtime, store
-        )
+        log, stopped_by = train(args, recipe, run["steps"], data, loader, examined, model, optimizers, runtime, store)
         if stopped_by:
             return 128 + stopped_by
 
@@ -255,16 +252,12 @@ def load_data(args: Args, recipe: Recipe, pin_memory: bool) -> tuple[Prepared, L
     objective = make_objective(args.objective, data.tokenizer, args.seed, recipe.mask_rate)
     loader = Loader(rows, objective, recipe.batch_size, args.seed, pin_memory)
     if not len(held_out):
-        raise DataError(
-            f"the held-out split makes no row of {rows.T} tokens; give more text, or raise --held-out"
-        )
+        raise DataError(f"the held-out split makes no row of {rows.T} tokens; give more text, or raise --held-out")
     judge = make_objective(args.objective, data.tokenizer, EVAL_SEED)
-    return data, loader, list(fixed_batches(held_out, judge, recipe.batch_size))
+    return data, loader, list(fixed_batches(held_out, judge))
 
 
-def build_model(
-    recipe: Recipe, vocab_size: int, seed: int, runtime: Runtime
-) -> tuple[LanguageModel, Optimizers]:
+def build_model(recipe: Recipe, vocab_size: int, seed: int, runtime: Runtime) -> tuple[LanguageModel, Optimizers]:
     """A model with fresh weights, on its device, and what updates it."""
     torch.manual_seed(seed)
     model = LanguageModel(recipe.encoder_config(vocab_size), runtime.backend(recipe.length))
@@ -280,9 +273,7 @@ def build_model(
     )
 
 
-def steps_of_budget(
-    args: Args, recipe: Recipe, model: LanguageModel, loader: Loader, runtime: Runtime
-) -> int:
+def steps_of_budget(args: Args, recipe: Recipe, model: LanguageModel, loader: Loader, runtime: Runtime) -> int:
     """The budget in steps. Minutes are turned into steps by timing a few on a copy of the model, so that a run
     of so many minutes is the run of that many steps."""
     rows_per_step = recipe.batch_size * recipe.accumulation
@@ -291,9 +282,7 @@ def steps_of_budget(
     if args.epochs is not None:
         return math.ceil(args.epochs * len(loader.rows) / rows_per_step)
     trial, trial_runtime, rng = copy.deepcopy(model), replace(runtime), rng_state()
-    optimizers = make_optimizers(
-        trial, recipe.optimizer, recipe.lr, recipe.weight_decay, muon_dtype=runtime.muon_dtype
-    )
+    optimizers = make_optimizers(trial, recipe.optimizer, recipe.lr, recipe.weight_decay, muon_dtype=runtime.muon_dtype)
     for step in range(WARM_STEPS + TIMED_STEPS):
         if step == WARM_STEPS:
             mark = time.perf_counter()
@@ -303,9 +292,7 @@ def steps_of_budget(
         float(nats)  # waits for the device
     step_s = (time.perf_counter() - mark) / TIMED_STEPS
     set_rng_state(rng)
-    say(
-        f"{step_s * 1000:.0f} ms a step: {recipe.minutes:g} minutes are {recipe.minutes * 60 / step_s:,.0f} steps"
-    )
+    say(f"{step_s * 1000:.0f} ms a step: {recipe.minutes:g} minutes are {recipe.minutes * 60 / step_s:,.0f} steps")
     return max(1, int(recipe.minutes * 60 / step_s))
 
 

@@ -40,9 +40,7 @@ def parse(args_type: type[Args], argv: list[str]) -> Args:
         flag = word.split("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known and "--" + flag.removeprefix("--no-") not in known:
             near = difflib.get_close_matches(flag, known, n=1)
-            raise ConfigError(
-                f"{flag}: no such flag" + (f"; did you mean {near[0]}?" if near else "; see --help")
-            )
+            raise ConfigError(f"{flag}: no such flag" + (f"; did you mean {near[0]}?" if near else "; see --help"))
     boxes = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxes):

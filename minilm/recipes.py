@@ -61,10 +61,11 @@ RECIPES = {
         num_attention_heads=4,
         intermediate_size=512,
         length=128,
-        batch_size=32,
-        mask_rate=0.25,
+        batch_size=16,
+        mask_rate=0.3,
         optimizer="muon",
         lr=5e-3,
+        warmup_frac=0.02,
         output_scale=0.0,
     ),
     # BERT as in Devlin et al. 2018, at the size of Turc et al. 2019 (BERT-mini), with what a few minutes afford:

@@ -104,9 +104,7 @@ def pair(monkeypatch):
 
         def gradients() -> dict[str, tuple[Tensor, Tensor]]:
             """Their name -> (our gradient, theirs), after both backward passes."""
-            mine = to_hf(
-                {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}, model_type
-            )
+            mine = to_hf({name: p.grad for name, p in ours.named_parameters() if p.grad is not None}, model_type)
             reference = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
             assert mine.keys() == reference.keys()
             return {name: (mine[name], reference[name]) for name in mine}

@@ -146,24 +146,20 @@ def _modern_reader(halo: int) -> Callable[[dict[str, Any]], EncoderConfig]:
         _expect(config, tie_word_embeddings=True, decoder_bias=True, **no_bias)
         L = _value(config, "num_hidden_layers", int)
         every = _value(config, "global_attn_every_n_layers", int, 3)
-        kinds = config.get("layer_types") or [
-            "sliding_attention" if i % every else "full_attention" for i in range(L)
-        ]
+        kinds = config.get("layer_types") or ["sliding_attention" if i % every else "full_attention" for i in range(L)]
         rope = config.get("rope_parameters") or {}
         base = {
             "full_attention": config.get("global_rope_theta", 160_000.0),
             "sliding_attention": config.get("local_rope_theta", 10_000.0),
         }
         base |= {kind: values.get("rope_theta", base[kind]) for kind, values in rope.items() if kind in base}
-        for kind, values in rope.items():
+        for values in rope.values():
             _expect(values, rope_type="default")
         if len(kinds) != L or not set(kinds) <= set(base):
             raise CheckpointError(f"config.json: layer_types {kinds!r} does not describe {L} layers")
         window = _value(config, "local_attention", int, 128) // 2 - halo
         layer = {
-            kind: LayerSpec(
-                window=window if kind == "sliding_attention" else None, rope_base=float(base[kind])
-            )
+            kind: LayerSpec(window=window if kind == "sliding_attention" else None, rope_base=float(base[kind]))
             for kind in base
         }
         activation = _value(config, "hidden_activation", str, "gelu")
@@ -199,9 +195,7 @@ def _modern_writer(model_type: str, halo: int) -> Callable[[EncoderConfig, dict[
             spec.rope_base != base[k] or spec.window not in (None, window)
             for k, spec in zip(kind, cfg.layers, strict=True)
         ):
-            raise ConfigError(
-                "ModernBERT has one window and one RoPE base per kind of layer; this encoder has more"
-            )
+            raise ConfigError("ModernBERT has one window and one RoPE base per kind of layer; this encoder has more")
         rows = {
             "model_type": model_type,
             "vocab_size": cfg.vocab_size,
@@ -292,9 +286,7 @@ def family_of(config: dict[str, Any]) -> Family:
     """The family of a config.json. Raises CheckpointError for one we do not have."""
     model_type = config.get("model_type")
     if model_type not in FAMILIES:
-        raise CheckpointError(
-            f"config.json: model_type {model_type!r} is unknown; known: {', '.join(FAMILIES)}"
-        )
+        raise CheckpointError(f"config.json: model_type {model_type!r} is unknown; known: {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
 
 
@@ -357,24 +349,19 @@ def from_hf(
     state = {}
     for name, like in expected.items():
         theirs = _theirs(name, family.names)
-        for key in theirs:
+        for key, part in zip(theirs, like.chunk(len(theirs)), strict=True):
             if key not in rest:
                 raise CheckpointError(f"tensor {key} is missing")
-        tensor = torch.cat([rest.pop(key) for key in theirs]) if len(theirs) > 1 else rest.pop(theirs[0])
-        if tensor.shape != like.shape:
-            raise CheckpointError(
-                f"tensor {theirs[0]} has shape {tuple(tensors[theirs[0]].shape)}; config.json makes our {name} "
-                f"{tuple(like.shape)}"
-            )
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"tensor {theirs[0]} holds values that are not finite")
-        state[name] = tensor
+            if rest[key].shape != part.shape:
+                shapes = f"{tuple(rest[key].shape)}; config.json makes it {tuple(part.shape)}"
+                raise CheckpointError(f"tensor {key} has shape {shapes}")
+            if not rest[key].isfinite().all():
+                raise CheckpointError(f"tensor {key} holds values that are not finite")
+        state[name] = torch.cat([rest.pop(key) for key in theirs])
     for copy, source in family.copies.items():
         if copy in rest and source in tensors and not torch.equal(rest.pop(copy), tensors[source]):
             raise CheckpointError(f"tensor {copy} differs from {source}; only tied weights are supported")
     dropped = [key for key in rest if key.startswith(family.heads)]
     if unknown := sorted(rest.keys() - set(dropped)):
-        raise CheckpointError(
-            f"tensor {unknown[0]} is unknown ({len(unknown)} such); is config.json of this model?"
-        )
+        raise CheckpointError(f"tensor {unknown[0]} is unknown ({len(unknown)} such); is config.json of this model?")
     return state, dropped

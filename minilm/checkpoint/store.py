@@ -155,9 +155,7 @@ class Store:
             except BlockingIOError as error:
                 lock.seek(0)
                 holder = lock.read().strip() or "another process"
-                raise ConfigError(
-                    f"--out {self.out}: {holder} is writing it; wait, or choose another"
-                ) from error
+                raise ConfigError(f"--out {self.out}: {holder} is writing it; wait, or choose another") from error
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             lock.flush()
@@ -173,19 +171,13 @@ class Store:
         if not (self.out / "run.json").exists():
             strangers = [p.name for p in self.out.iterdir() if p.name != "lock"]
             if strangers:
-                raise ConfigError(
-                    f"--out {self.out}: holds {strangers[0]} and no run; choose an empty directory"
-                )
+                raise ConfigError(f"--out {self.out}: holds {strangers[0]} and no run; choose an empty directory")
             return {}
         if resume == "never":
-            raise ConfigError(
-                f"--out {self.out}: holds a run; choose another --out, or --resume auto to go on"
-            )
+            raise ConfigError(f"--out {self.out}: holds a run; choose another --out, or --resume auto to go on")
         run = read_json(self.out / "run.json")
         if run.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{self.out / 'run.json'}: format {run.get('format')!r}, this version reads {FORMAT}"
-            )
+            raise CheckpointError(f"{self.out / 'run.json'}: format {run.get('format')!r}, this version reads {FORMAT}")
         was = run["settings"] | {key: run[key] for key in pinned}
         for key, now in (settings | pinned).items():
             if was.get(key) != now:

@@ -58,22 +58,14 @@ def open_corpus(paths: Sequence[str], text_field: str = "text") -> Corpus:
     """The corpus of files, folders (searched for SUFFIXES) and glob patterns. Raises DataError."""
     files: list[Path] = []
     for path in paths:
-        found = (
-            sorted(Path(p) for p in glob.glob(path, recursive=True))
-            if not os.path.exists(path)
-            else [Path(path)]
-        )
+        found = sorted(Path(p) for p in glob.glob(path, recursive=True)) if not os.path.exists(path) else [Path(path)]
         if not found:
-            raise DataError(
-                f"--data {path}: no such file or folder; give a file, a folder or a quoted pattern"
-            )
+            raise DataError(f"--data {path}: no such file or folder; give a file, a folder or a quoted pattern")
         for each in found:
             if each.is_dir():
                 inside = sorted(p for p in each.rglob("*") if p.is_file() and _is_text_name(p))
                 if not inside:
-                    raise DataError(
-                        f"--data {each}: no {', '.join(SUFFIXES)} file (also .gz, .xz) in this folder"
-                    )
+                    raise DataError(f"--data {each}: no {', '.join(SUFFIXES)} file (also .gz, .xz) in this folder")
                 files += inside
             elif each.is_file():
                 files.append(each)
@@ -115,9 +107,7 @@ def _embedded_sources() -> Iterator[tuple[str, Path]]:
         roots[package] = Path(spec.origin).parent
     for name, root in roots.items():
         inside = ((path.relative_to(root), path) for path in root.rglob("*.py"))
-        kept = sorted(
-            (rel.as_posix(), path) for rel, path in inside if not NOT_DOCUMENTATION & set(rel.parts)
-        )
+        kept = sorted((rel.as_posix(), path) for rel, path in inside if not NOT_DOCUMENTATION & set(rel.parts))
         yield from ((f"{name}/{rel}", path) for rel, path in kept)
 
 
@@ -165,9 +155,7 @@ def _lines(file: Path, limit: int) -> Iterator[tuple[int, str, bool]]:
         while raw := _piece(stream, limit, first=number == 1):
             ends = raw.endswith(b"\n")
             if b"\0" in raw:
-                raise DataError(
-                    f"{file}:{number}: a NUL byte; this is a binary file (or UTF-16), not UTF-8 text"
-                )
+                raise DataError(f"{file}:{number}: a NUL byte; this is a binary file (or UTF-16), not UTF-8 text")
             try:
                 text = decoder.decode(raw, final=ends)
             except UnicodeDecodeError as error:

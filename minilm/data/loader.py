@@ -1,6 +1,7 @@
 """Rows in the order of a run, as batches. Row number n of the run is a function of (seed, n) alone, so the whole
 state is one number, and going on from it costs the same anywhere."""
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,9 @@ from minilm.data.objectives import Objective, draw
 from minilm.data.packing import Rows
 from minilm.errors import CheckpointError, DataError
 
+EVALUATED_TOKENS = 1 << 17
+EVALUATED_AT_ONCE = 1 << 12  # tokens of one batch
+
 
 class Loader:
     """Endless batches: every epoch is another permutation of the rows, and a batch may span two epochs.
@@ -19,9 +23,7 @@ class Loader:
     Raises DataError where the rows do not fill one batch.
     """
 
-    def __init__(
-        self, rows: Rows, objective: Objective, batch_size: int, seed: int, pin_memory: bool = False
-    ) -> None:
+    def __init__(self, rows: Rows, objective: Objective, batch_size: int, seed: int, pin_memory: bool = False) -> None:
         if len(rows) < batch_size:
             raise DataError(
                 f"the training split makes {len(rows)} rows of {rows.T} tokens, fewer than --batch-size {batch_size}; "
@@ -71,31 +73,25 @@ class Loader:
         own = self.state_dict()
         for key in ("rows", "seed"):
             if state[key] != own[key]:
-                raise CheckpointError(
-                    f"the checkpoint was made with {key} {state[key]}, this run has {own[key]}"
-                )
+                raise CheckpointError(f"the checkpoint was made with {key} {state[key]}, this run has {own[key]}")
         self.taken = state["taken"]
 
 
-def fixed_batches(
-    rows: Rows, objective: Objective, batch_size: int, min_targets: int = 20_000
-) -> Iterator[Batch]:
+def fixed_batches(rows: Rows, objective: Objective, min_targets: int = 20_000) -> Iterator[Batch]:
     """The same batches at every call, for evaluation: at least `min_targets` targets, or every row there is.
 
-    Rows are spread evenly over the split. A split with too few is read again with other draws, where the
-    objective draws.
+    Rows are spread evenly over the split, EVALUATED_TOKENS of it if it has so many. A split with too few targets
+    is read again with other draws, where the objective draws.
     """
-    T = rows.T
-    probe = objective(*rows.take(np.zeros(1, np.int64)), torch.zeros(1).long(), torch.zeros(1).long())
-    per_row = len(probe.target)
-    wanted = max(-(-min_targets * 21 // (20 * per_row)), -(-(1 << 17) // T))  # 5 % spare for IGNOREd targets
-    if not objective.random:
-        wanted = min(wanted, len(rows))
+    some = np.arange(min(64, len(rows)))
+    per_row = objective(*rows.take(some), torch.from_numpy(some), torch.zeros(len(some)).long()).count / len(some)
+    enough = math.ceil(1.1 * min_targets / max(per_row, 1.0))  # a tenth to spare, for other rows hold fewer
+    wanted = max(enough if objective.random else 0, min(len(rows), max(enough, EVALUATED_TOKENS // rows.T)))
     number = np.arange(wanted)
-    epoch, place = np.divmod(number, len(rows))
-    row = place * len(rows) // min(wanted, len(rows)) if wanted <= len(rows) else place
+    epoch, row = np.divmod(number, len(rows))
+    if wanted < len(rows):
+        row = number * len(rows) // wanted
+    batch_size = max(1, EVALUATED_AT_ONCE // rows.T)
     for at in range(0, wanted, batch_size):
         here = row[at : at + batch_size]
-        yield objective(
-            *rows.take(here), torch.from_numpy(here), torch.from_numpy(epoch[at : at + batch_size])
-        )
+        yield objective(*rows.take(here), torch.from_numpy(here), torch.from_numpy(epoch[at : at + batch_size]))

@@ -61,7 +61,7 @@ class MaskedLM:
     random: bool = True
 
     def __call__(self, ids: Tensor, doc: Tensor | None, row: Tensor, epoch: Tensor) -> Batch:
-        B, T = ids.shape
+        T = ids.shape[1]
         place = (epoch[:, None], row[:, None], torch.arange(T, device=ids.device))
         special = torch.tensor(self.tokenizer.special_ids, device=ids.device)
         maskable = ~torch.isin(ids, special)
@@ -134,10 +134,7 @@ def _batch(
 ) -> Batch:
     """pick, target (B, k): columns and what stands there."""
     B, T = ids.shape
-    if doc is None:
-        tokens = Tokens.full(ids, attention, prefix)
-    else:
-        tokens = Tokens.packed(ids, doc, attention, prefix)
+    tokens = Tokens.full(ids, attention, prefix) if doc is None else Tokens.packed(ids, doc, attention, prefix)
     where = (pick + torch.arange(B, device=ids.device)[:, None] * T).flatten()
     count, size = int((target != IGNORE).sum()), int(tokens.key.sum())
     return Batch(tokens, where, target.flatten(), count, size)

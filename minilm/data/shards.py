@@ -81,9 +81,7 @@ def prepare(
         return (text for text in corpus.documents() if not is_held_out(text, held_out))
 
     if not any(True for _ in islice(corpus.documents(), 1)):
-        raise DataError(
-            f"--data {', '.join(map(str, corpus.files))}: no text in it, only blank lines or nothing"
-        )
+        raise DataError(f"--data {', '.join(map(str, corpus.files))}: no text in it, only blank lines or nothing")
     if tokenizer is None:
         say(f"training a vocabulary of {vocab_size:,}")
         tokenizer = Tokenizer.train(train_documents(), vocab_size, lowercase, exact_vocab)

@@ -88,9 +88,7 @@ class Tokenizer:
         if size < MULTIPLE:
             raise DataError(f"the text supports a vocabulary of {len(vocab)} only; give more text")
         if size < vocab_size and exact:
-            raise DataError(
-                f"--vocab-size {vocab_size}: the text supports {size} at most; lower it or give more text"
-            )
+            raise DataError(f"--vocab-size {vocab_size}: the text supports {size} at most; lower it or give more text")
         note = f"vocabulary shrunk from {vocab_size:,} to {size:,}, all that the text supports"
         kept = {token: i for i, token in enumerate(vocab[:size])}
         return cls(_wordpiece(kept, lowercase), lowercase, note if size < vocab_size else "")
@@ -113,7 +111,7 @@ class Tokenizer:
         try:
             spec = json.loads(path.read_text(encoding="utf-8"))
             backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        except Exception as error:  # noqa: BLE001  tokenizers raises bare Exception
+        except Exception as error:  # tokenizers raises just that
             raise DataError(f"{path}: not a tokenizer file ({error})") from error
         kind = spec["model"].get("type", "WordPiece")
         if kind != "WordPiece":
@@ -130,17 +128,11 @@ class Tokenizer:
         tokens = [line.rstrip("\r") for line in lines]
         twice = next((token for token, count in Counter(tokens).items() if count > 1), None)
         if twice is not None:
-            raise DataError(
-                f"{path}:{len(tokens) - tokens[::-1].index(twice)}: token {twice!r} stands there twice"
-            )
+            raise DataError(f"{path}:{len(tokens) - tokens[::-1].index(twice)}: token {twice!r} stands there twice")
         config = path.with_name("tokenizer_config.json")
-        stated = (
-            json.loads(config.read_text(encoding="utf-8")).get("do_lower_case") if config.exists() else None
-        )
+        stated = json.loads(config.read_text(encoding="utf-8")).get("do_lower_case") if config.exists() else None
         cased = any(token not in SPECIALS and token != token.lower() for token in tokens)
-        note = (
-            "" if stated is not None else f"{path.name}: {'cased' if cased else 'lower-case'}, by its words"
-        )
+        note = "" if stated is not None else f"{path.name}: {'cased' if cased else 'lower-case'}, by its words"
         lowercase = not cased if stated is None else bool(stated)
         return cls(_wordpiece({token: i for i, token in enumerate(tokens)}, lowercase), lowercase, note)
 
@@ -161,9 +153,7 @@ class Tokenizer:
             "sep_token": SEP,
             "mask_token": MASK,
         }
-        (directory / "tokenizer_config.json").write_text(
-            json.dumps(config, indent=2) + "\n", encoding="utf-8"
-        )
+        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def fingerprint(self) -> str:
         """What decides the ids of a text, as one string."""

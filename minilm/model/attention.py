@@ -101,9 +101,7 @@ def explicit(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, dropout: float)
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, dropout: float) -> Tensor:
     """PyTorch's fused kernels: any device, any mask."""
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=ctx.mask, dropout_p=dropout, is_causal=ctx.is_causal
-    )
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=ctx.mask, dropout_p=dropout, is_causal=ctx.is_causal)
 
 
 BACKENDS: dict[Backend, Callable[..., Tensor]] = {"explicit": explicit, "sdpa": sdpa}

@@ -70,9 +70,7 @@ class EncoderConfig:
                 f"{self.num_attention_heads}; make it a multiple"
             )
         if self.activation not in ACTIVATIONS:
-            raise ConfigError(
-                f"activation {self.activation!r} is unknown; use one of {', '.join(ACTIVATIONS)}"
-            )
+            raise ConfigError(f"activation {self.activation!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
         if not self.layers:
             raise ConfigError("an encoder needs at least one layer")
 
@@ -175,9 +173,7 @@ class Block(nn.Module):
 
     def __init__(self, cfg: EncoderConfig) -> None:
         super().__init__()
-        self.attention = Attention(
-            cfg.hidden_size, cfg.num_attention_heads, cfg.bias, cfg.attention_probs_dropout_prob
-        )
+        self.attention = Attention(cfg.hidden_size, cfg.num_attention_heads, cfg.bias, cfg.attention_probs_dropout_prob)
         self.attention_norm = nn.LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, bias=cfg.bias)
         self.mlp = MLPS[cfg.mlp](cfg)
         self.mlp_norm = nn.LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, bias=cfg.bias)

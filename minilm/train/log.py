@@ -33,9 +33,7 @@ class Log:
         kept = [line for line in read_metrics(file) if line["step"] <= start]
         file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self.is_terminal = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=steps, initial=start, unit="step", disable=not self.is_terminal, dynamic_ncols=True
-        )
+        self.bar = tqdm(total=steps, initial=start, unit="step", disable=not self.is_terminal, dynamic_ncols=True)
         self.said_at, self.mark = start, time.perf_counter()
 
     def tick(self, step: int) -> None:
@@ -62,9 +60,7 @@ class Log:
         if not self.is_terminal and (step - self.said_at >= self.steps / QUIET_LINES or step == self.steps):
             self.said_at = step
             left = self.seconds / step * (self.steps - step)
-            say(
-                f"step {step}/{self.steps}  loss {loss:.3f}  {tokens / spent:,.0f} tokens/s  {left:.0f} s left"
-            )
+            say(f"step {step}/{self.steps}  loss {loss:.3f}  {tokens / spent:,.0f} tokens/s  {left:.0f} s left")
 
     def evaluation(self, step: int, score: Score) -> None:
         """A pass over the held-out split after `step` steps."""

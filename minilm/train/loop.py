@@ -77,7 +77,7 @@ class Plan:
     max_norm: float = 1.0  # of the gradient; larger ones are scaled down
     log_every: int = 10
     evaluate_every: int = 0  # 0: only where the caller does
-    save_every: int = 0  # 0: only when stopped
+    save_every: int = 0  # and at the end; 0: only when stopped
 
 
 class Watch(Protocol):
@@ -117,7 +117,7 @@ def fit(
         done, stopping = step + 1, stop()
         watch.tick(done)
         last = done == plan.steps or stopping
-        saving = stopping or bool(plan.save_every and done % plan.save_every == 0)
+        saving = stopping or bool(plan.save_every and (last or done % plan.save_every == 0))
         evaluating = bool(plan.evaluate_every and done % plan.evaluate_every == 0 and not last)
         if last or saving or evaluating or done % plan.log_every == 0:  # here the host asks the device
             since.check(streak=FP16_STREAK if runtime.scaler.is_enabled() else 1)

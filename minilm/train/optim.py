@@ -14,9 +14,7 @@ OptimizerName = Literal["adamw", "muon"]
 ScheduleName = Literal["linear", "cosine", "wsd"]
 
 
-def learning_rate(
-    name: ScheduleName, step: int, steps: int, warmup_steps: int, decay_frac: float = 0.4
-) -> float:
+def learning_rate(name: ScheduleName, step: int, steps: int, warmup_steps: int, decay_frac: float = 0.4) -> float:
     """The fraction in (0, 1] of the peak learning rate for step number `step` (from 0) of `steps`.
 
     Linear warm-up over `warmup_steps`, then: `linear` to 0 (Devlin et al. 2018), `cosine` to 0 (Loshchilov &
@@ -63,9 +61,7 @@ def make_optimizers(
         {"params": decayed, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
-    ]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)]
     if name == "muon":
         optimizers.append(Muon(matrices, parts, lr=lr, weight_decay=weight_decay, dtype=muon_dtype))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):

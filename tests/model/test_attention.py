@@ -102,9 +102,7 @@ def test_rope_turns_by_relative_position():
     q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def product(m: int, n: int) -> float:
-        turned = [
-            rotate(x, rope_table(torch.tensor([[p]]), 8, 1e4, torch.float64)) for x, p in ((q, m), (k, n))
-        ]
+        turned = [rotate(x, rope_table(torch.tensor([[p]]), 8, 1e4, torch.float64)) for x, p in ((q, m), (k, n))]
         return float((turned[0] * turned[1]).sum())
 
     assert product(7, 3) == pytest.approx(product(104, 100), rel=1e-12)

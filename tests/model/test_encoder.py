@@ -93,9 +93,7 @@ def test_parity_of_token_types_and_positions(pair, ids, assert_close):
 @pytest.mark.parametrize("backend", ["explicit", "sdpa"])
 @pytest.mark.parametrize("reach", OBJECTIVE)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_packed_documents_are_alone(
-    pair, ids, packed, tokens_of, rule, assert_close, architecture, reach, backend
-):
+def test_packed_documents_are_alone(pair, ids, packed, tokens_of, rule, assert_close, architecture, reach, backend):
     """Each document of a packed row has the states, logits and gradients that transformers gives it by itself."""
     both = pair(architecture, OBJECTIVE[reach], backend=backend)
     tokens = tokens_of(ids, reach, doc=packed)
@@ -328,7 +326,7 @@ def test_narrow_embeddings_and_shifted_positions(ids):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_initialisation(architecture):
-    """BERT's: N(0, 0.02), biases 0, gains 1, the padding row 0; output_scale 0 makes every pre-norm layer pass through."""
+    """BERT's: N(0, 0.02), biases 0, gains 1, the padding row 0; with output_scale 0 pre-norm layers pass through."""
     cfg = (bert_config if architecture == "bert" else modern_config)(512, 128, 2, 4)
     model = LanguageModel(cfg)
     torch.manual_seed(0)
@@ -344,9 +342,7 @@ def test_initialisation(architecture):
         initialise(model, output_scale=0.0)
         model.eval()
         tokens = Tokens.full(torch.arange(20)[None])
-        torch.testing.assert_close(
-            model.encoder(tokens), model.encoder.final_norm(model.encoder.embedding(tokens))
-        )
+        torch.testing.assert_close(model.encoder(tokens), model.encoder.final_norm(model.encoder.embedding(tokens)))
 
 
 def test_presets_are_the_papers():

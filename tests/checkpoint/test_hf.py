@@ -1,0 +1,247 @@
+"""Names and configurations both ways, the accounting of every tensor, and what transformers makes of our directories."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from minilm.batch import Tokens
+from minilm.checkpoint.hf import (
+    CLASSES,
+    FAMILIES,
+    config_from_hf,
+    config_to_hf,
+    from_hf,
+    objective_of,
+    to_hf,
+)
+from minilm.checkpoint.store import read_model, write_model
+from minilm.data.objectives import REACH
+from minilm.data.tokenizer import Tokenizer
+from minilm.errors import CheckpointError
+from minilm.evaluation.predict import fill_mask
+from minilm.model.encoder import bert_config, modern_config
+from minilm.model.heads import LanguageModel
+
+SPECIALS = {"cls_token_id": 2, "sep_token_id": 3}
+KINDS = [(architecture, objective) for architecture in ("bert", "modern") for objective in ("mlm", "clm", "prefix")]
+TEXT = "the quick brown fox jumps over the lazy dog while seven wizards box with five dozen liquor jugs " * 20
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train([TEXT], vocab_size=64)
+
+
+def model_of(architecture: str, vocab_size: int, seed: int = 0) -> LanguageModel:
+    """Random weights everywhere, a window of 4 that the texts below exceed more than twice."""
+    make = bert_config if architecture == "bert" else modern_config
+    extra = {} if architecture == "bert" else {"window": 4, "global_every": 2}
+    model = LanguageModel(make(vocab_size, 32, 3, 4, 24, max_position_embeddings=64, dropout=0.0, **extra))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model.eval()
+
+
+@pytest.fixture(params=KINDS, ids="-".join)
+def saved(request, tmp_path, tokenizer):
+    """(directory, model, objective) of every kind of language model."""
+    architecture, objective = request.param
+    model = model_of(architecture, tokenizer.vocab_size)
+    write_model(tmp_path, model, tokenizer, objective)
+    return tmp_path, model, objective
+
+
+def test_transformers_opens_it_as_what_it_is(saved, tokenizer):
+    """By the Auto class of its architecture, with empty loading_info, and with our logits: 40 tokens, windows of 4."""
+    import transformers
+
+    directory, model, objective = saved
+    config = json.loads((directory / "config.json").read_text())
+    auto = transformers.AutoModelForCausalLM if objective == "clm" else transformers.AutoModelForMaskedLM
+    theirs, info = auto.from_pretrained(directory, output_loading_info=True, dtype=torch.float32)
+    assert type(theirs).__name__ == config["architectures"][0]
+    assert not any(info.values()), info
+    ids = torch.randint(5, tokenizer.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
+    reach = "bidirectional" if objective == "prefix" else REACH[objective]  # they have no prefix mask
+    with torch.no_grad():
+        reference = theirs.eval()(ids).logits
+        torch.testing.assert_close(model(Tokens.full(ids, reach)), reference, rtol=1e-4, atol=2e-4)
+        other = "causal" if reach == "bidirectional" else "bidirectional"
+        assert (model(Tokens.full(ids, other)) - reference).abs().max() > 0.05
+
+
+def test_their_tokenizer_is_ours(saved, tokenizer):
+    import transformers
+
+    theirs = transformers.AutoTokenizer.from_pretrained(saved[0])
+    assert (theirs.mask_token, theirs.cls_token, theirs.sep_token, theirs.pad_token, theirs.unk_token) == (
+        "[MASK]",
+        "[CLS]",
+        "[SEP]",
+        "[PAD]",
+        "[UNK]",
+    )
+    assert theirs.model_max_length == 64
+    assert theirs("The quick FOX").input_ids == tokenizer.encode("The quick FOX").input_ids
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modern"])
+def test_their_pipeline_fills_masks_as_we_do(architecture, tokenizer, tmp_path):
+    import transformers
+
+    model = model_of(architecture, tokenizer.vocab_size, seed=3)
+    write_model(tmp_path, model, tokenizer, "mlm")
+    theirs = transformers.pipeline("fill-mask", model=str(tmp_path), tokenizer=str(tmp_path), top_k=5, device="cpu")
+    text = "the quick brown [MASK] jumps over the lazy dog"
+    ours = fill_mask(model, tokenizer, text, top_k=5)
+    reference = theirs(text)
+    assert [each.token for each in ours] == [each["token_str"] for each in reference]
+    np.testing.assert_allclose([e.probability for e in ours], [e["score"] for e in reference], rtol=1e-4)
+
+
+def test_round_trip_through_a_directory(saved):
+    directory, model, objective = saved
+    again, tokenizer, was = read_model(directory)
+    assert was == objective
+    assert again.cfg == model.cfg
+    assert not again.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    assert tokenizer.encode("fox").input_ids == tokenizer.load(directory).encode("fox").input_ids
+
+
+@pytest.mark.parametrize(("architecture", "objective"), KINDS)
+def test_names_and_values_survive_both_ways(architecture, objective):
+    model = model_of(architecture, 99)
+    model_type, _ = CLASSES[model.cfg.norm_order, objective]
+    theirs = to_hf(model.state_dict(), model_type)
+    state, dropped = from_hf(theirs, model_type, model.state_dict())
+    assert not dropped
+    assert state.keys() == model.state_dict().keys()
+    again = to_hf(state, model_type)
+    assert again.keys() == theirs.keys()
+    assert all(torch.equal(again[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(("architecture", "objective"), KINDS)
+def test_configs_survive_both_ways(architecture, objective):
+    cfg = model_of(architecture, 99).cfg
+    config = config_to_hf(cfg, objective, SPECIALS)
+    assert config_from_hf(config) == cfg
+    assert objective_of(config) == objective
+    old = {key: value for key, value in config.items() if key not in ("rope_parameters", "layer_types")}
+    assert config_from_hf(old) == cfg  # as transformers 4 wrote them
+
+
+def test_hf_defaults_are_read():
+    """Their configs of the published models, as their library writes them."""
+    import transformers
+
+    base = config_from_hf(transformers.BertConfig().to_dict() | {"model_type": "bert"})
+    assert base == bert_config(30522)
+    modern = config_from_hf(transformers.ModernBertConfig().to_dict())
+    assert modern.layers == modern_config(50368).layers
+    assert modern.pad_token_id == 50283
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is unknown"),
+        ({"vocab_size": "99"}, "vocab_size is '99'; expected int"),
+        ({"hidden_size": True}, "hidden_size is True; expected int"),
+        ({"num_attention_heads": 5}, "does not divide"),
+        ({"hidden_act": "os.system"}, "unknown; use one of"),
+        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"position_embedding_type": "relative_key"}, "not supported"),
+        ({"tie_word_embeddings": False}, "not supported"),
+        ({"num_hidden_layers": 0}, "at least one layer"),
+    ],
+)
+def test_a_config_we_cannot_compute_is_refused(change, message):
+    config = config_to_hf(bert_config(99, 32, 2, 4), "mlm", SPECIALS) | change
+    with pytest.raises(CheckpointError, match=message):
+        config_from_hf(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention_bias": True}, "attention_bias True is not supported"),
+        ({"layer_types": ["full_attention"]}, "does not describe 3 layers"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_type 'yarn' is not supported"),
+        ({"local_attention": "8"}, "local_attention is '8'"),
+    ],
+)
+def test_a_modern_config_we_cannot_compute_is_refused(change, message):
+    config = config_to_hf(model_of("modern", 99).cfg, "mlm", SPECIALS) | change
+    with pytest.raises(CheckpointError, match=message):
+        config_from_hf(config)
+
+
+def corrupt(tensors, fault):
+    query = "bert.encoder.layer.1.attention.self.query.weight"
+    if fault == "missing":
+        del tensors[query]
+    elif fault == "unknown":
+        tensors["bert.encoder.layer.3.output.dense.weight"] = torch.zeros(2)
+    elif fault == "shape":
+        tensors[query] = tensors[query][:, :-1].contiguous()
+    elif fault == "NaN":
+        tensors["cls.predictions.bias"][5] = torch.nan
+    elif fault == "untied":
+        tensors["cls.predictions.decoder.weight"] = torch.zeros_like(tensors["bert.embeddings.word_embeddings.weight"])
+    elif fault == "tied copy":
+        tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].clone()
+    elif fault == "other heads":
+        tensors |= {"bert.pooler.dense.weight": torch.ones(2), "cls.seq_relationship.bias": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("missing", "bert.encoder.layer.1.attention.self.query.weight is missing"),
+        ("unknown", "bert.encoder.layer.3.output.dense.weight is unknown"),
+        ("shape", r"attention.self.query.weight has shape \(32, 31\); config.json makes it \(32, 32\)"),
+        ("NaN", "cls.predictions.bias holds values that are not finite"),
+        ("untied", "cls.predictions.decoder.weight differs"),
+        ("tied copy", None),
+        ("other heads", None),
+    ],
+)
+def test_every_tensor_is_accounted_for(fault, message, tokenizer, tmp_path):
+    model = model_of("bert", tokenizer.vocab_size)
+    write_model(tmp_path, model, tokenizer, "mlm")
+    tensors = load_file(tmp_path / "model.safetensors")
+    corrupt(tensors, fault)
+    save_file(tensors, tmp_path / "model.safetensors")
+    if message is None:
+        assert torch.equal(read_model(tmp_path)[0].table, model.table)
+        return
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_model(tmp_path)
+    assert "model.safetensors" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_dropped_heads_are_named():
+    model = model_of("bert", 99)
+    theirs = to_hf(model.state_dict(), "bert") | {"bert.pooler.dense.weight": torch.ones(2)}
+    assert from_hf(theirs, "bert", model.state_dict())[1] == ["bert.pooler.dense.weight"]
+
+
+def test_every_family_names_every_parameter():
+    """No parameter of ours falls through the tables, and no two share a name of theirs."""
+    for architecture in ("bert", "modern"):
+        model = model_of(architecture, 99)
+        for objective in ("mlm", "clm"):
+            model_type, _ = CLASSES[model.cfg.norm_order, objective]
+            named = to_hf(model.state_dict(), model_type)
+            values = [v for v in FAMILIES[model_type].names.values() if isinstance(v, tuple)]
+            split = len(values) * len(model.cfg.layers) * 2 * (2 if architecture == "bert" else 1)
+            assert len(named) == len(model.state_dict()) + split

@@ -1,0 +1,246 @@
+"""A run directory: complete checkpoints, or none."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from minilm.checkpoint.store import (
+    Store,
+    manifest_fault,
+    read_model,
+    read_training,
+    write_json,
+    write_manifest,
+    write_model,
+    write_training,
+)
+from minilm.data.tokenizer import Tokenizer
+from minilm.errors import CheckpointError, ConfigError
+from minilm.model.encoder import bert_config, initialise, modern_config
+from minilm.model.heads import LanguageModel
+from minilm.train.optim import make_optimizers
+
+
+@pytest.fixture
+def store(tmp_path):
+    out = Store(tmp_path / "run")
+    out.out.mkdir()
+    return out
+
+
+def write_text(content: str):
+    def write(directory):
+        (directory / "model.safetensors").write_text(content)
+        (directory / "training").mkdir()
+        (directory / "training" / "state.json").write_text(content)
+        (directory / "config.json").write_text("{}")
+
+    return write
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_checkpoint_is_whole_and_the_oldest_go(store):
+    for step in (5, 10, 15):
+        path = store.save(step, write_text(str(step)), keep=2)
+        assert path.name == f"step-{step:06d}"
+        assert manifest_fault(path) == ""
+    assert names(store.out) == ["step-000010", "step-000015"]
+    assert store.latest(print).name == "step-000015"
+    assert set(json.loads((path / "MANIFEST.json").read_text())["sha256"]) == {
+        "config.json",
+        "model.safetensors",
+        "training/state.json",
+    }
+
+
+@pytest.mark.parametrize("fault", ["flipped bit", "truncated", "missing file", "no manifest", "bad manifest"])
+@pytest.mark.parametrize("file", ["model.safetensors", "training/state.json", "config.json"])
+def test_a_damaged_checkpoint_is_passed_over_and_said(store, file, fault):
+    store.save(5, write_text("older"))
+    newest = store.save(10, write_text("newer"))
+    target = newest / file
+    if fault == "flipped bit":
+        content = bytearray(target.read_bytes())
+        content[-1] ^= 1
+        target.write_bytes(content)
+    elif fault == "truncated":
+        target.write_bytes(target.read_bytes()[:-1])
+    elif fault == "missing file":
+        target.unlink()
+    elif fault == "no manifest":
+        (newest / "MANIFEST.json").unlink()
+    else:
+        (newest / "MANIFEST.json").write_text("[")
+    said = []
+    assert store.latest(said.append).name == "step-000005"
+    assert len(said) == 1
+    assert "step-000010 is damaged" in said[0]
+
+
+def test_a_failing_save_leaves_the_last_one(store):
+    store.save(5, write_text("older"))
+
+    def fail(directory):
+        (directory / "model.safetensors").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        store.save(10, fail)
+    assert store.latest(print).name == "step-000005"
+    with store.hold():  # the next run sweeps what was left behind
+        assert names(store.out) == ["lock", "step-000005"]
+
+
+def test_config_json_comes_last(store, monkeypatch):
+    """Whatever moment the finishing is killed at, a directory with a config.json is a whole one."""
+    moved = []
+    original = type(store.out).replace
+
+    def record(self, target):
+        moved.append(target.name)
+        return original(self, target)
+
+    monkeypatch.setattr(type(store.out), "replace", record)
+    store.finish(lambda directory: write_json(directory / "config.json", {}) or (directory / "a").write_text("x"))
+    assert moved[-1] == "config.json"
+    assert moved.index("MANIFEST.json") < len(moved) - 1
+    assert manifest_fault(store.out) == ""
+
+
+def test_two_writers_are_one_too_many(store):
+    code = (
+        "import sys, pathlib; from minilm.checkpoint.store import Store\n"
+        "with Store(pathlib.Path(sys.argv[1])).hold(): print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, store.out], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(ConfigError, match=rf"process {other.pid} .* is writing it"), store.hold():
+        pass
+    other.kill()
+    other.communicate()
+    with store.hold():  # the system let go of it with the process
+        assert (store.out / "lock").read_text().startswith(f"process {os.getpid()} ")
+
+
+SETTINGS = {"lr": 1e-3, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "pinned", "resume", "message"),
+    [
+        ({"lr": 2e-3, "seed": 0}, {}, "auto", "began with lr 0.001, not 0.002"),
+        (SETTINGS, {"precision": "bf16"}, "auto", "began with precision fp32, not bf16"),
+        (SETTINGS, {}, "never", "holds a run"),
+        (SETTINGS, {"precision": "fp32"}, "auto", None),
+    ],
+)
+def test_a_run_of_another_config_is_refused(store, settings, pinned, resume, message):
+    run = {"format": 1, "settings": SETTINGS, "precision": "fp32"}
+    write_json(store.out / "run.json", run)
+    if message is None:
+        assert store.earlier_run(settings, pinned, resume) == run
+        return
+    with pytest.raises(ConfigError, match=message):
+        store.earlier_run(settings, pinned, resume)
+
+
+def test_a_directory_of_something_else_is_refused(store):
+    assert store.earlier_run(SETTINGS, {}, "auto") == {}
+    (store.out / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"holds thesis.tex and no run"):
+        store.earlier_run(SETTINGS, {}, "auto")
+
+
+def test_an_output_that_cannot_be_is_refused_and_not_made(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="is a file, not a directory"):
+        Store(tmp_path / "file" / "run").check_writable()
+    Store(tmp_path / "new" / "run").check_writable()
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("make", "name"), [(bert_config, "adamw"), (modern_config, "muon")])
+def test_training_state_survives_bit_for_bit(tmp_path, make, name):
+    def fresh():
+        torch.manual_seed(0)
+        model = LanguageModel(make(64, 32, 2, 4))
+        initialise(model)
+        return model, make_optimizers(model, name, 1e-3, 0.01)
+
+    def step(model, optimizers, seed):
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        for optimizer in optimizers:
+            optimizer.step()
+
+    model, optimizers = fresh()
+    step(model, optimizers, 1)
+    write_training(tmp_path, model, optimizers, {"cpu": torch.get_rng_state()}, {"step": 1})
+    again, others = fresh()
+    again.load_state_dict(model.state_dict())
+    rng, state = read_training(tmp_path, again, others)
+    assert torch.equal(rng["cpu"], torch.get_rng_state())
+    assert state["step"] == 1
+    step(model, optimizers, 2)
+    step(again, others, 2)
+    for (key, mine), (_, theirs) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(mine, theirs), key
+
+
+def test_reading_what_is_no_model(tmp_path):
+    for directory, message in (
+        (tmp_path / "none", "no such directory"),
+        (tmp_path, "no config.json, so no finished model$"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            read_model(directory)
+    store = Store(tmp_path / "run")
+    store.out.mkdir()
+    store.save(7, write_text("x"))
+    with pytest.raises(CheckpointError, match=r"newest complete checkpoint is .*step-000007"):
+        read_model(store.out)
+
+
+@pytest.mark.parametrize("fault", ["weights", "config", "vocabulary", "truncated", "unreadable config"])
+def test_a_model_that_does_not_match_its_manifest_is_refused(tmp_path, fault):
+    tokenizer = Tokenizer.train(["some words for a small vocabulary of pieces and letters " * 9], vocab_size=64)
+    model = LanguageModel(bert_config(tokenizer.vocab_size, 32, 2, 4))
+    write_model(tmp_path, model, tokenizer, "mlm")
+    write_manifest(tmp_path)
+    read_model(tmp_path)
+    file = {"weights": "model.safetensors", "vocabulary": "tokenizer.json", "truncated": "model.safetensors"}.get(
+        fault, "config.json"
+    )
+    content = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(content[:-5] if fault == "truncated" else content[:-1] + bytes([content[-1] ^ 1]))
+    if fault == "unreadable config":
+        (tmp_path / "MANIFEST.json").unlink()
+        (tmp_path / file).write_text("{")
+    with pytest.raises(CheckpointError, match=file):
+        read_model(tmp_path)
+
+
+def test_a_vocabulary_larger_than_the_model_is_refused(tmp_path):
+    small = Tokenizer.train(["some words for a small vocabulary of pieces and letters " * 9], vocab_size=64)
+    write_model(tmp_path, LanguageModel(bert_config(32, 32, 2, 4)), small, "mlm")
+    with pytest.raises(CheckpointError, match=r"the tokenizer has 64 tokens, the model 32"):
+        read_model(tmp_path)
+
+
+def test_sweeping_takes_only_what_is_ours(store):
+    (store.out / ".tmp-step-000005-1").mkdir()
+    shutil.copytree(store.out / ".tmp-step-000005-1", store.out / "step-notes")
+    with store.hold():
+        assert names(store.out) == ["lock", "step-notes"]
+    assert store.latest(print) is None

@@ -1,0 +1,60 @@
+"""Imports run one way, and the reference library stays out of the package."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ORDER = (  # each may import what stands before it; data and model do not know each other
+    {"minilm.errors"},
+    {"minilm.batch"},
+    {"minilm.data", "minilm.model"},
+    {"minilm.checkpoint"},
+    {"minilm.train"},
+    {"minilm.tasks"},
+    {"minilm.evaluation"},
+    {"minilm.recipes", "minilm.bert"},
+    {"minilm.cli"},
+)
+FILES = sorted([*(ROOT / "minilm").rglob("*.py"), *(ROOT / f"{script}.py" for script in ("train",))])
+
+
+def imported(file: Path) -> set[str]:
+    """Every module named in an import statement, wherever it stands."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def layer(module: str) -> tuple[int, str] | None:
+    """(place in ORDER, room) of a module of ours."""
+    name = ".".join(module.split(".")[:2])
+    return next(((i, name) for i, rooms in enumerate(ORDER) if name in rooms), None)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_imports_run_one_way(file):
+    modules = imported(file)
+    assert not {m for m in modules if m.split(".")[0] in ("transformers", "sentence_transformers", "evaluate")}
+    own = file.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+    here = layer(own)
+    if here is None:  # the scripts and minilm/__init__.py
+        return
+    for module in modules:
+        there = layer(module)
+        if there is not None and there[1] != here[1]:
+            assert there[0] < here[0], f"{own} imports {module}"
+
+
+def test_every_room_is_in_the_order():
+    rooms = {layer(path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")) for path in FILES[:-1]}
+    inside = [path for path in (ROOT / "minilm").iterdir() if path.suffix in ("", ".py")]
+    unknown = [path for path in inside if layer(f"minilm.{path.stem}") is None]
+    assert [p.name for p in unknown if p.name not in ("__init__.py", "__pycache__")] == []
+    assert None in rooms  # minilm/__init__.py, which loads lazily

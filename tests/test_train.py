@@ -1,0 +1,359 @@
+"""`train.py` from flags to the last line, on a tiny recipe; what it refuses; and what a killed run loses: nothing."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minilm import cli
+from minilm.checkpoint.store import Store, read_model
+from minilm.recipes import RECIPES, Recipe
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "length": 32,
+    "batch_size": 4,
+    "vocab_size": 256,
+}
+RECIPE = {
+    "quick": Recipe(architecture="modern", optimizer="muon", output_scale=0.0, lr=5e-3, **TINY),
+    "bert-mini": Recipe(architecture="bert", dropout=0.1, lr=1e-3, **TINY),
+}
+KEYS = "held_out_loss unigram_loss targets tokens parameters seconds tokens_per_s precision vocab_size".split()
+
+
+@pytest.fixture(scope="module")
+def train():
+    """The script as a module, without putting the root on sys.path."""
+    spec = importlib.util.spec_from_file_location("train_script", ROOT / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_topics(file: Path, size: int) -> Path:
+    """English in documents of 250 characters, which every Python has."""
+    words = " ".join(topics[name] for name in sorted(topics))[:size]
+    file.write_text("\n\n".join(words[at : at + 250].replace("\n", " ") for at in range(0, len(words), 250)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_topics(tmp_path_factory.mktemp("text") / "topics.txt", 75_000)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def go(train, text, cache, tmp_path, monkeypatch, capsys):
+    """go(*flags) -> (status, stdout, stderr) of a run into tmp_path/run."""
+    for name, recipe in RECIPE.items():
+        monkeypatch.setitem(RECIPES, name, recipe)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags: object) -> tuple[int, str, str]:
+        words = [str(flag) for flag in flags]
+        for flag, value in (("--data", text), ("--cache-dir", cache), ("--out", "run"), ("--threads", 1)):
+            if flag not in words:
+                words += [flag, str(value)]
+        with pytest.raises(SystemExit) as stop:
+            cli.run(train.main, train.Args, words)
+        out, err = capsys.readouterr()
+        return stop.value.code, out, err
+
+    return run
+
+
+@pytest.mark.parametrize("objective", ["mlm", "clm", "prefix"])
+@pytest.mark.parametrize("recipe", RECIPE)
+def test_text_in_model_out(go, tmp_path, recipe, objective):
+    status, out, err = go("--recipe", recipe, "--objective", objective, "--steps", 60, "--json", "result.json")
+    assert status == 0, err
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert set(KEYS) <= result.keys()
+    assert result["held_out_loss"] < 5.5  # from log 256 = 5.55: 60 steps of a toy
+    assert result["targets"] >= 20_000 or objective == "clm"
+    assert result["vocab_size"] == 256
+    assert result["tokens"] <= 60 * 4 * 32
+    assert f"loss {result['held_out_loss']:.3f}" in out
+    model, tokenizer, was = read_model(tmp_path / "run")
+    assert was == objective
+    assert sum(p.numel() for p in model.parameters()) == result["parameters"]
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"README.md", "loss.png", "metrics.jsonl", "run.json"}
+    assert not list((tmp_path / "run").glob(".tmp*"))
+    assert tokenizer.vocab_size == 256
+
+
+def test_it_learns(go, tmp_path):
+    """Well below the unigram line, where no model gets that does not read the context."""
+    go("--steps", 400, "--batch-size", 16, "--json", "r.json")
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["held_out_loss"] < result["unigram_loss"] - 0.2
+
+
+def test_a_finished_run_says_its_result(go):
+    _, first, _ = go("--steps", 2)
+    status, again, err = go("--steps", 2)
+    assert status == 0
+    assert "is finished" in err
+    assert first.endswith(again)
+
+
+def test_json_alone_goes_to_standard_output(go):
+    status, out, err = go("--steps", 2, "--json")
+    assert status == 0
+    assert json.loads(out)["steps"] == 2
+    assert "held out" in err
+
+
+def test_minutes_become_steps_once(go, tmp_path):
+    """The run of so many minutes is the run of that many steps, bit for bit, and a resume does not measure again."""
+    assert go("--minutes", 0.02, "--dropout", 0.1)[0] == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["steps"] >= 1
+    assert go("--steps", run["steps"], "--dropout", 0.1, "--out", "other")[0] == 0
+    assert same_weights(tmp_path / "run", tmp_path / "other")
+
+
+def test_epochs_become_steps(go, tmp_path):
+    _, _, err = go("--epochs", 0.5)
+    rows = int(err.split(" rows of 32")[0].split()[-1].replace(",", ""))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == -(-rows // 8)
+
+
+def test_dry_run_keeps_nothing(go, tmp_path):
+    status, _, err = go("--dry-run")
+    assert status == 0
+    assert "nothing was kept" in err
+    assert not (tmp_path / "run").exists()
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    one, two = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recipe", RECIPE)
+def test_resume_is_exact(go, tmp_path, monkeypatch, recipe, precision, accumulation, packing):
+    """Save at n, resume, reach 2n: the weights of the uninterrupted run, across the end of the first epoch."""
+    monkeypatch.setattr(Store, "prune", lambda self, keep: None)
+    short = write_topics(tmp_path / "short.txt", 25_000)
+    n = 104 // accumulation  # an epoch has less than 400 rows
+    flags = ["--recipe", recipe, "--precision", precision, "--accumulation", accumulation, "--packing", packing]
+    flags += ["--dropout", 0.1, "--steps", 2 * n, "--save-every", n, "--data", short, "--evaluate-every", n]
+    status, _, err = go(*flags)
+    assert status == 0, err
+    rows = int(err.split(" rows of 32")[0].split()[-1].replace(",", ""))
+    assert n * 4 * accumulation > rows
+    half = tmp_path / "half"
+    half.mkdir()
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    del run["result"]
+    (half / "run.json").write_text(json.dumps(run))
+    shutil.copytree(tmp_path / "run" / f"step-{n:06d}", half / f"step-{n:06d}")
+    status, _, err = go(*flags, "--out", "half")
+    assert status == 0
+    assert f"going on from step {n}" in err
+    assert same_weights(tmp_path / "run", half)
+    assert (half / f"step-{2 * n:06d}" / "training" / "tensors.safetensors").read_bytes() == (
+        tmp_path / "run" / f"step-{2 * n:06d}" / "training" / "tensors.safetensors"
+    ).read_bytes()
+
+
+def start(text, cache, out, *flags):
+    command = [sys.executable, ROOT / "train.py", "--data", text, "--cache-dir", cache, "--out", out, "--threads", "1"]
+    command += [
+        "--objective",
+        "clm",
+        "--evaluate-every",
+        "400",
+        "--steps",
+        "12",
+        "--save-every",
+        "3",
+        "--batch-size",
+        "4",
+        "--length",
+        "32",
+        "--vocab-size",
+        "256",
+    ]
+    return subprocess.Popen(
+        [*map(str, command), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=out.parent
+    )
+
+
+def wait_for(process, sign, seconds=60):
+    limit = time.monotonic() + seconds
+    while not sign() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_goes_on_exactly(text, cache, tmp_path, number, status):
+    """The real command, killed between two saves or asked to stop; the same command ends where the other one does."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    reference, process = start(text, cache, whole), start(text, cache, broken)
+    wait_for(process, (broken / "step-000003").exists)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert not (broken / "config.json").exists()
+    again = start(text, cache, broken)
+    _, err = again.communicate(timeout=60)
+    assert again.returncode == 0, err
+    assert "going on from step" in err
+    assert reference.wait(timeout=60) == 0
+    assert same_weights(whole, broken)
+
+
+def bad(content: bytes):
+    return lambda directory: (directory / "bad.txt").write_bytes(content)
+
+
+BLANK = b"\n \n\t\n" * 50
+SENTENCE = b"a few words that repeat themselves here and there\n\n"
+DATA_FAULTS = {
+    "missing": (None, "bad.txt: no such file"),
+    "empty": (bad(b""), "no text in it"),
+    "blank": (bad(BLANK), "no text in it"),
+    "binary": (bad(b"ELF\0\1\2"), "bad.txt:1: a NUL byte"),
+    "latin-1": (bad(SENTENCE + "café\n".encode("latin-1")), "bad.txt:3: not UTF-8"),
+    "too small": (bad(SENTENCE * 3), "the text supports"),
+    "fewer rows than a batch": (
+        lambda d: (d / "bad.txt").write_text("\n\n".join(topics[name] for name in sorted(topics)[:6])),
+        "fewer than --batch-size 4096",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", DATA_FAULTS)
+def test_bad_data_is_one_line_and_leaves_nothing(go, tmp_path, fault):
+    make, message = DATA_FAULTS[fault]
+    if make:
+        make(tmp_path)
+    status, out, err = go("--data", "bad.txt", "--steps", 2, "--batch-size", 4096)
+    assert status == 2
+    assert message in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in err
+    assert out == ""
+    assert not (tmp_path / "run").exists()
+
+
+FLAG_FAULTS = {
+    ("--steps", "0"): "--steps 0: give a value from 1",
+    ("--steps", "many"): "--steps",
+    ("--lr", "nan"): "--lr nan: not a finite number",
+    ("--lr", "-1"): "--lr -1",
+    ("--steps", "5", "--minutes", "1"): "--steps and --minutes: two budgets at once",
+    ("--learning-rate", "1"): "--learning-rate: no such flag",
+    ("--step", "4"): "did you mean --steps?",
+    ("--vocab-size", "1000"): "--vocab-size 1000: give a multiple of 64",
+    ("--vocab-size", "32768"): "--vocab-size 32768: the text supports",
+    ("--objective", "nsp"): "objective",
+    ("--device", "tpu"): "--device tpu",
+    ("--out", "/proc/nothing/here"): "--out /proc/nothing/here",
+    ("--out", "file"): "is a file, not a directory",
+    ("--mask-rate", "0"): "--mask-rate 0",
+    ("--length", "1"): "--length 1",
+}
+
+
+@pytest.mark.parametrize("flags", FLAG_FAULTS, ids=" ".join)
+def test_bad_flags_are_one_line(go, tmp_path, flags):
+    (tmp_path / "file").write_text("x")
+    status, _, err = go(*flags)
+    last = err.splitlines()[-1]
+    assert status == 2
+    assert last.startswith("error: ")
+    assert FLAG_FAULTS[flags] in last
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_cuda_where_there_is_none(go):
+    status, _, err = go("--device", "cuda")
+    assert status == 2
+    assert "--device cuda: this machine or this torch build has none" in err
+
+
+def test_another_config_or_corpus_is_refused(go, tmp_path):
+    assert go("--steps", 2)[0] == 0
+    for flags, message in (
+        (("--steps", 2, "--lr", 0.5), "began with lr 0.005, not 0.5"),
+        (("--steps", 3), "began with steps 2, not 3"),
+        (("--steps", 2, "--held-out", 0.2), "held_out 0.05, not 0.2"),
+        (("--steps", 2, "--resume", "never"), "holds a run"),
+    ):
+        status, _, err = go(*flags)
+        assert status == 2
+        assert message in err.splitlines()[-1]
+    (tmp_path / "other.txt").write_text("\n\n".join(topics.values()))
+    status, _, err = go("--steps", 2, "--data", "other.txt")
+    assert status == 2
+    assert "began with data" in err.splitlines()[-1]
+
+
+def test_two_runs_in_one_directory(text, cache, tmp_path):
+    first = start(text, cache, tmp_path / "run", "--steps", "400")
+    wait_for(first, (tmp_path / "run" / "run.json").exists)
+    second = start(text, cache, tmp_path / "run", "--steps", "400")
+    _, err = second.communicate(timeout=60)
+    first.kill()
+    first.communicate()
+    assert second.returncode == 2, err
+    assert f"process {first.pid}" in err.splitlines()[-1]
+
+
+def test_a_diverging_run_says_where(go, monkeypatch):
+    """An infinite loss at step 7: the update is left out, and the rows are named."""
+    import train_script
+
+    calls = []
+
+    def loss(model, batch):
+        calls.append(1)
+        nats, count = original(model, batch)
+        return nats * (float("inf") if len(calls) == 7 else 1.0), count
+
+    original = train_script.language_model_loss
+    monkeypatch.setattr(train_script, "language_model_loss", loss)
+    status, _, err = go("--steps", 30)
+    last = err.splitlines()[-1]
+    assert status == 2
+    assert last.startswith("error: step 7: loss or gradient is not finite")
+    assert "(rows " in last
+
+
+def test_core_install_needs_no_plot_library(go, monkeypatch, tmp_path):
+    import train_script
+
+    monkeypatch.setattr(train_script, "plot_loss", lambda *arguments: False)
+    status, _, err = go("--steps", 2)
+    assert status == 0
+    assert "pip install 'minilm[eval]'" in err
+    assert os.path.exists(tmp_path / "run" / "config.json")
