@@ -1,4 +1,4 @@
-"""Names and configurations both ways, the accounting of every tensor, and what transformers makes of our directories."""
+"""Names and configurations both ways, the accounting of every tensor, and what transformers makes of our files."""
 
 import json
 
