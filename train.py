@@ -341,7 +341,7 @@ def train(
         schedule=lambda step: learning_rate(recipe.schedule, step, steps, warmup),
         accumulation=recipe.accumulation,
         max_norm=recipe.max_norm,
-        evaluate_every=args.evaluate_every or max(1, steps // 8),
+        evaluate_every=args.evaluate_every or math.ceil(steps / 8),
         save_every=args.save_every,
     )
     with StopSignals() as signals:

@@ -68,7 +68,7 @@ def write_result(target: str, result: dict[str, Any]) -> None:
 def _with_bare_json(argv: list[str]) -> list[str]:
     """`--json` without a value means standard output."""
     out = []
-    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+    for word, following in zip(argv, [*argv, "--"][1:], strict=True):
         out.append(word)
         if word == "--json" and following.startswith("--"):
             out.append("-")
@@ -80,7 +80,8 @@ def _one_line(boxes: str) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─━┃┏┓┗┛]", " ", boxes)
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r"^(Parsing error|Unrecognized options|Required options)\s*:?\s*", "", text)
-    return re.sub(r"\s*(For full helptext|See) .*$", "", text)
+    text = re.sub(r"\s*(Argument helptext:.*)?For full helptext,? (run|see) .*$", "", text)
+    return re.sub(r"\s*-{4,}\s*", " ", text).strip()
 
 
 def _fail(message: str) -> int:

@@ -33,7 +33,7 @@ class Recipe:
     warmup_frac: float = 0.05  # of all steps
     max_norm: float = 1.0
     output_scale: float = 1.0  # of the initial matrices that write to the residual stream; 0: identity layers
-    minutes: float = 4.0  # of training, where no budget is given
+    minutes: float = 3.5  # of training, where no budget is given
 
     def encoder_config(self, vocab_size: int) -> EncoderConfig:
         """The encoder, for a vocabulary that may have shrunk."""

@@ -30,7 +30,7 @@ def fill_mask(model: LanguageModel, tokenizer: Tokenizer, text: str, top_k: int 
     device = model.table.device
     where = torch.tensor(masks, device=device)
     logits = model(Tokens.full(torch.tensor([encoding.input_ids], device=device)), where)[0]
-    best, ids = logits.float().softmax(0).topk(top_k)
+    best, ids = logits.float().softmax(0).topk(min(top_k, len(logits)))
     fillings = []
     for p, id in zip(best.tolist(), ids.tolist(), strict=True):
         filled = [*encoding.input_ids[: masks[0]], id, *encoding.input_ids[masks[0] + 1 :]]

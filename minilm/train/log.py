@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ class Log:
         line = {
             "step": step,
             "loss": round(loss, 4),
-            "gradient_norm": round(norm, 4),
+            "gradient_norm": round(norm, 4) if math.isfinite(norm) else None,  # fp16 may overflow
             "lr": rate * self.peak_lr,
             "tokens": self.tokens,
             "tokens_per_s": round(tokens / spent),
@@ -85,7 +86,7 @@ class Log:
 
     def _write(self, line: dict[str, float]) -> None:
         with self.file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(line) + "\n")
+            out.write(json.dumps(line, allow_nan=False) + "\n")
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:

@@ -46,7 +46,8 @@ def train_step(
     """One update from all micro-batches together: (summed nats, gradient norm before clipping, whether it was bad).
 
     The sum is divided by the targets of all micro-batches, so k micro-batches are one batch. If loss or gradient
-    is not finite, nothing changes: the update is gated on the device, and nobody waits for the answer.
+    is not finite, nothing changes: the update is gated on the device, and nobody waits for the answer. The optimizers
+    must honour `found_inf`, as Muon and torch's fused ones do.
     """
     count = max(1, sum(micro.count for micro in micro_batches))
     total = torch.zeros((), device=runtime.device)
@@ -140,19 +141,19 @@ class _Since:
         self.nats = torch.zeros((), device=device)
         self.streak = torch.zeros((), dtype=torch.int64, device=device) if streak is None else streak
         self.worst, self.worst_at = self.streak.clone(), torch.zeros_like(self.streak)
-        self.count = self.tokens = 0
+        self.count, self.tokens = torch.zeros((), dtype=torch.int64, device=device), 0
 
     def add(self, step: int, nats: Tensor, bad: Tensor, micro_batches: Iterable[HasCount]) -> None:
         self.nats = self.nats + nats.nan_to_num(0.0, 0.0, 0.0)
         self.streak = (self.streak + 1) * bad
-        self.worst_at = torch.where(self.streak > self.worst, step, self.worst_at)
+        self.worst_at = torch.where(self.streak > self.worst, step - self.streak + 1, self.worst_at)
         self.worst = torch.maximum(self.worst, self.streak)
-        self.count += sum(micro.count for micro in micro_batches)
+        self.count = self.count + sum(micro.count for micro in micro_batches) * nats.isfinite()
         self.tokens += sum(micro.size for micro in micro_batches)
 
     def loss(self) -> float:
         """Nats per target."""
-        return float(self.nats) / max(1, self.count)
+        return float(self.nats) / max(1, int(self.count))
 
     def check(self, streak: int) -> None:
         if int(self.worst) >= streak:

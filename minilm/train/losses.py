@@ -62,7 +62,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_nats: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x, grad_weight, grad_bias = (grad * d_nats.to(grad.dtype) for grad in ctx.saved_tensors)
+        grad_x, grad_weight, grad_bias = (grad * d_nats for grad in ctx.saved_tensors)  # a scalar promotes nothing
         return grad_x, grad_weight, grad_bias, None, None
 
 

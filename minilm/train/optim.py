@@ -27,7 +27,7 @@ def learning_rate(name: ScheduleName, step: int, steps: int, warmup_steps: int, 
         return left
     if name == "cosine":
         return 0.5 * (1 - math.cos(math.pi * left))
-    decaying = min(1.0, (steps - step) / max(1.0, decay_frac * steps))
+    decaying = min(1.0, (steps - step) / max(1.0, min(decay_frac * steps, steps - warmup_steps)))
     return 1 - math.sqrt(1 - decaying)
 
 

@@ -113,6 +113,8 @@ def rng_state() -> dict[str, torch.Tensor]:
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state |= {f"cuda:{i}": each for i, each in enumerate(torch.cuda.get_rng_state_all())}
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
@@ -122,6 +124,8 @@ def set_rng_state(state: dict[str, torch.Tensor]) -> None:
     for name, each in state.items():
         if name.startswith("cuda") and int(name[5:]) < torch.cuda.device_count():
             torch.cuda.set_rng_state(each, name)
+        if name == "mps" and torch.backends.mps.is_available():
+            torch.mps.set_rng_state(each)
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -1,0 +1,206 @@
+"""Flags from a dataclass; whatever a user can mend is one line on stderr and status 2."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from minilm import cli
+from minilm.errors import ConfigError, DataError
+
+LONG = "a_directory/" * 20 + "text.txt"
+
+
+@dataclass(frozen=True)
+class Args:
+    """Some flags."""
+
+    data: Path = Path("text.txt")  # what to read
+    steps: int = 7
+    lr: float = 1e-3
+    mask_rate: float | None = None
+    recipe: Literal["quick", "slow"] = "quick"
+    resume: bool = False
+    json: str | None = None
+
+
+@pytest.fixture(autouse=True, params=[40, 200])
+def columns(request, monkeypatch):
+    """A terminal of so many columns: tyro frames and wraps what it says to that width."""
+    monkeypatch.setenv("COLUMNS", str(request.param))
+
+
+@pytest.fixture
+def go(capsys):
+    """go(*argv, main=...) -> (status, stdout, stderr) of `cli.run`."""
+
+    def run(*argv, main=lambda args: None, args_type=Args):
+        with pytest.raises(SystemExit) as stop:
+            cli.run(main, args_type, list(argv))
+        out, err = capsys.readouterr()
+        return stop.value.code, out, err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], {}),
+        (["--steps", "12", "--lr", "2e-4"], {"steps": 12, "lr": 2e-4}),
+        (["--steps=12", "--recipe=slow"], {"steps": 12, "recipe": "slow"}),
+        (["--mask-rate", "0.3"], {"mask_rate": 0.3}),
+        (["--mask_rate", "0.3"], {"mask_rate": 0.3}),
+        (["--lr", "-0.5"], {"lr": -0.5}),  # a number, no flag
+        (["--data", LONG], {"data": Path(LONG)}),
+        (["--resume"], {"resume": True}),
+        (["--no-resume"], {}),
+        (["--json"], {"json": "-"}),
+        (["--json", "--steps", "3"], {"json": "-", "steps": 3}),
+        (["--steps", "3", "--json"], {"json": "-", "steps": 3}),
+        (["--json", "-"], {"json": "-"}),
+        (["--json", "out.json", "--resume"], {"json": "out.json", "resume": True}),
+        (["--json=out.json"], {"json": "out.json"}),
+    ],
+    ids=str,
+)
+def test_flags_become_fields(argv, expected):
+    assert cli.parse(Args, argv) == Args(**expected)
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--stepz", "3"], ["--stepz: no such flag; did you mean --steps?"]),
+        (["--step=3"], ["--step: no such flag; did you mean --steps?"]),  # no abbreviations either
+        (["--mask-rat", "1"], ["--mask-rat: no such flag; did you mean --mask-rate?"]),
+        (["--qqqqqq"], ["--qqqqqq: no such flag; see --help"]),
+        (["--no-resum"], ["--no-resum: no such flag"]),
+        (["--steps", "many"], ["--steps", "many"]),
+        (["--steps", "1.5"], ["--steps", "1.5"]),
+        (["--lr", "fast"], ["--lr", "fast"]),
+        (["--recipe", "huge"], ["--recipe", "huge", "quick", "slow"]),
+        (["--lr", "nan"], ["--lr nan: not a finite number"]),
+        (["--lr", "inf"], ["--lr inf: not a finite number"]),
+        (["--lr=-inf"], ["--lr -inf: not a finite number"]),
+        (["--lr", "1e999"], ["--lr inf: not a finite number"]),
+        (["--mask-rate", "nan"], ["--mask-rate nan: not a finite number"]),
+        (["--steps"], ["--steps"]),
+        (["--steps", "--resume"], ["--steps"]),
+        (["--no-steps"], ["steps"]),
+        (["stray"], ["stray"]),
+        (["-s", "3"], ["-s"]),
+        (["--steps", "See it"], ["--steps", "See it"]),  # not taken for a pointer to --help
+        (["--steps", "3 │ 4"], ["--steps", "3", "4"]),
+    ],
+    ids=str,
+)
+def test_what_a_flag_cannot_be_is_one_line(go, argv, parts):
+    ran = []
+    status, out, err = go(*argv, main=ran.append)
+    assert (status, out, ran) == (2, "", [])
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    for part in parts:
+        assert part in err
+    for frame in "╭│─╰\x1b":
+        assert frame not in err
+
+
+def test_the_pointer_to_help_is_cut_off(go):
+    """It is longer than the message, because it holds the script's path."""
+    _, _, err = go("--steps", "many")
+    assert "For full helptext" not in err
+
+
+@dataclass(frozen=True)
+class Needed:
+    out: Path
+    steps: int = 1
+
+
+def test_a_flag_that_is_missing_is_named(go):
+    status, _, err = go("--steps", "1", args_type=Needed)
+    assert status == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "--out" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ConfigError("--lr 3: too high; lower it"), "error: --lr 3: too high; lower it"),
+        (DataError("a.txt:3: two\n  lines\n"), "error: a.txt:3: two lines"),
+        (FileNotFoundError(2, "No such file or directory", "b.txt"), "error: b.txt: No such file or directory"),
+        (OSError(28, "No space left on device"), "error: input or output: No space left on device"),
+        (OSError("cannot\nread"), "error: input or output: cannot read"),
+    ],
+    ids=["ConfigError", "DataError in lines", "no file", "no file name", "no number"],
+)
+def test_what_main_raises_for_the_user_is_one_line(go, error, line):
+    def main(args):
+        raise error
+
+    assert go("--resume", main=main) == (2, "", line + "\n")
+
+
+def test_no_flags_at_all_are_the_defaults(go):
+    seen = []
+    assert go(main=seen.append) == (0, "", "")
+    assert seen == [Args()]
+
+
+def test_a_real_missing_file(go, tmp_path):
+    status, _, err = go("--data", str(tmp_path / "none"), main=lambda args: args.data.read_text() and None)
+    assert (status, err) == (2, f"error: {tmp_path / 'none'}: No such file or directory\n")
+
+
+def test_a_bug_is_not_hidden():
+    def main(args):
+        raise ValueError("not the user's")
+
+    with pytest.raises(ValueError, match="not the user's"):
+        cli.run(main, Args, ["--resume"])
+
+
+def test_ctrl_c_is_130(go):
+    def main(args):
+        raise KeyboardInterrupt
+
+    assert go("--resume", main=main) == (130, "", "stopped\n")
+
+
+@pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (1, 1), (143, 143)])
+def test_status_is_what_main_returned(go, returned, status):
+    assert go("--resume", main=lambda args: returned)[0] == status
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_is_status_0_and_says_what_the_flags_are(go, flag):
+    status, out, err = go(flag)
+    assert (status, err) == (0, "")
+    for flag in ("--steps", "--lr", "--mask-rate", "--recipe", "--json"):
+        assert flag in out
+    assert "what to read" in " ".join(out.replace("│", " ").split())
+
+
+def test_command_line_is_the_default(go, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train.py", "--steps", "3"])
+    seen = []
+    with pytest.raises(SystemExit) as stop:
+        cli.run(seen.append, Args)
+    assert stop.value.code == 0
+    assert seen == [Args(steps=3)]
+
+
+def test_write_result(tmp_path, capsys):
+    result = {"loss": 1.5, "device": "cpu"}
+    cli.write_result("-", result)
+    assert json.loads(capsys.readouterr().out) == result
+    cli.write_result(str(tmp_path / "r.json"), result)
+    assert json.loads((tmp_path / "r.json").read_text()) == result
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,175 @@
+"""metrics.jsonl, the clock without pauses, what is said, and the plot."""
+
+import json
+import struct
+
+import pytest
+
+from minilm.train import log as log_module
+from minilm.train.log import Log, plot_loss, read_metrics
+from minilm.train.loop import Score
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """clock.now: what the module's perf_counter reads."""
+
+    class Clock:
+        now = 100.0
+
+    monkeypatch.setattr(log_module.time, "perf_counter", lambda: Clock.now)
+    return Clock
+
+
+def test_lines_say_what_happened(tmp_path, clock):
+    file = tmp_path / "metrics.jsonl"
+    log = Log(file, steps=40, start=0, peak_lr=0.02)
+    log.tick(10)
+    clock.now += 4
+    log.step(10, 3.14159265, 1.23456789, 0.5, tokens=1000)
+    log.evaluation(10, Score(2.71828182, 0.33333333, 99))
+    clock.now += 1
+    log.step(20, 3.0, 1.0, 1.0, tokens=500)
+    log.close()
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [
+        {
+            "step": 10, "loss": 3.1416, "gradient_norm": 1.2346, "lr": 0.01,
+            "tokens": 1000, "tokens_per_s": 250, "seconds": 4.0,
+        },
+        {"step": 10, "held_out_loss": 2.7183, "held_out_accuracy": 0.3333},
+        {
+            "step": 20, "loss": 3.0, "gradient_norm": 1.0, "lr": 0.02,
+            "tokens": 1500, "tokens_per_s": 500, "seconds": 5.0,
+        },
+    ]  # fmt: skip
+    assert file.read_text().endswith("\n")
+    assert read_metrics(file)[1]["held_out_loss"] == 2.7183
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_every_line_is_json_for_other_readers_too(tmp_path, clock, value):
+    """An fp16 step that overflows at a look has no finite norm; "Infinity" and "NaN" are no JSON (RFC 8259, 6)."""
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    log = Log(tmp_path / "m.jsonl", steps=40, start=0, peak_lr=1.0)
+    clock.now += 1
+    log.step(10, 2.0, value, 1.0, tokens=100)
+    log.close()
+    line = json.loads((tmp_path / "m.jsonl").read_text(), parse_constant=refuse)
+    assert (line["step"], line["loss"]) == (10, 2.0)
+
+
+def test_paused_time_is_not_training_time(tmp_path, clock):
+    log = Log(tmp_path / "m.jsonl", steps=40, start=0, peak_lr=1.0)
+    clock.now += 2
+    with log.paused():
+        clock.now += 1000
+    clock.now += 1
+    with log.paused():
+        clock.now += 500
+    log.step(10, 1.0, 1.0, 1.0, tokens=300)
+    with log.paused():
+        clock.now += 77
+    clock.now += 5
+    log.step(20, 1.0, 1.0, 1.0, tokens=300)
+    log.close()
+    lines = read_metrics(tmp_path / "m.jsonl")
+    assert [(line["seconds"], line["tokens_per_s"]) for line in lines] == [(3.0, 100), (8.0, 60)]
+    assert log.seconds == pytest.approx(8.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("tail", ["", '{"step": 31, "lo', "\x00\x00\x00"], ids=["whole", "half a line", "zeros"])
+def test_resume_drops_later_lines_and_half_a_line(tmp_path, clock, tail):
+    file = tmp_path / "m.jsonl"
+    log = Log(file, steps=40, start=0, peak_lr=1.0)
+    for step in (10, 20, 30):
+        clock.now += 1
+        log.step(step, float(step), 1.0, 1.0, tokens=100)
+        log.evaluation(step, Score(1.0, 0.5, 9))
+    log.close()
+    with file.open("a") as out:
+        out.write(tail)
+    assert [line["step"] for line in read_metrics(file)] == [10, 10, 20, 20, 30, 30]
+
+    log = Log(file, steps=40, start=20, peak_lr=1.0, tokens=200, seconds=2.0)
+    assert [line["step"] for line in read_metrics(file)] == [10, 10, 20, 20]
+    clock.now += 1
+    log.step(30, 7.0, 1.0, 1.0, tokens=100)
+    log.close()
+    lines = read_metrics(file)
+    assert len(file.read_text().splitlines()) == 5
+    assert (lines[-1]["step"], lines[-1]["loss"]) == (30, 7.0)
+    assert (lines[-1]["tokens"], lines[-1]["seconds"]) == (300, 3.0)
+
+
+def test_no_file_is_no_lines(tmp_path):
+    assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_without_a_terminal_about_twenty_lines_are_said(tmp_path, clock, capsys):
+    log = Log(tmp_path / "m.jsonl", steps=400, start=0, peak_lr=1.0)
+    assert not log.is_terminal
+    for step in range(1, 401):
+        clock.now += 1
+        log.tick(step)
+        log.step(step, 1.0, 1.0, 1.0, tokens=100)
+    log.close()
+    out, err = capsys.readouterr()
+    assert out == ""  # stdout is for results
+    lines = err.splitlines()
+    assert len(lines) == 20
+    assert lines[0] == "step 20/400  loss 1.000  100 tokens/s  380 s left"
+    assert lines[-1] == "step 400/400  loss 1.000  100 tokens/s  0 s left"
+
+
+def test_time_left_counts_the_steps_of_the_whole_run(tmp_path, clock, capsys):
+    """Resumed at 50 of 100 after 100 s: 2 s a step before, 2 s a step since, so 50 s for the last 25."""
+    log = Log(tmp_path / "m.jsonl", steps=100, start=50, peak_lr=1.0, tokens=1, seconds=100.0)
+    clock.now += 50
+    log.step(75, 1.0, 1.0, 1.0, tokens=100)
+    log.close()
+    assert "50 s left" in capsys.readouterr().err
+
+
+def metrics(tmp_path, held_out=True):
+    file = tmp_path / "m.jsonl"
+    lines = [{"step": step, "loss": 5.0 - step / 10} for step in (10, 20, 30)]
+    if held_out:
+        lines.insert(2, {"step": 20, "held_out_loss": 3.5, "held_out_accuracy": 0.2})
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 40, "los')
+    return file
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_plot_is_a_png(tmp_path, held_out):
+    pytest.importorskip("matplotlib")
+    assert plot_loss(metrics(tmp_path, held_out), tmp_path / "loss.png", unigram=4.0) is True
+    head = (tmp_path / "loss.png").read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", head[16:24]) == (840, 480)
+
+
+def test_plot_draws_both_losses_and_the_unigram_line(tmp_path, monkeypatch):
+    figure_module = pytest.importorskip("matplotlib.figure")
+    made = []
+
+    class Figure(figure_module.Figure):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(figure_module, "Figure", Figure)
+    plot_loss(metrics(tmp_path), tmp_path / "loss.png", unigram=4.0)
+    lines = {line.get_label().split()[0]: line for line in made[0].axes[0].lines}
+    assert list(lines["training"].get_xdata()) == [10, 20, 30]
+    assert list(lines["training"].get_ydata()) == [4.0, 3.0, 2.0]
+    assert (list(lines["held"].get_xdata()), list(lines["held"].get_ydata())) == ([20], [3.5])
+    assert set(lines["unigram"].get_ydata()) == {4.0}
+
+
+def test_without_matplotlib_there_is_no_plot(tmp_path, monkeypatch):
+    monkeypatch.setattr(log_module.importlib.util, "find_spec", lambda name: None)
+    assert plot_loss(metrics(tmp_path), tmp_path / "loss.png", unigram=4.0) is False
+    assert not (tmp_path / "loss.png").exists()

@@ -1,0 +1,255 @@
+"""Device and precision as they would be chosen elsewhere, generators, and signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from minilm.errors import ConfigError
+from minilm.train import runtime as runtime_module
+from minilm.train.runtime import Runtime, StopSignals, peak_memory_mb, rng_state, set_rng_state
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """machine(cuda=(8, 0), gpus=1, mps=..., amx=..., avx512=...): let torch say that it has these."""
+    precision = torch.get_float32_matmul_precision()
+    threads = torch.get_num_threads()
+
+    def pretend(cuda=None, gpus=1, mps=False, amx=False, avx512=False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda is not None)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus if cuda else 0)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: cuda)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Some GPU")
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+
+    yield pretend
+    torch.set_float32_matmul_precision(precision)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("has", "device", "precision", "reason"),
+    [
+        ({}, "cpu", "fp32", "no native 16-bit matmul on this cpu"),
+        ({"amx": True}, "cpu", "bf16", "this CPU has AMX"),
+        ({"avx512": True}, "cpu", "bf16", "this CPU has AVX512-BF16"),
+        ({"amx": True, "avx512": True}, "cpu", "bf16", "this CPU has AMX"),
+        ({"cuda": (7, 0)}, "cuda", "fp16", "this GPU has no native bf16; with GradScaler"),  # V100
+        ({"cuda": (7, 5)}, "cuda", "fp16", "this GPU has no native bf16; with GradScaler"),  # T4
+        ({"cuda": (8, 0)}, "cuda", "bf16", "native on this GPU"),  # A100
+        ({"cuda": (9, 0), "amx": True}, "cuda", "bf16", "native on this GPU"),  # H100
+        ({"cuda": (12, 0)}, "cuda", "bf16", "native on this GPU"),  # a tuple, not a string
+        ({"mps": True}, "mps", "fp32", "no native 16-bit matmul on this mps"),
+        ({"cuda": (8, 6), "mps": True}, "cuda", "bf16", "native on this GPU"),
+    ],
+    ids=str,
+)
+def test_choose(machine, has, device, precision, reason):
+    machine(**has)
+    chosen = Runtime.choose()
+    assert (chosen.device.type, chosen.precision, chosen.reason) == (device, precision, reason)
+    assert chosen.threads == torch.get_num_threads()
+    where = {"cpu": f"cpu, {chosen.threads} threads", "cuda": "Some GPU", "mps": "Apple GPU (mps)"}[device]
+    assert chosen.describe() == f"{where}, {precision} ({reason})"
+    if device == "cuda":
+        assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.parametrize("has", [{}, {"cuda": (7, 5)}, {"cuda": (8, 0)}], ids=str)
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_what_is_asked_for_is_used(machine, has, precision):
+    machine(**has)
+    chosen = Runtime.choose(precision=precision)
+    assert (chosen.precision, chosen.reason) == (precision, "asked for")
+    assert Runtime.choose(device="cpu", precision=precision).device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("has", "device", "part"),
+    [
+        ({}, "cuda", "has none"),
+        ({}, "cuda:0", "has none"),
+        ({}, "mps", "has none"),
+        ({"cuda": (8, 0), "gpus": 2}, "cuda:2", "has 2 GPU(s)"),
+        ({"cuda": (8, 0), "gpus": 2}, "cuda:-1", "use auto, cuda, mps or cpu"),
+        ({}, "meta", "has none"),
+        ({}, "gpu", "use auto, cuda, mps or cpu"),
+        ({}, "cuda:x", "use auto, cuda, mps or cpu"),
+    ],
+    ids=str,
+)
+def test_a_device_that_is_not_there_is_one_line(machine, has, device, part):
+    machine(**has)
+    with pytest.raises(ConfigError) as caught:
+        Runtime.choose(device=device)
+    assert str(caught.value).startswith(f"--device {device}: ")
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gpu_by_number(machine):
+    machine(cuda=(8, 0), gpus=2)
+    assert Runtime.choose(device="cuda:1").device == torch.device("cuda:1")
+
+
+def test_threads_are_set(machine):
+    machine()
+    before = torch.get_num_threads()
+    assert Runtime.choose(threads=before + 1).threads == before + 1
+    assert torch.get_num_threads() == before + 1
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "muon", "scales"),
+    [
+        ("fp32", torch.float32, torch.float32, False),
+        ("bf16", torch.bfloat16, torch.bfloat16, False),
+        ("fp16", torch.float16, torch.float32, True),
+    ],
+)
+def test_what_a_precision_means(cpu, precision, dtype, muon, scales):
+    runtime = cpu(precision)
+    assert (runtime.dtype, runtime.muon_dtype, runtime.scaler.is_enabled()) == (dtype, muon, scales)
+    assert runtime.scaler is runtime.scaler
+    x = torch.ones(4, 4)
+    with runtime.autocast():
+        assert (x @ x).dtype == dtype
+        assert x.sum().dtype == torch.float32
+    assert (x @ x).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "length", "backend"),
+    [
+        ("cpu", "bf16", 128, "explicit"),
+        ("cpu", "bf16", 512, "explicit"),
+        ("cpu", "bf16", 513, "sdpa"),
+        ("cpu", "fp32", 128, "sdpa"),
+        ("cuda", "bf16", 128, "sdpa"),
+    ],
+)
+def test_backend(device, precision, length, backend):
+    assert Runtime(torch.device(device), precision, "test", 1).backend(length) == backend
+
+
+def test_generators_go_on_where_they_were():
+    torch.manual_seed(3)
+    torch.rand(7)
+    state = rng_state()
+    drawn = torch.rand(5), torch.randn(3), torch.randperm(9), torch.nn.functional.dropout(torch.ones(50), 0.5)
+    torch.manual_seed(99)
+    set_rng_state(state)
+    again = torch.rand(5), torch.randn(3), torch.randperm(9), torch.nn.functional.dropout(torch.ones(50), 0.5)
+    assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
+    assert all(isinstance(each, torch.Tensor) for each in state.values())
+
+
+def test_a_gpu_that_is_not_there_any_more_is_left_out(machine, monkeypatch):
+    machine(cuda=(8, 0), gpus=1)
+    given = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: given.append((int(state), device)))
+    set_rng_state({"cpu": torch.get_rng_state(), "cuda:0": torch.tensor(5), "cuda:1": torch.tensor(6)})
+    assert given == [(5, "cuda:0")]
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.tensor(7), torch.tensor(8)])
+    assert {name: int(each) for name, each in rng_state().items() if name != "cpu"} == {"cuda:0": 7, "cuda:1": 8}
+
+
+def test_the_generator_of_an_apple_gpu_is_kept(machine, monkeypatch):
+    """Dropout on mps draws from it, so a resume without it is another run."""
+    machine(mps=True)
+    given = []
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor([4, 2], dtype=torch.uint8))
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: given.append(state.tolist()))
+    state = rng_state()
+    assert [4, 2] in [each.tolist() for each in state.values()]
+    set_rng_state(state)
+    assert given == [[4, 2]]
+    machine(mps=False)
+    set_rng_state(state)  # on a machine without one it is left out
+    assert given == [[4, 2]]
+
+
+def test_peak_memory_is_in_megabytes():
+    held = torch.ones(64 << 18)  # 64 MiB, touched
+    peak = peak_memory_mb(torch.device("cpu"))
+    assert 64 < peak < 64 * 1024  # an interpreter with torch, and not 2^10 off
+    assert peak >= held.numel() * 4 / 2**20
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_handlers_come_back(number):
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    with StopSignals() as stop:
+        assert stop.received is None
+        os.kill(os.getpid(), number)
+        assert stop.received == number
+    assert {each: signal.getsignal(each) for each in before} == before
+
+
+def test_handlers_come_back_after_an_error():
+    before = signal.getsignal(signal.SIGINT)
+
+    def fail():
+        with StopSignals():
+            assert signal.getsignal(signal.SIGINT) != before
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+CHILD = """
+import time
+from minilm.train.runtime import StopSignals
+with StopSignals() as stop:
+    print("ready", flush=True)
+    while stop.received is None:
+        time.sleep(0.01)
+    print("asked", stop.received, flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        print("cleaned up", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("first", "second"), [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
+def test_a_second_signal_stops_at_once(first, second):
+    child = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(first)
+        assert child.stdout.readline() == f"asked {int(first)}\n"
+        asked = time.monotonic()
+        child.send_signal(second)
+        assert child.wait(timeout=20) == 128 + second
+        assert time.monotonic() - asked < 20
+        assert child.stdout.read() == ""  # not even clean-up keeps it
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+def test_freed_memory_is_kept_on_linux_only(monkeypatch):
+    called = []
+
+    class Library:
+        def mallopt(self, option, value):
+            called.append((option, value))
+
+    monkeypatch.setattr(runtime_module.ctypes, "CDLL", lambda name: Library())
+    monkeypatch.setattr(runtime_module.sys, "platform", "darwin")
+    runtime_module._keep_freed_memory()
+    assert called == []
+    monkeypatch.setattr(runtime_module.sys, "platform", "linux")
+    runtime_module._keep_freed_memory()
+    assert called == [(-3, 32 * 2**20), (-1, 2**31 - 1)]
