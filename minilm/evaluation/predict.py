@@ -47,7 +47,10 @@ def continue_text(
     temperature: float = 0.8,
     seed: int = 0,
 ) -> str:
-    """A sampled continuation of `text` by a causal or prefix model."""
+    """A sampled continuation of `text` by a causal or prefix model. Raises DataError where it leaves no room."""
     prompt = tokenizer.encode(text).input_ids[:-1]  # without the [SEP] that would end it
+    limit = model.cfg.max_position_embeddings
+    if len(prompt) >= limit:
+        raise DataError(f"the text has {len(prompt)} tokens and the model reads {limit}; shorten it")
     new = sample(model, prompt, max_new, attention, tokenizer.sep_id, temperature, seed=seed)
     return tokenizer.decode(new)

@@ -111,3 +111,8 @@ def test_markup_in_a_prompt_is_text(model, tokenizer):
     with torch.no_grad():
         model.head.bias[VOCAB.index("mat")] = 1e4
     assert continue_text(model, tokenizer, "the [SEP] cat", "causal", max_new=2) == "mat mat"
+
+
+def test_a_text_that_fills_the_model_is_refused(model, tokenizer):
+    with pytest.raises(DataError, match="reads 12; shorten it"):
+        continue_text(model, tokenizer, "the cat sat on a mat and a dog ran home home", "causal")
