@@ -1,7 +1,7 @@
 """Raw text -> documents, streamed: files, folders, globs, .gz, .xz, jsonl; and a corpus that needs no download.
 
 In a text file a blank line ends a document (the format of BERT's `create_pretraining_data.py`); in a jsonl
-file every line is one. Memory does not grow with the corpus: a document longer than MAX_CHARS is cut there.
+file every line is one. Memory does not grow with the corpus: what is longer than MAX_CHARS in a text file is cut there.
 """
 
 import ast
@@ -42,13 +42,13 @@ class Corpus:
     def documents(self) -> Iterator[str]:
         """Every document that is not blank. Raises DataError naming file and line."""
         for file in self.files:
-            is_jsonl = ".jsonl" in file.suffixes[-2:]
-            yield from _jsonl_documents(file, self.text_field) if is_jsonl else _text_documents(file)
+            yield from _jsonl_documents(file, self.text_field) if _is_jsonl(file) else _text_documents(file)
 
     def fingerprint(self) -> str:
         """sha256 of the bytes of all files in order, and of what else decides the documents."""
         digest = hashlib.sha256(f"{self.text_field} {MAX_CHARS}".encode())
         for file in self.files:
+            digest.update(f"{_is_jsonl(file)} {file.suffix.lower() in OPENERS}".encode())
             with _reading(file), file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
@@ -93,6 +93,17 @@ def embedded_corpus(cache_dir: Path) -> Corpus:
     return Corpus((file,))
 
 
+@dataclass(frozen=True)
+class TrainingDocuments:
+    """What is not held out of a corpus. Every iteration starts anew."""
+
+    corpus: Corpus
+    held_out: float
+
+    def __iter__(self) -> Iterator[str]:
+        return (text for text in self.corpus.documents() if not is_held_out(text, self.held_out))
+
+
 def is_held_out(document: str, fraction: float) -> bool:
     """Whether a document belongs to the held-out split: by its hash, so equal documents never straddle."""
     digest = hashlib.blake2b(document.encode(), digest_size=8).digest()
@@ -117,7 +128,7 @@ def _docstrings(paths: list[Path], min_chars: int = 100) -> Iterator[str]:
         try:
             with warnings.catch_warnings(action="ignore"):  # odd escapes in other people's strings
                 tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, SyntaxError):
+        except (ValueError, SyntaxError):  # UnicodeDecodeError is a ValueError
             continue  # the library ships files that are broken on purpose
         nodes: list[ast.AST] = [tree]
         for node in nodes:  # which grows: breadth first, statements only, for docstrings stand nowhere else
@@ -125,6 +136,10 @@ def _docstrings(paths: list[Path], min_chars: int = 100) -> Iterator[str]:
             if isinstance(node, definitions) and len(text := ast.get_docstring(node) or "") >= min_chars:
                 yield text
     yield from (topics[name] for name in sorted(topics))
+
+
+def _is_jsonl(path: Path) -> bool:
+    return ".jsonl" in [suffix.lower() for suffix in path.suffixes[-2:]]
 
 
 def _is_text_name(path: Path) -> bool:
@@ -149,7 +164,7 @@ class _reading:
 
 def _lines(file: Path, limit: int) -> Iterator[tuple[int, str, bool]]:
     """(line number, decoded text without its newline, whether the line ends here), at most `limit` bytes each."""
-    with _reading(file), OPENERS.get(file.suffix, open)(file, "rb") as stream:
+    with _reading(file), OPENERS.get(file.suffix.lower(), open)(file, "rb") as stream:
         decoder = codecs.getincrementaldecoder("utf-8")()
         number = 1
         while raw := _piece(stream, limit, first=number == 1):
@@ -163,7 +178,7 @@ def _lines(file: Path, limit: int) -> Iterator[tuple[int, str, bool]]:
                     f"{file}:{number}: not UTF-8 (byte 0x{error.object[error.start]:02x}); "
                     f"convert it, for example with iconv -f latin1 -t utf-8"
                 ) from error
-            yield number, text.rstrip("\r\n"), ends
+            yield number, text.rstrip("\r\n") if ends else text, ends
             number += ends
         if decoder.getstate()[0]:
             raise DataError(f"{file}:{number}: not UTF-8 (ends inside a character); is the file cut short?")
@@ -176,15 +191,17 @@ def _piece(stream: BinaryIO, limit: int, first: bool) -> bytes:
 
 def _text_documents(file: Path) -> Iterator[str]:
     lines: list[str] = []
-    size = 0
+    size, whole = 0, True  # characters in `lines`; whether the last of them ended, or was cut by the limit
     for _, text, ends in _lines(file, MAX_CHARS):
-        is_blank = ends and not text.strip()
+        is_blank = whole and ends and not text.strip()
         if lines and (is_blank or size + len(text) > MAX_CHARS):
             yield "\n".join(lines)
-            lines, size = [], 0
-        if text.strip():
+            lines, size, whole = [], 0, True
+        if lines and not whole:
+            lines[-1] += text
+        elif text.strip():
             lines.append(text)
-            size += len(text)
+        size, whole = size + len(text), ends
     if lines:
         yield "\n".join(lines)
 
@@ -194,7 +211,7 @@ def _jsonl_documents(file: Path, field: str) -> Iterator[str]:
         if not line.strip():
             continue
         where = f"{file}:{number}"
-        if not ends and len(line) >= MAX_LINE // 4:
+        if not ends and len(line.encode()) > MAX_LINE - 8:  # cut by the limit, give or take a character
             raise DataError(f"{where}: a line of more than {MAX_LINE >> 20} MiB; one JSON object a line")
         try:
             row = json.loads(line)

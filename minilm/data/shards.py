@@ -9,14 +9,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from minilm.data.corpus import Corpus, is_held_out
+from minilm.data.corpus import Corpus, TrainingDocuments, is_held_out
 from minilm.data.tokenizer import Tokenizer
 from minilm.errors import DataError
 
@@ -77,16 +77,14 @@ def prepare(
         else:
             return _open(entry, key)
 
-    def train_documents() -> Iterator[str]:
-        return (text for text in corpus.documents() if not is_held_out(text, held_out))
-
     if not any(True for _ in islice(corpus.documents(), 1)):
         raise DataError(f"--data {', '.join(map(str, corpus.files))}: no text in it, only blank lines or nothing")
     if tokenizer is None:
         say(f"training a vocabulary of {vocab_size:,}")
-        tokenizer = Tokenizer.train(train_documents(), vocab_size, lowercase, exact_vocab)
+        tokenizer = Tokenizer.train(TrainingDocuments(corpus, held_out), vocab_size, lowercase, exact_vocab)
     say("tokenising")
     partial = cache_dir / f"tokens-{key[:16]}.{os.getpid()}.tmp"
+    shutil.rmtree(partial, ignore_errors=True)  # of a dead process that had our number
     partial.mkdir(parents=True)
     try:
         _write(partial, corpus.documents(), tokenizer, held_out)
@@ -146,7 +144,7 @@ def _fault(entry: Path) -> str:
     try:
         meta = json.loads((entry / "META.json").read_text(encoding="utf-8"))
         bad = [name for name, digest in meta["sha256"].items() if _sha256(entry / name) != digest]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return f"{bad[0]} has another checksum" if bad else ""
 

@@ -6,7 +6,7 @@ a corpus or a labelled file must not be able to speak to the model in its own ma
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,19 +67,22 @@ class Tokenizer:
     def train(
         cls, documents: Iterable[str], vocab_size: int = 8192, lowercase: bool = True, exact: bool = False
     ) -> Self:
-        """A vocabulary of the commonest pieces of `documents`, its size a multiple of 64.
+        """A vocabulary of the commonest pieces of `documents` (read twice), its size a multiple of 64.
 
         If the text does not support `vocab_size` it shrinks and says so in `note`; `exact` makes that a
         DataError. Raises DataError if there is not even one multiple's worth.
         """
         if vocab_size < MULTIPLE or vocab_size % MULTIPLE:
             raise DataError(f"vocabulary size {vocab_size} is not a multiple of {MULTIPLE} above 0")
+        documents = list(documents) if isinstance(documents, Iterator) else documents
         backend = _wordpiece({}, lowercase)
+        first, inner = _alphabet(documents, backend, limit=min(1000, vocab_size // 4))
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
-            limit_alphabet=min(1000, vocab_size // 4),
-            special_tokens=list(SPECIALS),
+            initial_alphabet=first,
+            limit_alphabet=len(first),
+            special_tokens=[*SPECIALS, *("##" + letter for letter in inner)],  # in an order that is ours, see below
             show_progress=False,
         )
         backend.train_from_iterator(documents, trainer)
@@ -104,37 +107,11 @@ class Tokenizer:
             path = file
         if not path.is_file():
             raise DataError(f"{path}: no such vocabulary file")
-        return cls._load_json(path) if path.suffix == ".json" else cls._load_vocab(path)
-
-    @classmethod
-    def _load_json(cls, path: Path) -> Self:
+        backend, lowercase, note = (_read_json if path.suffix == ".json" else _read_vocab)(path)
         try:
-            spec = json.loads(path.read_text(encoding="utf-8"))
-            backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        except Exception as error:  # tokenizers raises just that
-            raise DataError(f"{path}: not a tokenizer file ({error})") from error
-        kind = spec["model"].get("type", "WordPiece")
-        if kind != "WordPiece":
-            raise DataError(f"{path}: a {kind} tokenizer; only WordPiece is supported")
-        lowercase = bool((spec.get("normalizer") or {}).get("lowercase", False))
-        return cls(backend, lowercase)
-
-    @classmethod
-    def _load_vocab(cls, path: Path) -> Self:
-        try:
-            lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 text; a vocabulary is one token a line") from error
-        tokens = [line.rstrip("\r") for line in lines]
-        twice = next((token for token, count in Counter(tokens).items() if count > 1), None)
-        if twice is not None:
-            raise DataError(f"{path}:{len(tokens) - tokens[::-1].index(twice)}: token {twice!r} stands there twice")
-        config = path.with_name("tokenizer_config.json")
-        stated = json.loads(config.read_text(encoding="utf-8")).get("do_lower_case") if config.exists() else None
-        cased = any(token not in SPECIALS and token != token.lower() for token in tokens)
-        note = "" if stated is not None else f"{path.name}: {'cased' if cased else 'lower-case'}, by its words"
-        lowercase = not cased if stated is None else bool(stated)
-        return cls(_wordpiece({token: i for i, token in enumerate(tokens)}, lowercase), lowercase, note)
+            return cls(backend, lowercase, note)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
 
     def save(self, directory: Path, model_max_length: int) -> None:
         """tokenizer.json, vocab.txt and a tokenizer_config.json that transformers opens."""
@@ -199,6 +176,61 @@ class Tokenizer:
     def token(self, id: int) -> str:
         """The piece with this id."""
         return self._backend.id_to_token(id)
+
+
+def _read_json(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+        backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    except Exception as error:  # tokenizers raises just that
+        raise DataError(f"{path}: not a tokenizer file ({error})") from error
+    kind = spec["model"].get("type", "WordPiece")
+    if kind != "WordPiece":
+        raise DataError(f"{path}: a {kind} tokenizer; only WordPiece is supported")
+    return backend, bool((spec.get("normalizer") or {}).get("lowercase", False)), ""
+
+
+def _read_vocab(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
+    """Whether it lower-cases stands in tokenizer_config.json beside it; else its words tell, and the note says so."""
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text; a vocabulary is one token a line") from error
+    tokens = [line.rstrip("\r") for line in lines]
+    twice = next((token for token, count in Counter(tokens).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}:{len(tokens) - tokens[::-1].index(twice)}: token {twice!r} stands there twice")
+    file, stated = path.with_name("tokenizer_config.json"), None
+    if file.exists():
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{file}: not JSON ({error})") from error
+        if not isinstance(config, dict):
+            raise DataError(f"{file}: holds {type(config).__name__}, not an object")
+        stated = config.get("do_lower_case")
+    cased = any(token not in SPECIALS and token != token.lower() for token in tokens)
+    note = "" if stated is not None else f"{path.name}: {'cased' if cased else 'lower-case'}, by its words"
+    lowercase = not cased if stated is None else bool(stated)
+    return _wordpiece({token: i for i, token in enumerate(tokens)}, lowercase), lowercase, note
+
+
+def _alphabet(documents: Iterable[str], backend: tokenizers.Tokenizer, limit: int) -> tuple[list[str], list[str]]:
+    """The `limit` commonest characters, and those of them that stand inside a word, each sorted.
+
+    Left to itself the trainer numbers them in the order of a hash map, another one in every process, and breaks
+    ties between merges by these numbers: the same text would give another vocabulary each time.
+    """
+    characters: Counter[str] = Counter()
+    words: Counter[str] = Counter()
+    for document in documents:
+        text = backend.normalizer.normalize_str(document)
+        characters.update(text)
+        words.update(text.split())
+    common = sorted(characters, key=lambda c: (-characters[c], c))
+    first = sorted([c for c in common if not c.isspace()][:limit])
+    inner = {c for word in words for part, _ in backend.pre_tokenizer.pre_tokenize_str(word) for c in part[1:]}
+    return first, sorted(inner.intersection(first))
 
 
 def _longest_first(a: int, b: int, room: int) -> list[int]:

@@ -1,0 +1,311 @@
+"""Files of every kind become the same documents, and a bad one is named with its line."""
+
+import gzip
+import hashlib
+import json
+import lzma
+
+import pytest
+
+from minilm.data import corpus as module
+from minilm.data.corpus import Corpus, embedded_corpus, is_held_out, open_corpus
+from minilm.errors import DataError
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(name, content): a file with that text or those bytes."""
+
+    def make(name: str, content: str | bytes):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return file
+
+    return make
+
+
+def read(*paths, text_field: str = "text") -> list[str]:
+    return list(open_corpus([str(p) for p in paths], text_field).documents())
+
+
+# -- good files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "documents"),
+    [
+        ("", []),
+        ("\n \n\t\n", []),
+        ("one", ["one"]),
+        ("one\n", ["one"]),
+        ("one\ntwo\n\nthree\n", ["one\ntwo", "three"]),
+        ("\n\none\n\n\n \t \ntwo", ["one", "two"]),
+        ("one\r\ntwo\r\n\r\nthree\r\n", ["one\ntwo", "three"]),
+        ("\ufeffone\n\ntwo", ["one", "two"]),
+        ("\ufeff", []),
+        ("a\u2028b\u2029c\x85d\x0be\x0cf\n\ng", ["a\u2028b\u2029c\x85d\x0be\x0cf", "g"]),
+        ("  kept  spaces \n", ["  kept  spaces "]),
+        ("ünïcödé 日本語 🙂\n\nб", ["ünïcödé 日本語 🙂", "б"]),
+    ],
+)
+def test_a_blank_line_ends_a_document(write, content, documents):
+    assert read(write("a.txt", content)) == documents
+    assert read(write("a.txt.gz", gzip.compress(content.encode()))) == documents
+    assert read(write("a.txt.xz", lzma.compress(content.encode()))) == documents
+
+
+@pytest.mark.parametrize("squeeze", [None, gzip.compress, lzma.compress])
+def test_a_jsonl_line_is_a_document(write, squeeze):
+    rows = ["one\n\ntwo", "  ", "", "a\u2028b", "tr\xe4ge \U0001f642"]
+    text = "\ufeff" + "\r\n".join(json.dumps({"id": 1, "text": row}, ensure_ascii=False) for row in rows) + "\n\n"
+    name = "a.jsonl" + {None: "", gzip.compress: ".gz", lzma.compress: ".xz"}[squeeze]
+    file = write(name, squeeze(text.encode()) if squeeze else text)
+    assert read(file) == ["one\n\ntwo", "a\u2028b", "tr\xe4ge \U0001f642"]
+
+
+def test_the_text_field_can_be_named(write):
+    file = write("a.jsonl", '{"text": "no", "body": "yes"}')
+    assert read(file, text_field="body") == ["yes"]
+
+
+def test_folders_and_patterns_in_a_fixed_order(write, tmp_path):
+    for name in ("d/b.txt", "d/a/z.md", "d/a.text", "e/c.txt"):
+        write(name, name)
+    write("d/c.jsonl", '{"text": "d/c.jsonl"}')
+    write("d/x.txt.gz", gzip.compress(b"d/x.txt.gz"))
+    write("d/skipped.py", "no")
+    inside = ["d/a/z.md", "d/a.text", "d/b.txt", "d/c.jsonl", "d/x.txt.gz"]
+    assert read(tmp_path / "d") == inside
+    assert read(tmp_path / "e", tmp_path / "d") == ["e/c.txt", *inside]
+    assert read(tmp_path / "*" / "*.txt") == ["d/b.txt", "e/c.txt"]
+    assert read(tmp_path / "**" / "*.txt") == ["d/b.txt", "e/c.txt"]
+    assert read(tmp_path / "?") == [*inside, "e/c.txt"]
+    assert read(tmp_path / "d" / "b.txt", tmp_path / "d") == ["d/b.txt", *[n for n in inside if n != "d/b.txt"]]
+
+
+def test_a_name_that_is_also_a_pattern_is_the_file(write):
+    assert read(write("a[1].txt", "brackets")) == ["brackets"]
+
+
+def test_upper_case_suffixes_mean_the_same(write, tmp_path):
+    """A folder is searched for them whatever their case, so they must be read as what they are."""
+    write("d/A.JSONL", '{"text": "one"}\n{"text": "two"}\n')
+    write("d/B.TXT.GZ", gzip.compress(b"three"))
+    assert read(tmp_path / "d") == ["one", "two", "three"]
+
+
+# -- long documents -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [5, 16, 64])
+@pytest.mark.parametrize("content", ["abcdefg\n" * 40, "x" * 500, "äö日本🙂z" * 40, "ab\n" * 9 + "q" * 100 + "\nend"])
+def test_a_long_document_is_cut_and_nothing_is_lost(write, monkeypatch, limit, content):
+    monkeypatch.setattr(module, "MAX_CHARS", limit)
+    documents = read(write("a.txt", content))
+    assert "".join(documents).replace("\n", "") == content.replace("\n", "")
+    assert all(len(document.replace("\n", "")) <= limit for document in documents)
+    assert len(documents) > 1
+
+
+def test_a_long_document_keeps_its_neighbours(write, monkeypatch):
+    monkeypatch.setattr(module, "MAX_CHARS", 10)
+    assert read(write("a.txt", "one\n\n" + "x" * 25 + "\n\ntwo")) == ["one", "x" * 10, "x" * 10, "xxxxx", "two"]
+
+
+@pytest.mark.parametrize("word", ["ж" * 18, "日" * 18])
+def test_no_newline_comes_into_a_line_of_many_bytes(write, monkeypatch, word):
+    """18 characters are within a limit of 20, however many bytes they have; cut or not, they hold no newline."""
+    monkeypatch.setattr(module, "MAX_CHARS", 20)
+    assert "\n" not in "".join(read(write("a.txt", word + "\n")))
+
+
+def test_a_line_that_ends_at_the_limit_ends_no_document(write, monkeypatch):
+    """The limit counts characters, and 10 two-byte ones leave room for the next line."""
+    monkeypatch.setattr(module, "MAX_CHARS", 20)
+    assert read(write("a.txt", "ж" * 10 + "\nnext\n")) == ["ж" * 10 + "\nnext"]
+
+
+def test_a_last_line_without_a_newline_may_be_long(write, monkeypatch):
+    monkeypatch.setattr(module, "MAX_LINE", 400)
+    assert read(write("a.jsonl", json.dumps({"text": "x" * 200}))) == ["x" * 200]
+    with pytest.raises(DataError, match=r"a\.jsonl:2: a line of more than"):
+        read(write("a.jsonl", '{"text": "ok"}\n' + json.dumps({"text": "x" * 500})))
+
+
+# -- bad files ------------------------------------------------------------------------------------------
+
+GOOD = '{"text": "fine"}\n'
+BAD = [
+    ("a.txt", b"text\n\x00\x01\x02binary", ":2: a NUL byte"),
+    ("a.txt", "text".encode("utf-16"), ":1: "),
+    ("a.txt", "日本".encode("utf-16"), ":1: not UTF-8 (byte 0xff)"),
+    ("a.txt", "one\n\ncaf\xe9 noir\n".encode("latin-1"), ":3: not UTF-8 (byte 0xe9)"),
+    ("a.txt", "one\ncaf\xe9".encode("latin-1"), ":2: not UTF-8"),
+    ("a.txt", "one\n日".encode()[:-1], ":2: not UTF-8"),
+    ("a.txt.gz", gzip.compress(b"text\n" * 999)[:-4], ": damaged or cut short"),
+    ("a.txt.gz", gzip.compress(b"text\n" * 999)[:40], ": damaged or cut short"),
+    ("a.txt.gz", b"not gzip at all", ": damaged or cut short"),
+    ("a.txt.xz", lzma.compress(b"text\n" * 999)[:-20], ": damaged or cut short"),
+    ("a.txt.xz", b"not xz at all", ": damaged or cut short"),
+    ("a.jsonl", GOOD + "plain text\n", ":2: not JSON"),
+    ("a.jsonl", GOOD + "\n" + '{"text": "cut\n', ":3: not JSON"),
+    ("a.jsonl", GOOD + "[" * 100_000, ":2: not JSON"),
+    ("a.jsonl", GOOD + '{"n": ' + "1" * 5000 + "}", ":2: not JSON"),
+    ("a.jsonl", GOOD + '{"body": "x", "id": 1}', ':2: no text field "text" (fields body, id)'),
+    ("a.jsonl", GOOD + '{"text": 3}', ':2: no text field "text"'),
+    ("a.jsonl", GOOD + '{"text": null}', ':2: no text field "text"'),
+    ("a.jsonl", GOOD + '["text"]', ":2: no text field"),
+    ("a.jsonl", GOOD + '{"text": "\\ud800"}', ":2: a lone surrogate"),
+    ("a.jsonl", b'{"text": "caf\xe9"}', ":1: not UTF-8"),
+    ("a.jsonl.gz", gzip.compress(b"{}"), ":1: no text field"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), BAD, ids=range(len(BAD)))
+def test_a_bad_file_is_named(write, name, content, said):
+    file = write(name, content)
+    with pytest.raises(DataError) as error:
+        read(file)
+    assert str(error.value).startswith(str(file) + said)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < len(str(file)) + 200
+
+
+def test_documents_before_a_bad_line_are_given(write):
+    documents = open_corpus([str(write("a.jsonl", GOOD + "bad"))]).documents()
+    assert next(documents) == "fine"
+    with pytest.raises(DataError):
+        next(documents)
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "missing/*.txt", "empty"])
+def test_nothing_found_is_said(tmp_path, name):
+    (tmp_path / "empty" / "deeper.txt").mkdir(parents=True)
+    (tmp_path / "empty" / "program.py").write_text("")
+    with pytest.raises(DataError) as error:
+        open_corpus([str(tmp_path / name)])
+    assert str(error.value).startswith(f"--data {tmp_path / name}: no ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_went_away_is_named(write):
+    file = write("a.txt", "one")
+    corpus = open_corpus([str(file)])
+    file.unlink()
+    for use in (corpus.fingerprint, lambda: list(corpus.documents())):
+        with pytest.raises(DataError) as error:
+            use()
+        assert str(error.value).startswith(f"{file}: cannot be read")
+
+
+# -- identity -------------------------------------------------------------------------------------------
+
+
+def test_fingerprint_is_of_the_content(write):
+    a, b, same = write("a.txt", "one"), write("b.txt", "two"), write("other/name.txt", "one")
+
+    def of(*files, field: str = "text") -> str:
+        return Corpus(tuple(files), field).fingerprint()
+
+    assert of(a) == of(same) == of(a)
+    assert len({of(a), of(b), of(a, b), of(b, a), of(a, a), of(), of(a, field="body")}) == 7
+    assert of(write("ab.txt", "onetwo")) != of(a, b)
+    before = of(a)
+    write("a.txt", "One")
+    assert of(a) != before
+
+
+def test_fingerprint_tells_jsonl_from_text(write):
+    """The same bytes are other documents there, so a cache must not take one for the other."""
+    a, b = write("a.jsonl", GOOD), write("a.txt", GOOD)
+    assert read(a) != read(b)
+    assert Corpus((a,)).fingerprint() != Corpus((b,)).fingerprint()
+
+
+def test_fingerprint_depends_on_where_documents_are_cut(write, monkeypatch):
+    corpus = Corpus((write("a.txt", "one"),))
+    before = corpus.fingerprint()
+    monkeypatch.setattr(module, "MAX_CHARS", 5)
+    assert corpus.fingerprint() != before
+
+
+def test_held_out_documents_are_a_fixed_fraction_that_grows():
+    documents = [f"document number {i} é" for i in range(20_000)]
+    tenth = {d for d in documents if is_held_out(d, 0.1)}
+    assert 1800 < len(tenth) < 2200  # 4.7 standard deviations
+    assert tenth < {d for d in documents if is_held_out(d, 0.2)}
+    assert not any(is_held_out(d, 0.0) for d in documents)
+    assert all(is_held_out(d, 1.0) for d in documents)
+    digest = hashlib.blake2b(documents[0].encode(), digest_size=8).digest()
+    place = int.from_bytes(digest, "big") / 2**64  # the same on every machine and in every version
+    assert not is_held_out(documents[0], place * 0.999)
+    assert is_held_out(documents[0], place * 1.001)
+
+
+# -- embedded -------------------------------------------------------------------------------------------
+
+SOURCE = '''
+"""{module}"""
+
+class A:
+    """{cls}"""
+    if True:
+        def method(self):
+            """{method}"""
+            x = "not a docstring {method}"
+
+def short():
+    """short"""
+
+try:
+    pass
+except ValueError:
+    async def late():
+        """{late}"""
+
+def again():
+    """{cls}"""
+'''
+
+
+def test_embedded_corpus_is_the_docstrings(write, tmp_path, monkeypatch):
+    texts = {name: f"{name} documentation, " + "which is long enough. " * 6 for name in ("module", "cls", "method")}
+    texts["late"] = "late " * 30
+    texts = {name: text.strip() for name, text in texts.items()}
+    sources = [
+        ("one/a.py", write("a.py", SOURCE.format(**texts))),
+        ("one/broken.py", write("broken.py", "def (:\n")),
+        ("one/latin.py", write("latin.py", b'"""caf\xe9"""')),
+        ("one/copy.py", write("copy.py", SOURCE.format(**texts))),
+    ]
+    asked = []
+    monkeypatch.setattr(module, "_embedded_sources", lambda: asked.append(1) or iter(sources))
+    monkeypatch.setattr(module, "topics", {"b": "topic b", "a": "topic a"})
+    cache = tmp_path / "cache" / "deep"
+    corpus = embedded_corpus(cache)
+    documents = list(corpus.documents())
+    assert documents[-2:] == ["topic a", "topic b"]
+    assert sorted(documents[:-2]) == sorted(texts.values())
+    assert documents[0] == texts["module"]
+    assert [f.name for f in cache.iterdir()] == [corpus.files[0].name]
+    written = corpus.files[0].stat().st_mtime_ns
+    assert embedded_corpus(cache) == corpus
+    assert corpus.files[0].stat().st_mtime_ns == written  # not written again
+    sources.pop()
+    sources[0] = ("one/a.py", write("a.py", '"""' + "other" * 30 + '"""'))
+    other = embedded_corpus(cache)
+    assert other.files != corpus.files  # other sources, another file
+    assert next(other.documents()) == "other" * 30
+
+
+def test_embedded_sources_leave_out_what_is_no_documentation(tmp_path, monkeypatch):
+    for name in ("b.py", "a/c.py", "test/x.py", "a/tests/y.py", "site-packages/z.py", "a/n.txt"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+    monkeypatch.setattr(module.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    monkeypatch.setattr(module, "EMBEDDED_PACKAGES", ())
+    found = list(module._embedded_sources())
+    assert [name for name, _ in found] == ["python/a/c.py", "python/b.py"]
+    assert all(path.is_file() for _, path in found)

@@ -1,0 +1,300 @@
+"""Text <-> ids: the same as transformers', the same every time, and markup in a text stays text."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import tokenizers
+from tokenizers import models
+
+from minilm.data.tokenizer import SPECIALS, Tokenizer
+from minilm.errors import DataError
+
+NASTY = [
+    "",
+    " ",
+    "Hello, world! It's 3.14 (about).",
+    "日本語のテキスト and 한국어 mixed中文words",
+    "Crème brûlée, naïve façade — Ångström, İstanbul, ﬁne, ẞ",
+    "e\u0301 combining a\u0308 \u0327",
+    "🙂 emoji 👩‍👩‍👧‍👦 flags 🇩🇪 skin 👍🏽",
+    "control\x01\x02 char\x7facters\ttab\nnewline\rreturn",
+    "zero\u200bwidth\u200djoin\ufeffbom soft\u00adhyphen",
+    "line\u2028separator\u2029paragraph\x85next nbsp\u00a0space",
+    "w" * 101 + " " + "e" * 100,
+    "abc" * 500,
+    "[MASK] and [CLS] in [SEP] a [PAD] text[MASK]",
+    "\U0001d54f \U00020000 \ufffd replacement",
+    "bonga BONGA Bonga . . . ...",
+    "عربي עברית ไทย हिन्दी",
+]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["uncased", "cased"])
+def trained(request, prose):
+    texts = [*prose, *(NASTY[2:10] * 5)]
+    return Tokenizer.train(texts, 512, lowercase=request.param)
+
+
+@pytest.fixture(scope="module")
+def theirs(trained, tmp_path_factory):
+    transformers = pytest.importorskip("transformers")
+    directory = tmp_path_factory.mktemp("saved")
+    trained.save(directory, model_max_length=77)
+    return transformers.AutoTokenizer.from_pretrained(directory)
+
+
+# -- training -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [64, 128, 320])
+def test_train_makes_the_size_asked_for(prose, size):
+    t = Tokenizer.train(iter(prose), size)
+    assert t.vocab_size == size
+    assert t.note == ""
+    assert t.special_ids == (0, 1, 2, 3, 4) == (t.pad_id, t.unk_id, t.cls_id, t.sep_id, t.mask_id)
+    assert [t.token(i) for i in range(5)] == list(SPECIALS)
+    assert len({t.token(i) for i in range(size)}) == size
+    assert max(map(max, filter(len, t.encode_documents(prose)))) < size
+
+
+def test_train_shrinks_to_a_multiple_of_64_and_says_so(prose):
+    t = Tokenizer.train(prose, 1 << 14)
+    assert t.vocab_size < 1 << 14
+    assert t.vocab_size % 64 == 0
+    assert f"from 16,384 to {t.vocab_size:,}" in t.note
+    assert Tokenizer.train(prose, 1 << 14, exact=False).vocab_size == t.vocab_size
+    with pytest.raises(DataError, match=f"--vocab-size 16384: the text supports {t.vocab_size} at most"):
+        Tokenizer.train(prose, 1 << 14, exact=True)
+    assert Tokenizer.train(prose, 128, exact=True).vocab_size == 128
+
+
+@pytest.mark.parametrize("size", [0, -64, 1, 63, 100])
+def test_train_refuses_odd_sizes(prose, size):
+    with pytest.raises(DataError, match="not a multiple of 64"):
+        Tokenizer.train(prose, size)
+
+
+@pytest.mark.parametrize("texts", [[], ["short text"]])
+def test_train_refuses_too_little_text(texts):
+    with pytest.raises(DataError, match="give more text"):
+        Tokenizer.train(texts, 64)
+
+
+PROGRAM = """
+import random
+from minilm.data.tokenizer import Tokenizer
+rng = random.Random(0)
+words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 6))) for _ in range(300)]
+print(Tokenizer.train([" ".join(words)] * 3, {size}).fingerprint())
+"""
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_train_is_the_same_in_every_process(size):
+    """With ties: all words are equally frequent, and at 64 the alphabet is cut to 16 letters."""
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM.format(size=size)], stdout=-1, env={**os.environ, "PYTHONHASHSEED": h}
+        )
+        for h in "12"
+    ]
+    first, second = (run.communicate(timeout=60)[0] for run in runs)
+    assert all(run.returncode == 0 for run in runs)
+    assert len(first) > 1000
+    assert first == second
+
+
+# -- loading --------------------------------------------------------------------------------------------
+
+
+def ids_of(t: Tokenizer) -> list[list[int]]:
+    return [t.encode(text).input_ids for text in NASTY]
+
+
+@pytest.mark.parametrize("name", ["", "tokenizer.json", "vocab.txt"])
+@pytest.mark.parametrize("kind", [str, lambda path: path], ids=["str", "Path"])
+def test_save_and_load(trained, tmp_path, name, kind):
+    trained.save(tmp_path, model_max_length=64)
+    loaded = Tokenizer.load(kind(tmp_path / name))
+    assert ids_of(loaded) == ids_of(trained)
+    assert loaded.lowercase == trained.lowercase
+    assert loaded.vocab_size == trained.vocab_size
+    assert loaded.special_ids == trained.special_ids
+    assert loaded.encode("a [MASK]", specials=True).input_ids[-2] == loaded.mask_id
+    again = tmp_path / "again"
+    again.mkdir()
+    loaded.save(again, model_max_length=64)
+    for file in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"):
+        assert (again / file).read_bytes() == (tmp_path / file).read_bytes(), file
+
+
+def test_vocab_txt_alone(tmp_path):
+    for words, lowercase in ((["b", "##c"], True), (["B", "b"], False)):
+        file = tmp_path / "vocab.txt"
+        file.write_bytes("\r\n".join([*SPECIALS, *words, ""]).encode())
+        t = Tokenizer.load(tmp_path)
+        assert t.lowercase is lowercase
+        assert ("cased" if not lowercase else "lower-case") in t.note
+        assert t.vocab_size == 7
+        assert t.encode("B").input_ids == [2, 5, 3]
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    assert Tokenizer.load(file).lowercase
+    assert Tokenizer.load(file).note == ""
+
+
+def test_a_word_of_vocab_txt_may_hold_a_line_separator(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, "a\u2028b", "c\x85", "d"]), encoding="utf-8")
+    t = Tokenizer.load(tmp_path)
+    assert t.token(5) == "a\u2028b"
+    assert t.vocab_size == 8
+
+
+def bpe() -> str:
+    vocab = {token: i for i, token in enumerate([*SPECIALS, "a", "b"])}
+    return tokenizers.Tokenizer(models.BPE(vocab, [])).to_str()
+
+
+BAD = [
+    ("vocab.txt", "\n".join([*SPECIALS, "a", "b", "a"]), ":8: token 'a' stands there twice"),
+    ("vocab.txt", "\n".join(SPECIALS[:-1]) + "\na\n", "lacks [MASK]"),
+    ("vocab.txt", "a\nb\n", "lacks [PAD], [UNK], [CLS], [SEP], [MASK]"),
+    ("vocab.txt", b"caf\xe9\n", "not UTF-8"),
+    ("vocab.txt", "", "lacks [PAD]"),
+    ("tokenizer.json", "not json", "not a tokenizer file"),
+    ("tokenizer.json", "[1]", "not a tokenizer file"),
+    ("tokenizer.json", "{}", "not a tokenizer file"),
+    ("tokenizer.json", b"\xff\xfe", "not a tokenizer file"),
+    ("tokenizer.json", bpe(), "a BPE tokenizer"),
+    ("tokenizer.json", tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")).to_str(), "lacks [PAD]"),
+    ("other.txt", "", "neither tokenizer.json nor vocab.txt"),
+]
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["file", "directory"])
+@pytest.mark.parametrize(("name", "content", "said"), BAD, ids=range(len(BAD)))
+def test_a_bad_vocabulary_is_refused_by_name(tmp_path, name, content, said, whole):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError) as error:
+        Tokenizer.load(tmp_path if whole or name == "other.txt" else tmp_path / name)
+    assert said in str(error.value)
+    assert str(error.value).startswith(str(tmp_path if name == "other.txt" else tmp_path / name))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_vocabulary_is_named(tmp_path):
+    with pytest.raises(DataError, match="no such vocabulary file"):
+        Tokenizer.load(tmp_path / "vocab.txt")
+
+
+@pytest.mark.parametrize("config", ["not json", "[]"])
+def test_a_bad_tokenizer_config_is_named(tmp_path, config):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, "a"]))
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    with pytest.raises(DataError, match=r"tokenizer_config\.json"):
+        Tokenizer.load(tmp_path)
+
+
+def test_stored_truncation_and_padding_are_cleared(trained, tmp_path):
+    backend = tokenizers.Tokenizer.from_str(trained.fingerprint())
+    backend.enable_truncation(4)
+    backend.enable_padding(length=9)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    stored = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert stored["truncation"]
+    assert stored["padding"]
+    loaded = Tokenizer.load(tmp_path)
+    assert ids_of(loaded) == ids_of(trained)
+    assert [a.tolist() for a in loaded.encode_documents(NASTY)] == [ids[1:-1] for ids in ids_of(trained)]
+
+
+# -- using ----------------------------------------------------------------------------------------------
+
+
+def in_a_batch(theirs, a: str, b: str | None, **settings) -> dict[str, list]:
+    """One text or pair as a batch of one: called without a batch, transformers takes the pair "" for none."""
+    texts = ([a],) if b is None else ([a], [b])
+    encoded = theirs(*texts, return_offsets_mapping=True, return_token_type_ids=True, **settings)
+    return {name: values[0] for name, values in encoded.items()}
+
+
+def test_transformers_opens_what_was_saved(trained, theirs):
+    assert theirs.mask_token == "[MASK]"
+    assert theirs.model_max_length == 77
+    own = (theirs.pad_token_id, theirs.unk_token_id, theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id)
+    assert own == trained.special_ids
+    assert len(theirs) == trained.vocab_size
+
+
+@pytest.mark.parametrize("specials", [True, False])
+@pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
+def test_one_text_as_in_transformers(trained, theirs, text, specials):
+    mine = trained.encode(text, specials=specials)
+    reference = theirs(text, return_offsets_mapping=True, return_token_type_ids=True, split_special_tokens=not specials)
+    assert mine.input_ids == reference["input_ids"]
+    assert mine.token_type_ids == reference["token_type_ids"]
+    assert mine.offsets == reference["offset_mapping"]
+    assert mine.tokens == theirs.convert_ids_to_tokens(reference["input_ids"])
+    assert mine.cut == (0, 0)
+
+
+@pytest.mark.parametrize("at", range(len(NASTY)))
+def test_pairs_as_in_transformers(trained, theirs, at):
+    a, b = NASTY[at], NASTY[at - 5]
+    mine = trained.encode(a, b, specials=True)
+    reference = in_a_batch(theirs, a, b)
+    assert mine.input_ids == reference["input_ids"]
+    assert mine.token_type_ids == reference["token_type_ids"]
+    assert mine.offsets == reference["offset_mapping"]
+
+
+def test_markup_in_a_text_is_text(trained):
+    text = "[MASK] and [SEP]"
+    plain, special = trained.encode(text), trained.encode(text, specials=True)
+    assert not set(plain.input_ids[1:-1]) & {trained.mask_id, trained.sep_id}
+    assert special.input_ids[1] == trained.mask_id
+    assert special.input_ids[-2:] == [trained.sep_id] * 2
+    assert trained.encode(text).input_ids == plain.input_ids
+    assert trained.encode_documents([text])[0].tolist() == plain.input_ids[1:-1]
+
+
+@pytest.mark.parametrize("a", [0, 1, 2, 5, 8, 13])
+@pytest.mark.parametrize("b", [None, 0, 1, 2, 5, 8, 13])
+def test_truncation_is_longest_first(trained, theirs, a, b):
+    first, second = (
+        " ".join("abc"[i % 3] for i in range(a)),
+        b if b is None else " ".join("de"[i % 2] for i in range(b)),
+    )
+    for length in range(3 if b is None else 4, 32):
+        mine = trained.encode(first, second, max_length=length)
+        reference = in_a_batch(theirs, first, second, max_length=length, truncation="longest_first")
+        assert mine.input_ids == reference["input_ids"], length
+        assert mine.token_type_ids == reference["token_type_ids"]
+        assert mine.offsets == reference["offset_mapping"]
+        kept = [mine.token_type_ids.count(0) - 2, max(0, mine.token_type_ids.count(1) - 1)]
+        assert mine.cut == (a - kept[0], (b or 0) - kept[1])
+        assert len(mine.tokens) == len(mine.input_ids) <= length
+
+
+@pytest.mark.parametrize(("pair", "length"), [(None, 2), (None, 0), ("b", 3), ("b", -1)])
+def test_no_room_for_text_is_refused(trained, pair, length):
+    with pytest.raises(DataError, match=f"max_length {length} leaves no room"):
+        trained.encode("a", pair, max_length=length)
+
+
+def test_offsets_point_into_the_text(trained):
+    text = "bonga Fesi,  tur."
+    e = trained.encode(text)
+    words = [text[i:j] for i, j in e.offsets[1:-1]]
+    assert "".join(words) == text.replace(" ", "")
+    assert e.offsets[0] == e.offsets[-1] == (0, 0)
+
+
+def test_decode(trained):
+    e = trained.encode("bonga fesi, tur.")
+    assert trained.decode(e.input_ids) == "bonga fesi, tur."
+    assert trained.decode(e.input_ids, skip_specials=False) == "[CLS] bonga fesi, tur. [SEP]"
+    assert trained.decode([]) == ""
+    assert trained.lowercase == (trained.decode(trained.encode("LUR").input_ids) == "lur")
