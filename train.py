@@ -161,6 +161,21 @@ def effective_recipe(args: Args) -> Recipe:
     return replace(RECIPES[args.recipe], **overrides)
 
 
+@dataclass(frozen=True)
+class Job:
+    """Everything that a run works with."""
+
+    args: Args
+    recipe: Recipe
+    store: Store
+    runtime: Runtime
+    data: Prepared
+    loader: Loader  # batches to train on
+    examined: list[Batch]  # the fixed held-out batches
+    model: LanguageModel
+    optimizers: Optimizers
+
+
 def pretrain(args: Args, recipe: Recipe, out: Path) -> int:
     """Data, model, loop, report. The exit status: 0, or 128 + the signal that stopped it."""
     began = time.perf_counter()
@@ -170,12 +185,7 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> int:
     data, loader, examined = load_data(args, recipe, pin_memory=runtime.device.type == "cuda")
 
     with store.hold():
-        settings = {
-            "objective": args.objective,
-            "seed": args.seed,
-            "steps": args.steps,
-            "epochs": args.epochs,
-        }
+        settings = {"objective": args.objective, "seed": args.seed, "steps": args.steps, "epochs": args.epochs}
         settings |= {"held_out": args.held_out, **asdict(recipe), "data": data.fingerprint}
         pinned = {"precision": args.precision, "threads": args.threads}
         run = store.earlier_run(settings, {k: v for k, v in pinned.items() if v not in ("auto", None)}, args.resume)
@@ -184,46 +194,27 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> int:
             return report(run["result"], [], args)
         if run:  # bits repeat only at equal precision and thread count
             runtime = Runtime.choose(args.device, run["precision"], run["threads"])
-        model, optimizers = build_model(recipe, data.tokenizer.vocab_size, args.seed, runtime)
-        say(
-            f"{runtime.describe()}, {model.encoder.backend} attention; "
-            f"{len(loader.rows):,} rows of {recipe.length} tokens, {loader.rows.fill:.1%} full"
-        )
+        model = build_model(recipe, data.tokenizer.vocab_size, args.seed, runtime)
+        optimizers = build_optimizers(recipe, model, runtime)
+        job = Job(args, recipe, store, runtime, data, loader, examined, model, optimizers)
+        filled = f"{len(loader.rows):,} rows of {recipe.length} tokens, {loader.rows.fill:.1%} full"
+        say(f"{runtime.describe()}, {model.encoder.backend} attention; {filled}")
         if not run:
             run = {
                 "format": FORMAT,
                 "settings": settings,
-                "steps": steps_of_budget(args, recipe, model, loader, runtime),
+                "steps": steps_of_budget(job),
                 "precision": runtime.precision,
                 "threads": runtime.threads,
                 "backend": model.encoder.backend,
                 "versions": {"minilm": minilm.__version__, "torch": torch.__version__},
             }
             write_json(out / "run.json", run)
-        log, stopped_by = train(args, recipe, run["steps"], data, loader, examined, model, optimizers, runtime, store)
+        log, stopped_by = train(job, run["steps"])
         if stopped_by:
             return 128 + stopped_by
-
-        score = evaluate(model, language_model_score, examined, runtime)
-        result = {
-            "objective": args.objective,
-            "held_out_loss": score.loss,
-            "accuracy": score.accuracy,
-            "unigram_loss": unigram_loss(data.counts, examined),
-            "targets": score.targets,
-            "steps": run["steps"],
-            "tokens": log.tokens,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "seconds": log.seconds,
-            "total_seconds": time.perf_counter() - began,
-            "tokens_per_s": log.tokens / max(log.seconds, 1e-9),
-            "flops": flops_of_run(model, loader, run["steps"] * recipe.accumulation),
-            "peak_mb": peak_memory_mb(runtime.device),
-            "precision": runtime.precision,
-            "vocab_size": data.tokenizer.vocab_size,
-            "out": str(out),
-            "versions": run["versions"],
-        }
+        result = {**measure(job, log), "steps": run["steps"], "versions": run["versions"], "out": str(out)}
+        result["total_seconds"] = time.perf_counter() - began
 
         def write_final(directory: Path) -> None:
             write_model(directory, model, data.tokenizer, args.objective)
@@ -235,8 +226,7 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> int:
         if not plot_loss(log.file, out / "loss.png", result["unigram_loss"]):
             say("no loss.png, for matplotlib is missing: pip install 'minilm[eval]'")
         write_json(out / "run.json", run | {"result": result})
-        shown = samples(model, data.tokenizer, data.held_out, args.objective, REACH[args.objective])
-        return report(result, shown, args)
+        return report(result, samples(model, data.tokenizer, data.held_out, args.objective), args)
 
 
 def load_data(args: Args, recipe: Recipe, pin_memory: bool) -> tuple[Prepared, Loader, list[Batch]]:
@@ -257,38 +247,38 @@ def load_data(args: Args, recipe: Recipe, pin_memory: bool) -> tuple[Prepared, L
     return data, loader, list(fixed_batches(held_out, judge))
 
 
-def build_model(recipe: Recipe, vocab_size: int, seed: int, runtime: Runtime) -> tuple[LanguageModel, Optimizers]:
-    """A model with fresh weights, on its device, and what updates it."""
+def build_model(recipe: Recipe, vocab_size: int, seed: int, runtime: Runtime) -> LanguageModel:
+    """A model with fresh weights, on its device."""
     torch.manual_seed(seed)
     model = LanguageModel(recipe.encoder_config(vocab_size), runtime.backend(recipe.length))
     initialise(model, output_scale=recipe.output_scale)
-    model.to(runtime.device)
-    return model, make_optimizers(
-        model,
-        recipe.optimizer,
-        recipe.lr,
-        recipe.weight_decay,
-        betas=(0.9, recipe.beta2),
-        muon_dtype=runtime.muon_dtype,
+    return model.to(runtime.device)
+
+
+def build_optimizers(recipe: Recipe, model: LanguageModel, runtime: Runtime) -> Optimizers:
+    betas = (0.9, recipe.beta2)
+    return make_optimizers(
+        model, recipe.optimizer, recipe.lr, recipe.weight_decay, betas, muon_dtype=runtime.muon_dtype
     )
 
 
-def steps_of_budget(args: Args, recipe: Recipe, model: LanguageModel, loader: Loader, runtime: Runtime) -> int:
+def steps_of_budget(job: Job) -> int:
     """The budget in steps. Minutes are turned into steps by timing a few on a copy of the model, so that a run
     of so many minutes is the run of that many steps."""
+    args, recipe, loader = job.args, job.recipe, job.loader
     rows_per_step = recipe.batch_size * recipe.accumulation
     if args.steps is not None:
         return args.steps
     if args.epochs is not None:
         return math.ceil(args.epochs * len(loader.rows) / rows_per_step)
-    trial, trial_runtime, rng = copy.deepcopy(model), replace(runtime), rng_state()
-    optimizers = make_optimizers(trial, recipe.optimizer, recipe.lr, recipe.weight_decay, muon_dtype=runtime.muon_dtype)
+    trial, runtime, rng = copy.deepcopy(job.model), replace(job.runtime), rng_state()  # replaced: its own scaler
+    optimizers = build_optimizers(recipe, trial, runtime)
     for step in range(WARM_STEPS + TIMED_STEPS):
         if step == WARM_STEPS:
             mark = time.perf_counter()
         starts = range(step * rows_per_step, (step + 1) * rows_per_step, recipe.batch_size)
-        micro = [loader.batch(start) for start in starts]
-        nats, _, _ = train_step(trial, language_model_loss, optimizers, micro, trial_runtime, recipe.max_norm)
+        micro_batches = [loader.batch(start) for start in starts]
+        nats, _, _ = train_step(trial, language_model_loss, optimizers, micro_batches, runtime, recipe.max_norm)
         float(nats)  # waits for the device
     step_s = (time.perf_counter() - mark) / TIMED_STEPS
     set_rng_state(rng)
@@ -296,44 +286,24 @@ def steps_of_budget(args: Args, recipe: Recipe, model: LanguageModel, loader: Lo
     return max(1, int(recipe.minutes * 60 / step_s))
 
 
-def train(
-    args: Args,
-    recipe: Recipe,
-    steps: int,
-    data: Prepared,
-    loader: Loader,
-    examined: list[Batch],
-    model: LanguageModel,
-    optimizers: Optimizers,
-    runtime: Runtime,
-    store: Store,
-) -> tuple[Log, int]:
+def train(job: Job, steps: int) -> tuple[Log, int]:
     """Train from the newest checkpoint, or from the start, to the end. The log, and the signal that came between."""
-    state = {"step": 0, "tokens": 0, "seconds": 0.0}
-    if checkpoint := store.latest(say):
-        model_type, _ = CLASSES[model.cfg.norm_order, args.objective]
-        load_weights(model, checkpoint, model_type)
-        rng, state = read_training(checkpoint, model, optimizers)
-        set_rng_state(rng)
-        loader.load_state_dict(state["loader"])
-        runtime.scaler.load_state_dict(state["scaler"])
-    start = state["step"]
-    say(f"going on from step {start:,} of {steps:,}" if start else f"training for {steps:,} steps")
-    log = Log(store.out / "metrics.jsonl", steps, start, recipe.lr, state["tokens"], state["seconds"])
+    args, recipe, runtime, model, loader = job.args, job.recipe, job.runtime, job.model, job.loader
+    start, log = restore(job, steps)
 
-    def held_out_score(step: int) -> None:
+    def examine(step: int) -> None:
         with log.paused():
-            log.evaluation(step, evaluate(model, language_model_score, examined, runtime))
+            log.evaluation(step, evaluate(model, language_model_score, job.examined, runtime))
 
     def save(step: int) -> None:
         def write(directory: Path) -> None:
-            write_model(directory, model, data.tokenizer, args.objective)
+            write_model(directory, model, job.data.tokenizer, args.objective)
             now = {"step": step, "tokens": log.tokens, "seconds": log.seconds}
             now |= {"loader": loader.state_dict(), "scaler": runtime.scaler.state_dict()}
-            write_training(directory, model, optimizers, rng_state(), now)
+            write_training(directory, model, job.optimizers, rng_state(), now)
 
         with log.paused():
-            store.save(step, write)
+            job.store.save(step, write)
 
     warmup = math.ceil(recipe.warmup_frac * steps)
     plan = Plan(
@@ -345,21 +315,68 @@ def train(
         save_every=args.save_every,
     )
     with StopSignals() as signals:
-        asked = lambda: signals.received is not None  # noqa: E731
         try:
             done = fit(
-                model, language_model_loss, optimizers, iter(loader), runtime, plan, log,
-                start, held_out_score, save, asked,
-            )  # fmt: skip
+                model,
+                language_model_loss,
+                job.optimizers,
+                iter(loader),
+                runtime,
+                plan,
+                watch=log,
+                start=start,
+                evaluate=examine,
+                save=save,
+                stop=lambda: signals.received is not None,
+            )
         except TrainingError as error:
             _, rows = loader.where(error.step * recipe.accumulation * recipe.batch_size)
             raise TrainingError(error.step, f"{error} (rows {', '.join(map(str, rows[:8]))} ...)") from error
         finally:
             log.close()
-    if done < steps:
-        say(f"stopped and saved; the same command goes on from step {done:,}")
-        return log, signals.received or 0
-    return log, 0
+    if done == steps:
+        return log, 0
+    say(f"stopped and saved; the same command goes on from step {done:,}")
+    return log, signals.received or 0
+
+
+def restore(job: Job, steps: int) -> tuple[int, Log]:
+    """The step to go on from, with everything as it was then, and the log of the run so far."""
+    state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0}
+    if checkpoint := job.store.latest(say):
+        model_type, _ = CLASSES[job.model.cfg.norm_order, job.args.objective]
+        load_weights(job.model, checkpoint, model_type)
+        rng, state = read_training(checkpoint, job.model, job.optimizers)
+        set_rng_state(rng)
+        job.loader.load_state_dict(state["loader"])
+        job.runtime.scaler.load_state_dict(state["scaler"])
+    start = state["step"]
+    say(f"going on from step {start:,} of {steps:,}" if start else f"training for {steps:,} steps")
+    file = job.store.out / "metrics.jsonl"
+    return start, Log(file, steps, start, job.recipe.lr, state["tokens"], state["seconds"])
+
+
+def measure(job: Job, log: Log) -> dict[str, Any]:
+    """What was learned and what it cost."""
+    score = evaluate(job.model, language_model_score, job.examined, job.runtime)
+    T, batch_size = job.loader.rows.T, job.loader.batch_size
+    targets = len(job.loader.batch(0).target)
+    micro_batches = job.loader.taken // batch_size
+    return {
+        "objective": job.args.objective,
+        "held_out_loss": score.loss,
+        "accuracy": score.accuracy,
+        "unigram_loss": unigram_loss(job.data.counts, job.examined),
+        "targets": score.targets,
+        "tokens": log.tokens,
+        "parameters": sum(p.numel() for p in job.model.parameters()),
+        "seconds": log.seconds,
+        "tokens_per_s": log.tokens / max(log.seconds, 1e-9),
+        "flops": micro_batches * training_flops(job.model.cfg, batch_size * T, T, targets),
+        "peak_mb": peak_memory_mb(job.runtime.device),
+        "precision": job.runtime.precision,
+        "vocab_size": job.data.tokenizer.vocab_size,
+    }
 
 
 def unigram_loss(counts: np.ndarray, batches: list[Batch]) -> float:
@@ -367,11 +384,6 @@ def unigram_loss(counts: np.ndarray, batches: list[Batch]) -> float:
     log_p = torch.from_numpy(np.log((counts + 1) / (counts.sum() + len(counts))))
     target = torch.cat([batch.target for batch in batches])
     return -float(log_p[target[target != IGNORE]].mean())
-
-
-def flops_of_run(model: LanguageModel, loader: Loader, micro_batches: int) -> int:
-    T, targets = loader.rows.T, len(loader.batch(0).target)
-    return micro_batches * training_flops(model.cfg, loader.batch_size * T, T, targets)
 
 
 def next_command(objective: ObjectiveName, out: Path) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from minilm.batch import Reach
+from minilm.data.objectives import REACH, ObjectiveName
 from minilm.data.shards import Shard
 from minilm.data.tokenizer import MASK, Tokenizer
 from minilm.evaluation.predict import continue_text, fill_mask
@@ -35,7 +35,7 @@ def summary(result: dict[str, Any]) -> list[str]:
 
 
 def samples(
-    model: LanguageModel, tokenizer: Tokenizer, held_out: Shard, objective: str, attention: Reach, n: int = 3
+    model: LanguageModel, tokenizer: Tokenizer, held_out: Shard, objective: ObjectiveName, n: int = 3
 ) -> list[str]:
     """The model at work on `n` held-out documents: fillings of a [MASK], or sampled continuations."""
     lines: list[str] = []
@@ -47,7 +47,7 @@ def samples(
             continue
         if objective != "mlm":
             prompt = tokenizer.decode(ids[:12])
-            lines.append(f"{prompt} -> {continue_text(model, tokenizer, prompt, attention, max_new=24)}")
+            lines.append(f"{prompt} -> {continue_text(model, tokenizer, prompt, REACH[objective], max_new=24)}")
             continue
         truth = tokenizer.token(ids[whole[0]])
         before, after = tokenizer.decode(ids[: whole[0]]), tokenizer.decode(ids[whole[0] + 1 :])
