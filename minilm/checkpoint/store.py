@@ -132,7 +132,7 @@ class Store:
         self.out = out
 
     def check_writable(self) -> None:
-        """Raises ConfigError where the directory could not be made, without making it."""
+        """Raises ConfigError where the directory could not be made or holds something else, without touching it."""
         nearest = self.out
         while not nearest.exists() and nearest != nearest.parent:
             nearest = nearest.parent
@@ -140,6 +140,10 @@ class Store:
             raise ConfigError(f"--out {self.out}: {nearest} is a file, not a directory")
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise ConfigError(f"--out {self.out}: {nearest} is not writable; choose another --out")
+        if nearest == self.out and not (self.out / "run.json").exists():
+            strangers = sorted(path.name for path in self.out.iterdir() if path.name not in ("lock", ".run.json.tmp"))
+            if strangers:
+                raise ConfigError(f"--out {self.out}: holds {strangers[0]} and no run; choose an empty directory")
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -169,9 +173,6 @@ class Store:
         settings: must all be as they were; pinned: so must these of the run's own choices.
         """
         if not (self.out / "run.json").exists():
-            strangers = [p.name for p in self.out.iterdir() if p.name != "lock"]
-            if strangers:
-                raise ConfigError(f"--out {self.out}: holds {strangers[0]} and no run; choose an empty directory")
             return {}
         if resume == "never":
             raise ConfigError(f"--out {self.out}: holds a run; choose another --out, or --resume auto to go on")

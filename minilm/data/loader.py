@@ -32,7 +32,7 @@ class Loader:
         self.rows, self.objective, self.batch_size, self.seed = rows, objective, batch_size, seed
         self.pin_memory = pin_memory
         self.taken = 0  # rows given out so far
-        self._epoch, self._order = -1, np.empty(0, np.int64)
+        self._latest = -1, np.empty(0, np.int64)  # epoch and its order; replaced whole, for two threads may ask
 
     def where(self, start: int) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, row) of the batch that begins with the run's row number `start`; (B,) int64 each."""
@@ -60,10 +60,12 @@ class Loader:
                 yield batch
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        if epoch != self._epoch:
+        known, order = self._latest
+        if epoch != known:
             key = draw(self.seed, 3, torch.tensor([epoch]), torch.arange(len(self.rows)), torch.tensor([0]))
-            self._epoch, self._order = epoch, key.argsort(stable=True).numpy()
-        return self._order
+            order = key.argsort(stable=True).numpy()
+            self._latest = epoch, order
+        return order
 
     def state_dict(self) -> dict[str, int]:
         return {"taken": self.taken, "rows": len(self.rows), "seed": self.seed}
