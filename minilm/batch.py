@@ -60,10 +60,13 @@ class Tokens(OnDevice):
         token_type_ids: Tensor | None = None,
         position: Tensor | None = None,
     ) -> Self:
-        """Every position of (B, T) `input_ids` is a token of the row's one document."""
+        """Every position of (B, T) `input_ids` is a token of the row's one document.
+
+        With a `position` (B, T) of one's own the layout is "padded", for "full" promises that rows are alike.
+        """
         key = torch.ones_like(input_ids, dtype=torch.bool)
         tokens = cls.padded(input_ids, key, attention, prefix, token_type_ids, position)
-        return replace(tokens, layout="full", key=key)
+        return replace(tokens, layout="full" if position is None else "padded", key=key)
 
     @classmethod
     def padded(

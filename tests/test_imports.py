@@ -1,6 +1,7 @@
 """Imports run one way, and the reference library stays out of the package."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,18 @@ def test_every_room_is_in_the_order():
     unknown = [path for path in inside if layer(f"minilm.{path.stem}") is None]
     assert [p.name for p in unknown if p.name not in ("__init__.py", "__pycache__")] == []
     assert None in rooms  # minilm/__init__.py, which loads lazily
+
+
+def test_the_map_is_in_reading_order():
+    """In the README's path of a sentence each file imports only files above it."""
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## The path of a sentence")[1].split("\n## ")[0]
+    links = re.findall(r"\]\((minilm/[\w/]+\.py)\)", table)
+    known = {"minilm", "minilm.batch", "minilm.errors"}
+    for link in links:
+        ours = {m for m in imported(ROOT / link) if m.split(".")[0] == "minilm" and _is_module(m)}
+        known.add(link.removesuffix(".py").replace("/", "."))
+        assert ours <= known, f"{link} imports what stands below it"
+
+
+def _is_module(name: str) -> bool:
+    return (ROOT / name.replace(".", "/")).with_suffix(".py").exists()

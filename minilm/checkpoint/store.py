@@ -59,7 +59,7 @@ def read_model(directory: Path | str, backend: Backend = "sdpa") -> tuple[Langua
         raise CheckpointError(f"{directory}: {fault}")
     config = read_json(directory / "config.json")
     model = LanguageModel(config_from_hf(config), backend)
-    load_weights(model, directory, config["model_type"])
+    load_weights(model, directory)
     tokenizer = Tokenizer.load(directory)
     if tokenizer.vocab_size > model.cfg.vocab_size:
         raise CheckpointError(
@@ -68,8 +68,9 @@ def read_model(directory: Path | str, backend: Backend = "sdpa") -> tuple[Langua
     return model.eval(), tokenizer, objective_of(config)
 
 
-def load_weights(model: LanguageModel, directory: Path, model_type: str) -> None:
+def load_weights(model: nn.Module, directory: Path) -> None:
     """Fill `model` from a directory's model.safetensors, every tensor accounted for."""
+    model_type = read_json(directory / "config.json")["model_type"]
     file = directory / "model.safetensors"
     try:
         tensors = load_file(file)

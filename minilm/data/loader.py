@@ -34,9 +34,9 @@ class Loader:
         self.taken = 0  # rows given out so far
         self._latest = -1, np.empty(0, np.int64)  # epoch and its order; replaced whole, for two threads may ask
 
-    def where(self, start: int) -> tuple[np.ndarray, np.ndarray]:
-        """(epoch, row) of the batch that begins with the run's row number `start`; (B,) int64 each."""
-        number = np.arange(start, start + self.batch_size)
+    def where(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(epoch, row) of the run's rows number start ... start + count - 1; (count,) int64 each."""
+        number = np.arange(start, start + count)
         epoch, place = np.divmod(number, len(self.rows))
         row = np.empty_like(place)
         for each in np.unique(epoch):
@@ -45,7 +45,7 @@ class Loader:
 
     def batch(self, start: int) -> Batch:
         """The batch that begins with the run's row number `start`: a pure function."""
-        epoch, row = self.where(start)
+        epoch, row = self.where(start, self.batch_size)
         batch = self.objective(*self.rows.take(row), torch.from_numpy(row), torch.from_numpy(epoch))
         return batch.pin_memory() if self.pin_memory else batch
 

@@ -1,5 +1,7 @@
 """What a finished run tells: on the console, and in the model card."""
 
+import json
+import shlex
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,22 @@ TASK = {
     "prefix": "reads a text whole and continues it (prefix LM)",
 }
 PREFIX_NOTE = "transformers opens this model but cannot apply a prefix LM's mask; continue text with minilm."
+
+
+def closing(result: dict[str, Any], shown: list[str]) -> list[str]:
+    """The last lines of a run: the model at work, its figures, where it is, what to type next."""
+    lines = [f"           {line}" for line in shown] + summary(result)
+    lines += [PREFIX_NOTE] if result["objective"] == "prefix" else []
+    return [*lines, f"saved      {result['out']}", f"next       {next_command(result)}"]
+
+
+def next_command(result: dict[str, Any]) -> str:
+    """What to type to use the model."""
+    use = 'fill_mask(model, tokenizer, "Return the [MASK] of the list.")'
+    if result["objective"] != "mlm":
+        use = f'continue_text(model, tokenizer, "Return the", "{REACH[result["objective"]]}")'
+    read = f"import minilm; model, tokenizer, _ = minilm.read_model({json.dumps(result['out'])})"
+    return f"python -c {shlex.quote(f'{read}; print(minilm.{use})')}"
 
 
 def summary(result: dict[str, Any]) -> list[str]:
@@ -63,7 +81,7 @@ def _is_word(tokenizer: Tokenizer, ids: list[int], i: int) -> bool:
     return piece.isalpha() and len(piece) > 3 and not tokenizer.token(ids[i + 1]).startswith("##")
 
 
-def model_card(result: dict[str, Any], settings: dict[str, Any], command: str) -> str:
+def model_card(result: dict[str, Any], settings: dict[str, Any]) -> str:
     """README.md of a model directory."""
     figures = "\n".join(f"    {line}" for line in summary(result))
     notes = f"\n{PREFIX_NOTE}\n" if result["objective"] == "prefix" else ""
@@ -82,7 +100,7 @@ A {settings["architecture"]} language model that {TASK[result["objective"]]}. Pr
 Held-out figures: documents of the same corpus that training never saw, chosen by hash; the corpus, vocabulary and
 split have the fingerprint `{settings["data"][:16]}`.
 
-    {command}
+    {next_command(result)}
 
 | setting | value |
 |---|---|

@@ -94,8 +94,8 @@ class Muon(torch.optim.Optimizer):
     so that learning rate and weight decay mean what they mean there.
 
     `parts` says how many matrices each parameter is: a merged QKV is three, each orthogonalised by itself.
-    Matrices of one shape are iterated as one batch. `found_inf` (1.0: change nothing) is honoured without
-    asking the device.
+    Matrices of one shape are iterated as one batch. An attribute `found_inf`, if there is one (1.0: change
+    nothing), is honoured without asking the device, as in torch's fused optimizers.
     """
 
     def __init__(
@@ -107,32 +107,33 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        self.parts, self.dtype = parts, dtype
-        self.found_inf: Tensor | None = None
+        group = {"params": params, "parts": [parts[p] for p in params]}
+        super().__init__([group], {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "dtype": dtype})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        keep = 1.0 if found_inf is None else 1.0 - found_inf
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+            parts = {p: n for p, n in zip(group["params"], group["parts"], strict=True) if p.grad is not None}
+            params = list(parts)
             if not params:
                 continue
             for p in params:
                 if "momentum" not in self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
             buffers = [self.state[p]["momentum"] for p in params]
-            keep = 1.0 if self.found_inf is None else 1.0 - self.found_inf
-            finite = [p.grad if self.found_inf is None else p.grad.nan_to_num(0.0, 0.0, 0.0) for p in params]
+            finite = [p.grad if found_inf is None else p.grad.nan_to_num(0.0, 0.0, 0.0) for p in params]
             pace = torch.as_tensor((1 - group["momentum"]) * keep, device=params[0].device)
             for buffer, grad in zip(buffers, finite, strict=True):
                 buffer.lerp_(grad, pace.to(buffer.dtype))
             nesterov = torch._foreach_lerp(finite, buffers, group["momentum"])
             stacks: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
             for p, update in zip(params, nesterov, strict=True):
-                pieces = update.unflatten(0, (self.parts[p], -1))
+                pieces = update.unflatten(0, (parts[p], -1))
                 stacks[pieces.shape[1:]].append((p, pieces))
             for (rows, cols), members in stacks.items():
-                stack = newton_schulz(torch.cat([pieces for _, pieces in members]).to(self.dtype))
+                stack = newton_schulz(torch.cat([pieces for _, pieces in members]).to(group["dtype"]))
                 rate = group["lr"] * 0.2 * math.sqrt(max(rows, cols)) * keep
                 shrink = 1 - group["lr"] * group["weight_decay"] * keep
                 for (p, _), update in zip(members, stack.split([len(m[1]) for m in members]), strict=True):

@@ -90,6 +90,12 @@ def test_parity_of_token_types_and_positions(pair, ids, assert_close):
     assert_close(mine, both.theirs(ids, token_type_ids=types, position_ids=position).logits)
 
 
+def test_parity_of_positions_that_differ_by_row(pair, ids, assert_close):
+    both = pair("modern")
+    position = torch.arange(ids.shape[1]) * torch.arange(1, len(ids) + 1)[:, None]
+    assert_close(both.ours(Tokens.full(ids, position=position)), both.theirs(ids, position_ids=position).logits)
+
+
 @pytest.mark.parametrize("backend", ["explicit", "sdpa"])
 @pytest.mark.parametrize("reach", OBJECTIVE)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -1,0 +1,113 @@
+"""A job of training, whatever the task: from its newest checkpoint to its last step, saved on the way."""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from minilm.checkpoint.store import Store, load_weights, read_training, write_training
+from minilm.data.loader import Loader
+from minilm.train.log import Log, say
+from minilm.train.loop import Loss, Optimizers, Plan, Score, TrainingError, fit, train_step
+from minilm.train.runtime import Runtime, StopSignals, rng_state, set_rng_state
+
+WARM_STEPS, TIMED_STEPS = 3, 20  # of a copy of the model, to turn minutes into steps
+NAMED_ROWS = 64  # of a step that failed
+
+
+@dataclass(frozen=True)
+class Job:
+    """What trains, on what, and where it is kept."""
+
+    model: nn.Module
+    loss: Loss
+    optimizers: Optimizers
+    loader: Loader
+    runtime: Runtime
+    store: Store
+    evaluate: Callable[[], Score]  # on what is held out
+    write_model: Callable[[Path], None]  # into a directory
+
+
+def step_seconds(job: Job, accumulation: int, max_norm: float) -> float:
+    """How long a step takes. Timed on a copy, so that the job itself stays as it is: trained for so many minutes,
+    it is bit for bit the job of that many steps."""
+    model, optimizers = copy.deepcopy((job.model, job.optimizers))
+    runtime, rng = replace(job.runtime), rng_state()  # replaced: a GradScaler of its own
+    rows_per_step = accumulation * job.loader.batch_size
+    for step in range(WARM_STEPS + TIMED_STEPS):
+        if step == WARM_STEPS:
+            began = time.perf_counter()
+        starts = range(step * rows_per_step, (step + 1) * rows_per_step, job.loader.batch_size)
+        micro_batches = [job.loader.batch(start) for start in starts]
+        nats, _, _ = train_step(model, job.loss, optimizers, micro_batches, runtime, max_norm)
+        float(nats)  # waits for the device
+    seconds = (time.perf_counter() - began) / TIMED_STEPS
+    set_rng_state(rng)
+    return seconds
+
+
+def train(job: Job, plan: Plan) -> tuple[Log, int]:
+    """Go on from the newest checkpoint, or start, and train to the end: (the log of the whole run, 0), or, where a
+    signal came between, its number. Raises TrainingError, which names the step and its rows."""
+    start, log = _restore(job, plan.steps)
+
+    def examine(step: int) -> None:
+        with log.paused():
+            log.evaluation(step, job.evaluate())
+
+    def save(step: int) -> None:
+        def write(directory: Path) -> None:
+            job.write_model(directory)
+            state = {"step": step, "tokens": log.tokens, "seconds": log.seconds}
+            state |= {"loader": job.loader.state_dict(), "scaler": job.runtime.scaler.state_dict()}
+            write_training(directory, job.model, job.optimizers, rng_state(), state)
+
+        with log.paused():
+            job.store.save(step, write)
+
+    with StopSignals() as signals:
+        try:
+            done = fit(
+                job.model,
+                job.loss,
+                job.optimizers,
+                iter(job.loader),
+                job.runtime,
+                plan,
+                watch=log,
+                start=start,
+                evaluate=examine,
+                save=save,
+                stop=lambda: signals.received is not None,
+            )
+        except TrainingError as error:
+            rows_per_step = plan.accumulation * job.loader.batch_size
+            _, rows = job.loader.where(error.step * rows_per_step, rows_per_step)
+            named = ", ".join(map(str, rows[:NAMED_ROWS])) + (" ..." if len(rows) > NAMED_ROWS else "")
+            raise TrainingError(error.step, f"{error} (rows {named})") from error
+        finally:
+            log.close()
+    if done == plan.steps:
+        return log, 0
+    say(f"stopped and saved; the same command goes on from step {done:,}")
+    return log, signals.received or 0
+
+
+def _restore(job: Job, steps: int) -> tuple[int, Log]:
+    """The step to go on from, with everything as it was then, and the log of the run so far."""
+    state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0}
+    if checkpoint := job.store.latest(say):
+        load_weights(job.model, checkpoint)
+        rng, state = read_training(checkpoint, job.model, job.optimizers)
+        set_rng_state(rng)
+        job.loader.load_state_dict(state["loader"])
+        job.runtime.scaler.load_state_dict(state["scaler"])
+    start = state["step"]
+    say(f"going on from step {start:,} of {steps:,}" if start else f"training for {steps:,} steps")
+    peak_lr = max(group["peak_lr"] for optimizer in job.optimizers for group in optimizer.param_groups)
+    return start, Log(job.store.out / "metrics.jsonl", steps, start, peak_lr, state["tokens"], state["seconds"])
