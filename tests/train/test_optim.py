@@ -128,7 +128,7 @@ def test_muon_is_torchs(monkeypatch, shape):
     start, grads = [parameter(shape, 0)], [[matrix(shape, step)] for step in (1, 2, 3, 4)]
     mine = run(start, grads, ours(dtype=torch.bfloat16), torch.float32)[0]
     theirs = run(start, grads, torchs, torch.float32)[0]
-    moved = float((theirs - start[0].detach()).norm())
+    moved = float((theirs - start[0]).detach().norm())
     # two orders of five bf16 iterations: each rounds to 2^-9 of an entry, and the iteration amplifies it
     assert float((mine - theirs).norm()) < 0.03 * moved
 
