@@ -199,12 +199,7 @@ class Store:
     def save(self, step: int, write: Callable[[Path], None], keep: int = 2) -> Path:
         """A complete checkpoint: written aside, made durable, renamed, and only then older ones removed."""
         final = self.out / f"step-{step:06d}"
-        partial = self.out / f".tmp-{final.name}-{os.getpid()}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        write(partial)
-        write_manifest(partial)
-        _sync(partial)
+        partial = self._written_aside(final.name, write)
         if final.exists():  # damaged, or it would have been resumed from
             shutil.rmtree(final)
         partial.rename(final)
@@ -219,16 +214,21 @@ class Store:
 
     def finish(self, write: Callable[[Path], None]) -> None:
         """The final model in the directory itself; config.json last, so that it appears whole or not at all."""
-        partial = self.out / f".tmp-final-{os.getpid()}"
+        partial = self._written_aside("final", write)
+        for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+            file.replace(self.out / file.name)
+        _sync_entry(self.out)
+        partial.rmdir()
+
+    def _written_aside(self, name: str, write: Callable[[Path], None]) -> Path:
+        """A complete and durable directory, under a name that nobody takes for a checkpoint."""
+        partial = self.out / f".tmp-{name}-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         write(partial)
         write_manifest(partial)
         _sync(partial)
-        for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
-            file.replace(self.out / file.name)
-        _sync_entry(self.out)
-        partial.rmdir()
+        return partial
 
 
 def _checkpoints(out: Path) -> list[tuple[int, Path]]:
