@@ -106,7 +106,7 @@ RANGES = {  # inclusive
     "evaluate_every": (1, 10**9),
     "seed": (0, 2**60),
     "vocab_size": (MULTIPLE, 10**6),
-    "length": (8, 2**16),
+    "length": (32, 2**16),
     "batch_size": (1, 10**6),
     "accumulation": (1, 10**6),
     "mask_rate": (0.01, 0.9),

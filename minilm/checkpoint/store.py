@@ -200,8 +200,9 @@ class Store:
         """A complete checkpoint: written aside, made durable, renamed, and only then older ones removed."""
         final = self.out / f"step-{step:06d}"
         partial = self._written_aside(final.name, write)
-        if final.exists():  # damaged, or it would have been resumed from
-            shutil.rmtree(final)
+        for number, path in _checkpoints(self.out):
+            if number >= step:  # damaged, or it would have been resumed from; it must not displace a good one
+                shutil.rmtree(path)
         partial.rename(final)
         _sync_entry(self.out)
         self.prune(keep)

@@ -51,7 +51,7 @@ def draw(seed: int, purpose: int, epoch: Tensor, row: Tensor, position: Tensor) 
 class MaskedLM:
     """Devlin et al. 2018, sec. 3.1: predict 15 % of the tokens; 80 % of those read [MASK], 10 % a random word.
 
-    Special tokens are never chosen. `rate` is a fraction of T: round(rate * T) targets a row.
+    Special tokens are never chosen. `rate` is a fraction of T: round(rate * T) targets a row, at least one.
     """
 
     tokenizer: Tokenizer
@@ -66,7 +66,7 @@ class MaskedLM:
         special = torch.tensor(self.tokenizer.special_ids, device=ids.device)
         maskable = ~torch.isin(ids, special)
         rank = draw(self.seed, 0, *place).masked_fill(~maskable, torch.iinfo(torch.int64).max)
-        pick = rank.argsort(dim=1, stable=True)[:, : round(self.rate * T)]  # (B, k)
+        pick = rank.argsort(dim=1, stable=True)[:, : max(1, round(self.rate * T))]  # (B, k)
         chosen, original = maskable.gather(1, pick), ids.gather(1, pick)
         dice = draw(self.seed, 1, *place).gather(1, pick)
         words = torch.arange(self.tokenizer.vocab_size, device=ids.device)

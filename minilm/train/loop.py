@@ -160,7 +160,7 @@ class _Since:
             raise TrainingError(
                 int(self.worst_at),
                 f"step {int(self.worst_at) + 1}: loss or gradient is not finite, so the update was left out; "
-                f"lower --lr, or try --precision fp32",
+                f"in another --out, try a lower --lr or --precision fp32",
             )
 
 

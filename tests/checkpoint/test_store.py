@@ -245,3 +245,13 @@ def test_sweeping_takes_only_what_is_ours(store):
     with store.hold():
         assert names(store.out) == ["lock", "step-notes"]
     assert store.latest(print) is None
+
+
+def test_damaged_newer_checkpoints_do_not_displace_a_good_one(tmp_path):
+    store = Store(tmp_path)
+    for step in (1000, 1500):
+        store.save(step, lambda directory: (directory / "a").write_text("x"))
+        (tmp_path / f"step-{step:06d}" / "a").write_text("damaged")
+    assert store.latest(lambda line: None) is None
+    good = store.save(500, lambda directory: (directory / "a").write_text("x"))
+    assert store.latest(lambda line: None) == good
