@@ -5,18 +5,18 @@ head (minilm/model), loss, optimizer and loop (minilm/train), and to disk (minil
 """
 
 import math
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 import minilm
 from minilm import cli
-from minilm.batch import IGNORE, Batch
+from minilm.batch import Batch
 from minilm.checkpoint.store import FORMAT, Store, read_model, write_json, write_model
 from minilm.data.corpus import embedded_corpus, open_corpus
 from minilm.data.loader import Loader, fixed_batches
@@ -25,16 +25,18 @@ from minilm.data.packing import Packing, pack
 from minilm.data.shards import Prepared, prepare
 from minilm.data.tokenizer import MULTIPLE
 from minilm.errors import ConfigError, DataError
+from minilm.evaluation.metrics import unigram_loss
 from minilm.evaluation.report import closing, model_card, samples
+from minilm.model.attention import Backend
 from minilm.model.encoder import initialise
 from minilm.model.heads import LanguageModel
-from minilm.recipes import RECIPES, Recipe
+from minilm.recipes import RECIPES, Recipe, RecipeName
 from minilm.train.cost import training_flops
 from minilm.train.job import Job, step_seconds, train
 from minilm.train.log import Log, plot_loss, say
 from minilm.train.loop import Optimizers, Plan, evaluate
 from minilm.train.losses import language_model_loss, language_model_score
-from minilm.train.optim import OptimizerName, ScheduleName, learning_rate, make_optimizers
+from minilm.train.optim import OptimizerName, ScheduleName, lr_fraction, make_optimizers
 from minilm.train.runtime import Runtime, peak_memory_mb
 
 EVAL_SEED = 0  # held-out masks are the same in every run
@@ -48,7 +50,7 @@ class Args:
     """Files, folders or quoted patterns: text (a blank line ends a document), .jsonl, also .gz and .xz."""
     objective: ObjectiveName = "mlm"
     """Masked, causal or prefix language model."""
-    recipe: Literal["quick", "bert-mini"] = "quick"
+    recipe: RecipeName = "quick"
     """A named run of minilm/recipes.py; the flags below that default to None override its fields."""
     out: Path | None = None
     """Where everything goes; checkpoints/RECIPE-OBJECTIVE if not given."""
@@ -65,33 +67,45 @@ class Args:
     evaluate_every: int | None = None
     """Steps between evaluations; an eighth of the run if not given."""
     seed: int = 0
+    """Of weights, masks and the order of rows; never of the held-out split and its masks."""
     json: str | None = None
     """Write the result there; alone or -, to standard output."""
     dry_run: bool = False
     """One step of every phase, in a scratch directory that is removed."""
     vocab_size: int | None = None
+    """Words and pieces of the vocabulary, a multiple of 64; more than the text supports is refused."""
     lowercase: bool | None = None
+    """Whether the vocabulary ignores case, and accents with it."""
     length: int | None = None
     """Tokens per row."""
     packing: Packing | None = None
+    """stream: running text across documents. documents: each sees only itself."""
     batch_size: int | None = None
     """Rows per micro-batch."""
     accumulation: int | None = None
     """Micro-batches per step."""
     mask_rate: float | None = None
+    """Fraction of the tokens that mlm predicts in training; evaluation predicts 0.15."""
     optimizer: OptimizerName | None = None
+    """adamw; or muon for the matrices, adamw for the rest."""
     lr: float | None = None
     """Peak learning rate."""
     weight_decay: float | None = None
+    """Of matrices and tables, decoupled."""
     schedule: ScheduleName | None = None
+    """After the warm-up: linear or cosine to 0, or wsd (stable, then 1 - sqrt to 0)."""
     warmup_frac: float | None = None
+    """Fraction of the steps over which the learning rate rises."""
     dropout: float | None = None
+    """Of states and attention weights."""
     held_out: float = 0.05
     """Fraction of the documents, by hash, kept for evaluation."""
     text_field: str = "text"
     """Of a .jsonl line."""
     device: str = "auto"
+    """cuda, mps or cpu; auto takes the first of these that is there."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto takes the fastest that the device computes natively."""
     threads: int | None = None
     """Of the CPU; torch's choice if not given."""
     cache_dir: Path = Path("~/.cache/minilm")
@@ -119,18 +133,24 @@ RANGES = {  # inclusive
 }
 
 
-def main(args: Args) -> int:
-    """One run, from flags to the last line. The exit status."""
+def main(args: Args) -> None:
+    """One run, from flags to the last line."""
     recipe = effective_recipe(args)
-    if not args.dry_run:
-        out = args.out or Path("checkpoints") / f"{args.recipe}-{args.objective}"
-        return pretrain(args, recipe, out)
-    with tempfile.TemporaryDirectory() as scratch:
-        once = replace(args, steps=1, epochs=None, minutes=None, json=None)
-        status = pretrain(once, recipe, Path(scratch) / "dry-run")
-        read_model(Path(scratch) / "dry-run")
-    say("dry run: data, one step, evaluation, save and reload all work; nothing was kept")
-    return status
+    out = args.out or Path("checkpoints") / f"{args.recipe}-{args.objective}"
+    Store(out).check_writable()
+    cli.check_result(args.json)
+    if args.dry_run:
+        with tempfile.TemporaryDirectory() as scratch:
+            once = replace(args, steps=1, epochs=None, minutes=None)
+            result, _ = pretrain(once, recipe, Path(scratch) / "dry-run")
+            read_model(Path(scratch) / "dry-run")
+        say("dry run: data, one step, evaluation, save and reload all work; nothing was kept")
+    else:
+        result, shown = pretrain(args, recipe, out)
+        for line in closing(result, out, shown):
+            say(line) if args.json == "-" else print(line)
+    if args.json:
+        cli.write_result(args.json, result | {"out": str(out)})
 
 
 def effective_recipe(args: Args) -> Recipe:
@@ -143,18 +163,18 @@ def effective_recipe(args: Args) -> Recipe:
     budgets = [f"--{name}" for name in ("steps", "epochs", "minutes") if getattr(args, name) is not None]
     if len(budgets) > 1:
         raise ConfigError(f"{' and '.join(budgets)}: two budgets at once; give one")
-    own = {field.name for field in fields(Recipe)} - {"minutes"}
+    own = [field.name for field in fields(Recipe)]
     overrides = {name: value for name in own if (value := getattr(args, name, None)) is not None}
-    if budgets == ["--minutes"]:
-        overrides["minutes"] = args.minutes
     return replace(RECIPES[args.recipe], **overrides)
 
 
-def pretrain(args: Args, recipe: Recipe, out: Path) -> int:
-    """Data, model, loop, report. The exit status: 0, or 128 + the signal that stopped it."""
+def pretrain(args: Args, recipe: Recipe, out: Path) -> tuple[dict[str, Any], list[str]]:
+    """Data, model, loop, final model: (what it came to, the model at work on a few held-out documents).
+
+    Exits with 128 + its number after a signal, everything saved.
+    """
     began = time.perf_counter()
     store = Store(out)
-    store.check_writable()
     runtime = Runtime.choose(args.device, args.precision, args.threads)
     data, loader, held_out = load_data(args, recipe, pin_memory=runtime.device.type == "cuda")
 
@@ -165,12 +185,14 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> int:
         run = store.earlier_run(settings, {k: v for k, v in pinned.items() if v not in ("auto", None)}, args.resume)
         if "result" in run:
             say(f"{out} is finished; for another run choose another --out")
-            return report(run["result"] | {"out": str(out)}, [], args)
-        if run:  # bits repeat only at equal precision and thread count
-            runtime = Runtime.choose(args.device, run["precision"], run["threads"])
-        model, optimizers = build(recipe, data.tokenizer.vocab_size, args.seed, runtime)
+            return run["result"], []
+        versions = {"minilm": minilm.__version__, "torch": torch.__version__}
+        if run:
+            runtime = runtime_as_begun(run, args.device, versions)
+        backend = run["backend"] if run else runtime.backend(recipe.length)
+        model, optimizers = build(recipe, data.tokenizer.vocab_size, args.seed, runtime, backend)
         filled = f"{len(loader.rows):,} rows of {recipe.length} tokens, {loader.rows.fill:.1%} full"
-        say(f"{runtime.describe()}, {model.encoder.backend} attention; {filled}")
+        say(f"{runtime.describe()}, {backend} attention; {filled}")
         job = Job(
             model,
             language_model_loss,
@@ -186,38 +208,49 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> int:
                 "format": FORMAT,
                 "settings": settings,
                 "steps": steps_of_budget(args, recipe, job),
+                "device": runtime.device.type,
                 "precision": runtime.precision,
                 "threads": runtime.threads,
-                "backend": model.encoder.backend,
-                "versions": {"minilm": minilm.__version__, "torch": torch.__version__},
+                "backend": backend,
+                "versions": versions,
             }
             write_json(out / "run.json", run)
         log, stopped_by = train(job, plan_of(args, recipe, run["steps"]))
-        if stopped_by:
-            return 128 + stopped_by
+        if stopped_by is not None:
+            again = "the same command" if args.resume == "auto" else "the same command with --resume auto"
+            say(f"stopped and saved; {again} goes on from there")
+            sys.exit(128 + stopped_by)
 
-        result = {"objective": args.objective, **measure(job, model, log), "vocab_size": data.tokenizer.vocab_size}
-        result |= {"unigram_loss": unigram_loss(data.counts, held_out), "steps": run["steps"], "out": str(out)}
-        result |= {"versions": run["versions"], "total_seconds": time.perf_counter() - began}
+        result = {"objective": args.objective, **measure(job, log), "vocab_size": data.tokenizer.vocab_size}
+        target = torch.cat([batch.target for batch in held_out])
+        never = data.tokenizer.special_ids if args.objective == "mlm" else ()
+        result |= {"unigram_loss": unigram_loss(data.counts, target, never), "steps": run["steps"]}
+        result |= {"versions": versions, "total_seconds": time.perf_counter() - began}
 
         def write_final(directory: Path) -> None:
             job.write_model(directory)
-            (directory / "README.md").write_text(model_card(result, settings), encoding="utf-8")
+            (directory / "README.md").write_text(model_card(result, out, settings), encoding="utf-8")
 
         store.finish(write_final)
         store.prune(keep=1)
         if not plot_loss(log.file, out / "loss.png", result["unigram_loss"]):
             say("no loss.png, for matplotlib is missing: pip install 'minilm[eval]'")
         write_json(out / "run.json", run | {"result": result})
-        return report(result, samples(model, data.tokenizer, data.held_out, args.objective), args)
+        return result, samples(model, data.tokenizer, data.held_out, args.objective)
 
 
 def load_data(args: Args, recipe: Recipe, pin_memory: bool) -> tuple[Prepared, Loader, list[Batch]]:
     """The tokenised corpus, batches to train on, and the fixed batches to evaluate on."""
     cache = args.cache_dir.expanduser()
-    corpus = open_corpus(args.data, args.text_field) if args.data else embedded_corpus(cache)
-    exact = args.vocab_size is not None
-    data = prepare(corpus, cache, args.held_out, None, recipe.vocab_size, exact, recipe.lowercase, say)
+    data = prepare(
+        open_corpus(args.data, args.text_field) if args.data else embedded_corpus(cache),
+        cache,
+        held_out=args.held_out,
+        vocab_size=recipe.vocab_size,
+        exact_vocab=args.vocab_size is not None,
+        lowercase=recipe.lowercase,
+        say=say,
+    )
     if data.note:
         say(data.note)
     rows, held_out = (pack(each, recipe.packing, recipe.length, data.tokenizer) for each in (data.train, data.held_out))
@@ -225,13 +258,29 @@ def load_data(args: Args, recipe: Recipe, pin_memory: bool) -> tuple[Prepared, L
     loader = Loader(rows, objective, recipe.batch_size, args.seed, pin_memory)
     if not len(held_out):
         raise DataError(f"the held-out split makes no row of {rows.T} tokens; give more text, or raise --held-out")
-    return data, loader, list(fixed_batches(held_out, make_objective(args.objective, data.tokenizer, EVAL_SEED)))
+    judged = list(fixed_batches(held_out, make_objective(args.objective, data.tokenizer, EVAL_SEED)))
+    if not any(batch.count for batch in judged):
+        raise DataError("the held-out split has nothing to predict, only unknown words; give other text")
+    return data, loader, judged
 
 
-def build(recipe: Recipe, vocab_size: int, seed: int, runtime: Runtime) -> tuple[LanguageModel, Optimizers]:
+def runtime_as_begun(run: dict[str, Any], device: str, versions: dict[str, str]) -> Runtime:
+    """The precision and threads of a run that goes on, for bits repeat only at equal ones; what else they depend on
+    and is another now is said."""
+    runtime = replace(Runtime.choose(device, run["precision"], run["threads"]), reason="as this run began")
+    now = {"device": runtime.device.type, **versions}
+    was = {"device": run["device"], **run["versions"]}
+    for key in (key for key in now if now[key] != was.get(key)):
+        say(f"this run began with {key} {was.get(key)}, now it is {now[key]}: it goes on, but not bit for bit")
+    return runtime
+
+
+def build(
+    recipe: Recipe, vocab_size: int, seed: int, runtime: Runtime, backend: Backend
+) -> tuple[LanguageModel, Optimizers]:
     """A model with fresh weights, on its device, and what updates it."""
     torch.manual_seed(seed)
-    model = LanguageModel(recipe.encoder_config(vocab_size), runtime.backend(recipe.length))
+    model = LanguageModel(recipe.encoder_config(vocab_size), backend)
     initialise(model, output_scale=recipe.output_scale)
     model.to(runtime.device)
     betas, kind = (0.9, recipe.beta2), recipe.optimizer
@@ -255,7 +304,7 @@ def plan_of(args: Args, recipe: Recipe, steps: int) -> Plan:
     warmup = math.ceil(recipe.warmup_frac * steps)
     return Plan(
         steps=steps,
-        schedule=lambda step: learning_rate(recipe.schedule, step, steps, warmup),
+        schedule=lambda step: lr_fraction(recipe.schedule, step, steps, warmup),
         accumulation=recipe.accumulation,
         max_norm=recipe.max_norm,
         evaluate_every=args.evaluate_every or math.ceil(steps / 8),
@@ -263,9 +312,9 @@ def plan_of(args: Args, recipe: Recipe, steps: int) -> Plan:
     )
 
 
-def measure(job: Job, model: LanguageModel, log: Log) -> dict[str, Any]:
+def measure(job: Job, log: Log) -> dict[str, Any]:
     """What was learned and what it cost."""
-    score, loader = job.evaluate(), job.loader
+    score, loader = log.score or job.evaluate(), job.loader  # none yet, if all that was left to do was to finish
     tokens, targets = loader.batch_size * loader.rows.T, len(loader.batch(0).target)  # of a micro-batch
     micro_batches = loader.taken // loader.batch_size
     return {
@@ -273,29 +322,13 @@ def measure(job: Job, model: LanguageModel, log: Log) -> dict[str, Any]:
         "accuracy": score.accuracy,
         "targets": score.targets,
         "tokens": log.tokens,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in job.model.parameters()),
         "seconds": log.seconds,
         "tokens_per_s": log.tokens / max(log.seconds, 1e-9),
-        "flops": micro_batches * training_flops(model.cfg, tokens, loader.rows.T, targets),
+        "flops": micro_batches * training_flops(job.model.cfg, tokens, loader.rows.T, targets),
         "peak_mb": peak_memory_mb(job.runtime.device),
         "precision": job.runtime.precision,
     }
-
-
-def unigram_loss(counts: np.ndarray, batches: list[Batch]) -> float:
-    """Nats per target of a model that knows only how often each token occurs in the training split, plus one."""
-    log_p = torch.from_numpy(np.log((counts + 1) / (counts.sum() + len(counts))))
-    target = torch.cat([batch.target for batch in batches])
-    return -float(log_p[target[target != IGNORE]].mean())
-
-
-def report(result: dict[str, Any], shown: list[str], args: Args) -> int:
-    """Print what a run ends with: on standard output, unless that is for JSON."""
-    for line in closing(result, shown):
-        say(line) if args.json == "-" else print(line)
-    if args.json:
-        cli.write_result(args.json, result)
-    return 0
 
 
 if __name__ == "__main__":

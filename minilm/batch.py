@@ -3,14 +3,15 @@
 Shape letters: B rows, T tokens per row, N targets (or documents) of the whole batch, flattened.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
 Layout = Literal["full", "padded", "packed"]
-Reach = Literal["bidirectional", "causal", "prefix"]
+AttentionPattern = Literal["bidirectional", "causal", "prefix"]
 
 IGNORE = -100  # a target that is not one, as in torch's cross_entropy
 
@@ -20,15 +21,15 @@ class OnDevice:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same arrays on `device`. Values that are not arrays stay as they are."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(
-            self, **{k: v.to(device, non_blocking=non_blocking) for k, v in moved.items() if hasattr(v, "to")}
-        )
+        return self._each(lambda array: array.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """The same arrays in page-locked memory, from which a GPU copies without waiting."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.pin_memory() for k, v in arrays.items() if hasattr(v, "pin_memory")})
+        return self._each(lambda array: array.pin_memory())
+
+    def _each(self, move: Callable[[Any], Any]) -> Self:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: move(v) for k, v in values.items() if isinstance(v, Tensor | OnDevice)})
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,14 @@ class Tokens(OnDevice):
     cls: Tensor  # (N,) int64; flat index of each document's first token
     cu_seqlens: Tensor | None  # (B * T + 1,) int32; flat document boundaries, the last one repeated
     layout: Layout
-    attention: Reach
-    max_len: int  # tokens of the longest document, or T
+    attention: AttentionPattern
+    max_len: int  # tokens of the longest document or run of padding, or T
 
     @classmethod
     def full(
         cls,
         input_ids: Tensor,
-        attention: Reach = "bidirectional",
+        attention: AttentionPattern = "bidirectional",
         prefix: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position: Tensor | None = None,
@@ -73,7 +74,7 @@ class Tokens(OnDevice):
         cls,
         input_ids: Tensor,
         attention_mask: Tensor,
-        attention: Reach = "bidirectional",
+        attention: AttentionPattern = "bidirectional",
         prefix: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position: Tensor | None = None,
@@ -107,7 +108,7 @@ class Tokens(OnDevice):
         cls,
         input_ids: Tensor,
         doc: Tensor,
-        attention: Reach = "bidirectional",
+        attention: AttentionPattern = "bidirectional",
         prefix: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Self:
@@ -144,7 +145,7 @@ def _rows(T: int, like: Tensor) -> Tensor:
     return torch.arange(T, device=like.device).expand(like.shape[0], T)
 
 
-def _prefix(attention: Reach, prefix: Tensor | None, like: Tensor) -> Tensor:
+def _prefix(attention: AttentionPattern, prefix: Tensor | None, like: Tensor) -> Tensor:
     if (attention == "prefix") != (prefix is not None):
         raise ValueError("give `prefix` with attention='prefix', and only then")
     if prefix is not None:
@@ -159,5 +160,5 @@ class Batch(OnDevice):
     tokens: Tokens
     where: Tensor  # (N,) int64; flat index into (B, T): the states that are read
     target: Tensor  # (N,) int64; the token to predict there, or IGNORE
-    count: int  # targets that are not IGNORE ) known without
-    size: int  # tokens that are not padding   ) asking the device
+    count: int  # targets that are not IGNORE; known, as the next one, without asking the device
+    size: int  # tokens that are not padding

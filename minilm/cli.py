@@ -1,10 +1,11 @@
-"""What the three scripts share: flags from a dataclass, and one line for everything that a user can mend."""
+"""What the scripts share: flags from a dataclass, and one line for everything that a user can mend."""
 
 import contextlib
 import difflib
 import io
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -54,6 +55,16 @@ def parse(args_type: type[Args], argv: list[str]) -> Args:
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"--{field.name.replace('_', '-')} {value}: not a finite number")
     return args
+
+
+def check_result(target: str | None) -> None:
+    """Raises ConfigError where `write_result` could not write, before hours of work for it."""
+    if target in (None, "-"):
+        return
+    file = Path(target)
+    existing = file if file.exists() else file.parent
+    if file.is_dir() or not existing.exists() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"--json {target}: cannot be written; give a file in a directory that is there and writable")
 
 
 def write_result(target: str, result: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ from minilm.data.packing import Packing
 from minilm.model.encoder import EncoderConfig, bert_config, modern_config
 from minilm.train.optim import OptimizerName, ScheduleName
 
+RecipeName = Literal["quick", "bert-mini"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -23,7 +25,7 @@ class Recipe:
     packing: Packing = "stream"
     vocab_size: int = 8192
     lowercase: bool = True
-    mask_rate: float = 0.15  # fraction of a row's tokens to predict, for mlm; evaluation always uses 0.15
+    mask_rate: float = 0.15  # fraction of the tokens to predict, for mlm; evaluation always uses 0.15
     dropout: float = 0.0
     optimizer: OptimizerName = "adamw"
     lr: float = 1e-3  # the peak
@@ -51,7 +53,7 @@ class Recipe:
         )
 
 
-RECIPES = {
+RECIPES: dict[RecipeName, Recipe] = {
     # The best loss per second found on two CPU cores: ModernBERT's architecture (Warner et al. 2024) with zeroed
     # outputs, Muon on its matrices (Jordan et al. 2024), a mask rate above BERT's (Wettig et al. 2023).
     "quick": Recipe(

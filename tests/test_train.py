@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from minilm import cli
 from minilm.checkpoint.store import Store, read_model
 from minilm.recipes import RECIPES, Recipe
+from minilm.train.log import read_metrics
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -109,6 +110,9 @@ def test_text_in_model_out(go, tmp_path, recipe, objective):
     assert was == objective
     assert sum(p.numel() for p in model.parameters()) == result["parameters"]
     assert {p.name for p in (tmp_path / "run").iterdir()} >= {"README.md", "loss.png", "metrics.jsonl", "run.json"}
+    held = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "held_out_loss" in line]
+    assert [line["step"] for line in held] == [8, 16, 24, 32, 40, 48, 56, 60]
+    assert held[-1]["held_out_loss"] == round(result["held_out_loss"], 4)
     assert not list((tmp_path / "run").glob(".tmp*"))
     assert tokenizer.vocab_size == 256
 
@@ -151,9 +155,46 @@ def test_epochs_become_steps(go, tmp_path):
 
 
 def test_dry_run_keeps_nothing(go, tmp_path):
-    status, _, err = go("--dry-run")
+    status, out, err = go("--dry-run", "--json", "r.json")
     assert status == 0
     assert "nothing was kept" in err
+    assert out == ""  # nothing is saved anywhere, and there is nothing to type next
+    assert json.loads((tmp_path / "r.json").read_text())["steps"] == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [("--out", "file"), ("--json", "nowhere/r.json"), ("--json", ".")])
+def test_dry_run_finds_what_would_fail_later(go, tmp_path, flags):
+    (tmp_path / "file").write_text("x")
+    status, _, err = go("--dry-run", *flags)
+    assert status == 2
+    assert " ".join(flags) in err.splitlines()[-1]
+
+
+def test_one_vocabulary_however_it_was_asked_for(go, tmp_path):
+    """The run that a default began goes on under the flag that says the same."""
+    assert go("--steps", 2)[0] == 0
+    assert go("--steps", 2, "--vocab-size", 256)[0] == 0
+
+
+def test_a_run_of_another_version_says_so(go, tmp_path):
+    assert go("--steps", 4, "--save-every", 2)[0] == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    del run["result"]
+    run["versions"]["torch"] = "1.0"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run))
+    status, _, err = go("--steps", 4, "--save-every", 2)
+    assert status == 0
+    assert f"began with torch 1.0, now it is {torch.__version__}: it goes on, but not bit for bit" in err
+    assert "(as this run began)" in err
+
+
+def test_words_that_nobody_knows_are_nothing_to_predict(go, tmp_path, train, monkeypatch):
+    """A loss over no target would be 0.000, a lie."""
+    monkeypatch.setattr(train, "fixed_batches", lambda *args: iter(()))
+    status, _, err = go("--steps", 2)
+    assert status == 2
+    assert "the held-out split has nothing to predict" in err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
 
 
@@ -287,6 +328,7 @@ FLAG_FAULTS = {
     ("--device", "tpu"): "--device tpu",
     ("--out", "/proc/nothing/here"): "--out /proc/nothing/here",
     ("--out", "file"): "is a file, not a directory",
+    ("--json", "nowhere/result.json"): "--json nowhere/result.json: cannot be written",
     ("--mask-rate", "0"): "--mask-rate 0",
     ("--length", "1"): "--length 1",
 }

@@ -7,7 +7,7 @@ does not have (dropped and counted), or an error that names it.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -145,9 +145,15 @@ def _modern_reader(halo: int) -> Callable[[dict[str, Any]], EncoderConfig]:
         no_bias = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), False)
         _expect(config, tie_word_embeddings=True, decoder_bias=True, **no_bias)
         L = _value(config, "num_hidden_layers", int)
-        every = _value(config, "global_attn_every_n_layers", int, 3)
-        kinds = config.get("layer_types") or ["sliding_attention" if i % every else "full_attention" for i in range(L)]
+        kinds = config.get("layer_types")
+        if kinds is None:
+            every = _value(config, "global_attn_every_n_layers", int, 3)
+            if every < 1:
+                raise CheckpointError(f"config.json: global_attn_every_n_layers is {every}; give 1 or more")
+            kinds = ["sliding_attention" if i % every else "full_attention" for i in range(L)]
         rope = config.get("rope_parameters") or {}
+        if not (isinstance(rope, dict) and all(isinstance(values, dict) for values in rope.values())):
+            raise CheckpointError(f"config.json: rope_parameters {rope!r} does not describe each kind of layer")
         base = {
             "full_attention": config.get("global_rope_theta", 160_000.0),
             "sliding_attention": config.get("local_rope_theta", 10_000.0),
@@ -155,11 +161,11 @@ def _modern_reader(halo: int) -> Callable[[dict[str, Any]], EncoderConfig]:
         base |= {kind: values.get("rope_theta", base[kind]) for kind, values in rope.items() if kind in base}
         for values in rope.values():
             _expect(values, rope_type="default")
-        if len(kinds) != L or not set(kinds) <= set(base):
+        if not isinstance(kinds, list) or len(kinds) != L or any(kind not in [*base] for kind in kinds):
             raise CheckpointError(f"config.json: layer_types {kinds!r} does not describe {L} layers")
         window = _value(config, "local_attention", int, 128) // 2 - halo
         layer = {
-            kind: LayerSpec(window=window if kind == "sliding_attention" else None, rope_base=float(base[kind]))
+            kind: LayerSpec(window=window if kind == "sliding_attention" else None, rope_base=_value(base, kind, float))
             for kind in base
         }
         activation = _value(config, "hidden_activation", str, "gelu")
@@ -191,12 +197,7 @@ def _modern_writer(model_type: str, halo: int) -> Callable[[EncoderConfig, dict[
         base = {"full_attention": 160_000.0, "sliding_attention": 10_000.0}
         base |= {k: spec.rope_base for k, spec in zip(kind, cfg.layers, strict=True)}
         window = next((spec.window for spec in cfg.layers if spec.window is not None), 64)
-        if any(
-            spec.rope_base != base[k] or spec.window not in (None, window)
-            for k, spec in zip(kind, cfg.layers, strict=True)
-        ):
-            raise ConfigError("ModernBERT has one window and one RoPE base per kind of layer; this encoder has more")
-        rows = {
+        config = {
             "model_type": model_type,
             "vocab_size": cfg.vocab_size,
             "hidden_size": cfg.hidden_size,
@@ -225,7 +226,7 @@ def _modern_writer(model_type: str, halo: int) -> Callable[[EncoderConfig, dict[
             "cls_token_id": specials["cls_token_id"],
             "sep_token_id": specials["sep_token_id"],
         }
-        return rows | dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), False)
+        return config | dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), False)
 
     return write
 
@@ -282,6 +283,9 @@ CLASSES = {
 }
 
 
+OBJECTIVES = {objective for _, objective in CLASSES}
+
+
 def family_of(config: dict[str, Any]) -> Family:
     """The family of a config.json. Raises CheckpointError for one we do not have."""
     model_type = config.get("model_type")
@@ -301,10 +305,13 @@ def config_from_hf(config: dict[str, Any]) -> EncoderConfig:
 def config_to_hf(cfg: EncoderConfig, objective: str, specials: dict[str, int]) -> dict[str, Any]:
     """The config.json of a language model, which transformers' Auto classes open as what it is.
 
-    `specials` holds `cls_token_id` and `sep_token_id`.
+    `specials` holds `cls_token_id` and `sep_token_id`. Raises ConfigError for an encoder that the family cannot say.
     """
     model_type, architecture = CLASSES[cfg.norm_order, objective]
     config = {"architectures": [architecture]} | FAMILIES[model_type].write(cfg, specials)
+    again = config_from_hf(config)
+    if lost := [field.name for field in fields(cfg) if getattr(again, field.name) != getattr(cfg, field.name)]:
+        raise ConfigError(f"a {model_type} config.json cannot say this encoder's {', '.join(lost)}")
     if architecture == "BertLMHeadModel":
         config["is_decoder"] = True
     return config | {"dtype": "float32", "minilm": {"format": FORMAT, "objective": objective}}
@@ -313,7 +320,10 @@ def config_to_hf(cfg: EncoderConfig, objective: str, specials: dict[str, int]) -
 def objective_of(config: dict[str, Any]) -> str:
     """mlm, clm or prefix: what the weights were trained for."""
     if "minilm" in config:
-        return config["minilm"]["objective"]
+        own = config["minilm"]
+        if not isinstance(own, dict) or own.get("format") != FORMAT or own.get("objective") not in OBJECTIVES:
+            raise CheckpointError(f"config.json: minilm is {own!r}; expected format {FORMAT} and an objective")
+        return own["objective"]
     causal = config.get("is_decoder") or str(config.get("model_type")).endswith("-decoder")
     return "clm" if causal else "mlm"
 
@@ -340,15 +350,16 @@ def to_hf(state: dict[str, Tensor], model_type: str) -> dict[str, Tensor]:
 def from_hf(
     tensors: dict[str, Tensor], model_type: str, expected: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Our state dict, shaped like `expected`, and the names of tensors dropped as other heads.
+    """Our state dict, shaped and typed like `expected`, and the names of tensors dropped as other heads.
 
     Raises CheckpointError naming the tensor that is missing, unknown, of another shape, not finite, or
     differs from the one it should be tied to.
     """
     family, rest = FAMILIES[model_type], dict(tensors)
-    state = {}
+    state, owned = {}, set()
     for name, like in expected.items():
         theirs = _theirs(name, family.names)
+        owned |= {head for head in family.heads if theirs[0].startswith(head)}
         for key, part in zip(theirs, like.chunk(len(theirs)), strict=True):
             if key not in rest:
                 raise CheckpointError(f"tensor {key} is missing")
@@ -357,11 +368,11 @@ def from_hf(
                 raise CheckpointError(f"tensor {key} has shape {shapes}")
             if not rest[key].isfinite().all():
                 raise CheckpointError(f"tensor {key} holds values that are not finite")
-        state[name] = torch.cat([rest.pop(key) for key in theirs])
+        state[name] = torch.cat([rest.pop(key) for key in theirs]).to(like.dtype)
     for copy, source in family.copies.items():
         if copy in rest and source in tensors and not torch.equal(rest.pop(copy), tensors[source]):
             raise CheckpointError(f"tensor {copy} differs from {source}; only tied weights are supported")
-    dropped = [key for key in rest if key.startswith(family.heads)]
+    dropped = [key for key in rest if key.startswith(tuple(set(family.heads) - owned))]
     if unknown := sorted(rest.keys() - set(dropped)):
         raise CheckpointError(f"tensor {unknown[0]} is unknown ({len(unknown)} such); is config.json of this model?")
     return state, dropped

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,8 +59,10 @@ def read_model(directory: Path | str, backend: Backend = "sdpa") -> tuple[Langua
     if (directory / "MANIFEST.json").exists() and (fault := manifest_fault(directory)):
         raise CheckpointError(f"{directory}: {fault}")
     config = read_json(directory / "config.json")
-    model = LanguageModel(config_from_hf(config), backend)
-    load_weights(model, directory)
+    with torch.device("meta"):  # sizes that a hostile config.json names are checked before memory is asked for
+        model = LanguageModel(config_from_hf(config), backend)
+    if dropped := load_weights(model, directory):
+        warnings.warn(f"{directory}: left out, for this model has no such head: {', '.join(dropped)}", stacklevel=2)
     tokenizer = Tokenizer.load(directory)
     if tokenizer.vocab_size > model.cfg.vocab_size:
         raise CheckpointError(
@@ -68,8 +71,11 @@ def read_model(directory: Path | str, backend: Backend = "sdpa") -> tuple[Langua
     return model.eval(), tokenizer, objective_of(config)
 
 
-def load_weights(model: nn.Module, directory: Path) -> None:
-    """Fill `model` from a directory's model.safetensors, every tensor accounted for."""
+def load_weights(model: nn.Module, directory: Path) -> list[str]:
+    """Fill `model` from a directory's model.safetensors, every tensor accounted for: (names of those of other heads).
+
+    A model on the meta device gets the file's own tensors. Raises CheckpointError.
+    """
     model_type = read_json(directory / "config.json")["model_type"]
     file = directory / "model.safetensors"
     try:
@@ -77,10 +83,11 @@ def load_weights(model: nn.Module, directory: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error})") from error
     try:
-        state, _ = from_hf(tensors, model_type, model.state_dict())
+        state, dropped = from_hf(tensors, model_type, model.state_dict())
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from error
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=next(model.parameters()).is_meta)
+    return dropped
 
 
 # -- what training needs besides --------------------------------------------------------------------
@@ -118,9 +125,10 @@ def read_training(
             rng[of] = tensor
         else:
             parameter = parameters[of]
-            device = "cpu" if tensor.ndim == 0 and parameter.device.type == "cpu" else parameter.device
-            owner[parameter].state[parameter][key] = tensor.to(device)
-    return rng, read_json(directory / "training" / "state.json")
+            owner[parameter].state[parameter][key] = tensor.to(parameter.device)
+    state = read_json(directory / "training" / "state.json")
+    _check_format(directory / "training" / "state.json", state)
+    return rng, state
 
 
 # -- a run directory --------------------------------------------------------------------------------
@@ -178,8 +186,7 @@ class Store:
         if resume == "never":
             raise ConfigError(f"--out {self.out}: holds a run; choose another --out, or --resume auto to go on")
         run = read_json(self.out / "run.json")
-        if run.get("format") != FORMAT:
-            raise CheckpointError(f"{self.out / 'run.json'}: format {run.get('format')!r}, this version reads {FORMAT}")
+        _check_format(self.out / "run.json", run)
         was = run["settings"] | {key: run[key] for key in pinned}
         for key, now in (settings | pinned).items():
             if was.get(key) != now:
@@ -225,10 +232,18 @@ class Store:
         """A complete and durable directory, under a name that nobody takes for a checkpoint."""
         partial = self.out / f".tmp-{name}-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        write(partial)
-        write_manifest(partial)
-        _sync(partial)
+        try:
+            partial.mkdir()
+            write(partial)
+            write_manifest(partial)
+            _sync(partial)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            kept = [path.name for _, path in _checkpoints(self.out)]
+            raise CheckpointError(
+                f"{self.out}: {name} cannot be written ({error}); make room, then the same command goes on from "
+                f"{kept[-1] if kept else 'the start'}"
+            ) from error
         return partial
 
 
@@ -247,9 +262,11 @@ def write_manifest(directory: Path) -> None:
 def manifest_fault(directory: Path) -> str:
     """What differs from MANIFEST.json, or nothing."""
     try:
-        sums = read_json(directory / "MANIFEST.json")["sha256"]
+        manifest = read_json(directory / "MANIFEST.json")
+        _check_format(directory / "MANIFEST.json", manifest)
+        sums = manifest["sha256"]
         bad = next((name for name, digest in sums.items() if _sha256(directory / name) != digest), None)
-    except (OSError, CheckpointError, KeyError) as error:
+    except (OSError, CheckpointError, KeyError, AttributeError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return f"{bad} differs from MANIFEST.json" if bad else ""
 
@@ -279,10 +296,12 @@ def _sync_entry(path: Path) -> None:
 
 
 def write_json(file: Path, value: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """Whole or not at all, and on the disk."""
     partial = file.with_name(f".{file.name}.tmp")
     partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    _sync_entry(partial)
     partial.replace(file)
+    _sync_entry(file.parent)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -294,3 +313,8 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: holds {type(value).__name__}, not an object")
     return value
+
+
+def _check_format(file: Path, value: dict[str, Any]) -> None:
+    if value.get("format") != FORMAT:
+        raise CheckpointError(f"{file}: format {value.get('format')!r}, this version reads {FORMAT}")

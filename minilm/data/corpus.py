@@ -61,16 +61,17 @@ def open_corpus(paths: Sequence[str], text_field: str = "text") -> Corpus:
         found = sorted(Path(p) for p in glob.glob(path, recursive=True)) if not os.path.exists(path) else [Path(path)]
         if not found:
             raise DataError(f"--data {path}: no such file or folder; give a file, a folder or a quoted pattern")
+        inside: list[Path] = []
         for each in found:
             if each.is_dir():
-                inside = sorted(p for p in each.rglob("*") if p.is_file() and _is_text_name(p))
-                if not inside:
-                    raise DataError(f"--data {each}: no {', '.join(SUFFIXES)} file (also .gz, .xz) in this folder")
-                files += inside
+                inside += sorted(p for p in each.rglob("*") if p.is_file() and _is_text_name(p))
             elif each.is_file():
-                files.append(each)
+                inside.append(each)
             else:
                 raise DataError(f"--data {each}: not a regular file")
+        if not inside:
+            raise DataError(f"--data {path}: no {', '.join(SUFFIXES)} file (also .gz, .xz) in this folder")
+        files += inside
     return Corpus(tuple(dict.fromkeys(files)), text_field)
 
 
@@ -78,7 +79,7 @@ def embedded_corpus(cache_dir: Path) -> Corpus:
     """About 9 MB of English that every machine with the dependencies holds: their documentation.
 
     The docstrings of Python's library, NumPy and PyTorch, parsed and never imported, duplicates left out,
-    and `pydoc`'s topics: written once as one jsonl file in `cache_dir`, under the hash of their sources.
+    and `pydoc`'s topics: written once as one jsonl file in `cache_dir`, under a hash of the sources' names and sizes.
     """
     sources = list(_embedded_sources())
     listing = "\n".join(f"{name} {path.stat().st_size}" for name, path in sources)
@@ -139,12 +140,16 @@ def _docstrings(paths: list[Path], min_chars: int = 100) -> Iterator[str]:
 
 
 def _is_jsonl(path: Path) -> bool:
-    return ".jsonl" in [suffix.lower() for suffix in path.suffixes[-2:]]
+    return _uncompressed_name(path).endswith(".jsonl")
 
 
 def _is_text_name(path: Path) -> bool:
+    return _uncompressed_name(path).endswith(SUFFIXES)
+
+
+def _uncompressed_name(path: Path) -> str:
     name = path.name.lower()
-    return name.removesuffix(".gz").removesuffix(".xz").endswith(SUFFIXES)
+    return name.removesuffix(path.suffix.lower()) if path.suffix.lower() in OPENERS else name
 
 
 class _reading:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from minilm.batch import Batch
-from minilm.data.objectives import Objective, draw
+from minilm.data.objectives import ROW_ORDER, Objective, draw
 from minilm.data.packing import Rows
 from minilm.errors import CheckpointError, DataError
 
@@ -34,7 +34,7 @@ class Loader:
         self.taken = 0  # rows given out so far
         self._latest = -1, np.empty(0, np.int64)  # epoch and its order; replaced whole, for two threads may ask
 
-    def where(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def order(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, row) of the run's rows number start ... start + count - 1; (count,) int64 each."""
         number = np.arange(start, start + count)
         epoch, place = np.divmod(number, len(self.rows))
@@ -45,7 +45,7 @@ class Loader:
 
     def batch(self, start: int) -> Batch:
         """The batch that begins with the run's row number `start`: a pure function."""
-        epoch, row = self.where(start, self.batch_size)
+        epoch, row = self.order(start, self.batch_size)
         batch = self.objective(*self.rows.take(row), torch.from_numpy(row), torch.from_numpy(epoch))
         return batch.pin_memory() if self.pin_memory else batch
 
@@ -62,7 +62,7 @@ class Loader:
     def _permutation(self, epoch: int) -> np.ndarray:
         known, order = self._latest
         if epoch != known:
-            key = draw(self.seed, 3, torch.tensor([epoch]), torch.arange(len(self.rows)), torch.tensor([0]))
+            key = draw(self.seed, ROW_ORDER, torch.tensor([epoch]), torch.arange(len(self.rows)), torch.tensor([0]))
             order = key.argsort(stable=True).numpy()
             self._latest = epoch, order
         return order

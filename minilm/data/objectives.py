@@ -13,12 +13,12 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from minilm.batch import IGNORE, Batch, Reach, Tokens
+from minilm.batch import IGNORE, AttentionPattern, Batch, Tokens
 from minilm.data.tokenizer import Tokenizer
 
 ObjectiveName = Literal["mlm", "clm", "prefix"]
 
-REACH: dict[ObjectiveName, Reach] = {"mlm": "bidirectional", "clm": "causal", "prefix": "prefix"}
+ATTENTION: dict[ObjectiveName, AttentionPattern] = {"mlm": "bidirectional", "clm": "causal", "prefix": "prefix"}
 
 
 class Objective(Protocol):
@@ -32,6 +32,9 @@ class Objective(Protocol):
         ...
 
 
+MASK_RANK, MASK_DICE, PREFIX_CUT, ROW_ORDER = range(4)  # what a draw is for
+
+
 def mix(x: Tensor) -> Tensor:
     """SplitMix64's finaliser (Steele et al. 2014, fig. 16) on int64, whose products wrap."""
     x = (x ^ (x >> 30 & (1 << 34) - 1)) * -0x40A7B892E31B1A47
@@ -40,10 +43,10 @@ def mix(x: Tensor) -> Tensor:
 
 
 def draw(seed: int, purpose: int, epoch: Tensor, row: Tensor, position: Tensor) -> Tensor:
-    """One uniform integer in [0, 2^62) per place. Arguments broadcast."""
+    """One uniform integer in [0, 2^62) per place; `purpose` keeps draws at one place apart. Arguments broadcast."""
     h = mix(torch.full_like(epoch, seed) * 4 + purpose)
     for part in (epoch, row, position):
-        h = mix(h ^ mix(part + 0x1E3779B97F4A7C15))
+        h = mix(h ^ mix(part + 0x1E3779B97F4A7C15))  # a constant, for mix(0) is 0
     return h & (1 << 62) - 1
 
 
@@ -51,7 +54,8 @@ def draw(seed: int, purpose: int, epoch: Tensor, row: Tensor, position: Tensor) 
 class MaskedLM:
     """Devlin et al. 2018, sec. 3.1: predict 15 % of the tokens; 80 % of those read [MASK], 10 % a random word.
 
-    Special tokens are never chosen. `rate` is a fraction of T: round(rate * T) targets a row, at least one.
+    Special tokens are never chosen. `rate` is a fraction of a row's tokens, specials counted and padding not, as in
+    google-research/bert's create_pretraining_data.py; a row has room for round(rate * T) targets, at least one.
     """
 
     tokenizer: Tokenizer
@@ -65,10 +69,13 @@ class MaskedLM:
         place = (epoch[:, None], row[:, None], torch.arange(T, device=ids.device))
         special = torch.tensor(self.tokenizer.special_ids, device=ids.device)
         maskable = ~torch.isin(ids, special)
-        rank = draw(self.seed, 0, *place).masked_fill(~maskable, torch.iinfo(torch.int64).max)
+        rank = draw(self.seed, MASK_RANK, *place).masked_fill(~maskable, torch.iinfo(torch.int64).max)
         pick = rank.argsort(dim=1, stable=True)[:, : max(1, round(self.rate * T))]  # (B, k)
-        chosen, original = maskable.gather(1, pick), ids.gather(1, pick)
-        dice = draw(self.seed, 1, *place).gather(1, pick)
+        size = torch.full_like(ids[:, :1], T) if doc is None else (doc >= 0).sum(dim=1, keepdim=True)
+        wanted = (self.rate * size).round().clamp(min=1)  # (B, 1)
+        chosen = maskable.gather(1, pick) & (torch.arange(pick.shape[1], device=ids.device) < wanted)
+        original = ids.gather(1, pick)
+        dice = draw(self.seed, MASK_DICE, *place).gather(1, pick)
         words = torch.arange(self.tokenizer.vocab_size, device=ids.device)
         words = words[~torch.isin(words, special)]
         replaced = torch.where(dice % 10 < 8, self.tokenizer.mask_id, words[dice // 10 % len(words)])
@@ -79,7 +86,8 @@ class MaskedLM:
 
 @dataclass(frozen=True)
 class CausalLM:
-    """Predict each token from those before it in its document. T - 1 targets a row."""
+    """Predict each token from those before it in its document, or, where packing knows none, in its row. T - 1
+    targets a row."""
 
     name: ObjectiveName = "clm"
     random: bool = False
@@ -92,10 +100,10 @@ class CausalLM:
 
 @dataclass(frozen=True)
 class PrefixLM:
-    """Dong et al. 2019 (UniLM), fig. 1: a document's start sees itself whole, its end is predicted left to right.
+    """Raffel et al. 2020, fig. 4: a document's start sees itself whole, its end is predicted left to right.
 
-    The end starts at a cut drawn uniformly from [L/4, 3L/4] of the document's L tokens. At most 3T/4 targets
-    a row; a document too short to cut keeps one token on each side.
+    The end starts at a cut drawn uniformly from [L/4, 3L/4] of the document's L tokens (where packing knows no
+    documents, of the row's). At most 3T/4 targets a row; a document too short to cut keeps one token on each side.
     """
 
     seed: int
@@ -109,7 +117,7 @@ class PrefixLM:
         begin = length.cumsum(1) - length
         low, high = -(-length // 4), 3 * length // 4
         place = (epoch[:, None], row[:, None], torch.arange(T, device=ids.device))
-        cut = begin + low + draw(self.seed, 2, *place) % (high - low + 1).clamp(min=1)
+        cut = begin + low + draw(self.seed, PREFIX_CUT, *place) % (high - low + 1).clamp(min=1)
         column = torch.arange(T, device=ids.device).expand(B, T)
         prefix = (column < cut.gather(1, whole.clamp(min=0))) & (whole >= 0)
         target = torch.where(prefix[:, 1:], IGNORE, _next_token(ids, doc))
@@ -127,7 +135,7 @@ def _next_token(ids: Tensor, doc: Tensor | None) -> Tensor:
 def _batch(
     ids: Tensor,
     doc: Tensor | None,
-    attention: Reach,
+    attention: AttentionPattern,
     pick: Tensor,
     target: Tensor,
     prefix: Tensor | None = None,

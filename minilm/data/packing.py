@@ -92,7 +92,7 @@ class DocumentRows:
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     """Which row each of `lengths` (all <= capacity) goes to: longest first, into the fullest row that has room.
 
-    Best-fit decreasing, at most 11/9 of the optimal number of rows (Johnson 1973). (n,) -> (n,) int64.
+    Best-fit decreasing: at most 11/9 of the optimal number of rows, plus 4 (Johnson et al. 1974). (n,) -> (n,) int64.
     """
     open_rows: list[list[int]] = [[] for _ in range(capacity + 1)]  # by free space
     free: list[int] = []  # the amounts of free space that some row has, sorted

@@ -21,6 +21,7 @@ from minilm.data.tokenizer import Tokenizer
 from minilm.errors import DataError
 
 FORMAT = 1
+CONTENT = ("vocab.txt", "train.tokens", "train.offsets", "held_out.tokens", "held_out.offsets")
 DOCUMENTS_AT_ONCE = 1024  # given to the tokenizer, which spreads them over the cores
 
 
@@ -43,7 +44,7 @@ class Prepared:
     train: Shard
     held_out: Shard
     counts: np.ndarray  # (V,) int64: how often each token occurs in the training split
-    fingerprint: str  # of text, vocabulary and settings
+    fingerprint: str  # of the vocabulary and of both splits' tokens
     note: str  # what was decided on the way
 
 
@@ -75,7 +76,7 @@ def prepare(
             say(f"cache {entry} is damaged ({fault}); making it anew")
             shutil.rmtree(entry)
         else:
-            return _open(entry, key)
+            return _open(entry)
 
     if not any(True for _ in islice(corpus.documents(), 1)):
         raise DataError(f"--data {', '.join(map(str, corpus.files))}: no text in it, only blank lines or nothing")
@@ -95,7 +96,7 @@ def prepare(
                 raise  # not another process that was faster, so a real failure
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return _open(entry, key)
+    return _open(entry)
 
 
 def _write(directory: Path, documents: Iterable[str], tokenizer: Tokenizer, held_out: float) -> None:
@@ -149,7 +150,7 @@ def _fault(entry: Path) -> str:
     return f"{bad[0]} has another checksum" if bad else ""
 
 
-def _open(entry: Path, key: str) -> Prepared:
+def _open(entry: Path) -> Prepared:
     meta = json.loads((entry / "META.json").read_text(encoding="utf-8"))
 
     def shard(split: str) -> Shard:
@@ -159,4 +160,6 @@ def _open(entry: Path, key: str) -> Prepared:
         return Shard(np.empty(0, dtype) if empty else np.memmap(file, dtype, mode="r"), offsets)
 
     counts = np.fromfile(entry / "counts", dtype=np.int64)
-    return Prepared(Tokenizer.load(entry), shard("train"), shard("held_out"), counts, key, meta["note"])
+    digests = [meta["sha256"][name] for name in CONTENT]
+    fingerprint = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return Prepared(Tokenizer.load(entry), shard("train"), shard("held_out"), counts, fingerprint, meta["note"])

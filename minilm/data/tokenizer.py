@@ -181,8 +181,11 @@ class Tokenizer:
 def _read_json(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not a tokenizer file ({error})") from error
+    try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
-    except Exception as error:  # tokenizers raises just that
+    except Exception as error:  # no narrower one: tokenizers raises just that
         raise DataError(f"{path}: not a tokenizer file ({error})") from error
     kind = spec["model"].get("type", "WordPiece")
     if kind != "WordPiece":

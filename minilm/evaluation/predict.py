@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minilm.batch import Reach, Tokens
+from minilm.batch import AttentionPattern, Tokens
 from minilm.data.tokenizer import MASK, Tokenizer
 from minilm.errors import DataError
 from minilm.model.generate import sample
@@ -42,7 +42,7 @@ def continue_text(
     model: LanguageModel,
     tokenizer: Tokenizer,
     text: str,
-    attention: Reach,
+    attention: AttentionPattern,
     max_new: int = 40,
     temperature: float = 0.8,
     seed: int = 0,

@@ -2,11 +2,12 @@
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minilm.data.objectives import REACH, ObjectiveName
+from minilm.data.objectives import ATTENTION, ObjectiveName
 from minilm.data.shards import Shard
 from minilm.data.tokenizer import MASK, Tokenizer
 from minilm.evaluation.predict import continue_text, fill_mask
@@ -20,19 +21,19 @@ TASK = {
 PREFIX_NOTE = "transformers opens this model but cannot apply a prefix LM's mask; continue text with minilm."
 
 
-def closing(result: dict[str, Any], shown: list[str]) -> list[str]:
+def closing(result: dict[str, Any], out: Path, shown: list[str]) -> list[str]:
     """The last lines of a run: the model at work, its figures, where it is, what to type next."""
     lines = [f"           {line}" for line in shown] + summary(result)
     lines += [PREFIX_NOTE] if result["objective"] == "prefix" else []
-    return [*lines, f"saved      {result['out']}", f"next       {next_command(result)}"]
+    return [*lines, f"saved      {out}", f"next       {next_command(result['objective'], out)}"]
 
 
-def next_command(result: dict[str, Any]) -> str:
-    """What to type to use the model."""
+def next_command(objective: ObjectiveName, out: Path) -> str:
+    """What to type to use the model in directory `out`."""
     use = 'fill_mask(model, tokenizer, "Return the [MASK] of the list.")'
-    if result["objective"] != "mlm":
-        use = f'continue_text(model, tokenizer, "Return the", "{REACH[result["objective"]]}")'
-    read = f"import minilm; model, tokenizer, _ = minilm.read_model({json.dumps(result['out'])})"
+    if objective != "mlm":
+        use = f'continue_text(model, tokenizer, "Return the", "{ATTENTION[objective]}")'
+    read = f"import minilm; model, tokenizer, _ = minilm.read_model({json.dumps(str(out))})"
     return f"python -c {shlex.quote(f'{read}; print(minilm.{use})')}"
 
 
@@ -55,24 +56,29 @@ def summary(result: dict[str, Any]) -> list[str]:
 def samples(
     model: LanguageModel, tokenizer: Tokenizer, held_out: Shard, objective: ObjectiveName, n: int = 3
 ) -> list[str]:
-    """The model at work on `n` held-out documents: fillings of a [MASK], or sampled continuations."""
+    """The model at work on `n` held-out documents, one of each nth of the split: fillings of a [MASK], or sampled
+    continuations. Neither the document nor the word is chosen for how well it goes."""
     lines: list[str] = []
-    for document in np.linspace(0, len(held_out) - 1, 16 * n).astype(int):
-        start, stop = held_out.offsets[document], held_out.offsets[document + 1] - 1
-        ids = [int(id) for id in held_out.tokens[start : min(stop, start + 24)]]
-        whole = [i for i in range(6, len(ids) - 1) if _is_word(tokenizer, ids, i)]
-        if not whole or len(lines) == n:
+    for part in np.array_split(np.arange(len(held_out)), n):
+        beginnings = (_beginning(held_out, document) for document in part)
+        words = ((ids, i) for ids in beginnings for i in range(6, len(ids) - 1) if _is_word(tokenizer, ids, i))
+        ids, word = next(words, ([], 0))
+        if not ids:
             continue
         if objective != "mlm":
             prompt = tokenizer.decode(ids[:12])
-            lines.append(f"{prompt} -> {continue_text(model, tokenizer, prompt, REACH[objective], max_new=24)}")
+            lines.append(f"{prompt} -> {continue_text(model, tokenizer, prompt, ATTENTION[objective], max_new=24)}")
             continue
-        truth = tokenizer.token(ids[whole[0]])
-        before, after = tokenizer.decode(ids[: whole[0]]), tokenizer.decode(ids[whole[0] + 1 :])
+        before, after = tokenizer.decode(ids[:word]), tokenizer.decode(ids[word + 1 :])
         fillings = fill_mask(model, tokenizer, f"{before} {MASK} {after}", top_k=3)
         guesses = ", ".join(f"{each.token} {each.probability:.0%}" for each in fillings)
-        lines.append(f"{before} {MASK} {after} -> {guesses} (it was: {truth})")
+        lines.append(f"{before} {MASK} {after} -> {guesses} (it was: {tokenizer.token(ids[word])})")
     return lines
+
+
+def _beginning(shard: Shard, document: int, tokens: int = 24) -> list[int]:
+    start, stop = shard.offsets[document], shard.offsets[document + 1] - 1  # without its [SEP]
+    return [int(id) for id in shard.tokens[start : min(stop, start + tokens)]]
 
 
 def _is_word(tokenizer: Tokenizer, ids: list[int], i: int) -> bool:
@@ -81,7 +87,7 @@ def _is_word(tokenizer: Tokenizer, ids: list[int], i: int) -> bool:
     return piece.isalpha() and len(piece) > 3 and not tokenizer.token(ids[i + 1]).startswith("##")
 
 
-def model_card(result: dict[str, Any], settings: dict[str, Any]) -> str:
+def model_card(result: dict[str, Any], out: Path, settings: dict[str, Any]) -> str:
     """README.md of a model directory."""
     figures = "\n".join(f"    {line}" for line in summary(result))
     notes = f"\n{PREFIX_NOTE}\n" if result["objective"] == "prefix" else ""
@@ -90,7 +96,7 @@ def model_card(result: dict[str, Any], settings: dict[str, Any]) -> str:
 library_name: transformers
 tags: [minilm, {result["objective"]}]
 ---
-# {result["out"]}
+# {out.absolute().name}
 
 A {settings["architecture"]} language model that {TASK[result["objective"]]}. Pretrained from scratch with minilm
 {result["versions"]["minilm"]} (torch {result["versions"]["torch"]}).
@@ -100,7 +106,7 @@ A {settings["architecture"]} language model that {TASK[result["objective"]]}. Pr
 Held-out figures: documents of the same corpus that training never saw, chosen by hash; the corpus, vocabulary and
 split have the fingerprint `{settings["data"][:16]}`.
 
-    {next_command(result)}
+    {next_command(result["objective"], out)}
 
 | setting | value |
 |---|---|

@@ -21,8 +21,9 @@ def visible(doc: Tensor, key: Tensor, prefix: Tensor, window: int | None) -> Ten
     """The rule "query i sees key j", the definition of every attention pattern. (B, T) each -> (B, T, T) bool.
 
     A token sees its own document, up to itself or anywhere in the prefix, at most `window` tokens away.
-    Nobody reads padding; a padding query, which nobody reads either, sees all that its row has (as in
-    Hugging Face's models); a query that would see nothing sees itself, so that no softmax is empty.
+    Nobody reads padding; a padding query, which nobody reads either, sees every document of its row within the same
+    prefix and window, as in Hugging Face's models; a query that would see nothing sees itself, for no softmax may
+    be empty.
     """
     T = doc.shape[1]
     i = torch.arange(T, device=doc.device)[:, None]
@@ -64,7 +65,11 @@ def rope_table(position: Tensor, head_width: int, base: float, dtype: torch.dtyp
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Turn each pair (x_k, x_{k + K/2}) by its angle. (B, H, T, K) -> same shape and dtype."""
+    """Turn each pair by its angle. (B, H, T, K) -> same shape and dtype.
+
+    Pairs are (x_k, x_{k + K/2}), as in GPT-NeoX and Hugging Face's models; Su et al. pair neighbours, which is the same
+    up to a permutation of K.
+    """
     if table is None:
         return x
     cos, sin = table

@@ -61,7 +61,8 @@ class EncoderConfig:
     attention_probs_dropout_prob: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size"):
+        positive = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+        for name in positive:
             if not (isinstance(value := getattr(self, name), int) and value > 0):
                 raise ConfigError(f"{name} is {value!r}; give a whole number above 0")
         if self.hidden_size % self.num_attention_heads:
@@ -73,6 +74,16 @@ class EncoderConfig:
             raise ConfigError(f"activation {self.activation!r} is unknown; use one of {', '.join(ACTIVATIONS)}")
         if not self.layers:
             raise ConfigError("an encoder needs at least one layer")
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise ConfigError(f"pad_token_id {self.pad_token_id} is not in the vocabulary of {self.vocab_size}")
+        if self.head_width % 2 and any(spec.rope_base is not None for spec in self.layers):
+            raise ConfigError(f"RoPE turns pairs, and the heads are {self.head_width} wide; make that even")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a fraction below 1")
+        for spec in dict.fromkeys(self.layers):
+            if (spec.window or 0) < 0 or (spec.rope_base is not None and not spec.rope_base > 0):
+                raise ConfigError(f"{spec}: give a window of 0 or more and a rope_base above 0")
 
     @property
     def head_width(self) -> int:
@@ -261,7 +272,8 @@ class Encoder(nn.Module):
 
 @torch.no_grad()
 def initialise(model: nn.Module, std: float = 0.02, output_scale: float = 1.0) -> None:
-    """BERT's initialisation: matrices and tables N(0, std), biases 0, gains 1, the padding row 0.
+    """BERT's initialisation: matrices and tables N(0, std), biases 0, gains 1; as Hugging Face's, with the padding
+    row 0 and the normal not truncated (google-research/bert cuts it at 2 std).
 
     `output_scale` multiplies the std of the two matrices of a layer that write to its residual stream:
     1 is BERT's, 1 / sqrt(2 L) GPT-2's and ModernBERT's, 0 starts every layer as the identity.

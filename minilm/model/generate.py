@@ -2,7 +2,7 @@
 
 import torch
 
-from minilm.batch import Reach, Tokens
+from minilm.batch import AttentionPattern, Tokens
 from minilm.model.heads import LanguageModel
 
 
@@ -11,7 +11,7 @@ def sample(
     model: LanguageModel,
     prompt: list[int],
     max_new: int,
-    attention: Reach,
+    attention: AttentionPattern,
     stop_id: int,
     temperature: float = 0.8,
     top_k: int = 40,

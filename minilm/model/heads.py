@@ -60,7 +60,7 @@ class LanguageModel(nn.Module):
 
 
 class Pooler(nn.Module):
-    """tanh(W h_cls), one vector a document. Devlin et al. 2018, sec. 3.1 (next sentence prediction)."""
+    """tanh(W h_cls + b), one vector a document: google-research/bert, modeling.py, `pooler`."""
 
     def __init__(self, cfg: EncoderConfig) -> None:
         super().__init__()

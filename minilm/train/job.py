@@ -51,9 +51,9 @@ def step_seconds(job: Job, accumulation: int, max_norm: float) -> float:
     return seconds
 
 
-def train(job: Job, plan: Plan) -> tuple[Log, int]:
-    """Go on from the newest checkpoint, or start, and train to the end: (the log of the whole run, 0), or, where a
-    signal came between, its number. Raises TrainingError, which names the step and its rows."""
+def train(job: Job, plan: Plan) -> tuple[Log, int | None]:
+    """Go on from the newest checkpoint, or start, and train to the end: (the log of the whole run, None), or the
+    number of the signal that came between, all saved. Raises TrainingError, which names the step and its rows."""
     start, log = _restore(job, plan.steps)
 
     def examine(step: int) -> None:
@@ -87,15 +87,12 @@ def train(job: Job, plan: Plan) -> tuple[Log, int]:
             )
         except TrainingError as error:
             rows_per_step = plan.accumulation * job.loader.batch_size
-            _, rows = job.loader.where(error.step * rows_per_step, rows_per_step)
+            _, rows = job.loader.order(error.step * rows_per_step, rows_per_step)
             named = ", ".join(map(str, rows[:NAMED_ROWS])) + (" ..." if len(rows) > NAMED_ROWS else "")
             raise TrainingError(error.step, f"{error} (rows {named})") from error
         finally:
             log.close()
-    if done == plan.steps:
-        return log, 0
-    say(f"stopped and saved; the same command goes on from step {done:,}")
-    return log, signals.received or 0
+    return log, signals.received if done < plan.steps else None
 
 
 def _restore(job: Job, steps: int) -> tuple[int, Log]:

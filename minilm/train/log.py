@@ -35,6 +35,7 @@ class Log:
         file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self.is_terminal = sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=start, unit="step", disable=not self.is_terminal, dynamic_ncols=True)
+        self.score: Score | None = None  # the latest
         self.said_at, self.mark = start, time.perf_counter()
 
     def tick(self, step: int) -> None:
@@ -65,6 +66,7 @@ class Log:
 
     def evaluation(self, step: int, score: Score) -> None:
         """A pass over the held-out split after `step` steps."""
+        self.score = score
         self._write(
             {
                 "step": step,

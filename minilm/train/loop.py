@@ -23,7 +23,8 @@ class HasCount(Protocol):
     def to(self, device: torch.device, non_blocking: bool = False) -> Any: ...
 
 
-Loss = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]  # -> (sum, count), from minilm.train.losses
+# -> (sum, count), from minilm.train.losses. A step divides by the count that the host knows already, the batch's own.
+Loss = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
 Optimizers = Sequence[torch.optim.Optimizer]
 
 
@@ -77,7 +78,7 @@ class Plan:
     accumulation: int = 1  # micro-batches per step
     max_norm: float = 1.0  # of the gradient; larger ones are scaled down
     log_every: int = 10
-    evaluate_every: int = 0  # 0: only where the caller does
+    evaluate_every: int = 0  # and at the end; 0: never
     save_every: int = 0  # and at the end; 0: only when stopped
 
 
@@ -105,7 +106,8 @@ def fit(
     """Train from step `start` to `plan.steps`; the step it got to, which is less if `stop` asked.
 
     `evaluate(step)` and `save(step)` are called after that many steps are done, `stop()` after each.
-    Raises TrainingError after a step that was not finite; the weights are then those of the step before.
+    Raises TrainingError at the next look (every `log_every` steps) after a step that was not finite; that step changed
+    nothing, those between it and the look did.
     """
     model.train()
     since = _Since(runtime.device)
@@ -119,7 +121,9 @@ def fit(
         watch.tick(done)
         last = done == plan.steps or stopping
         saving = stopping or bool(plan.save_every and (last or done % plan.save_every == 0))
-        evaluating = bool(plan.evaluate_every and done % plan.evaluate_every == 0 and not last)
+        evaluating = bool(plan.evaluate_every) and (
+            done == plan.steps or (done % plan.evaluate_every == 0 and not stopping)
+        )
         if last or saving or evaluating or done % plan.log_every == 0:  # here the host asks the device
             since.check(streak=FP16_STREAK if runtime.scaler.is_enabled() else 1)
             watch.step(done, since.loss(), float(norm), fraction, since.tokens)

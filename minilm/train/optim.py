@@ -14,11 +14,12 @@ OptimizerName = Literal["adamw", "muon"]
 ScheduleName = Literal["linear", "cosine", "wsd"]
 
 
-def learning_rate(name: ScheduleName, step: int, steps: int, warmup_steps: int, decay_frac: float = 0.4) -> float:
+def lr_fraction(name: ScheduleName, step: int, steps: int, warmup_steps: int, decay_frac: float = 0.4) -> float:
     """The fraction in (0, 1] of the peak learning rate for step number `step` (from 0) of `steps`.
 
     Linear warm-up over `warmup_steps`, then: `linear` to 0 (Devlin et al. 2018), `cosine` to 0 (Loshchilov &
-    Hutter 2017), or `wsd`: stable, then 1 - sqrt over the last `decay_frac` of the run (Haegele et al. 2024).
+    Hutter 2017), or `wsd`, warm-up - stable - decay (Hu et al. 2024, MiniCPM), with 1 - sqrt over the last
+    `decay_frac` of the run (Haegele et al. 2024).
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps

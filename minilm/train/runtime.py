@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -31,7 +32,8 @@ class Runtime:
     def choose(cls, device: str = "auto", precision: str = "auto", threads: int | None = None) -> Self:
         """cuda, then mps, then cpu; the fastest precision that the device computes natively.
 
-        Raises ConfigError for a device that is not there.
+        Sets for the whole process: torch's CPU threads, TF32 for fp32 products on a GPU, and on a CPU that glibc keeps
+        freed memory. Raises ConfigError for a device that is not there.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -132,10 +134,6 @@ def peak_memory_mb(device: torch.device) -> float:
     """The most memory this process has held: on the GPU if it runs there, else resident on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return float("nan")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if os.uname().sysname == "Darwin" else peak / 2**10
 

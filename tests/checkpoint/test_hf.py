@@ -1,6 +1,7 @@
 """Names and configurations both ways, the accounting of every tensor, and what transformers makes of our files."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,11 +19,11 @@ from minilm.checkpoint.hf import (
     to_hf,
 )
 from minilm.checkpoint.store import read_model, write_model
-from minilm.data.objectives import REACH
+from minilm.data.objectives import ATTENTION
 from minilm.data.tokenizer import Tokenizer
-from minilm.errors import CheckpointError
+from minilm.errors import CheckpointError, ConfigError
 from minilm.evaluation.predict import fill_mask
-from minilm.model.encoder import bert_config, modern_config
+from minilm.model.encoder import LayerSpec, bert_config, modern_config
 from minilm.model.heads import LanguageModel
 
 SPECIALS = {"cls_token_id": 2, "sep_token_id": 3}
@@ -67,7 +68,7 @@ def test_transformers_opens_it_as_what_it_is(saved, tokenizer):
     assert type(theirs).__name__ == config["architectures"][0]
     assert not any(info.values()), info
     ids = torch.randint(5, tokenizer.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
-    reach = "bidirectional" if objective == "prefix" else REACH[objective]  # they have no prefix mask
+    reach = "bidirectional" if objective == "prefix" else ATTENTION[objective]  # they have no prefix mask
     with torch.no_grad():
         reference = theirs.eval()(ids).logits
         torch.testing.assert_close(model(Tokens.full(ids, reach)), reference, rtol=1e-4, atol=2e-4)
@@ -161,6 +162,10 @@ def test_hf_defaults_are_read():
         ({"position_embedding_type": "relative_key"}, "not supported"),
         ({"tie_word_embeddings": False}, "not supported"),
         ({"num_hidden_layers": 0}, "at least one layer"),
+        ({"pad_token_id": 99}, "pad_token_id 99 is not in the vocabulary"),
+        ({"pad_token_id": -1}, "pad_token_id -1 is not in the vocabulary"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings is 0"),
+        ({"hidden_dropout_prob": 1}, "hidden_dropout_prob is 1.0"),
     ],
 )
 def test_a_config_we_cannot_compute_is_refused(change, message):
@@ -176,12 +181,54 @@ def test_a_config_we_cannot_compute_is_refused(change, message):
         ({"layer_types": ["full_attention"]}, "does not describe 3 layers"),
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_type 'yarn' is not supported"),
         ({"local_attention": "8"}, "local_attention is '8'"),
+        ({"local_attention": -8}, "window of 0 or more"),
+        ({"layer_types": None, "global_attn_every_n_layers": 0}, "global_attn_every_n_layers is 0"),
+        ({"layer_types": "full_attention"}, "does not describe 3 layers"),
+        ({"layer_types": [["full_attention"], {}, 3]}, "does not describe 3 layers"),
+        ({"rope_parameters": {"rope_theta": 1e4}}, "does not describe each kind of layer"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": "big"}}}, "is 'big'; expected float"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 0.0}}}, "rope_base above 0"),
+        ({"hidden_size": 12, "num_attention_heads": 4}, "3 wide; make that even"),
     ],
 )
 def test_a_modern_config_we_cannot_compute_is_refused(change, message):
     config = config_to_hf(model_of("modern", 99).cfg, "mlm", SPECIALS) | change
     with pytest.raises(CheckpointError, match=message):
         config_from_hf(config)
+
+
+@pytest.mark.parametrize("entry", [{}, 3, None, {"format": 1}, {"format": 1, "objective": "nsp"}, {"format": 2}])
+def test_an_entry_of_ours_that_is_none_is_refused(entry):
+    with pytest.raises(CheckpointError, match="expected format 1 and an objective"):
+        objective_of({"model_type": "bert", "minilm": entry})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "change", "lost"),
+    [
+        ("bert", {"layers": (LayerSpec(window=3), LayerSpec())}, "layers"),
+        ("bert", {"layers": (LayerSpec(rope_base=1e4),) * 2}, "layers"),
+        ("bert", {"position_offset": 2}, "position_offset"),
+        ("bert", {"embedding_size": 16}, "embedding_size"),
+        ("bert", {"mlp": "gated", "bias": False}, "mlp, bias"),
+        ("modern", {"layers": (LayerSpec(window=3, rope_base=1e4), LayerSpec(window=4, rope_base=1e4))}, "layers"),
+        ("modern", {"layers": (LayerSpec(rope_base=1e4), LayerSpec(rope_base=2e4))}, "layers"),
+        ("modern", {"type_vocab_size": 2}, "type_vocab_size"),
+    ],
+)
+def test_an_encoder_that_a_config_cannot_say_is_not_written_as_another(architecture, change, lost):
+    with pytest.raises(ConfigError, match=f"cannot say this encoder's {lost}$"):
+        config_to_hf(replace(model_of(architecture, 99).cfg, **change), "mlm", SPECIALS)
+
+
+def test_any_order_of_layers_survives():
+    """Irregular ones have no period, which is written as null and read by their kinds."""
+    cfg = model_of("modern", 99).cfg
+    near, far = cfg.layers[1], cfg.layers[0]
+    irregular = replace(cfg, layers=(near, far, far, near))
+    config = config_to_hf(irregular, "mlm", SPECIALS)
+    assert config["global_attn_every_n_layers"] is None
+    assert config_from_hf(config) == irregular
 
 
 def corrupt(tensors, fault):
@@ -198,8 +245,8 @@ def corrupt(tensors, fault):
         tensors["cls.predictions.decoder.weight"] = torch.zeros_like(tensors["bert.embeddings.word_embeddings.weight"])
     elif fault == "tied copy":
         tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].clone()
-    elif fault == "other heads":
-        tensors |= {"bert.pooler.dense.weight": torch.ones(2), "cls.seq_relationship.bias": torch.ones(2)}
+    elif fault == "unknown of a head":
+        tensors["cls.predictions.extra.weight"] = torch.zeros(2)
 
 
 @pytest.mark.parametrize(
@@ -210,8 +257,8 @@ def corrupt(tensors, fault):
         ("shape", r"attention.self.query.weight has shape \(32, 31\); config.json makes it \(32, 32\)"),
         ("NaN", "cls.predictions.bias holds values that are not finite"),
         ("untied", "cls.predictions.decoder.weight differs"),
+        ("unknown of a head", "cls.predictions.extra.weight is unknown"),
         ("tied copy", None),
-        ("other heads", None),
     ],
 )
 def test_every_tensor_is_accounted_for(fault, message, tokenizer, tmp_path):
@@ -229,10 +276,35 @@ def test_every_tensor_is_accounted_for(fault, message, tokenizer, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_dropped_heads_are_named():
-    model = model_of("bert", 99)
-    theirs = to_hf(model.state_dict(), "bert") | {"bert.pooler.dense.weight": torch.ones(2)}
-    assert from_hf(theirs, "bert", model.state_dict())[1] == ["bert.pooler.dense.weight"]
+def test_dropped_heads_are_named(tokenizer, tmp_path):
+    model = model_of("bert", tokenizer.vocab_size)
+    write_model(tmp_path, model, tokenizer, "mlm")
+    heads = {"bert.pooler.dense.weight": torch.ones(2), "cls.seq_relationship.bias": torch.ones(2)}
+    save_file(to_hf(model.state_dict(), "bert") | heads, tmp_path / "model.safetensors")
+    with pytest.warns(UserWarning, match=r"no such head: bert.pooler.dense.weight, cls.seq_relationship.bias$"):
+        again, _, _ = read_model(tmp_path)
+    assert torch.equal(again.table, model.table)
+
+
+def test_weights_of_half_precision_become_ours(tokenizer, tmp_path):
+    model = model_of("bert", tokenizer.vocab_size)
+    write_model(tmp_path, model, tokenizer, "mlm")
+    half = {name: tensor.half() for name, tensor in to_hf(model.state_dict(), "bert").items()}
+    save_file(half, tmp_path / "model.safetensors")
+    again, _, _ = read_model(tmp_path)
+    for (name, ours), theirs in zip(again.named_parameters(), model.parameters(), strict=True):
+        assert ours.dtype == torch.float32, name
+        assert ours.requires_grad
+        assert torch.equal(ours, theirs.half().float())
+
+
+def test_a_size_that_no_machine_holds_is_refused_by_the_file(tokenizer, tmp_path):
+    model = model_of("bert", tokenizer.vocab_size)
+    write_model(tmp_path, model, tokenizer, "mlm")
+    config = json.loads((tmp_path / "config.json").read_text()) | {"vocab_size": 10**12}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"word_embeddings.weight has shape"):
+        read_model(tmp_path)
 
 
 def test_every_family_names_every_parameter():

@@ -84,6 +84,22 @@ def test_folders_and_patterns_in_a_fixed_order(write, tmp_path):
     assert read(tmp_path / "d" / "b.txt", tmp_path / "d") == ["d/b.txt", *[n for n in inside if n != "d/b.txt"]]
 
 
+def test_a_folder_without_text_is_passed_over_only_where_a_pattern_found_it(write, tmp_path):
+    write("a/one.txt", "one")
+    write("b/picture.png", "no")
+    assert read(tmp_path / "*") == ["one"]
+    for path in (tmp_path / "b", tmp_path / "b*"):
+        with pytest.raises(DataError, match=r"no \.txt, \.text, \.md, \.jsonl file"):
+            read(path)
+
+
+def test_jsonl_is_what_is_called_so_last(write, tmp_path):
+    """Notes about a jsonl file are text."""
+    write("notes.jsonl.txt", "not JSON")
+    write("x.jsonl.gz", gzip.compress(b'{"text": "one"}'))
+    assert read(tmp_path / "notes.jsonl.txt", tmp_path / "x.jsonl.gz") == ["not JSON", "one"]
+
+
 def test_a_name_that_is_also_a_pattern_is_the_file(write):
     assert read(write("a[1].txt", "brackets")) == ["brackets"]
 

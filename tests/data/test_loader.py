@@ -38,21 +38,21 @@ def test_every_epoch_is_another_permutation_and_batches_span_epochs(rows_of, tok
     rows = rows_of(10)
     loader = Loader(rows, MaskedLM(tokenizer, 0), batch_size, seed=3)
     starts = range(0, 60, batch_size)
-    epoch = np.concatenate([loader.where(s, batch_size)[0] for s in starts])[:60]
-    row = np.concatenate([loader.where(s, batch_size)[1] for s in starts])[:60]
+    epoch = np.concatenate([loader.order(s, batch_size)[0] for s in starts])[:60]
+    row = np.concatenate([loader.order(s, batch_size)[1] for s in starts])[:60]
     assert epoch.tolist() == [n // 10 for n in range(60)]
     orders = [tuple(row[e * 10 : e * 10 + 10]) for e in range(6)]
     assert all(sorted(order) == list(range(10)) for order in orders)
     assert len(set(orders)) == 6
     other = Loader(rows, MaskedLM(tokenizer, 0), 10, seed=4)
-    assert tuple(other.where(0, 10)[1]) != orders[0]
-    assert tuple(Loader(rows, CausalLM(), 10, seed=3).where(20, 10)[1]) == orders[2]
+    assert tuple(other.order(0, 10)[1]) != orders[0]
+    assert tuple(Loader(rows, CausalLM(), 10, seed=3).order(20, 10)[1]) == orders[2]
 
 
 def test_permutations_are_uniform(rows_of):
     """Where row 0 stands, over 600 epochs: a 6-sided die."""
     loader = Loader(rows_of(6), CausalLM(), 6, seed=0)
-    place = [int(np.flatnonzero(loader.where(6 * e, 6)[1] == 0)[0]) for e in range(600)]
+    place = [int(np.flatnonzero(loader.order(6 * e, 6)[1] == 0)[0]) for e in range(600)]
     assert ((np.bincount(place, minlength=6) - 100) ** 2 / 100).sum() < 25.7  # chi-square, 5 degrees, p = 1e-4
 
 
@@ -64,7 +64,7 @@ def test_batch_is_a_pure_function_of_its_start(rows_of, tokenizer):
         assert same(loader.batch(s), first[s])
         assert same(Loader(rows, objective, 4, seed=1).batch(s), first[s])
     assert loader.taken == 0
-    epoch, row = loader.where(8, 4)  # two rows of epoch 0, two of epoch 1
+    epoch, row = loader.order(8, 4)  # two rows of epoch 0, two of epoch 1
     assert epoch.tolist() == [0, 0, 1, 1]
     by_hand = objective(*rows.take(row), torch.from_numpy(row), torch.from_numpy(epoch))
     assert same(first[8], by_hand)

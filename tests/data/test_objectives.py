@@ -147,6 +147,19 @@ def test_a_mask_depends_on_seed_epoch_and_row_alone(tokenizer, words):
     assert chosen(5, 1, 0) == several[1]
 
 
+@pytest.mark.parametrize("rate", [0.15, 0.3])
+def test_the_rate_is_of_a_rows_tokens_and_not_of_its_padding(tokenizer, plain_ids, rate):
+    """A row that is nearly empty is not predicted whole."""
+    sizes = torch.tensor([4, 20, 64, 128])
+    ids = torch.tensor(plain_ids)[torch.arange(128) % len(plain_ids)].repeat(4, 1)
+    doc = torch.where(torch.arange(128) < sizes[:, None], 0, -1)
+    ids = torch.where(doc < 0, tokenizer.pad_id, ids)
+    batch = MaskedLM(tokenizer, 0, rate)(ids, doc, torch.arange(4), torch.zeros(4).long())
+    counts = (batch.target != IGNORE).view(4, -1).sum(dim=1)
+    assert counts.tolist() == [max(1, round(rate * int(size))) for size in sizes]
+    assert batch.count == counts.sum()
+
+
 def test_padding_of_packed_rows_is_not_counted_as_tokens(tokenizer):
     ids = torch.tensor([[40, 50, 51, 41, 40, 52, 41, 3, 3, 3]])
     doc = torch.tensor([[0, 0, 0, 0, 1, 1, 1, -1, -1, -1]])
