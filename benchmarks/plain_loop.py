@@ -2,9 +2,9 @@
 
     python -m benchmarks.plain_loop --objective clm --minutes 3.5
 
-The other side of `python train.py --objective clm`: the same encoder with BERT's initialisation, AdamW as torch
-ships it, torch's fused attention, logits at every position, no tuning of the allocator. Held-out loss on the same
-batches.
+The other side of `python train.py --objective clm`: the same encoder, rows, masks, precision, threads and allocator
+with BERT's initialisation, AdamW as torch ships it, torch's fused attention and logits at every position. Held-out
+loss on the same batches.
 """
 
 import json
