@@ -17,7 +17,8 @@ import torch
 import minilm
 from minilm import cli
 from minilm.batch import Batch
-from minilm.checkpoint.store import FORMAT, Store, read_model, write_json, write_model
+from minilm.checkpoint.model import read_model, write_model
+from minilm.checkpoint.store import FORMAT, Store, write_json
 from minilm.data.corpus import embedded_corpus, open_corpus
 from minilm.data.loader import Loader, fixed_batches
 from minilm.data.objectives import ObjectiveName, make_objective

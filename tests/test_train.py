@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from minilm import cli
-from minilm.checkpoint.store import Store, read_model
+from minilm.checkpoint.model import read_model
+from minilm.checkpoint.store import Store
 from minilm.recipes import RECIPES, Recipe
 from minilm.train.log import read_metrics
 

@@ -11,127 +11,16 @@ import json
 import os
 import shutil
 import socket
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
-from minilm.checkpoint.hf import config_from_hf, config_to_hf, from_hf, objective_of, to_hf
-from minilm.data.tokenizer import Tokenizer
 from minilm.errors import CheckpointError, ConfigError
-from minilm.model.attention import Backend
-from minilm.model.heads import LanguageModel
 
 FORMAT = 1  # of MANIFEST.json, run.json and training/state.json
-
-
-# -- a model directory ------------------------------------------------------------------------------
-
-
-def write_model(directory: Path, model: LanguageModel, tokenizer: Tokenizer, objective: str) -> None:
-    """config.json, model.safetensors and the tokenizer, as transformers reads them."""
-    specials = {"cls_token_id": tokenizer.cls_id, "sep_token_id": tokenizer.sep_id}
-    config = config_to_hf(model.cfg, objective, specials)
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    save_file(to_hf(state, config["model_type"]), directory / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save(directory, model_max_length=model.cfg.max_position_embeddings)
-    write_json(directory / "config.json", config)
-
-
-def read_model(directory: Path | str, backend: Backend = "sdpa") -> tuple[LanguageModel, Tokenizer, str]:
-    """(model in eval mode, tokenizer, objective) of a model directory, ours or Hugging Face's.
-
-    Raises CheckpointError naming the file, tensor or key that does not fit.
-    """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such directory")
-    if not (directory / "config.json").exists():
-        complete = [path for _, path in _checkpoints(directory)]
-        hint = f"; its newest complete checkpoint is {complete[-1]}" if complete else ""
-        raise CheckpointError(f"{directory}: no config.json, so no finished model{hint}")
-    if (directory / "MANIFEST.json").exists() and (fault := manifest_fault(directory)):
-        raise CheckpointError(f"{directory}: {fault}")
-    config = read_json(directory / "config.json")
-    with torch.device("meta"):  # sizes that a hostile config.json names are checked before memory is asked for
-        model = LanguageModel(config_from_hf(config), backend)
-    if dropped := load_weights(model, directory):
-        warnings.warn(f"{directory}: left out, for this model has no such head: {', '.join(dropped)}", stacklevel=2)
-    tokenizer = Tokenizer.load(directory)
-    if tokenizer.vocab_size > model.cfg.vocab_size:
-        raise CheckpointError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.cfg.vocab_size}"
-        )
-    return model.eval(), tokenizer, objective_of(config)
-
-
-def load_weights(model: nn.Module, directory: Path) -> list[str]:
-    """Fill `model` from a directory's model.safetensors, every tensor accounted for: (names of those of other heads).
-
-    A model on the meta device gets the file's own tensors. Raises CheckpointError.
-    """
-    model_type = read_json(directory / "config.json")["model_type"]
-    file = directory / "model.safetensors"
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error})") from error
-    try:
-        state, dropped = from_hf(tensors, model_type, model.state_dict())
-    except CheckpointError as error:
-        raise CheckpointError(f"{file}: {error}") from error
-    model.load_state_dict(state, assign=next(model.parameters()).is_meta)
-    return dropped
-
-
-# -- what training needs besides --------------------------------------------------------------------
-
-
-def write_training(
-    directory: Path,
-    model: nn.Module,
-    optimizers: Iterable[torch.optim.Optimizer],
-    rng: dict[str, Tensor],
-    state: dict[str, Any],
-) -> None:
-    """training/: the optimizers' tensors under the names of their parameters, generators, and `state` as JSON."""
-    (directory / "training").mkdir()
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {f"rng/{name}": tensor for name, tensor in rng.items()}
-    for optimizer in optimizers:
-        for parameter, own in optimizer.state.items():
-            for key, tensor in own.items():
-                tensors[f"{key}/{names[parameter]}"] = tensor.detach().cpu().contiguous()
-    save_file(tensors, directory / "training" / "tensors.safetensors")
-    write_json(directory / "training" / "state.json", {"format": FORMAT, **state})
-
-
-def read_training(
-    directory: Path, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Fill the optimizers; (rng, state) as they were written."""
-    parameters = dict(model.named_parameters())
-    owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
-    rng = {}
-    for name, tensor in load_file(directory / "training" / "tensors.safetensors").items():
-        key, _, of = name.partition("/")
-        if key == "rng":
-            rng[of] = tensor
-        else:
-            parameter = parameters[of]
-            owner[parameter].state[parameter][key] = tensor.to(parameter.device)
-    state = read_json(directory / "training" / "state.json")
-    _check_format(directory / "training" / "state.json", state)
-    return rng, state
-
-
-# -- a run directory --------------------------------------------------------------------------------
 
 
 class Store:
@@ -186,7 +75,7 @@ class Store:
         if resume == "never":
             raise ConfigError(f"--out {self.out}: holds a run; choose another --out, or --resume auto to go on")
         run = read_json(self.out / "run.json")
-        _check_format(self.out / "run.json", run)
+        check_format(self.out / "run.json", run)
         was = run["settings"] | {key: run[key] for key in pinned}
         for key, now in (settings | pinned).items():
             if was.get(key) != now:
@@ -197,7 +86,7 @@ class Store:
 
     def latest(self, say: Callable[[str], None]) -> Path | None:
         """The newest checkpoint whose manifest verifies; `say` is told about newer ones that do not."""
-        for _, path in reversed(_checkpoints(self.out)):
+        for _, path in reversed(checkpoints(self.out)):
             if not (fault := manifest_fault(path)):
                 return path
             say(f"{path} is damaged ({fault}); trying the one before")
@@ -207,7 +96,7 @@ class Store:
         """A complete checkpoint: written aside, made durable, renamed, and only then older ones removed."""
         final = self.out / f"step-{step:06d}"
         partial = self._written_aside(final.name, write)
-        for number, path in _checkpoints(self.out):
+        for number, path in checkpoints(self.out):
             if number >= step:  # damaged, or it would have been resumed from; it must not displace a good one
                 shutil.rmtree(path)
         partial.rename(final)
@@ -217,7 +106,7 @@ class Store:
 
     def prune(self, keep: int) -> None:
         """Remove all but the newest `keep` checkpoints."""
-        for _, path in _checkpoints(self.out)[:-keep]:
+        for _, path in checkpoints(self.out)[:-keep]:
             shutil.rmtree(path)
 
     def finish(self, write: Callable[[Path], None]) -> None:
@@ -239,7 +128,7 @@ class Store:
             _sync(partial)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            kept = [path.name for _, path in _checkpoints(self.out)]
+            kept = [path.name for _, path in checkpoints(self.out)]
             raise CheckpointError(
                 f"{self.out}: {name} cannot be written ({error}); make room, then the same command goes on from "
                 f"{kept[-1] if kept else 'the start'}"
@@ -247,7 +136,7 @@ class Store:
         return partial
 
 
-def _checkpoints(out: Path) -> list[tuple[int, Path]]:
+def checkpoints(out: Path) -> list[tuple[int, Path]]:
     """(step, path) of every step directory, oldest first."""
     found = ((path.name.removeprefix("step-"), path) for path in out.glob("step-*") if path.is_dir())
     return sorted((int(number), path) for number, path in found if number.isdecimal())
@@ -263,7 +152,7 @@ def manifest_fault(directory: Path) -> str:
     """What differs from MANIFEST.json, or nothing."""
     try:
         manifest = read_json(directory / "MANIFEST.json")
-        _check_format(directory / "MANIFEST.json", manifest)
+        check_format(directory / "MANIFEST.json", manifest)
         sums = manifest["sha256"]
         bad = next((name for name, digest in sums.items() if _sha256(directory / name) != digest), None)
     except (OSError, CheckpointError, KeyError, AttributeError, TypeError) as error:
@@ -315,6 +204,6 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _check_format(file: Path, value: dict[str, Any]) -> None:
+def check_format(file: Path, value: dict[str, Any]) -> None:
     if value.get("format") != FORMAT:
         raise CheckpointError(f"{file}: format {value.get('format')!r}, this version reads {FORMAT}")

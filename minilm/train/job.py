@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from minilm.checkpoint.store import Store, load_weights, read_training, write_training
+from minilm.checkpoint.model import load_weights, read_training, write_training
+from minilm.checkpoint.store import Store
 from minilm.data.loader import Loader
 from minilm.train.log import Log, say
 from minilm.train.loop import Loss, Optimizers, Plan, Score, TrainingError, fit, train_step

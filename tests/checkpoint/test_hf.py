@@ -18,7 +18,7 @@ from minilm.checkpoint.hf import (
     objective_of,
     to_hf,
 )
-from minilm.checkpoint.store import read_model, write_model
+from minilm.checkpoint.model import read_model, write_model
 from minilm.data.objectives import ATTENTION
 from minilm.data.tokenizer import Tokenizer
 from minilm.errors import CheckpointError, ConfigError
