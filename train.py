@@ -5,9 +5,7 @@ head (minilm/model), loss, optimizer and loop (minilm/train), and to disk (minil
 """
 
 import math
-import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +16,7 @@ import minilm
 from minilm import cli
 from minilm.batch import Batch
 from minilm.checkpoint.model import read_model, write_model
-from minilm.checkpoint.store import FORMAT, Store, write_json
+from minilm.checkpoint.store import Run, Store
 from minilm.data.corpus import embedded_corpus, open_corpus
 from minilm.data.loader import Loader, fixed_batches
 from minilm.data.objectives import ObjectiveName, make_objective
@@ -41,6 +39,7 @@ from minilm.train.optim import OptimizerName, ScheduleName, lr_fraction, make_op
 from minilm.train.runtime import Runtime, peak_memory_mb
 
 EVAL_SEED = 0  # held-out masks are the same in every run
+VERSIONS = {"minilm": minilm.__version__, "torch": torch.__version__}
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def main(args: Args) -> None:
             once = replace(args, steps=1, epochs=None, minutes=None)
             result, _ = pretrain(once, recipe, Path(scratch) / "dry-run")
             read_model(Path(scratch) / "dry-run")
-        say("dry run: data, one step, evaluation, save and reload all work; nothing was kept")
+        say(f"dry run: data, one step, evaluation, save and reload all work; nothing was kept but {args.cache_dir}")
     else:
         result, shown = pretrain(args, recipe, out)
         for line in closing(result, out, shown):
@@ -170,30 +169,27 @@ def effective_recipe(args: Args) -> Recipe:
 
 
 def pretrain(args: Args, recipe: Recipe, out: Path) -> tuple[dict[str, Any], list[str]]:
-    """Data, model, loop, final model: (what it came to, the model at work on a few held-out documents).
-
-    Exits with 128 + its number after a signal, everything saved.
-    """
-    began = time.perf_counter()
+    """Data, model, loop, final model: (what it came to, the model at work on a few held-out documents)."""
     store = Store(out)
-    runtime = Runtime.choose(args.device, args.precision, args.threads)
-    data, loader, held_out = load_data(args, recipe, pin_memory=runtime.device.type == "cuda")
-
     with store.hold():
-        settings = {"objective": args.objective, "seed": args.seed, "steps": args.steps, "epochs": args.epochs}
-        settings |= {"held_out": args.held_out, **asdict(recipe), "data": data.fingerprint}
-        pinned = {"precision": args.precision, "threads": args.threads}
-        run = store.earlier_run(settings, {k: v for k, v in pinned.items() if v not in ("auto", None)}, args.resume)
-        if "result" in run:
+        run = store.earlier_run(*asked_for(args, recipe), args.resume)
+        runtime = runtime_of(args, run)
+        data, loader, held_out = load_data(args, recipe, runtime)
+        if run and run.data != data.fingerprint:
+            raise ConfigError(
+                f"--out {out}: began with other text, or with other versions of the packages whose documentation the "
+                f"embedded corpus is; use the same, or another --out"
+            )
+        if run and run.result:
             say(f"{out} is finished; for another run choose another --out")
-            return run["result"], []
-        versions = {"minilm": minilm.__version__, "torch": torch.__version__}
-        if run:
-            runtime = runtime_as_begun(run, args.device, versions)
-        backend = run["backend"] if run else runtime.backend(recipe.length)
+            return run.result, []
+
+        backend = run.backend if run else runtime.backend(recipe.length)
         model, optimizers = build(recipe, data.tokenizer.vocab_size, args.seed, runtime, backend)
-        filled = f"{len(loader.rows):,} rows of {recipe.length} tokens, {loader.rows.fill:.1%} full"
-        say(f"{runtime.describe()}, {backend} attention; {filled}")
+        say(
+            f"{runtime.describe()}, {backend} attention; "
+            f"{len(loader.rows):,} rows of {recipe.length} tokens, {loader.rows.fill:.1%} full"
+        )
         job = Job(
             model,
             language_model_loss,
@@ -205,48 +201,41 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> tuple[dict[str, Any], lis
             write_model=lambda directory: write_model(directory, model, data.tokenizer, args.objective),
         )
         if not run:
-            run = {
-                "format": FORMAT,
-                "settings": settings,
-                "steps": steps_of_budget(args, recipe, job),
-                "device": runtime.device.type,
-                "precision": runtime.precision,
-                "threads": runtime.threads,
-                "backend": backend,
-                "versions": versions,
-            }
-            write_json(out / "run.json", run)
-        log, stopped_by = train(job, plan_of(args, recipe, run["steps"]))
-        if stopped_by is not None:
-            again = "the same command" if args.resume == "auto" else "the same command with --resume auto"
-            say(f"stopped and saved; {again} goes on from there")
-            sys.exit(128 + stopped_by)
-
-        result = {"objective": args.objective, **measure(job, log), "vocab_size": data.tokenizer.vocab_size}
-        target = torch.cat([batch.target for batch in held_out])
-        never = data.tokenizer.special_ids if args.objective == "mlm" else ()
-        result |= {"unigram_loss": unigram_loss(data.counts, target, never), "steps": run["steps"]}
-        result |= {"versions": versions, "total_seconds": time.perf_counter() - began}
-
-        def write_final(directory: Path) -> None:
-            job.write_model(directory)
-            (directory / "README.md").write_text(model_card(result, out, settings), encoding="utf-8")
-
-        store.finish(write_final)
-        store.prune(keep=1)
-        if not plot_loss(log.file, out / "loss.png", result["unigram_loss"]):
-            say("no loss.png, for matplotlib is missing: pip install 'minilm[eval]'")
-        write_json(out / "run.json", run | {"result": result})
-        return result, samples(model, data.tokenizer, data.held_out, args.objective)
+            run = begin(args, recipe, job, data, backend)
+        log = train(job, plan_of(args, recipe, run.steps))
+        return conclude(run, job, log, data, held_out)
 
 
-def load_data(args: Args, recipe: Recipe, pin_memory: bool) -> tuple[Prepared, Loader, list[Batch]]:
+def asked_for(args: Args, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a run that goes on must be asked for again: settings, and those of its own choices that flags made."""
+    settings = {"objective": args.objective, "seed": args.seed, "steps": args.steps, "epochs": args.epochs}
+    flags = {"precision": args.precision, "threads": args.threads}
+    choices = {name: value for name, value in flags.items() if value not in ("auto", None)}
+    return settings | {"held_out": args.held_out} | asdict(recipe), choices
+
+
+def runtime_of(args: Args, run: Run | None) -> Runtime:
+    """Device, precision and threads: chosen, or as the run began with, for bits repeat only at equal ones. What else
+    they depend on and is another now is said."""
+    if run is None:
+        return Runtime.choose(args.device, args.precision, args.threads)
+    runtime = replace(Runtime.choose(args.device, run.precision, run.threads), reason="as this run began")
+    for what, was, now in [
+        ("device", run.device, runtime.device.type),
+        *((name, run.versions.get(name), version) for name, version in VERSIONS.items()),
+    ]:
+        if was != now and not run.result:
+            say(f"this run began with {what} {was}, now it is {now}: it goes on, but not bit for bit")
+    return runtime
+
+
+def load_data(args: Args, recipe: Recipe, runtime: Runtime) -> tuple[Prepared, Loader, list[Batch]]:
     """The tokenised corpus, batches to train on, and the fixed batches to evaluate on."""
     cache = args.cache_dir.expanduser()
     data = prepare(
         open_corpus(args.data, args.text_field) if args.data else embedded_corpus(cache),
         cache,
-        held_out=args.held_out,
+        held_out_frac=args.held_out,
         vocab_size=recipe.vocab_size,
         exact_vocab=args.vocab_size is not None,
         lowercase=recipe.lowercase,
@@ -254,26 +243,17 @@ def load_data(args: Args, recipe: Recipe, pin_memory: bool) -> tuple[Prepared, L
     )
     if data.note:
         say(data.note)
-    rows, held_out = (pack(each, recipe.packing, recipe.length, data.tokenizer) for each in (data.train, data.held_out))
+    rows = pack(data.train, recipe.packing, recipe.length, data.tokenizer)
     objective = make_objective(args.objective, data.tokenizer, args.seed, recipe.mask_rate)
-    loader = Loader(rows, objective, recipe.batch_size, args.seed, pin_memory)
-    if not len(held_out):
+    loader = Loader(rows, objective, recipe.batch_size, args.seed, pin_memory=runtime.device.type == "cuda")
+
+    held_out_rows = pack(data.held_out, recipe.packing, recipe.length, data.tokenizer)
+    if not len(held_out_rows):
         raise DataError(f"the held-out split makes no row of {rows.T} tokens; give more text, or raise --held-out")
-    judged = list(fixed_batches(held_out, make_objective(args.objective, data.tokenizer, EVAL_SEED)))
-    if not any(batch.count for batch in judged):
+    held_out = list(fixed_batches(held_out_rows, make_objective(args.objective, data.tokenizer, EVAL_SEED)))
+    if not any(batch.count for batch in held_out):
         raise DataError("the held-out split has nothing to predict, only unknown words; give other text")
-    return data, loader, judged
-
-
-def runtime_as_begun(run: dict[str, Any], device: str, versions: dict[str, str]) -> Runtime:
-    """The precision and threads of a run that goes on, for bits repeat only at equal ones; what else they depend on
-    and is another now is said."""
-    runtime = replace(Runtime.choose(device, run["precision"], run["threads"]), reason="as this run began")
-    now = {"device": runtime.device.type, **versions}
-    was = {"device": run["device"], **run["versions"]}
-    for key in (key for key in now if now[key] != was.get(key)):
-        say(f"this run began with {key} {was.get(key)}, now it is {now[key]}: it goes on, but not bit for bit")
-    return runtime
+    return data, loader, held_out
 
 
 def build(
@@ -286,6 +266,23 @@ def build(
     model.to(runtime.device)
     betas, kind = (0.9, recipe.beta2), recipe.optimizer
     return model, make_optimizers(model, kind, recipe.lr, recipe.weight_decay, betas, muon_dtype=runtime.muon_dtype)
+
+
+def begin(args: Args, recipe: Recipe, job: Job, data: Prepared, backend: Backend) -> Run:
+    """What this run has decided, written down before its first step."""
+    settings, _ = asked_for(args, recipe)
+    run = Run(
+        settings=settings,
+        data=data.fingerprint,
+        steps=steps_of_budget(args, recipe, job),
+        device=job.runtime.device.type,
+        precision=job.runtime.precision,
+        threads=job.runtime.threads,
+        backend=backend,
+        versions=VERSIONS,
+    )
+    job.store.write_run(run)
+    return run
 
 
 def steps_of_budget(args: Args, recipe: Recipe, job: Job) -> int:
@@ -311,6 +308,28 @@ def plan_of(args: Args, recipe: Recipe, steps: int) -> Plan:
         evaluate_every=args.evaluate_every or math.ceil(steps / 8),
         save_every=args.save_every,
     )
+
+
+def conclude(run: Run, job: Job, log: Log, data: Prepared, held_out: list[Batch]) -> tuple[dict[str, Any], list[str]]:
+    """The final model with its card, figures and plot in OUT: (the figures, the model at work)."""
+    objective, out = run.settings["objective"], job.store.out
+    target = torch.cat([batch.target for batch in held_out])
+    never = data.tokenizer.special_ids if objective == "mlm" else ()
+    unigram = unigram_loss(data.counts, target, never)
+    result = {"objective": objective, **measure(job, log), "unigram_loss": unigram, "steps": run.steps}
+    result |= {"vocab_size": data.tokenizer.vocab_size, "versions": VERSIONS}
+
+    def write_final(directory: Path) -> None:
+        job.write_model(directory)
+        card = model_card(result, out, run.settings, run.data)
+        (directory / "README.md").write_text(card, encoding="utf-8")
+
+    job.store.finish(write_final)
+    job.store.prune(keep=1)
+    if not plot_loss(log.file, out / "loss.png", unigram):
+        say("no loss.png, for matplotlib is missing: pip install 'minilm[eval]'")
+    job.store.write_run(replace(run, result=result))
+    return result, samples(job.model, data.tokenizer, data.held_out, objective)
 
 
 def measure(job: Job, log: Log) -> dict[str, Any]:

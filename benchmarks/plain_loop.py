@@ -47,7 +47,7 @@ class Args:
 def main(args: Args) -> None:
     recipe, runtime = RECIPES[args.recipe], Runtime.choose()
     cache = args.cache_dir.expanduser()
-    data = prepare(open_corpus(args.data) if args.data else embedded_corpus(cache), cache, held_out=0.05)
+    data = prepare(open_corpus(args.data) if args.data else embedded_corpus(cache), cache, held_out_frac=0.05)
     rows, held_out = (pack(split, "stream", recipe.length, data.tokenizer) for split in (data.train, data.held_out))
     loader = Loader(rows, make_objective(args.objective, data.tokenizer, args.seed), args.batch_size, args.seed)
     torch.manual_seed(args.seed)

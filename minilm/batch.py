@@ -25,7 +25,7 @@ class OnDevice:
 
     def pin_memory(self) -> Self:
         """The same arrays in page-locked memory, from which a GPU copies without waiting."""
-        return self._each(lambda array: array.pin_memory())
+        return self._each(lambda value: (value.contiguous() if isinstance(value, Tensor) else value).pin_memory())
 
     def _each(self, move: Callable[[Any], Any]) -> Self:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -65,9 +65,9 @@ class Tokens(OnDevice):
 
         With a `position` (B, T) of one's own the layout is "padded", for "full" promises that rows are alike.
         """
-        key = torch.ones_like(input_ids, dtype=torch.bool)
-        tokens = cls.padded(input_ids, key, attention, prefix, token_type_ids, position)
-        return replace(tokens, layout="full" if position is None else "padded", key=key)
+        everywhere = torch.ones_like(input_ids)
+        tokens = cls.padded(input_ids, everywhere, attention, prefix, token_type_ids, position)
+        return replace(tokens, layout="full" if position is None else "padded")
 
     @classmethod
     def padded(

@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import tyro
 
 from minilm.errors import ConfigError, UserError
@@ -28,6 +29,9 @@ def run(main: Callable[[Any], int | None], args_type: type, argv: list[str] | No
         status = _fail(str(error))
     except OSError as error:
         status = _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except torch.OutOfMemoryError as error:
+        first = str(error).split(". ")[0]
+        status = _fail(f"{first}; lower --batch-size, and raise --accumulation as much: the step stays the same")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         status = 130

@@ -143,6 +143,22 @@ def test_to_moves_every_array_and_keeps_the_rest(layout):
     assert (moved.layout, moved.attention, moved.max_len) == (t.layout, t.attention, t.max_len)
 
 
+def strictly_pinned(self):
+    """What torch's pin_memory does with the layout, without needing a GPU: a copy of equal strides."""
+    return torch.empty_strided(self.size(), self.stride(), dtype=self.dtype).copy_(self)
+
+
+@pytest.mark.parametrize("layout", ["full", "padded", "packed"])
+def test_every_array_can_be_pinned(layout, monkeypatch):
+    """torch refuses to pin an expanded tensor, whose elements share memory."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", strictly_pinned)
+    t = {"full": Tokens.full(IDS), "padded": Tokens.padded(IDS, MASK), "packed": Tokens.packed(IDS, DOC)}[layout]
+    where = torch.tensor([1, 3]).expand(2, 2).flatten()
+    pinned = Batch(t, where, torch.tensor([5]).expand(4), 4, 10).pin_memory()
+    assert torch.equal(pinned.tokens.position, t.position)
+    assert pinned.target.tolist() == [5] * 4
+
+
 def test_a_batch_moves_with_its_tokens():
     batch = Batch(Tokens.full(IDS), torch.tensor([1, 2]), torch.tensor([7, IGNORE]), 1, 10)
     moved = batch.to(torch.device("meta"), non_blocking=True)

@@ -190,6 +190,34 @@ def test_a_run_of_another_version_says_so(go, tmp_path):
     assert "(as this run began)" in err
 
 
+def test_what_is_shown_is_the_model_without_dropout(go, tmp_path, monkeypatch):
+    import train_script
+
+    modes = []
+    monkeypatch.setattr(train_script, "samples", lambda model, *rest: modes.append(model.training) or [])
+    assert go("--steps", 2, "--dropout", 0.5)[0] == 0
+    assert modes == [False]
+
+
+def test_a_full_device_is_one_line(go, monkeypatch):
+    import train_script
+
+    def full(model, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has less.\nMuch more.")
+
+    monkeypatch.setattr(train_script, "language_model_loss", full)
+    status, _, err = go("--steps", 2)
+    assert status == 2
+    assert "error: CUDA out of memory; lower --batch-size, and raise --accumulation" in err.splitlines()[-1]
+
+
+def test_another_run_is_refused_before_its_text_is_read(go, tmp_path):
+    assert go("--steps", 2)[0] == 0
+    status, _, err = go("--steps", 3, "--data", "missing.txt")
+    assert status == 2
+    assert "began with steps 2, not 3" in err.splitlines()[-1]
+
+
 def test_words_that_nobody_knows_are_nothing_to_predict(go, tmp_path, train, monkeypatch):
     """A loss over no target would be 0.000, a lie."""
     monkeypatch.setattr(train, "fixed_batches", lambda *args: iter(()))
@@ -368,7 +396,7 @@ def test_another_config_or_corpus_is_refused(go, tmp_path):
     (tmp_path / "other.txt").write_text("\n\n".join(topics.values()))
     status, _, err = go("--steps", 2, "--data", "other.txt")
     assert status == 2
-    assert "began with data" in err.splitlines()[-1]
+    assert "began with other text" in err.splitlines()[-1]
 
 
 def test_two_runs_in_one_directory(text, cache, tmp_path):

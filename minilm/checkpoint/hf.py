@@ -283,13 +283,13 @@ CLASSES = {
 }
 
 
-OBJECTIVES = {objective for _, objective in CLASSES}
+OBJECTIVES = tuple({objective for _, objective in CLASSES})
 
 
 def family_of(config: dict[str, Any]) -> Family:
     """The family of a config.json. Raises CheckpointError for one we do not have."""
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise CheckpointError(f"config.json: model_type {model_type!r} is unknown; known: {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
 

@@ -13,6 +13,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,21 @@ from safetensors import SafetensorError
 from minilm.errors import CheckpointError, ConfigError
 
 FORMAT = 1  # of MANIFEST.json, run.json and training/state.json
+
+
+@dataclass(frozen=True)
+class Run:
+    """run.json: what a run decided when it began, and, when it has ended, what it came to."""
+
+    settings: dict[str, Any]  # a run that goes on must be asked for with equal ones
+    data: str  # fingerprint of what it trains on
+    steps: int
+    device: str  # this and the next four decide the bits
+    precision: str
+    threads: int
+    backend: str
+    versions: dict[str, str]
+    result: dict[str, Any] | None = None
 
 
 class Store:
@@ -45,7 +61,8 @@ class Store:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Make the directory and keep other writers out of it; the system lets go when this process dies."""
+        """Make the directory and keep other writers out of it; the system lets go when this process dies. A directory
+        in which nothing came about is removed again."""
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             lock = (self.out / "lock").open("a+", encoding="utf-8")
@@ -63,26 +80,39 @@ class Store:
             lock.flush()
             for stale in self.out.glob(".tmp-*"):  # nobody else writes here, so their makers are dead
                 shutil.rmtree(stale, ignore_errors=True)
-            yield
+            try:
+                yield
+            finally:
+                if [path.name for path in self.out.iterdir()] == ["lock"]:
+                    shutil.rmtree(self.out)
 
-    def earlier_run(self, settings: dict[str, Any], pinned: dict[str, Any], resume: str) -> dict[str, Any]:
-        """The run.json of a run that began here, or {}. Raises ConfigError where it was a different one.
+    def earlier_run(self, settings: dict[str, Any], choices: dict[str, Any], resume: str) -> Run | None:
+        """The run that began here. Raises ConfigError where it is another than is asked for now.
 
-        settings: must all be as they were; pinned: so must these of the run's own choices.
+        settings: must all be as they were; choices: so must these of what the run decided by itself.
         """
-        if not (self.out / "run.json").exists():
-            return {}
+        file = self.out / "run.json"
+        if not file.exists():
+            return None
         if resume == "never":
             raise ConfigError(f"--out {self.out}: holds a run; choose another --out, or --resume auto to go on")
-        run = read_json(self.out / "run.json")
-        check_format(self.out / "run.json", run)
-        was = run["settings"] | {key: run[key] for key in pinned}
-        for key, now in (settings | pinned).items():
+        values = read_json(file)
+        check_format(file, values)
+        try:
+            run = Run(**{key: value for key, value in values.items() if key != "format"})
+            was = run.settings | {key: getattr(run, key) for key in choices}
+        except (TypeError, AttributeError) as error:
+            raise CheckpointError(f"{file}: not a run's ({error}); choose another --out") from error
+        for key, now in (settings | choices).items():
             if was.get(key) != now:
                 raise ConfigError(
                     f"--out {self.out}: began with {key} {was.get(key)}, not {now}; use the same, or another --out"
                 )
         return run
+
+    def write_run(self, run: Run) -> None:
+        """run.json, on the disk."""
+        write_json(self.out / "run.json", {"format": FORMAT, **asdict(run)})
 
     def latest(self, say: Callable[[str], None]) -> Path | None:
         """The newest checkpoint whose manifest verifies; `say` is told about newer ones that do not."""

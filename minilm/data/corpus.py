@@ -1,7 +1,7 @@
 """Raw text -> documents, streamed: files, folders, globs, .gz, .xz, jsonl; and a corpus that needs no download.
 
 In a text file a blank line ends a document (the format of BERT's `create_pretraining_data.py`); in a jsonl
-file every line is one. Memory does not grow with the corpus: what is longer than MAX_CHARS in a text file is cut there.
+file every line is one. Memory does not grow with the corpus: what is longer than MAX_CHARS is cut there.
 """
 
 import ast
@@ -99,10 +99,10 @@ class TrainingDocuments:
     """What is not held out of a corpus. Every iteration starts anew."""
 
     corpus: Corpus
-    held_out: float
+    held_out_frac: float
 
     def __iter__(self) -> Iterator[str]:
-        return (text for text in self.corpus.documents() if not is_held_out(text, self.held_out))
+        return (text for text in self.corpus.documents() if not is_held_out(text, self.held_out_frac))
 
 
 def is_held_out(document: str, fraction: float) -> bool:
@@ -229,5 +229,5 @@ def _jsonl_documents(file: Path, field: str) -> Iterator[str]:
             text.encode()
         except UnicodeEncodeError as error:
             raise DataError(f"{where}: a lone surrogate, which is not a character") from error
-        if text.strip():
-            yield text
+        pieces = (text[at : at + MAX_CHARS] for at in range(0, len(text), MAX_CHARS))
+        yield from (piece for piece in pieces if piece.strip())

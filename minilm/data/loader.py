@@ -68,6 +68,7 @@ class Loader:
         return order
 
     def state_dict(self) -> dict[str, int]:
+        """How far the run has come, and what that number depends on."""
         return {"taken": self.taken, "rows": len(self.rows), "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -80,15 +81,18 @@ class Loader:
 
 
 def fixed_batches(rows: Rows, objective: Objective, min_targets: int = 20_000) -> Iterator[Batch]:
-    """The same batches at every call, for evaluation: at least `min_targets` targets, or every row there is.
+    """The same batches at every call, for evaluation: `min_targets` targets or more, or every row there is.
 
     Rows are spread evenly over the split, EVALUATED_TOKENS of it if it has so many. A split with too few targets
-    is read again with other draws, where the objective draws.
+    is read again with other draws, where the objective draws. How many targets a row has is estimated from 64 rows
+    of the whole split.
     """
-    some = np.arange(min(64, len(rows)))
+    some = np.arange(len(rows))[:: max(1, len(rows) // 64)]
     per_row = objective(*rows.take(some), torch.from_numpy(some), torch.zeros(len(some)).long()).count / len(some)
-    enough = math.ceil(1.1 * min_targets / max(per_row, 1.0))  # a tenth to spare, for other rows hold fewer
-    wanted = max(enough if objective.random else 0, min(len(rows), max(enough, EVALUATED_TOKENS // rows.T)))
+    enough = math.ceil(1.1 * min_targets / max(per_row, 1.0))  # rows; a tenth to spare, for others may hold fewer
+    wanted = min(len(rows), max(enough, EVALUATED_TOKENS // rows.T))
+    if objective.random:
+        wanted = max(wanted, enough)
     number = np.arange(wanted)
     epoch, row = np.divmod(number, len(rows))
     if wanted < len(rows):

@@ -1,7 +1,7 @@
 """Token ids on disk: text is tokenised once, into flat arrays that a batch is a slice of.
 
 A cache entry is one directory, renamed into place whole, under the hash of what decides its content:
-    tokenizer.json  {train,held_out}.tokens  {train,held_out}.offsets  counts  META.json
+    tokenizer.json  vocab.txt  {train,held_out}.tokens  {train,held_out}.offsets  counts  META.json
 Tokens are uint16, or uint32 for more than 65,536 words; every document is followed by [SEP].
 """
 
@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from minilm.errors import DataError
 
 FORMAT = 1
 CONTENT = ("vocab.txt", "train.tokens", "train.offsets", "held_out.tokens", "held_out.offsets")
-DOCUMENTS_AT_ONCE = 1024  # given to the tokenizer, which spreads them over the cores
+DOCUMENTS_AT_ONCE, CHARS_AT_ONCE = 1024, 4 << 20  # whichever comes first
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Prepared:
 def prepare(
     corpus: Corpus,
     cache_dir: Path,
-    held_out: float,
+    held_out_frac: float,
     tokenizer: Tokenizer | None = None,
     vocab_size: int = 8192,
     exact_vocab: bool = False,
@@ -60,13 +60,14 @@ def prepare(
 ) -> Prepared:
     """Tokenised splits of `corpus`, made now or taken from the cache.
 
-    Without a `tokenizer` a vocabulary is trained on the training split. An entry whose checksums do not
-    match is made anew. Raises DataError where there is no text, or not enough for the vocabulary.
+    held_out_frac: of the documents, by hash. Without a `tokenizer` a vocabulary is trained on the training split, of
+    `vocab_size` words or, unless `exact_vocab`, of what the text supports. An entry whose checksums do not match is
+    made anew. Raises DataError where there is no text, or not enough for the vocabulary.
     """
     settings = {
         "format": FORMAT,
         "corpus": corpus.fingerprint(),
-        "held_out": held_out,
+        "held_out": held_out_frac,
         "vocabulary": [vocab_size, exact_vocab, lowercase] if tokenizer is None else tokenizer.fingerprint(),
     }
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
@@ -82,13 +83,13 @@ def prepare(
         raise DataError(f"--data {', '.join(map(str, corpus.files))}: no text in it, only blank lines or nothing")
     if tokenizer is None:
         say(f"training a vocabulary of {vocab_size:,}")
-        tokenizer = Tokenizer.train(TrainingDocuments(corpus, held_out), vocab_size, lowercase, exact_vocab)
+        tokenizer = Tokenizer.train(TrainingDocuments(corpus, held_out_frac), vocab_size, lowercase, exact_vocab)
     say("tokenising")
     partial = cache_dir / f"tokens-{key[:16]}.{os.getpid()}.tmp"
     shutil.rmtree(partial, ignore_errors=True)  # of a dead process that had our number
     partial.mkdir(parents=True)
     try:
-        _write(partial, corpus.documents(), tokenizer, held_out)
+        _write(partial, corpus.documents(), tokenizer, held_out_frac)
         try:
             partial.rename(entry)
         except OSError:
@@ -99,7 +100,7 @@ def prepare(
     return _open(entry)
 
 
-def _write(directory: Path, documents: Iterable[str], tokenizer: Tokenizer, held_out: float) -> None:
+def _write(directory: Path, documents: Iterable[str], tokenizer: Tokenizer, held_out_frac: float) -> None:
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     lengths: dict[str, list[int]] = {"train": [], "held_out": []}
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
@@ -108,20 +109,17 @@ def _write(directory: Path, documents: Iterable[str], tokenizer: Tokenizer, held
         (directory / "held_out.tokens").open("wb") as held,
     ):
         files = {"train": train, "held_out": held}
-        documents = iter(documents)
-        while texts := list(islice(documents, DOCUMENTS_AT_ONCE)):
-            encoded = tokenizer.encode_documents(texts)
-            for split, wanted in (("train", False), ("held_out", True)):
-                own = [
-                    np.append(ids, tokenizer.sep_id)
-                    for text, ids in zip(texts, encoded, strict=True)
-                    if is_held_out(text, held_out) is wanted
-                ]
-                flat = np.concatenate(own or [np.empty(0, np.int64)])
-                files[split].write(flat.astype(dtype).tobytes())
-                lengths[split] += map(len, own)
-                if split == "train":
-                    counts += np.bincount(flat, minlength=len(counts))
+        for texts in _batches(documents):
+            own: dict[str, list[np.ndarray]] = {"train": [], "held_out": []}
+            for text, ids in zip(texts, tokenizer.encode_documents(texts), strict=True):
+                split = "held_out" if is_held_out(text, held_out_frac) else "train"
+                own[split].append(np.append(ids, tokenizer.sep_id).astype(dtype))
+            for split, arrays in own.items():
+                lengths[split] += map(len, arrays)
+                for ids in arrays:
+                    files[split].write(ids.tobytes())
+            if own["train"]:
+                counts += np.bincount(np.concatenate(own["train"]), minlength=len(counts))
     for split, each in lengths.items():
         (directory / f"{split}.offsets").write_bytes(np.cumsum([0, *each], dtype=np.int64).tobytes())
     (directory / "counts").write_bytes(counts.tobytes())
@@ -133,6 +131,20 @@ def _write(directory: Path, documents: Iterable[str], tokenizer: Tokenizer, held
         "sha256": {file.name: _sha256(file) for file in sorted(directory.iterdir())},
     }
     (directory / "META.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of documents for the tokenizer, which spreads them over the cores and needs some 100 bytes a token."""
+    batch: list[str] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document)
+        if len(batch) == DOCUMENTS_AT_ONCE or size >= CHARS_AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _sha256(file: Path) -> str:

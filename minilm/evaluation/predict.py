@@ -22,7 +22,8 @@ class Filling:
 
 @torch.no_grad()
 def fill_mask(model: LanguageModel, tokenizer: Tokenizer, text: str, top_k: int = 5) -> list[Filling]:
-    """The `top_k` likeliest tokens for the one [MASK] in `text`, likeliest first. Raises DataError."""
+    """The `top_k` likeliest tokens for the one [MASK] in `text`, likeliest first. The model should be in
+    eval mode. Raises DataError."""
     encoding = tokenizer.encode(text, max_length=model.cfg.max_position_embeddings, specials=True)
     masks = [i for i, id in enumerate(encoding.input_ids) if id == tokenizer.mask_id]
     if len(masks) != 1:

@@ -19,7 +19,8 @@ def sample(
 ) -> list[int]:
     """The ids that follow `prompt`, at most `max_new`, drawn from the `top_k` likeliest; `stop_id` ends it.
 
-    attention: causal, or prefix, where the whole prompt sees itself. Temperature 0 takes the likeliest.
+    prompt: ids from [CLS] on; none follow one that fills the model. attention: causal, or prefix, where the whole
+    prompt sees itself. Temperature 0 takes the likeliest. The model should be in eval mode.
     """
     device = model.table.device
     generator = torch.Generator().manual_seed(seed)

@@ -1,6 +1,7 @@
 """What is read off an encoder's states. Modules without losses.
 
-Shape letters: B rows, T tokens per row, D width, V vocabulary, N targets.
+Shape letters: B rows, T tokens per row, D width, E width of the word table (D, but for ELECTRA), V vocabulary,
+N targets.
 """
 
 import torch
@@ -27,7 +28,7 @@ class LMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(cfg.vocab_size))
 
     def forward(self, states: Tensor) -> Tensor:
-        """n(g(W h)): all but the product with the table, which is only worth its cost where one predicts."""
+        """n(g(W h)), (..., D) -> (..., E): all but the product with the table, worth its cost only at targets."""
         return self.norm(self.activation(self.dense(states)))
 
 
@@ -45,11 +46,11 @@ class LanguageModel(nn.Module):
 
     @property
     def table(self) -> Tensor:
-        """(V, D): embeds on the way in, decodes on the way out."""
+        """(V, E): embeds on the way in, decodes on the way out."""
         return self.encoder.embedding.word.weight
 
     def features(self, tokens: Tokens, where: Tensor | None = None) -> Tensor:
-        """What meets the table, (N, D): at the flat indices `where` (N,), or at every token."""
+        """What meets the table, (N, E): at the flat indices `where` (N,), or at every token."""
         states = self.encoder(tokens).flatten(0, 1)
         return self.head(states if where is None else states[where])
 

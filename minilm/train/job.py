@@ -1,6 +1,7 @@
 """A job of training, whatever the task: from its newest checkpoint to its last step, saved on the way."""
 
 import copy
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -39,22 +40,23 @@ def step_seconds(job: Job, accumulation: int, max_norm: float) -> float:
     it is bit for bit the job of that many steps."""
     model, optimizers = copy.deepcopy((job.model, job.optimizers))
     runtime, rng = replace(job.runtime), rng_state()  # replaced: a GradScaler of its own
-    rows_per_step = accumulation * job.loader.batch_size
-    for step in range(WARM_STEPS + TIMED_STEPS):
-        if step == WARM_STEPS:
-            began = time.perf_counter()
-        starts = range(step * rows_per_step, (step + 1) * rows_per_step, job.loader.batch_size)
-        micro_batches = [job.loader.batch(start) for start in starts]
+    batches, took = iter(copy.copy(job.loader)), []
+    for _ in range(WARM_STEPS + TIMED_STEPS):
+        began = time.perf_counter()
+        micro_batches = [next(batches) for _ in range(accumulation)]
         nats, _, _ = train_step(model, job.loss, optimizers, micro_batches, runtime, max_norm)
         float(nats)  # waits for the device
-    seconds = (time.perf_counter() - began) / TIMED_STEPS
+        took.append(time.perf_counter() - began)
     set_rng_state(rng)
-    return seconds
+    return sum(took[WARM_STEPS:]) / TIMED_STEPS
 
 
-def train(job: Job, plan: Plan) -> tuple[Log, int | None]:
-    """Go on from the newest checkpoint, or start, and train to the end: (the log of the whole run, None), or the
-    number of the signal that came between, all saved. Raises TrainingError, which names the step and its rows."""
+def train(job: Job, plan: Plan) -> Log:
+    """Go on from the newest checkpoint, or start, and train to the end: the log of the whole run. Leaves the model in
+    eval mode.
+
+    After a signal it saves and exits with 128 + its number. Raises TrainingError, which names the step and its rows.
+    """
     start, log = _restore(job, plan.steps)
 
     def examine(step: int) -> None:
@@ -93,7 +95,11 @@ def train(job: Job, plan: Plan) -> tuple[Log, int | None]:
             raise TrainingError(error.step, f"{error} (rows {named})") from error
         finally:
             log.close()
-    return log, signals.received if done < plan.steps else None
+    if done < plan.steps:
+        say(f"stopped and saved at step {done:,}; the same command, unless with --resume never, goes on from there")
+        sys.exit(128 + (signals.received or 0))
+    job.model.eval()
+    return log
 
 
 def _restore(job: Job, steps: int) -> tuple[int, Log]:

@@ -1,12 +1,12 @@
 """What a run says: a bar or lines on the console, metrics.jsonl, and the loss plot."""
 
+import contextlib
 import importlib.util
 import json
 import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -32,7 +32,9 @@ class Log:
         self.file, self.steps, self.peak_lr = file, steps, peak_lr
         self.tokens, self.seconds = tokens, seconds
         kept = [line for line in read_metrics(file) if line["step"] <= start]
-        file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        partial = file.with_name(f".{file.name}.tmp")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        partial.replace(file)
         self.is_terminal = sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=start, unit="step", disable=not self.is_terminal, dynamic_ncols=True)
         self.score: Score | None = None  # the latest
@@ -76,7 +78,7 @@ class Log:
         )
         say(f"step {step}  held-out loss {score.loss:.3f}  accuracy {score.accuracy:.1%}")
 
-    @contextmanager
+    @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Time in here is not training time."""
         before = time.perf_counter()
@@ -92,13 +94,11 @@ class Log:
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl; a last line that a killed run left unfinished is left out."""
+    """The lines of a metrics.jsonl, without any that is not whole: a kill may leave the last one so."""
     lines = []
-    for text in file.read_text(encoding="utf-8").split("\n") if file.exists() else []:
-        try:
+    for text in file.read_text(encoding="utf-8", errors="replace").split("\n") if file.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
             lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
     return lines
 
 

@@ -14,8 +14,8 @@ from minilm.train.runtime import Runtime
 FP16_STREAK = 50  # overflowing steps in a row that GradScaler may take to find its scale
 
 
-class HasCount(Protocol):
-    """What the loop needs of a micro-batch."""
+class MicroBatch(Protocol):
+    """What the loop needs of a batch."""
 
     count: int  # targets
     size: int  # tokens that are not padding
@@ -40,7 +40,7 @@ def train_step(
     model: nn.Module,
     loss: Loss,
     optimizers: Optimizers,
-    micro_batches: Sequence[HasCount],
+    micro_batches: Sequence[MicroBatch],
     runtime: Runtime,
     max_norm: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,8 +78,12 @@ class Plan:
     accumulation: int = 1  # micro-batches per step
     max_norm: float = 1.0  # of the gradient; larger ones are scaled down
     log_every: int = 10
-    evaluate_every: int = 0  # and at the end; 0: never
-    save_every: int = 0  # and at the end; 0: only when stopped
+    evaluate_every: int = 0  # 0: never
+    save_every: int = 0  # 0: only when stopped
+
+    def due(self, every: int, done: int) -> bool:
+        """Whether what is done `every` so many steps, and at the end, is to be done after `done` of them."""
+        return every > 0 and (done % every == 0 or done == self.steps)
 
 
 class Watch(Protocol):
@@ -94,7 +98,7 @@ def fit(
     model: nn.Module,
     loss: Loss,
     optimizers: Optimizers,
-    batches: Iterator[HasCount],
+    batches: Iterator[MicroBatch],
     runtime: Runtime,
     plan: Plan,
     watch: Watch,
@@ -119,12 +123,8 @@ def fit(
         since.add(step, nats, bad, micro_batches)
         done, stopping = step + 1, stop()
         watch.tick(done)
-        last = done == plan.steps or stopping
-        saving = stopping or bool(plan.save_every and (last or done % plan.save_every == 0))
-        evaluating = bool(plan.evaluate_every) and (
-            done == plan.steps or (done % plan.evaluate_every == 0 and not stopping)
-        )
-        if last or saving or evaluating or done % plan.log_every == 0:  # here the host asks the device
+        evaluating, saving = plan.due(plan.evaluate_every, done), stopping or plan.due(plan.save_every, done)
+        if evaluating or saving or plan.due(plan.log_every, done):  # here the host asks the device
             since.check(streak=FP16_STREAK if runtime.scaler.is_enabled() else 1)
             watch.step(done, since.loss(), float(norm), fraction, since.tokens)
             since = _Since(runtime.device, since.streak)
@@ -147,7 +147,7 @@ class _Since:
         self.worst, self.worst_at = self.streak.clone(), torch.zeros_like(self.streak)
         self.count, self.tokens = torch.zeros((), dtype=torch.int64, device=device), 0
 
-    def add(self, step: int, nats: Tensor, bad: Tensor, micro_batches: Iterable[HasCount]) -> None:
+    def add(self, step: int, nats: Tensor, bad: Tensor, micro_batches: Iterable[MicroBatch]) -> None:
         self.nats = self.nats + nats.nan_to_num(0.0, 0.0, 0.0)
         self.streak = (self.streak + 1) * bad
         self.worst_at = torch.where(self.streak > self.worst, step - self.streak + 1, self.worst_at)
@@ -181,7 +181,7 @@ class Score:
 def evaluate(
     model: nn.Module,
     score: Callable[[nn.Module, Any], tuple[Tensor, Tensor, Tensor]],
-    batches: Iterable[HasCount],
+    batches: Iterable[MicroBatch],
     runtime: Runtime,
 ) -> Score:
     """The sums of `score` over all batches, (nats, hits, targets), as means. Leaves the model in eval mode."""

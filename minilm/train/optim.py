@@ -71,6 +71,7 @@ def make_optimizers(
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], fraction: float) -> None:
+    """Every group at that fraction of its `peak_lr`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * fraction

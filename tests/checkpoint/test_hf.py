@@ -154,6 +154,7 @@ def test_hf_defaults_are_read():
     ("change", "message"),
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2' is unknown"),
+        ({"model_type": ["bert"]}, r"model_type \['bert'\] is unknown"),
         ({"vocab_size": "99"}, "vocab_size is '99'; expected int"),
         ({"hidden_size": True}, "hidden_size is True; expected int"),
         ({"num_attention_heads": 5}, "does not divide"),
@@ -197,7 +198,7 @@ def test_a_modern_config_we_cannot_compute_is_refused(change, message):
         config_from_hf(config)
 
 
-@pytest.mark.parametrize("entry", [{}, 3, None, {"format": 1}, {"format": 1, "objective": "nsp"}, {"format": 2}])
+@pytest.mark.parametrize("entry", [{}, 3, None, {"format": 1}, {"format": 1, "objective": []}, {"format": 2}])
 def test_an_entry_of_ours_that_is_none_is_refused(entry):
     with pytest.raises(CheckpointError, match="expected format 1 and an objective"):
         objective_of({"model_type": "bert", "minilm": entry})

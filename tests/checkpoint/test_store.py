@@ -9,7 +9,7 @@ import sys
 import pytest
 from safetensors import SafetensorError
 
-from minilm.checkpoint.store import Store, manifest_fault, write_json
+from minilm.checkpoint.store import Run, Store, manifest_fault, write_json
 from minilm.errors import CheckpointError, ConfigError
 
 
@@ -132,8 +132,8 @@ SETTINGS = {"lr": 1e-3, "seed": 0}
     ],
 )
 def test_a_run_of_another_config_is_refused(store, settings, pinned, resume, message):
-    run = {"format": 1, "settings": SETTINGS, "precision": "fp32"}
-    write_json(store.out / "run.json", run)
+    run = Run(SETTINGS, "hash", 10, "cpu", "fp32", 2, "sdpa", {"torch": "2.13.0"})
+    store.write_run(run)
     if message is None:
         assert store.earlier_run(settings, pinned, resume) == run
         return
@@ -142,11 +142,37 @@ def test_a_run_of_another_config_is_refused(store, settings, pinned, resume, mes
 
 
 def test_a_directory_of_something_else_is_refused(store):
-    assert store.earlier_run(SETTINGS, {}, "auto") == {}
+    assert store.earlier_run(SETTINGS, {}, "auto") is None
     (store.out / "thesis.tex").write_text("years of work")
     with pytest.raises(ConfigError, match=r"holds thesis.tex and no run"):
         store.check_writable()
     assert names(store.out) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "holds list, not an object"),
+        ("{}", "format None, this version reads 1"),
+        ('{"format": 2}', "format 2, this version reads 1"),
+        ('{"format": 1}', "not a run's"),
+        ('{"format": 1, "settings": {}, "mood": "good"}', "not a run's"),
+    ],
+)
+def test_a_run_file_that_is_none_is_refused(store, text, message):
+    (store.out / "run.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        store.earlier_run(SETTINGS, {}, "auto")
+
+
+def test_a_directory_in_which_nothing_came_about_is_removed(tmp_path):
+    with pytest.raises(ValueError, match="no data"), Store(tmp_path / "new").hold():
+        raise ValueError("no data")
+    assert not (tmp_path / "new").exists()
+    with Store(tmp_path / "new").hold():
+        (tmp_path / "new" / "run.json").write_text("{}")
+    assert names(tmp_path / "new") == ["lock", "run.json"]
 
 
 def test_an_output_that_cannot_be_is_refused_and_not_made(tmp_path):

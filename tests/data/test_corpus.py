@@ -124,6 +124,12 @@ def test_a_long_document_is_cut_and_nothing_is_lost(write, monkeypatch, limit, c
     assert len(documents) > 1
 
 
+def test_a_long_jsonl_document_is_cut_too(write, monkeypatch):
+    monkeypatch.setattr(module, "MAX_CHARS", 5)
+    file = write("a.jsonl", '{"text": "abcdefghijkl"}\n{"text": "xyz"}\n')
+    assert list(Corpus((file,)).documents()) == ["abcde", "fghij", "kl", "xyz"]
+
+
 def test_a_long_document_keeps_its_neighbours(write, monkeypatch):
     monkeypatch.setattr(module, "MAX_CHARS", 10)
     assert read(write("a.txt", "one\n\n" + "x" * 25 + "\n\ntwo")) == ["one", "x" * 10, "x" * 10, "xxxxx", "two"]

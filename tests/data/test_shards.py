@@ -91,15 +91,30 @@ def test_the_second_time_comes_from_the_cache(corpus, cache, tokenizer, monkeypa
 def test_whatever_decides_the_content_makes_another_entry(corpus, cache, tokenizer, prose):
     def made(**changes) -> str:
         return prepare(
-            **{"corpus": corpus, "cache_dir": cache, "held_out": 0.1, "vocab_size": 128} | changes
+            **{"corpus": corpus, "cache_dir": cache, "held_out_frac": 0.1, "vocab_size": 128} | changes
         ).fingerprint
 
     first = made()
-    others = [made(held_out=0.2), made(vocab_size=64), made(lowercase=False), made(tokenizer=tokenizer)]
+    others = [made(held_out_frac=0.2), made(vocab_size=64), made(lowercase=False), made(tokenizer=tokenizer)]
     corpus.files[0].write_text("\n\n".join(prose[:-1]), encoding="utf-8")
     others.append(made())
     assert len({first, *others}) == 6
     assert len(list(cache.iterdir())) == 6
+
+
+def test_the_tokenizer_is_given_so_many_characters_at_once(corpus, cache, tokenizer, monkeypatch):
+    """Whatever the documents' length, so that memory does not grow with it; and the tokens are the same."""
+    given = []
+    monkeypatch.setattr(
+        tokenizer, "encode_documents", lambda texts: given.append(texts) or Tokenizer.encode_documents(tokenizer, texts)
+    )
+    whole = prepare(corpus, cache / "a", 0.1, tokenizer)
+    assert len(given) == 1
+    monkeypatch.setattr(module, "CHARS_AT_ONCE", 100)
+    cut = prepare(corpus, cache / "b", 0.1, tokenizer)
+    assert [text for texts in given[1:] for text in texts] == given[0]
+    assert all(sum(map(len, texts[:-1])) < 100 for texts in given[1:])
+    assert cut.fingerprint == whole.fingerprint
 
 
 def test_a_shrunken_vocabulary_is_noted_from_the_cache_too(corpus, cache):

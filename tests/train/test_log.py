@@ -92,6 +92,10 @@ def test_resume_drops_later_lines_and_half_a_line(tmp_path, clock, tail):
     with file.open("a") as out:
         out.write(tail)
     assert [line["step"] for line in read_metrics(file)] == [10, 10, 20, 20, 30, 30]
+    whole = file.read_text().splitlines()
+    file.write_text("\n".join([*whole[:2], whole[2][:9], *whole[3:]]))  # one bad line costs that line
+    assert [line["step"] for line in read_metrics(file)] == [10, 10, 20, 30, 30]
+    file.write_text("\n".join(whole))
 
     log = Log(file, steps=40, start=20, peak_lr=1.0, tokens=200, seconds=2.0)
     assert [line["step"] for line in read_metrics(file)] == [10, 10, 20, 20]

@@ -1,0 +1,164 @@
+"""What only a GPU can show; `pytest -m gpu` runs these alone, and each is skipped where there is none."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+import torch
+
+from minilm.batch import IGNORE, Batch
+from minilm.data.objectives import MaskedLM, PrefixLM
+from minilm.data.tokenizer import Tokenizer
+from minilm.train.loop import evaluate, train_step
+from minilm.train.losses import language_model_loss, language_model_score
+from minilm.train.optim import make_optimizers
+from minilm.train.runtime import Runtime
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def gpu():
+    """gpu(precision): the Runtime that `train.py --device cuda` makes."""
+    return lambda precision="auto": Runtime.choose("cuda", precision)
+
+
+def labelled(tokens):
+    """A batch with seven slots, two of them empty."""
+    where = torch.tensor([1, 5, 14, 17, 30, 33, 47])
+    return Batch(tokens, where, torch.tensor([8, IGNORE, 9, 20, 60, IGNORE, 5]), 5, 48)
+
+
+@pytest.mark.parametrize("layout", ["full", "padded", "packed"])
+@pytest.mark.parametrize("reach", ["bidirectional", "causal", "prefix"])
+@pytest.mark.parametrize("architecture", ["bert", "modern"])
+def test_the_gpu_computes_what_the_cpu_does(tiny, ids, masks, packed, tokens_of, gpu, architecture, reach, layout):
+    """Loss and every gradient in float64, where the two differ in nothing but the order of sums."""
+    tokens = tokens_of(
+        ids[:, :16] % 61, reach,
+        packed[:, :16] if layout == "packed" else None, masks["right"][:, :16] if layout == "padded" else None,
+    )  # fmt: skip
+    batch, found = labelled(tokens), []
+    for device in (torch.device("cpu"), gpu("fp32").device):
+        model = tiny(architecture, dtype=torch.float64).to(device)
+        nats, _ = language_model_loss(model, batch.to(device))
+        nats.backward()
+        found.append({"loss": nats.cpu()} | {name: p.grad.cpu() for name, p in model.named_parameters()})
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("objective", ["mlm", "clm"])
+@pytest.mark.parametrize("architecture", ["bert", "modern"])
+def test_bf16_is_as_close_as_the_reference_is(pair, ids, tokens_of, gpu, architecture, objective):
+    """Under autocast our logits lie at most twice as far from float64 as those of transformers."""
+    device = gpu("bf16").device
+    both = pair(architecture, objective, "wild")
+    tokens = tokens_of(ids, "causal" if objective == "clm" else "bidirectional")
+    exact = both.ours(tokens).detach()
+    ours, theirs = both.ours.float().to(device), both.theirs.float().to(device)
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        mine, reference = ours(tokens.to(device)), theirs(ids.to(device)).logits
+    distance = [float((logits.double().cpu() - exact).pow(2).mean().sqrt()) for logits in (mine, reference)]
+    assert distance[0] <= 2 * distance[1] < 0.2 * float(exact.std())
+
+
+@pytest.mark.parametrize("layout", ["full", "packed"])
+@pytest.mark.parametrize("reach", ["bidirectional", "causal", "prefix"])
+@pytest.mark.parametrize("architecture", ["bert", "modern"])
+def test_compiled_is_eager(tiny, ids, packed, tokens_of, gpu, architecture, reach, layout):
+    """One graph, by inductor; in float64, for in fp32 it fuses and rounds elsewhere."""
+    torch._dynamo.reset()
+    device = gpu("fp32").device
+    model = tiny(architecture, dtype=torch.float64).to(device)
+    batch = labelled(tokens_of(ids[:, :16] % 61, reach, packed[:, :16] if layout == "packed" else None)).to(device)
+    found = []
+    for loss in (language_model_loss, torch.compile(language_model_loss, fullgraph=True)):
+        nats, _ = loss(model, batch)
+        grads = torch.autograd.grad(nats, list(model.parameters()))
+        found.append([nats.detach(), *grads])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modern"])
+@pytest.mark.parametrize(
+    ("name", "precision"), [("adamw", "fp16"), ("muon", "fp16"), ("muon", "bf16"), ("adamw", "fp32")]
+)
+def test_it_learns_at_every_precision_without_waiting_for_the_device(
+    tiny, masked, gpu, monkeypatch, name, precision, architecture
+):
+    """Eight rows by heart; and no step asks the device anything, which CUDA's debug mode would make an error."""
+    runtime = gpu(precision)
+    model = tiny(architecture, dropout=0.0).to(runtime.device)
+    batch = masked([6, 5, 6, 4, 6, 6, 3, 6]).pin_memory()
+    optimizers = make_optimizers(model, name, lr=1e-2, weight_decay=0.0, muon_dtype=runtime.muon_dtype)
+
+    def train(steps):
+        for _ in range(steps):
+            train_step(model, language_model_loss, optimizers, [batch], runtime, 1.0)
+
+    train(60)  # until kernels are loaded, state is made and fp16 has found its scale
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train(60)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    score = evaluate(model, language_model_score, [batch], runtime)
+    assert score.loss < 0.3
+    assert score.accuracy > 0.95
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_a_bad_step_changes_nothing(tiny, masked, gpu, bits, precision):
+    runtime = gpu(precision)
+    model = tiny("modern").to(runtime.device)
+    optimizers = make_optimizers(model, "muon", lr=1e-2, weight_decay=0.1, muon_dtype=runtime.muon_dtype)
+    for _ in range(30):  # until fp16 has found its scale
+        train_step(model, language_model_loss, optimizers, [masked([6, 5])], runtime, 1.0)
+    before = bits.of(model, optimizers)
+
+    def infinite(model, batch):
+        nats, count = language_model_loss(model, batch)
+        return nats * float("inf"), count
+
+    assert train_step(model, infinite, optimizers, [masked([6, 5])], runtime, 1.0)[2]
+    bits.same(before, bits.of(model, optimizers))
+    assert not train_step(model, language_model_loss, optimizers, [masked([6, 5])], runtime, 1.0)[2]
+
+
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_masks_and_cuts_are_drawn_alike(gpu, packing):
+    """An objective makes the same batch of rows that are on the GPU as of rows that are not."""
+    tokenizer = Tokenizer.train([" ".join(topics.values())], 256)
+    ids = torch.randint(5, 256, (4, 32), generator=torch.Generator().manual_seed(0))
+    doc = torch.tensor([0] * 12 + [1] * 15 + [-1] * 5).expand(4, 32).contiguous() if packing == "documents" else None
+    row, epoch = torch.arange(4), torch.tensor([0, 0, 1, 7])
+    device = gpu().device
+    for objective in (MaskedLM(tokenizer, 3), PrefixLM(3)):
+        here = objective(ids, doc, row, epoch)
+        there = objective(ids.to(device), None if doc is None else doc.to(device), row.to(device), epoch.to(device))
+        for name in ("where", "target"):
+            assert torch.equal(getattr(here, name), getattr(there, name).cpu()), name
+        for name in ("input_ids", "prefix", "position", "key"):
+            assert torch.equal(getattr(here.tokens, name), getattr(there.tokens, name).cpu()), name
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_command_trains_and_goes_on(tmp_path, precision):
+    """Twice: the second call finds the finished run."""
+    (tmp_path / "text.txt").write_text("\n\n".join(topics[name] for name in sorted(topics)))
+    flags = ["--data", "text.txt", "--cache-dir", "cache", "--out", "run", "--device", "cuda", "--steps", "40"]
+    flags += ["--precision", precision, "--vocab-size", "512", "--save-every", "20", "--json", "result.json"]
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, ROOT / "train.py", *flags], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+    assert "is finished" in done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["held_out_loss"] < result["unigram_loss"] + 0.5
+    assert result["peak_mb"] > 0
