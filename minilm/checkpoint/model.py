@@ -31,7 +31,8 @@ def write_model(directory: Path, model: LanguageModel, tokenizer: Tokenizer, obj
 
 
 def read_model(directory: Path | str, backend: Backend = "sdpa") -> tuple[LanguageModel, Tokenizer, str]:
-    """(model in eval mode, tokenizer, objective) of a model directory, ours or Hugging Face's.
+    """(model in eval mode, tokenizer, objective) of a language model's directory: minilm's, or transformers' for a
+    family of hf.py.
 
     Raises CheckpointError naming the file, tensor or key that does not fit.
     """
