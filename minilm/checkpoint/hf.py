@@ -17,6 +17,7 @@ from minilm.errors import CheckpointError, ConfigError
 from minilm.model.encoder import EncoderConfig, LayerSpec, bert_config, modern_config
 
 FORMAT = 1  # of the "minilm" entry in config.json
+MAX_LAYERS = 1000
 
 BERT_NAMES = {
     "encoder.embedding.word": "bert.embeddings.word_embeddings",
@@ -88,6 +89,14 @@ def _value(config: dict[str, Any], key: str, kind: type, default: Any = None) ->
     return value
 
 
+def _layers(config: dict[str, Any]) -> int:
+    """num_hidden_layers, which must be a number of layers that can be made before the file is looked at."""
+    L = _value(config, "num_hidden_layers", int)
+    if L > MAX_LAYERS:
+        raise CheckpointError(f"config.json: num_hidden_layers is {L}; at most {MAX_LAYERS} are read")
+    return L
+
+
 def _expect(config: dict[str, Any], **required: Any) -> None:
     """Refuse what our modules do not compute, instead of computing something else."""
     for key, value in required.items():
@@ -100,7 +109,7 @@ def _read_bert(config: dict[str, Any]) -> EncoderConfig:
     preset = bert_config(
         vocab_size=_value(config, "vocab_size", int),
         hidden_size=_value(config, "hidden_size", int),
-        num_hidden_layers=_value(config, "num_hidden_layers", int),
+        num_hidden_layers=_layers(config),
         num_attention_heads=_value(config, "num_attention_heads", int),
         intermediate_size=_value(config, "intermediate_size", int),
         max_position_embeddings=_value(config, "max_position_embeddings", int, 512),
@@ -144,7 +153,7 @@ def _modern_reader(halo: int) -> Callable[[dict[str, Any]], EncoderConfig]:
     def read(config: dict[str, Any]) -> EncoderConfig:
         no_bias = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), False)
         _expect(config, tie_word_embeddings=True, decoder_bias=True, **no_bias)
-        L = _value(config, "num_hidden_layers", int)
+        L = _layers(config)
         kinds = config.get("layer_types")
         if kinds is None:
             every = _value(config, "global_attn_every_n_layers", int, 3)

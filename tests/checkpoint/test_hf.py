@@ -163,6 +163,7 @@ def test_hf_defaults_are_read():
         ({"position_embedding_type": "relative_key"}, "not supported"),
         ({"tie_word_embeddings": False}, "not supported"),
         ({"num_hidden_layers": 0}, "at least one layer"),
+        ({"num_hidden_layers": 10**12}, "at most 1000"),
         ({"pad_token_id": 99}, "pad_token_id 99 is not in the vocabulary"),
         ({"pad_token_id": -1}, "pad_token_id -1 is not in the vocabulary"),
         ({"max_position_embeddings": 0}, "max_position_embeddings is 0"),
@@ -179,6 +180,7 @@ def test_a_config_we_cannot_compute_is_refused(change, message):
     ("change", "message"),
     [
         ({"attention_bias": True}, "attention_bias True is not supported"),
+        ({"layer_types": None, "num_hidden_layers": 10**12}, "at most 1000"),
         ({"layer_types": ["full_attention"]}, "does not describe 3 layers"),
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_type 'yarn' is not supported"),
         ({"local_attention": "8"}, "local_attention is '8'"),
