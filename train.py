@@ -15,7 +15,7 @@ import torch
 import minilm
 from minilm import cli
 from minilm.batch import Batch
-from minilm.checkpoint.model import read_model, write_model
+from minilm.checkpoint.model import Pretrained, read_model, write_model
 from minilm.checkpoint.store import Run, Store
 from minilm.data.corpus import embedded_corpus, open_corpus
 from minilm.data.loader import Loader, fixed_batches
@@ -65,7 +65,7 @@ class Args:
     save_every: int = 500
     """Steps between checkpoints."""
     evaluate_every: int | None = None
-    """Steps between evaluations; an eighth of the run if not given."""
+    """Steps between evaluations; a fifth of the run if not given."""
     seed: int = 0
     """Of weights, masks and the order of rows; never of the held-out split and its masks."""
     json: str | None = None
@@ -186,10 +186,9 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> tuple[dict[str, Any], lis
 
         backend = run.backend if run else runtime.backend(recipe.length)
         model, optimizers = build(recipe, data.tokenizer.vocab_size, args.seed, runtime, backend)
-        say(
-            f"{runtime.describe()}, {backend} attention; "
-            f"{len(loader.rows):,} rows of {recipe.length} tokens, {loader.rows.fill:.1%} full"
-        )
+        parameters = sum(p.numel() for p in model.parameters())
+        say(f"{parameters / 1e6:.1f} M parameters on {runtime.describe()}, {backend} attention; into {out}")
+        say(f"{len(loader.rows):,} rows of {recipe.length} tokens, {loader.rows.fill:.1%} full")
         job = Job(
             model,
             language_model_loss,
@@ -293,7 +292,7 @@ def steps_of_budget(args: Args, recipe: Recipe, job: Job) -> int:
         return math.ceil(args.epochs * len(job.loader.rows) / (recipe.batch_size * recipe.accumulation))
     step_s = step_seconds(job, recipe.accumulation, recipe.max_norm)
     steps = max(1, int(60 * recipe.minutes / step_s))
-    say(f"{1000 * step_s:.0f} ms a step: {recipe.minutes:g} minutes are {steps:,} steps")
+    say(f"{1000 * step_s:.0f} ms a step: {recipe.minutes:g} minutes are about {steps:,} steps")
     return steps
 
 
@@ -305,7 +304,7 @@ def plan_of(args: Args, recipe: Recipe, steps: int) -> Plan:
         schedule=lambda step: lr_fraction(recipe.schedule, step, steps, warmup),
         accumulation=recipe.accumulation,
         max_norm=recipe.max_norm,
-        evaluate_every=args.evaluate_every or math.ceil(steps / 8),
+        evaluate_every=args.evaluate_every or math.ceil(steps / 5),
         save_every=args.save_every,
     )
 
@@ -317,7 +316,7 @@ def conclude(run: Run, job: Job, log: Log, data: Prepared, held_out: list[Batch]
     never = data.tokenizer.special_ids if objective == "mlm" else ()
     unigram = unigram_loss(data.counts, target, never)
     result = {"objective": objective, **measure(job, log), "unigram_loss": unigram, "steps": run.steps}
-    result |= {"vocab_size": data.tokenizer.vocab_size, "versions": VERSIONS}
+    result |= {"vocab_size": data.tokenizer.vocab_size, "held_out_documents": len(data.held_out), "versions": VERSIONS}
 
     def write_final(directory: Path) -> None:
         job.write_model(directory)
@@ -329,7 +328,7 @@ def conclude(run: Run, job: Job, log: Log, data: Prepared, held_out: list[Batch]
     if not plot_loss(log.file, out / "loss.png", unigram):
         say("no loss.png, for matplotlib is missing: pip install 'minilm[eval]'")
     job.store.write_run(replace(run, result=result))
-    return result, samples(job.model, data.tokenizer, data.held_out, objective)
+    return result, samples(Pretrained(job.model, data.tokenizer, objective), data.held_out)
 
 
 def measure(job: Job, log: Log) -> dict[str, Any]:

@@ -14,6 +14,7 @@ _HOME = {
     "bert_config": "minilm.model.encoder",
     "modern_config": "minilm.model.encoder",
     "LanguageModel": "minilm.model.heads",
+    "Pretrained": "minilm.checkpoint.model",
     "read_model": "minilm.checkpoint.model",
     "write_model": "minilm.checkpoint.model",
     "fill_mask": "minilm.evaluation.predict",

@@ -33,7 +33,7 @@ def run(main: Callable[[Any], int | None], args_type: type, argv: list[str] | No
         first = str(error).split(". ")[0]
         status = _fail(f"{first}; lower --batch-size, and raise --accumulation as much: the step stays the same")
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print("stopped; what was saved stays, and the same command goes on from there", file=sys.stderr)
         status = 130
     sys.exit(status or 0)
 
@@ -44,7 +44,7 @@ def parse(args_type: type[Args], argv: list[str]) -> Args:
     for word in argv:
         flag = word.split("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known and "--" + flag.removeprefix("--no-") not in known:
-            near = difflib.get_close_matches(flag, known, n=1)
+            near = difflib.get_close_matches(flag, known, n=1, cutoff=0.75)
             raise ConfigError(f"{flag}: no such flag" + (f"; did you mean {near[0]}?" if near else "; see --help"))
     boxes = io.StringIO()
     try:
@@ -94,7 +94,7 @@ def _one_line(boxes: str) -> str:
     """tyro's framed message as one line, without the frame and the pointer to --help."""
     text = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─━┃┏┓┗┛]", " ", boxes)
     text = re.sub(r"\s+", " ", text).strip()
-    text = re.sub(r"^(Parsing error|Unrecognized options|Required options)\s*:?\s*", "", text)
+    text = re.sub(r"^(Parsing error|Unrecognized options|Required options|Invalid choice)\s*:?\s*", "", text)
     text = re.sub(r"\s*(Argument helptext:.*)?For full helptext,? (run|see) .*$", "", text)
     return re.sub(r"\s*-{4,}\s*", " ", text).strip()
 

@@ -171,7 +171,11 @@ def test_ctrl_c_is_130(go):
     def main(args):
         raise KeyboardInterrupt
 
-    assert go("--resume", main=main) == (130, "", "stopped\n")
+    assert go("--resume", main=main) == (
+        130,
+        "",
+        "stopped; what was saved stays, and the same command goes on from there\n",
+    )
 
 
 @pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (1, 1), (143, 143)])

@@ -37,13 +37,13 @@ def test_the_two_commands_stand_there():
 @pytest.mark.parametrize("command", TRAIN)
 def test_train_commands_run(command, tmp_path):
     """Each with --steps 4 appended (which takes the place of --minutes), on a small text of its own."""
-    (tmp_path / "books").mkdir()
+    (tmp_path / "news").mkdir()
     words = (ROOT / "LICENSE").read_text(encoding="utf-8") + README
-    (tmp_path / "books" / "one.txt").write_text("\n\n".join(words.split(". ") * 30), encoding="utf-8")
+    (tmp_path / "news" / "one.txt").write_text("\n\n".join(words.split(". ") * 30), encoding="utf-8")
     flags = shlex.split(command)[2:]
     if "--help" not in flags:
         flags += ["--out", "run", "--cache-dir", "cache", "--threads", "1"]
-        flags += [] if "--data" in flags else ["--data", "books"]
+        flags += [] if "--data" in flags else ["--data", "news"]
         flags += [] if "--dry-run" in flags else ["--steps", "4"]
     if "--minutes" in flags:
         at = flags.index("--minutes")

@@ -112,7 +112,7 @@ def test_text_in_model_out(go, tmp_path, recipe, objective):
     assert sum(p.numel() for p in model.parameters()) == result["parameters"]
     assert {p.name for p in (tmp_path / "run").iterdir()} >= {"README.md", "loss.png", "metrics.jsonl", "run.json"}
     held = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "held_out_loss" in line]
-    assert [line["step"] for line in held] == [8, 16, 24, 32, 40, 48, 56, 60]
+    assert [line["step"] for line in held] == [12, 24, 36, 48, 60]
     assert held[-1]["held_out_loss"] == round(result["held_out_loss"], 4)
     assert not list((tmp_path / "run").glob(".tmp*"))
     assert tokenizer.vocab_size == 256
@@ -194,7 +194,7 @@ def test_what_is_shown_is_the_model_without_dropout(go, tmp_path, monkeypatch):
     import train_script
 
     modes = []
-    monkeypatch.setattr(train_script, "samples", lambda model, *rest: modes.append(model.training) or [])
+    monkeypatch.setattr(train_script, "samples", lambda pretrained, *rest: modes.append(pretrained.model.training) or [])
     assert go("--steps", 2, "--dropout", 0.5)[0] == 0
     assert modes == [False]
 

@@ -5,7 +5,7 @@ training goes on from, training/ beside them.
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -20,19 +20,34 @@ from minilm.model.attention import Backend
 from minilm.model.heads import LanguageModel
 
 
+class Pretrained(NamedTuple):
+    """What a language model's directory holds."""
+
+    model: LanguageModel  # in eval mode
+    tokenizer: Tokenizer
+    objective: str  # mlm, clm or prefix: what the weights were trained for
+
+
 def write_model(directory: Path, model: LanguageModel, tokenizer: Tokenizer, objective: str) -> None:
     """config.json, model.safetensors and the tokenizer, as transformers reads them."""
     specials = {"cls_token_id": tokenizer.cls_id, "sep_token_id": tokenizer.sep_id}
     config = config_to_hf(model.cfg, objective, specials)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    save_file(to_hf(state, config["model_type"]), directory / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save(directory, model_max_length=model.cfg.max_position_embeddings)
+    tokenizer.save(directory, model_max_length=model.cfg.max_position_embeddings, open_end=objective == "clm")
+    _save_tensors(to_hf(state, config["model_type"]), directory / "model.safetensors")
     write_json(directory / "config.json", config)
 
 
-def read_model(directory: Path | str, backend: Backend = "sdpa") -> tuple[LanguageModel, Tokenizer, str]:
-    """(model in eval mode, tokenizer, objective) of a language model's directory: minilm's, or transformers' for a
-    family of hf.py.
+def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Readable by whom the umask says; safetensors writes files that only their owner may read."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(mode)
+
+
+def read_model(directory: Path | str, backend: Backend = "sdpa") -> Pretrained:
+    """A language model's directory: minilm's, or transformers' for a family of hf.py.
 
     Raises CheckpointError naming the file, tensor or key that does not fit.
     """
@@ -55,7 +70,7 @@ def read_model(directory: Path | str, backend: Backend = "sdpa") -> tuple[Langua
         raise CheckpointError(
             f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.cfg.vocab_size}"
         )
-    return model.eval(), tokenizer, objective_of(config)
+    return Pretrained(model.eval(), tokenizer, objective_of(config))
 
 
 def load_weights(model: nn.Module, directory: Path) -> list[str]:
@@ -92,7 +107,7 @@ def write_training(
         for parameter, own in optimizer.state.items():
             for key, tensor in own.items():
                 tensors[f"{key}/{names[parameter]}"] = tensor.detach().cpu().contiguous()
-    save_file(tensors, directory / "training" / "tensors.safetensors")
+    _save_tensors(tensors, directory / "training" / "tensors.safetensors")
     write_json(directory / "training" / "state.json", {"format": FORMAT, **state})
 
 

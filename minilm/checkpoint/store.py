@@ -105,9 +105,9 @@ class Store:
             raise CheckpointError(f"{file}: not a run's ({error}); choose another --out") from error
         for key, now in (settings | choices).items():
             if was.get(key) != now:
-                raise ConfigError(
-                    f"--out {self.out}: began with {key} {was.get(key)}, not {now}; use the same, or another --out"
-                )
+                began = f"with {key} {was[key]}" if was.get(key) is not None else f"without {key}"
+                asked = "without" if now is None else now
+                raise ConfigError(f"--out {self.out}: began {began}, not {asked}; use the same, or another --out")
         return run
 
     def write_run(self, run: Run) -> None:

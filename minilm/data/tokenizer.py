@@ -113,15 +113,22 @@ class Tokenizer:
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
 
-    def save(self, directory: Path, model_max_length: int) -> None:
-        """tokenizer.json, vocab.txt and a tokenizer_config.json that transformers opens."""
-        self._with_specials.save(str(directory / "tokenizer.json"))
+    def save(self, directory: Path, model_max_length: int, open_end: bool = False) -> None:
+        """tokenizer.json, vocab.txt and a tokenizer_config.json that transformers opens.
+
+        open_end: transformers then gives a text no [SEP] at its end, for a model that is to go on from there.
+        """
+        backend = tokenizers.Tokenizer.from_str(self._with_specials.to_str())
+        if open_end:
+            specials = [(CLS, self.cls_id), (SEP, self.sep_id)]
+            backend.post_processor = processors.TemplateProcessing(f"{CLS} $A", f"{CLS} $A {SEP} $B:1", specials)
+        backend.save(str(directory / "tokenizer.json"))
         vocab = self._backend.get_vocab()
         (directory / "vocab.txt").write_text(
             "".join(token + "\n" for token in sorted(vocab, key=vocab.get)), encoding="utf-8"
         )
         config = {
-            "tokenizer_class": "BertTokenizer",
+            "tokenizer_class": "PreTrainedTokenizerFast" if open_end else "BertTokenizer",
             "do_lower_case": self.lowercase,
             "model_max_length": model_max_length,
             "pad_token": PAD,

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
-from minilm.batch import AttentionPattern, Tokens
-from minilm.data.tokenizer import MASK, Tokenizer
-from minilm.errors import DataError
+from minilm.batch import Tokens
+from minilm.checkpoint.model import Pretrained
+from minilm.data.objectives import ATTENTION
+from minilm.data.tokenizer import MASK
+from minilm.errors import ConfigError, DataError
 from minilm.model.generate import sample
-from minilm.model.heads import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,12 @@ class Filling:
 
 
 @torch.no_grad()
-def fill_mask(model: LanguageModel, tokenizer: Tokenizer, text: str, top_k: int = 5) -> list[Filling]:
-    """The `top_k` likeliest tokens for the one [MASK] in `text`, likeliest first. The model should be in
-    eval mode. Raises DataError."""
+def fill_mask(pretrained: Pretrained, text: str, top_k: int = 5) -> list[Filling]:
+    """The `top_k` likeliest tokens for the one [MASK] in `text`, likeliest first. Raises ConfigError for a model that
+    was not trained to, DataError for a text without exactly one [MASK]."""
+    model, tokenizer, objective = pretrained
+    if objective != "mlm":
+        raise ConfigError(f"a {objective} model does not fill in masks; continue a text with it")
     encoding = tokenizer.encode(text, max_length=model.cfg.max_position_embeddings, specials=True)
     masks = [i for i, id in enumerate(encoding.input_ids) if id == tokenizer.mask_id]
     if len(masks) != 1:
@@ -39,19 +43,15 @@ def fill_mask(model: LanguageModel, tokenizer: Tokenizer, text: str, top_k: int 
     return fillings
 
 
-def continue_text(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    text: str,
-    attention: AttentionPattern,
-    max_new: int = 40,
-    temperature: float = 0.8,
-    seed: int = 0,
-) -> str:
-    """A sampled continuation of `text` by a causal or prefix model. Raises DataError where it leaves no room."""
+def continue_text(pretrained: Pretrained, text: str, max_new: int = 40, temperature: float = 0.8, seed: int = 0) -> str:
+    """A sampled continuation of `text`, of at most `max_new` tokens. Raises ConfigError for a masked model, DataError
+    where the text leaves no room."""
+    model, tokenizer, objective = pretrained
+    if objective == "mlm":
+        raise ConfigError("a mlm model does not continue a text; fill in masks with it")
     prompt = tokenizer.encode(text).input_ids[:-1]  # without the [SEP] that would end it
     limit = model.cfg.max_position_embeddings
     if len(prompt) >= limit:
         raise DataError(f"the text has {len(prompt)} tokens and the model reads {limit}; shorten it")
-    new = sample(model, prompt, max_new, attention, tokenizer.sep_id, temperature, seed=seed)
+    new = sample(model, prompt, max_new, ATTENTION[objective], tokenizer.sep_id, temperature, seed=seed)
     return tokenizer.decode(new)

@@ -7,34 +7,36 @@ from typing import Any
 
 import numpy as np
 
-from minilm.data.objectives import ATTENTION, ObjectiveName
+from minilm.checkpoint.model import Pretrained
+from minilm.data.objectives import ObjectiveName
 from minilm.data.shards import Shard
 from minilm.data.tokenizer import MASK, Tokenizer
 from minilm.evaluation.predict import continue_text, fill_mask
-from minilm.model.heads import LanguageModel
 
 TASK = {
     "mlm": "fills in masked tokens",
     "clm": "continues a text, left to right",
     "prefix": "reads a text whole and continues it (prefix LM)",
 }
+SHOWN = {True: "a word masked -> its guesses (the word)", False: "a beginning -> a sampled continuation"}
 PREFIX_NOTE = "transformers opens this model but cannot apply a prefix LM's mask; continue text with minilm."
 
 
 def closing(result: dict[str, Any], out: Path, shown: list[str]) -> list[str]:
     """The last lines of a run: the model at work, its figures, where it is, what to type next."""
     lines = [f"           {line}" for line in shown] + summary(result)
+    if shown:
+        lines.insert(0, "examples   from documents it never saw: " + SHOWN[result["objective"] == "mlm"])
     lines += [PREFIX_NOTE] if result["objective"] == "prefix" else []
     return [*lines, f"saved      {out}", f"next       {next_command(result['objective'], out)}"]
 
 
 def next_command(objective: ObjectiveName, out: Path) -> str:
     """What to type to use the model in directory `out`."""
-    use = 'fill_mask(model, tokenizer, "Return the [MASK] of the list.")'
-    if objective != "mlm":
-        use = f'continue_text(model, tokenizer, "Return the", "{ATTENTION[objective]}")'
-    read = f"import minilm; model, tokenizer, _ = minilm.read_model({json.dumps(str(out))})"
-    return f"python -c {shlex.quote(f'{read}; print(minilm.{use})')}"
+    use = 'print(minilm.continue_text(lm, "Return the"))'
+    if objective == "mlm":
+        use = 'print(*minilm.fill_mask(lm, "Return the [MASK] of the list."), sep="\\n")'
+    return f"python -c {shlex.quote(f'import minilm; lm = minilm.read_model({json.dumps(str(out))}); {use}')}"
 
 
 def summary(result: dict[str, Any]) -> list[str]:
@@ -44,7 +46,8 @@ def summary(result: dict[str, Any]) -> list[str]:
     if result["objective"] != "mlm":
         quality += f", perplexity {np.exp(result['held_out_loss']):,.1f}"
     return [
-        f"held out   loss {result['held_out_loss']:.3f} nats on {result['targets']:,} targets ({quality})",
+        f"held out   loss {result['held_out_loss']:.3f} nats on {result['targets']:,} targets of "
+        f"{result['held_out_documents']:,} documents ({quality})",
         f"unigram    loss {result['unigram_loss']:.3f}, what word frequencies alone reach: "
         + (f"{gain:.2f} nats better than that" if gain >= 0 else f"still {-gain:.2f} nats WORSE than that"),
         f"cost       {result['seconds']:.0f} s of training, {result['tokens']:,} tokens at "
@@ -53,24 +56,23 @@ def summary(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def samples(
-    model: LanguageModel, tokenizer: Tokenizer, held_out: Shard, objective: ObjectiveName, n: int = 3
-) -> list[str]:
+def samples(pretrained: Pretrained, held_out: Shard, n: int = 3) -> list[str]:
     """The model at work on `n` held-out documents, one of each nth of the split: fillings of a [MASK], or sampled
     continuations. Neither the document nor the word is chosen for how well it goes."""
     lines: list[str] = []
+    tokenizer = pretrained.tokenizer
     for part in np.array_split(np.arange(len(held_out)), n):
         beginnings = (_beginning(held_out, document) for document in part)
         words = ((ids, i) for ids in beginnings for i in range(6, len(ids) - 1) if _is_word(tokenizer, ids, i))
         ids, word = next(words, ([], 0))
         if not ids:
             continue
-        if objective != "mlm":
+        if pretrained.objective != "mlm":
             prompt = tokenizer.decode(ids[:12])
-            lines.append(f"{prompt} -> {continue_text(model, tokenizer, prompt, ATTENTION[objective], max_new=24)}")
+            lines.append(f"{prompt} -> {continue_text(pretrained, prompt, max_new=24)}")
             continue
         before, after = tokenizer.decode(ids[:word]), tokenizer.decode(ids[word + 1 :])
-        fillings = fill_mask(model, tokenizer, f"{before} {MASK} {after}", top_k=3)
+        fillings = fill_mask(pretrained, f"{before} {MASK} {after}", top_k=3)
         guesses = ", ".join(f"{each.token} {each.probability:.0%}" for each in fillings)
         lines.append(f"{before} {MASK} {after} -> {guesses} (it was: {tokenizer.token(ids[word])})")
     return lines

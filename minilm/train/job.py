@@ -57,7 +57,7 @@ def train(job: Job, plan: Plan) -> Log:
 
     After a signal it saves and exits with 128 + its number. Raises TrainingError, which names the step and its rows.
     """
-    start, log = _restore(job, plan.steps)
+    start, log = _restore(job, plan)
 
     def examine(step: int) -> None:
         with log.paused():
@@ -102,7 +102,7 @@ def train(job: Job, plan: Plan) -> Log:
     return log
 
 
-def _restore(job: Job, steps: int) -> tuple[int, Log]:
+def _restore(job: Job, plan: Plan) -> tuple[int, Log]:
     """The step to go on from, with everything as it was then, and the log of the run so far."""
     state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0}
     if checkpoint := job.store.latest(say):
@@ -112,6 +112,8 @@ def _restore(job: Job, steps: int) -> tuple[int, Log]:
         job.loader.load_state_dict(state["loader"])
         job.runtime.scaler.load_state_dict(state["scaler"])
     start = state["step"]
-    say(f"going on from step {start:,} of {steps:,}" if start else f"training for {steps:,} steps")
+    epochs = plan.steps * plan.accumulation * job.loader.batch_size / len(job.loader.rows)
+    whole = f"{plan.steps:,} steps, which see each row {epochs:.3g} times"
+    say(f"going on from step {start:,} of {whole}" if start else f"training for {whole}")
     peak_lr = max(group["peak_lr"] for optimizer in job.optimizers for group in optimizer.param_groups)
-    return start, Log(job.store.out / "metrics.jsonl", steps, start, peak_lr, state["tokens"], state["seconds"])
+    return start, Log(job.store.out / "metrics.jsonl", plan.steps, start, peak_lr, state["tokens"], state["seconds"])

@@ -38,7 +38,8 @@ class Log:
         self.is_terminal = sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=start, unit="step", disable=not self.is_terminal, dynamic_ncols=True)
         self.score: Score | None = None  # the latest
-        self.said_at, self.mark = start, time.perf_counter()
+        self.start, self.said_at = start, start
+        self.began = self.mark = time.perf_counter()
 
     def tick(self, step: int) -> None:
         """A step is done, as far as the host knows."""
@@ -63,7 +64,7 @@ class Log:
         self.bar.set_postfix_str(f"loss {loss:.3f}, {tokens / spent:,.0f} tokens/s")
         if not self.is_terminal and (step - self.said_at >= self.steps / QUIET_LINES or step == self.steps):
             self.said_at = step
-            left = self.seconds / step * (self.steps - step)
+            left = (now - self.began) / (step - self.start) * (self.steps - step)  # evaluation and saving included
             say(f"step {step}/{self.steps}  loss {loss:.3f}  {tokens / spent:,.0f} tokens/s  {left:.0f} s left")
 
     def evaluation(self, step: int, score: Score) -> None:

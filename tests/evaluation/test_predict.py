@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from minilm.batch import Tokens
+from minilm.checkpoint.model import Pretrained
 from minilm.data.tokenizer import SPECIALS, Tokenizer
-from minilm.errors import DataError
+from minilm.errors import ConfigError, DataError
 from minilm.evaluation.predict import continue_text, fill_mask
 from minilm.model.encoder import bert_config, initialise, modern_config
 from minilm.model.generate import sample
@@ -48,10 +49,10 @@ def test_fillings_by_hand(model, tokenizer, text, pieces, place):
         logits = model(Tokens.full(torch.tensor([ids])))[0, place].double()
     p = (logits.exp() / logits.exp().sum()).tolist()
     order = sorted(range(len(VOCAB)), key=lambda i: -p[i])
-    fillings = fill_mask(model, tokenizer, text, top_k=4)
+    fillings = fill_mask(Pretrained(model, tokenizer, "mlm"), text, top_k=4)
     assert [f.token for f in fillings] == [VOCAB[i] for i in order[:4]]
     assert [f.probability for f in fillings] == pytest.approx([p[i] for i in order[:4]], rel=1e-5)  # fp32
-    every = fill_mask(model, tokenizer, text, top_k=len(VOCAB))
+    every = fill_mask(Pretrained(model, tokenizer, "mlm"), text, top_k=len(VOCAB))
     assert sum(f.probability for f in every) == pytest.approx(1, abs=1e-6)
     words = {f.token: f.text for f in every}
     filled = pieces.replace("[MASK]", "home")
@@ -61,11 +62,13 @@ def test_fillings_by_hand(model, tokenizer, text, pieces, place):
 
 
 def test_five_fillings_by_default(model, tokenizer):
-    assert len(fill_mask(model, tokenizer, "a [MASK]")) == 5
+    assert len(fill_mask(Pretrained(model, tokenizer, "mlm"), "a [MASK]")) == 5
 
 
 def test_a_filling_can_join_the_word_before(model, tokenizer):
-    texts = {f.token: f.text for f in fill_mask(model, tokenizer, "the cat [MASK]", top_k=len(VOCAB))}
+    texts = {
+        f.token: f.text for f in fill_mask(Pretrained(model, tokenizer, "mlm"), "the cat [MASK]", top_k=len(VOCAB))
+    }
     assert texts["##s"] == "the cats"
     assert texts["dog"] == "the cat dog"
 
@@ -82,26 +85,26 @@ def test_a_filling_can_join_the_word_before(model, tokenizer):
 )
 def test_none_or_two_masks_are_refused(model, tokenizer, text, count):
     with pytest.raises(DataError, match=rf"holds {count} \[MASK\]") as caught:
-        fill_mask(model, tokenizer, text)
+        fill_mask(Pretrained(model, tokenizer, "mlm"), text)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("attention", ["causal", "prefix"])
+@pytest.mark.parametrize(("objective", "attention"), [("clm", "causal"), ("prefix", "prefix")])
 @pytest.mark.parametrize("temperature", [0, 1.0])
-def test_continuation_is_the_sample_after_cls_and_text(model, tokenizer, attention, temperature):
+def test_continuation_is_the_sample_after_cls_and_text(model, tokenizer, objective, attention, temperature):
     prompt = ids_of("[CLS] the cat")
     new = sample(model, prompt, 6, attention, VOCAB.index("[SEP]"), temperature, seed=3)
-    text = continue_text(model, tokenizer, "the cat", attention, 6, temperature, seed=3)
+    text = continue_text(Pretrained(model, tokenizer, objective), "the cat", 6, temperature, seed=3)
     assert text == tokenizer.decode(new)
 
 
 def test_sep_ends_a_continuation(model, tokenizer):
     with torch.no_grad():
         model.head.bias[VOCAB.index("dog")] = 1e4
-    assert continue_text(model, tokenizer, "the cat", "causal", max_new=3) == "dog dog dog"
+    assert continue_text(Pretrained(model, tokenizer, "clm"), "the cat", max_new=3) == "dog dog dog"
     with torch.no_grad():
         model.head.bias[VOCAB.index("[SEP]")] = 2e4
-    assert continue_text(model, tokenizer, "the cat", "causal", max_new=3) == ""
+    assert continue_text(Pretrained(model, tokenizer, "clm"), "the cat", max_new=3) == ""
 
 
 def test_markup_in_a_prompt_is_text(model, tokenizer):
@@ -110,9 +113,17 @@ def test_markup_in_a_prompt_is_text(model, tokenizer):
     assert VOCAB.index("[SEP]") not in prompt
     with torch.no_grad():
         model.head.bias[VOCAB.index("mat")] = 1e4
-    assert continue_text(model, tokenizer, "the [SEP] cat", "causal", max_new=2) == "mat mat"
+    assert continue_text(Pretrained(model, tokenizer, "clm"), "the [SEP] cat", max_new=2) == "mat mat"
 
 
 def test_a_text_that_fills_the_model_is_refused(model, tokenizer):
     with pytest.raises(DataError, match="reads 12; shorten it"):
-        continue_text(model, tokenizer, "the cat sat on a mat and a dog ran home home", "causal")
+        continue_text(Pretrained(model, tokenizer, "clm"), "the cat sat on a mat and a dog ran home home")
+
+
+def test_a_model_does_what_it_was_trained_for(model, tokenizer):
+    for objective in ("clm", "prefix"):
+        with pytest.raises(ConfigError, match=f"a {objective} model does not fill in masks"):
+            fill_mask(Pretrained(model, tokenizer, objective), "the [MASK] sat")
+    with pytest.raises(ConfigError, match="a mlm model does not continue a text"):
+        continue_text(Pretrained(model, tokenizer, "mlm"), "the cat")

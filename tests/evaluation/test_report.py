@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from minilm.checkpoint.model import Pretrained
 from minilm.data.shards import Shard
 from minilm.data.tokenizer import SPECIALS, Tokenizer
 from minilm.evaluation.report import closing, model_card, next_command, samples
@@ -22,6 +23,7 @@ RESULT = {
     "unigram_loss": 6.0,
     "accuracy": 0.5,
     "targets": 20_000,
+    "held_out_documents": 30,
     "tokens": 10**6,
     "parameters": 5_000_000,
     "seconds": 100.0,
@@ -55,7 +57,7 @@ def shard(documents: list[str]) -> Shard:
 def test_samples_come_from_as_many_documents(model, tokenizer):
     """Ten documents, three samples: from the first, the second and the last part of the split."""
     documents = [" ".join([*["a"] * 6, name, "to"]) for name in NUMBERS]
-    shown = samples(model, tokenizer, shard(documents), "mlm")
+    shown = samples(Pretrained(model, tokenizer, "mlm"), shard(documents))
     assert [line.split("(it was: ")[1] for line in shown] == ["zero)", "eight)", "twelve)"]
     assert all(line.startswith("a a a a a a [MASK] to -> ") for line in shown)
     percents = [int(p) for p in re.findall(r"(\d+)%", shown[0])]
@@ -67,14 +69,14 @@ def test_samples_come_from_as_many_documents(model, tokenizer):
 def test_a_small_split_shows_what_it_has_and_nothing_twice(model, tokenizer, count):
     documents = [" ".join([*["a"] * 6, name, "to"]) for name in NUMBERS[:count]]
     none = ["a to a", " ".join(["a"] * 30), " ".join([*["a"] * 6, "zero", "##s"])]  # too short, no word, no whole word
-    shown = samples(model, tokenizer, shard([*documents, *none]), "mlm")
+    shown = samples(Pretrained(model, tokenizer, "mlm"), shard([*documents, *none]))
     assert len(shown) == len(set(shown)) <= count
     assert bool(shown) == bool(count)
 
 
 def test_continuations_are_prompts_and_what_follows(model, tokenizer):
     documents = [" ".join([*["a"] * 6, name, *["to"] * 8]) for name in NUMBERS]
-    shown = samples(model, tokenizer, shard(documents), "clm")
+    shown = samples(Pretrained(model, tokenizer, "clm"), shard(documents))
     prompts = [f"a a a a a a {name} to to to to to" for name in ("zero", "eight", "twelve")]
     assert [line.split(" -> ")[0] for line in shown] == prompts
 
@@ -91,7 +93,8 @@ def test_the_next_command_is_valid_whatever_the_directory_is_called(tmp_path, ou
 def test_better_and_worse_than_word_frequencies(tmp_path, loss, said):
     lines = closing(RESULT | {"held_out_loss": loss}, tmp_path, ["x [MASK] -> y"])
     assert any(said in line for line in lines)
-    assert lines[0].strip() == "x [MASK] -> y"
+    assert lines[0].startswith("examples ")
+    assert lines[1].strip() == "x [MASK] -> y"
     assert lines[-2] == f"saved      {tmp_path}"
 
 
