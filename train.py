@@ -4,6 +4,8 @@ The path of a sentence: corpus -> tokenizer -> shards -> packing -> objectives -
 head (minilm/model), loss, optimizer and loop (minilm/train), and to disk (minilm/checkpoint).
 """
 
+import hashlib
+import json
 import math
 import tempfile
 from dataclasses import asdict, dataclass, fields, replace
@@ -46,7 +48,7 @@ VERSIONS = {"minilm": minilm.__version__, "torch": torch.__version__}
 class Args:
     """Pretrain a language model: raw text in, a model directory out. Alone, it trains on an embedded corpus."""
 
-    data: tuple[str, ...] = ()
+    data: tuple[str, ...] | None = None
     """Files, folders or quoted patterns: text (a blank line ends a document), .jsonl, also .gz and .xz."""
     objective: ObjectiveName = "mlm"
     """Masked, causal or prefix language model."""
@@ -158,6 +160,8 @@ def effective_recipe(args: Args) -> Recipe:
     for name, (low, high) in RANGES.items():
         if (value := getattr(args, name)) is not None and not low <= value <= high:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: give a value from {low:g} to {high:g}")
+    if args.data == ():
+        raise ConfigError("--data: name files, folders or quoted patterns; leave it out for the embedded corpus")
     if args.vocab_size is not None and args.vocab_size % MULTIPLE:
         raise ConfigError(f"--vocab-size {args.vocab_size}: give a multiple of {MULTIPLE}")
     budgets = [f"--{name}" for name in ("steps", "epochs", "minutes") if getattr(args, name) is not None]
@@ -189,7 +193,9 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> tuple[dict[str, Any], lis
         parameters = sum(p.numel() for p in model.parameters())
         say(f"{parameters / 1e6:.1f} M parameters on {runtime.describe()}, {backend} attention; into {out}")
         say(f"{len(loader.rows):,} rows of {recipe.length} tokens, {loader.rows.fill:.1%} full")
+        identity = {**asked_for(args, recipe)[0], "data": data.fingerprint}
         job = Job(
+            hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
             model,
             language_model_loss,
             optimizers,
@@ -230,16 +236,23 @@ def runtime_of(args: Args, run: Run | None) -> Runtime:
 
 def load_data(args: Args, recipe: Recipe, runtime: Runtime) -> tuple[Prepared, Loader, list[Batch]]:
     """The tokenised corpus, batches to train on, and the fixed batches to evaluate on."""
-    cache = args.cache_dir.expanduser()
-    data = prepare(
-        open_corpus(args.data, args.text_field) if args.data else embedded_corpus(cache),
-        cache,
-        held_out_frac=args.held_out,
-        vocab_size=recipe.vocab_size,
-        exact_vocab=args.vocab_size is not None,
-        lowercase=recipe.lowercase,
-        say=say,
-    )
+    try:
+        cache = args.cache_dir.expanduser()
+    except RuntimeError as error:  # no home, or a user that nobody knows
+        raise ConfigError(f"--cache-dir {args.cache_dir}: {error} Name a directory") from error
+    try:
+        data = prepare(
+            open_corpus(args.data, args.text_field) if args.data else embedded_corpus(cache),
+            cache,
+            held_out_frac=args.held_out,
+            vocab_size=recipe.vocab_size,
+            exact_vocab=args.vocab_size is not None,
+            lowercase=recipe.lowercase,
+            say=say,
+        )
+    except OSError as error:
+        why = error.strerror or error
+        raise ConfigError(f"--cache-dir {cache}: cannot be written ({why}); make room, or name another") from error
     if data.note:
         say(data.note)
     rows = pack(data.train, recipe.packing, recipe.length, data.tokenizer)

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -29,9 +30,12 @@ def run(main: Callable[[Any], int | None], args_type: type, argv: list[str] | No
         status = _fail(str(error))
     except OSError as error:
         status = _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
-    except torch.OutOfMemoryError as error:
-        first = str(error).split(". ")[0]
-        status = _fail(f"{first}; lower --batch-size, and raise --accumulation as much: the step stays the same")
+    except (RuntimeError, MemoryError) as error:
+        on_device = isinstance(error, torch.OutOfMemoryError)
+        if not on_device and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            raise  # a bug
+        what = str(error).split(". ")[0] if on_device else "out of memory"
+        status = _fail(f"{what}; lower --batch-size, and raise --accumulation as much: the step stays the same")
     except KeyboardInterrupt:
         print("stopped; what was saved stays, and the same command goes on from there", file=sys.stderr)
         status = 130
@@ -46,6 +50,10 @@ def parse(args_type: type[Args], argv: list[str]) -> Args:
         if flag.startswith("--") and flag not in known and "--" + flag.removeprefix("--no-") not in known:
             near = difflib.get_close_matches(flag, known, n=1, cutoff=0.75)
             raise ConfigError(f"{flag}: no such flag" + (f"; did you mean {near[0]}?" if near else "; see --help"))
+    given = Counter(word.split("=")[0] for word in argv)
+    for flag in ("--" + field.name.replace("_", "-") for field in fields(args_type) if "tuple" in str(field.type)):
+        if given[flag] > 1:
+            raise ConfigError(f"{flag}: given twice, of which only one would count; name all after one {flag}")
     boxes = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxes):
@@ -63,6 +71,8 @@ def parse(args_type: type[Args], argv: list[str]) -> Args:
 
 def check_result(target: str | None) -> None:
     """Raises ConfigError where `write_result` could not write, before hours of work for it."""
+    if target == "-" and sys.stdout is None:
+        raise ConfigError("--json: standard output is closed; name a file")
     if target in (None, "-"):
         return
     file = Path(target)

@@ -194,21 +194,62 @@ def test_what_is_shown_is_the_model_without_dropout(go, tmp_path, monkeypatch):
     import train_script
 
     modes = []
-    monkeypatch.setattr(train_script, "samples", lambda pretrained, *rest: modes.append(pretrained.model.training) or [])
+    monkeypatch.setattr(
+        train_script, "samples", lambda pretrained, *rest: modes.append(pretrained.model.training) or []
+    )
     assert go("--steps", 2, "--dropout", 0.5)[0] == 0
     assert modes == [False]
 
 
-def test_a_full_device_is_one_line(go, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has less.\nMuch more."),
+            "CUDA out of",
+        ),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
+            "out of memory; lower",
+        ),
+        (MemoryError(), "out of memory; lower --batch-size"),
+    ],
+    ids=["GPU", "CPU", "Python"],
+)
+def test_a_full_memory_is_one_line(go, monkeypatch, error, said):
     import train_script
 
     def full(model, batch):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has less.\nMuch more.")
+        raise error
 
     monkeypatch.setattr(train_script, "language_model_loss", full)
     status, _, err = go("--steps", 2)
     assert status == 2
-    assert "error: CUDA out of memory; lower --batch-size, and raise --accumulation" in err.splitlines()[-1]
+    assert said in err.splitlines()[-1]
+    assert "lower --batch-size, and raise --accumulation" in err.splitlines()[-1]
+
+
+def test_a_checkpoint_of_another_run_is_refused(go, tmp_path):
+    """However it came there: it would go on, and end in other weights."""
+    assert go("--steps", 4, "--save-every", 2, "--lr", 1e-3, "--out", "other")[0] == 0
+    assert go("--steps", 4, "--save-every", 2)[0] == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run | {"result": None}))
+    shutil.rmtree(tmp_path / "run" / "step-000004")
+    shutil.copytree(tmp_path / "other" / "step-000004", tmp_path / "run" / "step-000004")
+    status, _, err = go("--steps", 4, "--save-every", 2)
+    assert status == 2
+    assert "step-000004: of another run; move it away" in err.splitlines()[-1]
+
+
+def test_a_log_that_is_none_is_begun_anew(go, tmp_path):
+    assert go("--steps", 4, "--save-every", 2)[0] == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run | {"result": None}))
+    lines = ["5", "[1]", "null", "{}", '{"step": "x"}', '{"step": 1, "held_out_loss": [1]}', "[" * 100_000, "9" * 5000]
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(lines))
+    status, _, err = go("--steps", 4, "--save-every", 2)
+    assert status == 0, err
 
 
 def test_another_run_is_refused_before_its_text_is_read(go, tmp_path):
@@ -347,6 +388,11 @@ FLAG_FAULTS = {
     ("--steps", "0"): "--steps 0: give a value from 1",
     ("--steps", "many"): "--steps",
     ("--lr", "nan"): "--lr nan: not a finite number",
+    ("--data",): "--data: name files",
+    ("--data", "a.txt", "--lr", "1e-3", "--data", "b.txt"): "--data: given twice",
+    ("--cache-dir", "~nobody-here/x"): "--cache-dir ~nobody-here/x",
+    ("--cache-dir", "file/x"): "--cache-dir file/x: cannot be written",
+    ("--out", "q\udce9"): "cannot be printed",
     ("--lr", "-1"): "--lr -1",
     ("--steps", "5", "--minutes", "1"): "--steps and --minutes: two budgets at once",
     ("--learning-rate", "1"): "--learning-rate: no such flag",
@@ -363,7 +409,7 @@ FLAG_FAULTS = {
 }
 
 
-@pytest.mark.parametrize("flags", FLAG_FAULTS, ids=" ".join)
+@pytest.mark.parametrize("flags", FLAG_FAULTS, ids=ascii)
 def test_bad_flags_are_one_line(go, tmp_path, flags):
     (tmp_path / "file").write_text("x")
     status, _, err = go(*flags)

@@ -5,6 +5,7 @@ Every tensor is accounted for: it is mapped, a copy of a mapped one, a head of t
 does not have (dropped and counted), or an error that names it.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -18,6 +19,7 @@ from minilm.model.encoder import EncoderConfig, LayerSpec, bert_config, modern_c
 
 FORMAT = 1  # of the "minilm" entry in config.json
 MAX_LAYERS = 1000
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 BERT_NAMES = {
     "encoder.embedding.word": "bert.embeddings.word_embeddings",
@@ -82,10 +84,12 @@ def _value(config: dict[str, Any], key: str, kind: type, default: Any = None) ->
     value = config.get(key, default)
     if value is None:
         raise CheckpointError(f"config.json: {key} is missing")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and abs(value) < 2**53 and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise CheckpointError(f"config.json: {key} is {value!r}; expected {kind.__name__}")
+    if kind is float and not math.isfinite(value):
+        raise CheckpointError(f"config.json: {key} is {value}; expected a finite number")
     return value
 
 
@@ -375,9 +379,12 @@ def from_hf(
             if rest[key].shape != part.shape:
                 shapes = f"{tuple(rest[key].shape)}; config.json makes it {tuple(part.shape)}"
                 raise CheckpointError(f"tensor {key} has shape {shapes}")
+            if rest[key].dtype not in DTYPES:
+                raise CheckpointError(f"tensor {key} is of {rest[key].dtype}; expected one of {DTYPES}")
+            rest[key] = rest[key].to(like.dtype)
             if not rest[key].isfinite().all():
                 raise CheckpointError(f"tensor {key} holds values that are not finite")
-        state[name] = torch.cat([rest.pop(key) for key in theirs]).to(like.dtype)
+        state[name] = torch.cat([rest.pop(key) for key in theirs])
     for copy, source in family.copies.items():
         if copy in rest and source in tensors and not torch.equal(rest.pop(copy), tensors[source]):
             raise CheckpointError(f"tensor {copy} differs from {source}; only tied weights are supported")

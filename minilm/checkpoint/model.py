@@ -46,6 +46,15 @@ def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
     file.chmod(mode)
 
 
+def _load_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        if file.exists() and not file.is_file():
+            raise OSError("not a regular file")
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+
+
 def read_model(directory: Path | str, backend: Backend = "sdpa") -> Pretrained:
     """A language model's directory: minilm's, or transformers' for a family of hf.py.
 
@@ -80,14 +89,11 @@ def load_weights(model: nn.Module, directory: Path) -> list[str]:
     """
     model_type = read_json(directory / "config.json")["model_type"]
     file = directory / "model.safetensors"
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    tensors = _load_tensors(file)
     try:
         state, dropped = from_hf(tensors, model_type, model.state_dict())
     except CheckpointError as error:
-        raise CheckpointError(f"{file}: {error}") from error
+        raise CheckpointError(f"{file}: {' '.join(str(error).split())}") from error
     model.load_state_dict(state, assign=next(model.parameters()).is_meta)
     return dropped
 
@@ -114,17 +120,20 @@ def write_training(
 def read_training(
     directory: Path, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Fill the optimizers; (rng, state) as they were written."""
+    """Fill the optimizers; (rng, state) as they were written. Raises CheckpointError."""
     parameters = dict(model.named_parameters())
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     rng = {}
-    for name, tensor in load_file(directory / "training" / "tensors.safetensors").items():
+    file = directory / "training" / "tensors.safetensors"
+    for name, tensor in _load_tensors(file).items():
         key, _, of = name.partition("/")
         if key == "rng":
             rng[of] = tensor
-        else:
+        elif of in parameters:
             parameter = parameters[of]
             owner[parameter].state[parameter][key] = tensor.to(parameter.device)
+        else:
+            raise CheckpointError(f"{file}: {name!r} belongs to no parameter of this model")
     state = read_json(directory / "training" / "state.json")
     check_format(directory / "training" / "state.json", state)
     return rng, state

@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from minilm.errors import CheckpointError, ConfigError
 
 FORMAT = 1  # of MANIFEST.json, run.json and training/state.json
+MAX_JSON = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,19 @@ class Run:
     result: dict[str, Any] | None = None
 
 
+RUN_KINDS = {
+    "settings": dict,
+    "data": str,
+    "steps": int,
+    "device": str,
+    "precision": str,
+    "threads": int,
+    "backend": str,
+    "versions": dict,
+    "result": dict | None,
+}
+
+
 class Store:
     """The checkpoints of one run. Only one process at a time holds it."""
 
@@ -47,6 +61,8 @@ class Store:
 
     def check_writable(self) -> None:
         """Raises ConfigError where the directory could not be made or holds something else, without touching it."""
+        if not str(self.out).isprintable():  # a byte that is no UTF-8, or an invisible character
+            raise ConfigError(f"--out {str(self.out)!r}: cannot be printed; choose a name that can")
         nearest = self.out
         while not nearest.exists() and nearest != nearest.parent:
             nearest = nearest.parent
@@ -63,11 +79,12 @@ class Store:
     def hold(self) -> Iterator[None]:
         """Make the directory and keep other writers out of it; the system lets go when this process dies. A directory
         in which nothing came about is removed again."""
+        made = [path for path in (self.out, *self.out.parents) if not path.exists()]
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            lock = (self.out / "lock").open("a+", encoding="utf-8")
+            lock = open(self.out / "lock", "a+", encoding="utf-8", opener=_open_no_link)  # noqa: SIM115
         except OSError as error:
-            raise ConfigError(f"--out {self.out}: cannot be written ({error.strerror})") from error
+            raise ConfigError(f"--out {self.out}: cannot be written ({error.strerror or error})") from error
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,8 +100,11 @@ class Store:
             try:
                 yield
             finally:
-                if [path.name for path in self.out.iterdir()] == ["lock"]:
-                    shutil.rmtree(self.out)
+                with suppress(OSError):
+                    if [path.name for path in self.out.iterdir()] == ["lock"]:
+                        (self.out / "lock").unlink()
+                        for path in made:
+                            path.rmdir()
 
     def earlier_run(self, settings: dict[str, Any], choices: dict[str, Any], resume: str) -> Run | None:
         """The run that began here. Raises ConfigError where it is another than is asked for now.
@@ -103,6 +123,11 @@ class Store:
             was = run.settings | {key: getattr(run, key) for key in choices}
         except (TypeError, AttributeError) as error:
             raise CheckpointError(f"{file}: not a run's ({error}); choose another --out") from error
+        for key, kind in RUN_KINDS.items():
+            if not isinstance(getattr(run, key), kind):
+                raise CheckpointError(f"{file}: {key} is {getattr(run, key)!r}; choose another --out")
+        if run.steps < 1 or run.settings.get("steps") not in (None, run.steps):
+            raise CheckpointError(f"{file}: steps is {run.steps}; choose another --out")
         for key, now in (settings | choices).items():
             if was.get(key) != now:
                 began = f"with {key} {was[key]}" if was.get(key) is not None else f"without {key}"
@@ -117,7 +142,7 @@ class Store:
     def latest(self, say: Callable[[str], None]) -> Path | None:
         """The newest checkpoint whose manifest verifies; `say` is told about newer ones that do not."""
         for _, path in reversed(checkpoints(self.out)):
-            if not (fault := manifest_fault(path)):
+            if not (fault := manifest_fault(path, whole=True)):
                 return path
             say(f"{path} is damaged ({fault}); trying the one before")
         return None
@@ -156,8 +181,10 @@ class Store:
             write(partial)
             write_manifest(partial)
             _sync(partial)
-        except (OSError, SafetensorError) as error:
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
+            if not isinstance(error, OSError | SafetensorError):
+                raise
             kept = [path.name for _, path in checkpoints(self.out)]
             raise CheckpointError(
                 f"{self.out}: {name} cannot be written ({error}); make room, then the same command goes on from "
@@ -168,7 +195,8 @@ class Store:
 
 def checkpoints(out: Path) -> list[tuple[int, Path]]:
     """(step, path) of every step directory, oldest first."""
-    found = ((path.name.removeprefix("step-"), path) for path in out.glob("step-*") if path.is_dir())
+    directories = (path for path in out.glob("step-*") if path.is_dir() and not path.is_symlink())
+    found = ((path.name.removeprefix("step-"), path) for path in directories)
     return sorted((int(number), path) for number, path in found if number.isdecimal())
 
 
@@ -178,16 +206,30 @@ def write_manifest(directory: Path) -> None:
     write_json(directory / "MANIFEST.json", {"format": FORMAT, "sha256": sums})
 
 
-def manifest_fault(directory: Path) -> str:
-    """What differs from MANIFEST.json, or nothing."""
+def manifest_fault(directory: Path, whole: bool = False) -> str:
+    """What differs from MANIFEST.json, or nothing. whole: nothing else may be in the directory."""
     try:
         manifest = read_json(directory / "MANIFEST.json")
         check_format(directory / "MANIFEST.json", manifest)
         sums = manifest["sha256"]
-        bad = next((name for name, digest in sums.items() if _sha256(directory / name) != digest), None)
-    except (OSError, CheckpointError, KeyError, AttributeError, TypeError) as error:
+        if whole and sorted(sums) != _listed(directory):
+            return "MANIFEST.json lists other files than are there"
+        bad = next((name for name, digest in sums.items() if _sha256(_inside(directory, name)) != digest), None)
+    except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return f"{bad} differs from MANIFEST.json" if bad else ""
+
+
+def _inside(directory: Path, name: str) -> Path:
+    """A regular file of `directory`. Raises ValueError for a name that leads out of it."""
+    file = directory / name
+    if not file.is_file() or not file.resolve().is_relative_to(directory.resolve()):
+        raise ValueError(f"{name!r} is no file in it")
+    return file
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _listed(directory: Path) -> list[str]:
@@ -226,6 +268,8 @@ def write_json(file: Path, value: dict[str, Any]) -> None:
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises CheckpointError."""
     try:
+        if file.exists() and not (file.is_file() and file.stat().st_size <= MAX_JSON):
+            raise ValueError("not a regular file of a sensible size")
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error})") from error

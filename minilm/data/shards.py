@@ -21,6 +21,7 @@ from minilm.data.tokenizer import Tokenizer
 from minilm.errors import DataError
 
 FORMAT = 1
+BESIDE = ("counts", "tokenizer.json", "tokenizer_config.json")
 CONTENT = ("vocab.txt", "train.tokens", "train.offsets", "held_out.tokens", "held_out.offsets")
 DOCUMENTS_AT_ONCE, CHARS_AT_ONCE = 1024, 4 << 20  # whichever comes first
 
@@ -75,7 +76,7 @@ def prepare(
     if entry.exists():
         if fault := _fault(entry):
             say(f"cache {entry} is damaged ({fault}); making it anew")
-            shutil.rmtree(entry)
+            _remove(entry)
         else:
             return _open(entry)
 
@@ -156,10 +157,19 @@ def _fault(entry: Path) -> str:
     """What is wrong with a cache entry, or nothing."""
     try:
         meta = json.loads((entry / "META.json").read_text(encoding="utf-8"))
-        bad = [name for name, digest in meta["sha256"].items() if _sha256(entry / name) != digest]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if meta["dtype"] not in ("uint16", "uint32") or not isinstance(meta["note"], str):
+            return "META.json is not as it was written"
+        bad = [name for name in (*CONTENT, *BESIDE) if _sha256(entry / name) != meta["sha256"][name]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return f"{bad[0]} has another checksum" if bad else ""
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
 
 
 def _open(entry: Path) -> Prepared:

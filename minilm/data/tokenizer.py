@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import tokenizers
@@ -20,6 +20,8 @@ from minilm.errors import DataError
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MULTIPLE = 64  # matmuls like vocabularies of whole tiles
+MAX_WORD = 100  # characters; a longer word is [UNK], as in google-research/bert
+PLAIN_STEPS = {"BertNormalizer", "Lowercase", "StripAccents", "Strip", "NFC", "NFD", "NFKC", "NFKD", "Sequence"}
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Tokenizer:
             raise DataError(f"vocabulary size {vocab_size} is not a multiple of {MULTIPLE} above 0")
         documents = list(documents) if isinstance(documents, Iterator) else documents
         backend = _wordpiece({}, lowercase)
+        endless = pre_tokenizers.Split(tokenizers.Regex(rf"\A.{{{MAX_WORD + 1},}}\z"), behavior="removed")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([backend.pre_tokenizer, endless])  # [UNK] anyway, and slow
         first, inner = _alphabet(documents, backend, limit=min(1000, vocab_size // 4))
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocab_size,
@@ -122,7 +126,7 @@ class Tokenizer:
         if open_end:
             specials = [(CLS, self.cls_id), (SEP, self.sep_id)]
             backend.post_processor = processors.TemplateProcessing(f"{CLS} $A", f"{CLS} $A {SEP} $B:1", specials)
-        backend.save(str(directory / "tokenizer.json"))
+        (directory / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
         vocab = self._backend.get_vocab()
         (directory / "vocab.txt").write_text(
             "".join(token + "\n" for token in sorted(vocab, key=vocab.get)), encoding="utf-8"
@@ -155,6 +159,10 @@ class Tokenizer:
         """
         backend = self._with_specials if specials else self._backend
         texts = [text] if pair is None else [text, pair]
+        try:
+            "".join(texts).encode()
+        except UnicodeEncodeError as error:
+            raise DataError("the text holds a lone surrogate, which is not a character; leave it out") from error
         parts = [backend.encode(each, add_special_tokens=False) for each in texts]
         keep = [len(part) for part in parts]
         if max_length is not None:
@@ -182,7 +190,7 @@ class Tokenizer:
 
     def token(self, id: int) -> str:
         """The piece with this id."""
-        return self._backend.id_to_token(id)
+        return self._backend.id_to_token(id) or UNK  # an id that a vocabulary with gaps leaves out
 
 
 def _read_json(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
@@ -190,14 +198,30 @@ def _read_json(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
         spec = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a tokenizer file ({error})") from error
+    model = spec.get("model") if isinstance(spec, dict) else None
+    if not isinstance(model, dict):
+        raise DataError(f"{path}: not a tokenizer file (it holds no model)")
+    kind = model.get("type", "WordPiece")
+    if kind != "WordPiece" or model.get("unk_token", UNK) != UNK:
+        raise DataError(f"{path}: a {kind} tokenizer; only WordPiece with {UNK} is supported")
+    for step in _normalizers(spec.get("normalizer")):
+        if step not in PLAIN_STEPS:
+            raise DataError(f"{path}: normalizer {step!r} is not supported, only {', '.join(sorted(PLAIN_STEPS))}")
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
     except Exception as error:  # no narrower one: tokenizers raises just that
         raise DataError(f"{path}: not a tokenizer file ({error})") from error
-    kind = spec["model"].get("type", "WordPiece")
-    if kind != "WordPiece":
-        raise DataError(f"{path}: a {kind} tokenizer; only WordPiece is supported")
+    if not isinstance(backend.model, models.WordPiece):
+        raise DataError(f"{path}: a {type(backend.model).__name__} tokenizer; only WordPiece is supported")
     return backend, bool((spec.get("normalizer") or {}).get("lowercase", False)), ""
+
+
+def _normalizers(spec: Any) -> Iterator[Any]:
+    """The types of a normalizer and of those in it."""
+    if isinstance(spec, dict):
+        yield spec.get("type")
+        for each in spec.get("normalizers") or ():
+            yield from _normalizers(each)
 
 
 def _read_vocab(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
@@ -214,7 +238,7 @@ def _read_vocab(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
     if file.exists():
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise DataError(f"{file}: not JSON ({error})") from error
         if not isinstance(config, dict):
             raise DataError(f"{file}: holds {type(config).__name__}, not an object")
@@ -253,7 +277,7 @@ def _longest_first(a: int, b: int, room: int) -> list[int]:
 
 def _wordpiece(vocab: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
     """BERT's pipeline: clean and lower-case, split at spaces and punctuation, longest match first."""
-    backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=100))
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=MAX_WORD))
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")

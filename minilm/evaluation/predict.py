@@ -28,6 +28,8 @@ def fill_mask(pretrained: Pretrained, text: str, top_k: int = 5) -> list[Filling
     model, tokenizer, objective = pretrained
     if objective != "mlm":
         raise ConfigError(f"a {objective} model does not fill in masks; continue a text with it")
+    if top_k < 1:
+        raise ConfigError(f"top_k is {top_k}; give 1 or more")
     encoding = tokenizer.encode(text, max_length=model.cfg.max_position_embeddings, specials=True)
     masks = [i for i, id in enumerate(encoding.input_ids) if id == tokenizer.mask_id]
     if len(masks) != 1:
@@ -49,6 +51,8 @@ def continue_text(pretrained: Pretrained, text: str, max_new: int = 40, temperat
     model, tokenizer, objective = pretrained
     if objective == "mlm":
         raise ConfigError("a mlm model does not continue a text; fill in masks with it")
+    if temperature != 0 and not 1e-3 <= temperature <= 1e3:
+        raise ConfigError(f"temperature is {temperature}; give 0 or a value from 0.001 to 1000")
     prompt = tokenizer.encode(text).input_ids[:-1]  # without the [SEP] that would end it
     limit = model.cfg.max_position_embeddings
     if len(prompt) >= limit:

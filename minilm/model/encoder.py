@@ -26,6 +26,7 @@ from minilm.model.attention import (
     rope_table,
 )
 
+MAX_SIZE = 1 << 24  # of any one dimension
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}  # gelu is the exact one, with erf
 
 
@@ -63,8 +64,12 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         positive = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
         for name in positive:
-            if not (isinstance(value := getattr(self, name), int) and value > 0):
-                raise ConfigError(f"{name} is {value!r}; give a whole number above 0")
+            if not (isinstance(value := getattr(self, name), int) and 0 < value <= MAX_SIZE):
+                raise ConfigError(f"{name} is {value!r}; give a whole number from 1 to {MAX_SIZE}")
+        if not 0 <= self.type_vocab_size <= MAX_SIZE:
+            raise ConfigError(f"type_vocab_size is {self.type_vocab_size}; give a whole number from 0 to {MAX_SIZE}")
+        if not self.layer_norm_eps > 0:
+            raise ConfigError(f"layer_norm_eps is {self.layer_norm_eps}; give a number above 0")
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} does not divide into num_attention_heads "

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from minilm.checkpoint.model import load_weights, read_training, write_training
 from minilm.checkpoint.store import Store
 from minilm.data.loader import Loader
+from minilm.errors import CheckpointError
 from minilm.train.log import Log, say
 from minilm.train.loop import Loss, Optimizers, Plan, Score, TrainingError, fit, train_step
 from minilm.train.runtime import Runtime, StopSignals, rng_state, set_rng_state
@@ -25,6 +25,7 @@ NAMED_ROWS = 64  # of a step that failed
 class Job:
     """What trains, on what, and where it is kept."""
 
+    identity: str  # of all that decides its weights; a checkpoint of another job is refused
     model: nn.Module
     loss: Loss
     optimizers: Optimizers
@@ -66,7 +67,7 @@ def train(job: Job, plan: Plan) -> Log:
     def save(step: int) -> None:
         def write(directory: Path) -> None:
             job.write_model(directory)
-            state = {"step": step, "tokens": log.tokens, "seconds": log.seconds}
+            state = {"job": job.identity, "step": step, "tokens": log.tokens, "seconds": log.seconds}
             state |= {"loader": job.loader.state_dict(), "scaler": job.runtime.scaler.state_dict()}
             write_training(directory, job.model, job.optimizers, rng_state(), state)
 
@@ -104,16 +105,23 @@ def train(job: Job, plan: Plan) -> Log:
 
 def _restore(job: Job, plan: Plan) -> tuple[int, Log]:
     """The step to go on from, with everything as it was then, and the log of the run so far."""
-    state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0}
+    start, tokens, seconds = 0, 0, 0.0
     if checkpoint := job.store.latest(say):
-        load_weights(job.model, checkpoint)
         rng, state = read_training(checkpoint, job.model, job.optimizers)
+        if state.get("job") != job.identity:
+            raise CheckpointError(f"{checkpoint}: of another run; move it away")
+        load_weights(job.model, checkpoint)
         set_rng_state(rng)
-        job.loader.load_state_dict(state["loader"])
-        job.runtime.scaler.load_state_dict(state["scaler"])
-    start = state["step"]
+        try:
+            start, tokens, seconds = int(state["step"]), int(state["tokens"]), float(state["seconds"])
+            job.loader.load_state_dict(state["loader"])
+            job.runtime.scaler.load_state_dict(state["scaler"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{checkpoint}: its training state is damaged ({error}); move it away") from error
+        if not 0 < start <= plan.steps:
+            raise CheckpointError(f"{checkpoint}: step {start} of {plan.steps}; move it away")
     epochs = plan.steps * plan.accumulation * job.loader.batch_size / len(job.loader.rows)
     whole = f"{plan.steps:,} steps, which see each row {epochs:.3g} times"
     say(f"going on from step {start:,} of {whole}" if start else f"training for {whole}")
     peak_lr = max(group["peak_lr"] for optimizer in job.optimizers for group in optimizer.param_groups)
-    return start, Log(job.store.out / "metrics.jsonl", plan.steps, start, peak_lr, state["tokens"], state["seconds"])
+    return start, Log(job.store.out / "metrics.jsonl", plan.steps, start, peak_lr, tokens, seconds)

@@ -18,8 +18,9 @@ QUIET_LINES = 20  # a run whose output is not a terminal prints about this many
 
 def say(line: str) -> None:
     """One line on stderr, above the bar if there is one; stdout is for results."""
-    tqdm.write(line, file=sys.stderr)
-    sys.stderr.flush()
+    if sys.stderr is not None:  # closed
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
 
 
 class Log:
@@ -35,7 +36,7 @@ class Log:
         partial = file.with_name(f".{file.name}.tmp")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         partial.replace(file)
-        self.is_terminal = sys.stderr.isatty()
+        self.is_terminal = sys.stderr is not None and sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=start, unit="step", disable=not self.is_terminal, dynamic_ncols=True)
         self.score: Score | None = None  # the latest
         self.start, self.said_at = start, start
@@ -98,9 +99,16 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
     """The lines of a metrics.jsonl, without any that is not whole: a kill may leave the last one so."""
     lines = []
     for text in file.read_text(encoding="utf-8", errors="replace").split("\n") if file.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
+        with contextlib.suppress(ValueError, RecursionError):
+            if _is_metrics(line := json.loads(text)):
+                lines.append(line)
     return lines
+
+
+def _is_metrics(line: object) -> bool:
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        return False
+    return all(isinstance(value, int | float | None) for value in line.values())
 
 
 def plot_loss(metrics: Path, image: Path, unigram: float) -> bool:

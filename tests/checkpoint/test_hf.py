@@ -175,6 +175,13 @@ def test_hf_defaults_are_read():
         ({"model_type": "gpt2"}, "model_type 'gpt2' is unknown"),
         ({"model_type": ["bert"]}, r"model_type \['bert'\] is unknown"),
         ({"vocab_size": "99"}, "vocab_size is '99'; expected int"),
+        ({"vocab_size": 2**62}, "give a whole number from 1"),
+        ({"intermediate_size": 10**30}, "give a whole number from 1"),
+        ({"max_position_embeddings": 2**62}, "give a whole number from 1"),
+        ({"type_vocab_size": -1}, "type_vocab_size is -1"),
+        ({"layer_norm_eps": 10**400}, "expected float"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan"),
+        ({"layer_norm_eps": -1}, "layer_norm_eps is -1.0"),
         ({"hidden_size": True}, "hidden_size is True; expected int"),
         ({"num_attention_heads": 5}, "does not divide"),
         ({"hidden_act": "os.system"}, "unknown; use one of"),
@@ -210,6 +217,7 @@ def test_a_config_we_cannot_compute_is_refused(change, message):
         ({"rope_parameters": {"rope_theta": 1e4}}, "does not describe each kind of layer"),
         ({"rope_parameters": {"full_attention": {"rope_theta": "big"}}}, "is 'big'; expected float"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 0.0}}}, "rope_base above 0"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": float("inf")}}}, "full_attention is inf"),
         ({"hidden_size": 12, "num_attention_heads": 4}, "3 wide; make that even"),
     ],
 )
@@ -320,10 +328,31 @@ def test_weights_of_half_precision_become_ours(tokenizer, tmp_path):
         assert torch.equal(ours, theirs.half().float())
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.complex64, torch.float8_e4m3fn])
+def test_weights_of_no_float_are_refused(dtype, tokenizer, tmp_path):
+    model = model_of("bert", tokenizer.vocab_size)
+    write_model(tmp_path, model, tokenizer, "mlm")
+    tensors = to_hf(model.state_dict(), "bert")
+    tensors["cls.predictions.bias"] = tensors["cls.predictions.bias"].to(dtype)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"cls.predictions.bias is of torch"):
+        read_model(tmp_path)
+
+
+def test_weights_beyond_our_range_are_not_finite(tokenizer, tmp_path):
+    model = model_of("bert", tokenizer.vocab_size)
+    write_model(tmp_path, model, tokenizer, "mlm")
+    tensors = to_hf(model.state_dict(), "bert")
+    tensors["cls.predictions.bias"] = tensors["cls.predictions.bias"].double() + 1e300
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"cls.predictions.bias holds values that are not finite"):
+        read_model(tmp_path)
+
+
 def test_a_size_that_no_machine_holds_is_refused_by_the_file(tokenizer, tmp_path):
     model = model_of("bert", tokenizer.vocab_size)
     write_model(tmp_path, model, tokenizer, "mlm")
-    config = json.loads((tmp_path / "config.json").read_text()) | {"vocab_size": 10**12}
+    config = json.loads((tmp_path / "config.json").read_text()) | {"vocab_size": 10**7, "hidden_size": 2**24}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"word_embeddings.weight has shape"):
         read_model(tmp_path)

@@ -5,11 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 from safetensors import SafetensorError
 
-from minilm.checkpoint.store import Run, Store, manifest_fault, write_json
+from minilm.checkpoint.store import Run, Store, manifest_fault, read_json, write_json
 from minilm.errors import CheckpointError, ConfigError
 
 
@@ -120,6 +121,7 @@ def test_two_writers_are_one_too_many(store):
 
 
 SETTINGS = {"lr": 1e-3, "seed": 0}
+RUN = {"format": 1, **asdict(Run({"steps": 10}, "hash", 10, "cpu", "fp32", 2, "sdpa", {"torch": "2.13.0"}))}
 
 
 @pytest.mark.parametrize(
@@ -158,8 +160,15 @@ def test_a_directory_of_something_else_is_refused(store):
         ('{"format": 2}', "format 2, this version reads 1"),
         ('{"format": 1}', "not a run's"),
         ('{"format": 1, "settings": {}, "mood": "good"}', "not a run's"),
+        *(
+            (json.dumps(RUN | change), f"{next(iter(change))} is")
+            for change in (
+                {"steps": "10"}, {"steps": 5.5}, {"steps": 0}, {"steps": 9}, {"precision": 5}, {"backend": []},
+                {"versions": None}, {"result": [1]}, {"threads": "2"}, {"data": None},
+            )
+        ),
     ],
-)
+)  # fmt: skip
 def test_a_run_file_that_is_none_is_refused(store, text, message):
     (store.out / "run.json").write_text(text)
     with pytest.raises(CheckpointError, match=message):
@@ -167,9 +176,15 @@ def test_a_run_file_that_is_none_is_refused(store, text, message):
 
 
 def test_a_directory_in_which_nothing_came_about_is_removed(tmp_path):
-    with pytest.raises(ValueError, match="no data"), Store(tmp_path / "new").hold():
+    with pytest.raises(ValueError, match="no data"), Store(tmp_path / "new" / "run").hold():
         raise ValueError("no data")
     assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    for name in ("mine", "link"):  # what was there before stays, and the error is the one that counts
+        with pytest.raises(ValueError, match="no data"), Store(tmp_path / name).hold():
+            raise ValueError("no data")
+        assert names(tmp_path / name) == []
     with Store(tmp_path / "new").hold():
         (tmp_path / "new" / "run.json").write_text("{}")
     assert names(tmp_path / "new") == ["lock", "run.json"]
@@ -181,6 +196,40 @@ def test_an_output_that_cannot_be_is_refused_and_not_made(tmp_path):
         Store(tmp_path / "file" / "run").check_writable()
     Store(tmp_path / "new" / "run").check_writable()
     assert not (tmp_path / "new").exists()
+
+
+def test_a_lock_that_is_a_link_is_not_followed(store, tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    (store.out / "lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(ConfigError, match="cannot be written"), store.hold():
+        pass
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "sums", [{}, {"/dev/zero": "x"}, {"../outside": "x"}, {"a\0b": "x"}, {"\ud800": "x"}, {"fifo": "x"}, [], None]
+)
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_manifest_that_lies_is_a_fault(tmp_path, sums, whole):
+    (tmp_path / "outside").write_text("x")
+    inside = tmp_path / "in"
+    inside.mkdir()
+    (inside / "a").write_text("x")
+    os.mkfifo(inside / "fifo")
+    write_json(inside / "MANIFEST.json", {"format": 1, "sha256": sums})
+    assert manifest_fault(inside, whole) or (sums == {} and not whole)
+
+
+def test_a_step_that_is_a_link_is_no_checkpoint(store, tmp_path):
+    store.save(5, write_text("older"))
+    (store.out / "step-000010").symlink_to(store.out / "step-000005")
+    assert store.latest(print).name == "step-000005"
+
+
+def test_json_that_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        read_json(tmp_path / "config.json")
 
 
 def test_sweeping_takes_only_what_is_ours(store):

@@ -236,3 +236,30 @@ def test_a_faster_process_wins(corpus, cache, tokenizer, monkeypatch):
     monkeypatch.setattr(module, "_write", race)
     assert len(prepare(corpus, cache, 0.1, tokenizer).train) > 200
     assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "uint17"}, {"dtype": None}, {"note": 3}, {"sha256": {}}, {"sha256": []}, {"sha256": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_cache_whose_description_is_damaged_is_made_anew(corpus, cache, change):
+    first, said = prepare(corpus, cache, 0.1, vocab_size=128), []
+    file = next(cache.glob("tokens-*")) / "META.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    again = prepare(corpus, cache, 0.1, vocab_size=128, say=said.append)
+    assert "is damaged" in said[0]
+    assert again.fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_cache_entry_that_is_no_directory_is_made_anew(corpus, cache, tmp_path, kind):
+    first = prepare(corpus, cache, 0.1, vocab_size=128)
+    entry = next(cache.glob("tokens-*"))
+    entry.rename(tmp_path / "moved")
+    (tmp_path / "moved" / "counts").unlink()
+    entry.write_text("x") if kind == "file" else entry.symlink_to(tmp_path / "moved")
+    assert prepare(corpus, cache, 0.1, vocab_size=128).fingerprint == first.fingerprint
+    assert (tmp_path / "moved").exists()

@@ -298,3 +298,36 @@ def test_decode(trained):
     assert trained.decode(e.input_ids, skip_specials=False) == "[CLS] bonga fesi, tur. [SEP]"
     assert trained.decode([]) == ""
     assert trained.lowercase == (trained.decode(trained.encode("LUR").input_ids) == "lur")
+
+
+@pytest.mark.parametrize("text", ["a \ud800", "\udfff"])
+def test_a_lone_surrogate_is_one_line(trained, text):
+    for texts in ((text,), ("fine", text)):
+        with pytest.raises(DataError, match="lone surrogate"):
+            trained.encode(*texts)
+
+
+def test_an_endless_word_does_not_stop_training():
+    """It is [UNK] when it is read, so it may not cost minutes (it took quadratic time), nor change a piece."""
+    text = "the quick brown fox jumps over the lazy dog while seven wizards box with five dozen liquor jugs " * 9
+    with_it = Tokenizer.train([text, "x" * 1_000_000, text], 128)
+    assert with_it.fingerprint() == Tokenizer.train([text, "x", text], 128).fingerprint()
+    assert with_it.encode("x" * 101).tokens == ["[CLS]", "[UNK]", "[SEP]"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "normalizer 'Precompiled'"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Replace"}]}}, "normalizer 'Replace'"),
+        ({"model": {"type": "WordPiece", "unk_token": "[NOPE]", "vocab": {}}}, r"only WordPiece with \[UNK\]"),
+        ({"model": {"vocab": {}, "merges": []}}, "tokenizer"),
+        ({"model": [1]}, "not a tokenizer file"),
+    ],
+)
+def test_a_tokenizer_file_that_would_panic_later_is_refused(trained, tmp_path, change, said):
+    trained.save(tmp_path, model_max_length=64)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text()) | change
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(DataError, match=said):
+        Tokenizer.load(tmp_path)

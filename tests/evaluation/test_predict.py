@@ -127,3 +127,11 @@ def test_a_model_does_what_it_was_trained_for(model, tokenizer):
             fill_mask(Pretrained(model, tokenizer, objective), "the [MASK] sat")
     with pytest.raises(ConfigError, match="a mlm model does not continue a text"):
         continue_text(Pretrained(model, tokenizer, "mlm"), "the cat")
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("nan"), 1e-45, float("inf")])
+def test_numbers_that_cannot_be_are_refused(model, tokenizer, temperature):
+    with pytest.raises(ConfigError, match="temperature is"):
+        continue_text(Pretrained(model, tokenizer, "clm"), "the cat", temperature=temperature)
+    with pytest.raises(ConfigError, match="top_k is 0"):
+        fill_mask(Pretrained(model, tokenizer, "mlm"), "the [MASK]", top_k=0)

@@ -41,6 +41,7 @@ def make(tiny, cpu, tmp_path):
         loader = Loader(Rows(), CausalLM(), batch_size=4, seed=0)
         (tmp_path / "run").mkdir()
         return Job(
+            "hash",
             model,
             loss,
             optimizers,
