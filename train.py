@@ -4,8 +4,6 @@ The path of a sentence: corpus -> tokenizer -> shards -> packing -> objectives -
 head (minilm/model), loss, optimizer and loop (minilm/train), and to disk (minilm/checkpoint).
 """
 
-import hashlib
-import json
 import math
 import tempfile
 from dataclasses import asdict, dataclass, fields, replace
@@ -14,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 
-import minilm
 from minilm import cli
 from minilm.batch import Batch
 from minilm.checkpoint.model import Pretrained, read_model, write_model
@@ -33,7 +30,7 @@ from minilm.model.encoder import initialise
 from minilm.model.heads import LanguageModel
 from minilm.recipes import RECIPES, Recipe, RecipeName
 from minilm.train.cost import training_flops
-from minilm.train.job import Job, step_seconds, train
+from minilm.train.job import VERSIONS, Job, begin, runtime_of, step_seconds, train
 from minilm.train.log import Log, plot_loss, say
 from minilm.train.loop import Optimizers, Plan, evaluate
 from minilm.train.losses import language_model_loss, language_model_score
@@ -41,7 +38,6 @@ from minilm.train.optim import OptimizerName, ScheduleName, lr_fraction, make_op
 from minilm.train.runtime import Runtime, peak_memory_mb
 
 EVAL_SEED = 0  # held-out masks are the same in every run
-VERSIONS = {"minilm": minilm.__version__, "torch": torch.__version__}
 
 
 @dataclass(frozen=True)
@@ -176,10 +172,11 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> tuple[dict[str, Any], lis
     """Data, model, loop, final model: (what it came to, the model at work on a few held-out documents)."""
     store = Store(out)
     with store.hold():
-        run = store.earlier_run(*asked_for(args, recipe), args.resume)
-        runtime = runtime_of(args, run)
+        settings, choices = asked_for(args, recipe)
+        run = store.earlier_run(settings, choices, args.resume)
+        runtime = runtime_of(run, args.device, args.precision, args.threads)
         data, loader, held_out = load_data(args, recipe, runtime)
-        if run and run.data != data.fingerprint:
+        if run and run.settings["data"] != data.fingerprint:
             raise ConfigError(
                 f"--out {out}: began with other text, or with other versions of the packages whose documentation the "
                 f"embedded corpus is; use the same, or another --out"
@@ -193,9 +190,8 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> tuple[dict[str, Any], lis
         parameters = sum(p.numel() for p in model.parameters())
         say(f"{parameters / 1e6:.1f} M parameters on {runtime.describe()}, {backend} attention; into {out}")
         say(f"{len(loader.rows):,} rows of {recipe.length} tokens, {loader.rows.fill:.1%} full")
-        identity = {**asked_for(args, recipe)[0], "data": data.fingerprint}
         job = Job(
-            hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+            settings | {"data": data.fingerprint},
             model,
             language_model_loss,
             optimizers,
@@ -206,7 +202,7 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> tuple[dict[str, Any], lis
             write_model=lambda directory: write_model(directory, model, data.tokenizer, args.objective),
         )
         if not run:
-            run = begin(args, recipe, job, data, backend)
+            run = begin(job, steps_of_budget(args, recipe, job), backend)
         log = train(job, plan_of(args, recipe, run.steps))
         return conclude(run, job, log, data, held_out)
 
@@ -217,21 +213,6 @@ def asked_for(args: Args, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any
     flags = {"precision": args.precision, "threads": args.threads}
     choices = {name: value for name, value in flags.items() if value not in ("auto", None)}
     return settings | {"held_out": args.held_out} | asdict(recipe), choices
-
-
-def runtime_of(args: Args, run: Run | None) -> Runtime:
-    """Device, precision and threads: chosen, or as the run began with, for bits repeat only at equal ones. What else
-    they depend on and is another now is said."""
-    if run is None:
-        return Runtime.choose(args.device, args.precision, args.threads)
-    runtime = replace(Runtime.choose(args.device, run.precision, run.threads), reason="as this run began")
-    for what, was, now in [
-        ("device", run.device, runtime.device.type),
-        *((name, run.versions.get(name), version) for name, version in VERSIONS.items()),
-    ]:
-        if was != now and not run.result:
-            say(f"this run began with {what} {was}, now it is {now}: it goes on, but not bit for bit")
-    return runtime
 
 
 def load_data(args: Args, recipe: Recipe, runtime: Runtime) -> tuple[Prepared, Loader, list[Batch]]:
@@ -280,23 +261,6 @@ def build(
     return model, make_optimizers(model, kind, recipe.lr, recipe.weight_decay, betas, muon_dtype=runtime.muon_dtype)
 
 
-def begin(args: Args, recipe: Recipe, job: Job, data: Prepared, backend: Backend) -> Run:
-    """What this run has decided, written down before its first step."""
-    settings, _ = asked_for(args, recipe)
-    run = Run(
-        settings=settings,
-        data=data.fingerprint,
-        steps=steps_of_budget(args, recipe, job),
-        device=job.runtime.device.type,
-        precision=job.runtime.precision,
-        threads=job.runtime.threads,
-        backend=backend,
-        versions=VERSIONS,
-    )
-    job.store.write_run(run)
-    return run
-
-
 def steps_of_budget(args: Args, recipe: Recipe, job: Job) -> int:
     """The budget in steps."""
     if args.steps is not None:
@@ -333,7 +297,7 @@ def conclude(run: Run, job: Job, log: Log, data: Prepared, held_out: list[Batch]
 
     def write_final(directory: Path) -> None:
         job.write_model(directory)
-        card = model_card(result, out, run.settings, run.data)
+        card = model_card(result, out, run.settings)
         (directory / "README.md").write_text(card, encoding="utf-8")
 
     job.store.finish(write_final)

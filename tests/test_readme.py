@@ -44,7 +44,7 @@ def test_train_commands_run(command, tmp_path):
     if "--help" not in flags:
         flags += ["--out", "run", "--cache-dir", "cache", "--threads", "1"]
         flags += [] if "--data" in flags else ["--data", "news"]
-        flags += [] if "--dry-run" in flags else ["--steps", "4"]
+        flags += [] if "--dry-run" in flags else ["--steps", "4", "--evaluate-every", "4"]
     if "--minutes" in flags:
         at = flags.index("--minutes")
         del flags[at : at + 2]

@@ -29,8 +29,7 @@ MAX_JSON = 64 << 20  # bytes
 class Run:
     """run.json: what a run decided when it began, and, when it has ended, what it came to."""
 
-    settings: dict[str, Any]  # a run that goes on must be asked for with equal ones
-    data: str  # fingerprint of what it trains on
+    settings: dict[str, Any]  # what decides the weights: flags, and a fingerprint of the data
     steps: int
     device: str  # this and the next four decide the bits
     precision: str
@@ -42,7 +41,6 @@ class Run:
 
 RUN_KINDS = {
     "settings": dict,
-    "data": str,
     "steps": int,
     "device": str,
     "precision": str,
@@ -221,11 +219,10 @@ def manifest_fault(directory: Path, whole: bool = False) -> str:
 
 
 def _inside(directory: Path, name: str) -> Path:
-    """A regular file of `directory`. Raises ValueError for a name that leads out of it."""
-    file = directory / name
-    if not file.is_file() or not file.resolve().is_relative_to(directory.resolve()):
+    """A file of `directory`. Raises ValueError for a name that leads out of it, or to no regular file."""
+    if not (directory / name).is_file() or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{name!r} is no file in it")
-    return file
+    return directory / name
 
 
 def _open_no_link(path: str, flags: int) -> int:

@@ -89,8 +89,8 @@ def _is_word(tokenizer: Tokenizer, ids: list[int], i: int) -> bool:
     return piece.isalpha() and len(piece) > 3 and not tokenizer.token(ids[i + 1]).startswith("##")
 
 
-def model_card(result: dict[str, Any], out: Path, settings: dict[str, Any], data: str) -> str:
-    """README.md of a model directory; `data` is the fingerprint of what it was trained on."""
+def model_card(result: dict[str, Any], out: Path, settings: dict[str, Any]) -> str:
+    """README.md of a model directory."""
     figures = "\n".join(f"    {line}" for line in summary(result))
     notes = f"\n{PREFIX_NOTE}\n" if result["objective"] == "prefix" else ""
     rows = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
@@ -106,7 +106,7 @@ A {settings["architecture"]} language model that {TASK[result["objective"]]}. Pr
 {figures}
 
 Held-out figures: documents of the same corpus that training never saw, chosen by hash; the corpus, vocabulary and
-split have the fingerprint `{data[:16]}`.
+split have the fingerprint `{settings["data"][:16]}`.
 
     {next_command(result["objective"], out)}
 

@@ -1,22 +1,28 @@
 """A job of training, whatever the task: from its newest checkpoint to its last step, saved on the way."""
 
 import copy
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
+import minilm
 from minilm.checkpoint.model import load_weights, read_training, write_training
-from minilm.checkpoint.store import Store
+from minilm.checkpoint.store import Run, Store
 from minilm.data.loader import Loader
 from minilm.errors import CheckpointError
 from minilm.train.log import Log, say
 from minilm.train.loop import Loss, Optimizers, Plan, Score, TrainingError, fit, train_step
 from minilm.train.runtime import Runtime, StopSignals, rng_state, set_rng_state
 
+VERSIONS = {"minilm": minilm.__version__, "torch": torch.__version__}
 WARM_STEPS, TIMED_STEPS = 3, 20  # of a copy of the model, to turn minutes into steps
 NAMED_ROWS = 64  # of a step that failed
 
@@ -25,7 +31,7 @@ NAMED_ROWS = 64  # of a step that failed
 class Job:
     """What trains, on what, and where it is kept."""
 
-    identity: str  # of all that decides its weights; a checkpoint of another job is refused
+    settings: dict[str, Any]  # what decides the weights: flags, and a fingerprint of the data
     model: nn.Module
     loss: Loss
     optimizers: Optimizers
@@ -34,6 +40,31 @@ class Job:
     store: Store
     evaluate: Callable[[], Score]  # on what is held out
     write_model: Callable[[Path], None]  # into a directory
+
+    def fingerprint(self) -> str:
+        """In every checkpoint: one of another job is refused, for it would end in other weights."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+
+
+def runtime_of(run: Run | None, device: str, precision: str, threads: int | None) -> Runtime:
+    """Device, precision and threads: chosen, or as the run began with, for bits repeat only at equal ones. What else
+    they depend on and is another now is said."""
+    if run is None:
+        return Runtime.choose(device, precision, threads)
+    runtime = replace(Runtime.choose(device, run.precision, run.threads), reason="as this run began")
+    now = {"device": runtime.device.type, **VERSIONS}
+    was = {"device": run.device, **run.versions}
+    for what in (what for what in now if now[what] != was.get(what) and not run.result):
+        say(f"this run began with {what} {was.get(what)}, now it is {now[what]}: it goes on, but not bit for bit")
+    return runtime
+
+
+def begin(job: Job, steps: int, backend: str) -> Run:
+    """What a run has decided, written down before its first step."""
+    runtime = job.runtime
+    run = Run(job.settings, steps, runtime.device.type, runtime.precision, runtime.threads, backend, VERSIONS)
+    job.store.write_run(run)
+    return run
 
 
 def step_seconds(job: Job, accumulation: int, max_norm: float) -> float:
@@ -67,7 +98,7 @@ def train(job: Job, plan: Plan) -> Log:
     def save(step: int) -> None:
         def write(directory: Path) -> None:
             job.write_model(directory)
-            state = {"job": job.identity, "step": step, "tokens": log.tokens, "seconds": log.seconds}
+            state = {"job": job.fingerprint(), "step": step, "tokens": log.tokens, "seconds": log.seconds}
             state |= {"loader": job.loader.state_dict(), "scaler": job.runtime.scaler.state_dict()}
             write_training(directory, job.model, job.optimizers, rng_state(), state)
 
@@ -108,7 +139,7 @@ def _restore(job: Job, plan: Plan) -> tuple[int, Log]:
     start, tokens, seconds = 0, 0, 0.0
     if checkpoint := job.store.latest(say):
         rng, state = read_training(checkpoint, job.model, job.optimizers)
-        if state.get("job") != job.identity:
+        if state.get("job") != job.fingerprint():
             raise CheckpointError(f"{checkpoint}: of another run; move it away")
         load_weights(job.model, checkpoint)
         set_rng_state(rng)

@@ -100,7 +100,7 @@ def test_better_and_worse_than_word_frequencies(tmp_path, loss, said):
 
 def test_a_prefix_model_says_what_transformers_cannot(tmp_path):
     result = RESULT | {"objective": "prefix"}
-    settings, data = {"architecture": "bert"}, "0123456789abcdef0123"
+    settings = {"architecture": "bert", "data": "0123456789abcdef0123"}
     assert sum("cannot apply" in line for line in closing(result, tmp_path, [])) == 1
-    assert "cannot apply" in model_card(result, tmp_path, settings, data)
-    assert "cannot apply" not in model_card(RESULT, tmp_path, settings, data)
+    assert "cannot apply" in model_card(result, tmp_path, settings)
+    assert "cannot apply" not in model_card(RESULT, tmp_path, settings)

@@ -41,7 +41,7 @@ def make(tiny, cpu, tmp_path):
         loader = Loader(Rows(), CausalLM(), batch_size=4, seed=0)
         (tmp_path / "run").mkdir()
         return Job(
-            "hash",
+            {"lr": 1e-3},
             model,
             loss,
             optimizers,
