@@ -49,7 +49,7 @@ class Args:
     objective: ObjectiveName = "mlm"
     """Masked, causal or prefix language model."""
     recipe: RecipeName = "quick"
-    """A named run of minilm/recipes.py; the flags below that default to None override its fields."""
+    """A named run of minilm/recipes.py; flags of the same names as its fields override them."""
     out: Path | None = None
     """Where everything goes; checkpoints/RECIPE-OBJECTIVE if not given."""
     steps: int | None = None
@@ -57,7 +57,7 @@ class Args:
     epochs: float | None = None
     """Budget in passes over the training split."""
     minutes: float | None = None
-    """Budget in minutes of training, turned into steps once, by timing the first ones."""
+    """Budget in minutes of training, turned into steps once, by timing some; without a budget, the recipe's minutes."""
     resume: Literal["auto", "never"] = "auto"
     """auto goes on from the newest complete checkpoint in OUT; never refuses an OUT that holds a run."""
     save_every: int = 500
@@ -175,7 +175,7 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> tuple[dict[str, Any], lis
         settings, choices = asked_for(args, recipe)
         run = store.earlier_run(settings, choices, args.resume)
         runtime = runtime_of(run, args.device, args.precision, args.threads)
-        data, loader, held_out = load_data(args, recipe, runtime)
+        data, loader, held_out_batches = load_data(args, recipe, runtime)
         if run and run.settings["data"] != data.fingerprint:
             raise ConfigError(
                 f"--out {out}: began with other text, or with other versions of the packages whose documentation the "
@@ -198,17 +198,19 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> tuple[dict[str, Any], lis
             loader,
             runtime,
             store,
-            evaluate=lambda: evaluate(model, language_model_score, held_out, runtime),
+            evaluate=lambda: evaluate(model, language_model_score, held_out_batches, runtime),
             write_model=lambda directory: write_model(directory, model, data.tokenizer, args.objective),
         )
         if not run:
-            run = begin(job, steps_of_budget(args, recipe, job), backend)
+            steps = steps_of_budget(args, recipe, job)  # a budget in minutes is timed here
+            run = begin(job, steps, backend)
         log = train(job, plan_of(args, recipe, run.steps))
-        return conclude(run, job, log, data, held_out)
+        return conclude(run, job, log, data, held_out_batches)
 
 
 def asked_for(args: Args, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a run that goes on must be asked for again: settings, and those of its own choices that flags made."""
+    """What a run that goes on must be asked for again: settings, and of what a run otherwise decides by itself
+    (precision, threads) the choices that a flag made."""
     settings = {"objective": args.objective, "seed": args.seed, "steps": args.steps, "epochs": args.epochs}
     flags = {"precision": args.precision, "threads": args.threads}
     choices = {name: value for name, value in flags.items() if value not in ("auto", None)}
@@ -232,6 +234,8 @@ def load_data(args: Args, recipe: Recipe, runtime: Runtime) -> tuple[Prepared, L
             say=say,
         )
     except OSError as error:
+        if error.filename and not str(error.filename).startswith(str(cache)):
+            raise  # of a file that was to be read
         why = error.strerror or error
         raise ConfigError(f"--cache-dir {cache}: cannot be written ({why}); make room, or name another") from error
     if data.note:
@@ -243,10 +247,10 @@ def load_data(args: Args, recipe: Recipe, runtime: Runtime) -> tuple[Prepared, L
     held_out_rows = pack(data.held_out, recipe.packing, recipe.length, data.tokenizer)
     if not len(held_out_rows):
         raise DataError(f"the held-out split makes no row of {rows.T} tokens; give more text, or raise --held-out")
-    held_out = list(fixed_batches(held_out_rows, make_objective(args.objective, data.tokenizer, EVAL_SEED)))
-    if not any(batch.count for batch in held_out):
+    held_out_batches = list(fixed_batches(held_out_rows, make_objective(args.objective, data.tokenizer, EVAL_SEED)))
+    if not any(batch.count for batch in held_out_batches):
         raise DataError("the held-out split has nothing to predict, only unknown words; give other text")
-    return data, loader, held_out
+    return data, loader, held_out_batches
 
 
 def build(
@@ -267,7 +271,8 @@ def steps_of_budget(args: Args, recipe: Recipe, job: Job) -> int:
         return args.steps
     if args.epochs is not None:
         return math.ceil(args.epochs * len(job.loader.rows) / (recipe.batch_size * recipe.accumulation))
-    step_s = step_seconds(job, recipe.accumulation, recipe.max_norm)
+    say("timing a step")
+    step_s = step_seconds(job, recipe.accumulation, recipe.max_norm, limit_s=0.1 * 60 * recipe.minutes)
     steps = max(1, int(60 * recipe.minutes / step_s))
     say(f"{1000 * step_s:.0f} ms a step: {recipe.minutes:g} minutes are about {steps:,} steps")
     return steps
@@ -286,14 +291,16 @@ def plan_of(args: Args, recipe: Recipe, steps: int) -> Plan:
     )
 
 
-def conclude(run: Run, job: Job, log: Log, data: Prepared, held_out: list[Batch]) -> tuple[dict[str, Any], list[str]]:
+def conclude(
+    run: Run, job: Job, log: Log, data: Prepared, held_out_batches: list[Batch]
+) -> tuple[dict[str, Any], list[str]]:
     """The final model with its card, figures and plot in OUT: (the figures, the model at work)."""
     objective, out = run.settings["objective"], job.store.out
-    target = torch.cat([batch.target for batch in held_out])
+    target = torch.cat([batch.target for batch in held_out_batches])
     never = data.tokenizer.special_ids if objective == "mlm" else ()
     unigram = unigram_loss(data.counts, target, never)
     result = {"objective": objective, **measure(job, log), "unigram_loss": unigram, "steps": run.steps}
-    result |= {"vocab_size": data.tokenizer.vocab_size, "held_out_documents": len(data.held_out), "versions": VERSIONS}
+    result |= {"vocab_size": data.tokenizer.vocab_size, "versions": VERSIONS}
 
     def write_final(directory: Path) -> None:
         job.write_model(directory)

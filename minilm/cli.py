@@ -20,10 +20,12 @@ import tyro
 from minilm.errors import ConfigError, UserError
 
 Args = TypeVar("Args")
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def run(main: Callable[[Any], int | None], args_type: type, argv: list[str] | None = None) -> None:
-    """Parse the command line, call `main`, and exit: 0, 2 after a UserError, 130 after Ctrl-C, or what it returned."""
+    """Parse the command line, call `main`, and exit: 0, 2 after what a user can mend, 130 after Ctrl-C, or what it
+    returned."""
     try:
         status = main(parse(args_type, sys.argv[1:] if argv is None else argv))
     except UserError as error:
@@ -31,11 +33,10 @@ def run(main: Callable[[Any], int | None], args_type: type, argv: list[str] | No
     except OSError as error:
         status = _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except (RuntimeError, MemoryError) as error:
-        on_device = isinstance(error, torch.OutOfMemoryError)
-        if not on_device and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
             raise  # a bug
-        what = str(error).split(". ")[0] if on_device else "out of memory"
-        status = _fail(f"{what}; lower --batch-size, and raise --accumulation as much: the step stays the same")
+        what = str(error).split(". ")[0] if isinstance(error, torch.OutOfMemoryError) else "out of memory"
+        status = _fail(f"{what}; in another --out, lower --batch-size and raise --accumulation as much: an equal step")
     except KeyboardInterrupt:
         print("stopped; what was saved stays, and the same command goes on from there", file=sys.stderr)
         status = 130
@@ -110,5 +111,6 @@ def _one_line(boxes: str) -> str:
 
 
 def _fail(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it
+        print("error: " + " ".join(message.split()), file=sys.stderr)
     return 2

@@ -210,9 +210,9 @@ def test_what_is_shown_is_the_model_without_dropout(go, tmp_path, monkeypatch):
         ),
         (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
-            "out of memory; lower",
+            "out of memory; in another",
         ),
-        (MemoryError(), "out of memory; lower --batch-size"),
+        (MemoryError(), "out of memory; in another --out"),
     ],
     ids=["GPU", "CPU", "Python"],
 )
@@ -226,7 +226,7 @@ def test_a_full_memory_is_one_line(go, monkeypatch, error, said):
     status, _, err = go("--steps", 2)
     assert status == 2
     assert said in err.splitlines()[-1]
-    assert "lower --batch-size, and raise --accumulation" in err.splitlines()[-1]
+    assert "in another --out, lower --batch-size and raise --accumulation" in err.splitlines()[-1]
 
 
 def test_a_checkpoint_of_another_run_is_refused(go, tmp_path):

@@ -75,8 +75,8 @@ class Store:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Make the directory and keep other writers out of it; the system lets go when this process dies. A directory
-        in which nothing came about is removed again."""
+        """Make the directory and keep other writers out of it; the system lets go when this process dies. Where nothing
+        came about, what this made is removed again."""
         made = [path for path in (self.out, *self.out.parents) if not path.exists()]
         try:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -90,6 +90,8 @@ class Store:
                 lock.seek(0)
                 holder = lock.read().strip() or "another process"
                 raise ConfigError(f"--out {self.out}: {holder} is writing it; wait, or choose another") from error
+            if not os.path.exists(self.out / "lock"):  # its last holder has just removed it
+                raise ConfigError(f"--out {self.out}: was being removed by another process; run the command again")
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             lock.flush()
@@ -124,6 +126,8 @@ class Store:
         for key, kind in RUN_KINDS.items():
             if not isinstance(getattr(run, key), kind):
                 raise CheckpointError(f"{file}: {key} is {getattr(run, key)!r}; choose another --out")
+        if "data" not in run.settings:
+            raise CheckpointError(f"{file}: settings name no data; choose another --out")
         if run.steps < 1 or run.settings.get("steps") not in (None, run.steps):
             raise CheckpointError(f"{file}: steps is {run.steps}; choose another --out")
         for key, now in (settings | choices).items():

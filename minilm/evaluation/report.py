@@ -1,6 +1,5 @@
 """What a finished run tells: on the console, and in the model card."""
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def next_command(objective: ObjectiveName, out: Path) -> str:
     use = 'print(minilm.continue_text(lm, "Return the"))'
     if objective == "mlm":
         use = 'print(*minilm.fill_mask(lm, "Return the [MASK] of the list."), sep="\\n")'
-    return f"python -c {shlex.quote(f'import minilm; lm = minilm.read_model({json.dumps(str(out))}); {use}')}"
+    return f"python -c {shlex.quote(f'import minilm; lm = minilm.read_model({str(out)!r}); {use}')}"
 
 
 def summary(result: dict[str, Any]) -> list[str]:
@@ -46,8 +45,7 @@ def summary(result: dict[str, Any]) -> list[str]:
     if result["objective"] != "mlm":
         quality += f", perplexity {np.exp(result['held_out_loss']):,.1f}"
     return [
-        f"held out   loss {result['held_out_loss']:.3f} nats on {result['targets']:,} targets of "
-        f"{result['held_out_documents']:,} documents ({quality})",
+        f"held out   loss {result['held_out_loss']:.3f} nats on {result['targets']:,} targets ({quality})",
         f"unigram    loss {result['unigram_loss']:.3f}, what word frequencies alone reach: "
         + (f"{gain:.2f} nats better than that" if gain >= 0 else f"still {-gain:.2f} nats WORSE than that"),
         f"cost       {result['seconds']:.0f} s of training, {result['tokens']:,} tokens at "

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -47,8 +48,8 @@ class Job:
 
 
 def runtime_of(run: Run | None, device: str, precision: str, threads: int | None) -> Runtime:
-    """Device, precision and threads: chosen, or as the run began with, for bits repeat only at equal ones. What else
-    they depend on and is another now is said."""
+    """The device, and precision and threads: chosen, or as the run began with, for bits repeat only at equal ones. What
+    else they depend on and is another now is said."""
     if run is None:
         return Runtime.choose(device, precision, threads)
     runtime = replace(Runtime.choose(device, run.precision, run.threads), reason="as this run began")
@@ -67,20 +68,21 @@ def begin(job: Job, steps: int, backend: str) -> Run:
     return run
 
 
-def step_seconds(job: Job, accumulation: int, max_norm: float) -> float:
-    """How long a step takes. Timed on a copy, so that the job itself stays as it is: trained for so many minutes,
-    it is bit for bit the job of that many steps."""
+def step_seconds(job: Job, accumulation: int, max_norm: float, limit_s: float = math.inf) -> float:
+    """How long a step takes, found in not much more than `limit_s`. Timed on a copy, so that the job itself stays as it
+    is: trained for so many minutes, it is bit for bit the job of that many steps."""
     model, optimizers = copy.deepcopy((job.model, job.optimizers))
     runtime, rng = replace(job.runtime), rng_state()  # replaced: a GradScaler of its own
     batches, took = iter(copy.copy(job.loader)), []
-    for _ in range(WARM_STEPS + TIMED_STEPS):
+    while len(took) < WARM_STEPS + TIMED_STEPS and (len(took) < 2 or sum(took) < limit_s):
         began = time.perf_counter()
         micro_batches = [next(batches) for _ in range(accumulation)]
         nats, _, _ = train_step(model, job.loss, optimizers, micro_batches, runtime, max_norm)
         float(nats)  # waits for the device
         took.append(time.perf_counter() - began)
     set_rng_state(rng)
-    return sum(took[WARM_STEPS:]) / TIMED_STEPS
+    timed = took[min(WARM_STEPS, len(took) - 1) :]
+    return sum(timed) / len(timed)
 
 
 def train(job: Job, plan: Plan) -> Log:
@@ -142,12 +144,14 @@ def _restore(job: Job, plan: Plan) -> tuple[int, Log]:
         if state.get("job") != job.fingerprint():
             raise CheckpointError(f"{checkpoint}: of another run; move it away")
         load_weights(job.model, checkpoint)
-        set_rng_state(rng)
         try:
+            set_rng_state(rng)
             start, tokens, seconds = int(state["step"]), int(state["tokens"]), float(state["seconds"])
             job.loader.load_state_dict(state["loader"])
             job.runtime.scaler.load_state_dict(state["scaler"])
-        except (KeyError, TypeError, ValueError) as error:
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint}: {error}") from error
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{checkpoint}: its training state is damaged ({error}); move it away") from error
         if not 0 < start <= plan.steps:
             raise CheckpointError(f"{checkpoint}: step {start} of {plan.steps}; move it away")

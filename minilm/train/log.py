@@ -19,8 +19,9 @@ QUIET_LINES = 20  # a run whose output is not a terminal prints about this many
 def say(line: str) -> None:
     """One line on stderr, above the bar if there is one; stdout is for results."""
     if sys.stderr is not None:  # closed
-        tqdm.write(line, file=sys.stderr)
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # nobody reads it; a run goes on all the same
+            tqdm.write(line, file=sys.stderr)
+            sys.stderr.flush()
 
 
 class Log:
@@ -74,7 +75,7 @@ class Log:
         self._write(
             {
                 "step": step,
-                "held_out_loss": round(score.loss, 4),
+                "held_out_loss": round(score.loss, 4) if math.isfinite(score.loss) else None,
                 "held_out_accuracy": round(score.accuracy, 4),
             }
         )
@@ -121,7 +122,7 @@ def plot_loss(metrics: Path, image: Path, unigram: float) -> bool:
 
     lines = read_metrics(metrics)
     train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    held = [(line["step"], line["held_out_loss"]) for line in lines if "held_out_loss" in line]
+    held = [(line["step"], line["held_out_loss"]) for line in lines if line.get("held_out_loss") is not None]
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -35,6 +35,10 @@ class Runtime:
         Sets for the whole process: torch's CPU threads, TF32 for fp32 products on a GPU, and on a CPU that glibc keeps
         freed memory. Raises ConfigError for a device that is not there.
         """
+        if threads is not None and threads < 1:
+            raise ConfigError(f"--threads {threads}: give 1 or more")
+        if precision not in ("auto", *DTYPES):
+            raise ConfigError(f"--precision {precision}: unknown; use auto, {', '.join(DTYPES)}")
         if threads is not None:
             torch.set_num_threads(threads)
         chosen = _device(device)
@@ -149,15 +153,17 @@ def _keep_freed_memory() -> None:
 
 
 class StopSignals:
-    """Within it, SIGINT and SIGTERM ask a loop to stop instead of stopping it; a second one stops at once."""
+    """Within it, SIGINT, SIGTERM and SIGHUP ask a loop to stop instead of stopping it; a second one stops at once. One
+    that the process ignores, as after nohup, stays ignored."""
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._receive)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *exception: object) -> None:

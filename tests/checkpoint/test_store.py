@@ -120,14 +120,14 @@ def test_two_writers_are_one_too_many(store):
         assert (store.out / "lock").read_text().startswith(f"process {os.getpid()} ")
 
 
-SETTINGS = {"lr": 1e-3, "seed": 0}
-RUN = {"format": 1, **asdict(Run({"steps": 10}, 10, "cpu", "fp32", 2, "sdpa", {"torch": "2.13.0"}))}
+SETTINGS = {"lr": 1e-3, "seed": 0, "data": "hash"}
+RUN = {"format": 1, **asdict(Run({"steps": 10, "data": "hash"}, 10, "cpu", "fp32", 2, "sdpa", {"torch": "2.13.0"}))}
 
 
 @pytest.mark.parametrize(
     ("settings", "pinned", "resume", "message"),
     [
-        ({"lr": 2e-3, "seed": 0}, {}, "auto", "began with lr 0.001, not 0.002"),
+        ({"lr": 2e-3, "seed": 0, "data": "hash"}, {}, "auto", "began with lr 0.001, not 0.002"),
         (SETTINGS, {"precision": "bf16"}, "auto", "began with precision fp32, not bf16"),
         (SETTINGS, {}, "never", "holds a run"),
         (SETTINGS, {"precision": "fp32"}, "auto", None),

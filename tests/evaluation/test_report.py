@@ -23,7 +23,6 @@ RESULT = {
     "unigram_loss": 6.0,
     "accuracy": 0.5,
     "targets": 20_000,
-    "held_out_documents": 30,
     "tokens": 10**6,
     "parameters": 5_000_000,
     "seconds": 100.0,
@@ -81,7 +80,7 @@ def test_continuations_are_prompts_and_what_follows(model, tokenizer):
     assert [line.split(" -> ")[0] for line in shown] == prompts
 
 
-@pytest.mark.parametrize("out", ["run", "a b", "it's", '"quoted"', "$HOME", "back\\slash"])
+@pytest.mark.parametrize("out", ["run", "a b", "it's", '"quoted"', "$HOME", "back\\slash", "😀 é"])
 def test_the_next_command_is_valid_whatever_the_directory_is_called(tmp_path, out):
     python, flag, code = shlex.split(next_command("mlm", tmp_path / out))
     assert (python, flag) == ("python", "-c")

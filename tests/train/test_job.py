@@ -82,6 +82,14 @@ def test_timing_leaves_no_trace(make, bits, monkeypatch, optimizer, precision):
     assert all(p.grad is None for p in job.model.parameters())
 
 
+def test_timing_ends_with_its_budget(make, monkeypatch):
+    job, calls = make(), []
+    whole_step = job_module.train_step
+    monkeypatch.setattr(job_module, "train_step", lambda *args: calls.append(1) or whole_step(*args))
+    assert step_seconds(job, accumulation=1, max_norm=1.0, limit_s=0.0) > 0
+    assert len(calls) == 2  # one to warm up, one to time
+
+
 def test_a_bad_step_is_named_with_its_rows(make):
     calls = []
 

@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from minilm.train import log as log_module
-from minilm.train.log import Log, plot_loss, read_metrics
+from minilm.train.log import Log, plot_loss, read_metrics, say
 from minilm.train.loop import Score
 
 
@@ -177,3 +177,26 @@ def test_without_matplotlib_there_is_no_plot(tmp_path, monkeypatch):
     monkeypatch.setattr(log_module.importlib.util, "find_spec", lambda name: None)
     assert plot_loss(metrics(tmp_path), tmp_path / "loss.png", unigram=4.0) is False
     assert not (tmp_path / "loss.png").exists()
+
+
+def test_a_held_out_loss_that_is_none_is_null(tmp_path, clock, capsys):
+    log = Log(tmp_path / "m.jsonl", steps=10, start=0, peak_lr=1.0)
+    clock.now += 1
+    log.step(1, 2.0, 1.0, 1.0, tokens=10)
+    log.evaluation(1, Score(float("nan"), 0.0, 9))
+    log.close()
+    assert read_metrics(tmp_path / "m.jsonl")[-1]["held_out_loss"] is None
+    assert plot_loss(tmp_path / "m.jsonl", tmp_path / "p.png", 6.0)
+    assert "nan" in capsys.readouterr().err
+
+
+def test_nobody_has_to_listen(monkeypatch):
+    class Broken:
+        def write(self, text):
+            raise BrokenPipeError
+
+        flush = write
+
+    for stderr in (Broken(), None):
+        monkeypatch.setattr("sys.stderr", stderr)
+        say("a line")

@@ -183,7 +183,7 @@ def test_peak_memory_is_in_megabytes():
     assert peak >= held.numel() * 4 / 2**20
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_asks_and_handlers_come_back(number):
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     with StopSignals() as stop:
@@ -253,3 +253,23 @@ def test_freed_memory_is_kept_on_linux_only(monkeypatch):
     monkeypatch.setattr(runtime_module.sys, "platform", "linux")
     runtime_module._keep_freed_memory()
     assert called == [(-3, 32 * 2**20), (-1, 2**31 - 1)]
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    """As after nohup, or in the background of a script."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.received is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"), [({"threads": 0}, "--threads 0"), ({"precision": "fp8"}, "--precision fp8")]
+)
+def test_what_cannot_be_chosen_is_refused(flags, said):
+    with pytest.raises(ConfigError, match=said):
+        Runtime.choose("cpu", **flags)
