@@ -131,6 +131,8 @@ def read_training(
             rng[of] = tensor
         elif of in parameters:
             parameter = parameters[of]
+            if tensor.ndim and tensor.shape != parameter.shape:
+                raise CheckpointError(f"{file}: {name!r} has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}")
             owner[parameter].state[parameter][key] = tensor.to(parameter.device)
         else:
             raise CheckpointError(f"{file}: {name!r} belongs to no parameter of this model")

@@ -156,10 +156,15 @@ def _sha256(file: Path) -> str:
 def _fault(entry: Path) -> str:
     """What is wrong with a cache entry, or nothing."""
     try:
+        if not (entry / "META.json").is_file():
+            return "it has no META.json"
         meta = json.loads((entry / "META.json").read_text(encoding="utf-8"))
         if meta["dtype"] not in ("uint16", "uint32") or not isinstance(meta["note"], str):
             return "META.json is not as it was written"
         bad = [name for name in (*CONTENT, *BESIDE) if _sha256(entry / name) != meta["sha256"][name]]
+        tokens = 0 if bad else int(np.fromfile(entry / "train.offsets", dtype=np.int64)[-1])
+        if not bad and (entry / "train.tokens").stat().st_size != tokens * np.dtype(meta["dtype"]).itemsize:
+            return "META.json names another dtype"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return f"{bad[0]} has another checksum" if bad else ""

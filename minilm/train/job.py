@@ -151,10 +151,10 @@ def _restore(job: Job, plan: Plan) -> tuple[int, Log]:
             job.runtime.scaler.load_state_dict(state["scaler"])
         except CheckpointError as error:
             raise CheckpointError(f"{checkpoint}: {error}") from error
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"{checkpoint}: its training state is damaged ({error}); move it away") from error
-        if not 0 < start <= plan.steps:
-            raise CheckpointError(f"{checkpoint}: step {start} of {plan.steps}; move it away")
+        if not 0 < start <= plan.steps or checkpoint.name != f"step-{start:06d}":
+            raise CheckpointError(f"{checkpoint}: holds step {start} of {plan.steps}; move it away")
     epochs = plan.steps * plan.accumulation * job.loader.batch_size / len(job.loader.rows)
     whole = f"{plan.steps:,} steps, which see each row {epochs:.3g} times"
     say(f"going on from step {start:,} of {whole}" if start else f"training for {whole}")

@@ -241,7 +241,8 @@ def test_a_faster_process_wins(corpus, cache, tokenizer, monkeypatch):
 @pytest.mark.parametrize(
     "change",
     [
-        {"dtype": "uint17"}, {"dtype": None}, {"note": 3}, {"sha256": {}}, {"sha256": []}, {"sha256": None},
+        {"dtype": "uint17"}, {"dtype": "uint32"}, {"dtype": None}, {"note": 3},
+        {"sha256": {}}, {"sha256": []}, {"sha256": None},
     ],
     ids=str,
 )  # fmt: skip
