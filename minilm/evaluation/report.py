@@ -1,5 +1,6 @@
 """What a finished run tells: on the console, and in the model card."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def next_command(objective: ObjectiveName, out: Path) -> str:
     use = 'print(minilm.continue_text(lm, "Return the"))'
     if objective == "mlm":
         use = 'print(*minilm.fill_mask(lm, "Return the [MASK] of the list."), sep="\\n")'
-    return f"python -c {shlex.quote(f'import minilm; lm = minilm.read_model({str(out)!r}); {use}')}"
+    name = json.dumps(str(out), ensure_ascii=False)
+    return f"python -c {shlex.quote(f'import minilm; lm = minilm.read_model({name}); {use}')}"
 
 
 def summary(result: dict[str, Any]) -> list[str]:
