@@ -258,9 +258,14 @@ def _sync_entry(path: Path) -> None:
 
 
 def write_json(file: Path, value: dict[str, Any]) -> None:
+    """`write_whole` of an object."""
+    write_whole(file, json.dumps(value, indent=2) + "\n")
+
+
+def write_whole(file: Path, text: str) -> None:
     """Whole or not at all, and on the disk."""
     partial = file.with_name(f".{file.name}.tmp")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     _sync_entry(partial)
     partial.replace(file)
     _sync_entry(file.parent)

@@ -1,7 +1,8 @@
 """Token ids on disk: text is tokenised once, into flat arrays that a batch is a slice of.
 
 A cache entry is one directory, renamed into place whole, under the hash of what decides its content:
-    tokenizer.json  vocab.txt  {train,held_out}.tokens  {train,held_out}.offsets  counts  META.json
+    tokenizer.json  tokenizer_config.json  vocab.txt
+    {train,held_out}.tokens  {train,held_out}.offsets  counts  META.json
 Tokens are uint16, or uint32 for more than 65,536 words; every document is followed by [SEP].
 """
 
@@ -162,12 +163,14 @@ def _fault(entry: Path) -> str:
         if meta["dtype"] not in ("uint16", "uint32") or not isinstance(meta["note"], str):
             return "META.json is not as it was written"
         bad = [name for name in (*CONTENT, *BESIDE) if _sha256(entry / name) != meta["sha256"][name]]
-        tokens = 0 if bad else int(np.fromfile(entry / "train.offsets", dtype=np.int64)[-1])
-        if not bad and (entry / "train.tokens").stat().st_size != tokens * np.dtype(meta["dtype"]).itemsize:
+        if bad:
+            return f"{bad[0]} has another checksum"
+        tokens = int(np.fromfile(entry / "train.offsets", dtype=np.int64)[-1])
+        if (entry / "train.tokens").stat().st_size != tokens * np.dtype(meta["dtype"]).itemsize:
             return "META.json names another dtype"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
-    return f"{bad[0]} has another checksum" if bad else ""
+    return ""
 
 
 def _remove(entry: Path) -> None:

@@ -122,8 +122,9 @@ class Tokenizer:
 
         open_end: transformers then gives a text no [SEP] at its end, for a model that is to go on from there.
         """
-        backend = tokenizers.Tokenizer.from_str(self._with_specials.to_str())
+        backend = self._with_specials
         if open_end:
+            backend = tokenizers.Tokenizer.from_str(backend.to_str())
             specials = [(CLS, self.cls_id), (SEP, self.sep_id)]
             backend.post_processor = processors.TemplateProcessing(f"{CLS} $A", f"{CLS} $A {SEP} $B:1", specials)
         (directory / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")

@@ -18,7 +18,11 @@ TASK = {
     "clm": "continues a text, left to right",
     "prefix": "reads a text whole and continues it (prefix LM)",
 }
-SHOWN = {True: "a word masked -> its guesses (the word)", False: "a beginning -> a sampled continuation"}
+SHOWN = {
+    "mlm": "a word masked -> its guesses (the word)",
+    "clm": "a beginning -> a sampled continuation",
+    "prefix": "a beginning -> a sampled continuation",
+}
 PREFIX_NOTE = "transformers opens this model but cannot apply a prefix LM's mask; continue text with minilm."
 
 
@@ -26,7 +30,7 @@ def closing(result: dict[str, Any], out: Path, shown: list[str]) -> list[str]:
     """The last lines of a run: the model at work, its figures, where it is, what to type next."""
     lines = [f"           {line}" for line in shown] + summary(result)
     if shown:
-        lines.insert(0, "examples   from documents it never saw: " + SHOWN[result["objective"] == "mlm"])
+        lines.insert(0, "examples   from documents it never saw: " + SHOWN[result["objective"]])
     lines += [PREFIX_NOTE] if result["objective"] == "prefix" else []
     return [*lines, f"saved      {out}", f"next       {next_command(result['objective'], out)}"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from minilm.checkpoint.store import write_whole
 from minilm.train.loop import Score
 
 QUIET_LINES = 20  # a run whose output is not a terminal prints about this many
@@ -34,9 +35,7 @@ class Log:
         self.file, self.steps, self.peak_lr = file, steps, peak_lr
         self.tokens, self.seconds = tokens, seconds
         kept = [line for line in read_metrics(file) if line["step"] <= start]
-        partial = file.with_name(f".{file.name}.tmp")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        partial.replace(file)
+        write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
         self.is_terminal = sys.stderr is not None and sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=start, unit="step", disable=not self.is_terminal, dynamic_ncols=True)
         self.score: Score | None = None  # the latest
