@@ -6,6 +6,8 @@ head (minilm/model), loss, optimizer and loop (minilm/train), and to disk (minil
 
 import math
 import tempfile
+import warnings
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,30 +16,41 @@ import torch
 
 from minilm import cli
 from minilm.batch import Batch
-from minilm.checkpoint.model import Pretrained, read_model, write_model
+from minilm.checkpoint.model import (
+    Pretrained,
+    add_words,
+    find_model,
+    read_model,
+    weights_fingerprint,
+    write_model,
+)
 from minilm.checkpoint.store import Run, Store
-from minilm.data.corpus import embedded_corpus, open_corpus
-from minilm.data.loader import Loader, fixed_batches
+from minilm.data.corpus import open_corpus
+from minilm.data.loader import Kind, Loader, fixed_batches
 from minilm.data.objectives import ObjectiveName, make_objective
-from minilm.data.packing import Packing, pack
-from minilm.data.shards import Prepared, prepare
+from minilm.data.packing import Packing, PairTask, Rows, pack
+from minilm.data.prepare import prepare
+from minilm.data.shards import Prepared, Shard
 from minilm.data.tokenizer import MULTIPLE
 from minilm.errors import ConfigError, DataError
 from minilm.evaluation.metrics import unigram_loss
-from minilm.evaluation.report import closing, model_card, samples
+from minilm.evaluation.report import closing, corpus_lines, corpus_report, estimate_lines, model_card, samples
 from minilm.model.attention import Backend
 from minilm.model.encoder import initialise
 from minilm.model.heads import LanguageModel
 from minilm.recipes import RECIPES, Recipe, RecipeName
-from minilm.train.cost import training_flops
-from minilm.train.job import VERSIONS, Job, begin, runtime_of, step_seconds, train
+from minilm.train.job import Job, begin, runtime_of, train
 from minilm.train.log import Log, plot_loss, say
 from minilm.train.loop import Optimizers, Plan, evaluate
 from minilm.train.losses import language_model_loss, language_model_score
+from minilm.train.measure import measure, rehearse, step_seconds
 from minilm.train.optim import OptimizerName, ScheduleName, lr_fraction, make_optimizers
-from minilm.train.runtime import Runtime, peak_memory_mb
+from minilm.train.ranks import Ranks, is_first
+from minilm.train.runtime import Runtime
 
 EVAL_SEED = 0  # held-out masks are the same in every run
+NOMINAL_STEPS = 1000  # of a run whose length is not known yet
+MAX_TIMING_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -46,10 +59,15 @@ class Args:
 
     data: tuple[str, ...] | None = None
     """Files, folders or quoted patterns: text (a blank line ends a document), .jsonl, also .gz and .xz."""
-    objective: ObjectiveName = "mlm"
-    """Masked, causal or prefix language model."""
-    recipe: RecipeName = "quick"
-    """A named run of minilm/recipes.py; flags of the same names as its fields override them."""
+    objective: ObjectiveName | None = None
+    """Masked, causal or prefix language model: mlm, or what --model was trained for, if not given."""
+    recipe: RecipeName | None = None
+    """A named run of minilm/recipes.py; flags of the same names as its fields override them. quick, or, with --model,
+    continue, if not given."""
+    model: str | None = None
+    """Go on with this model (a directory, or a name on the Hugging Face hub) and its tokenizer."""
+    add_tokens: Path | None = None
+    """Words for the vocabulary of --model, one a line, each embedded as the mean of the pieces that it was."""
     out: Path | None = None
     """Where everything goes; checkpoints/RECIPE-OBJECTIVE if not given."""
     steps: int | None = None
@@ -57,7 +75,7 @@ class Args:
     epochs: float | None = None
     """Budget in passes over the training split."""
     minutes: float | None = None
-    """Budget in minutes of training, turned into steps once, by timing some; without a budget, the recipe's minutes."""
+    """Budget in minutes of training, turned into steps once, by timing some; without a budget, the recipe's."""
     resume: Literal["auto", "never"] = "auto"
     """auto goes on from the newest complete checkpoint in OUT; never refuses an OUT that holds a run."""
     save_every: int = 500
@@ -69,21 +87,33 @@ class Args:
     json: str | None = None
     """Write the result there; alone or -, to standard output."""
     dry_run: bool = False
-    """One step of every phase, in a scratch directory that is removed."""
+    """One step of every phase, in a scratch directory that is removed; then what the run would cost."""
+    prepare_only: bool = False
+    """Tokenise the text, say what is in it, and stop."""
     vocab_size: int | None = None
     """Words and pieces of the vocabulary, a multiple of 64; more than the text supports is refused."""
     lowercase: bool | None = None
     """Whether the vocabulary ignores case, and accents with it."""
     length: int | None = None
     """Tokens per row."""
+    short_frac: float | None = None
+    """Fraction of the steps, from the first, with rows a quarter as long."""
     packing: Packing | None = None
     """stream: running text across documents. documents: each sees only itself."""
+    pairs: PairTask | None = None
+    """Beside mlm, rows of one pair of texts each: does the second one follow (next), are they in order (order)?"""
     batch_size: int | None = None
-    """Rows per micro-batch."""
+    """Rows that a process computes at once, at most."""
     accumulation: int | None = None
-    """Micro-batches per step."""
+    """So many --batch-size rows make a step, in all processes together."""
+    batch_warmup_frac: float | None = None
+    """Fraction of the steps over which the rows of a step double from --batch-size up."""
     mask_rate: float | None = None
     """Fraction of the tokens that mlm predicts in training; evaluation predicts 0.15."""
+    mask_rate_end: float | None = None
+    """Where the mask rate goes, linearly, from the first step to the last."""
+    whole_words: bool | None = None
+    """Mask all pieces of a word or none."""
     optimizer: OptimizerName | None = None
     """adamw; or muon for the matrices, adamw for the rest."""
     lr: float | None = None
@@ -96,6 +126,10 @@ class Args:
     """Fraction of the steps over which the learning rate rises."""
     dropout: float | None = None
     """Of states and attention weights."""
+    output_scale: float | None = None
+    """Of the initial matrices that write to the residual stream; 0 starts every layer as the identity, 1 is BERT's."""
+    gradient_checkpointing: bool | None = None
+    """Compute every layer again in the backward pass instead of keeping it: less memory, a third more time."""
     held_out: float = 0.05
     """Fraction of the documents, by hash, kept for evaluation."""
     text_field: str = "text"
@@ -116,16 +150,20 @@ RANGES = {  # inclusive
     "minutes": (1e-3, 1e6),
     "save_every": (1, 10**9),
     "evaluate_every": (1, 10**9),
-    "seed": (0, 2**60),
+    "seed": (0, 2**58),
     "vocab_size": (MULTIPLE, 10**6),
     "length": (32, 2**16),
+    "short_frac": (0.0, 1.0),
     "batch_size": (1, 10**6),
     "accumulation": (1, 10**6),
+    "batch_warmup_frac": (0.0, 1.0),
     "mask_rate": (0.01, 0.9),
+    "mask_rate_end": (0.01, 0.9),
     "lr": (1e-9, 10.0),
     "weight_decay": (0.0, 10.0),
     "warmup_frac": (0.0, 0.9),
     "dropout": (0.0, 0.9),
+    "output_scale": (0.0, 10.0),
     "held_out": (0.001, 0.5),
     "threads": (1, 1024),
 }
@@ -133,49 +171,107 @@ RANGES = {  # inclusive
 
 def main(args: Args) -> None:
     """One run, from flags to the last line."""
-    recipe = effective_recipe(args)
-    out = args.out or Path("checkpoints") / f"{args.recipe}-{args.objective}"
-    Store(out).check_writable()
+    pretrained = starting_model(args)
+    objective = args.objective or (pretrained.objective if pretrained else "mlm")
+    recipe = effective_recipe(args, objective, pretrained)
+    out = args.out or Path("checkpoints") / f"{args.recipe or ('continue' if pretrained else 'quick')}-{objective}"
     cli.check_result(args.json)
-    if args.dry_run:
+    if args.prepare_only:
+        result, shown = report_of_corpus(args, recipe, pretrained)
+    elif args.dry_run:
+        Store(out).check_writable()
         with tempfile.TemporaryDirectory() as scratch:
-            once = replace(args, steps=1, epochs=None, minutes=None)
-            result, _ = pretrain(once, recipe, Path(scratch) / "dry-run")
-            read_model(Path(scratch) / "dry-run")
-        say(f"dry run: data, one step, evaluation, save and reload all work; nothing was kept but {args.cache_dir}")
+            result, shown = pretrain(args, objective, recipe, Path(scratch) / "dry-run", pretrained)
     else:
-        result, shown = pretrain(args, recipe, out)
-        for line in closing(result, out, shown):
+        Store(out).check_writable()
+        result, shown = pretrain(args, objective, recipe, out, pretrained)
+        shown = closing(result, out, shown) if is_first() else []
+        result = result | {"out": str(out)}
+    if is_first():
+        for line in shown:
             say(line) if args.json == "-" else print(line)
-    if args.json:
-        cli.write_result(args.json, result | {"out": str(out)})
+        if args.json:
+            cli.write_result(args.json, result)
 
 
-def effective_recipe(args: Args) -> Recipe:
+def starting_model(args: Args) -> Pretrained | None:
+    """The model of --model, its vocabulary extended if asked for."""
+    if args.model is None:
+        if args.add_tokens:
+            raise ConfigError(
+                f"--add-tokens {args.add_tokens}: extends the vocabulary of a model; name it with --model"
+            )
+        return None
+    with warnings.catch_warnings(record=True) as heads:
+        pretrained = read_model(find_model(args.model), new_head=True)
+    for warning in heads:
+        say(str(warning.message))
+    if args.add_tokens is None:
+        return pretrained
+    grown = add_words(pretrained, args.add_tokens)
+    say(f"{grown.tokenizer.vocab_size - pretrained.tokenizer.vocab_size:,} words added to the vocabulary")
+    return grown
+
+
+def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretrained | None) -> Recipe:
     """The named recipe with the flags that override it. Raises ConfigError for what cannot be."""
-    for name, (low, high) in RANGES.items():
-        if (value := getattr(args, name)) is not None and not low <= value <= high:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: give a value from {low:g} to {high:g}")
+    cli.check_ranges(args, RANGES)
     if args.data == ():
         raise ConfigError("--data: name files, folders or quoted patterns; leave it out for the embedded corpus")
     if args.vocab_size is not None and args.vocab_size % MULTIPLE:
         raise ConfigError(f"--vocab-size {args.vocab_size}: give a multiple of {MULTIPLE}")
-    budgets = [f"--{name}" for name in ("steps", "epochs", "minutes") if getattr(args, name) is not None]
+    budgets = [name for name in ("steps", "epochs", "minutes") if getattr(args, name) is not None]
     if len(budgets) > 1:
-        raise ConfigError(f"{' and '.join(budgets)}: two budgets at once; give one")
+        raise ConfigError(f"{' and '.join(map(cli.flag, budgets))}: two budgets at once; give one")
+    recipe = RECIPES[args.recipe or ("continue" if pretrained else "quick")]
     own = [field.name for field in fields(Recipe)]
     overrides = {name: value for name in own if (value := getattr(args, name, None)) is not None}
-    return replace(RECIPES[args.recipe], **overrides)
+    recipe = replace(recipe, **({"minutes": None, "steps": None} if budgets else {}) | overrides)
+    if recipe.pairs and objective != "mlm":
+        if args.pairs or args.objective is None:
+            raise ConfigError(f"--pairs {recipe.pairs}: goes with --objective mlm only")
+        recipe = replace(recipe, pairs=None)  # the recipe's, with another objective
+    if pretrained:
+        recipe = fitted(recipe, args, objective, pretrained)
+    if recipe.architecture is None:
+        raise ConfigError(f"--recipe {args.recipe}: goes on from a model; name it with --model")
+    if recipe.pairs and recipe.architecture != "bert":
+        raise ConfigError(f"--pairs {recipe.pairs}: only a BERT has a head for them; choose --recipe bert-mini")
+    return recipe
 
 
-def pretrain(args: Args, recipe: Recipe, out: Path) -> tuple[dict[str, Any], list[str]]:
+def fitted(recipe: Recipe, args: Args, objective: ObjectiveName, pretrained: Pretrained) -> Recipe:
+    """The recipe for the model that it goes on with. Raises ConfigError for flags that do not go with it."""
+    for name in ("vocab_size", "lowercase"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"{cli.flag(name)}: --model has its own vocabulary; leave this out")
+    cfg = pretrained.model.cfg
+    if objective != pretrained.objective:
+        raise ConfigError(f"--objective {objective}: {args.model} was trained for {pretrained.objective}; leave it out")
+    if recipe.length > cfg.max_position_embeddings:
+        raise ConfigError(f"--length {recipe.length}: {args.model} reads {cfg.max_position_embeddings} tokens at most")
+    return replace(
+        recipe,
+        architecture="bert" if cfg.norm_order == "post" else "modern",
+        hidden_size=cfg.hidden_size,
+        num_hidden_layers=len(cfg.layers),
+        num_attention_heads=cfg.num_attention_heads,
+        intermediate_size=cfg.intermediate_size,
+        vocab_size=cfg.vocab_size,
+        lowercase=pretrained.tokenizer.lowercase,
+    )
+
+
+def pretrain(
+    args: Args, objective: ObjectiveName, recipe: Recipe, out: Path, pretrained: Pretrained | None
+) -> tuple[dict[str, Any], list[str]]:
     """Data, model, loop, final model: (what it came to, the model at work on a few held-out documents)."""
-    store = Store(out)
-    with store.hold():
-        settings, choices = asked_for(args, recipe)
-        run = store.earlier_run(settings, choices, args.resume)
-        runtime = runtime_of(run, args.device, args.precision, args.threads)
-        data, loader, held_out_batches = load_data(args, recipe, runtime)
+    store, ranks = Store(out), Ranks.join()
+    with store.hold() if ranks.first else nullcontext():
+        settings, choices = asked_for(args, objective, recipe, pretrained)
+        run = ranks.from_first(lambda: store.earlier_run(settings, choices, args.resume))
+        runtime = ranks.agreed(lambda: runtime_of(run, args.device, args.precision, args.threads))
+        data, rows, held_out = load_data(args, objective, recipe, runtime, pretrained)
         if run and run.settings["data"] != data.fingerprint:
             raise ConfigError(
                 f"--out {out}: began with other text, or with other versions of the packages whose documentation the "
@@ -186,95 +282,144 @@ def pretrain(args: Args, recipe: Recipe, out: Path) -> tuple[dict[str, Any], lis
             return run.result, []
 
         backend = run.backend if run else runtime.backend(recipe.length)
-        model, optimizers = build(recipe, data.tokenizer.vocab_size, args.seed, runtime, backend)
+        model, optimizers = build(recipe, data.tokenizer.vocab_size, args.seed, runtime, backend, pretrained)
         parameters = sum(p.numel() for p in model.parameters())
         say(f"{parameters / 1e6:.1f} M parameters on {runtime.describe()}, {backend} attention; into {out}")
-        say(f"{len(loader.rows):,} rows of {recipe.length} tokens, {loader.rows.fill:.1%} full")
+        longest = rows[recipe.length]
+        say(f"{len(longest):,} rows of {longest.T} tokens, {longest.fill:.1%} full")
+        rates = recipe.mask_rate, recipe.mask_rate_end, recipe.whole_words
+        masks = make_objective(objective, data.tokenizer, args.seed, *rates)
+
+        def loader(steps: int) -> Loader:
+            pinned = runtime.device.type == "cuda"
+            return Loader(recipe.stretches(steps), rows, masks, args.seed, ranks.rank, ranks.world, pinned)
+
+        step_s: dict[Kind, float] = {}
+        if args.dry_run or not (run or recipe.steps or args.epochs):
+            say("timing a step")
+            nominal = loader(NOMINAL_STEPS)
+            limit_s = min(MAX_TIMING_S, 0.1 * 60 * (recipe.minutes or math.inf))
+            step_s = step_seconds(model, language_model_loss, optimizers, nominal, runtime, recipe.max_norm, limit_s)
+        steps = run.steps if run else steps_of_budget(args, recipe, longest, step_s)
+        own_held_out = held_out[ranks.rank :: ranks.world]
         job = Job(
             settings | {"data": data.fingerprint},
             model,
             language_model_loss,
             optimizers,
-            loader,
+            loader(steps),
             runtime,
             store,
-            evaluate=lambda: evaluate(model, language_model_score, held_out_batches, runtime),
-            write_model=lambda directory: write_model(directory, model, data.tokenizer, args.objective),
+            evaluate=lambda: evaluate(model, language_model_score, own_held_out, runtime),
+            write_model=lambda directory: write_model(directory, model, data.tokenizer, objective, recipe.pairs),
+            unigram=unigram_of(data, objective, held_out),
+            evaluate_first=pretrained is not None,
         )
+        plan = plan_of(args, recipe, steps)
+        if args.dry_run:
+            estimate = rehearse(job, plan, step_s)
+            return estimate, estimate_lines(estimate)
         if not run:
-            steps = steps_of_budget(args, recipe, job)  # a budget in minutes is timed here
             run = begin(job, steps, backend)
-        log = train(job, plan_of(args, recipe, run.steps))
-        return conclude(run, job, log, data, held_out_batches)
+        log = train(job, plan)
+        result = {"objective": objective, **measure(job, log), "vocab_size": data.tokenizer.vocab_size}
+        return (result, conclude(run, job, log, data, result)) if ranks.first else (result, [])
 
 
-def asked_for(args: Args, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+def asked_for(
+    args: Args, objective: ObjectiveName, recipe: Recipe, pretrained: Pretrained | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a run that goes on must be asked for again: settings, and of what a run otherwise decides by itself
     (precision, threads) the choices that a flag made."""
-    settings = {"objective": args.objective, "seed": args.seed, "steps": args.steps, "epochs": args.epochs}
     flags = {"precision": args.precision, "threads": args.threads}
     choices = {name: value for name, value in flags.items() if value not in ("auto", None)}
-    return settings | {"held_out": args.held_out} | asdict(recipe), choices
+    settings = {"objective": objective, "seed": args.seed, "epochs": args.epochs, "held_out": args.held_out}
+    if pretrained:
+        settings["model"] = f"{args.model} ({weights_fingerprint(pretrained.model)})"
+    return settings | asdict(recipe), choices
 
 
-def load_data(args: Args, recipe: Recipe, runtime: Runtime) -> tuple[Prepared, Loader, list[Batch]]:
-    """The tokenised corpus, batches to train on, and the fixed batches to evaluate on."""
-    try:
-        cache = args.cache_dir.expanduser()
-    except RuntimeError as error:  # no home, or a user that nobody knows
-        raise ConfigError(f"--cache-dir {args.cache_dir}: {error} Name a directory") from error
-    try:
-        data = prepare(
-            open_corpus(args.data, args.text_field) if args.data else embedded_corpus(cache),
-            cache,
-            held_out_frac=args.held_out,
-            vocab_size=recipe.vocab_size,
-            exact_vocab=args.vocab_size is not None,
-            lowercase=recipe.lowercase,
-            say=say,
+def load_data(
+    args: Args, objective: ObjectiveName, recipe: Recipe, runtime: Runtime, pretrained: Pretrained | None
+) -> tuple[Prepared, dict[int, Rows], list[Batch]]:
+    """The tokenised corpus, its rows by their length, and the fixed batches to evaluate on."""
+    data = runtime.ranks.one_by_one(lambda: prepared(args, recipe, pretrained))
+    runtime.ranks.expect_same(data.fingerprint, "other text, or another vocabulary,")
+
+    def packed(shard: Shard, T: int, seed: int) -> Rows:
+        return pack(shard, recipe.packing, T, data.tokenizer, recipe.pairs, seed)
+
+    def all_rows() -> tuple[dict[int, Rows], Rows]:
+        lengths = {stretch.length for stretch in recipe.stretches(1000)} | {recipe.length}
+        return {T: packed(data.train, T, args.seed) for T in lengths}, packed(data.held_out, recipe.length, EVAL_SEED)
+
+    rows, held_out_rows = runtime.ranks.one_by_one(all_rows)
+    if not len(held_out_rows):
+        raise DataError(
+            f"the held-out split makes no row of {recipe.length} tokens; give more text, or raise --held-out"
         )
-    except OSError as error:
-        if error.filename and not str(error.filename).startswith(str(cache)):
-            raise  # of a file that was to be read
-        why = error.strerror or error
-        raise ConfigError(f"--cache-dir {cache}: cannot be written ({why}); make room, or name another") from error
+    held_out = list(fixed_batches(held_out_rows, make_objective(objective, data.tokenizer, EVAL_SEED)))
+    if not any(batch.count for batch in held_out):
+        raise DataError("the held-out split has nothing to predict, only unknown words; give other text")
+    return data, rows, held_out
+
+
+def prepared(args: Args, recipe: Recipe, pretrained: Pretrained | None) -> Prepared:
+    """The tokenised corpus, made or found in the cache."""
+    data = prepare(
+        open_corpus(args.data, args.text_field) if args.data else None,
+        args.cache_dir,
+        held_out_frac=args.held_out,
+        tokenizer=pretrained.tokenizer if pretrained else None,
+        vocab_size=recipe.vocab_size,
+        exact_vocab=args.vocab_size is not None,
+        lowercase=recipe.lowercase,
+        say=say,
+    )
     if data.note:
         say(data.note)
-    rows = pack(data.train, recipe.packing, recipe.length, data.tokenizer)
-    objective = make_objective(args.objective, data.tokenizer, args.seed, recipe.mask_rate)
-    loader = Loader(rows, objective, recipe.batch_size, args.seed, pin_memory=runtime.device.type == "cuda")
+    return data
 
-    held_out_rows = pack(data.held_out, recipe.packing, recipe.length, data.tokenizer)
-    if not len(held_out_rows):
-        raise DataError(f"the held-out split makes no row of {rows.T} tokens; give more text, or raise --held-out")
-    held_out_batches = list(fixed_batches(held_out_rows, make_objective(args.objective, data.tokenizer, EVAL_SEED)))
-    if not any(batch.count for batch in held_out_batches):
-        raise DataError("the held-out split has nothing to predict, only unknown words; give other text")
-    return data, loader, held_out_batches
+
+def report_of_corpus(args: Args, recipe: Recipe, pretrained: Pretrained | None) -> tuple[dict[str, Any], list[str]]:
+    """What is in the text, once it is tokenised: (the figures, the lines)."""
+    data = prepared(args, recipe, pretrained)
+    rows = pack(data.train, recipe.packing, recipe.length, data.tokenizer, recipe.pairs)
+    report = corpus_report(data, rows)
+    return report, corpus_lines(report)
 
 
 def build(
-    recipe: Recipe, vocab_size: int, seed: int, runtime: Runtime, backend: Backend
+    recipe: Recipe, vocab_size: int, seed: int, runtime: Runtime, backend: Backend, pretrained: Pretrained | None
 ) -> tuple[LanguageModel, Optimizers]:
-    """A model with fresh weights, on its device, and what updates it."""
+    """A model with fresh weights, or those to go on from, on its device, and what updates it."""
     torch.manual_seed(seed)
-    model = LanguageModel(recipe.encoder_config(vocab_size), backend)
-    initialise(model, output_scale=recipe.output_scale)
+    if pretrained is None:
+        model = LanguageModel(recipe.encoder_config(vocab_size), backend, recipe.pairs is not None)
+        initialise(model, output_scale=recipe.output_scale)
+    else:
+        dropout = {"hidden_dropout_prob": recipe.dropout, "attention_probs_dropout_prob": recipe.dropout}
+        model = LanguageModel(replace(pretrained.model.cfg, **dropout), backend, recipe.pairs is not None)
+        initialise(model)
+        known = pretrained.model.state_dict()
+        model.load_state_dict(known | {n: p for n, p in model.state_dict().items() if n not in known}, strict=False)
+    model.encoder.gradient_checkpointing = recipe.gradient_checkpointing
     model.to(runtime.device)
-    betas, kind = (0.9, recipe.beta2), recipe.optimizer
-    return model, make_optimizers(model, kind, recipe.lr, recipe.weight_decay, betas, muon_dtype=runtime.muon_dtype)
+    betas, kind, dtype = (0.9, recipe.beta2), recipe.optimizer, runtime.muon_dtype
+    return model, make_optimizers(model, kind, recipe.lr, recipe.weight_decay, betas, recipe.eps, dtype)
 
 
-def steps_of_budget(args: Args, recipe: Recipe, job: Job) -> int:
-    """The budget in steps."""
-    if args.steps is not None:
-        return args.steps
+def steps_of_budget(args: Args, recipe: Recipe, rows: Rows, step_s: dict[Kind, float]) -> int:
+    """The budget in steps; step_s: what a step of each kind takes, for a budget in minutes."""
+    if recipe.steps is not None:
+        return recipe.steps
+    nominal = recipe.stretches(NOMINAL_STEPS)
     if args.epochs is not None:
-        return math.ceil(args.epochs * len(job.loader.rows) / (recipe.batch_size * recipe.accumulation))
-    say("timing a step")
-    step_s = step_seconds(job, recipe.accumulation, recipe.max_norm, limit_s=0.1 * 60 * recipe.minutes)
-    steps = max(1, int(60 * recipe.minutes / step_s))
-    say(f"{1000 * step_s:.0f} ms a step: {recipe.minutes:g} minutes are about {steps:,} steps")
+        tokens = sum(each.steps * each.rows * each.length for each in nominal) / NOMINAL_STEPS  # a step, on average
+        return max(1, math.ceil(args.epochs * len(rows) * rows.T / tokens))
+    mean_s = sum(each.steps * step_s[each.kind] for each in nominal) / NOMINAL_STEPS
+    steps = max(1, int(60 * recipe.minutes / mean_s))
+    say(f"{1000 * mean_s:.0f} ms a step: {recipe.minutes:g} minutes are about {steps:,} steps")
     return steps
 
 
@@ -284,23 +429,22 @@ def plan_of(args: Args, recipe: Recipe, steps: int) -> Plan:
     return Plan(
         steps=steps,
         schedule=lambda step: lr_fraction(recipe.schedule, step, steps, warmup),
-        accumulation=recipe.accumulation,
         max_norm=recipe.max_norm,
+        seed=args.seed,
         evaluate_every=args.evaluate_every or math.ceil(steps / 5),
         save_every=args.save_every,
     )
 
 
-def conclude(
-    run: Run, job: Job, log: Log, data: Prepared, held_out_batches: list[Batch]
-) -> tuple[dict[str, Any], list[str]]:
-    """The final model with its card, figures and plot in OUT: (the figures, the model at work)."""
-    objective, out = run.settings["objective"], job.store.out
-    target = torch.cat([batch.target for batch in held_out_batches])
-    never = data.tokenizer.special_ids if objective == "mlm" else ()
-    unigram = unigram_loss(data.counts, target, never)
-    result = {"objective": objective, **measure(job, log), "unigram_loss": unigram, "steps": run.steps}
-    result |= {"vocab_size": data.tokenizer.vocab_size, "versions": VERSIONS}
+def unigram_of(data: Prepared, objective: ObjectiveName, held_out: list[Batch]) -> float:
+    """The held-out loss that word frequencies alone reach."""
+    target = torch.cat([batch.target for batch in held_out])
+    return unigram_loss(data.counts, target, data.tokenizer.special_ids if objective == "mlm" else ())
+
+
+def conclude(run: Run, job: Job, log: Log, data: Prepared, result: dict[str, Any]) -> list[str]:
+    """The final model with its card, figures and plot in OUT: the model at work."""
+    out = job.store.out
 
     def write_final(directory: Path) -> None:
         job.write_model(directory)
@@ -309,29 +453,10 @@ def conclude(
 
     job.store.finish(write_final)
     job.store.prune(keep=1)
-    if not plot_loss(log.file, out / "loss.png", unigram):
+    if not plot_loss(log.file, out / "loss.png", result["unigram_loss"]):
         say("no loss.png, for matplotlib is missing: pip install 'minilm[eval]'")
     job.store.write_run(replace(run, result=result))
-    return result, samples(Pretrained(job.model, data.tokenizer, objective), data.held_out)
-
-
-def measure(job: Job, log: Log) -> dict[str, Any]:
-    """What was learned and what it cost."""
-    score, loader = log.score or job.evaluate(), job.loader  # none yet, if all that was left to do was to finish
-    tokens, targets = loader.batch_size * loader.rows.T, len(loader.batch(0).target)  # of a micro-batch
-    micro_batches = loader.taken // loader.batch_size
-    return {
-        "held_out_loss": score.loss,
-        "accuracy": score.accuracy,
-        "targets": score.targets,
-        "tokens": log.tokens,
-        "parameters": sum(p.numel() for p in job.model.parameters()),
-        "seconds": log.seconds,
-        "tokens_per_s": log.tokens / max(log.seconds, 1e-9),
-        "flops": micro_batches * training_flops(job.model.cfg, tokens, loader.rows.T, targets),
-        "peak_mb": peak_memory_mb(job.runtime.device),
-        "precision": job.runtime.precision,
-    }
+    return samples(Pretrained(job.model, data.tokenizer, run.settings["objective"]), data.held_out)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,36 @@
-"""What a plain PyTorch loop reaches with the architecture, rows, masks and seconds of a recipe.
+"""What a plain PyTorch loop reaches with the rows, masks and seconds of a recipe.
 
     python -m benchmarks.plain_loop --objective clm --minutes 3.5
+    python -m benchmarks.plain_loop --library transformers --recipe bert-mini --minutes 1
 
-The other side of `python train.py --objective clm`: the same encoder, rows, masks, precision, threads and allocator
-with BERT's initialisation, AdamW as torch ships it, torch's fused attention and logits at every position. Held-out
-loss on the same batches.
+The other side of `python train.py`: the same rows, masks, precision, threads and allocator, with AdamW as torch ships
+it, torch's fused attention and logits at every position; over minilm's encoder, or over BertForMaskedLM as transformers
+makes it. Held-out loss on the same batches.
 """
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minilm import cli
-from minilm.batch import IGNORE
-from minilm.data.corpus import embedded_corpus, open_corpus
-from minilm.data.loader import Loader, fixed_batches
+from minilm.batch import IGNORE, Batch
+from minilm.checkpoint.hf import config_to_hf
+from minilm.data.corpus import open_corpus
+from minilm.data.loader import Loader, Stretch, fixed_batches
 from minilm.data.objectives import ObjectiveName, make_objective
 from minilm.data.packing import pack
-from minilm.data.shards import prepare
-from minilm.model.encoder import initialise
+from minilm.data.prepare import prepare
+from minilm.model.encoder import EncoderConfig, initialise
 from minilm.model.heads import LanguageModel
 from minilm.recipes import RECIPES
 from minilm.train.loop import evaluate
-from minilm.train.losses import language_model_score
 from minilm.train.runtime import Runtime
 
 
@@ -34,11 +38,13 @@ from minilm.train.runtime import Runtime
 class Args:
     """Train by a plain loop for so many minutes and print the held-out loss."""
 
-    objective: ObjectiveName = "clm"
+    library: Literal["minilm", "transformers"] = "minilm"
+    objective: ObjectiveName = "mlm"
     recipe: str = "quick"
     minutes: float = 3.5
     lr: float = 1e-3
     batch_size: int = 32
+    mask_rate: float = 0.15
     data: tuple[str, ...] = ()
     cache_dir: Path = Path("~/.cache/minilm")
     seed: int = 0
@@ -46,18 +52,25 @@ class Args:
 
 def main(args: Args) -> None:
     recipe, runtime = RECIPES[args.recipe], Runtime.choose()
-    cache = args.cache_dir.expanduser()
-    data = prepare(open_corpus(args.data) if args.data else embedded_corpus(cache), cache, held_out_frac=0.05)
+    data = prepare(open_corpus(args.data) if args.data else None, args.cache_dir, 0.05, vocab_size=recipe.vocab_size)
     rows, held_out = (pack(split, "stream", recipe.length, data.tokenizer) for split in (data.train, data.held_out))
-    loader = Loader(rows, make_objective(args.objective, data.tokenizer, args.seed), args.batch_size, args.seed)
+    objective = make_objective(args.objective, data.tokenizer, args.seed, args.mask_rate)
+    endless = [Stretch(10**9, recipe.length, args.batch_size, args.batch_size)]
+    loader = Loader(endless, {recipe.length: rows}, objective, args.seed)
     torch.manual_seed(args.seed)
-    model = LanguageModel(recipe.encoder_config(data.tokenizer.vocab_size), "sdpa").to(runtime.device)
-    initialise(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
+    make = of_minilm if args.library == "minilm" else of_transformers
+    model, logits = make(recipe.encoder_config(data.tokenizer.vocab_size), args.objective)
+    model.to(runtime.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01, fused=True)
+
+    def score(model: nn.Module, batch: Batch) -> tuple[Any, ...]:
+        own = logits(batch).flatten(0, 1)[batch.where].float()
+        nats = F.cross_entropy(own, batch.target, ignore_index=IGNORE, reduction="sum")
+        return nats, (own.argmax(dim=1) == batch.target).sum(), batch.count, 0, 0
 
     began, tokens, steps = time.perf_counter(), 0, 0
     model.train()
-    for batch in loader:
+    for (batch,) in loader.steps_from(0):
         spent = (time.perf_counter() - began) / (60 * args.minutes)
         if spent >= 1:
             break
@@ -67,7 +80,7 @@ def main(args: Args) -> None:
         labels = torch.full((batch.tokens.input_ids.numel(),), IGNORE, device=runtime.device)
         labels[batch.where] = batch.target
         with runtime.autocast():
-            loss = F.cross_entropy(model(batch.tokens).flatten(0, 1).float(), labels, ignore_index=IGNORE)
+            loss = F.cross_entropy(logits(batch).flatten(0, 1).float(), labels, ignore_index=IGNORE)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -75,9 +88,23 @@ def main(args: Args) -> None:
         tokens, steps = tokens + batch.size, steps + 1
     seconds = time.perf_counter() - began
     judge = make_objective(args.objective, data.tokenizer, seed=0)
-    score = evaluate(model, language_model_score, fixed_batches(held_out, judge), runtime)
-    row = {"objective": args.objective, "lr": args.lr, "held_out_loss": score.loss, "accuracy": score.accuracy}
+    found = evaluate(model, score, fixed_batches(held_out, judge), runtime)
+    row = {"objective": args.objective, "lr": args.lr, "held_out_loss": found.loss, "accuracy": found.accuracy}
     print(json.dumps(row | {"steps": steps, "tokens": tokens, "seconds": seconds, "precision": runtime.precision}))
+
+
+def of_minilm(cfg: EncoderConfig, objective: ObjectiveName) -> tuple[nn.Module, Callable[[Batch], Tensor]]:
+    model = LanguageModel(cfg, "sdpa")
+    initialise(model)
+    return model, lambda batch: model(batch.tokens)
+
+
+def of_transformers(cfg: EncoderConfig, objective: ObjectiveName) -> tuple[nn.Module, Callable[[Batch], Tensor]]:
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    config = config_to_hf(cfg, "mlm", {"cls_token_id": 2, "sep_token_id": 3})
+    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(**config), attn_implementation="sdpa")
+    return model, lambda batch: model(input_ids=batch.tokens.input_ids).logits  # no row has padding, so no mask
 
 
 if __name__ == "__main__":

@@ -162,3 +162,4 @@ class Batch(OnDevice):
     target: Tensor  # (N,) int64; the token to predict there, or IGNORE
     count: int  # targets that are not IGNORE; known, as the next one, without asking the device
     size: int  # tokens that are not padding
+    pair_label: Tensor | None = None  # (B,) int64: 1 where the second text of a row does not follow the first

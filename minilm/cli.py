@@ -18,6 +18,7 @@ import torch
 import tyro
 
 from minilm.errors import ConfigError, UserError
+from minilm.train.ranks import is_first, leave, lost_contact
 
 Args = TypeVar("Args")
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -29,10 +30,16 @@ def run(main: Callable[[Any], int | None], args_type: type, argv: list[str] | No
     try:
         status = main(parse(args_type, sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        status = _fail(str(error))
+        status = _fail(str(error)) if is_first() else 2  # of several processes, all raise it
     except OSError as error:
         status = _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except (RuntimeError, MemoryError) as error:
+        if lost_contact(error):
+            sys.stderr.write(
+                "error: another process of this run is gone; the same command goes on from the last save\n"
+            )
+            sys.stderr.flush()
+            os._exit(2)  # nothing to tidy up together with it
         if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
             raise  # a bug
         what = str(error).split(". ")[0] if isinstance(error, torch.OutOfMemoryError) else "out of memory"
@@ -40,25 +47,27 @@ def run(main: Callable[[Any], int | None], args_type: type, argv: list[str] | No
     except KeyboardInterrupt:
         print("stopped; what was saved stays, and the same command goes on from there", file=sys.stderr)
         status = 130
+    finally:
+        leave()
     sys.exit(status or 0)
 
 
 def parse(args_type: type[Args], argv: list[str]) -> Args:
     """The dataclass `args_type` from flags. Raises ConfigError in one line; `--help` prints and exits."""
-    known = {"--" + field.name.replace("_", "-") for field in fields(args_type)} | {"--help"}
+    known = {flag(field.name) for field in fields(args_type)} | {"--help"}
     for word in argv:
-        flag = word.split("=")[0].replace("_", "-")
-        if flag.startswith("--") and flag not in known and "--" + flag.removeprefix("--no-") not in known:
-            near = difflib.get_close_matches(flag, known, n=1, cutoff=0.75)
-            raise ConfigError(f"{flag}: no such flag" + (f"; did you mean {near[0]}?" if near else "; see --help"))
+        name = word.split("=")[0].replace("_", "-")
+        if name.startswith("--") and name not in known and "--" + name.removeprefix("--no-") not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+            raise ConfigError(f"{name}: no such flag" + (f"; did you mean {near[0]}?" if near else "; see --help"))
     given = Counter(word.split("=")[0] for word in argv)
-    for flag in ("--" + field.name.replace("_", "-") for field in fields(args_type) if "tuple" in str(field.type)):
-        if given[flag] > 1:
-            raise ConfigError(f"{flag}: given twice, of which only one would count; name all after one {flag}")
+    for name in (flag(field.name) for field in fields(args_type) if "tuple" in str(field.type)):
+        if given[name] > 1:
+            raise ConfigError(f"{name}: given twice, of which only one would count; name all after one {name}")
     boxes = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxes):
-            args = tyro.cli(args_type, args=_with_bare_json(argv))
+            args = tyro.cli(args_type, args=_spelled_out(argv, args_type))
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -66,8 +75,20 @@ def parse(args_type: type[Args], argv: list[str]) -> Args:
     for field in fields(args_type):
         value = getattr(args, field.name)
         if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"--{field.name.replace('_', '-')} {value}: not a finite number")
+            raise ConfigError(f"{flag(field.name)} {value}: not a finite number")
     return args
+
+
+def flag(name: str) -> str:
+    """A field's flag."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_ranges(args: Any, ranges: dict[str, tuple[float, float]]) -> None:
+    """Raises ConfigError for a value outside of its range, both ends included."""
+    for name, (low, high) in ranges.items():
+        if (value := getattr(args, name)) is not None and not low <= value <= high:
+            raise ConfigError(f"{flag(name)} {value}: give a value from {low:g} to {high:g}")
 
 
 def check_result(target: str | None) -> None:
@@ -91,10 +112,15 @@ def write_result(target: str, result: dict[str, Any]) -> None:
         Path(target).write_text(text, encoding="utf-8")
 
 
-def _with_bare_json(argv: list[str]) -> list[str]:
-    """`--json` without a value means standard output."""
+def _spelled_out(argv: list[str], args_type: type) -> list[str]:
+    """With the values that may be left out: --json is standard output, --whole-words True, --no-whole-words False."""
+    choices = {flag(field.name) for field in fields(args_type) if str(field.type) == "bool | None"}
     out = []
     for word, following in zip(argv, [*argv, "--"][1:], strict=True):
+        positive = word.replace("--no-", "--", 1).replace("_", "-")
+        if positive in choices and (positive != word.replace("_", "-") or following.startswith("--")):
+            out += [positive, str(not word.startswith("--no-"))]
+            continue
         out.append(word)
         if word == "--json" and following.startswith("--"):
             out.append("-")

@@ -1,41 +1,53 @@
 """Named runs, as Python. A flag of `train.py` overrides a field; everything else is as written here."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from minilm.data.packing import Packing
+from minilm.data.loader import Stretch
+from minilm.data.packing import Packing, PairTask
+from minilm.errors import ConfigError
 from minilm.model.encoder import EncoderConfig, bert_config, modern_config
 from minilm.train.optim import OptimizerName, ScheduleName
 
-RecipeName = Literal["quick", "bert-mini"]
+RecipeName = Literal["quick", "bert-mini", "bert-base", "modern-base", "cramming", "continue"]
+SHORT = 4  # how many times shorter the rows of the first stretch are
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """An architecture and how to pretrain it."""
 
-    architecture: Literal["bert", "modern"]
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
+    architecture: Literal["bert", "modern"] | None  # None, and widths of 0: those of the model that it goes on from
+    hidden_size: int = 0
+    num_hidden_layers: int = 0
+    num_attention_heads: int = 0
+    intermediate_size: int = 0
     length: int  # tokens per row
-    batch_size: int  # rows per micro-batch
-    accumulation: int = 1  # micro-batches per step
+    batch_size: int  # rows that a process computes at once, at most
+    accumulation: int = 1  # such micro-batches per step, in all processes together
+    short_frac: float = 0.0  # of the steps, from the first: rows a quarter as long
+    batch_warmup_frac: float = 0.0  # of the steps, over which the micro-batches per step double from 1 up
     packing: Packing = "stream"
+    pairs: PairTask | None = None  # beside mlm, one pair of texts a row: does the second follow, are they in order?
     vocab_size: int = 8192
     lowercase: bool = True
     mask_rate: float = 0.15  # fraction of the tokens to predict, for mlm; evaluation always uses 0.15
+    mask_rate_end: float | None = None  # the rate goes linearly to this one
+    whole_words: bool = False
     dropout: float = 0.0
     optimizer: OptimizerName = "adamw"
     lr: float = 1e-3  # the peak
     weight_decay: float = 0.01
     beta2: float = 0.999
+    eps: float = 1e-6
     schedule: ScheduleName = "linear"
     warmup_frac: float = 0.05  # of all steps
     max_norm: float = 1.0
     output_scale: float = 1.0  # of the initial matrices that write to the residual stream; 0: identity layers
-    minutes: float = 3.5  # of training, where no budget is given
+    gradient_checkpointing: bool = False  # compute a layer again in the backward pass, for memory
+    minutes: float | None = None  # of training; this or the next, where no budget is given
+    steps: int | None = None
 
     def encoder_config(self, vocab_size: int) -> EncoderConfig:
         """The encoder, for a vocabulary that may have shrunk."""
@@ -51,6 +63,21 @@ class Recipe:
             max_position_embeddings=positions,
             dropout=self.dropout,
         )
+
+    def stretches(self, steps: int) -> list[Stretch]:
+        """The run in parts of equal row length and batch. Short rows are as many per step as long ones."""
+        ramp = [2**i for i in range(math.ceil(math.log2(self.accumulation)))] if self.batch_warmup_frac else []
+        grown = [round(steps * self.batch_warmup_frac * i / len(ramp)) for i in range(1, len(ramp) + 1)]
+        long_from = round(steps * self.short_frac)
+        if long_from and self.length % SHORT:
+            raise ConfigError(f"--length {self.length}: short rows are a quarter of it; give a multiple of {SHORT}")
+        found = []
+        for begin, end in zip([0, *(marks := sorted({*grown, long_from} - {0, steps}))], [*marks, steps], strict=True):
+            times = next((n for n, until in zip(ramp, grown, strict=True) if begin < until), self.accumulation)
+            short = SHORT if begin < long_from else 1
+            rows = self.batch_size * times
+            found.append(Stretch(end - begin, self.length // short, rows, min(rows, self.batch_size * short)))
+        return found
 
 
 RECIPES: dict[RecipeName, Recipe] = {
@@ -69,6 +96,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         lr=5e-3,
         warmup_frac=0.02,
         output_scale=0.0,
+        minutes=3.5,
     ),
     # BERT as in Devlin et al. 2018, at the size of Turc et al. 2019 (BERT-mini), with what a few minutes afford:
     # rows of 128, a learning rate for few steps, no dropout in less than one epoch.
@@ -82,5 +110,84 @@ RECIPES: dict[RecipeName, Recipe] = {
         batch_size=32,
         packing="documents",
         lr=1e-3,
+        minutes=3.5,
+    ),
+    # Devlin et al. 2018, app. A.2: 1 M steps of 256 rows, nine tenths of them on rows of 128 tokens, next-sentence
+    # prediction, Adam with decoupled decay. Their vocabulary has 30,522 words; ours is a multiple of 64.
+    "bert-base": Recipe(
+        architecture="bert",
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        length=512,
+        batch_size=32,
+        accumulation=8,
+        short_frac=0.9,
+        pairs="next",
+        vocab_size=30_528,
+        dropout=0.1,
+        lr=1e-4,
+        warmup_frac=0.01,
+        steps=1_000_000,
+    ),
+    # Warner et al. 2024, sec. 2.2: the first phase of ModernBERT-base, 1.7 T tokens in rows of 1,024, the batch growing
+    # to 4,608 rows (there from 768 over 50 B tokens, here in doublings from 96), a mask rate of 30 %, warm-up, stable,
+    # 1 - sqrt. Their vocabulary is a byte-level BPE, their optimizer StableAdamW; here WordPiece, AdamW and clipping.
+    "modern-base": Recipe(
+        architecture="modern",
+        hidden_size=768,
+        num_hidden_layers=22,
+        num_attention_heads=12,
+        intermediate_size=1152,
+        length=1024,
+        batch_size=96,
+        accumulation=48,
+        batch_warmup_frac=0.03,
+        packing="documents",
+        vocab_size=50_368,
+        mask_rate=0.3,
+        lr=8e-4,
+        weight_decay=1e-5,
+        beta2=0.98,
+        schedule="wsd",
+        warmup_frac=0.002,
+        output_scale=(2 * 22) ** -0.5,
+        steps=360_000,
+    ),
+    # Geiping & Goldstein 2022, and the last recipe of their code (crammed-bert, bert-o4): one day on one card. Rows of
+    # 128, no dropout, a batch that grows to 8,192 rows over 60 % of the budget, a learning rate that rises over three
+    # quarters of it (there from a quarter of the peak, here from 0) and falls to 0, clipping at 0.5. Their layers, as
+    # these, are pre-norm with gated feed-forwards and no biases; their positions are scaled sinusoids, these RoPE.
+    "cramming": Recipe(
+        architecture="modern",
+        hidden_size=768,
+        num_hidden_layers=16,
+        num_attention_heads=12,
+        intermediate_size=1536,
+        length=128,
+        batch_size=128,
+        accumulation=64,
+        batch_warmup_frac=0.6,
+        vocab_size=32_768,
+        mask_rate=0.25,
+        lr=1e-3,
+        beta2=0.98,
+        eps=1e-12,
+        warmup_frac=0.75,
+        max_norm=0.5,
+        minutes=24 * 60,
+    ),
+    # For --model: on with a trained model on other text, at a learning rate that does not undo what it knows
+    # (Gururangan et al. 2020, table 13: 1e-4 with a warm-up of 6 %).
+    "continue": Recipe(
+        architecture=None,
+        length=128,
+        batch_size=32,
+        packing="documents",
+        lr=1e-4,
+        beta2=0.98,
+        warmup_frac=0.06,
+        minutes=30,
     ),
 }

@@ -77,7 +77,7 @@ def exact_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pair(monkeypatch):
-    """pair(architecture, objective, regime, dtype, ...) -> .ours, .theirs (same weights, eval mode), .cfg, .names."""
+    """pair(architecture, objective, regime, dtype, ..., pairs) -> .ours, .theirs (same weights, eval mode), .cfg."""
     import transformers
 
     def make(
@@ -87,19 +87,19 @@ def pair(monkeypatch):
         dtype=torch.float64,
         kernel="sdpa",
         backend="sdpa",
+        pairs=None,
     ):
         if dtype == torch.float64:
             exact_float64(monkeypatch)
         cfg = small_config(architecture, regime)
-        model_type, class_name = CLASSES[cfg.norm_order, objective]
-        config = transformers.AutoConfig.for_model(
-            **config_to_hf(cfg, objective, {"cls_token_id": 2, "sep_token_id": 3})
-        )
+        model_type, _ = CLASSES[cfg.norm_order, objective]
+        written = config_to_hf(cfg, objective, {"cls_token_id": 2, "sep_token_id": 3}, pairs)
+        config = transformers.AutoConfig.for_model(**written)
         torch.manual_seed(1)
-        theirs = getattr(transformers, class_name)._from_config(config, attn_implementation=kernel)
+        theirs = getattr(transformers, written["architectures"][0])._from_config(config, attn_implementation=kernel)
         randomise(theirs, regime, seed=2)
         theirs.to(dtype).eval()
-        ours = LanguageModel(cfg, backend).to(dtype).eval()
+        ours = LanguageModel(cfg, backend, pairs is not None).to(dtype).eval()
         ours.load_state_dict(from_hf(theirs.state_dict(), model_type, ours.state_dict())[0])
 
         def gradients() -> dict[str, tuple[Tensor, Tensor]]:

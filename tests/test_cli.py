@@ -148,6 +148,104 @@ def test_what_main_raises_for_the_user_is_one_line(go, error, line):
     assert go("--resume", main=main) == (2, "", line + "\n")
 
 
+def test_of_several_processes_the_first_says_what_all_raise(go, monkeypatch):
+    def main(args):
+        raise ConfigError("--lr 3: too high")
+
+    for rank, said in (("0", "error: --lr 3: too high\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert go("--resume", main=main) == (2, "", said)
+
+
+@pytest.mark.parametrize(
+    "error", [None, ConfigError("--lr"), OSError("x"), MemoryError(), KeyboardInterrupt(), ValueError()]
+)
+def test_it_parts_from_other_processes_however_it_ends(monkeypatch, error):
+    def main(args):
+        if error is not None:
+            raise error
+
+    left = []
+    monkeypatch.setattr(cli, "leave", lambda: left.append(1))
+    with pytest.raises((SystemExit, ValueError)):
+        cli.run(main, Args, ["--resume"])
+    assert left == [1]
+
+
+def test_what_one_process_alone_meets_it_says_itself(go, monkeypatch):
+    """A full disk or too little memory may be its own, and then nobody else speaks."""
+    monkeypatch.setenv("RANK", "1")
+    for error in (OSError(28, "No space left on device"), MemoryError()):
+
+        def main(args, error=error):
+            raise error
+
+        status, _, err = go("--resume", main=main)
+        assert (status, err.count("\n")) == (2, 1)
+
+
+def test_another_process_that_is_gone_is_one_line_and_the_end(monkeypatch, capsys):
+    """At once: what would be tidied up on the way out waits for the other."""
+
+    class Ended(BaseException):
+        pass
+
+    def end(status):
+        assert status == 2
+        raise Ended
+
+    def main(args):
+        raise cli.torch.distributed.DistBackendError("NCCL timeout\n in three\n lines")
+
+    monkeypatch.setattr(cli.os, "_exit", end)
+    with pytest.raises(Ended):
+        cli.run(main, Args, ["--resume"])
+    assert capsys.readouterr().err == (
+        "error: another process of this run is gone; the same command goes on from the last save\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "message", ["DefaultCPUAllocator: can't allocate memory: you tried", "CUDA out of memory. Tried"]
+)
+def test_too_little_memory_is_one_line(go, message):
+    def main(args):
+        raise RuntimeError(message)
+
+    status, _, err = go("--resume", main=main)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "lower --batch-size and raise --accumulation" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--steps", "0"], "--steps 0: give a value from 1 to 10"),
+        (["--steps", "11"], "--steps 11: give a value from 1 to 10"),
+        (["--mask-rate", "1.5"], "--mask-rate 1.5: give a value from 0 to 0.9"),
+        (["--steps", "1", "--mask-rate", "0.9"], None),  # both ends are in it
+        (["--steps", "10", "--mask-rate", "0"], None),
+        (["--lr", "99"], None),  # no range is given
+        ([], None),  # nor a value, which stands for the default
+    ],
+    ids=str,
+)
+def test_values_have_ranges(argv, message):
+    ranges = {"steps": (1, 10), "mask_rate": (0.0, 0.9)}
+    args = cli.parse(Args, argv)
+    if message is None:
+        cli.check_ranges(args, ranges)
+        return
+    with pytest.raises(ConfigError) as caught:
+        cli.check_ranges(args, ranges)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("name", "flag"), [("steps", "--steps"), ("mask_rate_end", "--mask-rate-end")])
+def test_a_fields_flag(name, flag):
+    assert cli.flag(name) == flag
+
+
 def test_no_flags_at_all_are_the_defaults(go):
     seen = []
     assert go(main=seen.append) == (0, "", "")

@@ -30,6 +30,7 @@ TINY = {
     "length": 32,
     "batch_size": 4,
     "vocab_size": 256,
+    "minutes": 3.5,
 }
 RECIPE = {
     "quick": Recipe(architecture="modern", optimizer="muon", output_scale=0.0, lr=5e-3, **TINY),
@@ -80,6 +81,7 @@ def go(train, text, cache, tmp_path, monkeypatch, capsys):
     """go(*flags) -> (status, stdout, stderr) of a run into tmp_path/run."""
     for name, recipe in RECIPE.items():
         monkeypatch.setitem(RECIPES, name, recipe)
+    monkeypatch.setattr("minilm.train.measure.matmul_peak", lambda device, dtype: 1e12)  # half a second each time
     monkeypatch.chdir(tmp_path)
 
     def run(*flags: object) -> tuple[int, str, str]:
@@ -125,6 +127,124 @@ def test_it_learns(go, tmp_path):
     assert result["held_out_loss"] < result["unigram_loss"] - 0.2
 
 
+def test_the_corpus_is_reported_and_nothing_trained(go, tmp_path):
+    status, out, _ = go("--prepare-only", "--json", "r.json")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert status == 0
+    assert f"{report['tokens']:,}, of which {report['held_out_tokens']:,} held out" in out
+    assert report["vocab_size"] == 256
+    assert report["documents"] == 300
+    assert 0 < report["unknown_rate"] < 0.01
+    assert report["fill"] == 1.0
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("pairs", ["next", "order"])
+def test_pairs_of_texts(go, tmp_path, pairs):
+    """A BERT with its second task: learned, said, saved as BertForPreTraining, and gone on with."""
+    flags = ["--recipe", "bert-mini", "--pairs", pairs]
+    status, out, err = go(*flags, "--steps", 8, "--json", "r.json")
+    assert status == 0, err
+    assert "pairs told right" in out
+    assert 0 <= json.loads((tmp_path / "r.json").read_text())["pair_accuracy"] <= 1
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["architectures"] == ["BertForPreTraining"]
+    assert read_model(tmp_path / "run").model.pair is not None
+    again = ["--model", "run", "--pairs", pairs, "--steps", 2, "--length", 32, "--out", "more", "--json", "m.json"]
+    assert go(*again)[0] == 0
+    assert json.loads((tmp_path / "m.json").read_text())["held_out_loss_before"] == pytest.approx(
+        json.loads((tmp_path / "r.json").read_text())["held_out_loss"], abs=0.01
+    )
+
+
+def test_whole_words_short_rows_and_growing_batches(go, tmp_path, monkeypatch):
+    """All that varies over a run at once, gone on with from its middle: the weights of the run that was not stopped."""
+    monkeypatch.setattr(Store, "prune", lambda self, keep: None)
+    flags = ["--steps", 40, "--whole-words", "--mask-rate", 0.4, "--mask-rate-end", 0.15, "--short-frac", 0.4]
+    flags += ["--accumulation", 4, "--batch-warmup-frac", 0.6, "--length", 128, "--gradient-checkpointing"]
+    assert go(*flags, "--save-every", 20)[0] == 0
+    half = half_of(tmp_path / "run", 20)
+    status, _, err = go(*flags, "--save-every", 20, "--out", "half")
+    assert "going on from step 20" in err
+    assert status == 0
+    assert same_weights(tmp_path / "run", half)
+
+
+def half_of(whole: Path, step: int) -> Path:
+    """A run beside `whole` that has come to one of its checkpoints."""
+    half = whole.parent / "half"
+    half.mkdir()
+    run = json.loads((whole / "run.json").read_text())
+    (half / "run.json").write_text(json.dumps(run | {"result": None}))
+    shutil.copytree(whole / f"step-{step:06d}", half / f"step-{step:06d}")
+    return half
+
+
+def test_going_on_with_a_model(go, tmp_path):
+    """Its tokenizer, its objective, and a held-out loss that begins where it had ended and goes down."""
+    assert go("--objective", "clm", "--steps", 30, "--json", "first.json")[0] == 0
+    first = json.loads((tmp_path / "first.json").read_text())
+    flags = ["--model", "run", "--out", "more", "--steps", 30, "--length", 32, "--packing", "stream", "--lr", 3e-3]
+    status, out, err = go(*flags, "--json", "more.json")
+    assert status == 0, err
+    more = json.loads((tmp_path / "more.json").read_text())
+    assert more["objective"] == "clm"
+    assert more["held_out_loss_before"] == pytest.approx(first["held_out_loss"], abs=0.005)
+    assert more["held_out_loss"] < first["held_out_loss"]
+    assert f"before     loss {more['held_out_loss_before']:.3f}" in out
+    assert "Trained further from run (" in (tmp_path / "more" / "README.md").read_text()
+    vocabularies = [(tmp_path / name / "vocab.txt").read_text() for name in ("run", "more")]
+    assert vocabularies[0] == vocabularies[1]
+
+
+def test_words_are_added_to_a_models_vocabulary(go, tmp_path):
+    assert go("--steps", 4)[0] == 0
+    (tmp_path / "words.txt").write_text("bdfl\n##graphies\n")
+    flags = ["--model", "run", "--add-tokens", "words.txt", "--steps", 2, "--length", 32, "--out", "more"]
+    status, _, err = go(*flags)
+    assert status == 0, err
+    assert "2 words added" in err
+    model, tokenizer, _ = read_model(tmp_path / "more")
+    assert (model.cfg.vocab_size, tokenizer.vocab_size) == (258, 258)
+    assert tokenizer.encode("bdfl").tokens == ["[CLS]", "bdfl", "[SEP]"]
+
+
+def test_another_model_is_another_run(go, tmp_path):
+    assert go("--steps", 2)[0] == 0
+    assert go("--steps", 3, "--out", "two")[0] == 0
+    flags = ["--steps", 2, "--length", 32, "--out", "more"]
+    assert go("--model", "run", *flags)[0] == 0
+    for name in ("config.json", "model.safetensors", "MANIFEST.json"):
+        shutil.copy(tmp_path / "two" / name, tmp_path / "run" / name)
+    status, _, err = go("--model", "run", *flags)
+    assert status == 2
+    assert "began with model run (" in err.splitlines()[-1]
+
+
+MODEL_FAULTS = {
+    ("--model", "nowhere"): "--model nowhere: no such directory",
+    ("--model", "run", "--vocab-size", "64"): "--vocab-size: --model has its own vocabulary",
+    ("--model", "run", "--objective", "clm"): "--objective clm: run was trained for mlm",
+    ("--model", "run", "--length", "2048"): "--length 2048: run reads 1024 tokens at most",
+    ("--model", "run", "--pairs", "next"): "--pairs next: only a BERT",
+    ("--model", "run", "--add-tokens", "missing.txt"): "--add-tokens missing.txt: cannot be read",
+    ("--add-tokens", "words.txt"): "--add-tokens words.txt: extends the vocabulary of a model",
+    ("--recipe", "continue"): "--recipe continue: goes on from a model",
+    ("--objective", "clm", "--pairs", "next"): "--pairs next: goes with --objective mlm only",
+}
+
+
+def test_bad_models_are_one_line(go, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert go("--steps", 2)[0] == 0
+    for flags, message in MODEL_FAULTS.items():
+        status, _, err = go(*flags, "--steps", 2, "--out", "other")
+        assert status == 2, flags
+        assert message in err.splitlines()[-1]
+        assert "Traceback" not in err
+        assert not (tmp_path / "other").exists()
+
+
 def test_a_finished_run_says_its_result(go):
     _, first, _ = go("--steps", 2)
     status, again, err = go("--steps", 2)
@@ -156,12 +276,28 @@ def test_epochs_become_steps(go, tmp_path):
 
 
 def test_dry_run_keeps_nothing(go, tmp_path):
-    status, out, err = go("--dry-run", "--json", "r.json")
-    assert status == 0
-    assert "nothing was kept" in err
-    assert out == ""  # nothing is saved anywhere, and there is nothing to type next
-    assert json.loads((tmp_path / "r.json").read_text())["steps"] == 1
+    status, out, err = go("--dry-run", "--steps", 1000, "--json", "r.json")
+    assert status == 0, err
+    assert "only the token cache was kept" in out
+    assert "for 1,000 steps" in out
+    assert json.loads((tmp_path / "r.json").read_text())["steps"] == 1000
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_says_what_the_run_then_costs(go, tmp_path):
+    """FLOPs, tokens and disk exactly; time is measured by hand, for no test may depend on it."""
+    flags = ["--steps", 60, "--save-every", 20, "--short-frac", 0.5, "--batch-warmup-frac", 0.3, "--accumulation", 4]
+    assert go(*flags, "--dry-run", "--json", "dry.json")[0] == 0
+    assert go(*flags, "--json", "run.json")[0] == 0
+    estimate, result = (json.loads((tmp_path / name).read_text()) for name in ("dry.json", "run.json"))
+    assert estimate["flops"] == result["flops"]
+    assert estimate["tokens"] == result["tokens"]
+    assert estimate["parameters"] == result["parameters"]
+    kept = sum(path.stat().st_size for path in (tmp_path / "run" / "step-000060").rglob("*") if path.is_file())
+    assert estimate["checkpoint_mb"] == pytest.approx(kept / 2**20, rel=0.01)
+    assert estimate["disk_mb"] == pytest.approx(3 * kept / 2**20, rel=0.05)
+    assert 0 < estimate["seconds"] < estimate["total_seconds"]
+    assert estimate["peak_mb"] > 100
 
 
 @pytest.mark.parametrize("flags", [("--out", "file"), ("--json", "nowhere/r.json"), ("--json", ".")])
@@ -288,12 +424,7 @@ def test_resume_is_exact(go, tmp_path, monkeypatch, recipe, precision, accumulat
     assert status == 0, err
     rows = int(err.split(" rows of 32")[0].split()[-1].replace(",", ""))
     assert n * 4 * accumulation > rows
-    half = tmp_path / "half"
-    half.mkdir()
-    run = json.loads((tmp_path / "run" / "run.json").read_text())
-    del run["result"]
-    (half / "run.json").write_text(json.dumps(run))
-    shutil.copytree(tmp_path / "run" / f"step-{n:06d}", half / f"step-{n:06d}")
+    half = half_of(tmp_path / "run", n)
     status, _, err = go(*flags, "--out", "half")
     assert status == 0
     assert f"going on from step {n}" in err

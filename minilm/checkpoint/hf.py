@@ -36,6 +36,8 @@ BERT_NAMES = {
     "encoder.layers.{i}.mlp.out": "bert.encoder.layer.{i}.output.dense",
     "encoder.layers.{i}.mlp_norm": "bert.encoder.layer.{i}.output.LayerNorm",
     "pooler.dense": "bert.pooler.dense",
+    "pair.pooler.dense": "bert.pooler.dense",
+    "pair.classifier": "cls.seq_relationship",
     "head.dense": "cls.predictions.transform.dense",
     "head.norm": "cls.predictions.transform.LayerNorm",
     "head.bias": "cls.predictions.bias",
@@ -72,6 +74,8 @@ class Family:
     """One `model_type` of Hugging Face's."""
 
     names: dict[str, str | tuple[str, ...]]  # ours (a parameter or its module) -> theirs
+    base: str  # prefix of the encoder's tensors, which a file of the encoder alone leaves out
+    buffers: tuple[str, ...]  # what old files hold and nothing learns
     copies: dict[str, str]  # a tied copy that a file may hold -> the tensor it must equal
     heads: tuple[str, ...]  # prefixes of heads that a file may hold for another class
     read: Callable[[dict[str, Any]], EncoderConfig]
@@ -83,6 +87,8 @@ _MODERN_COPIES = {"decoder.weight": "model.embeddings.tok_embeddings.weight"}
 FAMILIES = {
     "bert": Family(
         names=BERT_NAMES,
+        base="bert.",
+        buffers=("bert.embeddings.position_ids", "bert.embeddings.token_type_ids"),
         copies={
             "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
             "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -93,6 +99,8 @@ FAMILIES = {
     ),
     "modernbert": Family(
         names=MODERN_NAMES,
+        base="model.",
+        buffers=(),
         copies=_MODERN_COPIES,
         heads=("head.", "decoder.", "classifier."),
         read=modern_reader(halo=0),
@@ -100,6 +108,8 @@ FAMILIES = {
     ),
     "modernbert-decoder": Family(
         names=MODERN_DECODER_NAMES,
+        base="model.",
+        buffers=(),
         copies=_MODERN_COPIES,
         heads=("lm_head.", "decoder.", "classifier."),
         read=modern_reader(halo=1),
@@ -137,19 +147,27 @@ def config_from_hf(config: dict[str, Any]) -> EncoderConfig:
         raise CheckpointError(f"config.json: {error}") from error
 
 
-def config_to_hf(cfg: EncoderConfig, objective: str, specials: dict[str, int]) -> dict[str, Any]:
+def config_to_hf(
+    cfg: EncoderConfig, objective: str, specials: dict[str, int], pairs: str | None = None
+) -> dict[str, Any]:
     """The config.json of a language model, which transformers' Auto classes open as what it is.
 
-    `specials` holds `cls_token_id` and `sep_token_id`. Raises ConfigError for an encoder that the family cannot say.
+    `specials` holds `cls_token_id` and `sep_token_id`; `pairs`: what its pair head tells, if it has one. Raises
+    ConfigError for a model that the family cannot say.
     """
     model_type, architecture = CLASSES[cfg.norm_order, objective]
+    if pairs is not None:
+        if architecture != "BertForMaskedLM":
+            raise ConfigError(f"--pairs {pairs}: only a masked BERT has a head for pairs, not {architecture}")
+        architecture = "BertForPreTraining"
     config = {"architectures": [architecture]} | FAMILIES[model_type].write(cfg, specials)
     again = config_from_hf(config)
     if lost := [field.name for field in fields(cfg) if getattr(again, field.name) != getattr(cfg, field.name)]:
         raise ConfigError(f"a {model_type} config.json cannot say this encoder's {', '.join(lost)}")
     if architecture == "BertLMHeadModel":
         config["is_decoder"] = True
-    return config | {"dtype": "float32", "minilm": {"format": FORMAT, "objective": objective}}
+    own = {"format": FORMAT, "objective": objective} | ({"pairs": pairs} if pairs else {})
+    return config | {"dtype": "float32", "minilm": own}
 
 
 def objective_of(config: dict[str, Any]) -> str:
@@ -161,6 +179,16 @@ def objective_of(config: dict[str, Any]) -> str:
         return own["objective"]
     causal = config.get("is_decoder") or str(config.get("model_type")).endswith("-decoder")
     return "clm" if causal else "mlm"
+
+
+def pairs_of(config: dict[str, Any]) -> str | None:
+    """next or order: what the model's pair head was trained to tell; None where it has no such head."""
+    if "minilm" in config:
+        pairs = config["minilm"].get("pairs") if isinstance(config["minilm"], dict) else None
+        if pairs not in (None, "next", "order"):
+            raise CheckpointError(f"config.json: minilm names pairs {pairs!r}; expected next or order")
+        return pairs
+    return "next" if config.get("architectures") == ["BertForPreTraining"] else None
 
 
 def _theirs(name: str, names: dict[str, str | tuple[str, ...]]) -> tuple[str, ...]:
@@ -183,16 +211,29 @@ def to_hf(state: dict[str, Tensor], model_type: str) -> dict[str, Tensor]:
 
 
 def from_hf(
-    tensors: dict[str, Tensor], model_type: str, expected: dict[str, Tensor]
+    tensors: dict[str, Tensor], model_type: str, expected: dict[str, Tensor], new: tuple[str, ...] = ()
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Our state dict, shaped and typed like `expected`, and the names of tensors dropped as other heads.
+
+    new: modules of ours of which a file may hold nothing at all; the state is then without them. A file of the encoder
+    alone leaves out the prefix of its names.
 
     Raises CheckpointError naming the tensor that is missing, unknown, of another shape, not finite, or
     differs from the one it should be tied to.
     """
-    family, rest = FAMILIES[model_type], dict(tensors)
+    family = FAMILIES[model_type]
+    if not any(key.startswith(family.base) for key in tensors):
+        tensors = {key if key.startswith(family.heads) else family.base + key: own for key, own in tensors.items()}
+    rest = {key: tensor for key, tensor in tensors.items() if key not in family.buffers}
     state, owned = {}, set()
+    lacking = [
+        module
+        for module in new
+        if not any(key in rest for name in expected if name.startswith(module) for key in _theirs(name, family.names))
+    ]
     for name, like in expected.items():
+        if name.startswith(tuple(lacking)):
+            continue
         theirs = _theirs(name, family.names)
         owned |= {head for head in family.heads if theirs[0].startswith(head)}
         for key, part in zip(theirs, like.chunk(len(theirs)), strict=True):

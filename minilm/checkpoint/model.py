@@ -2,22 +2,29 @@
 training goes on from, training/ beside them.
 """
 
+import hashlib
+import os
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minilm.checkpoint.hf import config_from_hf, config_to_hf, from_hf, objective_of, to_hf
-from minilm.checkpoint.store import FORMAT, check_format, checkpoints, manifest_fault, read_json, write_json
+from minilm.checkpoint.hf import config_from_hf, config_to_hf, from_hf, objective_of, pairs_of, to_hf
+from minilm.checkpoint.store import FORMAT, check_format, checkpoints, manifest_fault, read_json
 from minilm.data.tokenizer import Tokenizer
 from minilm.errors import CheckpointError
+from minilm.files import write_json
 from minilm.model.attention import Backend
-from minilm.model.heads import LanguageModel
+from minilm.model.encoder import initialise
+from minilm.model.heads import LanguageModel, LMHead
 
 
 class Pretrained(NamedTuple):
@@ -28,14 +35,25 @@ class Pretrained(NamedTuple):
     objective: str  # mlm, clm or prefix: what the weights were trained for
 
 
-def write_model(directory: Path, model: LanguageModel, tokenizer: Tokenizer, objective: str) -> None:
-    """config.json, model.safetensors and the tokenizer, as transformers reads them."""
+def write_model(
+    directory: Path, model: LanguageModel, tokenizer: Tokenizer, objective: str, pairs: str | None = None
+) -> None:
+    """config.json, model.safetensors and the tokenizer, as transformers reads them; `pairs`: of its pair head."""
     specials = {"cls_token_id": tokenizer.cls_id, "sep_token_id": tokenizer.sep_id}
-    config = config_to_hf(model.cfg, objective, specials)
+    config = config_to_hf(model.cfg, objective, specials, pairs)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     tokenizer.save(directory, model_max_length=model.cfg.max_position_embeddings, open_end=objective == "clm")
     _save_tensors(to_hf(state, config["model_type"]), directory / "model.safetensors")
     write_json(directory / "config.json", config)
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Of all parameters: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
@@ -55,10 +73,22 @@ def _load_tensors(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file}: cannot be read ({error})") from error
 
 
-def read_model(directory: Path | str, backend: Backend = "sdpa") -> Pretrained:
+def find_model(name: str) -> Path:
+    """The directory of a model: itself, or that of a name on the Hugging Face hub, fetched or from its cache. Raises
+    CheckpointError."""
+    if os.path.exists(name):
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "vocab.txt", "model.safetensors"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(f"--model {name}: no such directory, nor a model of the hub ({error})") from error
+
+
+def read_model(directory: Path | str, backend: Backend = "sdpa", new_head: bool = False) -> Pretrained:
     """A language model's directory: minilm's, or transformers' for a family of hf.py.
 
-    Raises CheckpointError naming the file, tensor or key that does not fit.
+    new_head: an encoder without a language-model head gets a fresh one, and says so. Raises CheckpointError naming the
+    file, tensor or key that does not fit.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -71,9 +101,13 @@ def read_model(directory: Path | str, backend: Backend = "sdpa") -> Pretrained:
         raise CheckpointError(f"{directory}: {fault}")
     config = read_json(directory / "config.json")
     with torch.device("meta"):  # sizes that a hostile config.json names are checked before memory is asked for
-        model = LanguageModel(config_from_hf(config), backend)
-    if dropped := load_weights(model, directory):
+        model = LanguageModel(config_from_hf(config), backend, pairs_of(config) is not None)
+    if dropped := load_weights(model, directory, new=("head.",) if new_head else ()):
         warnings.warn(f"{directory}: left out, for this model has no such head: {', '.join(dropped)}", stacklevel=2)
+    if model.head.bias.is_meta:
+        model.head = LMHead(model.cfg)
+        initialise(model.head)
+        warnings.warn(f"{directory}: holds no language-model head, so this one is new", stacklevel=2)
     tokenizer = Tokenizer.load(directory)
     if tokenizer.vocab_size > model.cfg.vocab_size:
         raise CheckpointError(
@@ -82,33 +116,54 @@ def read_model(directory: Path | str, backend: Backend = "sdpa") -> Pretrained:
     return Pretrained(model.eval(), tokenizer, objective_of(config))
 
 
-def load_weights(model: nn.Module, directory: Path) -> list[str]:
+def load_weights(model: nn.Module, directory: Path, new: tuple[str, ...] = ()) -> list[str]:
     """Fill `model` from a directory's model.safetensors, every tensor accounted for: (names of those of other heads).
 
-    A model on the meta device gets the file's own tensors. Raises CheckpointError.
+    A model on the meta device gets the file's own tensors. new: modules of the model that stay as they are where the
+    file has nothing of them. Raises CheckpointError.
     """
     model_type = read_json(directory / "config.json")["model_type"]
     file = directory / "model.safetensors"
     tensors = _load_tensors(file)
     try:
-        state, dropped = from_hf(tensors, model_type, model.state_dict())
+        state, dropped = from_hf(tensors, model_type, model.state_dict(), new)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {' '.join(str(error).split())}") from error
-    model.load_state_dict(state, assign=next(model.parameters()).is_meta)
+    model.load_state_dict(state, strict=not new, assign=next(model.parameters()).is_meta)
     return dropped
+
+
+def add_words(pretrained: Pretrained, file: Path) -> Pretrained:
+    """The same with the words of `file` in its vocabulary, each embedded as the mean of the pieces that it was."""
+    model, old, objective = pretrained
+    tokenizer, pieces = old.with_words(file)
+    grown = LanguageModel(
+        replace(model.cfg, vocab_size=max(model.cfg.vocab_size, tokenizer.vocab_size)),
+        model.encoder.backend,
+        model.pair is not None,
+    )
+    state = model.state_dict()
+    with torch.no_grad():
+        for name in ("encoder.embedding.word.weight", "head.bias"):
+            wider = torch.zeros_like(grown.state_dict()[name])
+            wider[: len(state[name])] = state[name]
+            for id, own in enumerate(pieces, start=old.vocab_size):
+                wider[id] = state[name][own].mean(dim=0)
+            state[name] = wider
+    grown.load_state_dict(state)
+    return Pretrained(grown.eval(), tokenizer, objective)
 
 
 def write_training(
     directory: Path,
     model: nn.Module,
     optimizers: Iterable[torch.optim.Optimizer],
-    rng: dict[str, Tensor],
     state: dict[str, Any],
 ) -> None:
-    """training/: the optimizers' tensors under the names of their parameters, generators, and `state` as JSON."""
+    """training/: the optimizers' tensors under the names of their parameters, and `state` as JSON."""
     (directory / "training").mkdir()
     names = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {f"rng/{name}": tensor for name, tensor in rng.items()}
+    tensors = {}
     for optimizer in optimizers:
         for parameter, own in optimizer.state.items():
             for key, tensor in own.items():
@@ -117,25 +172,19 @@ def write_training(
     write_json(directory / "training" / "state.json", {"format": FORMAT, **state})
 
 
-def read_training(
-    directory: Path, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Fill the optimizers; (rng, state) as they were written. Raises CheckpointError."""
+def read_training(directory: Path, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Fill the optimizers; the state as it was written. Raises CheckpointError."""
     parameters = dict(model.named_parameters())
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
-    rng = {}
     file = directory / "training" / "tensors.safetensors"
     for name, tensor in _load_tensors(file).items():
         key, _, of = name.partition("/")
-        if key == "rng":
-            rng[of] = tensor
-        elif of in parameters:
-            parameter = parameters[of]
-            if tensor.ndim and tensor.shape != parameter.shape:
-                raise CheckpointError(f"{file}: {name!r} has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}")
-            owner[parameter].state[parameter][key] = tensor.to(parameter.device)
-        else:
+        if of not in parameters:
             raise CheckpointError(f"{file}: {name!r} belongs to no parameter of this model")
+        parameter = parameters[of]
+        if tensor.ndim and tensor.shape != parameter.shape:
+            raise CheckpointError(f"{file}: {name!r} has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}")
+        owner[parameter].state[parameter][key] = tensor.to(parameter.device)
     state = read_json(directory / "training" / "state.json")
     check_format(directory / "training" / "state.json", state)
-    return rng, state
+    return state

@@ -6,7 +6,6 @@ OUT/config.json model.safetensors tokenizer README.md MANIFEST.json          the
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from minilm.errors import CheckpointError, ConfigError
+from minilm.files import sha256, sync, sync_entry, write_json
 
 FORMAT = 1  # of MANIFEST.json, run.json and training/state.json
 MAX_JSON = 64 << 20  # bytes
@@ -31,11 +31,12 @@ class Run:
 
     settings: dict[str, Any]  # what decides the weights: flags, and a fingerprint of the data
     steps: int
-    device: str  # this and the next four decide the bits
+    device: str  # this and the next five decide the bits
     precision: str
     threads: int
     backend: str
     versions: dict[str, str]
+    world: int = 1  # processes
     result: dict[str, Any] | None = None
 
 
@@ -47,6 +48,7 @@ RUN_KINDS = {
     "threads": int,
     "backend": str,
     "versions": dict,
+    "world": int,
     "result": dict | None,
 }
 
@@ -157,7 +159,7 @@ class Store:
             if number >= step:  # damaged, or it would have been resumed from; it must not displace a good one
                 shutil.rmtree(path)
         partial.rename(final)
-        _sync_entry(self.out)
+        sync_entry(self.out)
         self.prune(keep)
         return final
 
@@ -171,7 +173,7 @@ class Store:
         partial = self._written_aside("final", write)
         for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
             file.replace(self.out / file.name)
-        _sync_entry(self.out)
+        sync_entry(self.out)
         partial.rmdir()
 
     def _written_aside(self, name: str, write: Callable[[Path], None]) -> Path:
@@ -182,7 +184,7 @@ class Store:
             partial.mkdir()
             write(partial)
             write_manifest(partial)
-            _sync(partial)
+            sync(partial)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
             if not isinstance(error, OSError | SafetensorError):
@@ -204,7 +206,7 @@ def checkpoints(out: Path) -> list[tuple[int, Path]]:
 
 def write_manifest(directory: Path) -> None:
     """MANIFEST.json: sha256 of every file in `directory` but itself and README.md."""
-    sums = {name: _sha256(directory / name) for name in _listed(directory)}
+    sums = {name: sha256(directory / name) for name in _listed(directory)}
     write_json(directory / "MANIFEST.json", {"format": FORMAT, "sha256": sums})
 
 
@@ -216,7 +218,7 @@ def manifest_fault(directory: Path, whole: bool = False) -> str:
         sums = manifest["sha256"]
         if whole and sorted(sums) != _listed(directory):
             return "MANIFEST.json lists other files than are there"
-        bad = next((name for name, digest in sums.items() if _sha256(_inside(directory, name)) != digest), None)
+        bad = next((name for name, digest in sums.items() if sha256(_inside(directory, name)) != digest), None)
     except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return f"{bad} differs from MANIFEST.json" if bad else ""
@@ -236,39 +238,6 @@ def _open_no_link(path: str, flags: int) -> int:
 def _listed(directory: Path) -> list[str]:
     files = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     return sorted(name for name in files if name not in ("MANIFEST.json", "README.md"))
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(directory: Path) -> None:
-    """Every file and directory below `directory` on the disk, not only in the system's memory."""
-    for path in [*directory.rglob("*"), directory]:
-        _sync_entry(path)
-
-
-def _sync_entry(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(file: Path, value: dict[str, Any]) -> None:
-    """`write_whole` of an object."""
-    write_whole(file, json.dumps(value, indent=2) + "\n")
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Whole or not at all, and on the disk."""
-    partial = file.with_name(f".{file.name}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    _sync_entry(partial)
-    partial.replace(file)
-    _sync_entry(file.parent)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import os
 import sysconfig
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -26,6 +26,7 @@ from minilm.errors import DataError
 
 MAX_CHARS = 1 << 20  # of one document
 MAX_LINE = 1 << 24  # bytes of one jsonl line
+SAMPLED_CHARS = 1 << 25  # of text that a vocabulary is trained on
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 SUFFIXES = (".txt", ".text", ".md", ".jsonl")  # what a folder is searched for, also compressed
 EMBEDDED_PACKAGES = ("numpy", "torch")
@@ -41,8 +42,23 @@ class Corpus:
 
     def documents(self) -> Iterator[str]:
         """Every document that is not blank. Raises DataError naming file and line."""
+        return (text for _, _, text in self.numbered())
+
+    def numbered(self, file: int = 0, skip: int = 0) -> Iterator[tuple[int, int, str]]:
+        """(number of its file, its number there, document), from document `skip` of file number `file` on."""
+        for at in range(file, len(self.files)):
+            path = self.files[at]
+            found = _jsonl_documents(path, self.text_field) if _is_jsonl(path) else _text_documents(path)
+            yield from ((at, n, text) for n, text in enumerate(found) if at > file or n >= skip)
+
+    def stamps(self) -> list[tuple[int, ...]]:
+        """Size, time of change and identity of every file: equal ones mean that nobody wrote in between."""
+        stamps = []
         for file in self.files:
-            yield from _jsonl_documents(file, self.text_field) if _is_jsonl(file) else _text_documents(file)
+            with _reading(file):
+                stat = file.stat()
+            stamps.append((stat.st_size, stat.st_mtime_ns, stat.st_ino))
+        return stamps
 
     def fingerprint(self) -> str:
         """sha256 of the bytes of all files in order, and of what else decides the documents."""
@@ -94,21 +110,36 @@ def embedded_corpus(cache_dir: Path) -> Corpus:
     return Corpus((file,))
 
 
-@dataclass(frozen=True)
-class TrainingDocuments:
-    """What is not held out of a corpus. Every iteration starts anew."""
-
-    corpus: Corpus
-    held_out_frac: float
-
-    def __iter__(self) -> Iterator[str]:
-        return (text for text in self.corpus.documents() if not is_held_out(text, self.held_out_frac))
+def document_hash(document: str) -> int:
+    """A number in [0, 2^64), the same everywhere."""
+    return int.from_bytes(hashlib.blake2b(document.encode(), digest_size=8).digest(), "big")
 
 
-def is_held_out(document: str, fraction: float) -> bool:
-    """Whether a document belongs to the held-out split: by its hash, so equal documents never straddle."""
-    digest = hashlib.blake2b(document.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
+def is_held_out(hash: int, fraction: float) -> bool:
+    """Whether the document of that hash belongs to the held-out split: equal documents never straddle."""
+    return hash < fraction * 2**64
+
+
+def vocabulary_sample(documents: Iterable[str], held_out_frac: float, max_chars: int = SAMPLED_CHARS) -> list[str]:
+    """What a vocabulary is trained on: the training split without copies or, of one with more characters, a part of it
+    chosen by hash.
+
+    Documents of a hash above a floor, which rises by half of what is left whenever they get too many: about `max_chars`
+    / 2 or more of them stay, the same ones whatever the order, and memory does not grow with the corpus.
+    """
+    floor, size = held_out_frac * 2**64, 0
+    kept: dict[int, str] = {}
+    for text in documents:
+        hash = document_hash(text)
+        if hash < floor or hash in kept:
+            continue
+        kept[hash] = text
+        size += len(text)
+        while size > max_chars:
+            floor += (2**64 - floor) / 2
+            kept = {hash: text for hash, text in kept.items() if hash >= floor}
+            size = sum(map(len, kept.values()))
+    return list(kept.values())
 
 
 def _embedded_sources() -> Iterator[tuple[str, Path]]:

@@ -1,83 +1,141 @@
-"""Rows in the order of a run, as batches. Row number n of the run is a function of (seed, n) alone, so the whole
-state is one number, and going on from it costs the same anywhere."""
+"""Rows in the order of a run, as batches. What a step takes is a function of (seed, step) alone, so going on costs the
+same anywhere, and any number of processes shares the rows of a step without talking about it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from minilm.batch import Batch
-from minilm.data.objectives import ROW_ORDER, Objective, draw
+from minilm.data.draws import shuffled
+from minilm.data.objectives import Objective
 from minilm.data.packing import Rows
-from minilm.errors import CheckpointError, DataError
+from minilm.errors import ConfigError, DataError
 
 EVALUATED_TOKENS = 1 << 17
 EVALUATED_AT_ONCE = 1 << 12  # tokens of one batch
 
 
-class Loader:
-    """Endless batches: every epoch is another permutation of the rows, and a batch may span two epochs.
+Kind = tuple[int, int]
 
-    Raises DataError where the rows do not fill one batch.
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps of a run that are alike."""
+
+    steps: int
+    length: int  # tokens per row
+    rows: int  # of a step, in all processes
+    batch_size: int  # rows that a process computes at once, at most
+
+    @property
+    def kind(self) -> Kind:
+        """What a step's cost depends on."""
+        return self.length, self.rows
+
+
+class Loader:
+    """The micro-batches of this process, step by step. Every epoch is another order of the rows, and a step may span
+    two epochs. Stretches of one length go on in one order.
+
+    Raises DataError where the rows do not fill one micro-batch, ConfigError where the processes cannot share a step.
     """
 
-    def __init__(self, rows: Rows, objective: Objective, batch_size: int, seed: int, pin_memory: bool = False) -> None:
-        if len(rows) < batch_size:
-            raise DataError(
-                f"the training split makes {len(rows)} rows of {rows.T} tokens, fewer than --batch-size {batch_size}; "
-                f"give more text, or lower --batch-size or --length"
-            )
-        self.rows, self.objective, self.batch_size, self.seed = rows, objective, batch_size, seed
-        self.pin_memory = pin_memory
-        self.taken = 0  # rows given out so far
-        self._latest = -1, np.empty(0, np.int64)  # epoch and its order; replaced whole, for two threads may ask
+    def __init__(
+        self,
+        stretches: Sequence[Stretch],
+        rows: dict[int, Rows],
+        objective: Objective,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        """rows: of each length that occurs in the stretches."""
+        for each in stretches:
+            if each.rows % (world * self._micro_batches(each, world)):
+                raise ConfigError(
+                    f"{each.rows} rows a step do not divide into equal micro-batches of at most {each.batch_size} for "
+                    f"{world} processes; change --batch-size or --accumulation"
+                )
+            if len(rows[each.length]) < (micro := each.rows // world // self._micro_batches(each, world)):
+                raise DataError(
+                    f"the training split makes {len(rows[each.length])} rows of {each.length} tokens, fewer than "
+                    f"--batch-size {micro}; give more text, or lower --batch-size or --length"
+                )
+        self.stretches, self.rows, self.objective, self.seed = tuple(stretches), rows, objective, seed
+        self.rank, self.world, self.pin_memory = rank, world, pin_memory
+        self.steps = sum(each.steps for each in stretches)
 
-    def order(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """(epoch, row) of the run's rows number start ... start + count - 1; (count,) int64 each."""
-        number = np.arange(start, start + count)
-        epoch, place = np.divmod(number, len(self.rows))
-        row = np.empty_like(place)
-        for each in np.unique(epoch):
-            row[epoch == each] = self._permutation(int(each))[place[epoch == each]]
-        return epoch, row
+    def with_stretches(self, stretches: Sequence[Stretch]) -> "Loader":
+        """The loader of another run over the same rows."""
+        return Loader(stretches, self.rows, self.objective, self.seed, self.rank, self.world, self.pin_memory)
 
-    def batch(self, start: int) -> Batch:
-        """The batch that begins with the run's row number `start`: a pure function."""
-        epoch, row = self.order(start, self.batch_size)
-        batch = self.objective(*self.rows.take(row), torch.from_numpy(row), torch.from_numpy(epoch))
-        return batch.pin_memory() if self.pin_memory else batch
+    def at(self, step: int) -> tuple[Stretch, int]:
+        """The stretch that a step (from 0) belongs to, and the number of its first row in the run of its length. What
+        comes after the last stretch is like it."""
+        taken: dict[int, int] = dict.fromkeys(self.rows, 0)
+        begin = 0
+        for number, each in enumerate(self.stretches, start=1):
+            if step < begin + each.steps or number == len(self.stretches):
+                return each, taken[each.length] + (step - begin) * each.rows
+            taken[each.length] += each.steps * each.rows
+            begin += each.steps
+        raise AssertionError("a run has stretches")
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Batches from where the state stands, the next one prepared while the last is used."""
+    def epochs(self) -> float:
+        """How often the run sees the split, by tokens."""
+        seen = sum(each.steps * each.rows * each.length for each in self.stretches)
+        longest = self.rows[max(self.rows)]
+        return seen / (len(longest) * longest.T)
+
+    def order(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(epoch, row) of all rows of a step; (rows,) int64 each."""
+        stretch, start = self.at(step)
+        n = len(self.rows[stretch.length])
+        number = torch.arange(start, start + stretch.rows)
+        epoch = number // n
+        return epoch.numpy(), shuffled(self.seed, epoch, number % n, n).numpy()
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """What this process computes of a step: a pure function."""
+        stretch, _ = self.at(step)
+        own = stretch.rows // self.world
+        epoch, row = (part[self.rank * own : (self.rank + 1) * own] for part in self.order(step))
+        progress = self.progress(step)
+        made = []
+        parts = self._micro_batches(stretch, self.world)
+        for e, r in zip(np.split(epoch, parts), np.split(row, parts), strict=True):
+            batch = _read(self.rows[stretch.length], self.objective, r, e, progress)
+            made.append(batch.pin_memory() if self.pin_memory else batch)
+        return made
+
+    def steps_from(self, step: int) -> Iterator[list[Batch]]:
+        """Endless micro-batches of step after step, the next ones prepared while the last are used."""
         with ThreadPoolExecutor(max_workers=1) as worker:
-            coming = worker.submit(self.batch, self.taken)
+            coming = worker.submit(self.micro_batches, step)
             while True:
-                batch = coming.result()
-                self.taken += self.batch_size
-                coming = worker.submit(self.batch, self.taken)
-                yield batch
+                made = coming.result()
+                step += 1
+                coming = worker.submit(self.micro_batches, step)
+                yield made
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        known, order = self._latest
-        if epoch != known:
-            key = draw(self.seed, ROW_ORDER, torch.tensor([epoch]), torch.arange(len(self.rows)), torch.tensor([0]))
-            order = key.argsort(stable=True).numpy()
-            self._latest = epoch, order
-        return order
+    def progress(self, step: int) -> float:
+        """From 0 in the first step to 1 in the last."""
+        return min(1.0, step / max(1, self.steps - 1))
 
-    def state_dict(self) -> dict[str, int]:
-        """How far the run has come, and what that number depends on."""
-        return {"taken": self.taken, "rows": len(self.rows), "seed": self.seed}
+    def positions(self, step: int) -> tuple[int, int, int]:
+        """(tokens, padding included, tokens a row, targets, IGNORE included) of a step, in all processes."""
+        stretch, _ = self.at(step)
+        slots = self.objective.slots(stretch.length, self.progress(step))
+        return stretch.rows * stretch.length, stretch.length, stretch.rows * slots
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a saved place. Raises CheckpointError where that was another corpus or seed."""
-        own = self.state_dict()
-        for key in ("rows", "seed"):
-            if state[key] != own[key]:
-                raise CheckpointError(f"the checkpoint was made with {key} {state[key]}, this run has {own[key]}")
-        self.taken = state["taken"]
+    @staticmethod
+    def _micro_batches(stretch: Stretch, world: int) -> int:
+        return math.ceil(stretch.rows / world / stretch.batch_size)
 
 
 def fixed_batches(rows: Rows, objective: Objective, min_targets: int = 20_000) -> Iterator[Batch]:
@@ -88,7 +146,7 @@ def fixed_batches(rows: Rows, objective: Objective, min_targets: int = 20_000) -
     of the whole split.
     """
     some = np.arange(len(rows))[:: max(1, len(rows) // 64)]
-    per_row = objective(*rows.take(some), torch.from_numpy(some), torch.zeros(len(some)).long()).count / len(some)
+    per_row = _read(rows, objective, some, np.zeros_like(some)).count / len(some)
     enough = math.ceil(1.1 * min_targets / max(per_row, 1.0))  # rows; a tenth to spare, for others may hold fewer
     wanted = min(len(rows), max(enough, EVALUATED_TOKENS // rows.T))
     if objective.random:
@@ -99,5 +157,8 @@ def fixed_batches(rows: Rows, objective: Objective, min_targets: int = 20_000) -
         row = number * len(rows) // wanted
     batch_size = max(1, EVALUATED_AT_ONCE // rows.T)
     for at in range(0, wanted, batch_size):
-        here = row[at : at + batch_size]
-        yield objective(*rows.take(here), torch.from_numpy(here), torch.from_numpy(epoch[at : at + batch_size]))
+        yield _read(rows, objective, row[at : at + batch_size], epoch[at : at + batch_size])
+
+
+def _read(rows: Rows, objective: Objective, row: np.ndarray, epoch: np.ndarray, progress: float = 0.0) -> Batch:
+    return objective(rows.take(row, epoch), torch.from_numpy(row), torch.from_numpy(epoch), progress)

@@ -1,19 +1,20 @@
 """Rows -> what goes in, where to look, what to predict there.
 
-Every draw is an integer hash of (seed, epoch, row, position): it does not depend on batch size, ranks, workers,
-device or a resume. The number of targets per row is fixed, so that shapes are static; a row that has fewer
-fills up with IGNORE.
+The number of targets per row is fixed, so that shapes are static; a row that has fewer fills up with IGNORE.
 
 Shape letters: B rows, T tokens per row, k targets per row.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from minilm.batch import IGNORE, AttentionPattern, Batch, Tokens
+from minilm.data.draws import MASK_DICE, MASK_RANK, PREFIX_CUT, draw
+from minilm.data.packing import Taken
 from minilm.data.tokenizer import Tokenizer
 
 ObjectiveName = Literal["mlm", "clm", "prefix"]
@@ -27,27 +28,13 @@ class Objective(Protocol):
     name: ObjectiveName
     random: bool  # whether another epoch makes another batch of the same rows
 
-    def __call__(self, ids: Tensor, doc: Tensor | None, row: Tensor, epoch: Tensor) -> Batch:
-        """ids (B, T) int64; doc (B, T) or None, as from `Rows.take`; row and epoch (B,) int64."""
+    def slots(self, T: int, progress: float) -> int:
+        """Targets per row, IGNORE included."""
         ...
 
-
-MASK_RANK, MASK_DICE, PREFIX_CUT, ROW_ORDER = range(4)  # what a draw is for
-
-
-def mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser (Steele et al. 2014, fig. 16) on int64, whose products wrap."""
-    x = (x ^ (x >> 30 & (1 << 34) - 1)) * -0x40A7B892E31B1A47
-    x = (x ^ (x >> 27 & (1 << 37) - 1)) * -0x6B2FB644ECCEEE15
-    return x ^ (x >> 31 & (1 << 33) - 1)
-
-
-def draw(seed: int, purpose: int, epoch: Tensor, row: Tensor, position: Tensor) -> Tensor:
-    """One uniform integer in [0, 2^62) per place; `purpose` keeps draws at one place apart. Arguments broadcast."""
-    h = mix(torch.full_like(epoch, seed) * 4 + purpose)
-    for part in (epoch, row, position):
-        h = mix(h ^ mix(part + 0x1E3779B97F4A7C15))  # a constant, for mix(0) is 0
-    return h & (1 << 62) - 1
+    def __call__(self, taken: Taken, row: Tensor, epoch: Tensor, progress: float = 0.0) -> Batch:
+        """row and epoch (B,) int64; progress: the fraction of the run that is done."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -55,33 +42,63 @@ class MaskedLM:
     """Devlin et al. 2018, sec. 3.1: predict 15 % of the tokens; 80 % of those read [MASK], 10 % a random word.
 
     Special tokens are never chosen. `rate` is a fraction of a row's tokens, specials counted and padding not, as in
-    google-research/bert's create_pretraining_data.py; a row has room for round(rate * T) targets, at least one.
+    google-research/bert's create_pretraining_data.py; a row has room for round(rate * T) targets, at least one. It goes
+    linearly to `end_rate` over the run. `whole_words`: all pieces of a word or none, as in google-research/bert since
+    May 2019; a word that would exceed the rate is left out.
     """
 
     tokenizer: Tokenizer
     seed: int
     rate: float = 0.15
+    end_rate: float | None = None  # None: the same
+    whole_words: bool = False
     name: ObjectiveName = "mlm"
     random: bool = True
 
-    def __call__(self, ids: Tensor, doc: Tensor | None, row: Tensor, epoch: Tensor) -> Batch:
-        T = ids.shape[1]
-        place = (epoch[:, None], row[:, None], torch.arange(T, device=ids.device))
-        special = torch.tensor(self.tokenizer.special_ids, device=ids.device)
+    def rate_at(self, progress: float) -> float:
+        """The fraction of the tokens to predict."""
+        return self.rate if self.end_rate is None else self.rate + (self.end_rate - self.rate) * progress
+
+    def slots(self, T: int, progress: float) -> int:
+        return max(1, round(self.rate_at(progress) * T))
+
+    @cached_property
+    def _words(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(ids that are never chosen, all other ids, whether an id continues a word)."""
+        special = torch.tensor(self.tokenizer.special_ids)
+        every = torch.arange(self.tokenizer.vocab_size)
+        continues = [self.tokenizer.token(id).startswith("##") for id in range(self.tokenizer.vocab_size)]
+        return special, every[~torch.isin(every, special)], torch.tensor(continues)
+
+    def __call__(self, taken: Taken, row: Tensor, epoch: Tensor, progress: float = 0.0) -> Batch:
+        ids, doc = taken.ids, taken.doc
+        B, T = ids.shape
+        special, words, continues = (part.to(ids.device) for part in self._words)
+        column = torch.arange(T, device=ids.device)
+        place = (epoch[:, None], row[:, None], column)
         maskable = ~torch.isin(ids, special)
-        rank = draw(self.seed, MASK_RANK, *place).masked_fill(~maskable, torch.iinfo(torch.int64).max)
-        pick = rank.argsort(dim=1, stable=True)[:, : max(1, round(self.rate * T))]  # (B, k)
+        unit = column.expand(B, T)  # what is chosen together, by its first column
+        if self.whole_words:
+            inside = continues[ids] & maskable & maskable.roll(1, dims=1) & (column > 0)
+            unit = torch.where(inside, 0, unit).cummax(dim=1).values
+        rank = draw(self.seed, MASK_RANK, *place).gather(1, unit)
+        order = rank.masked_fill(~maskable, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
+        k = self.slots(T, progress)
         size = torch.full_like(ids[:, :1], T) if doc is None else (doc >= 0).sum(dim=1, keepdim=True)
-        wanted = (self.rate * size).round().clamp(min=1)  # (B, 1)
-        chosen = maskable.gather(1, pick) & (torch.arange(pick.shape[1], device=ids.device) < wanted)
+        wanted = (self.rate_at(progress) * size).round().clamp(1, k).long()  # (B, 1)
+        pick = order[:, :k]
+        chosen = maskable.gather(1, pick) & (column[:k] < wanted)
+        if self.whole_words:
+            by_rank = unit.gather(1, order)
+            after = by_rank.gather(1, wanted.clamp(max=T - 1)).masked_fill(wanted == T, -1)  # the first one left out
+            whole = by_rank[:, :k] != after
+            chosen &= whole | ~(whole & chosen).any(dim=1, keepdim=True)  # if no word fits, a part of one
         original = ids.gather(1, pick)
         dice = draw(self.seed, MASK_DICE, *place).gather(1, pick)
-        words = torch.arange(self.tokenizer.vocab_size, device=ids.device)
-        words = words[~torch.isin(words, special)]
         replaced = torch.where(dice % 10 < 8, self.tokenizer.mask_id, words[dice // 10 % len(words)])
         replaced = torch.where(dice % 10 == 9, original, replaced)
         inputs = ids.scatter(1, pick, torch.where(chosen, replaced, original))
-        return _batch(inputs, doc, "bidirectional", pick, torch.where(chosen, original, IGNORE))
+        return _batch(taken, inputs, "bidirectional", pick, torch.where(chosen, original, IGNORE))
 
 
 @dataclass(frozen=True)
@@ -92,10 +109,13 @@ class CausalLM:
     name: ObjectiveName = "clm"
     random: bool = False
 
-    def __call__(self, ids: Tensor, doc: Tensor | None, row: Tensor, epoch: Tensor) -> Batch:
-        B, T = ids.shape
-        pick = torch.arange(T - 1, device=ids.device).expand(B, T - 1)
-        return _batch(ids, doc, "causal", pick, _next_token(ids, doc))
+    def slots(self, T: int, progress: float) -> int:
+        return T - 1
+
+    def __call__(self, taken: Taken, row: Tensor, epoch: Tensor, progress: float = 0.0) -> Batch:
+        B, T = taken.ids.shape
+        pick = torch.arange(T - 1, device=taken.ids.device).expand(B, T - 1)
+        return _batch(taken, taken.ids, "causal", pick, _next_token(taken.ids, taken.doc))
 
 
 @dataclass(frozen=True)
@@ -110,7 +130,11 @@ class PrefixLM:
     name: ObjectiveName = "prefix"
     random: bool = True
 
-    def __call__(self, ids: Tensor, doc: Tensor | None, row: Tensor, epoch: Tensor) -> Batch:
+    def slots(self, T: int, progress: float) -> int:
+        return min(T - 1, T - T // 4)
+
+    def __call__(self, taken: Taken, row: Tensor, epoch: Tensor, progress: float = 0.0) -> Batch:
+        ids, doc = taken.ids, taken.doc
         B, T = ids.shape
         whole = torch.zeros_like(ids) if doc is None else doc
         length = torch.zeros_like(ids).scatter_add(1, whole.clamp(min=0), (whole >= 0).long())  # by document
@@ -121,8 +145,8 @@ class PrefixLM:
         column = torch.arange(T, device=ids.device).expand(B, T)
         prefix = (column < cut.gather(1, whole.clamp(min=0))) & (whole >= 0)
         target = torch.where(prefix[:, 1:], IGNORE, _next_token(ids, doc))
-        first_real = (target == IGNORE).int().argsort(dim=1, stable=True)[:, : T - T // 4]
-        return _batch(ids, doc, "prefix", first_real, target.gather(1, first_real), prefix)
+        first_real = (target == IGNORE).int().argsort(dim=1, stable=True)[:, : self.slots(T, progress)]
+        return _batch(taken, ids, "prefix", first_real, target.gather(1, first_real), prefix)
 
 
 def _next_token(ids: Tensor, doc: Tensor | None) -> Tensor:
@@ -133,25 +157,33 @@ def _next_token(ids: Tensor, doc: Tensor | None) -> Tensor:
 
 
 def _batch(
+    taken: Taken,
     ids: Tensor,
-    doc: Tensor | None,
     attention: AttentionPattern,
     pick: Tensor,
     target: Tensor,
     prefix: Tensor | None = None,
 ) -> Batch:
-    """pick, target (B, k): columns and what stands there."""
+    """ids (B, T), as the model reads them; pick, target (B, k): columns and what stands there."""
     B, T = ids.shape
-    tokens = Tokens.full(ids, attention, prefix) if doc is None else Tokens.packed(ids, doc, attention, prefix)
+    if taken.doc is None:
+        tokens = Tokens.full(ids, attention, prefix)
+    else:
+        tokens = Tokens.packed(ids, taken.doc, attention, prefix, taken.token_type_ids)
     where = (pick + torch.arange(B, device=ids.device)[:, None] * T).flatten()
     count, size = int((target != IGNORE).sum()), int(tokens.key.sum())
-    return Batch(tokens, where, target.flatten(), count, size)
+    return Batch(tokens, where, target.flatten(), count, size, taken.pair_label)
 
 
 def make_objective(
-    name: ObjectiveName, tokenizer: Tokenizer, seed: int, mask_rate: float = 0.15
+    name: ObjectiveName,
+    tokenizer: Tokenizer,
+    seed: int,
+    mask_rate: float = 0.15,
+    mask_rate_end: float | None = None,
+    whole_words: bool = False,
 ) -> MaskedLM | CausalLM | PrefixLM:
-    """The objective of that name."""
+    """The objective of that name; the last three are those of mlm."""
     if name == "mlm":
-        return MaskedLM(tokenizer, seed, mask_rate)
+        return MaskedLM(tokenizer, seed, mask_rate, mask_rate_end, whole_words)
     return CausalLM() if name == "clm" else PrefixLM(seed)

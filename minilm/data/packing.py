@@ -1,25 +1,45 @@
-"""Documents -> rows of exactly T tokens. Two ways, both starting what they hold with [CLS]:
+"""Documents -> rows of exactly T tokens. Three ways, all starting what they hold with [CLS]:
 
 stream     running text, [SEP] between documents, no document mask (RoBERTa's FULL-SENTENCES, Liu et al. 2019,
            sec. 4.2): no padding and no mask, the fastest.
 documents  [CLS] document [SEP], several a row by best fit, each seeing only itself; a document longer than a
            row is cut into pieces. The rest of a row is padding.
+pairs      [CLS] A [SEP] B [SEP], one pair a row: does B follow A (Devlin et al. 2018, sec. 3.1), or are they in
+           order (Lan et al. 2020, sec. 3.1)?
 
 Shape letters: B rows, T tokens per row.
 """
 
 from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minilm.data.shards import Shard
+from minilm.data.draws import PAIR_CUT, PAIR_LABEL, PAIR_OTHER, draw
+from minilm.data.shards import FileArray, Shard, fault, seal
 from minilm.data.tokenizer import Tokenizer
+from minilm.files import alone, remove
 
 Packing = Literal["stream", "documents"]
+PairTask = Literal["next", "order"]
+
+DOCUMENTS_AT_ONCE = 4096  # packed together
+MIN_PAIR = 8  # tokens of a document that is cut into a pair
+
+
+class Taken(NamedTuple):
+    """Some rows of a split."""
+
+    ids: Tensor  # (B, T) int64
+    doc: Tensor | None = None  # (B, T): numbers the documents of a row, -1 on padding; None where that is not known
+    token_type_ids: Tensor | None = None  # (B, T): 0 for the first text of a pair, 1 for the second
+    pair_label: Tensor | None = None  # (B,): 1 where the second text does not follow, or the two are swapped
 
 
 class Rows(Protocol):
@@ -30,8 +50,8 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """(B,) row numbers -> ids (B, T) int64, and document numbers (B, T) (-1: padding) where they matter."""
+    def take(self, rows: np.ndarray, epoch: np.ndarray) -> Taken:
+        """(B,) row numbers, and in which pass over the split they are read, for what is drawn anew in each."""
         ...
 
 
@@ -47,12 +67,12 @@ class StreamRows:
     def __len__(self) -> int:
         return len(self.shard.tokens) // (self.T - 1)
 
-    def take(self, rows: np.ndarray) -> tuple[Tensor, None]:
-        body = self.shard.tokens[: len(self) * (self.T - 1)].reshape(len(self), self.T - 1)[rows]
+    def take(self, rows: np.ndarray, epoch: np.ndarray) -> Taken:
         ids = np.empty((len(rows), self.T), dtype=np.int64)
         ids[:, 0] = self.cls_id
-        ids[:, 1:] = body
-        return torch.from_numpy(ids), None
+        for b, row in enumerate(rows):
+            ids[b, 1:] = self.shard.tokens[int(row) * (self.T - 1) : (int(row) + 1) * (self.T - 1)]
+        return Taken(torch.from_numpy(ids))
 
 
 class DocumentRows:
@@ -61,32 +81,148 @@ class DocumentRows:
     def __init__(self, shard: Shard, T: int, tokenizer: Tokenizer) -> None:
         self.shard, self.T = shard, T
         self.pad_id, self.cls_id, self.sep_id = tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id
-        starts, stops = shard.offsets[:-1], shard.offsets[1:] - 1  # without the [SEP] on disk
-        pieces = -(-(stops - starts) // (T - 2))  # of each document
-        number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        self.start = np.repeat(starts, pieces) + number * (T - 2)
-        self.length = np.minimum(np.repeat(stops, pieces) - self.start, T - 2)
-        row_of = best_fit(self.length + 2, T)
-        order = np.argsort(row_of, kind="stable")
-        self.pieces = np.split(order, np.flatnonzero(np.diff(row_of[order])) + 1) if len(order) else []
-        self.fill = float((self.length + 2).sum() / max(1, len(self.pieces) * T))
+        self.pieces = _kept(shard, f"documents-{T}", lambda: _packed_pieces(shard, T))
+        used = len(self.pieces.start) * 2 + self.pieces.tokens
+        self.fill = used / max(1, len(self) * T)
 
     def __len__(self) -> int:
-        return len(self.pieces)
+        return len(self.pieces.end)
 
-    def take(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def take(self, rows: np.ndarray, epoch: np.ndarray) -> Taken:
         ids = np.full((len(rows), self.T), self.pad_id, dtype=np.int64)
         doc = np.full((len(rows), self.T), -1, dtype=np.int64)
         for b, row in enumerate(rows):
             at = 0
-            for d, piece in enumerate(self.pieces[row]):
-                start, n = self.start[piece], self.length[piece]
+            for d, (start, n) in enumerate(self.pieces.of(int(row))):
                 ids[b, at] = self.cls_id
                 ids[b, at + 1 : at + 1 + n] = self.shard.tokens[start : start + n]
                 ids[b, at + 1 + n] = self.sep_id
                 doc[b, at : at + 2 + n] = d
                 at += n + 2
-        return torch.from_numpy(ids), torch.from_numpy(doc)
+        return Taken(torch.from_numpy(ids), torch.from_numpy(doc))
+
+
+class PairRows:
+    """A row is a piece of a document, cut in two at a place drawn uniformly from its middle half.
+
+    In half of the rows, `next` puts the second half of another row in the place of its own, `order` swaps the two;
+    these have the label 1, as in google-research/bert (is_random_next) and transformers' BertForPreTraining. The
+    other row may, rarely, be of the same document.
+    """
+
+    def __init__(self, shard: Shard, T: int, tokenizer: Tokenizer, task: PairTask, seed: int) -> None:
+        self.shard, self.T, self.task, self.seed = shard, T, task, seed
+        self.pad_id, self.cls_id, self.sep_id = tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id
+        self.pieces = _kept(shard, f"pairs-{T}", lambda: _single_pieces(shard, T))
+        self.fill = (len(self) * 3 + self.pieces.tokens) / max(1, len(self) * T)
+
+    def __len__(self) -> int:
+        return len(self.pieces.end)
+
+    def take(self, rows: np.ndarray, epoch: np.ndarray) -> Taken:
+        row, passed = torch.from_numpy(np.asarray(rows)), torch.from_numpy(np.asarray(epoch))
+        nowhere = torch.zeros_like(row)
+        label = draw(self.seed, PAIR_LABEL, passed, row, nowhere) % 2
+        if self.task == "next" and len(self) == 1:
+            label = torch.zeros_like(label)  # there is no other row
+        cut = draw(self.seed, PAIR_CUT, passed, row, nowhere).numpy()
+        step = draw(self.seed, PAIR_OTHER, passed, row, nowhere).numpy()
+        ids = np.full((len(rows), self.T), self.pad_id, dtype=np.int64)
+        doc = np.full((len(rows), self.T), -1, dtype=np.int64)
+        types = np.zeros((len(rows), self.T), dtype=np.int64)
+        for b, r in enumerate(map(int, rows)):
+            first, second = self._halves(r, int(cut[b]))
+            if label[b] and self.task == "order":
+                first, second = second, first
+            elif label[b]:
+                other = (r + 1 + int(step[b]) % (len(self) - 1)) % len(self)
+                second = self._halves(other, int(cut[b]))[1][: self.T - 3 - len(first)]
+            n, end = len(first), len(first) + len(second) + 3
+            ids[b, 0], ids[b, n + 1], ids[b, end - 1] = self.cls_id, self.sep_id, self.sep_id
+            ids[b, 1 : n + 1], ids[b, n + 2 : end - 1] = first, second
+            types[b, n + 2 : end] = 1
+            doc[b, :end] = 0
+        return Taken(torch.from_numpy(ids), torch.from_numpy(doc), torch.from_numpy(types), label)
+
+    def _halves(self, row: int, chance: int) -> tuple[np.ndarray, np.ndarray]:
+        ((start, n),) = self.pieces.of(row)
+        cut = n // 4 + chance % (n // 2 + 1)
+        tokens = self.shard.tokens[start : start + n]
+        return tokens[:cut], tokens[cut:]
+
+
+class Pieces(NamedTuple):
+    """Runs of tokens of a split, in the order of the rows that hold them."""
+
+    start: FileArray | np.ndarray  # (pieces,) int64: place in the split's tokens
+    length: FileArray | np.ndarray  # (pieces,) int64
+    end: FileArray | np.ndarray  # (rows,) int64: how many pieces this row and those before it have
+    tokens: int  # in all pieces
+
+    def of(self, row: int) -> list[tuple[int, int]]:
+        """(start, length) of each piece of a row."""
+        first = int(self.end[row - 1]) if row else 0
+        here = slice(first, int(self.end[row]))
+        return list(zip(self.start[here].tolist(), self.length[here].tolist(), strict=True))
+
+
+def _packed_pieces(shard: Shard, T: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(start, length, pieces of each row), DOCUMENTS_AT_ONCE packed by themselves, for a split may be of any size."""
+    for start, length in _cut(shard, T - 2):
+        row_of = best_fit(length + 2, T)
+        order = np.argsort(row_of, kind="stable")
+        yield start[order], length[order], np.bincount(row_of)
+
+
+def _single_pieces(shard: Shard, T: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """As `_packed_pieces`, with one piece a row; those too short for a pair are left out."""
+    for start, length in _cut(shard, T - 3):
+        kept = length >= min(MIN_PAIR, T - 3)
+        yield start[kept], length[kept], np.ones(int(kept.sum()), dtype=np.int64)
+
+
+def _cut(shard: Shard, longest: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(start, length) of the pieces that documents fall into: as few as hold at most `longest` tokens each."""
+    for at in range(0, len(shard), DOCUMENTS_AT_ONCE):
+        bounds = shard.offsets[at : at + DOCUMENTS_AT_ONCE + 1]
+        starts, stops = bounds[:-1], bounds[1:] - 1  # without the [SEP] on disk
+        pieces = -(-(stops - starts) // longest)  # of each document
+        number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        start = np.repeat(starts, pieces) + number * longest
+        yield start, np.minimum(np.repeat(stops, pieces) - start, longest)
+
+
+def _kept(shard: Shard, name: str, make: Callable[[], Iterator[tuple[np.ndarray, ...]]]) -> Pieces:
+    """The pieces that `make` finds, kept beside the split's files if it has any, or taken from there."""
+    names = ("start", "length", "end")
+    if shard.stem is None:
+        parts = [list(part) for part in zip(*make(), strict=True)] or [[]] * 3
+        start, length, per_row = (np.concatenate([np.empty(0, np.int64), *part]) for part in parts)
+        return Pieces(start, length, np.cumsum(per_row), int(length.sum()))
+    directory = shard.stem.with_name(f"{shard.stem.name}.{name}")
+    if directory.is_symlink() or fault(directory):
+        with alone(shard.stem.parent):
+            if directory.is_symlink() or fault(directory):  # no other process was faster
+                _write_pieces(directory, names, make())
+    start, length, end = (FileArray(directory / each, np.int64) for each in names)
+    return Pieces(start, length, end, sum(int(block.sum()) for block in length.blocks()))
+
+
+def _write_pieces(directory: Path, names: tuple[str, ...], parts: Iterator[tuple[np.ndarray, ...]]) -> None:
+    partial = directory.with_name(f"{directory.name}.tmp")
+    for stale in (partial, directory):
+        if stale.exists() or stale.is_symlink():
+            remove(stale)
+    partial.mkdir()
+    end = 0
+    with ExitStack() as stack:
+        files = [stack.enter_context((partial / each).open("wb")) for each in names]
+        for start, length, per_row in parts:
+            for file, values in zip(files, (start, length, end + np.cumsum(per_row)), strict=True):
+                file.write(values.astype(np.int64).tobytes())
+            end += int(per_row.sum())
+    seal(partial)
+    partial.rename(directory)
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
@@ -117,8 +253,10 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     return row_of
 
 
-def pack(shard: Shard, packing: Packing, T: int, tokenizer: Tokenizer) -> Rows:
-    """The rows of a split."""
-    if packing == "stream":
-        return StreamRows(shard, T, tokenizer.cls_id)
-    return DocumentRows(shard, T, tokenizer)
+def pack(
+    shard: Shard, packing: Packing, T: int, tokenizer: Tokenizer, pairs: PairTask | None = None, seed: int = 0
+) -> Rows:
+    """The rows of a split; `pairs`, drawn by `seed`, goes before `packing`."""
+    if pairs:
+        return PairRows(shard, T, tokenizer, pairs, seed)
+    return StreamRows(shard, T, tokenizer.cls_id) if packing == "stream" else DocumentRows(shard, T, tokenizer)

@@ -117,6 +117,36 @@ class Tokenizer:
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
 
+    def with_words(self, file: Path) -> tuple[Self, list[list[int]]]:
+        """This tokenizer with the words of `file`, one a line, "##..." inside a word; and, of each new word, the ids
+        that it was encoded as before. Words that it knows are left out. Raises DataError naming file and line."""
+        try:
+            lines = file.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"--add-tokens {file}: cannot be read as UTF-8 text ({error})") from error
+        known, new = self._backend.get_vocab(with_added_tokens=True), {}
+        for number, line in enumerate(lines, start=1):
+            word = line.strip()
+            if not word or word in known:
+                continue
+            inner = word.removeprefix("##")
+            pieces = self._backend.pre_tokenizer.pre_tokenize_str(self._backend.normalizer.normalize_str(inner))
+            if [piece for piece, _ in pieces] != [inner] or len(inner) > MAX_WORD:
+                raise DataError(
+                    f"{file}:{number}: {word!r} is never found in a text; give words of at most {MAX_WORD} characters, "
+                    f"{'in lower case, ' if self.lowercase else ''}without spaces and punctuation"
+                )
+            if word in new:
+                raise DataError(f"{file}:{number}: {word!r} stands there twice")
+            ids = self._backend.encode(inner, add_special_tokens=False).ids
+            first = known.get("##" + self.token(ids[0]), ids[0]) if word != inner else ids[0]
+            new[word] = [first, *ids[1:]]
+        if not new:
+            raise DataError(f"--add-tokens {file}: no word in it that the vocabulary lacks")
+        spec = json.loads(self._backend.to_str())
+        spec["model"]["vocab"] |= {word: id for id, word in enumerate(new, start=self.vocab_size)}
+        return type(self)(tokenizers.Tokenizer.from_str(json.dumps(spec)), self.lowercase), list(new.values())
+
     def save(self, directory: Path, model_max_length: int, open_end: bool = False) -> None:
         """tokenizer.json, vocab.txt and a tokenizer_config.json that transformers opens.
 

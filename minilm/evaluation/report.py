@@ -9,10 +9,12 @@ import numpy as np
 
 from minilm.checkpoint.model import Pretrained
 from minilm.data.objectives import ObjectiveName
-from minilm.data.shards import Shard
+from minilm.data.packing import Rows
+from minilm.data.shards import BLOCK, Prepared, Shard
 from minilm.data.tokenizer import MASK, Tokenizer
 from minilm.evaluation.predict import continue_text, fill_mask
 
+COUNTED = 1 << 22  # documents that a report on a corpus looks at, at most
 TASK = {
     "mlm": "fills in masked tokens",
     "clm": "continues a text, left to right",
@@ -48,16 +50,99 @@ def summary(result: dict[str, Any]) -> list[str]:
     """The figures of a pretraining run, one line each."""
     gain = result["unigram_loss"] - result["held_out_loss"]
     quality = f"accuracy {result['accuracy']:.1%}"
+    if result["pair_accuracy"] is not None:
+        quality += f", pairs told right {result['pair_accuracy']:.1%}"
     if result["objective"] != "mlm":
         quality += f", perplexity {np.exp(result['held_out_loss']):,.1f}"
+    energy = "energy not measured" if result["joules"] is None else f"{result['joules'] / 3.6e6:.3g} kWh"
+    before = result["held_out_loss_before"]
     return [
         f"held out   loss {result['held_out_loss']:.3f} nats on {result['targets']:,} targets ({quality})",
+        *([] if before is None else [f"before     loss {before:.3f}, when this training began"]),
         f"unigram    loss {result['unigram_loss']:.3f}, what word frequencies alone reach: "
         + (f"{gain:.2f} nats better than that" if gain >= 0 else f"still {-gain:.2f} nats WORSE than that"),
         f"cost       {result['seconds']:.0f} s of training, {result['tokens']:,} tokens at "
         f"{result['tokens_per_s']:,.0f} a second, {result['flops'] / 1e15:.3g} PFLOP, "
-        f"{result['parameters'] / 1e6:.1f} M parameters, {result['precision']}, peak {result['peak_mb']:,.0f} MB",
+        f"{result['parameters'] / 1e6:.1f} M parameters, {result['precision']}",
+        f"           {result['mfu']:.0%} of the {result['matmul_peak_flops'] / 1e12:.3g} TFLOP/s that a matrix product "
+        f"reaches here, peak memory {result['peak_mb']:,.0f} MB, {energy}",
     ]
+
+
+def corpus_report(data: Prepared, rows: Rows) -> dict[str, Any]:
+    """What is in a corpus: figures of both splits together, but `unknown_rate` (of the training split's tokens) and
+    `rows`, `fill` (of the rows that it makes).
+
+    duplicates: the fraction of documents that are copies of another one; of more than COUNTED documents it is found in
+    a part of them, chosen by hash.
+    """
+    splits = data.train, data.held_out
+    lengths = np.concatenate([_lengths(shard) for shard in splits])
+    quantiles = np.quantile(lengths, (0.1, 0.5, 0.9, 1.0)) if len(lengths) else np.zeros(4)
+    documents = len(data.hashes)
+    limit = 2**64 - 1 if documents <= COUNTED else int(2**64 * (COUNTED / documents))
+    chosen = np.concatenate([block[block <= limit] for block in data.hashes.blocks()])
+    return {
+        "documents": documents,
+        "held_out_documents": len(data.held_out),
+        "tokens": sum(len(shard.tokens) for shard in splits),
+        "held_out_tokens": len(data.held_out.tokens),
+        "vocab_size": data.tokenizer.vocab_size,
+        "unused_tokens": int((data.counts == 0).sum()),
+        "unknown_rate": float(data.counts[data.tokenizer.unk_id] / max(1, data.counts.sum())),
+        "duplicates": 1 - len(np.unique(chosen)) / max(1, len(chosen)),
+        "length_quantiles": dict(zip(("0.1", "0.5", "0.9", "1"), quantiles.tolist(), strict=True)),
+        "row_length": rows.T,
+        "rows": len(rows),
+        "fill": rows.fill,
+        "fingerprint": data.fingerprint,
+    }
+
+
+def _lengths(shard: Shard) -> np.ndarray:
+    """Tokens of each document or, of very many, of an even part of them."""
+    step = max(1, len(shard) // COUNTED)
+    blocks = (shard.offsets[at : at + BLOCK + 1] for at in range(0, len(shard), BLOCK))
+    parts = [np.diff(block)[::step] - 1 for block in blocks]  # without the [SEP]
+    return np.concatenate([np.empty(0, np.int64), *parts])
+
+
+def corpus_lines(report: dict[str, Any]) -> list[str]:
+    """What is in a text, one line each."""
+    low, median, high, longest = (f"{value:,.0f}" for value in report["length_quantiles"].values())
+    return [
+        f"documents  {report['documents']:,}, of which {report['held_out_documents']:,} held out; "
+        f"{report['duplicates']:.2%} are copies of another one",
+        f"tokens     {report['tokens']:,}, of which {report['held_out_tokens']:,} held out; "
+        f"{report['unknown_rate']:.3%} unknown",
+        f"lengths    {median} tokens in the middle, a tenth below {low}, a tenth above {high}, {longest} at most",
+        f"vocabulary {report['vocab_size']:,}, of which {report['unused_tokens']:,} do not occur in training",
+        f"rows       {report['rows']:,} of {report['row_length']:,} tokens, {report['fill']:.1%} full",
+    ]
+
+
+def estimate_lines(estimate: dict[str, Any]) -> list[str]:
+    """What a run would cost, one line each; nothing in a process that does not speak."""
+    if not estimate:
+        return []
+    room = "" if estimate["free_disk_mb"] > estimate["disk_mb"] else ": MORE THAN IS FREE"
+    return [
+        "dry run    data, one step of every kind, evaluation, save and reload all work; only the token cache was kept",
+        f"time       {duration(estimate['seconds'])} of training, {duration(estimate['total_seconds'])} with "
+        f"evaluation and saving, for {estimate['steps']:,} steps",
+        f"compute    {estimate['tokens']:,} tokens, {estimate['flops'] / 1e15:.3g} PFLOP, "
+        f"{estimate['parameters'] / 1e6:.1f} M parameters",
+        f"memory     {estimate['peak_mb']:,.0f} MB at the most",
+        f"disk       {estimate['disk_mb']:,.0f} MB, {estimate['checkpoint_mb']:,.0f} MB a checkpoint{room}",
+    ]
+
+
+def duration(seconds: float) -> str:
+    """In the unit that suits it."""
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:,.0f} seconds"
 
 
 def samples(pretrained: Pretrained, held_out: Shard, n: int = 3) -> list[str]:
@@ -96,6 +181,7 @@ def _is_word(tokenizer: Tokenizer, ids: list[int], i: int) -> bool:
 def model_card(result: dict[str, Any], out: Path, settings: dict[str, Any]) -> str:
     """README.md of a model directory."""
     figures = "\n".join(f"    {line}" for line in summary(result))
+    origin = f"Trained further from {settings['model']}" if "model" in settings else "Pretrained from scratch"
     notes = f"\n{PREFIX_NOTE}\n" if result["objective"] == "prefix" else ""
     rows = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
     return f"""---
@@ -104,7 +190,7 @@ tags: [minilm, {result["objective"]}]
 ---
 # {out.absolute().name}
 
-A {settings["architecture"]} language model that {TASK[result["objective"]]}. Pretrained from scratch with minilm
+A {settings["architecture"]} language model that {TASK[result["objective"]]}. {origin} with minilm
 {result["versions"]["minilm"]} (torch {result["versions"]["torch"]}).
 {notes}
 {figures}

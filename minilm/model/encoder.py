@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from minilm.batch import Tokens
 from minilm.errors import ConfigError
@@ -248,6 +249,7 @@ class Encoder(nn.Module):
             raise ConfigError(f"attention backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
         self.cfg = cfg
         self.backend = backend
+        self.gradient_checkpointing = False  # compute every layer again in the backward pass instead of keeping it
         self.embedding = Embedding(cfg)
         self.layers = nn.ModuleList(BLOCKS[cfg.norm_order](cfg) for _ in cfg.layers)
         self.final_norm = nn.Identity()  # post-norm layers end on a norm; pre-norm ones start on one:
@@ -271,7 +273,10 @@ class Encoder(nn.Module):
         x = self.embedding(tokens)
         contexts = self.contexts(tokens, x.dtype)
         for layer, spec in zip(self.layers, self.cfg.layers, strict=True):
-            x = layer(x, contexts[spec])
+            if self.gradient_checkpointing and self.training:  # Chen et al. 2016
+                x = checkpoint(layer, x, contexts[spec], use_reentrant=False)
+            else:
+                x = layer(x, contexts[spec])
         return self.final_norm(x)
 
 

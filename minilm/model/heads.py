@@ -32,13 +32,40 @@ class LMHead(nn.Module):
         return self.norm(self.activation(self.dense(states)))
 
 
+class Pooler(nn.Module):
+    """tanh(W h_cls + b), one vector a document: google-research/bert, modeling.py, `pooler`."""
+
+    def __init__(self, cfg: EncoderConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(cfg.hidden_size, cfg.hidden_size, bias=cfg.bias)
+
+    def forward(self, states: Tensor, tokens: Tokens) -> Tensor:
+        """States (B, T, D) -> (documents, D), each read at its document's first token."""
+        return torch.tanh(self.dense(states.flatten(0, 1)[tokens.cls]))
+
+
+class PairHead(nn.Module):
+    """Does the second text of a document follow the first? Devlin et al. 2018, sec. 3.1, task 2."""
+
+    def __init__(self, cfg: EncoderConfig) -> None:
+        super().__init__()
+        self.pooler = Pooler(cfg)
+        self.classifier = nn.Linear(cfg.hidden_size, 2)
+
+    def forward(self, states: Tensor, tokens: Tokens) -> Tensor:
+        """States (B, T, D) -> logits (documents, 2): it does, it does not."""
+        return self.classifier(self.pooler(states, tokens))
+
+
 class LanguageModel(nn.Module):
     """An encoder and the tied head. Masked, causal or prefix is a property of the Tokens, not of this."""
 
-    def __init__(self, cfg: EncoderConfig, backend: Backend = "sdpa") -> None:
+    def __init__(self, cfg: EncoderConfig, backend: Backend = "sdpa", pairs: bool = False) -> None:
+        """pairs: with a head that tells pairs of texts, too."""
         super().__init__()
         self.encoder = Encoder(cfg, backend)
         self.head = LMHead(cfg)
+        self.pair = PairHead(cfg) if pairs else None
 
     @property
     def cfg(self) -> EncoderConfig:
@@ -58,15 +85,3 @@ class LanguageModel(nn.Module):
         """Logits (N, V) at the flat indices `where` (N,), or (B, T, V) at every token."""
         logits = F.linear(self.features(tokens, where), self.table, self.head.bias)
         return logits if where is not None else logits.unflatten(0, tokens.input_ids.shape)
-
-
-class Pooler(nn.Module):
-    """tanh(W h_cls + b), one vector a document: google-research/bert, modeling.py, `pooler`."""
-
-    def __init__(self, cfg: EncoderConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(cfg.hidden_size, cfg.hidden_size, bias=cfg.bias)
-
-    def forward(self, states: Tensor, tokens: Tokens) -> Tensor:
-        """States (B, T, D) -> (documents, D), each read at its document's first token."""
-        return torch.tanh(self.dense(states.flatten(0, 1)[tokens.cls]))

@@ -1,13 +1,23 @@
-"""What a model costs, counted from its shape."""
+"""What training costs: counted from a model's shape before, measured after."""
 
+import contextlib
+import time
+from pathlib import Path
+
+import torch
+
+from minilm.data.loader import Loader
 from minilm.model.encoder import EncoderConfig
+
+POWERCAP = Path("/sys/class/powercap")
 
 
 def training_flops(cfg: EncoderConfig, tokens: int, length: int, targets: int) -> int:
     """Floating-point operations of the matrix products of forward and backward (twice the forward).
 
     tokens: positions computed, padding included; length: tokens a row; targets: positions that meet the
-    vocabulary. Kaplan et al. 2020, sec. 2.1, with attention counted in full.
+    vocabulary. Kaplan et al. 2020, sec. 2.1, with attention counted in full. What gradient checkpointing computes
+    again is not counted, nor is a head for pairs.
     """
     D, F, E = cfg.hidden_size, cfg.intermediate_size, cfg.embedding_size or cfg.hidden_size
     mlp = (3 if cfg.mlp == "gated" else 2) * D * F
@@ -15,3 +25,73 @@ def training_flops(cfg: EncoderConfig, tokens: int, length: int, targets: int) -
     layers = len(cfg.layers) * (attention + mlp)
     head = D * E + E * cfg.vocab_size
     return 3 * 2 * (tokens * layers + targets * head)
+
+
+def run_flops(cfg: EncoderConfig, loader: Loader, steps: int) -> int:
+    """`training_flops` of the first `steps` steps, in all processes."""
+    return sum(training_flops(cfg, *loader.positions(step)) for step in range(steps))
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """FLOPs a second of the fastest square matrix product found in about so many seconds: what the machine can do."""
+    best, end = 0.0, time.perf_counter() + seconds
+    size = 512 if device.type == "cpu" else 2048
+    while size <= (4096 if device.type == "cpu" else 16_384):
+        a = torch.randn(size, size, device=device).to(dtype)
+        for _ in range(10):
+            began = time.perf_counter()
+            float((a @ a)[0, 0])  # waits for the device
+            now = time.perf_counter()
+            best = max(best, 2 * size**3 / (now - began))
+            if now + 8 * (now - began) > end:  # neither this size again nor, eightfold, the next one
+                return best
+        size *= 2
+    return best
+
+
+class EnergyMeter:
+    """Joules that a sensor has counted: the GPU's (NVML) if it is used, else the CPU packages' (RAPL)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._gpu, self._before = None, {}
+        if device.type == "cuda":
+            with contextlib.suppress(ImportError, RuntimeError):
+                import pynvml
+
+                with contextlib.suppress(pynvml.NVMLError):
+                    pynvml.nvmlInit()
+                    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+                    self._gpu = pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        self.spent()
+
+    def spent(self) -> float | None:
+        """Since the last call; None where nothing measures it."""
+        now = self._counters()
+        spent = 0.0
+        wraps = self._wraps(now)
+        for name, value in now.items():
+            more = value - self._before.get(name, value)
+            spent += more if more >= 0 else more + wraps[name]
+        self._before = now
+        return spent if now else None
+
+    def _counters(self) -> dict[str, float]:
+        if self._gpu is not None:
+            nvml, handle = self._gpu
+            with contextlib.suppress(nvml.NVMLError):
+                return {"gpu": nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3}
+            return {}
+        found = {}
+        for zone in POWERCAP.glob("intel-rapl:?"):
+            with contextlib.suppress(OSError, ValueError):  # only root may read it
+                if (zone / "name").read_text().startswith("package"):  # psys is all of them and more
+                    found[str(zone)] = int((zone / "energy_uj").read_text()) / 1e6
+        return found
+
+    def _wraps(self, counters: dict[str, float]) -> dict[str, float]:
+        """Where each counter begins at 0 again."""
+        wraps = dict(self._before)  # a counter that does not say begins again when it is reset
+        for zone in counters:
+            with contextlib.suppress(OSError, ValueError):
+                wraps[zone] = int((Path(zone) / "max_energy_range_uj").read_text()) / 1e6
+        return wraps

@@ -7,36 +7,64 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from minilm.checkpoint.store import write_whole
+from minilm.files import write_whole
+from minilm.train.cost import EnergyMeter
 from minilm.train.loop import Score
+from minilm.train.ranks import is_first
 
+PLATEAU, PLATEAU_TOKENS = 0.1, 1_000_000  # so little below the unigram line, in nats, after so many tokens
 QUIET_LINES = 20  # a run whose output is not a terminal prints about this many
 
 
 def say(line: str) -> None:
     """One line on stderr, above the bar if there is one; stdout is for results."""
-    if sys.stderr is not None:  # closed
+    if is_first() and sys.stderr is not None:  # closed
         with contextlib.suppress(OSError):  # nobody reads it; a run goes on all the same
             tqdm.write(line, file=sys.stderr)
             sys.stderr.flush()
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What training has taken, without evaluation and saving."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    joules: float | None = 0.0  # None: nothing measured it, or not all of it
+
+    def plus(self, tokens: int, seconds: float, joules: float | None) -> "Spent":
+        total = None if self.joules is None or joules is None else self.joules + joules
+        return Spent(self.tokens + tokens, self.seconds + seconds, total)
 
 
 class Log:
     """Told by the loop what happens (a `loop.Watch`). Counts training time, without evaluation and saving."""
 
     def __init__(
-        self, file: Path, steps: int, start: int, peak_lr: float, tokens: int = 0, seconds: float = 0.0
+        self,
+        file: Path,
+        steps: int,
+        start: int,
+        peak_lr: float,
+        spent: Spent = Spent(),
+        unigram: float | None = None,
+        meter: EnergyMeter | None = None,
     ) -> None:
-        """tokens, seconds: of the run up to `start`. Lines of `file` from after `start` are dropped."""
-        self.file, self.steps, self.peak_lr = file, steps, peak_lr
-        self.tokens, self.seconds = tokens, seconds
-        kept = [line for line in read_metrics(file) if line["step"] <= start]
-        write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
-        self.is_terminal = sys.stderr is not None and sys.stderr.isatty()
+        """spent: by the run up to `start`. unigram: the loss that word frequencies alone reach. Lines of `file` from
+        after `start` are dropped."""
+        self.file, self.steps, self.peak_lr, self.unigram, self.meter = file, steps, peak_lr, unigram, meter
+        self.spent = spent
+        kept = [line for line in read_metrics(file) if line["step"] <= start] if start else []
+        first = next((line for line in kept if line["step"] == 0), {})
+        self.loss_before: float | None = first.get("held_out_loss")  # of a model that had been trained before
+        if is_first():
+            write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
+        self.is_terminal = is_first() and sys.stderr is not None and sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=start, unit="step", disable=not self.is_terminal, dynamic_ncols=True)
         self.score: Score | None = None  # the latest
         self.start, self.said_at = start, start
@@ -49,28 +77,30 @@ class Log:
     def step(self, step: int, loss: float, norm: float, rate: float, tokens: int) -> None:
         """`tokens` more tokens, up to `step`, at a mean `loss` in nats per target."""
         now = time.perf_counter()
-        spent, self.mark = now - self.mark, now
-        self.seconds += spent
-        self.tokens += tokens
+        took, self.mark = now - self.mark, now
+        joules = self.meter.spent() if self.meter else None
+        self.spent = self.spent.plus(tokens, took, joules)
         line = {
             "step": step,
             "loss": round(loss, 4),
             "gradient_norm": round(norm, 4) if math.isfinite(norm) else None,  # fp16 may overflow
             "lr": rate * self.peak_lr,
-            "tokens": self.tokens,
-            "tokens_per_s": round(tokens / spent),
-            "seconds": round(self.seconds, 2),
+            "tokens": self.spent.tokens,
+            "tokens_per_s": round(tokens / took),
+            "seconds": round(self.spent.seconds, 2),
         }
         self._write(line)
-        self.bar.set_postfix_str(f"loss {loss:.3f}, {tokens / spent:,.0f} tokens/s")
+        self.bar.set_postfix_str(f"loss {loss:.3f}, {tokens / took:,.0f} tokens/s")
         if not self.is_terminal and (step - self.said_at >= self.steps / QUIET_LINES or step == self.steps):
             self.said_at = step
             left = (now - self.began) / (step - self.start) * (self.steps - step)  # evaluation and saving included
-            say(f"step {step}/{self.steps}  loss {loss:.3f}  {tokens / spent:,.0f} tokens/s  {left:.0f} s left")
+            say(f"step {step}/{self.steps}  loss {loss:.3f}  {tokens / took:,.0f} tokens/s  {left:.0f} s left")
 
     def evaluation(self, step: int, score: Score) -> None:
         """A pass over the held-out split after `step` steps."""
         self.score = score
+        if step == 0:
+            self.loss_before = score.loss
         self._write(
             {
                 "step": step,
@@ -78,7 +108,14 @@ class Log:
                 "held_out_accuracy": round(score.accuracy, 4),
             }
         )
-        say(f"step {step}  held-out loss {score.loss:.3f}  accuracy {score.accuracy:.1%}")
+        gain = "" if self.unigram is None else f"  {self.unigram - score.loss:.2f} below unigram"
+        pairs = "" if score.pair_accuracy is None else f"  pairs {score.pair_accuracy:.1%}"
+        say(f"step {step}  held-out loss {score.loss:.3f}{gain}  accuracy {score.accuracy:.1%}{pairs}")
+        if self.unigram is not None and self.spent.tokens >= PLATEAU_TOKENS and score.loss > self.unigram - PLATEAU:
+            say(
+                f"it still knows little more than how frequent each word is, after {self.spent.tokens:,} tokens: "
+                f"if it stays on this plateau, try another --lr"
+            )
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -86,11 +123,15 @@ class Log:
         before = time.perf_counter()
         yield
         self.mark += time.perf_counter() - before
+        if self.meter:
+            self.meter.spent()
 
     def close(self) -> None:
         self.bar.close()
 
     def _write(self, line: dict[str, float]) -> None:
+        if not is_first():
+            return
         with self.file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(line, allow_nan=False) + "\n")
 

@@ -1,6 +1,7 @@
 """The training loop: one step, one loop over steps, one pass of evaluation. Knows no task and no data set."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 from minilm.errors import UserError
 from minilm.train.optim import set_learning_rate
-from minilm.train.runtime import Runtime
+from minilm.train.ranks import no_sync
+from minilm.train.runtime import Runtime, seed_step
 
 FP16_STREAK = 50  # overflowing steps in a row that GradScaler may take to find its scale
 
@@ -28,6 +30,17 @@ Loss = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
 Optimizers = Sequence[torch.optim.Optimizer]
 
 
+class Summed(nn.Module):
+    """A model and its loss as one module, from a batch to summed nats: what torch's parallel wrappers take."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.loss(self.model, batch)[0]
+
+
 class TrainingError(UserError):
     """The run cannot go on: its numbers are not finite any more. `step` counts from 0."""
 
@@ -37,30 +50,32 @@ class TrainingError(UserError):
 
 
 def train_step(
-    model: nn.Module,
-    loss: Loss,
+    forward: nn.Module,
     optimizers: Optimizers,
     micro_batches: Sequence[MicroBatch],
     runtime: Runtime,
     max_norm: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One update from all micro-batches together: (summed nats, gradient norm before clipping, whether it was bad).
+    """One update from the micro-batches of all processes together: (summed nats of this process's, gradient norm before
+    clipping, whether it was bad).
 
-    The sum is divided by the targets of all micro-batches, so k micro-batches are one batch. If loss or gradient
+    `forward` is a `Summed`, perhaps in `Ranks.parallel`, which averages gradients over the processes. The sum is
+    divided by the targets of all micro-batches, so k micro-batches, or k processes, are one batch. If loss or gradient
     is not finite, nothing changes: the update is gated on the device, and nobody waits for the answer. The optimizers
     must honour `found_inf`, as Muon and torch's fused ones do.
     """
-    count = max(1, sum(micro.count for micro in micro_batches))
+    (count,) = runtime.ranks.total(sum(micro.count for micro in micro_batches))
     total = torch.zeros((), device=runtime.device)
-    for micro in micro_batches:
-        with runtime.autocast():
-            nats, _ = loss(model, micro.to(runtime.device, non_blocking=True))
-        runtime.scaler.scale(nats / count).backward()
+    for number, micro in enumerate(micro_batches, start=1):
+        with no_sync(forward) if number < len(micro_batches) else nullcontext():
+            with runtime.autocast():
+                nats = forward(micro.to(runtime.device, non_blocking=True))
+            runtime.scaler.scale(nats / (max(1, count) / runtime.ranks.world)).backward()
         total += nats.detach()
     for optimizer in optimizers:
         runtime.scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    bad = ~(norm.isfinite() & total.isfinite())
+    norm = nn.utils.clip_grad_norm_(forward.parameters(), max_norm)
+    bad = runtime.ranks.any_on_device(~(norm.isfinite() & total.isfinite()))
     for optimizer in optimizers:
         optimizer.found_inf = bad.float()
         optimizer.step()
@@ -75,8 +90,8 @@ class Plan:
 
     steps: int
     schedule: Callable[[int], float]  # step -> fraction of the peak learning rate
-    accumulation: int = 1  # micro-batches per step
     max_norm: float = 1.0  # of the gradient; larger ones are scaled down
+    seed: int = 0  # of dropout
     log_every: int = 10
     evaluate_every: int = 0  # 0: never
     save_every: int = 0  # 0: only when stopped
@@ -98,7 +113,7 @@ def fit(
     model: nn.Module,
     loss: Loss,
     optimizers: Optimizers,
-    batches: Iterator[MicroBatch],
+    batches: Iterator[Sequence[MicroBatch]],
     runtime: Runtime,
     plan: Plan,
     watch: Watch,
@@ -107,27 +122,30 @@ def fit(
     save: Callable[[int], None] = lambda step: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Train from step `start` to `plan.steps`; the step it got to, which is less if `stop` asked.
+    """Train from step `start` to `plan.steps`; the step it got to, which is less if `stop` asked, in any process.
 
-    `evaluate(step)` and `save(step)` are called after that many steps are done, `stop()` after each.
-    Raises TrainingError at the next look (every `log_every` steps) after a step that was not finite; that step changed
-    nothing, those between it and the look did.
+    `batches` are the micro-batches of step after step. `evaluate(step)` and `save(step)` are called after that many
+    steps are done, `stop()` after each. Raises TrainingError at the next look (every `log_every` steps) after a step
+    that was not finite; that step changed nothing, those between it and the look did.
     """
     model.train()
-    since = _Since(runtime.device)
+    forward = runtime.ranks.parallel(Summed(model, loss))
+    since = _Since(runtime)
     for step in range(start, plan.steps):
         fraction = plan.schedule(step)
         set_learning_rate(optimizers, fraction)
-        micro_batches = [next(batches) for _ in range(plan.accumulation)]
-        nats, norm, bad = train_step(model, loss, optimizers, micro_batches, runtime, plan.max_norm)
+        micro_batches = next(batches)
+        seed_step(plan.seed, step, runtime.ranks.rank)
+        nats, norm, bad = train_step(forward, optimizers, micro_batches, runtime, plan.max_norm)
         since.add(step, nats, bad, micro_batches)
-        done, stopping = step + 1, stop()
+        done, stopping = step + 1, runtime.ranks.any(stop())
         watch.tick(done)
         evaluating, saving = plan.due(plan.evaluate_every, done), stopping or plan.due(plan.save_every, done)
         if evaluating or saving or plan.due(plan.log_every, done):  # here the host asks the device
             since.check(streak=FP16_STREAK if runtime.scaler.is_enabled() else 1)
-            watch.step(done, since.loss(), float(norm), fraction, since.tokens)
-            since = _Since(runtime.device, since.streak)
+            loss_now, tokens = since.totals()
+            watch.step(done, loss_now, float(norm), fraction, tokens)
+            since = _Since(runtime, since.streak)
         if evaluating:
             evaluate(done)
             model.train()
@@ -141,7 +159,8 @@ def fit(
 class _Since:
     """What happened since the last look, kept on the device."""
 
-    def __init__(self, device: torch.device, streak: Tensor | None = None) -> None:
+    def __init__(self, runtime: Runtime, streak: Tensor | None = None) -> None:
+        self.ranks, device = runtime.ranks, runtime.device
         self.nats = torch.zeros((), device=device)
         self.streak = torch.zeros((), dtype=torch.int64, device=device) if streak is None else streak
         self.worst, self.worst_at = self.streak.clone(), torch.zeros_like(self.streak)
@@ -155,9 +174,10 @@ class _Since:
         self.count = self.count + sum(micro.count for micro in micro_batches) * nats.isfinite()
         self.tokens += sum(micro.size for micro in micro_batches)
 
-    def loss(self) -> float:
-        """Nats per target."""
-        return float(self.nats) / max(1, int(self.count))
+    def totals(self) -> tuple[float, int]:
+        """(nats per target, tokens), of all processes."""
+        nats, count, tokens = self.ranks.total(float(self.nats), int(self.count), self.tokens)
+        return nats / max(1, count), int(tokens)
 
     def check(self, streak: int) -> None:
         if int(self.worst) >= streak:
@@ -175,20 +195,23 @@ class Score:
     loss: float  # nats per target
     accuracy: float  # fraction of targets that rank first
     targets: int
+    pair_accuracy: float | None = None  # fraction of pairs of texts told right, where there are any
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    score: Callable[[nn.Module, Any], tuple[Tensor, Tensor, Tensor]],
+    score: Callable[[nn.Module, Any], tuple[Tensor, ...]],  # -> nats, hits, targets, pairs told right, pairs
     batches: Iterable[MicroBatch],
     runtime: Runtime,
 ) -> Score:
-    """The sums of `score` over all batches, (nats, hits, targets), as means. Leaves the model in eval mode."""
+    """The sums of `score` over the batches of all processes as means. Leaves the model in eval mode."""
     model.eval()
-    nats, hits, targets = 0.0, 0, 0
+    own: list[float] = [0.0] * 5
     for batch in batches:
         with runtime.autocast():
             each = score(model, batch.to(runtime.device, non_blocking=True))
-        nats, hits, targets = nats + float(each[0]), hits + int(each[1]), targets + int(each[2])
-    return Score(nats / max(1, targets), hits / max(1, targets), targets)
+        own = [a + float(b) for a, b in zip(own, each, strict=True)]
+    nats, hits, targets, pair_hits, pairs = runtime.ranks.total(*own)
+    pair_accuracy = pair_hits / pairs if pairs else None
+    return Score(nats / max(1, targets), hits / max(1, targets), int(targets), pair_accuracy)

@@ -67,19 +67,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def language_model_loss(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Masked, causal or prefix LM, whichever the batch was made for. The vocabulary meets only the targets."""
-    x = model.features(batch.tokens, batch.where)
-    return linear_cross_entropy_sum(x, model.table, model.head.bias, batch.target)
+    """Masked, causal or prefix LM, whichever the batch was made for. The vocabulary meets only the targets.
+
+    Rows that are pairs add the loss of telling them right, each weighted as all targets of a full row: in the mean over
+    targets the two losses count alike, as in Devlin et al. 2018, app. A.2, but for rows that have fewer.
+    """
+    states = model.encoder(batch.tokens)
+    x = model.head(states.flatten(0, 1)[batch.where])
+    nats, count = linear_cross_entropy_sum(x, model.table, model.head.bias, batch.target)
+    if batch.pair_label is not None:
+        pair_nats, _ = cross_entropy_sum(model.pair(states, batch.tokens), batch.pair_label)
+        nats = nats + pair_nats * (len(batch.where) / len(batch.pair_label))
+    return nats, count
 
 
 @torch.no_grad()
-def language_model_score(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """(summed nats, targets that rank first, targets) of one batch."""
-    x = model.features(batch.tokens, batch.where)
+def language_model_score(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """(summed nats, targets that rank first, targets, pairs told right, pairs) of one batch."""
+    states = model.encoder(batch.tokens)
+    x = model.head(states.flatten(0, 1)[batch.where])
     chunk = CHUNK.get(x.device.type, 512)
     nats, hits = torch.zeros((), device=x.device), torch.zeros((), dtype=torch.int64, device=x.device)
     for x_part, target in zip(x.split(chunk), batch.target.split(chunk), strict=True):
         logits = F.linear(x_part, model.table, model.head.bias)
         nats = nats + cross_entropy_sum(logits, target)[0]
         hits = hits + (logits.argmax(dim=1) == target).sum()
-    return nats, hits, (batch.target != IGNORE).sum()
+    right, pairs = torch.zeros_like(hits), 0
+    if batch.pair_label is not None:
+        right = (model.pair(states, batch.tokens).argmax(dim=1) == batch.pair_label).sum()
+        pairs = len(batch.pair_label)
+    return nats, hits, (batch.target != IGNORE).sum(), right, pairs

@@ -1,6 +1,7 @@
 """Where and how precisely a run computes, decided once and said: one Runtime object."""
 
 import ctypes
+import hashlib
 import os
 import resource
 import signal
@@ -14,6 +15,7 @@ import torch
 
 from minilm.errors import ConfigError
 from minilm.model.attention import Backend
+from minilm.train.ranks import ALONE, Ranks
 
 Precision = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -27,6 +29,7 @@ class Runtime:
     precision: Precision
     reason: str  # why this precision
     threads: int  # of the CPU
+    ranks: Ranks = ALONE
 
     @classmethod
     def choose(cls, device: str = "auto", precision: str = "auto", threads: int | None = None) -> Self:
@@ -39,9 +42,15 @@ class Runtime:
             raise ConfigError(f"--threads {threads}: give 1 or more")
         if precision not in ("auto", *DTYPES):
             raise ConfigError(f"--precision {precision}: unknown; use auto, {', '.join(DTYPES)}")
+        ranks = Ranks.join()
+        if threads is None and ranks.world > 1:  # torchrun says 1, whatever the machine has
+            threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world)))
         if threads is not None:
             torch.set_num_threads(threads)
         chosen = _device(device)
+        if chosen.type == "cuda" and ranks.world > 1:
+            chosen = torch.device("cuda", ranks.local_rank)
+            torch.cuda.set_device(chosen)
         fastest, reason = _native(chosen)
         if precision != "auto":
             fastest, reason = precision, "asked for"
@@ -49,7 +58,7 @@ class Runtime:
             _keep_freed_memory()
         if chosen.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 where fp32 is left
-        return cls(chosen, fastest, reason, torch.get_num_threads())
+        return cls(chosen, fastest, reason, torch.get_num_threads(), ranks)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -83,7 +92,8 @@ class Runtime:
             where = torch.cuda.get_device_name(self.device)
         elif self.device.type == "mps":
             where = "Apple GPU (mps)"
-        return f"{where}, {self.precision} ({self.reason})"
+        processes = f"{self.ranks.world} processes on " if self.ranks.world > 1 else ""
+        return f"{processes}{where}, {self.precision} ({self.reason})"
 
 
 def _device(name: str) -> torch.device:
@@ -114,24 +124,10 @@ def _native(device: torch.device) -> tuple[Precision, str]:
     return "fp32", f"no native 16-bit matmul on this {device.type}"
 
 
-def rng_state() -> dict[str, torch.Tensor]:
-    """Every generator that training draws from, as tensors."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state |= {f"cuda:{i}": each for i, each in enumerate(torch.cuda.get_rng_state_all())}
-    if torch.backends.mps.is_available():
-        state["mps"] = torch.mps.get_rng_state()
-    return state
-
-
-def set_rng_state(state: dict[str, torch.Tensor]) -> None:
-    """Go on drawing where `rng_state` was taken. A GPU that is not there is left out."""
-    torch.set_rng_state(state["cpu"])
-    for name, each in state.items():
-        if name.startswith("cuda") and int(name[5:]) < torch.cuda.device_count():
-            torch.cuda.set_rng_state(each, name)
-        if name == "mps" and torch.backends.mps.is_available():
-            torch.mps.set_rng_state(each)
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """What a step draws depends on nothing else, so that a run that goes on draws what it would have drawn."""
+    digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=4).digest()
+    torch.manual_seed(int.from_bytes(digest, "big"))  # of more bits torch's CPU generator would use 32
 
 
 def peak_memory_mb(device: torch.device) -> float:

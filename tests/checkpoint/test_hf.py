@@ -16,6 +16,7 @@ from minilm.checkpoint.hf import (
     config_to_hf,
     from_hf,
     objective_of,
+    pairs_of,
     to_hf,
 )
 from minilm.checkpoint.model import Pretrained, read_model, write_model
@@ -36,11 +37,11 @@ def tokenizer():
     return Tokenizer.train([TEXT], vocab_size=64)
 
 
-def model_of(architecture: str, vocab_size: int, seed: int = 0) -> LanguageModel:
+def model_of(architecture: str, vocab_size: int, seed: int = 0, pairs: bool = False) -> LanguageModel:
     """Random weights everywhere, a window of 4 that the texts below exceed more than twice."""
     make = bert_config if architecture == "bert" else modern_config
     extra = {} if architecture == "bert" else {"window": 4, "global_every": 2}
-    model = LanguageModel(make(vocab_size, 32, 3, 4, 24, max_position_embeddings=64, dropout=0.0, **extra))
+    model = LanguageModel(make(vocab_size, 32, 3, 4, 24, max_position_embeddings=64, dropout=0.0, **extra), pairs=pairs)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -356,3 +357,186 @@ def test_every_family_names_every_parameter():
             values = [v for v in FAMILIES[model_type].names.values() if isinstance(v, tuple)]
             split = len(values) * len(model.cfg.layers) * 2 * (2 if architecture == "bert" else 1)
             assert len(named) == len(model.state_dict()) + split
+    pairs = model_of("bert", 99, pairs=True).state_dict()
+    assert len(to_hf(pairs, "bert")) == len(pairs) + 2 * 2 * 3
+
+
+# -- pairs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["next", "order"])
+def test_transformers_opens_a_model_of_pairs(task, tokenizer, tmp_path):
+    """As BertForPreTraining, with empty loading_info, both of its logits ours; and so does read_model."""
+    import transformers
+
+    model = model_of("bert", tokenizer.vocab_size, pairs=True)
+    write_model(tmp_path, model, tokenizer, "mlm", pairs=task)
+    theirs, info = transformers.AutoModelForPreTraining.from_pretrained(
+        tmp_path, output_loading_info=True, dtype=torch.float32
+    )
+    assert type(theirs).__name__ == "BertForPreTraining"
+    assert not any(info.values()), info
+    ids = torch.randint(5, tokenizer.vocab_size, (3, 40), generator=torch.Generator().manual_seed(1))
+    tokens = Tokens.full(ids, token_type_ids=(torch.arange(40) > 12).long().expand(3, 40))
+    with torch.no_grad():
+        reference = theirs.eval()(ids, token_type_ids=tokens.token_type_ids)
+        torch.testing.assert_close(model(tokens), reference.prediction_logits, rtol=1e-4, atol=2e-4)
+        own = model.pair(model.encoder(tokens), tokens)
+    torch.testing.assert_close(own, reference.seq_relationship_logits, rtol=1e-4, atol=2e-4)
+    assert own.std() > 1e-2
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (pairs_of(config), objective_of(config)) == (task, "mlm")
+    again, _, objective = read_model(tmp_path)
+    assert objective == "mlm"
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    masked = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)  # which has no such head
+    torch.testing.assert_close(masked.eval()(ids).logits, again(Tokens.full(ids)), rtol=1e-4, atol=2e-4)
+
+
+def test_their_model_of_pairs_is_read(tokenizer, tmp_path):
+    import transformers
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+    torch.manual_seed(0)
+    theirs = transformers.BertForPreTraining(transformers.BertConfig(vocab_size=tokenizer.vocab_size, **shape)).eval()
+    theirs.save_pretrained(tmp_path)
+    tokenizer.save(tmp_path, 512)
+    ours = read_model(tmp_path).model
+    ids = torch.randint(5, tokenizer.vocab_size, (3, 20), generator=torch.Generator().manual_seed(1))
+    tokens = Tokens.full(ids)
+    with torch.no_grad():
+        own, reference = ours.pair(ours.encoder(tokens), tokens), theirs(ids).seq_relationship_logits
+    torch.testing.assert_close(own, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "pairs"),
+    [
+        ({"architectures": ["BertForPreTraining"]}, "next"),
+        ({"architectures": ["BertForMaskedLM"]}, None),
+        ({}, None),
+        ({"architectures": ["BertForPreTraining"], "minilm": {"format": 1, "objective": "mlm"}}, None),  # ours knows
+        ({"minilm": {"format": 1, "objective": "mlm", "pairs": "order"}}, "order"),
+    ],
+)
+def test_which_pairs_a_model_tells(config, pairs):
+    assert pairs_of(config) == pairs
+
+
+@pytest.mark.parametrize("pairs", ["both", 3, ["next"], {}])
+def test_pairs_that_are_none_are_refused(pairs):
+    with pytest.raises(CheckpointError, match="expected next or order"):
+        pairs_of({"minilm": {"format": 1, "objective": "mlm", "pairs": pairs}})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "objective"),
+    [kind for kind in KINDS if kind not in (("bert", "mlm"), ("bert", "prefix"))],
+)
+def test_pairs_of_another_model_cannot_be_written(architecture, objective, tokenizer, tmp_path):
+    model = model_of(architecture, tokenizer.vocab_size)
+    with pytest.raises(ConfigError, match="--pairs next: only a masked BERT has a head for pairs"):
+        write_model(tmp_path, model, tokenizer, objective, pairs="next")
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- an encoder alone -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def encoder_alone(tokenizer, tmp_path):
+    """encoder_alone(architecture) -> transformers' own encoder, saved by itself in tmp_path with the tokenizer."""
+    import transformers
+
+    def make(architecture="bert"):
+        config = config_to_hf(model_of(architecture, tokenizer.vocab_size).cfg, "mlm", SPECIALS)
+        del config["minilm"], config["architectures"]
+        torch.manual_seed(0)
+        theirs = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**config)).eval()
+        with torch.no_grad():
+            for parameter in theirs.parameters():
+                parameter.copy_(torch.randn(parameter.shape) * 0.3)
+        theirs.save_pretrained(tmp_path)
+        tokenizer.save(tmp_path, 64)
+        return theirs
+
+    return make
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modern"])
+def test_an_encoder_alone_gets_a_new_head(architecture, encoder_alone, tokenizer, tmp_path):
+    theirs = encoder_alone(architecture)
+    names = load_file(tmp_path / "model.safetensors")
+    assert not any(name.startswith(("bert.", "model.", "cls.", "head.")) for name in names)
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match=r"no language-model head, so this one is new|no such head: ") as warned:
+        ours, _, objective = read_model(tmp_path, new_head=True)
+    said = [str(warning.message) for warning in warned]
+    assert any("no language-model head" in line and str(tmp_path) in line for line in said)
+    assert any("bert.pooler.dense.weight" in line for line in said) == (architecture == "bert")  # dropped, and named
+    assert objective == "mlm"
+    ids = torch.randint(5, tokenizer.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        reference = theirs(ids).last_hidden_state
+        torch.testing.assert_close(ours.encoder(Tokens.full(ids)), reference, rtol=1e-4, atol=2e-4)
+        assert ours(Tokens.full(ids)).isfinite().all()
+    assert float(ours.head.dense.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
+    assert not ours.head.bias.any()
+    assert set(ours.head.norm.weight.tolist()) == {1.0}
+    assert not any(parameter.is_meta for parameter in ours.parameters())
+    assert all(parameter.requires_grad for parameter in ours.parameters())
+
+
+def test_an_encoder_alone_is_no_language_model(encoder_alone, tmp_path):
+    encoder_alone()
+    with pytest.raises(CheckpointError, match=r"tensor cls.predictions.* is missing"):
+        read_model(tmp_path)
+
+
+@pytest.mark.parametrize("kept", ["bias", "transform.dense.weight", "transform.LayerNorm.bias"])
+def test_half_a_head_is_no_head(kept, tokenizer, tmp_path):
+    """What is there must not be thrown away for a new one, nor be made up for."""
+    write_model(tmp_path, model_of("bert", tokenizer.vocab_size), tokenizer, "mlm")
+    tensors = load_file(tmp_path / "model.safetensors")
+    half = {name: t for name, t in tensors.items() if not name.startswith("cls.") or name == f"cls.predictions.{kept}"}
+    assert len(half) == len(tensors) - 4
+    save_file(half, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model.safetensors: tensor cls.predictions.\S+ is missing$"):
+        read_model(tmp_path, new_head=True)
+
+
+def test_a_head_that_is_there_is_kept(tokenizer, tmp_path):
+    model = model_of("bert", tokenizer.vocab_size)
+    write_model(tmp_path, model, tokenizer, "mlm")
+    again = read_model(tmp_path, new_head=True).model  # without a warning: that would be an error here
+    assert all(torch.equal(p, q) for p, q in zip(again.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("prefix", ["bert.", ""])
+def test_buffers_of_old_files_are_passed_over(prefix, tokenizer, tmp_path):
+    """transformers 4 kept position_ids (and, for a while, token_type_ids) in the file."""
+    model = model_of("bert", tokenizer.vocab_size)
+    write_model(tmp_path, model, tokenizer, "mlm")
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = {name.replace("bert.", prefix, 1) if name.startswith("bert.") else name: t for name, t in tensors.items()}
+    for buffer in ("position_ids", "token_type_ids"):
+        tensors[f"{prefix}embeddings.{buffer}"] = torch.arange(64)[None]
+    save_file(tensors, tmp_path / "model.safetensors")
+    again = read_model(tmp_path).model
+    assert all(torch.equal(p, q) for p, q in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def test_a_part_of_the_encoder_is_not_new(tokenizer):
+    """`new` is for what it names, and all or nothing."""
+    model = model_of("bert", tokenizer.vocab_size, pairs=True)
+    whole = to_hf(model.state_dict(), "bert")
+    without = {name: t for name, t in whole.items() if not name.startswith(("bert.pooler", "cls.seq"))}
+    state, dropped = from_hf(without, "bert", model.state_dict(), new=("pair.", "head."))
+    assert not dropped
+    assert model.state_dict().keys() - state.keys() == {n for n in model.state_dict() if n.startswith("pair.")}
+    with pytest.raises(CheckpointError, match=r"bert.pooler.dense.weight is missing"):
+        from_hf(without, "bert", model.state_dict(), new=("head.",))
+    del whole["bert.embeddings.LayerNorm.bias"]
+    with pytest.raises(CheckpointError, match=r"bert.embeddings.LayerNorm.bias is missing"):
+        from_hf(whole, "bert", model.state_dict(), new=("pair.", "head."))

@@ -10,8 +10,9 @@ from dataclasses import asdict
 import pytest
 from safetensors import SafetensorError
 
-from minilm.checkpoint.store import Run, Store, manifest_fault, read_json, write_json, write_manifest
+from minilm.checkpoint.store import Run, Store, manifest_fault, read_json, write_manifest
 from minilm.errors import CheckpointError, ConfigError
+from minilm.files import sha256, write_json, write_whole
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def test_a_directory_of_something_else_is_refused(store):
             (json.dumps(RUN | change), f"{next(iter(change))} is")
             for change in (
                 {"steps": "10"}, {"steps": 5.5}, {"steps": 0}, {"steps": 9}, {"precision": 5}, {"backend": []},
-                {"versions": None}, {"result": [1]}, {"threads": "2"}
+                {"versions": None}, {"result": [1]}, {"threads": "2"}, {"world": "2"}, {"world": None}
             )
         ),
     ],
@@ -258,3 +259,40 @@ def test_damaged_newer_checkpoints_do_not_displace_a_good_one(tmp_path):
     assert store.latest(lambda line: None) is None
     good = store.save(500, lambda directory: (directory / "a").write_text("x"))
     assert store.latest(lambda line: None) == good
+
+
+def test_how_many_processes_a_run_began_with_is_kept(store):
+    run = Run(SETTINGS, 10, "cpu", "fp32", 2, "sdpa", {"torch": "2.13.0"}, world=4)
+    store.write_run(run)
+    assert store.earlier_run(SETTINGS, {}, "auto") == run
+    values = json.loads((store.out / "run.json").read_text())
+    del values["world"]  # as runs of before were written
+    write_json(store.out / "run.json", values)
+    assert store.earlier_run(SETTINGS, {}, "auto").world == 1
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
+    """A write that fails half-way leaves the old text, and a name that nobody takes for it."""
+    file = tmp_path / "run.json"
+    write_whole(file, "first é\n")
+    assert file.read_text(encoding="utf-8") == "first é\n"
+    assert names(tmp_path) == ["run.json"]
+    original = type(file).write_text
+
+    def half(self, text, **more):
+        original(self, text[:3], **more)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(file), "write_text", half)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(file, "second\n")
+    monkeypatch.undo()
+    assert file.read_text(encoding="utf-8") == "first é\n"
+    write_json(file, {"a": [1, None]})
+    assert json.loads(file.read_text()) == {"a": [1, None]}
+    assert names(tmp_path) == ["run.json"]
+
+
+def test_a_checksum_is_sha256(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")  # FIPS 180-2, app. B.1
+    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -4,11 +4,20 @@ import gzip
 import hashlib
 import json
 import lzma
+import os
+import random
 
 import pytest
 
 from minilm.data import corpus as module
-from minilm.data.corpus import Corpus, embedded_corpus, is_held_out, open_corpus
+from minilm.data.corpus import (
+    Corpus,
+    document_hash,
+    embedded_corpus,
+    is_held_out,
+    open_corpus,
+    vocabulary_sample,
+)
 from minilm.errors import DataError
 
 
@@ -252,17 +261,161 @@ def test_fingerprint_depends_on_where_documents_are_cut(write, monkeypatch):
     assert corpus.fingerprint() != before
 
 
+def test_a_document_hash_is_the_same_on_every_machine_and_in_every_version():
+    for text in ("", "one", "日本 é"):
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        assert document_hash(text) == int.from_bytes(digest, "big")
+    assert document_hash("document number 0 é") == 8043891567392662763
+
+
 def test_held_out_documents_are_a_fixed_fraction_that_grows():
-    documents = [f"document number {i} é" for i in range(20_000)]
-    tenth = {d for d in documents if is_held_out(d, 0.1)}
+    hashes = [document_hash(f"document number {i} é") for i in range(20_000)]
+    tenth = {h for h in hashes if is_held_out(h, 0.1)}
     assert 1800 < len(tenth) < 2200  # 4.7 standard deviations
-    assert tenth < {d for d in documents if is_held_out(d, 0.2)}
-    assert not any(is_held_out(d, 0.0) for d in documents)
-    assert all(is_held_out(d, 1.0) for d in documents)
-    digest = hashlib.blake2b(documents[0].encode(), digest_size=8).digest()
-    place = int.from_bytes(digest, "big") / 2**64  # the same on every machine and in every version
-    assert not is_held_out(documents[0], place * 0.999)
-    assert is_held_out(documents[0], place * 1.001)
+    assert tenth < {h for h in hashes if is_held_out(h, 0.2)}
+    assert not any(is_held_out(h, 0.0) for h in hashes)
+    assert all(is_held_out(h, 1.0) for h in hashes)
+    assert not is_held_out(0, 0.0)
+    assert is_held_out(2**64 - 1, 1.0)
+    place = hashes[0] / 2**64
+    assert not is_held_out(hashes[0], place * 0.999)
+    assert is_held_out(hashes[0], place * 1.001)
+
+
+@pytest.mark.parametrize("change", ["longer", "as long", "replaced", "touched"])
+def test_stamps_differ_after_whatever_a_writer_does(write, change):
+    files = [write("a.txt", "one"), write("b.txt", "two")]
+    for file in files:
+        os.utime(file, ns=(10**18, 10**18))
+    corpus = Corpus(tuple(files))
+    before = corpus.stamps()
+    assert corpus.stamps() == before
+    assert before[0] != before[1]
+    if change == "longer":
+        write("b.txt", "two and more")
+        os.utime(files[1], ns=(10**18, 10**18))
+    elif change == "as long":
+        write("b.txt", "six")
+    elif change == "replaced":
+        os.utime(write("new", "two"), ns=(10**18, 10**18))
+        files[1].with_name("new").replace(files[1])
+    else:
+        os.utime(files[1], ns=(10**18, 10**18 + 1))
+    assert corpus.stamps()[0] == before[0]
+    assert corpus.stamps()[1] != before[1]
+
+
+def test_stamps_name_a_file_that_went_away(write):
+    file = write("a.txt", "one")
+    file.unlink()
+    with pytest.raises(DataError, match=f"{file}: cannot be read"):
+        Corpus((file,)).stamps()
+
+
+# -- from the middle ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three_files(write):
+    """Text, nothing, jsonl (compressed); 4, 0 and 5 documents."""
+    lines = "".join(json.dumps({"text": f"line {i}"}) + "\n\n" for i in range(5))
+    return Corpus(
+        (
+            write("a.txt", "\n\n".join(f"text {i}\nof two lines" for i in range(4))),
+            write("b.txt", "\n \n"),
+            write("c.jsonl.gz", gzip.compress(lines.encode())),
+        )
+    )
+
+
+def test_documents_are_numbered_within_their_file(three_files):
+    numbered = list(three_files.numbered())
+    assert [(file, n) for file, n, _ in numbered] == [(0, n) for n in range(4)] + [(2, n) for n in range(5)]
+    assert [text for *_, text in numbered] == list(three_files.documents())
+
+
+def test_from_any_document_on_it_is_the_rest(three_files):
+    """`skip` counts in the first of the files alone; past its end begins the next one."""
+    numbered = list(three_files.numbered())
+    for file in range(4):
+        for skip in range(7):
+            rest = [each for each in numbered if each[0] > file or (each[0] == file and each[1] >= skip)]
+            assert list(three_files.numbered(file, skip)) == rest, (file, skip)
+
+
+def test_files_before_the_first_one_are_not_read(three_files):
+    three_files.files[0].write_bytes(b"\x00 a binary file")
+    three_files.files[1].unlink()
+    assert [text for *_, text in three_files.numbered(2, 3)] == ["line 3", "line 4"]
+    with pytest.raises(DataError):
+        next(three_files.numbered(0, 0))
+
+
+# -- the sample for a vocabulary ------------------------------------------------------------------------
+
+
+def made_up(n: int, seed: int) -> list[str]:
+    rng = random.Random(seed)
+    return [f"{i} " + "x" * rng.randint(0, 200) for i in range(n)]
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.1, 0.5])
+def test_of_little_text_the_sample_is_the_training_split(held_out):
+    documents = made_up(500, 0)
+    train = [text for text in documents if not is_held_out(document_hash(text), held_out)]
+    assert vocabulary_sample(iter(documents), held_out) == train
+    exactly = sum(map(len, train))
+    assert vocabulary_sample(documents, held_out, exactly) == train
+    assert len(vocabulary_sample(documents, held_out, exactly - 1)) < len(train)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("held_out", [0.0, 0.1, 0.5])
+def test_of_much_text_the_sample_is_bounded_and_no_document_of_it_held_out(seed, held_out):
+    documents = made_up(3000, seed)
+    for max_chars in (20_000, 50_000, 100_000):
+        sample = vocabulary_sample(documents, held_out, max_chars)
+        size = sum(map(len, sample))
+        assert 0.4 * max_chars < size <= max_chars  # half, give or take: which half is up to the hash
+        assert not any(is_held_out(document_hash(text), held_out) for text in sample)
+        assert sample == [text for text in documents if text in set(sample)]
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.3])
+def test_the_sample_does_not_depend_on_the_order(held_out):
+    documents = made_up(2000, 1)
+    sample = sorted(vocabulary_sample(documents, held_out, 30_000))
+    for seed in range(5):
+        random.Random(seed).shuffle(documents)
+        assert sorted(vocabulary_sample(documents, held_out, 30_000)) == sample
+    assert sorted(vocabulary_sample(sorted(documents, key=len), held_out, 30_000)) == sample
+
+
+def test_the_sample_is_spread_over_the_corpus():
+    """Not its beginning: each tenth has its share."""
+    documents = made_up(5000, 2)
+    places = [int(text.split()[0]) // 500 for text in vocabulary_sample(documents, 0.1, 100_000)]
+    counts = [places.count(tenth) for tenth in range(10)]
+    assert min(counts) > 0.5 * len(places) / 10
+    assert max(counts) < 1.5 * len(places) / 10
+
+
+def test_memory_of_the_sample_does_not_grow_with_the_corpus():
+    import tracemalloc
+
+    def peak(n: int) -> int:
+        tracemalloc.start()
+        vocabulary_sample((f"{i} " + "x" * 1000 for i in range(n)), 0.1, 200_000)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(20_000) < 1.5 * peak(2_000)
+
+
+@pytest.mark.parametrize("documents", [["x" * 500], ["x" * 30] * 100])
+def test_a_document_or_its_copies_beyond_the_bound_end_the_search(documents):
+    assert sum(map(len, vocabulary_sample(documents, 0.0, 100))) <= 100
 
 
 # -- embedded -------------------------------------------------------------------------------------------

@@ -1,16 +1,20 @@
-"""The order of rows is a function of the seed and one number, and evaluation reads the same at every call."""
+"""What a step reads is a function of the seed and its number, shared by the processes; evaluation reads the same at
+every call."""
 
+import threading
+import time
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from minilm.batch import Batch
-from minilm.data.loader import EVALUATED_TOKENS, Loader, fixed_batches
+from minilm.data.loader import EVALUATED_TOKENS, Loader, Stretch, fixed_batches
 from minilm.data.objectives import CausalLM, MaskedLM, PrefixLM
 from minilm.data.packing import pack
-from minilm.errors import CheckpointError, DataError
+from minilm.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -33,79 +37,108 @@ def same(a: Batch, b: Batch) -> bool:
     return all(x.shape == y.shape and bool((x == y).all()) for x, y in pairs) and a.count == b.count
 
 
+def plain(rows, batch_size: int, objective=None, seed: int = 0, steps: int = 100, **settings) -> Loader:
+    """Of one stretch, a step of one micro-batch."""
+    stretches = [Stretch(steps, rows.T, batch_size, batch_size)]
+    return Loader(stretches, {rows.T: rows}, objective or CausalLM(), seed, **settings)
+
+
+def ids_of(batches: list[Batch]) -> torch.Tensor:
+    return torch.cat([batch.tokens.input_ids for batch in batches])
+
+
+# -- the order ------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 10])
-def test_every_epoch_is_another_permutation_and_batches_span_epochs(rows_of, tokenizer, batch_size):
+def test_every_epoch_is_another_permutation_and_steps_span_epochs(rows_of, batch_size):
     rows = rows_of(10)
-    loader = Loader(rows, MaskedLM(tokenizer, 0), batch_size, seed=3)
-    starts = range(0, 60, batch_size)
-    epoch = np.concatenate([loader.order(s, batch_size)[0] for s in starts])[:60]
-    row = np.concatenate([loader.order(s, batch_size)[1] for s in starts])[:60]
+    loader = plain(rows, batch_size, seed=3)
+    asked = [loader.order(step) for step in range(60 // batch_size)]
+    epoch, row = (np.concatenate(parts) for parts in zip(*asked, strict=True))
+    assert (epoch.dtype, row.dtype) == (np.int64, np.int64)
     assert epoch.tolist() == [n // 10 for n in range(60)]
     orders = [tuple(row[e * 10 : e * 10 + 10]) for e in range(6)]
     assert all(sorted(order) == list(range(10)) for order in orders)
     assert len(set(orders)) == 6
-    other = Loader(rows, MaskedLM(tokenizer, 0), 10, seed=4)
-    assert tuple(other.order(0, 10)[1]) != orders[0]
-    assert tuple(Loader(rows, CausalLM(), 10, seed=3).order(20, 10)[1]) == orders[2]
+    assert tuple(plain(rows, 10, seed=4).order(0)[1]) != orders[0]
+    assert tuple(plain(rows, 10, seed=3).order(2)[1]) == orders[2]  # whatever the batch size
 
 
 def test_permutations_are_uniform(rows_of):
     """Where row 0 stands, over 600 epochs: a 6-sided die."""
-    loader = Loader(rows_of(6), CausalLM(), 6, seed=0)
-    place = [int(np.flatnonzero(loader.order(6 * e, 6)[1] == 0)[0]) for e in range(600)]
-    assert ((np.bincount(place, minlength=6) - 100) ** 2 / 100).sum() < 25.7  # chi-square, 5 degrees, p = 1e-4
+    _, row = Loader([Stretch(1, 16, 3600, 6)], {16: rows_of(6)}, CausalLM(), seed=0).order(0)
+    place = np.flatnonzero(row == 0) % 6
+    assert len(place) == 600
+    assert stats.chisquare(np.bincount(place, minlength=6)).pvalue > 1e-4
 
 
-def test_batch_is_a_pure_function_of_its_start(rows_of, tokenizer):
-    rows, objective = rows_of(10), MaskedLM(tokenizer, 0)
-    loader = Loader(rows, objective, 4, seed=1)
-    first = {s: loader.batch(s) for s in (0, 8, 4, 36, 12)}
-    for s in (36, 0, 12, 8, 4):
-        assert same(loader.batch(s), first[s])
-        assert same(Loader(rows, objective, 4, seed=1).batch(s), first[s])
-    assert loader.taken == 0
-    epoch, row = loader.order(8, 4)  # two rows of epoch 0, two of epoch 1
+def test_a_step_may_be_longer_than_the_split(rows_of):
+    loader = Loader([Stretch(5, 16, 24, 8)], {16: rows_of(10)}, CausalLM(), seed=1)
+    epoch, row = loader.order(0)
+    assert epoch.tolist() == [n // 10 for n in range(24)]
+    assert sorted(row[:10]) == sorted(row[10:20]) == list(range(10))
+
+
+def test_a_step_is_a_pure_function(rows_of, tokenizer):
+    rows, objective = rows_of(10), MaskedLM(tokenizer, 0, 0.4, 0.1)
+    loader = plain(rows, 4, objective, seed=1, steps=20)
+    first = {step: loader.micro_batches(step) for step in (0, 2, 1, 9, 3)}
+    for step in (9, 0, 3, 2, 1):
+        for again in (loader, plain(rows, 4, objective, seed=1, steps=20)):
+            (batch,) = again.micro_batches(step)
+            assert same(batch, first[step][0])
+    epoch, row = loader.order(2)  # two rows of epoch 0, two of epoch 1
     assert epoch.tolist() == [0, 0, 1, 1]
-    by_hand = objective(*rows.take(row), torch.from_numpy(row), torch.from_numpy(epoch))
-    assert same(first[8], by_hand)
+    by_hand = objective(rows.take(row, epoch), torch.from_numpy(row), torch.from_numpy(epoch), 2 / 19)
+    assert same(first[2][0], by_hand)
+
+
+def test_a_step_in_parts_is_the_step_in_one(rows_of, tokenizer):
+    """How many rows are computed at once changes neither which rows nor what is drawn for them."""
+    rows, objective = rows_of(30, packing="documents"), PrefixLM(3)
+    whole = Loader([Stretch(9, 16, 12, 12)], {16: rows}, objective, seed=1)
+    for batch_size, sizes in ((12, [12]), (7, [6, 6]), (6, [6, 6]), (5, [4, 4, 4]), (4, [4] * 3), (1, [1] * 12)):
+        parts = Loader([Stretch(9, 16, 12, batch_size)], {16: rows}, objective, seed=1)
+        for step in (0, 4):
+            (one,), several = whole.micro_batches(step), parts.micro_batches(step)
+            assert [len(batch.tokens.input_ids) for batch in several] == sizes
+            assert (ids_of(several) == one.tokens.input_ids).all()
+            assert (torch.cat([batch.target for batch in several]) == one.target).all()
+            assert sum(batch.count for batch in several) == one.count
 
 
 @pytest.mark.parametrize("packing", ["stream", "documents"])
 @pytest.mark.parametrize("after", [1, 3, 7])
-def test_going_on_from_a_state_is_going_on(rows_of, tokenizer, packing, after):
+def test_going_on_from_a_step_is_going_on(rows_of, packing, after):
+    """The number of a step is the whole state; nothing is read to get there."""
     rows, objective = rows_of(11, packing=packing), PrefixLM(2)
-    B = 3
-    whole = list(islice(Loader(rows, objective, B, seed=5), 12))
-    assert all(same(batch, Loader(rows, objective, B, seed=5).batch(i * B)) for i, batch in enumerate(whole))
-    stopped = Loader(rows, objective, B, seed=5)
-    running = iter(stopped)
+    whole = list(islice(plain(rows, 3, objective, seed=5).steps_from(0), 12))
+    assert all(len(made) == 1 for made in whole)
+    one_by_one = [plain(rows, 3, objective, seed=5).micro_batches(step) for step in range(12)]
+    assert all(same(a, b) for (a,), (b,) in zip(whole, one_by_one, strict=True))
+    running = plain(rows, 3, objective, seed=5).steps_from(0)
     for _ in range(after):
         next(running)
-    state = stopped.state_dict()  # taken while the next batch is being prepared
+    running.close()  # while the next step is being prepared
+    resumed = plain(rows, 3, objective, seed=5).steps_from(after)
+    assert all(same(a, b) for (a,), (b,) in zip(islice(resumed, 12 - after), whole[after:], strict=True))
+
+
+def test_the_next_step_is_prepared_while_the_last_is_used(rows_of):
+    made = threading.Semaphore(0)
+
+    class Counted(CausalLM):
+        def __call__(self, *args):
+            made.release()
+            return super().__call__(*args)
+
+    running = plain(rows_of(9), 3, Counted()).steps_from(0)
+    next(running)
+    assert all(made.acquire(timeout=10) for _ in range(2))
+    time.sleep(0.02)
+    assert not made.acquire(blocking=False)  # and no more than that one
     running.close()
-    assert state == {"taken": after * B, "rows": len(rows), "seed": 5}
-    resumed = Loader(rows, objective, B, seed=5)
-    resumed.load_state_dict(state)
-    assert all(same(a, b) for a, b in zip(islice(resumed, 12 - after), whole[after:], strict=True))
-    assert same(next(iter(stopped)), whole[after])  # the first loader goes on, too
-
-
-@pytest.mark.parametrize("change", ["rows", "seed"])
-def test_a_state_of_another_run_is_refused(rows_of, change):
-    loader = Loader(rows_of(10), CausalLM(), 2, seed=1)
-    state = loader.state_dict()
-    state[change] += 1
-    with pytest.raises(CheckpointError, match=change):
-        loader.load_state_dict(state)
-    assert loader.taken == 0
-
-
-def test_too_few_rows_for_a_batch(rows_of):
-    rows = rows_of(5)
-    assert Loader(rows, CausalLM(), 5, seed=0).batch(0).tokens.input_ids.shape == (5, 16)
-    with pytest.raises(DataError, match="5 rows of 16 tokens, fewer than --batch-size 6") as error:
-        Loader(rows, CausalLM(), 6, seed=0)
-    assert "\n" not in str(error.value)
 
 
 def test_an_error_while_prefetching_reaches_the_caller(rows_of):
@@ -114,7 +147,147 @@ def test_an_error_while_prefetching_reaches_the_caller(rows_of):
             raise RuntimeError("broken objective")
 
     with pytest.raises(RuntimeError, match="broken objective"):
-        next(iter(Loader(rows_of(5), Broken(), 2, seed=0)))
+        next(plain(rows_of(5), 2, Broken()).steps_from(0))
+
+
+# -- stretches ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stretched(rows_of, tokenizer):
+    """Three steps of 4 rows of 16 tokens, two of 2 rows of 32, four of 6 rows of 16, three at once; 10 and 7 rows."""
+    stretches = [Stretch(3, 16, 4, 4), Stretch(2, 32, 2, 1), Stretch(4, 16, 6, 3)]
+    rows = {16: rows_of(10), 32: rows_of(7, 32)}
+    return Loader(stretches, rows, MaskedLM(tokenizer, 0, 0.5, 0.25), seed=8)
+
+
+def test_every_step_is_in_its_stretch(stretched):
+    a, b, c = stretched.stretches
+    starts = [(a, 0), (a, 4), (a, 8), (b, 0), (b, 2), (c, 12), (c, 18), (c, 24), (c, 30)]
+    assert [stretched.at(step) for step in range(9)] == starts
+    assert stretched.steps == 9
+    assert [stretched.at(step) for step in (9, 10)] == [(c, 36), (c, 42)]  # after the last, on and on
+
+
+def test_stretches_of_one_length_go_on_in_one_order(stretched):
+    """The epochs of 16 tokens take no notice of the stretch of 32 between."""
+    asked = [stretched.order(step) for step in (0, 1, 2, 5, 6)]
+    epoch, row = (np.concatenate(parts) for parts in zip(*asked, strict=True))
+    assert epoch.tolist() == [n // 10 for n in range(24)]
+    assert sorted(row[:10]) == sorted(row[10:20]) == list(range(10))
+    alone = plain(stretched.rows[16], 1, seed=8)
+    assert row.tolist() == [int(alone.order(n)[1][0]) for n in range(24)]
+    epoch, row = (np.concatenate(parts) for parts in zip(*[stretched.order(step) for step in (3, 4)], strict=True))
+    assert epoch.tolist() == [0] * 4
+    assert len(set(row.tolist())) == 4
+
+
+def test_a_step_has_the_shape_of_its_stretch(stretched):
+    shapes = [[tuple(b.tokens.input_ids.shape) for b in stretched.micro_batches(step)] for step in (0, 3, 5)]
+    assert shapes == [[(4, 16)], [(1, 32), (1, 32)], [(3, 16), (3, 16)]]
+
+
+def test_progress_goes_from_0_to_1(stretched):
+    assert [stretched.progress(step) for step in range(9)] == [step / 8 for step in range(9)]
+    assert stretched.progress(1000) == 1.0
+    assert plain(stretched.rows[16], 2, steps=1).progress(0) == 0.0
+
+
+def test_positions_are_what_the_step_holds(stretched):
+    """They are known without making a batch, and the rate that changes with progress is in them."""
+    for step in range(11):
+        made = stretched.micro_batches(step)
+        tokens, length, targets = stretched.positions(step)
+        assert tokens == sum(batch.tokens.input_ids.numel() for batch in made)
+        assert length == made[0].tokens.input_ids.shape[1]
+        assert targets == sum(len(batch.target) for batch in made)
+    assert stretched.positions(0) == (64, 16, 4 * 8)
+    assert stretched.positions(8) == (96, 16, 6 * 4)
+
+
+def test_the_objective_is_told_the_progress(stretched):
+    counts = [stretched.micro_batches(step)[0].target.numel() for step in (0, 2)]
+    assert counts == [4 * round(16 * rate) for rate in (0.5, 0.5 - 0.25 * 2 / 8)]
+
+
+def test_epochs_are_by_tokens(stretched, rows_of):
+    seen = 3 * 4 * 16 + 2 * 2 * 32 + 4 * 6 * 16
+    assert stretched.epochs() == pytest.approx(seen / (7 * 32))
+    assert plain(rows_of(10), 5, steps=6).epochs() == 3.0
+
+
+def test_a_stretch_may_occur_twice(rows_of):
+    """The very same one, before and after another."""
+    a, b = Stretch(2, 16, 2, 2), Stretch(3, 32, 2, 2)
+    rows = {16: rows_of(10), 32: rows_of(7, 32)}
+    loader = Loader([a, b, a], rows, CausalLM(), seed=0)
+    assert [loader.at(step) for step in range(8)] == [(a, 0), (a, 2), (b, 0), (b, 2), (b, 4), (a, 4), (a, 6), (a, 8)]
+
+
+# -- processes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_the_processes_share_a_step(rows_of, tokenizer, packing, world, batch_size):
+    """Together they hold the rows of the step that one would compute alone, none of them twice, in equal parts."""
+    rows, objective = rows_of(40, packing=packing), MaskedLM(tokenizer, 1)
+
+    def loader(rank: int, world: int) -> Loader:
+        stretches = [Stretch(3, 16, 8, 8), Stretch(5, 16, 24, batch_size)]
+        return Loader(stretches, {16: rows}, objective, 6, rank, world)
+
+    for step in (0, 3, 4):
+        alone = loader(0, 1)
+        epoch, row = alone.order(step)
+        (whole,) = Loader([Stretch(3, 16, 8, 8), Stretch(5, 16, 24, 24)], {16: rows}, objective, 6).micro_batches(step)
+        own = [loader(rank, world).micro_batches(step) for rank in range(world)]
+        sizes = {len(batch.tokens.input_ids) for made in own for batch in made}
+        assert len(sizes) == 1
+        assert len({len(made) for made in own}) == 1
+        assert step < 3 or max(sizes) <= batch_size
+        together = [batch for made in own for batch in made]
+        assert (ids_of(together) == whole.tokens.input_ids).all()
+        assert (torch.cat([batch.target for batch in together]) == whole.target).all()
+        assert sum(batch.count for batch in together) == whole.count
+        for rank in range(world):
+            assert [part.tolist() for part in loader(rank, world).order(step)] == [epoch.tolist(), row.tolist()]
+            assert loader(rank, world).positions(step) == alone.positions(step)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "world"), [(7, 4, 2), (6, 6, 4), (10, 4, 1), (24, 5, 3), (2, 2, 4), (12, 4, 2)]
+)
+def test_what_the_processes_cannot_share_is_one_line(rows_of, rows, batch_size, world):
+    micro = -(-rows // (world * batch_size))
+    if rows % (world * micro) == 0:
+        loader = Loader([Stretch(1, 16, rows, batch_size)], {16: rows_of(40)}, CausalLM(), 0, world - 1, world)
+        assert [len(b.tokens.input_ids) for b in loader.micro_batches(0)] == [rows // world // micro] * micro
+        return
+    with pytest.raises(ConfigError, match=f"^{rows} rows a step do not divide .*--batch-size") as error:
+        Loader([Stretch(1, 16, rows, batch_size)], {16: rows_of(40)}, CausalLM(), 0, 0, world)
+    assert f"{world} processes" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_later_stretch_is_looked_at_too(rows_of):
+    stretches = [Stretch(1, 16, 8, 4), Stretch(1, 16, 7, 4)]
+    with pytest.raises(ConfigError, match="7 rows a step"):
+        Loader(stretches, {16: rows_of(40)}, CausalLM(), 0, 0, 2)
+    stretches = [Stretch(1, 16, 4, 4), Stretch(1, 32, 4, 4)]
+    with pytest.raises(DataError, match="3 rows of 32 tokens"):
+        Loader(stretches, {16: rows_of(40), 32: rows_of(3, 32)}, CausalLM(), 0)
+
+
+def test_too_few_rows_for_a_batch(rows_of):
+    rows = rows_of(5)
+    assert ids_of(plain(rows, 5).micro_batches(0)).shape == (5, 16)
+    with pytest.raises(DataError, match="5 rows of 16 tokens, fewer than --batch-size 6") as error:
+        plain(rows, 6)
+    assert "\n" not in str(error.value)
+    Loader([Stretch(1, 16, 10, 5)], {16: rows}, CausalLM(), 0)  # a step may be longer than that
+    Loader([Stretch(1, 16, 6, 6)], {16: rows}, CausalLM(), 0, 1, 2)
 
 
 # -- evaluation -----------------------------------------------------------------------------------------
@@ -139,7 +312,9 @@ def test_a_small_split_is_read_again_with_other_draws(rows_of, tokenizer, packin
 def test_without_draws_every_row_is_read_once(rows_of):
     rows = rows_of(70)
     batches = list(fixed_batches(rows, CausalLM()))
-    assert (torch.cat([b.tokens.input_ids for b in batches]) == rows.take(np.arange(70))[0]).all()
+    assert (
+        torch.cat([b.tokens.input_ids for b in batches]) == rows.take(np.arange(70), np.zeros(70, np.int64)).ids
+    ).all()
 
 
 def test_a_large_split_is_read_evenly_and_once(rows_of, tokenizer):
@@ -152,7 +327,7 @@ def test_a_large_split_is_read_evenly_and_once(rows_of, tokenizer):
     assert ids.shape == (wanted, T)
     assert sum(b.count for b in batches) >= 20_000
     where = torch.cat([b.where.view(-1, 26) % T for b in batches])
-    same_ids = ids == rows.take(read)[0]
+    same_ids = ids == rows.take(read, np.zeros_like(read)).ids
     assert (same_ids | torch.zeros_like(ids, dtype=torch.bool).scatter(1, where, True)).all()
     assert same_ids.float().mean() > 0.8
 

@@ -1,16 +1,35 @@
 """Every token in one row and in order, and rows that are as full as they can be."""
 
+import itertools
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from minilm.batch import Tokens
-from minilm.data.packing import DocumentRows, StreamRows, best_fit, pack
+from minilm.data import packing as module
+from minilm.data.packing import DocumentRows, PairRows, StreamRows, Taken, best_fit, pack
+from minilm.data.shards import FileArray, fault
 
 
 def documents(plain_ids, lengths, seed=0):
     rng = np.random.default_rng(seed)
     return [rng.choice(plain_ids, n).tolist() for n in lengths]
+
+
+def every(rows, epoch: int = 0) -> Taken:
+    """All rows, in order."""
+    return rows.take(np.arange(len(rows)), np.full(len(rows), epoch))
+
+
+def same(a: Taken, b: Taken) -> bool:
+    return all((x is None and y is None) or bool((x == y).all()) for x, y in zip(a, b, strict=True))
 
 
 def first_fit(lengths, capacity: int) -> int:
@@ -34,8 +53,8 @@ def test_stream_rows_are_the_split_cut_every_t_minus_one(tokenizer, shard_of, pl
     rows = pack(shard, "stream", T, tokenizer)
     assert isinstance(rows, StreamRows)
     assert len(rows) == 72 // (T - 1)  # 66 words, 6 [SEP]
-    ids, doc = rows.take(np.arange(len(rows)))
-    assert doc is None
+    ids, doc, types, label = every(rows)
+    assert (doc, types, label) == (None, None, None)
     assert ids.dtype == torch.int64
     assert ids.shape == (len(rows), T)
     assert (ids[:, 0] == tokenizer.cls_id).all()
@@ -43,15 +62,27 @@ def test_stream_rows_are_the_split_cut_every_t_minus_one(tokenizer, shard_of, pl
     assert rows.fill == 1.0
 
 
-def test_take_gives_the_rows_asked_for_in_that_order(tokenizer, shard_of, plain_ids):
+@pytest.mark.parametrize(
+    ("packing", "pairs"), [("stream", None), ("documents", None), ("stream", "next"), ("stream", "order")]
+)
+def test_take_gives_the_rows_asked_for_in_that_order(tokenizer, shard_of, plain_ids, on_disk, packing, pairs):
+    """Each as it would be alone, in its own epoch; and from files as from memory."""
     shard = shard_of(documents(plain_ids, [30, 8, 8, 2, 19, 50]))
-    for packing in ("stream", "documents"):
-        rows = pack(shard, packing, 12, tokenizer)
-        ids, doc = rows.take(np.arange(len(rows)))
-        order = np.array([3, 0, 3, len(rows) - 1])
-        some, numbers = rows.take(order)
-        assert (some == ids[order]).all()
-        assert numbers is None if packing == "stream" else (numbers == doc[order]).all()
+    rows = pack(shard, packing, 12, tokenizer, pairs, seed=5)
+    epochs = [every(rows, e) for e in range(3)]
+    row, epoch = np.array([3, 0, 3, len(rows) - 1, 3]), np.array([0, 2, 1, 0, 0])
+    some = rows.take(row, epoch)
+    for field in Taken._fields:
+        got = getattr(some, field)
+        wanted = [getattr(epochs[e], field) for e in epoch]
+        if got is None:
+            assert wanted == [None] * 5
+        else:
+            assert got.dtype == torch.int64
+            assert got.tolist() == [values[r].tolist() for values, r in zip(wanted, row, strict=True)]
+    if not pairs:
+        assert same(epochs[0], epochs[1])
+    assert same(pack(on_disk(shard), packing, 12, tokenizer, pairs, seed=5).take(row, epoch), some)
 
 
 def test_an_exact_multiple_has_no_partial_row_and_too_little_text_none_at_all(tokenizer, shard_of, plain_ids):
@@ -63,9 +94,9 @@ def test_an_exact_multiple_has_no_partial_row_and_too_little_text_none_at_all(to
 # -- documents ------------------------------------------------------------------------------------------
 
 
-def pieces_of(rows: DocumentRows, tokenizer):
+def pieces_of(rows: DocumentRows, tokenizer) -> tuple[list[tuple[int, list[int]]], float]:
     """Every piece as (start in the split, its tokens), read back from the rows; asserts the form of each row."""
-    ids, doc = rows.take(np.arange(len(rows)))
+    ids, doc, _, _ = every(rows)
     tokens = Tokens.packed(ids, doc)
     found = []
     for b in range(len(rows)):
@@ -73,19 +104,23 @@ def pieces_of(rows: DocumentRows, tokenizer):
         assert (doc[b, used:] == -1).all()
         assert (ids[b, used:] == tokenizer.pad_id).all()
         assert doc[b, :used].tolist() == sorted(doc[b, :used].tolist())
-        assert set(doc[b, :used].tolist()) == set(range(len(rows.pieces[b])))
-        for d, piece in enumerate(rows.pieces[b]):
+        pieces = rows.pieces.of(b)
+        assert set(doc[b, :used].tolist()) == set(range(len(pieces)))
+        for d, (start, length) in enumerate(pieces):
             at = (doc[b] == d).nonzero().flatten()
             own = ids[b, at].tolist()
             assert (own[0], own[-1]) == (tokenizer.cls_id, tokenizer.sep_id)
             assert tokens.position[b, at].tolist() == list(range(len(own)))
-            found.append((int(rows.start[piece]), own[1:-1]))
+            assert len(own) == length + 2
+            found.append((start, own[1:-1]))
     return sorted(found), int((doc >= 0).sum()) / doc.numel()
 
 
 @pytest.mark.parametrize("T", [3, 8, 16, 64])
-@pytest.mark.parametrize("seed", range(3))
-def test_pieces_joined_are_the_documents(tokenizer, shard_of, plain_ids, T, seed):
+@pytest.mark.parametrize(("seed", "at_once"), [(0, 4096), (1, 1), (2, 7), (0, 64), (1, 65)])
+def test_pieces_joined_are_the_documents(tokenizer, shard_of, plain_ids, monkeypatch, T, seed, at_once):
+    """Every token once, however many documents are packed together."""
+    monkeypatch.setattr(module, "DOCUMENTS_AT_ONCE", at_once)
     lengths = [*np.random.default_rng(seed).integers(0, 90, 60).tolist(), T - 2, T - 1, 2 * (T - 2), 1, 0]
     texts = documents(plain_ids, lengths, seed)
     shard = shard_of(texts)
@@ -106,17 +141,278 @@ def test_pieces_joined_are_the_documents(tokenizer, shard_of, plain_ids, T, seed
 
 def test_short_documents_share_a_row_by_hand(tokenizer, shard_of):
     rows = pack(shard_of([[50, 51], [60], [70, 71, 72, 73, 74]]), "documents", 8, tokenizer)
-    ids, doc = rows.take(np.arange(2))
+    ids, doc, _, _ = every(rows)
     assert ids.tolist() == [[40, 70, 71, 72, 73, 74, 41, 3], [40, 50, 51, 41, 40, 60, 41, 3]]
     assert doc.tolist() == [[0] * 7 + [-1], [0, 0, 0, 0, 1, 1, 1, -1]]
     assert rows.fill == 14 / 16
 
 
-@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_windows_are_packed_by_themselves(tokenizer, shard_of, plain_ids, monkeypatch):
+    """So a split of any size is packed in the memory of one window; its rows are those of the windows, in order."""
+    texts = documents(plain_ids, np.random.default_rng(4).integers(1, 40, 50).tolist(), 4)
+    monkeypatch.setattr(module, "DOCUMENTS_AT_ONCE", 20)
+    whole = every(pack(shard_of(texts), "documents", 32, tokenizer))
+    parts = [every(pack(shard_of(texts[at : at + 20]), "documents", 32, tokenizer)) for at in (0, 20, 40)]
+    assert (whole.ids == torch.cat([part.ids for part in parts])).all()
+    assert (whole.doc == torch.cat([part.doc for part in parts])).all()
+
+
+KINDS = [("stream", None), ("documents", None), ("documents", "next"), ("documents", "order")]
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+@pytest.mark.parametrize(("packing", "pairs"), KINDS)
 @pytest.mark.parametrize("lengths", [[], [0, 0]])
-def test_an_empty_split_has_no_rows(tokenizer, shard_of, packing, lengths):
-    rows = pack(shard_of([[] for _ in lengths]), packing, 16, tokenizer)
+def test_an_empty_split_has_no_rows(tokenizer, shard_of, on_disk, packing, pairs, lengths, place):
+    shard = shard_of([[] for _ in lengths])
+    rows = pack(on_disk(shard) if place == "disk" else shard, packing, 16, tokenizer, pairs)
     assert len(rows) == 0
+
+
+# -- the index beside the split -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pairs", [None, "next", "order"])
+@pytest.mark.parametrize("at_once", [4096, 7])
+def test_an_index_on_disk_makes_the_rows_of_one_in_memory(
+    tokenizer, shard_of, plain_ids, on_disk, monkeypatch, pairs, at_once
+):
+    monkeypatch.setattr(module, "DOCUMENTS_AT_ONCE", at_once)
+    shard = shard_of(documents(plain_ids, np.random.default_rng(1).integers(0, 60, 80).tolist(), 1))
+    stored = on_disk(shard)
+    for T in (16, 33):
+        mine, theirs = (pack(each, "documents", T, tokenizer, pairs, 3) for each in (stored, shard))
+        assert len(mine) == len(theirs) > 10
+        assert mine.fill == pytest.approx(theirs.fill, abs=1e-12)
+        assert same(every(mine, 1), every(theirs, 1))
+        assert all(isinstance(part, FileArray) for part in mine.pieces[:3])  # memory does not grow with the split
+    kind = "pairs" if pairs else "documents"
+    kept = {path.name for path in stored.stem.parent.iterdir() if path.is_dir()}
+    assert kept == {f"train.{kind}-16", f"train.{kind}-33"}
+
+
+def test_an_index_is_made_once(tokenizer, shard_of, plain_ids, on_disk, monkeypatch):
+    stored = on_disk(shard_of(documents(plain_ids, [30, 8, 8, 2, 19, 50])))
+    first = every(pack(stored, "documents", 12, tokenizer))
+    pairs = every(pack(stored, "documents", 12, tokenizer, "next"))
+    monkeypatch.setattr(module, "best_fit", lambda *args: pytest.fail("packed again"))
+    monkeypatch.setattr(module, "_cut", lambda *args: pytest.fail("cut again"))
+    assert same(every(pack(stored, "documents", 12, tokenizer)), first)
+    assert same(every(pack(stored, "documents", 12, tokenizer, "next")), pairs)
+
+
+@pytest.mark.parametrize("how", ["changed", "cut", "gone", "empty"])
+@pytest.mark.parametrize("file", ["start", "length", "end", "META.json"])
+def test_a_damaged_index_is_made_anew(tokenizer, shard_of, plain_ids, on_disk, file, how):
+    stored = on_disk(shard_of(documents(plain_ids, [30, 8, 8, 2, 19, 50])))
+    first = every(pack(stored, "documents", 12, tokenizer))
+    directory = stored.stem.with_name("train.documents-12")
+    whole = (directory / file).read_bytes()
+    if how == "gone":
+        (directory / file).unlink()
+    else:
+        damaged = {"changed": whole[:-1] + bytes([whole[-1] ^ 1]), "cut": whole[: len(whole) // 2], "empty": b""}
+        (directory / file).write_bytes(damaged[how])
+    assert same(every(pack(stored, "documents", 12, tokenizer)), first)
+    assert fault(directory) == ""
+    assert (directory / file).read_bytes() == whole
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_an_index_that_is_no_directory_is_made_anew(tokenizer, shard_of, plain_ids, on_disk, tmp_path, kind):
+    stored = on_disk(shard_of(documents(plain_ids, [30, 8, 8, 2, 19, 50])))
+    first = every(pack(stored, "documents", 12, tokenizer))
+    directory = stored.stem.with_name("train.documents-12")
+    directory.rename(tmp_path / "moved")
+    (tmp_path / "moved" / "META.json").unlink()
+    directory.write_text("x") if kind == "file" else directory.symlink_to(tmp_path / "moved")
+    assert same(every(pack(stored, "documents", 12, tokenizer)), first)
+    assert fault(directory) == ""
+    assert (tmp_path / "moved" / "start").exists()
+
+
+def test_what_a_killed_process_left_of_an_index_is_in_nobodys_way(tokenizer, shard_of, plain_ids, on_disk):
+    stored = on_disk(shard_of(documents(plain_ids, [30, 8])))
+    left = stored.stem.with_name("train.documents-12.tmp")
+    left.mkdir()
+    (left / "start").write_text("half")
+    (left / "other").write_text("")
+    pack(stored, "documents", 12, tokenizer)
+    assert not left.exists()
+    directory = stored.stem.with_name("train.documents-12")
+    assert sorted(json.loads((directory / "META.json").read_text())["sha256"]) == ["end", "length", "start"]
+
+
+PROGRAM = """
+import os, sys, shutil, time
+from pathlib import Path
+import numpy as np
+from minilm.data.packing import _kept
+from minilm.data.shards import FileArray, Shard
+
+stem = Path(sys.argv[1]) / "train"
+shard = Shard(np.empty(0), np.zeros(1, np.int64), stem)
+make = lambda: iter([(np.arange(9), np.full(9, 2), np.ones(9, np.int64))])
+failed = 0
+for round in range(15):
+    start, children = time.monotonic() + 0.02, []
+    for _ in range(8):
+        if not (child := os.fork()):
+            status = 1
+            try:
+                while time.monotonic() < start:
+                    pass
+                status = int(_kept(shard, "x", make).tokens != 18)
+            except OSError as error:
+                sys.stderr.write(repr(error) + chr(10))
+            finally:
+                os._exit(status)
+        children.append(child)
+    failed += sum(os.waitpid(child, 0)[1] != 0 for child in children)
+    shutil.rmtree(stem.with_name("train.x"))
+print(failed)
+"""
+
+
+def test_many_processes_at_once_all_get_the_index(tmp_path):
+    """None removes what another has just put into place and is about to open."""
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 0, done.stderr
+
+
+# -- pairs ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def distinct(shard_of):
+    """distinct(n, seed): a split of n documents, in which no token occurs twice but [SEP]."""
+
+    def make(n: int, seed: int, longest: int = 60):
+        lengths = np.random.default_rng(seed).integers(0, longest, n).tolist()
+        ends = np.cumsum([100, *lengths])
+        assert ends[-1] < 1 << 16
+        return shard_of([list(range(a, b)) for a, b in itertools.pairwise(ends)])
+
+    return make
+
+
+def halves(taken: Taken, b: int, tokenizer) -> tuple[list[int], list[int]]:
+    """The two texts of a row, whose form is asserted: [CLS] A [SEP] B [SEP] and padding."""
+    ids, doc, types = (part[b].tolist() for part in taken[:3])
+    used = doc.index(-1) if -1 in doc else len(doc)
+    assert doc == [0] * used + [-1] * (len(doc) - used)
+    assert ids[used:] == [tokenizer.pad_id] * (len(ids) - used)
+    assert ids[0] == tokenizer.cls_id
+    middle = ids.index(tokenizer.sep_id)
+    assert [t for t in range(used) if ids[t] == tokenizer.sep_id] == [middle, used - 1]
+    assert ids.count(tokenizer.cls_id) == 1
+    assert types == [0] * (middle + 1) + [1] * (used - 1 - middle) + [0] * (len(ids) - used)
+    return ids[1:middle], ids[middle + 1 : used - 1]
+
+
+@pytest.mark.parametrize("T", [11, 16, 33, 64])
+@pytest.mark.parametrize("task", ["next", "order"])
+def test_a_pair_is_a_piece_cut_in_two_or_what_its_label_says(tokenizer, distinct, task, T):
+    shard = distinct(150, T)
+    rows = pack(shard, "stream", T, tokenizer, task, seed=2)
+    assert isinstance(rows, PairRows)
+    assert rows.T == T
+    pieces = [shard.tokens[start : start + n].tolist() for r in range(len(rows)) for start, n in rows.pieces.of(r)]
+    assert len(pieces) == len(rows) > 50
+    row_of = {token: r for r, piece in enumerate(pieces) for token in piece}
+    others, short = [], 0
+    for epoch in range(3):
+        taken = every(rows, epoch)
+        assert taken.ids.shape == (len(rows), T)
+        assert set(taken.pair_label.tolist()) == {0, 1}
+        for r, (piece, label) in enumerate(zip(pieces, taken.pair_label.tolist(), strict=True)):
+            a, b = halves(taken, r, tokenizer)
+            assert a
+            assert b
+            if label == 0:
+                assert a + b == piece
+                cut = len(a)
+            elif task == "order":
+                assert b + a == piece
+                cut = len(b)
+            else:
+                assert a == piece[: len(a)]
+                cut, other = len(a), row_of[b[0]]
+                assert other != r
+                tail = pieces[other][pieces[other].index(b[0]) :]
+                assert b == tail[: T - 3 - len(a)]
+                whole = len(pieces[other])
+                assert whole // 4 <= whole - len(tail) <= whole // 4 + whole // 2
+                others.append(other)
+                short += b != tail
+            n = len(piece)
+            assert n // 4 <= cut <= n // 4 + n // 2
+    if task == "next":
+        assert (short > 0) == (T > 11)  # a tail that did not fit was cut; of 11, all pieces are of 8 tokens
+        assert len(set(others)) > 0.5 * len(rows)
+
+
+@pytest.mark.parametrize("task", ["next", "order"])
+def test_half_of_the_pairs_are_true_and_epochs_differ(tokenizer, shard_of, plain_ids, task):
+    rows = pack(shard_of(documents(plain_ids, [20] * 3000)), "stream", 32, tokenizer, task)
+    first, second = every(rows, 0), every(rows, 1)
+    n = len(rows)
+    low, high = stats.binom.ppf([1e-6, 1 - 1e-6], n, 0.5)
+    for count in (first.pair_label.sum(), second.pair_label.sum(), (first.pair_label == second.pair_label).sum()):
+        assert low <= int(count) <= high
+    cuts = [(taken.token_type_ids == 1).int().argmax(dim=1) for taken in (first, second)]
+    assert (cuts[0] != cuts[1]).float().mean() > 0.7
+    if task == "next":  # 20 tokens: 5 ... 15 in the first text, each equally often
+        counts = (cuts[0] - 2).bincount(minlength=16)
+        assert counts[:5].sum() == 0
+        assert stats.chisquare(counts[5:].numpy()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("task", ["next", "order"])
+def test_a_seed_decides_the_pairs(tokenizer, distinct, task):
+    shard = distinct(60, 0)
+    a, b, c = (every(pack(shard, "stream", 24, tokenizer, task, seed)) for seed in (1, 1, 2))
+    assert same(a, b)
+    assert (a.pair_label != c.pair_label).any()
+    assert (a.ids != c.ids).any()
+
+
+def test_documents_too_short_for_a_pair_are_left_out(tokenizer, shard_of):
+    texts = [list(range(100, 100 + n)) for n in (7, 8, 0, 1, 21, 20)]
+    rows = pack(shard_of(texts), "stream", 16, tokenizer, "order")  # pieces of 13
+    assert [n for r in range(len(rows)) for _, n in rows.pieces.of(r)] == [8, 13, 8, 13]
+    assert rows.fill == (42 + 3 * 4) / (4 * 16)
+    assert len(pack(shard_of([[100] * 6]), "stream", 8, tokenizer, "order")) == 1  # of the 5 that fit a row
+
+
+@pytest.mark.parametrize("task", ["next", "order"])
+def test_fill_of_pairs_is_what_is_no_padding(tokenizer, distinct, task):
+    """Exactly for `order`; for `next`, whose other half may be longer or cut, about."""
+    rows = pack(distinct(400, 3), "stream", 40, tokenizer, task)
+    share = float((every(rows).doc >= 0).float().mean())
+    assert rows.fill == pytest.approx(share, abs=1e-6 if task == "order" else 0.05)
+
+
+def test_a_split_of_one_row_has_no_other_text_and_so_no_false_pair(tokenizer, shard_of):
+    """The label says what is there, also where there is nothing else to put there."""
+    rows = pack(shard_of([list(range(100, 112))]), "stream", 16, tokenizer, "next")
+    assert len(rows) == 1
+    for epoch in range(20):
+        taken = every(rows, epoch)
+        a, b = halves(taken, 0, tokenizer)
+        assert a + b == list(range(100, 112))
+        assert taken.pair_label.tolist() == [0]
+
+
+def test_pairs_go_before_packing(tokenizer, distinct):
+    shard = distinct(20, 0)
+    for packing in ("stream", "documents"):
+        assert isinstance(pack(shard, packing, 16, tokenizer, "order"), PairRows)
+
+
+# -- best fit -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -1,266 +1,198 @@
-"""Text is tokenised once, the cache is believed only while it is whole, and holds what the text said."""
+"""What is on disk: arrays that are read a slice at a time, directories that know when they are damaged, whole files."""
 
 import json
+import os
+import random
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from minilm import files
 from minilm.data import shards as module
-from minilm.data.corpus import Corpus, is_held_out
-from minilm.data.shards import prepare
-from minilm.data.tokenizer import SPECIALS, Tokenizer
-from minilm.errors import DataError
+from minilm.data.corpus import Corpus
+from minilm.data.prepare import prepare
+from minilm.data.shards import FileArray, entry_fault, fault, open_entry, seal
+from minilm.files import sha256, write_json, write_whole
 
 
 @pytest.fixture
-def corpus(tmp_path, prose):
-    file = tmp_path / "prose.txt"
-    file.write_text("\n\n".join(prose), encoding="utf-8")
-    return Corpus((file,))
+def sealed(tmp_path):
+    directory = tmp_path / "sealed"
+    directory.mkdir()
+    (directory / "a").write_bytes(b"some bytes")
+    (directory / "b").write_bytes(b"")
+    seal(directory, colour="red")
+    return directory
 
 
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
+# -- arrays ---------------------------------------------------------------------------------------------
 
 
-def documents_of(shard, sep: int) -> list[list[int]]:
-    found = []
-    for d in range(len(shard)):
-        own = shard.tokens[shard.offsets[d] : shard.offsets[d + 1]].tolist()
-        assert own[-1] == sep
-        found.append(own[:-1])
-    assert shard.offsets[0] == 0
-    assert shard.offsets[-1] == len(shard.tokens)
-    return found
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int64, np.uint64])
+@pytest.mark.parametrize("n", [0, 1, 7, 5000])
+def test_a_file_array_equals_numpy(tmp_path, dtype, n):
+    rng = np.random.default_rng(n)
+    array = rng.integers(0, 60_000, n).astype(dtype)
+    (tmp_path / "x").write_bytes(array.tobytes())
+    mine = FileArray(tmp_path / "x", dtype)
+    assert len(mine) == n
+    assert mine.dtype == array.dtype
+    pick = random.Random(n)
+    for _ in range(300):
+        start, stop = (pick.choice([None, pick.randint(-n - 3, n + 3)]) for _ in range(2))
+        got = mine[start:stop]
+        assert got.dtype == array.dtype
+        assert got.tolist() == array[start:stop].tolist(), (start, stop)
+    assert mine[:].tolist() == array.tolist()
+    for place in {0, n // 2, n - 1, -1, -n} if n else ():
+        assert mine[place] == array[place]
+        assert mine[np.int64(place)] == array[place]
+    for place in (n, -n - 1, n + 1000):
+        with pytest.raises(IndexError):
+            mine[place]
 
 
-def test_the_splits_are_the_documents(corpus, cache, prose, monkeypatch):
-    monkeypatch.setattr(module, "DOCUMENTS_AT_ONCE", 7)  # several rounds, the last one short
-    got = prepare(corpus, cache, 0.2, vocab_size=256)
-    t = got.tokenizer
-    train = [d for d in prose if not is_held_out(d, 0.2)]
-    held = [d for d in prose if is_held_out(d, 0.2)]
-    assert len(train) > 200
-    assert len(held) > 30
-    for shard, texts in ((got.train, train), (got.held_out, held)):
-        ids = documents_of(shard, t.sep_id)
-        assert ids == [t.encode(text).input_ids[1:-1] for text in texts]
-        assert shard.tokens.dtype == np.uint16
-    assert t.decode(documents_of(got.train, t.sep_id)[3]) == train[3].lower()
-    assert got.counts.tolist() == np.bincount(got.train.tokens, minlength=256).tolist()
-    assert got.counts.shape == (t.vocab_size,) == (256,)
-    assert t.lowercase
+@pytest.mark.parametrize("block", [1, 3, 7, 8])
+def test_blocks_are_all_of_it_in_order(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(module, "BLOCK", block)
+    (tmp_path / "x").write_bytes(np.arange(7, dtype=np.int64).tobytes())
+    parts = [part.tolist() for part in FileArray(tmp_path / "x", np.int64).blocks()]
+    assert [n for part in parts for n in part] == list(range(7))
+    assert all(len(part) == block for part in parts[:-1])
+    (tmp_path / "empty").write_bytes(b"")
+    assert list(FileArray(tmp_path / "empty", np.int64).blocks()) == []
 
 
-def test_the_vocabulary_comes_from_the_training_split_alone(tmp_path, cache, prose):
-    texts = prose + [f"{text} ЖЖЖЖ" for text in prose if is_held_out(f"{text} ЖЖЖЖ", 0.3)]
-    (tmp_path / "a.txt").write_text("\n\n".join(texts), encoding="utf-8")
-    got = prepare(Corpus((tmp_path / "a.txt",)), cache, 0.3, vocab_size=256)
-    assert got.tokenizer.unk_id in got.held_out.tokens
-    assert got.tokenizer.unk_id not in got.train.tokens
+def test_a_slice_costs_the_memory_of_the_slice(tmp_path):
+    (tmp_path / "x").write_bytes(bytes(8 << 20))
+    array = FileArray(tmp_path / "x", np.uint16)
+    tracemalloc.start()
+    array[1_000_000:1_000_100]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_the_second_time_comes_from_the_cache(corpus, cache, tokenizer, monkeypatch, given):
-    settings = {"tokenizer": tokenizer} if given else {"vocab_size": 256}
-    first = prepare(corpus, cache, 0.1, **settings)
-    said = []
-
-    def never(*args, **kwargs):
-        raise AssertionError("worked again")
-
-    monkeypatch.setattr(module, "_write", never)
-    monkeypatch.setattr(Tokenizer, "train", never)
-    monkeypatch.setattr(Tokenizer, "encode_documents", never)
-    monkeypatch.setattr(Corpus, "documents", never)
-    second = prepare(corpus, cache, 0.1, say=said.append, **settings)
-    assert said == []
-    assert second.fingerprint == first.fingerprint
-    assert second.note == first.note
-    assert second.tokenizer.fingerprint() == first.tokenizer.fingerprint()
-    for name in ("train", "held_out"):
-        a, b = getattr(first, name), getattr(second, name)
-        assert a.tokens.tolist() == b.tokens.tolist()
-        assert a.offsets.tolist() == b.offsets.tolist()
-    assert first.counts.tolist() == second.counts.tolist()
-    assert isinstance(second.train.tokens, np.memmap)
-    assert len(list(cache.iterdir())) == 1
+def test_a_file_array_outlives_its_name(tmp_path):
+    """A running process goes on when the cache is cleared."""
+    (tmp_path / "x").write_bytes(np.arange(9, dtype=np.int64).tobytes())
+    array = FileArray(tmp_path / "x", np.int64)
+    (tmp_path / "x").unlink()
+    assert array[3:6].tolist() == [3, 4, 5]
 
 
-def test_whatever_decides_the_content_makes_another_entry(corpus, cache, tokenizer, prose):
-    def made(**changes) -> str:
-        return prepare(
-            **{"corpus": corpus, "cache_dir": cache, "held_out_frac": 0.1, "vocab_size": 128} | changes
-        ).fingerprint
-
-    first = made()
-    others = [made(held_out_frac=0.2), made(vocab_size=64), made(lowercase=False), made(tokenizer=tokenizer)]
-    corpus.files[0].write_text("\n\n".join(prose[:-1]), encoding="utf-8")
-    others.append(made())
-    assert len({first, *others}) == 6
-    assert len(list(cache.iterdir())) == 6
+# -- directories ----------------------------------------------------------------------------------------
 
 
-def test_the_tokenizer_is_given_so_many_characters_at_once(corpus, cache, tokenizer, monkeypatch):
-    """Whatever the documents' length, so that memory does not grow with it; and the tokens are the same."""
-    given = []
-    monkeypatch.setattr(
-        tokenizer, "encode_documents", lambda texts: given.append(texts) or Tokenizer.encode_documents(tokenizer, texts)
-    )
-    whole = prepare(corpus, cache / "a", 0.1, tokenizer)
-    assert len(given) == 1
-    monkeypatch.setattr(module, "CHARS_AT_ONCE", 100)
-    cut = prepare(corpus, cache / "b", 0.1, tokenizer)
-    assert [text for texts in given[1:] for text in texts] == given[0]
-    assert all(sum(map(len, texts[:-1])) < 100 for texts in given[1:])
-    assert cut.fingerprint == whole.fingerprint
-
-
-def test_a_shrunken_vocabulary_is_noted_from_the_cache_too(corpus, cache):
-    notes = [prepare(corpus, cache, 0.1, vocab_size=1 << 15).note for _ in range(2)]
-    assert "shrunk from 32,768" in notes[0]
-    assert notes[0] == notes[1]
-
-
-@pytest.mark.parametrize("extra", [65_530, 65_536])
-def test_more_than_65536_words_take_uint32(tmp_path, cache, extra):
-    file = tmp_path / "vocab.txt"
-    file.write_text("\n".join([*SPECIALS, "word", *(f"q{i}" for i in range(extra))]) + "\n", encoding="utf-8")
-    text = tmp_path / "a.txt"
-    text.write_text(f"word q{extra - 1} q0", encoding="utf-8")
-    got = prepare(Corpus((text,)), cache, 0.0, Tokenizer.load(file))
-    assert got.train.tokens.dtype == (np.uint16 if extra + 6 <= 65_536 else np.uint32)
-    assert got.train.tokens.tolist() == [5, extra + 5, 6, 3]
-    assert got.counts.nonzero()[0].tolist() == [3, 5, 6, extra + 5]
-    assert got.held_out.tokens.dtype == got.train.tokens.dtype
-    assert (len(got.held_out), len(got.held_out.tokens)) == (0, 0)
-
-
-@pytest.mark.parametrize("file", ["train.tokens", "held_out.offsets", "counts", "tokenizer.json", "META.json"])
-@pytest.mark.parametrize("how", ["changed", "cut", "gone"])
-def test_a_damaged_entry_is_said_and_made_anew(corpus, cache, tokenizer, file, how):
-    first = prepare(corpus, cache, 0.1, tokenizer)
-    (entry,) = cache.iterdir()
-    whole = (entry / file).read_bytes()
-    damaged = {"changed": b"\xff" + whole[1:], "cut": whole[: len(whole) // 2]}
-    (entry / file).unlink()
-    if how != "gone":
-        (entry / file).write_bytes(damaged[how])
-    said = []
-    again = prepare(corpus, cache, 0.1, tokenizer, say=said.append)
-    assert "is damaged" in said[0]
-    assert str(entry) in said[0]
-    assert file in said[0] or file == "META.json"
-    assert all("\n" not in line for line in said)
-    assert (entry / file).read_bytes() == whole
-    assert again.train.tokens.tolist() == first.train.tokens.tolist()
-    quiet = []
-    prepare(corpus, cache, 0.1, tokenizer, say=quiet.append)
-    assert quiet == []
-
-
-@pytest.mark.parametrize("meta", ["[]", "{}", "3", '{"sha256": 3}'])
-def test_a_meta_file_of_another_form_is_damage(corpus, cache, tokenizer, meta):
-    prepare(corpus, cache, 0.1, tokenizer)
-    (entry,) = cache.iterdir()
-    (entry / "META.json").write_text(meta)
-    said = []
-    prepare(corpus, cache, 0.1, tokenizer, say=said.append)
-    assert "is damaged" in said[0]
-    assert "sha256" in json.loads((entry / "META.json").read_text())
-
-
-@pytest.mark.parametrize("content", ["", "\n \n\n\t\n"])
-def test_no_text_is_refused(tmp_path, cache, tokenizer, content):
-    file = tmp_path / "blank.txt"
-    file.write_text(content)
-    with pytest.raises(DataError, match="no text in it") as error:
-        prepare(Corpus((file,)), cache, 0.1, tokenizer)
-    assert str(file) in str(error.value)
-    assert not cache.exists() or not list(cache.iterdir())
-
-
-def test_too_little_text_for_a_vocabulary_is_refused(tmp_path, cache):
-    file = tmp_path / "short.txt"
-    file.write_text("hello hello")
-    with pytest.raises(DataError, match="give more text"):
-        prepare(Corpus((file,)), cache, 0.0)
-    assert not cache.exists() or not list(cache.iterdir())
-
-
-def test_a_crash_in_the_middle_leaves_nothing(corpus, cache, tokenizer, monkeypatch):
-    monkeypatch.setattr(module, "DOCUMENTS_AT_ONCE", 100)
-    calls = []
-    encode = Tokenizer.encode_documents
-
-    def fails_at_the_second(self, texts):
-        calls.append(len(texts))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return encode(self, texts)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Tokenizer, "encode_documents", fails_at_the_second)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(corpus, cache, 0.1, tokenizer)
-    assert calls == [100, 100]
-    assert list(cache.iterdir()) == []
-    said = []
-    assert len(prepare(corpus, cache, 0.1, tokenizer, say=said.append).train) > 200
-    assert said == ["tokenising"]
-
-
-def test_what_a_killed_process_left_is_in_nobodys_way(corpus, cache, tokenizer):
-    """Killed outright, nothing was cleaned up; in a container the next process may well have the same number."""
-    prepare(corpus, cache, 0.1, tokenizer)
-    (entry,) = cache.iterdir()
-    entry.rename(entry.with_name(f"{entry.name}.{module.os.getpid()}.tmp"))
-    assert len(prepare(corpus, cache, 0.1, tokenizer).train) > 200
-    assert entry.is_dir()
-
-
-def test_a_faster_process_wins(corpus, cache, tokenizer, monkeypatch):
-    """Another process puts the same entry into place while this one is writing."""
-    write = module._write
-
-    def race(directory, *args):
-        write(directory, *args)
-        other = cache / directory.name.split(".")[0]
-        monkeypatch.setattr(module, "_write", write)
-        with monkeypatch.context() as patch:
-            patch.setattr(module.os, "getpid", lambda: -1)
-            prepare(corpus, cache, 0.1, tokenizer)
-        assert other.is_dir()
-
-    monkeypatch.setattr(module, "_write", race)
-    assert len(prepare(corpus, cache, 0.1, tokenizer).train) > 200
-    assert len(list(cache.iterdir())) == 1
+def test_a_sealed_directory_is_described_by_its_checksums(sealed):
+    meta = json.loads((sealed / "META.json").read_text())
+    assert meta["colour"] == "red"
+    assert meta["format"] == module.FORMAT
+    assert meta["sha256"] == {"a": sha256(sealed / "a"), "b": sha256(sealed / "b")}
+    assert fault(sealed) == ""
+    (sealed / "other").write_text("")
+    (sealed / "below").mkdir()
+    assert fault(sealed) == ""  # what is derived from it may be kept there
+    (sealed / "other").unlink()
+    (sealed / "below").rmdir()
+    before = (sealed / "META.json").read_bytes()
+    (sealed / "PROGRESS.json").write_text("{}")
+    seal(sealed, colour="red")
+    assert (sealed / "META.json").read_bytes() == before  # neither it nor a PROGRESS.json is content
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("file", "content", "said"),
     [
-        {"dtype": "uint17"}, {"dtype": "uint32"}, {"dtype": None}, {"note": 3},
-        {"sha256": {}}, {"sha256": []}, {"sha256": None},
+        ("a", b"some Bytes", "a has another checksum"),
+        ("a", b"some", "a has another checksum"),
+        ("b", b"x", "b has another checksum"),
+        ("a", None, "FileNotFoundError"),
+        ("META.json", None, "no META.json"),
+        ("META.json", b"", "JSONDecodeError"),
+        ("META.json", b"\xff", "UnicodeDecodeError"),
+        ("META.json", b"[]", "TypeError"),
+        ("META.json", b"3", "TypeError"),
+        ("META.json", b"{}", "KeyError"),
+        ("META.json", b"[" * 100_000, "RecursionError"),
+        ("META.json", b'{"format": 0, "sha256": {"b": ""}}', "not as it was written"),
+        ("META.json", b'{"format": FORMAT, "sha256": {}}', "not as it was written"),
+        ("META.json", b'{"format": FORMAT, "sha256": [1]}', "AttributeError"),
+        ("META.json", b'{"format": FORMAT, "sha256": {"a": 3}}', "a has another checksum"),
     ],
-    ids=str,
-)  # fmt: skip
-def test_a_cache_whose_description_is_damaged_is_made_anew(corpus, cache, change):
-    first, said = prepare(corpus, cache, 0.1, vocab_size=128), []
-    file = next(cache.glob("tokens-*")) / "META.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    again = prepare(corpus, cache, 0.1, vocab_size=128, say=said.append)
-    assert "is damaged" in said[0]
-    assert again.fingerprint == first.fingerprint
+)
+def test_what_differs_is_said(sealed, file, content, said):
+    if content is None:
+        (sealed / file).unlink()
+    else:
+        (sealed / file).write_bytes(content.replace(b"FORMAT", str(module.FORMAT).encode()))
+    assert said in fault(sealed)
+    assert "\n" not in fault(sealed)
 
 
-@pytest.mark.parametrize("kind", ["file", "link"])
-def test_a_cache_entry_that_is_no_directory_is_made_anew(corpus, cache, tmp_path, kind):
-    first = prepare(corpus, cache, 0.1, vocab_size=128)
-    entry = next(cache.glob("tokens-*"))
-    entry.rename(tmp_path / "moved")
-    (tmp_path / "moved" / "counts").unlink()
-    entry.write_text("x") if kind == "file" else entry.symlink_to(tmp_path / "moved")
-    assert prepare(corpus, cache, 0.1, vocab_size=128).fingerprint == first.fingerprint
-    assert (tmp_path / "moved").exists()
+def test_what_is_no_directory_is_a_fault(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert fault(tmp_path / "file")
+    assert fault(tmp_path / "missing")
+
+
+def test_an_entry_is_what_was_prepared(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_text("w1 w2\n\nw5\n\nw6 w7 w8")
+    made = prepare(Corpus((tmp_path / "a.txt",)), tmp_path / "cache", 0.0, tokenizer)
+    (entry,) = (tmp_path / "cache").iterdir()
+    opened = open_entry(entry)
+    arrays = {f"{split}.{part}" for split in ("train", "held_out") for part in ("tokens", "offsets")}
+    words = {"tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+    assert {file.name for file in entry.iterdir()} == arrays | words | {"hashes", "counts", "META.json"}
+    assert opened.train.tokens[:].tolist() == [1, 2, 41, 5, 41, 6, 7, 8, 41]
+    assert opened.train.offsets[:].tolist() == [0, 3, 5, 9]
+    assert opened.held_out.offsets[:].tolist() == [0]
+    assert (len(opened.train), len(opened.held_out)) == (3, 0)
+    assert opened.train.stem == entry / "train"
+    assert opened.held_out.stem == entry / "held_out"
+    assert isinstance(opened.train.tokens, FileArray)  # and no mapping
+    assert opened.fingerprint == made.fingerprint
+    assert entry_fault(entry) == ""
+
+
+# -- files that are whole or not there ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", ["write_text", "fsync", "replace"])
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, fails):
+    file = tmp_path / "x.json"
+    write_whole(file, "before")
+
+    def broken(*args, **kwargs):
+        raise OSError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.Path if fails != "fsync" else os, fails, broken)
+        with pytest.raises(OSError, match="broken"):
+            write_whole(file, "after")
+    assert file.read_text() == "before"
+    write_whole(file, "after")
+    assert file.read_text() == "after"
+    assert [f.name for f in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_whole_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Else a power cut could leave the name and no bytes."""
+    done = []
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append(("sync", os.readlink(f"/proc/self/fd/{handle}"))))
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: done.append(("replace", str(a))) or replace(a, b))
+    write_json(tmp_path / "x", {"ä": [1]})
+    own = str(tmp_path / ".x.tmp")
+    assert done == [("sync", own), ("replace", own), ("sync", str(tmp_path))]
+    assert json.loads((tmp_path / "x").read_text(encoding="utf-8")) == {"ä": [1]}
+
+
+def test_sync_reaches_every_file(tmp_path, monkeypatch):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "file").write_text("x")
+    done = []
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append(os.readlink(f"/proc/self/fd/{handle}")))
+    files.sync(tmp_path)
+    assert sorted(done) == sorted(map(str, [tmp_path, *tmp_path.rglob("*")]))

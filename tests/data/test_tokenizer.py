@@ -331,3 +331,98 @@ def test_a_tokenizer_file_that_would_panic_later_is_refused(trained, tmp_path, c
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     with pytest.raises(DataError, match=said):
         Tokenizer.load(tmp_path)
+
+
+# -- more words -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Lower-case: a, b, ab, ##a, ##b, ##bab, c; no ##c."""
+    file = tmp_path / "small" / "vocab.txt"
+    file.parent.mkdir()
+    file.write_text("\n".join([*SPECIALS, "a", "b", "ab", "##a", "##b", "##bab", "c"]) + "\n")
+    return Tokenizer.load(file)
+
+
+def added(t: Tokenizer, tmp_path, *lines: str) -> tuple[Tokenizer, list[list[int]]]:
+    (tmp_path / "words.txt").write_text("\n".join(lines), encoding="utf-8")
+    return t.with_words(tmp_path / "words.txt")
+
+
+def test_added_words_come_after_all_others_and_say_what_they_were(small, tmp_path):
+    """Words that are known and blank lines are left out; the rest keep their order in the file."""
+    more, before = added(small, tmp_path, "abbab", "", "  abba\r", "a", "cc", "##abb", "##bab", "[MASK]")
+    assert (small.vocab_size, more.vocab_size) == (12, 16)
+    assert [more.token(id) for id in range(12)] == [small.token(id) for id in range(12)]
+    assert [more.token(id) for id in range(12, 16)] == ["abbab", "abba", "cc", "##abb"]
+    pieces = [[small.token(id) for id in ids] for ids in before]
+    assert pieces == [["ab", "##bab"], ["ab", "##b", "##a"], ["[UNK]"], ["ab", "##b"]]
+    assert more.encode("Abbab abba cc cabb c").tokens[1:-1] == ["abbab", "abba", "cc", "c", "##abb", "c"]
+    assert more.special_ids == small.special_ids
+    assert more.lowercase
+
+
+def test_a_word_that_goes_on_with_another_was_made_of_pieces_that_do(small, tmp_path):
+    """Where they are known: "b" inside a word was "##b"."""
+    _, before = added(small, tmp_path, "##ba", "##ca")
+    assert [[small.token(id) for id in ids] for ids in before] == [["##b", "##a"], ["c", "##a"]]
+
+
+def test_text_without_an_added_word_is_encoded_as_before(trained, tmp_path, prose):
+    more, before = added(trained, tmp_path, "qqqqzzzz", "##zzzzqqqq")
+    for text in (*NASTY, *prose[:20]):
+        assert more.encode(text).input_ids == trained.encode(text).input_ids
+    assert before[0] == trained.encode("qqqqzzzz").input_ids[1:-1]
+    assert trained.vocab_size == 512  # this one stays as it was
+    assert more.vocab_size == 514
+
+
+def test_added_words_are_saved(small, tmp_path):
+    more, _ = added(small, tmp_path, "abba", "##abb")
+    (tmp_path / "saved").mkdir()
+    more.save(tmp_path / "saved", model_max_length=64)
+    for name in ("", "vocab.txt"):
+        loaded = Tokenizer.load(tmp_path / "saved" / name)
+        assert loaded.vocab_size == 14
+        assert loaded.encode("abba cabb [MASK]", specials=True).input_ids == [2, 12, 11, 13, 4, 3]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["abba", "Abba"], ":2: 'Abba' is never found in a text; give words of at most 100 characters, in lower case,"),
+        (["two words"], ":1: 'two words' is never found"),
+        (["", "co-op"], ":2: 'co-op' is never found"),
+        (["##"], ":1: '##' is never found"),
+        (["naïve"], ":1: 'naïve' is never found"),  # lower-casing takes the accent
+        (["[NEW]"], ":1: '[NEW]' is never found"),
+        (["日本"], ":1: '日本' is never found"),  # each such character is a word
+        (["x" * 101], "is never found"),
+        (["abba", "cc", "abba"], ":3: 'abba' stands there twice"),
+        (["a", "ab", ""], ": no word in it that the vocabulary lacks"),
+        ([], ": no word in it that the vocabulary lacks"),
+    ],
+)
+def test_words_that_cannot_be_added_are_named(small, tmp_path, lines, said):
+    with pytest.raises(DataError) as error:
+        added(small, tmp_path, *lines)
+    assert f"{tmp_path / 'words.txt'}" in str(error.value)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cased_vocabulary_takes_capitals(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, "A", "b", "##b"]))
+    more, before = added(Tokenizer.load(tmp_path), tmp_path, "Abb", "bÄ")
+    assert more.encode("Abb abb bÄ").input_ids == [2, 8, 1, 9, 3]
+    assert before == [[5, 7, 7], [1]]
+
+
+@pytest.mark.parametrize("content", [None, b"caf\xe9\n"])
+def test_a_file_of_words_that_cannot_be_read_is_named(small, tmp_path, content):
+    if content:
+        (tmp_path / "words.txt").write_bytes(content)
+    with pytest.raises(DataError, match=f"--add-tokens {tmp_path / 'words.txt'}: cannot be read") as error:
+        small.with_words(tmp_path / "words.txt")
+    assert "\n" not in str(error.value)

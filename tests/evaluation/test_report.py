@@ -11,7 +11,16 @@ import torch
 from minilm.checkpoint.model import Pretrained
 from minilm.data.shards import Shard
 from minilm.data.tokenizer import SPECIALS, Tokenizer
-from minilm.evaluation.report import closing, model_card, next_command, samples
+from minilm.evaluation.report import (
+    closing,
+    corpus_lines,
+    duration,
+    estimate_lines,
+    model_card,
+    next_command,
+    samples,
+    summary,
+)
 from minilm.model.encoder import bert_config, initialise
 from minilm.model.heads import LanguageModel
 
@@ -20,14 +29,19 @@ VOCAB = [*SPECIALS, "a", "to", "##s", *NUMBERS]
 RESULT = {
     "objective": "mlm",
     "held_out_loss": 2.5,
+    "held_out_loss_before": None,
     "unigram_loss": 6.0,
     "accuracy": 0.5,
+    "pair_accuracy": None,
     "targets": 20_000,
     "tokens": 10**6,
     "parameters": 5_000_000,
     "seconds": 100.0,
     "tokens_per_s": 1e4,
     "flops": 10**16,
+    "mfu": 0.25,
+    "matmul_peak_flops": 4e14,
+    "joules": None,
     "peak_mb": 700.0,
     "precision": "fp32",
     "versions": {"minilm": "0.1.0", "torch": "2.13.0"},
@@ -103,3 +117,89 @@ def test_a_prefix_model_says_what_transformers_cannot(tmp_path):
     assert sum("cannot apply" in line for line in closing(result, tmp_path, [])) == 1
     assert "cannot apply" in model_card(result, tmp_path, settings)
     assert "cannot apply" not in model_card(RESULT, tmp_path, settings)
+
+
+# -- figures --------------------------------------------------------------------------------------
+
+
+def test_the_cost_in_two_lines():
+    *_, first, second = summary(RESULT)
+    assert first == (
+        "cost       100 s of training, 1,000,000 tokens at 10,000 a second, 10 PFLOP, 5.0 M parameters, fp32"
+    )
+    assert second == (
+        "           25% of the 400 TFLOP/s that a matrix product reaches here, peak memory 700 MB, energy not measured"
+    )
+    assert summary(RESULT | {"joules": 7.2e6})[-1].endswith(", 2 kWh")
+    assert summary(RESULT | {"joules": 900.0})[-1].endswith(", 0.00025 kWh")
+
+
+def test_what_goes_with_pairs_and_a_model_that_was_trained_before():
+    plain = summary(RESULT)
+    assert plain[0] == "held out   loss 2.500 nats on 20,000 targets (accuracy 50.0%)"
+    assert not any("before" in line or "pairs" in line for line in plain)
+    told = summary(RESULT | {"pair_accuracy": 0.875, "held_out_loss_before": 3.25})
+    assert told[0] == "held out   loss 2.500 nats on 20,000 targets (accuracy 50.0%, pairs told right 87.5%)"
+    assert told[1] == "before     loss 3.250, when this training began"
+    assert told[2:] == plain[1:]
+    assert "perplexity 12.2" in summary(RESULT | {"objective": "clm"})[0]
+    never = summary(RESULT | {"pair_accuracy": 0.0, "held_out_loss_before": 0.0})
+    assert "pairs told right 0.0%" in never[0]
+    assert never[1].startswith("before     loss 0.000")
+
+
+@pytest.mark.parametrize("settings", [{}, {"model": "someone/small (0123456789abcdef)"}])
+def test_a_card_says_where_a_model_comes_from(tmp_path, settings):
+    card = model_card(RESULT, tmp_path / "run", {"architecture": "bert", "data": "0123456789abcdef0123"} | settings)
+    assert ("Trained further from someone/small" in card) == bool(settings)
+    assert ("Pretrained from scratch" in card) == (not settings)
+    for line in summary(RESULT):
+        assert line in card
+
+
+CORPUS = {
+    "documents": 1200, "held_out_documents": 60, "duplicates": 0.0125, "tokens": 345_678, "held_out_tokens": 17_000,
+    "unknown_rate": 0.00012, "length_quantiles": {"0.1": 20, "0.5": 250.4, "0.9": 900, "1.0": 12_345},
+    "vocab_size": 8192, "unused_tokens": 31, "rows": 2700, "row_length": 128, "fill": 0.987,
+}  # fmt: skip
+
+
+def test_what_is_in_a_text():
+    assert corpus_lines(CORPUS) == [
+        "documents  1,200, of which 60 held out; 1.25% are copies of another one",
+        "tokens     345,678, of which 17,000 held out; 0.012% unknown",
+        "lengths    250 tokens in the middle, a tenth below 20, a tenth above 900, 12,345 at most",
+        "vocabulary 8,192, of which 31 do not occur in training",
+        "rows       2,700 of 128 tokens, 98.7% full",
+    ]
+
+
+ESTIMATE = {
+    "steps": 1000, "seconds": 7200.0, "total_seconds": 9000.0, "tokens": 2_048_000, "flops": 3 * 10**15,
+    "peak_mb": 1234.5, "checkpoint_mb": 60.0, "disk_mb": 200.4, "free_disk_mb": 5000.0, "parameters": 5_000_000,
+    "processes": 1,
+}  # fmt: skip
+
+
+def test_what_a_run_would_cost():
+    lines = estimate_lines(ESTIMATE)
+    assert lines[0].startswith("dry run ")
+    assert lines[1:] == [
+        "time       2.0 hours of training, 2.5 hours with evaluation and saving, for 1,000 steps",
+        "compute    2,048,000 tokens, 3 PFLOP, 5.0 M parameters",
+        "memory     1,234 MB at the most",
+        "disk       200 MB, 60 MB a checkpoint",
+    ]
+    assert estimate_lines(ESTIMATE | {"free_disk_mb": 200.0})[-1].endswith("a checkpoint: MORE THAN IS FREE")
+    assert estimate_lines({}) == []  # of a process that does not speak
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 seconds"), (1.4, "1 seconds"), (119, "119 seconds"), (120, "2.0 minutes"), (7199, "120.0 minutes"),
+        (7200, "2.0 hours"), (172_799, "48.0 hours"), (172_800, "2.0 days"), (86_400 * 1234, "1,234.0 days"),
+    ],
+)  # fmt: skip
+def test_durations_are_in_the_unit_that_suits_them(seconds, said):
+    assert duration(seconds) == said

@@ -1,7 +1,10 @@
 """The encoder and its LM heads against transformers, in float64 and in two weight regimes; and what must fail."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from minilm.batch import Tokens
 from minilm.errors import ConfigError
@@ -219,8 +222,6 @@ def drop_value_bias(state):
 
 def replace_layers(**changes):
     def mutate(model):
-        from dataclasses import replace
-
         model.encoder.cfg = replace(
             model.cfg,
             layers=tuple(
@@ -318,8 +319,6 @@ def test_an_unknown_backend_is_refused():
 
 def test_narrow_embeddings_and_shifted_positions(ids):
     """ELECTRA's narrow tables and RoBERTa's shifted positions are plain fields."""
-    from dataclasses import replace
-
     narrow = LanguageModel(replace(bert_config(99, 32, 2, 4, dropout=0.0), embedding_size=16)).eval()
     assert narrow.table.shape == (99, 16)
     assert narrow(Tokens.full(ids)).shape == (3, 24, 99)
@@ -359,3 +358,38 @@ def test_presets_are_the_papers():
     assert modern.layers[0] == LayerSpec(rope_base=160_000.0)
     parameters = sum(p.numel() for p in LanguageModel(modern).parameters())
     assert parameters == pytest.approx(149.6e6, rel=2e-3)  # 149 M, Warner et al. 2024, sec. 2.1
+
+
+# -- gradient checkpointing -----------------------------------------------------------------------
+
+
+def computed(ids, architecture, dropout, checkpointing, training=True):
+    """(gradients by name, FLOPs) of a backward pass in fp32, its dropout drawn from one seed."""
+    torch.manual_seed(0)
+    cfg = (bert_config if architecture == "bert" else modern_config)(99, 32, 3, 4, 48, 64, dropout=dropout)
+    model = LanguageModel(cfg, "explicit").train(training)
+    initialise(model, std=0.2)
+    model.encoder.gradient_checkpointing = checkpointing
+    torch.manual_seed(1)
+    with FlopCounterMode(display=False) as counter:
+        model(Tokens.full(ids)).square().mean().backward()
+    return {name: p.grad for name, p in model.named_parameters()}, counter.get_total_flops()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_computed_again_is_the_same_to_the_last_bit(ids, architecture, dropout):
+    """Dropout included, which must be drawn again as it was; at the cost of another forward through the layers."""
+    kept, flops = computed(ids, architecture, dropout, False)
+    again, more = computed(ids, architecture, dropout, True)
+    assert kept.keys() == again.keys()
+    assert [name for name in kept if not torch.equal(kept[name], again[name])] == []
+    assert all(grad.any() for grad in kept.values())
+    assert 1.15 * flops < more < 4 / 3 * flops
+    if dropout:
+        other, _ = computed(ids, architecture, 0.0, False)
+        assert not torch.equal(other["head.dense.weight"], kept["head.dense.weight"])
+
+
+def test_nothing_is_computed_again_out_of_training(ids):
+    assert computed(ids, "bert", 0.0, True, training=False)[1] == computed(ids, "bert", 0.0, False, training=False)[1]

@@ -2,16 +2,28 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from minilm.batch import IGNORE, Batch, Tokens
+from minilm.checkpoint.model import write_model
+from minilm.checkpoint.store import Store
+from minilm.data.loader import Loader, Stretch
+from minilm.data.objectives import CausalLM
+from minilm.data.packing import Taken
+from minilm.data.tokenizer import SPECIALS, Tokenizer
 from minilm.model.encoder import bert_config, initialise, modern_config
 from minilm.model.heads import LanguageModel
+from minilm.train.job import Job
+from minilm.train.loop import Score
+from minilm.train.losses import language_model_loss
+from minilm.train.optim import make_optimizers
 from minilm.train.runtime import Runtime
 
 VOCAB, LENGTH, SLOTS, MASK_ID = 61, 16, 6, 4
+STRETCHES = Stretch(5, LENGTH, 8, 4), Stretch(3, LENGTH, 12, 4)  # of a job: steps, length, rows, rows at once
 
 
 @pytest.fixture(autouse=True)
@@ -25,9 +37,10 @@ def one_thread():
 
 @pytest.fixture
 def tiny():
-    """tiny(architecture, dropout, dtype, backend): 2 x 32, a window that 16 tokens exceed, weights N(0, 0.1)."""
+    """tiny(architecture, dropout, dtype, backend, seed, pairs): 2 x 32, a window that 16 tokens exceed, weights
+    N(0, 0.1)."""
 
-    def make(architecture, dropout=0.0, dtype=torch.float32, backend="sdpa", seed=0):
+    def make(architecture, dropout=0.0, dtype=torch.float32, backend="sdpa", seed=0, pairs=False):
         torch.manual_seed(seed)
         shape = {
             "vocab_size": VOCAB,
@@ -40,7 +53,7 @@ def tiny():
         }
         modern = architecture == "modern"
         cfg = modern_config(**shape, window=3, global_every=2) if modern else bert_config(**shape)
-        model = LanguageModel(cfg, backend)
+        model = LanguageModel(cfg, backend, pairs)
         initialise(model, std=0.1)
         return model.to(dtype)
 
@@ -71,9 +84,91 @@ def masked():
 
 
 @pytest.fixture
+def pair_rows(masked):
+    """pair_rows(counts, first=0): the rows of masked(counts, first), each a pair of texts, a third of them padded; the
+    label too depends on the row's number alone, and both occur."""
+
+    def make(counts, first=0):
+        batch = masked(counts, first)
+        number = torch.arange(first, first + len(counts))[:, None]
+        column = torch.arange(LENGTH)
+        types = (column > 4 + number % 7).long()
+        doc = torch.zeros_like(types).masked_fill((number % 3 == 0) & (column > LENGTH - 3), -1)
+        real = (doc >= 0).flatten()[batch.where]
+        target = torch.where(real, batch.target, IGNORE)
+        tokens = Tokens.packed(batch.tokens.input_ids, doc, token_type_ids=types)
+        count, size = int((target != IGNORE).sum()), int(tokens.key.sum())
+        return Batch(tokens, batch.where, target, count, size, number.flatten() % 5 % 2)
+
+    return make
+
+
+@pytest.fixture
+def words(tmp_path):
+    """A tokenizer of VOCAB tokens: the specials, [MASK] at MASK_ID, and words."""
+    file = tmp_path / "words.txt"
+    file.write_text("".join(word + "\n" for word in (*SPECIALS, *(f"w{i}" for i in range(5, VOCAB)))))
+    return Tokenizer.load(file)
+
+
+class RandomRows:
+    """`n` rows of random words."""
+
+    fill = 1.0
+
+    def __init__(self, n, T):
+        self.T = T
+        self.ids = torch.randint(5, VOCAB, (n, T), generator=torch.Generator().manual_seed(T))
+
+    def __len__(self):
+        return len(self.ids)
+
+    def take(self, rows, epoch):
+        return Taken(self.ids[torch.from_numpy(np.asarray(rows))])
+
+
+@pytest.fixture
+def random_rows():
+    """random_rows(n, T): `n` rows of T words without specials, alike for one T."""
+    return RandomRows
+
+
+@pytest.fixture
 def cpu():
     """cpu(precision): a Runtime as `choose` would make it, of its own (each has its own GradScaler)."""
     return lambda precision="fp32": Runtime(torch.device("cpu"), precision, "test", torch.get_num_threads())
+
+
+@pytest.fixture
+def make_job(tiny, cpu, words, random_rows, tmp_path):
+    """make_job(optimizer, precision, loss, stretches, out, seed) -> a Job of 8 steps in tmp_path/out: a causal modern
+    model with dropout, on 40 rows."""
+
+    def job(
+        optimizer="muon",
+        precision="fp32",
+        loss=language_model_loss,
+        stretches=STRETCHES,
+        out="run",
+        seed=0,
+    ):
+        model = tiny("modern", dropout=0.1, seed=seed)
+        optimizers = make_optimizers(model, optimizer, lr=1e-3, weight_decay=0.1, muon_dtype=torch.float32)
+        loader = Loader(stretches, {LENGTH: random_rows(40, LENGTH)}, CausalLM(), seed=0)
+        (tmp_path / out).mkdir(exist_ok=True)
+        return Job(
+            {"lr": 1e-3, "data": "these"},
+            model,
+            loss,
+            optimizers,
+            loader,
+            cpu(precision),
+            Store(tmp_path / out),
+            evaluate=lambda: Score(1.0, 0.0, 1),
+            write_model=lambda directory: write_model(directory, model, words, "clm"),
+        )
+
+    return job
 
 
 @pytest.fixture

@@ -1,14 +1,22 @@
-"""The count from the shape against the products that torch sees."""
+"""The count from the shape against the products that torch sees; what a machine can do, and what it took."""
+
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from minilm.batch import Batch, Tokens
+from minilm.data.loader import Loader, Stretch
+from minilm.data.objectives import CausalLM, MaskedLM
 from minilm.model.encoder import bert_config, modern_config
 from minilm.model.heads import LanguageModel
-from minilm.train.cost import training_flops
+from minilm.train import cost
+from minilm.train.cost import EnergyMeter, matmul_peak, run_flops, training_flops
+from minilm.train.loop import Summed, train_step
 from minilm.train.losses import language_model_loss
+from minilm.train.optim import make_optimizers
 
 SHAPES = [  # vocab, width, layers, heads, feed-forward, rows, length, targets
     (128, 64, 2, 4, 96, 4, 32, 20),
@@ -39,3 +47,158 @@ def test_flops_of_bert_base_by_hand():
     D, V, T, tokens, targets = 768, 30522, 512, 512 * 256, 77 * 256
     by_hand = 6 * (tokens * 12 * (12 * D * D + 2 * T * D) + targets * (D * D + D * V))
     assert training_flops(bert_config(V), tokens, T, targets) == by_hand
+
+
+STRETCHES = [Stretch(3, 16, 8, 4), Stretch(2, 64, 4, 2)]  # steps, length, rows, rows at once
+
+
+def test_flops_of_a_run_are_those_of_its_steps(random_rows, words):
+    """Two stretches, and a mask rate that goes from 15 % to 55 %: 2, 4, 6 of 16 and 29, 35 of 64 tokens."""
+    masks = MaskedLM(words, 0, rate=0.15, end_rate=0.55)
+    loader = Loader(STRETCHES, {16: random_rows(40, 16), 64: random_rows(9, 64)}, masks, seed=0)
+    cfg = bert_config(61, 32, 2, 4, 48, max_position_embeddings=64)
+    D, F, V = 32, 48, 61
+
+    def by_hand(rows, T, slots):
+        layers = 2 * (4 * D * D + 2 * T * D + 2 * D * F)
+        return 6 * (rows * T * layers + rows * slots * (D * D + D * V))
+
+    steps = [by_hand(8, 16, 2), by_hand(8, 16, 4), by_hand(8, 16, 6), by_hand(4, 64, 29), by_hand(4, 64, 35)]
+    assert [run_flops(cfg, loader, n) for n in range(6)] == [sum(steps[:n]) for n in range(6)]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_positions_of_a_step_are_its_batches(random_rows, words, world):
+    """Of all processes together, slots that hold no target included, for these are computed, too."""
+    for objective in (MaskedLM(words, 0, rate=0.15, end_rate=0.55), CausalLM()):
+        rows = {16: random_rows(40, 16), 64: random_rows(9, 64)}
+        loaders = [Loader(STRETCHES, rows, objective, 0, rank, world) for rank in range(world)]
+        for step in range(5):
+            batches = [batch for loader in loaders for batch in loader.micro_batches(step)]
+            tokens, length, targets = loaders[0].positions(step)
+            assert tokens == sum(batch.tokens.input_ids.numel() for batch in batches)
+            assert {batch.tokens.input_ids.shape[1] for batch in batches} == {length}
+            assert targets == sum(len(batch.where) for batch in batches)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_flops_of_a_step_are_torchs_within_2_percent(random_rows, words, cpu, checkpointing):
+    """A whole step: with pairs, which the count leaves out, two micro-batches and AdamW. What gradient checkpointing
+    computes again is a third more, and not counted."""
+    masks = MaskedLM(words, 0, rate=0.3)
+    loader = Loader([Stretch(1, 64, 4, 2)], {64: random_rows(9, 64)}, masks, seed=0)
+    cfg = bert_config(61, 64, 2, 4, 96, max_position_embeddings=64)
+    torch.manual_seed(0)
+    model = LanguageModel(cfg, "explicit", pairs=True).train()
+    model.encoder.gradient_checkpointing = checkpointing
+    batches = [
+        Batch(batch.tokens, batch.where, batch.target, batch.count, batch.size, torch.tensor([0, 1]))
+        for batch in loader.micro_batches(0)
+    ]
+    assert len(batches) == 2
+    optimizers = make_optimizers(model, "adamw", 1e-3, 0.01)
+    with FlopCounterMode(display=False) as counter:
+        train_step(Summed(model, language_model_loss), optimizers, batches, cpu(), 1.0)
+    ratio = counter.get_total_flops() / run_flops(cfg, loader, 1)
+    assert 1 < ratio < 1.02 if not checkpointing else 1.2 < ratio < 4 / 3
+
+
+# -- what a machine can do ------------------------------------------------------------------------
+
+
+def test_a_matrix_product_is_two_operations_an_element_and_row(monkeypatch):
+    """By a clock that says 0.5 s for each product but one, which took 0.25 s; no size is begun that the time is too
+    short for."""
+    ticks = iter([0.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.25, 9.0, 9.5])
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(torch, "randn", lambda *size, device: torch.ones(2, 2))
+    assert matmul_peak(torch.device("cpu"), torch.float32, seconds=9.0) == 2 * 512**3 / 0.25
+
+
+def test_the_peak_of_this_machine_is_plausible():
+    torch.set_num_threads(2)
+    assert 1e8 < matmul_peak(torch.device("cpu"), torch.float32, seconds=0.01) < 1e15
+
+
+# -- energy ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def zone(monkeypatch, tmp_path):
+    """zone(name, joules, wraps): let the system count so much in a folder of that name."""
+    monkeypatch.setattr(cost, "POWERCAP", tmp_path / "powercap")
+
+    def count(name, joules, wraps=1000):
+        folder = tmp_path / "powercap" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "name").write_text("core\n" if name.count(":") > 1 else f"package-{name[-1]}\n")
+        (folder / "energy_uj").write_text(f"{round(joules * 1e6)}\n")
+        (folder / "max_energy_range_uj").write_text(f"{round(wraps * 1e6)}\n")
+        return folder
+
+    return count
+
+
+def test_energy_is_what_the_packages_counted_since_the_last_call(zone):
+    zone("intel-rapl:0", 990)
+    zone("intel-rapl:0:0", 5)  # cores: a part of the package
+    zone("intel-rapl:1", 100)
+    meter = EnergyMeter(torch.device("cpu"))
+    assert meter.spent() == 0
+    zone("intel-rapl:0", 997)
+    zone("intel-rapl:0:0", 500)
+    zone("intel-rapl:1", 130)
+    assert meter.spent() == pytest.approx(37)
+    assert meter.spent() == 0
+    zone("intel-rapl:0", 3)  # began again at 1,000
+    assert meter.spent() == pytest.approx(6)
+
+
+def test_energy_is_not_counted_twice(zone):
+    zone("intel-rapl:0", 0)
+    (zone("intel-rapl:1", 0) / "name").write_text("psys\n")  # as laptops have it
+    meter = EnergyMeter(torch.device("cpu"))
+    zone("intel-rapl:0", 10)
+    (zone("intel-rapl:1", 14) / "name").write_text("psys\n")
+    assert meter.spent() == pytest.approx(10)
+
+
+def test_where_nothing_measures_energy_it_is_none(zone):
+    meter = EnergyMeter(torch.device("cpu"))
+    assert meter.spent() is None
+    folder = zone("intel-rapl:0", 100)
+    (folder / "energy_uj").write_text("")  # as one that must not be read
+    assert EnergyMeter(torch.device("cpu")).spent() is None
+    zone("intel-rapl:0", 150)  # may be read now: what it counted before is not ours
+    assert meter.spent() == 0
+
+
+def test_energy_of_a_gpu_is_what_its_driver_says(zone, monkeypatch):
+    """Milliwatt seconds of that card; a card that does not count is not made up for by the CPU."""
+    zone("intel-rapl:0", 100)
+
+    class NVMLError(Exception):
+        pass
+
+    def counted(handle):
+        assert handle == 1
+        if nvml.millijoules is None:
+            raise NVMLError("not supported")
+        return nvml.millijoules
+
+    nvml = SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: int(uuid.removeprefix("GPU-")),
+        nvmlDeviceGetTotalEnergyConsumption=counted,
+        millijoules=5_000,
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=device.index))
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    meter = EnergyMeter(torch.device("cuda", 1))
+    nvml.millijoules = 7_500
+    assert meter.spent() == pytest.approx(2.5)
+    nvml.millijoules = None
+    assert meter.spent() is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed
+    assert EnergyMeter(torch.device("cuda")).spent() == 0  # the CPU's, then

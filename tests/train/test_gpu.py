@@ -12,8 +12,9 @@ import torch
 
 from minilm.batch import IGNORE, Batch
 from minilm.data.objectives import MaskedLM, PrefixLM
+from minilm.data.packing import Taken
 from minilm.data.tokenizer import Tokenizer
-from minilm.train.loop import evaluate, train_step
+from minilm.train.loop import Summed, evaluate, train_step
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.optim import make_optimizers
 from minilm.train.runtime import Runtime
@@ -99,7 +100,7 @@ def test_it_learns_at_every_precision_without_waiting_for_the_device(
 
     def train(steps):
         for _ in range(steps):
-            train_step(model, language_model_loss, optimizers, [batch], runtime, 1.0)
+            train_step(Summed(model, language_model_loss), optimizers, [batch], runtime, 1.0)
 
     train(60)  # until kernels are loaded, state is made and fp16 has found its scale
     torch.cuda.set_sync_debug_mode("error")
@@ -119,16 +120,16 @@ def test_a_bad_step_changes_nothing(tiny, masked, gpu, bits, precision):
     model = tiny("modern").to(runtime.device)
     optimizers = make_optimizers(model, "muon", lr=1e-2, weight_decay=0.1, muon_dtype=runtime.muon_dtype)
     for _ in range(30):  # until fp16 has found its scale
-        train_step(model, language_model_loss, optimizers, [masked([6, 5])], runtime, 1.0)
+        train_step(Summed(model, language_model_loss), optimizers, [masked([6, 5])], runtime, 1.0)
     before = bits.of(model, optimizers)
 
     def infinite(model, batch):
         nats, count = language_model_loss(model, batch)
         return nats * float("inf"), count
 
-    assert train_step(model, infinite, optimizers, [masked([6, 5])], runtime, 1.0)[2]
+    assert train_step(Summed(model, infinite), optimizers, [masked([6, 5])], runtime, 1.0)[2]
     bits.same(before, bits.of(model, optimizers))
-    assert not train_step(model, language_model_loss, optimizers, [masked([6, 5])], runtime, 1.0)[2]
+    assert not train_step(Summed(model, language_model_loss), optimizers, [masked([6, 5])], runtime, 1.0)[2]
 
 
 @pytest.mark.parametrize("packing", ["stream", "documents"])
@@ -140,8 +141,9 @@ def test_masks_and_cuts_are_drawn_alike(gpu, packing):
     row, epoch = torch.arange(4), torch.tensor([0, 0, 1, 7])
     device = gpu().device
     for objective in (MaskedLM(tokenizer, 3), PrefixLM(3)):
-        here = objective(ids, doc, row, epoch)
-        there = objective(ids.to(device), None if doc is None else doc.to(device), row.to(device), epoch.to(device))
+        here = objective(Taken(ids, doc), row, epoch)
+        there_doc = None if doc is None else doc.to(device)
+        there = objective(Taken(ids.to(device), there_doc), row.to(device), epoch.to(device))
         for name in ("where", "target"):
             assert torch.equal(getattr(here, name), getattr(there, name).cpu()), name
         for name in ("input_ids", "prefix", "position", "key"):

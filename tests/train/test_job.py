@@ -1,96 +1,26 @@
-"""A job beyond what tests/test_train.py sees of it: timing its steps leaves no trace."""
+"""A job beyond what tests/test_train.py sees of it: a bad step is named, a run goes on, and what began it is kept."""
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
 import torch
 
 from minilm.batch import Batch
-from minilm.checkpoint.store import Store
-from minilm.data.loader import Loader
-from minilm.data.objectives import CausalLM
+from minilm.data.loader import Stretch
+from minilm.errors import CheckpointError
 from minilm.train import job as job_module
-from minilm.train.job import Job, step_seconds, train
+from minilm.train.job import VERSIONS, begin, runtime_of, train
+from minilm.train.log import read_metrics
 from minilm.train.loop import Plan, Score, TrainingError
 from minilm.train.losses import language_model_loss
-from minilm.train.optim import make_optimizers
-from minilm.train.runtime import rng_state
-
-LENGTH, VOCAB = 16, 61
+from minilm.train.ranks import Ranks
 
 
-class Rows:
-    """40 rows of random tokens."""
-
-    T, fill = LENGTH, 1.0
-    ids = torch.randint(5, VOCAB, (40, LENGTH), generator=torch.Generator().manual_seed(0))
-
-    def __len__(self):
-        return len(self.ids)
-
-    def take(self, rows):
-        return self.ids[torch.from_numpy(np.asarray(rows))], None
+def plan(steps, **more):
+    return Plan(steps=steps, schedule=lambda step: 1.0, **more)
 
 
-@pytest.fixture
-def make(tiny, cpu, tmp_path):
-    """make(optimizer, precision, loss) -> a Job that keeps everything in tmp_path/run."""
-
-    def job(optimizer="muon", precision="fp32", loss=language_model_loss):
-        model = tiny("modern", dropout=0.1)
-        optimizers = make_optimizers(model, optimizer, lr=1e-3, weight_decay=0.1, muon_dtype=torch.float32)
-        loader = Loader(Rows(), CausalLM(), batch_size=4, seed=0)
-        (tmp_path / "run").mkdir()
-        return Job(
-            {"lr": 1e-3},
-            model,
-            loss,
-            optimizers,
-            loader,
-            cpu(precision),
-            Store(tmp_path / "run"),
-            evaluate=lambda: Score(1.0, 0.0, 1),
-            write_model=lambda directory: None,
-        )
-
-    return job
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_timing_leaves_no_trace(make, bits, monkeypatch, optimizer, precision):
-    job = make(optimizer, precision)
-    copies = []
-    whole_step = job_module.train_step
-
-    def spy(model, loss, optimizers, *rest):
-        before = bits.of(model)
-        result = whole_step(model, loss, optimizers, *rest)
-        copies.append(any(not torch.equal(before[name], p) for name, p in model.named_parameters()))
-        assert {id(p) for o in optimizers for g in o.param_groups for p in g["params"]} == {
-            id(p) for p in model.parameters()
-        }
-        return result
-
-    monkeypatch.setattr(job_module, "train_step", spy)
-    weights, rng, scaler = bits.of(job.model), rng_state(), job.runtime.scaler.state_dict()
-    assert step_seconds(job, accumulation=2, max_norm=1.0) > 0
-    assert sum(copies) > 10  # the copy did train (fp16 may skip while it looks for its scale)
-    bits.same(weights, bits.of(job.model, job.optimizers))  # no optimizer state either
-    assert all(torch.equal(rng[name], now) for name, now in rng_state().items())
-    assert job.runtime.scaler.state_dict() == scaler
-    assert job.loader.taken == 0
-    assert all(p.grad is None for p in job.model.parameters())
-
-
-def test_timing_ends_with_its_budget(make, monkeypatch):
-    job, calls = make(), []
-    whole_step = job_module.train_step
-    monkeypatch.setattr(job_module, "train_step", lambda *args: calls.append(1) or whole_step(*args))
-    assert step_seconds(job, accumulation=1, max_norm=1.0, limit_s=0.0) > 0
-    assert len(calls) == 2  # one to warm up, one to time
-
-
-def test_a_bad_step_is_named_with_its_rows(make):
+def test_a_bad_step_is_named_with_its_rows(make_job):
     calls = []
 
     def loss(model, batch: Batch):
@@ -98,9 +28,104 @@ def test_a_bad_step_is_named_with_its_rows(make):
         nats, count = language_model_loss(model, batch)
         return nats * (float("nan") if len(calls) == 6 else 1.0), count  # the second micro-batch of the third step
 
-    job = make(loss=loss)
+    job = make_job(loss=loss, stretches=[Stretch(10, 16, 8, 4)])
     with pytest.raises(TrainingError, match="step 3: ") as error:
-        train(job, Plan(steps=10, schedule=lambda step: 1.0, accumulation=2))
+        train(job, plan(10))
     assert error.value.step == 2
     named = [int(word) for word in str(error.value).split("rows ")[1].rstrip(")").split(", ")]
-    assert torch.equal(Rows.ids[named], torch.cat([call.tokens.input_ids for call in calls[4:6]]))
+    assert torch.equal(job.loader.rows[16].ids[named], torch.cat([call.tokens.input_ids for call in calls[4:6]]))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_job_that_goes_on_is_the_job_bit_for_bit(make_job, bits, monkeypatch, optimizer):
+    """With dropout, over the border of two stretches, and with generators that stand elsewhere."""
+    whole = make_job(optimizer, out="whole")
+    torch.manual_seed(1)
+    train(whole, plan(8, seed=3, log_every=2))
+    first = make_job(optimizer, out="cut")
+    torch.manual_seed(2)
+    train(first, plan(8, seed=3, log_every=2, save_every=4))
+    (first.store.out / "step-000008").rename(first.store.out / "lost")
+    second = make_job(optimizer, out="cut", seed=9)
+    torch.manual_seed(3)
+    log = train(second, plan(8, seed=3, log_every=2))
+    assert log.start == 4
+    bits.same(bits.of(whole.model, whole.optimizers), bits.of(second.model, second.optimizers))
+    assert not second.model.training
+    both = [
+        [(line["step"], line["loss"], line["tokens"]) for line in read_metrics(job.store.out / "metrics.jsonl")]
+        for job in (whole, second)
+    ]
+    assert both[0] == both[1]
+    assert log.spent.tokens == sum(each.steps * each.rows * each.length for each in whole.loader.stretches)
+
+
+def test_a_checkpoint_of_another_job_is_refused(make_job):
+    train(make_job(), plan(8, save_every=4))
+    with pytest.raises(CheckpointError, match="of another run"):
+        train(replace(make_job(), settings={"lr": 2e-3}), plan(8))
+    with pytest.raises(CheckpointError, match="holds step 8 of 7"):
+        train(make_job(), plan(7))
+
+
+def test_a_model_that_was_trained_before_is_examined_first(make_job):
+    """Before the first step, and not again where a run goes on."""
+    losses = iter([6.0, 5.0, 4.0, 3.0])
+    job = replace(make_job(), evaluate=lambda: Score(next(losses), 0.0, 1), evaluate_first=True, unigram=6.5)
+    log = train(job, plan(8, evaluate_every=4, save_every=4))
+    held_out = [
+        (line["step"], line["held_out_loss"])
+        for line in read_metrics(job.store.out / "metrics.jsonl")
+        if "held_out_loss" in line
+    ]
+    assert held_out == [(0, 6.0), (4, 5.0), (8, 4.0)]
+    assert (log.loss_before, log.unigram, log.score.loss) == (6.0, 6.5, 4.0)
+    again = replace(make_job(), evaluate=job.evaluate, evaluate_first=True)
+    assert train(again, plan(8, evaluate_every=4)).loss_before == 6.0
+    assert next(losses) == 3.0  # nobody asked
+
+
+def test_energy_of_one_process_among_several_is_not_that_of_the_run(make_job, monkeypatch):
+    """A sensor counts for the whole machine, which all of them share."""
+
+    class Meter:
+        def __init__(self, device):
+            pass
+
+        def spent(self):
+            return 2.0
+
+    monkeypatch.setattr(job_module, "EnergyMeter", Meter)
+    assert train(make_job(out="one"), plan(8, log_every=4)).spent.joules == 4.0
+    job = make_job(out="two")
+    monkeypatch.setattr(Ranks, "parallel", lambda self, module: module)
+    for name, own in (
+        ("total", lambda self, *values: list(values)),
+        ("any_on_device", lambda self, flag: flag),
+        ("from_first", lambda self, make: make()),
+        ("agreed", lambda self, work: work()),
+    ):
+        monkeypatch.setattr(Ranks, name, own)
+    job = replace(job, runtime=replace(job.runtime, ranks=Ranks(0, 2)))
+    assert train(job, plan(8, log_every=4)).spent.joules is None
+
+
+def test_what_a_run_began_with_is_kept_and_what_changed_is_said(make_job, capsys):
+    job = make_job()
+    run = begin(job, 8, "sdpa")
+    assert (run.precision, run.threads, run.world, run.steps) == ("fp32", job.runtime.threads, 1, 8)
+    again = job.store.earlier_run(job.settings, {}, "auto")
+    assert again == run
+    assert runtime_of(again, "cpu", "auto", None).reason == "as this run began"
+    assert capsys.readouterr().err == ""
+    for change, said in (
+        ({"world": 4}, "processes 4, now it is 1"),
+        ({"device": "cuda"}, "device cuda, now it is cpu"),
+        ({"versions": VERSIONS | {"torch": "1.0"}}, "torch 1.0, now it is"),
+    ):
+        runtime_of(replace(run, **change), "cpu", "auto", None)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+        assert "not bit for bit" in line
+        runtime_of(replace(run, **change, result={"loss": 1.0}), "cpu", "auto", None)
+        assert capsys.readouterr().err == ""  # a finished run is not gone on with

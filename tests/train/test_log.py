@@ -1,4 +1,4 @@
-"""metrics.jsonl, the clock without pauses, what is said, and the plot."""
+"""metrics.jsonl, the clock and the meter without pauses, what is said, and the plot."""
 
 import json
 import struct
@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from minilm.train import log as log_module
-from minilm.train.log import Log, plot_loss, read_metrics, say
+from minilm.train.log import Log, Spent, plot_loss, read_metrics, say
 from minilm.train.loop import Score
 
 
@@ -77,7 +77,7 @@ def test_paused_time_is_not_training_time(tmp_path, clock):
     log.close()
     lines = read_metrics(tmp_path / "m.jsonl")
     assert [(line["seconds"], line["tokens_per_s"]) for line in lines] == [(3.0, 100), (8.0, 60)]
-    assert log.seconds == pytest.approx(8.0, abs=1e-9)
+    assert log.spent.seconds == pytest.approx(8.0, abs=1e-9)
 
 
 @pytest.mark.parametrize("tail", ["", '{"step": 31, "lo', "\x00\x00\x00"], ids=["whole", "half a line", "zeros"])
@@ -97,7 +97,7 @@ def test_resume_drops_later_lines_and_half_a_line(tmp_path, clock, tail):
     assert [line["step"] for line in read_metrics(file)] == [10, 10, 20, 30, 30]
     file.write_text("\n".join(whole))
 
-    log = Log(file, steps=40, start=20, peak_lr=1.0, tokens=200, seconds=2.0)
+    log = Log(file, steps=40, start=20, peak_lr=1.0, spent=Spent(200, 2.0))
     assert [line["step"] for line in read_metrics(file)] == [10, 10, 20, 20]
     clock.now += 1
     log.step(30, 7.0, 1.0, 1.0, tokens=100)
@@ -130,7 +130,7 @@ def test_without_a_terminal_about_twenty_lines_are_said(tmp_path, clock, capsys)
 
 def test_time_left_counts_the_steps_of_the_whole_run(tmp_path, clock, capsys):
     """Resumed at 50 of 100 after 100 s: 2 s a step before, 2 s a step since, so 50 s for the last 25."""
-    log = Log(tmp_path / "m.jsonl", steps=100, start=50, peak_lr=1.0, tokens=1, seconds=100.0)
+    log = Log(tmp_path / "m.jsonl", steps=100, start=50, peak_lr=1.0, spent=Spent(1, 100.0))
     clock.now += 50
     log.step(75, 1.0, 1.0, 1.0, tokens=100)
     log.close()
@@ -200,3 +200,163 @@ def test_nobody_has_to_listen(monkeypatch):
     for stderr in (Broken(), None):
         monkeypatch.setattr("sys.stderr", stderr)
         say("a line")
+
+
+# -- what it took ---------------------------------------------------------------------------------
+
+
+def test_what_is_spent_adds_up():
+    spent = Spent().plus(100, 2.0, 30.0).plus(50, 0.5, 4.0)
+    assert spent == Spent(150, 2.5, 34.0)
+    assert spent.plus(1, 1.0, None) == Spent(151, 3.5, None)
+    assert spent.plus(1, 1.0, None).plus(1, 1.0, 5.0) == Spent(152, 4.5, None)  # a part is not the whole
+
+
+class Meter:
+    """Has counted so much since the last call."""
+
+    def __init__(self, *counted):
+        self.counted = list(counted)
+
+    def spent(self):
+        return self.counted.pop(0)
+
+
+def test_energy_goes_on_through_a_resume_without_pauses(tmp_path, clock):
+    log = Log(tmp_path / "m.jsonl", 40, 0, 1.0, meter=Meter(10.0, 999.0, 5.0))
+    clock.now += 1
+    log.step(10, 1.0, 1.0, 1.0, tokens=100)
+    with log.paused():
+        clock.now += 50
+    clock.now += 1
+    log.step(20, 1.0, 1.0, 1.0, tokens=100)
+    log.close()
+    assert log.spent == Spent(200, 2.0, 15.0)
+    log = Log(tmp_path / "m.jsonl", 40, 20, 1.0, log.spent, meter=Meter(7.0, None, 4.0))
+    for step in (30, 35, 40):
+        clock.now += 1
+        log.step(step, 1.0, 1.0, 1.0, tokens=100)
+        assert log.spent.joules == (22.0 if step == 30 else None)  # once lost, it stays so
+    log.close()
+    assert (log.spent.tokens, log.spent.seconds) == (500, 5.0)
+
+
+def test_without_a_meter_no_energy_is_made_up(tmp_path, clock):
+    log = Log(tmp_path / "m.jsonl", 40, 0, 1.0)
+    clock.now += 1
+    log.step(10, 1.0, 1.0, 1.0, tokens=100)
+    log.close()
+    assert log.spent == Spent(100, 1.0, None)
+    log = Log(tmp_path / "m.jsonl", 40, 10, 1.0, log.spent, meter=Meter(7.0))  # and now there is one
+    clock.now += 1
+    log.step(20, 1.0, 1.0, 1.0, tokens=100)
+    log.close()
+    assert log.spent.joules is None
+
+
+# -- what is said of the held-out loss ------------------------------------------------------------
+
+
+def test_held_out_line(tmp_path, clock, capsys):
+    for unigram, score, line in (
+        (None, Score(5.0, 0.25, 9), "step 10  held-out loss 5.000  accuracy 25.0%"),
+        (6.5, Score(5.0, 0.25, 9), "step 10  held-out loss 5.000  1.50 below unigram  accuracy 25.0%"),
+        (4.5, Score(5.0, 0.25, 9), "step 10  held-out loss 5.000  -0.50 below unigram  accuracy 25.0%"),
+        (
+            6.5,
+            Score(5.0, 0.25, 9, pair_accuracy=0.5625),
+            "step 10  held-out loss 5.000  1.50 below unigram  accuracy 25.0%  pairs 56.2%",
+        ),
+    ):
+        log = Log(tmp_path / "m.jsonl", 40, 0, 1.0, unigram=unigram)
+        log.evaluation(10, score)
+        log.close()
+        assert capsys.readouterr().err == line + "\n"
+        assert log.score == score
+
+
+@pytest.mark.parametrize(
+    ("tokens", "loss", "unigram", "said"),
+    [
+        (1_000_000, 5.95, 6.0, True),
+        (1_000_000, 7.0, 6.0, True),
+        (999_999, 5.95, 6.0, False),  # too early to say
+        (1_000_000, 5.85, 6.0, False),  # it has learned more
+        (1_000_000, 5.95, None, False),
+    ],
+)
+def test_a_plateau_is_said_once_it_is_one(tmp_path, clock, capsys, tokens, loss, unigram, said):
+    log = Log(tmp_path / "m.jsonl", 40, 0, 1.0, unigram=unigram)
+    clock.now += 1
+    log.step(10, 6.0, 1.0, 1.0, tokens=tokens)
+    capsys.readouterr()
+    log.evaluation(10, Score(loss, 0.1, 9))
+    log.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 + said
+    if said:
+        assert f"after {tokens:,} tokens" in lines[1]
+        assert "another --lr" in lines[1]
+
+
+def test_plateau_counts_the_tokens_before_a_resume(tmp_path, clock, capsys):
+    log = Log(tmp_path / "m.jsonl", 40, 20, 1.0, Spent(2_000_000, 9.0), unigram=6.0)
+    log.evaluation(30, Score(5.95, 0.1, 9))
+    log.close()
+    assert "plateau" in capsys.readouterr().err
+
+
+def test_the_loss_before_training_is_kept_over_a_resume(tmp_path, clock):
+    file = tmp_path / "m.jsonl"
+    log = Log(file, 40, 0, 1.0)
+    assert log.loss_before is None
+    log.evaluation(0, Score(6.51234567, 0.1, 9))
+    assert log.loss_before == 6.51234567
+    for step in (10, 20):
+        clock.now += 1
+        log.step(step, 1.0, 1.0, 1.0, tokens=100)
+        log.evaluation(step, Score(5.0, 0.1, 9))
+    assert log.loss_before == 6.51234567
+    log.close()
+    again = Log(file, 40, 10, 1.0)
+    again.evaluation(20, Score(4.0, 0.1, 9))
+    again.close()
+    assert again.loss_before == pytest.approx(6.5123, abs=1e-9)
+    anew = Log(file, 40, 0, 1.0)  # nothing was saved: the model will be examined again
+    anew.close()
+    assert anew.loss_before is None
+
+
+def test_a_run_from_scratch_has_no_loss_before(tmp_path, clock):
+    file = tmp_path / "m.jsonl"
+    log = Log(file, 40, 0, 1.0)
+    clock.now += 1
+    log.step(10, 1.0, 1.0, 1.0, tokens=100)
+    log.evaluation(10, Score(5.0, 0.1, 9))
+    log.close()
+    again = Log(file, 40, 10, 1.0)
+    again.close()
+    assert log.loss_before is again.loss_before is None
+
+
+# -- one of several processes ---------------------------------------------------------------------
+
+
+def test_only_the_first_process_speaks_and_writes(tmp_path, clock, capsys, monkeypatch):
+    file = tmp_path / "m.jsonl"
+    file.write_text('{"step": 10, "loss": 3.0}\n{"step": 20, "loss": 2.0}\n')
+    before = file.read_bytes()
+    monkeypatch.setenv("RANK", "1")
+    log = Log(file, 40, 10, 1.0, unigram=1.0)
+    log.tick(40)
+    clock.now += 1
+    log.step(40, 1.0, 1.0, 1.0, tokens=2_000_000)
+    log.evaluation(40, Score(5.0, 0.1, 9))
+    say("a line")
+    log.close()
+    assert capsys.readouterr() == ("", "")
+    assert file.read_bytes() == before
+    assert (log.spent.tokens, log.score.loss) == (2_000_000, 5.0)  # it knows all the same
+    monkeypatch.setenv("RANK", "0")
+    say("a line")
+    assert capsys.readouterr().err == "a line\n"

@@ -9,10 +9,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilm.batch import Batch, Tokens
-from minilm.train.loop import FP16_STREAK, Plan, TrainingError, evaluate, fit, train_step
+from minilm.train.loop import FP16_STREAK, Plan, Summed, TrainingError, evaluate, fit, train_step
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.optim import lr_fraction, make_optimizers
-from minilm.train.runtime import rng_state, set_rng_state
 
 COUNTS = [2, 6, 0, 3, 5, 1, 4, 6]  # targets of eight rows
 
@@ -38,9 +37,15 @@ def watch():
     return Watcher([])
 
 
-def forever(batches):
+def forever(*steps):
+    """Endless steps, each a list of micro-batches."""
     while True:
-        yield from batches
+        yield from steps
+
+
+def step_of(model, loss, optimizers, micro_batches, runtime, max_norm):
+    """`train_step`, without processes to share it with."""
+    return train_step(Summed(model, loss), optimizers, micro_batches, runtime, max_norm)
 
 
 def plan(steps, log_every=10, schedule=lambda step: 1.0, **more):
@@ -89,7 +94,7 @@ def test_micro_batches_are_one_batch(tiny, masked, cpu, update, sizes):
         else:
             optimizers = make_optimizers(model, update, 1e-2, 0.1, muon_dtype=torch.float64)
         max_norm = 0.01 if update == "clipped" else 1e9
-        total, norm, bad = train_step(model, language_model_loss, optimizers, micro_batches, cpu(), max_norm)
+        total, norm, bad = step_of(model, language_model_loss, optimizers, micro_batches, cpu(), max_norm)
         assert not bad
         after.append((total, norm, {n: p.detach() for n, p in model.named_parameters()}))
     (total, norm, weights), (cut_total, cut_norm, cut_weights) = after
@@ -108,7 +113,7 @@ def test_step_is_the_gradient_of_the_mean_clipped(tiny, masked, cpu):
     grads = torch.autograd.grad(nats / count, leaves.values())
     norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
-    total, found, _ = train_step(model, language_model_loss, [optimizer], [batch], cpu(), max_norm=0.05)
+    total, found, _ = step_of(model, language_model_loss, [optimizer], [batch], cpu(), max_norm=0.05)
     assert float(total) == pytest.approx(float(nats.detach()), rel=1e-6)
     assert float(found) == pytest.approx(float(norm), rel=1e-12)
     assert norm > 0.05
@@ -121,8 +126,36 @@ def test_step_is_the_gradient_of_the_mean_clipped(tiny, masked, cpu):
 def test_a_step_without_targets_is_no_division_by_zero(tiny, masked, cpu):
     model = tiny("bert")
     optimizers = make_optimizers(model, "adamw", 1e-2, 0.0)
-    total, norm, bad = train_step(model, language_model_loss, optimizers, [masked([0, 0])], cpu(), 1.0)
+    total, norm, bad = step_of(model, language_model_loss, optimizers, [masked([0, 0])], cpu(), 1.0)
     assert (float(total), float(norm), bool(bad)) == (0.0, 0.0, False)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 8, [3, 5], [2, 1, 4, 1]], ids=str)
+def test_micro_batches_of_pairs_are_one_batch(tiny, pair_rows, cpu, sizes):
+    """The loss of a pair is weighted by its slots, which micro-batches do not change; rows may hold fewer targets."""
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    after = []
+    for micro_batches in (
+        [pair_rows(COUNTS)],
+        [pair_rows(COUNTS[at : at + n], at) for at, n in zip(starts, sizes, strict=True)],
+    ):
+        model = tiny("bert", dtype=torch.float64, pairs=True).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+        total, norm, bad = step_of(model, language_model_loss, [optimizer], micro_batches, cpu(), 1e9)
+        assert not bad
+        after.append((float(total), float(norm), {n: p.detach() for n, p in model.named_parameters()}))
+    (total, norm, weights), (cut_total, cut_norm, cut_weights) = after
+    assert cut_total == pytest.approx(total, rel=1e-6)
+    assert cut_norm == pytest.approx(norm, rel=1e-12)
+    torch.testing.assert_close(weights, cut_weights, rtol=1e-12, atol=1e-12)
+
+
+def test_a_model_and_its_loss_are_one_module(tiny, masked):
+    """What DistributedDataParallel wraps: the parameters are the model's own."""
+    model, batch = tiny("modern"), masked(COUNTS)
+    forward = Summed(model, language_model_loss)
+    assert torch.equal(forward(batch), language_model_loss(model, batch)[0])
+    assert list(map(id, forward.parameters())) == list(map(id, model.parameters()))
 
 
 # -- a bad step -----------------------------------------------------------------------------------
@@ -161,13 +194,13 @@ def test_a_bad_step_changes_not_one_bit(tiny, masked, cpu, bits, name, kind, whe
     for bad_too in (False, True):
         model, runtime = tiny("modern"), cpu()
         optimizers = make_optimizers(model, name, 1e-2, 0.1, muon_dtype=torch.float32)
-        train_step(model, language_model_loss, optimizers, good, runtime, 1.0)
+        step_of(model, language_model_loss, optimizers, good, runtime, 1.0)
         if bad_too:
             before = bits.of(model, optimizers)
-            _, _, bad = train_step(model, poisoned(kind, at={where}), optimizers, good, runtime, 1.0)
+            _, _, bad = step_of(model, poisoned(kind, at={where}), optimizers, good, runtime, 1.0)
             assert bad
             bits.same(before, bits.of(model, optimizers))
-        _, _, bad = train_step(model, language_model_loss, optimizers, good, runtime, 1.0)
+        _, _, bad = step_of(model, language_model_loss, optimizers, good, runtime, 1.0)
         assert not bad
         states.append(bits.of(model, optimizers))
     bits.same(*states)
@@ -178,7 +211,7 @@ def test_the_very_first_step_may_be_bad(tiny, masked, cpu, bits):
     before = bits.of(model)
     for name in ("adamw", "muon"):
         optimizers = make_optimizers(model, name, 1e-2, 0.1)
-        train_step(model, poisoned("loss nan"), optimizers, [masked([2, 6])], cpu(), 1.0)
+        step_of(model, poisoned("loss nan"), optimizers, [masked([2, 6])], cpu(), 1.0)
         bits.same(before, bits.of(model))
 
 
@@ -227,7 +260,7 @@ def test_fp16_overflow_shrinks_the_scale_and_training_goes_on(tiny, masked, cpu,
     runtime.__dict__["scaler"] = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     optimizers = make_optimizers(model, name, 1e-2, 0.0, muon_dtype=runtime.muon_dtype)
     before, skipped = bits.of(model), 0
-    while train_step(model, language_model_loss, optimizers, [batch], runtime, 1.0)[2]:
+    while step_of(model, language_model_loss, optimizers, [batch], runtime, 1.0)[2]:
         skipped += 1
         assert runtime.scaler.get_scale() == 2.0 ** (40 - skipped)
         bits.same(before, bits.of(model))
@@ -302,19 +335,23 @@ def stub_loss(model, micro):
     return micro.nats + (model.w - model.w.detach()).sum() * micro.count, torch.tensor(micro.count)
 
 
-def stub_run(watch, cpu, stubs, the_plan, **more):
+def in_steps(micro_batches, each=1):
+    return [micro_batches[at : at + each] for at in range(0, len(micro_batches), each)]
+
+
+def stub_run(watch, cpu, steps, the_plan, **more):
     model = One()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
     for group in optimizer.param_groups:
         group["peak_lr"] = 2.0
-    done = fit(model, stub_loss, [optimizer], iter(stubs), cpu(), the_plan, watch, **more)
+    done = fit(model, stub_loss, [optimizer], iter(steps), cpu(), the_plan, watch, **more)
     return SimpleNamespace(model=model, optimizer=optimizer, done=done)
 
 
 def test_loss_of_a_look_is_the_windows_mean_by_targets(watch, cpu):
     """Two micro-batches a step, a look every 2 steps and at the end; counts are unequal, tokens add up."""
     stubs = [Stub(2.0**i, 1 + i, 10 + i) for i in range(10)]
-    stub_run(watch, cpu, stubs, plan(5, 2, accumulation=2))
+    stub_run(watch, cpu, in_steps(stubs, 2), plan(5, 2))
     windows = [stubs[0:4], stubs[4:8], stubs[8:10]]
     mean = [sum(s.nats for s in window) / sum(s.count for s in window) for window in windows]
     tokens = [sum(s.size for s in window) for window in windows]
@@ -340,7 +377,7 @@ def test_loss_of_a_look_leaves_out_both_nats_and_targets_of_a_loss_that_is_not_f
 def test_learning_rates_follow_the_schedule(watch, cpu):
     """The gradient is 1, so SGD's weight is minus the sum of the rates; the fraction goes to the watch."""
     fractions = [0.5, 1.0, 0.75, 0.25, 0.125]
-    run = stub_run(watch, cpu, [Stub(1.0, 1)] * 5, plan(5, 1, fractions.__getitem__))
+    run = stub_run(watch, cpu, [[Stub(1.0, 1)]] * 5, plan(5, 1, fractions.__getitem__))
     assert [rate for _, _, _, rate, _ in watch.looks()] == fractions
     assert float(run.model.w.detach()) == pytest.approx(-2.0 * sum(fractions), rel=1e-5)  # clipping's 1e-6
 
@@ -361,7 +398,7 @@ def test_evaluate_save_stop_at_the_right_steps(watch, cpu, start):
         model.eval()  # as `evaluate` leaves it
 
     done = fit(
-        model, loss, [optimizer], iter([Stub(1.0, 1)] * 10), cpu(),
+        model, loss, [optimizer], iter([[Stub(1.0, 1)]] * 10), cpu(),
         plan(10, 4, lambda step: steps.append(step) or 1.0, evaluate_every=2, save_every=5),
         watch, start, evaluation, lambda step: called.append(("save", step)),
     )  # fmt: skip
@@ -377,7 +414,7 @@ def test_evaluate_save_stop_at_the_right_steps(watch, cpu, start):
 def test_stop_saves_once_and_says_where(watch, cpu):
     saved, asked = [], iter([False, False, True])
     run = stub_run(
-        watch, cpu, [Stub(1.0, 1)] * 9, plan(9, 5, save_every=3), save=saved.append, stop=lambda: next(asked)
+        watch, cpu, [[Stub(1.0, 1)]] * 9, plan(9, 5, save_every=3), save=saved.append, stop=lambda: next(asked)
     )
     assert (run.done, saved) == (3, [3])
     assert [look[0] for look in watch.looks()] == [3]
@@ -387,42 +424,45 @@ def test_stop_saves_once_and_says_where(watch, cpu):
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("cut", [4, 7])
 def test_a_run_cut_in_two_is_the_run_bit_for_bit(tiny, masked, cpu, watch, bits, name, precision, cut):
-    """With dropout, so that the generators count; stopped on and off a look."""
-    data = [masked([1 + i % 6, 6], 2 * i) for i in range(20)]
-    the_plan = plan(10, 4, lambda step: lr_fraction("cosine", step, 10, 3), accumulation=2)
+    """With dropout, and generators that stand elsewhere at each start; stopped on and off a look."""
+    data = in_steps([masked([1 + i % 6, 6], 2 * i) for i in range(20)], 2)
+    schedule = lambda step: lr_fraction("cosine", step, 10, 3)  # noqa: E731
 
     def fresh(seed):
         model, runtime = tiny("bert", dropout=0.1, seed=seed), cpu(precision)
         return model, make_optimizers(model, name, 1e-2, 0.1, muon_dtype=runtime.muon_dtype), runtime
 
-    def go_on(state, start, stop_at):
+    def go_on(state, start, stop_at, seed=5):
         model, optimizers, runtime = state
         stop = iter(range(start + 1, 99))
         done = fit(
-            model, language_model_loss, optimizers, iter(data[2 * start :]), runtime, the_plan, watch, start,
-            stop=lambda: next(stop) == stop_at,
+            model, language_model_loss, optimizers, iter(data[start:]), runtime, plan(10, 4, schedule, seed=seed),
+            watch, start, stop=lambda: next(stop) == stop_at,
         )  # fmt: skip
         assert done == min(stop_at, 10)
 
     whole = fresh(0)
-    torch.manual_seed(5)
+    torch.manual_seed(1)
     go_on(whole, 0, 10)
 
     first = fresh(0)
-    torch.manual_seed(5)
+    torch.manual_seed(2)
     go_on(first, 0, cut)
-    saved = first[0].state_dict(), [o.state_dict() for o in first[1]], rng_state(), first[2].scaler.state_dict()
+    saved = first[0].state_dict(), [o.state_dict() for o in first[1]], first[2].scaler.state_dict()
     torch.manual_seed(6)
     second = fresh(7)
     second[0].load_state_dict(saved[0])
     for optimizer, state in zip(second[1], saved[1], strict=True):
         optimizer.load_state_dict(state)
-    set_rng_state(saved[2])
-    second[2].scaler.load_state_dict(saved[3])
+    second[2].scaler.load_state_dict(saved[2])
     go_on(second, cut, 10)
     bits.same(bits.of(*whole[:2]), bits.of(*second[:2]))
     with pytest.raises(AssertionError):  # the comparison sees that they are not the cut run's
         bits.same(bits.of(*whole[:2]), bits.of(*first[:2]))
+    other = fresh(0)
+    go_on(other, 0, 10, seed=4)
+    with pytest.raises(AssertionError):  # and dropout did count
+        bits.same(bits.of(*whole[:2]), bits.of(*other[:2]))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -445,7 +485,7 @@ def test_no_host_sync_between_looks(tiny, masked, cpu, watch, name, precision):
     with Spy():
         fit(
             model, language_model_loss, optimizers, forever([masked([2, 6]), masked([3])]), runtime,
-            plan(9, 4, accumulation=2), watch,
+            plan(9, 4), watch,
         )  # fmt: skip
     since, waited = 0, []
     for kind, *rest in watch.events:
@@ -466,20 +506,26 @@ def test_evaluate_adds_up_sums_without_dropout_or_gradient(cpu):
 
     def score(model, stub):
         seen.append((model.training, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
-        return torch.tensor(stub.nats), torch.tensor(stub.count - 1), torch.tensor(stub.count)
+        own = torch.tensor(stub.nats), torch.tensor(stub.count - 1), torch.tensor(stub.count)
+        return *own, torch.tensor(stub.count // 2), stub.size
 
-    stubs = [Stub(4.0, 2), Stub(1.0, 5), Stub(2.5, 3)]
+    stubs = [Stub(4.0, 2), Stub(1.0, 5, 16), Stub(2.5, 3)]
     result = evaluate(model, score, stubs, cpu("bf16"))
     assert (result.loss, result.accuracy, result.targets) == (7.5 / 10, 7 / 10, 10)
+    assert result.pair_accuracy == 4 / 32
     assert seen == [(False, False, True)] * 3
     assert not model.training
-    assert evaluate(model, score, [], cpu()).targets == 0  # and no division by zero
+    nothing = evaluate(model, score, [], cpu())  # and no division by zero
+    assert (nothing.targets, nothing.pair_accuracy) == (0, None)
 
 
-def test_evaluate_does_not_depend_on_the_batches(tiny, masked, cpu):
-    model = tiny("bert", dropout=0.5, dtype=torch.float64)
-    whole = evaluate(model, language_model_score, [masked(COUNTS)], cpu())
-    parts = [masked(COUNTS[:3]), masked(COUNTS[3:4], 3), masked(COUNTS[4:], 4)]
-    cut = evaluate(model, language_model_score, parts, cpu())
-    assert cut.loss == pytest.approx(whole.loss, rel=1e-12)
-    assert (cut.accuracy, cut.targets) == (whole.accuracy, sum(COUNTS))
+def test_evaluate_does_not_depend_on_the_batches(tiny, masked, pair_rows, cpu):
+    for kind, pairs in ((masked, False), (pair_rows, True)):
+        model = tiny("bert", dropout=0.5, dtype=torch.float64, pairs=pairs)
+        whole = evaluate(model, language_model_score, [kind(COUNTS)], cpu())
+        parts = [kind(COUNTS[:3]), kind(COUNTS[3:4], 3), kind(COUNTS[4:], 4)]
+        cut = evaluate(model, language_model_score, parts, cpu())
+        assert cut.loss == pytest.approx(whole.loss, rel=1e-12)
+        assert (cut.accuracy, cut.targets, cut.pair_accuracy) == (whole.accuracy, whole.targets, whole.pair_accuracy)
+        assert whole.targets == kind(COUNTS).count
+        assert (whole.pair_accuracy is None) == (not pairs)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minilm.batch import IGNORE, Batch
+from minilm.batch import IGNORE, Batch, Tokens
 from minilm.train import losses
 from minilm.train.losses import (
     cross_entropy_sum,
@@ -195,3 +195,84 @@ def test_forward_and_loss_compile_as_one_graph(tiny, tokens_of, packed, architec
         found.append((nats.detach(), dict(zip(leaves, grads, strict=True))))
     # the same fp32 operators, some decomposed: a few roundings of 6e-8 over two layers
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+# -- pairs ----------------------------------------------------------------------------------------
+
+
+def full_pairs(pair_rows, counts, first=0):
+    """Rows that use every slot, so that each holds as many targets; 16 tokens, without padding."""
+    batch = pair_rows(counts, first)
+    ids, types = batch.tokens.input_ids, batch.tokens.token_type_ids
+    target = ids.flatten()[batch.where]
+    return Batch(Tokens.full(ids, token_type_ids=types), batch.where, target, len(target), 0, batch.pair_label)
+
+
+def test_loss_with_pairs_is_the_sum_of_both_means(tiny, pair_rows):
+    """Devlin et al. 2018, app. A.2: mean masked LM likelihood plus mean next sentence likelihood; to the gradient."""
+    model = tiny("bert", dtype=torch.float64, pairs=True)
+    batch = full_pairs(pair_rows, [6] * 5)
+    leaves = dict(model.named_parameters())
+    nats, count = language_model_loss(model, batch)
+    logits = model(batch.tokens, batch.where)
+    pair_logits = model.pair(model.encoder(batch.tokens), batch.tokens)
+    assert pair_logits.shape == (5, 2)
+    reference = F.cross_entropy(logits, batch.target) + F.cross_entropy(pair_logits, batch.pair_label)
+    torch.testing.assert_close(nats / count, reference, **EXACT)
+    own = torch.autograd.grad(nats / count, leaves.values())
+    theirs = torch.autograd.grad(reference, leaves.values())
+    for name, a, b in zip(leaves, own, theirs, strict=True):
+        torch.testing.assert_close(a, b, **EXACT, msg=name)
+        assert a.any(), name  # the head of pairs is trained, too
+
+
+@pytest.mark.parametrize("sizes", [[1] * 8, [2, 5, 1]], ids=str)
+def test_loss_with_pairs_does_not_depend_on_the_split(tiny, pair_rows, sizes):
+    """With rows of unequal targets, of which one has none: a mean of means would be another number."""
+    model, counts = tiny("bert", dtype=torch.float64, pairs=True), [2, 6, 0, 3, 5, 1, 4, 6]
+    whole = language_model_loss(model, pair_rows(counts))
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    cut = [pair_rows(counts[at : at + n], at) for at, n in zip(starts, sizes, strict=True)]
+    assert len({part.count / len(part.pair_label) for part in cut}) > 1
+    parts = [language_model_loss(model, part) for part in cut]
+    torch.testing.assert_close(sum(nats for nats, _ in parts), whole[0], **EXACT)
+    assert sum(int(count) for _, count in parts) == int(whole[1])
+    without = pair_rows(counts)
+    without = language_model_loss(model, Batch(*(getattr(without, f) for f in ("tokens", "where", "target")), 0, 0))
+    assert float((whole[0] - without[0]).detach()) > 1  # eight pairs, each as much as six targets
+
+
+def test_pairs_are_scored_beside_the_targets(tiny, pair_rows):
+    """Held-out loss stays that of the targets alone, which runs without pairs have, too."""
+    model, batch = tiny("bert", dtype=torch.float64, pairs=True).eval(), pair_rows([2, 6, 0, 3, 5])
+    nats, hits, targets, right, pairs = language_model_score(model, batch)
+    logits, pair_logits = model(batch.tokens, batch.where), model.pair(model.encoder(batch.tokens), batch.tokens)
+    torch.testing.assert_close(nats, cross_entropy_sum(logits.detach(), batch.target)[0], **EXACT)
+    assert (int(hits), int(targets)) == (int((logits.argmax(1) == batch.target).sum()), batch.count)
+    told = [int(row.argmax()) == int(label) for row, label in zip(pair_logits, batch.pair_label, strict=True)]
+    assert (int(right), pairs) == (sum(told), 5)
+    with torch.no_grad():
+        for always in (0, 1):
+            model.pair.classifier.bias.copy_(torch.tensor([1e3, 0.0] if always == 0 else [0.0, 1e3]))
+            assert int(language_model_score(model, batch)[3]) == int((batch.pair_label == always).sum())
+
+
+def test_without_pairs_nothing_is_told(tiny, masked):
+    score = language_model_score(tiny("bert", pairs=True), masked([2, 6]))
+    assert (int(score[3]), score[4]) == (0, 0)
+
+
+def test_forward_and_loss_of_pairs_compile_as_one_graph(tiny, pair_rows):
+    torch._dynamo.reset()
+    model, batch = tiny("bert", pairs=True), pair_rows([2, 6, 0, 3])
+    compiled = torch.compile(language_model_loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(model, batch), language_model_loss(model, batch), rtol=1e-5, atol=1e-5)
+
+
+def test_a_half_precision_head_of_pairs_is_reduced_in_fp32(tiny, pair_rows):
+    model, batch = tiny("bert", pairs=True), pair_rows([2, 6, 0, 3])
+    exact, _ = language_model_loss(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough, _ = language_model_loss(model, batch)
+    assert rough.dtype == torch.float32
+    assert float(rough.detach()) == pytest.approx(float(exact.detach()), rel=2e-2)

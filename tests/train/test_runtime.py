@@ -1,4 +1,4 @@
-"""Device and precision as they would be chosen elsewhere, generators, and signals."""
+"""Device and precision as they would be chosen elsewhere, what a step draws, and signals."""
 
 import os
 import signal
@@ -11,7 +11,8 @@ import torch
 
 from minilm.errors import ConfigError
 from minilm.train import runtime as runtime_module
-from minilm.train.runtime import Runtime, StopSignals, peak_memory_mb, rng_state, set_rng_state
+from minilm.train.ranks import Ranks
+from minilm.train.runtime import Runtime, StopSignals, peak_memory_mb, seed_step
 
 
 @pytest.fixture
@@ -99,6 +100,31 @@ def test_a_gpu_by_number(machine):
     assert Runtime.choose(device="cuda:1").device == torch.device("cuda:1")
 
 
+@pytest.mark.parametrize(("local_world", "threads"), [(None, 2), ("2", 4), ("8", 1), ("99", 1)])
+def test_processes_share_the_cores_of_their_machine(machine, monkeypatch, local_world, threads):
+    """torchrun says one thread each, whatever the machine has."""
+    machine()
+    monkeypatch.setattr(runtime_module.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(Ranks, "join", classmethod(lambda cls: Ranks(3, 4, 1)))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if local_world:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local_world)
+    chosen = Runtime.choose()
+    assert chosen.ranks == Ranks(3, 4, 1)
+    assert chosen.threads == torch.get_num_threads() == threads
+    assert chosen.describe().startswith(f"4 processes on cpu, {threads} threads, ")
+    assert Runtime.choose(threads=3).threads == 3  # asked for
+
+
+def test_each_process_has_a_gpu_of_its_own(machine, monkeypatch):
+    machine(cuda=(8, 0), gpus=2)
+    given = []
+    monkeypatch.setattr(torch.cuda, "set_device", given.append)
+    monkeypatch.setattr(Ranks, "join", classmethod(lambda cls: Ranks(3, 4, 1)))
+    assert Runtime.choose().device == torch.device("cuda:1")
+    assert given == [torch.device("cuda:1")]
+
+
 def test_threads_are_set(machine):
     machine()
     before = torch.get_num_threads()
@@ -139,41 +165,44 @@ def test_backend(device, precision, length, backend):
     assert Runtime(torch.device(device), precision, "test", 1).backend(length) == backend
 
 
-def test_generators_go_on_where_they_were():
+def drawn():
+    """What the generator gives next: by itself, and through dropout."""
+    return torch.rand(5), torch.randn(3), torch.randperm(9), torch.nn.functional.dropout(torch.ones(50), 0.5)
+
+
+def test_what_a_step_draws_depends_on_nothing_drawn_before():
     torch.manual_seed(3)
     torch.rand(7)
-    state = rng_state()
-    drawn = torch.rand(5), torch.randn(3), torch.randperm(9), torch.nn.functional.dropout(torch.ones(50), 0.5)
+    seed_step(0, 41, 0)
+    before = drawn()
     torch.manual_seed(99)
-    set_rng_state(state)
-    again = torch.rand(5), torch.randn(3), torch.randperm(9), torch.nn.functional.dropout(torch.ones(50), 0.5)
-    assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
-    assert all(isinstance(each, torch.Tensor) for each in state.values())
+    seed_step(0, 41, 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, drawn(), strict=True))
 
 
-def test_a_gpu_that_is_not_there_any_more_is_left_out(machine, monkeypatch):
-    machine(cuda=(8, 0), gpus=1)
+def test_what_a_step_draws_differs_between_seeds_steps_and_processes():
+    """Of the same step above all: there every process would drop the same units."""
+    places = [(seed, step, rank) for seed in (0, 1, 7) for step in (0, 1, 2, 999) for rank in range(4)]
+    found = set()
+    for place in places:
+        seed_step(*place)
+        found.add(tuple(torch.nn.functional.dropout(torch.ones(64), 0.5).tolist()))
+    assert len(found) == len(places)
+
+
+@pytest.mark.parametrize(("has", "kind"), [({"cuda": (8, 0), "gpus": 2}, "cuda"), ({"mps": True}, "mps")], ids=str)
+def test_the_generator_of_an_accelerator_is_seeded_too(machine, monkeypatch, has, kind):
+    """Dropout on a GPU draws from it."""
     given = []
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: given.append((int(state), device)))
-    set_rng_state({"cpu": torch.get_rng_state(), "cuda:0": torch.tensor(5), "cuda:1": torch.tensor(6)})
-    assert given == [(5, "cuda:0")]
-    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.tensor(7), torch.tensor(8)])
-    assert {name: int(each) for name, each in rng_state().items() if name != "cpu"} == {"cuda:0": 7, "cuda:1": 8}
-
-
-def test_the_generator_of_an_apple_gpu_is_kept(machine, monkeypatch):
-    """Dropout on mps draws from it, so a resume without it is another run."""
-    machine(mps=True)
-    given = []
-    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor([4, 2], dtype=torch.uint8))
-    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state: given.append(state.tolist()))
-    state = rng_state()
-    assert [4, 2] in [each.tolist() for each in state.values()]
-    set_rng_state(state)
-    assert given == [[4, 2]]
-    machine(mps=False)
-    set_rng_state(state)  # on a machine without one it is left out
-    assert given == [[4, 2]]
+    machine(**has)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", given.append)
+    if kind == "mps":
+        monkeypatch.setattr(torch.mps, "manual_seed", given.append)
+        monkeypatch.setattr(torch.mps, "_is_in_bad_fork", lambda: False, raising=False)
+        given.clear()
+    seed_step(0, 1, 0)
+    seed_step(0, 2, 0)
+    assert len(set(given)) == 2
 
 
 def test_peak_memory_is_in_megabytes():

@@ -1,0 +1,156 @@
+"""What pretraining reaches: beside transformers in equal seconds, and without one ingredient after the other.
+
+    python -m benchmarks.pretraining side-by-side
+    python -m benchmarks.pretraining ingredients
+
+Each result is appended to benchmarks/results/NAME.jsonl as it comes; one that is there is not measured again. The table
+is printed at the end, and from what is there at any time with --table.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from minilm import cli
+
+ROOT = Path(__file__).parent.parent
+OURS, PLAIN = [sys.executable, "train.py"], [sys.executable, "-m", "benchmarks.plain_loop"]
+
+# name -> flags of train.py; each for the minutes of the budget
+SIDES = {
+    "minilm, BERT": ["--recipe", "bert-mini", "--packing", "stream"],
+    "minilm, quick": ["--recipe", "quick"],
+}
+# of BertForMaskedLM, of the shape of bert-mini, in a plain loop: the learning rate and batch that did best in a minute
+REFERENCE = ["--library", "transformers", "--recipe", "bert-mini"]
+TRIED = [(lr, rows) for rows in ("16", "32") for lr in ("5e-4", "1e-3", "2e-3")]
+
+# what is changed in quick -> flags; each for as many tokens
+INGREDIENTS = {
+    "quick as it is": [],
+    "AdamW 1e-3": ["--optimizer", "adamw", "--lr", "1e-3"],
+    "AdamW 3e-3": ["--optimizer", "adamw", "--lr", "3e-3"],
+    "output scale 0.35 (GPT-2, ModernBERT)": ["--output-scale", "0.35"],
+    "output scale 1 (BERT)": ["--output-scale", "1"],
+    "mask rate 0.15": ["--mask-rate", "0.15"],
+    "mask rate 0.3 to 0.15": ["--mask-rate-end", "0.15"],
+    "whole words": ["--whole-words"],
+    "cosine": ["--schedule", "cosine"],
+    "wsd": ["--schedule", "wsd"],
+    "half the steps on short rows": ["--short-frac", "0.5"],
+    "batch ramp 8, 16, 32 over 60 %": ["--batch-size", "8", "--accumulation", "4", "--batch-warmup-frac", "0.6"],
+}
+
+
+@dataclass(frozen=True)
+class Args:
+    """Measure, and print the table."""
+
+    name: Literal["side-by-side", "ingredients"]
+    seeds: tuple[int, ...] = (0, 1)
+    minutes: tuple[float, ...] = (1.0, 2.0, 5.0)
+    """Budgets of side-by-side."""
+    rows: int = 12_800
+    """Budget of ingredients: rows of 128 tokens."""
+    data: tuple[str, ...] = ()
+    """As of train.py; the embedded corpus if not given."""
+    threads: int | None = None
+    table: bool = False
+    """Only the table of what is there."""
+
+
+def main(args: Args) -> None:
+    file = ROOT / "benchmarks" / "results" / f"{args.name}.jsonl"
+    results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def measured(command: list[str], **known: Any) -> dict[str, Any]:
+        """The result of a command, from the file or measured now."""
+        known |= {"data": list(args.data)}
+        if found := [row for row in results if all(row.get(key) == value for key, value in known.items())]:
+            return found[0]
+        if args.table:
+            return known
+        row = known | run(command, args)
+        results.append(row)
+        with file.open("a") as out:
+            out.write(json.dumps(row) + "\n")
+        return row
+
+    measure = side_by_side if args.name == "side-by-side" else ingredients
+    for line in measure(args, measured):
+        print(line, flush=True)
+
+
+def run(command: list[str], args: Args) -> dict[str, Any]:
+    """What a command says about its model."""
+    print(" ".join(command[1:]), file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        flags = ["--data", *args.data] if args.data else []
+        if command[1] == "train.py":
+            flags += ["--out", f"{scratch}/run", "--json", "-"]
+            flags += ["--threads", str(args.threads)] if args.threads else []
+        done = subprocess.run([*command, *flags], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    result = json.loads(done.stdout)
+    kept = ("held_out_loss", "unigram_loss", "accuracy", "steps", "tokens", "seconds", "flops", "precision")
+    return {key: result[key] for key in kept if key in result}
+
+
+def side_by_side(args: Args, measured: Any) -> Iterator[str]:
+    """Ours for each budget, then the reference for the seconds that bert-mini has taken."""
+    tried = {
+        (lr, rows): measured(
+            [*PLAIN, *REFERENCE, "--minutes", "1", "--lr", lr, "--batch-size", rows], tried_lr=lr, batch_size=rows
+        ).get("held_out_loss", 99.0)
+        for lr, rows in TRIED
+    }
+    lr, rows = min(tried, key=tried.get)
+    yield f"transformers in a minute: {', '.join(f'lr {a} x {b} rows {loss:.3f}' for (a, b), loss in tried.items())}"
+    for minutes in args.minutes:
+        found = defaultdict(list)
+        for seed in args.seeds:
+            budget = ["--minutes", str(minutes), "--seed", str(seed)]
+            for side, flags in SIDES.items():
+                row = measured([*OURS, *flags, *budget], side=side, minutes=minutes, seed=seed)
+                found[side].append(row)
+            taken = str(found["minilm, BERT"][-1].get("seconds", 0) / 60)
+            command = [*PLAIN, *REFERENCE, "--lr", lr, "--batch-size", rows, "--minutes", taken, "--seed", str(seed)]
+            found["transformers"].append(measured(command, side="transformers", minutes=minutes, seed=seed))
+        yield from table(f"{minutes:g} min", found)
+
+
+def ingredients(args: Args, measured: Any) -> Iterator[str]:
+    """quick, and quick with one thing changed, for equal numbers of rows."""
+    found = defaultdict(list)
+    for seed in args.seeds:
+        for name, flags in INGREDIENTS.items():
+            steps = args.rows // (32 if "--accumulation" in flags else 16)
+            if "--batch-warmup-frac" in flags:  # rows a step: 8 and 16 for 0.3 of the steps each, then 32
+                steps = round(args.rows / (0.3 * 8 + 0.3 * 16 + 0.4 * 32))
+            if "--short-frac" in flags:  # the first half of the steps has a quarter of the tokens
+                steps = round(args.rows / 16 / (0.5 / 4 + 0.5))
+            command = [*OURS, *flags, "--steps", str(steps), "--seed", str(seed)]
+            found[name].append(measured(command, changed=name, rows=args.rows, seed=seed))
+    yield from table("held-out loss", found)
+
+
+def table(title: str, found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Mean over seeds, the single values, seconds and tokens."""
+    yield f"| {title} | loss | of each seed | seconds | tokens |"
+    yield "|---|---|---|---|---|"
+    for name, rows in found.items():
+        if rows := [row for row in rows if "held_out_loss" in row]:
+            losses = [row["held_out_loss"] for row in rows]
+            seconds, tokens = (statistics.mean(row[key] for row in rows) for key in ("seconds", "tokens"))
+            each = ", ".join(f"{loss:.3f}" for loss in losses)
+            yield f"| {name} | {statistics.mean(losses):.3f} | {each} | {seconds:.0f} | {tokens:,.0f} |"
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

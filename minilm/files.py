@@ -1,0 +1,84 @@
+"""Files that are whole or not there, on the disk and not only in the system's memory, and known by their checksums."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+TRIES = 100  # to find a directory that other processes make and rename
+
+
+def sha256(file: Path) -> str:
+    """Of the bytes of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Whole or not at all, and on the disk."""
+    partial = file.with_name(f".{file.name}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    sync_entry(partial)
+    partial.replace(file)
+    sync_entry(file.parent)
+
+
+def write_json(file: Path, value: dict[str, Any]) -> None:
+    """`write_whole` of an object."""
+    write_whole(file, json.dumps(value, indent=2) + "\n")
+
+
+def remove(path: Path) -> None:
+    """A file, a link or a whole directory."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+@contextmanager
+def alone(directory: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """`directory`, made if need be, with no other process within this. One that is there is waited for, which `waiting`
+    may say."""
+    tries = 0
+    while True:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, FileExistsError):  # taken away by another process, in between
+            if (tries := tries + 1) == TRIES:
+                raise
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(handle), os.stat(directory)):
+                break
+        os.close(handle)  # it was renamed while we waited
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def sync(directory: Path) -> None:
+    """Every file and directory below `directory`, and itself, on the disk."""
+    for path in [*directory.rglob("*"), directory]:
+        sync_entry(path)
+
+
+def sync_entry(path: Path) -> None:
+    """One file or directory on the disk; not what is below it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,129 @@
+"""How long and how much: before a run, from a few steps of it; after it, from what it took."""
+
+import copy
+import math
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from minilm.checkpoint.model import read_model
+from minilm.data.loader import Kind, Loader
+from minilm.train.cost import matmul_peak, run_flops
+from minilm.train.job import VERSIONS, Job, train
+from minilm.train.log import Log
+from minilm.train.loop import Loss, Optimizers, Plan, Summed, train_step
+from minilm.train.runtime import Runtime, peak_memory_mb
+
+WARM_STEPS, TIMED_STEPS = 3, 20  # of a copy of the model
+KEPT = 2  # checkpoints of a run, beside the one that is being written
+
+
+def step_seconds(
+    model: nn.Module,
+    loss: Loss,
+    optimizers: Optimizers,
+    loader: Loader,
+    runtime: Runtime,
+    max_norm: float,
+    limit_s: float = math.inf,
+) -> dict[Kind, float]:
+    """How long a step of each kind takes, all found in not much more than `limit_s`.
+
+    Timed on a copy, so that everything stays as it is: trained for so many minutes, a job is bit for bit that of so
+    many steps.
+    """
+    model, optimizers = copy.deepcopy((model, optimizers))
+    runtime = replace(runtime)  # with a GradScaler of its own
+    forward = runtime.ranks.parallel(Summed(model, loss))
+    found: dict[Kind, float] = {}
+    for stretch in loader.stretches:
+        took: list[float] = []
+        batches = loader.with_stretches([replace(stretch, steps=WARM_STEPS + TIMED_STEPS)]).steps_from(0)
+        going = True
+        while going:
+            began = time.perf_counter()
+            nats, _, _ = train_step(forward, optimizers, next(batches), runtime, max_norm)
+            float(nats)  # waits for the device
+            took.append(time.perf_counter() - began)
+            enough = len(took) >= 2 and sum(took) >= limit_s / len(loader.stretches)
+            going = len(took) < WARM_STEPS + TIMED_STEPS and not runtime.ranks.any(enough)
+        timed = took[min(WARM_STEPS, len(took) - 1) :]
+        found[stretch.kind] = runtime.ranks.total(sum(timed) / len(timed))[0] / runtime.ranks.world
+    return found
+
+
+def rehearse(job: Job, plan: Plan, step_s: dict[Kind, float]) -> dict[str, Any]:
+    """One step of each of the run's stretches, evaluation, a save and its reading, in the job's store: what the whole
+    run would take.
+
+    step_s: seconds of a step of each kind. Seconds are of training; `total_seconds` has evaluation and saving, too.
+    """
+    stretches = [replace(each, steps=1) for each in job.loader.stretches]
+    loader = job.loader.with_stretches(stretches)
+    steps = job.loader.steps
+    once = replace(plan, steps=len(stretches), evaluate_every=0, save_every=len(stretches))
+    seconds = sum(each.steps * step_s[each.kind] for each in job.loader.stretches)
+    train(replace(job, loader=loader, evaluate_first=False), once)
+    began = time.perf_counter()
+    job.evaluate()
+    evaluated = time.perf_counter()
+    if job.runtime.ranks.first:
+        job.store.finish(job.write_model)
+        final = _bytes(job.store.out) - _bytes(job.store.out / f"step-{len(stretches):06d}")
+        saved = time.perf_counter()
+        read_model(job.store.out)
+        checkpoint = _bytes(job.store.out / f"step-{len(stretches):06d}")
+        evaluations = math.ceil(steps / plan.evaluate_every) + job.evaluate_first
+        saves = math.ceil(steps / plan.save_every)
+        other = evaluations * (evaluated - began) + saves * (saved - evaluated) * checkpoint / max(1, final)
+        return {
+            "steps": steps,
+            "seconds": seconds,
+            "total_seconds": seconds + other,
+            "tokens": sum(each.steps * each.rows * each.length for each in job.loader.stretches),
+            "flops": run_flops(job.model.cfg, job.loader, steps),
+            "peak_mb": peak_memory_mb(job.runtime.device),
+            "checkpoint_mb": checkpoint / 2**20,
+            "disk_mb": max(min(KEPT + 1, saves) * checkpoint, min(KEPT, saves) * checkpoint + final) / 2**20,
+            "free_disk_mb": shutil.disk_usage(job.store.out).free / 2**20,
+            "parameters": sum(p.numel() for p in job.model.parameters()),
+            "processes": job.runtime.ranks.world,
+        }
+    return {}
+
+
+def measure(job: Job, log: Log) -> dict[str, Any]:
+    """What was learned and what it cost, in all processes."""
+    score, spent = log.score or job.evaluate(), log.spent  # no score yet, if all that was left to do was to finish
+    seconds, world = max(spent.seconds, 1e-9), job.runtime.ranks.world
+    flops = run_flops(job.model.cfg, job.loader, job.loader.steps)
+    peak = matmul_peak(job.runtime.device, job.runtime.dtype) * world
+    return {
+        "held_out_loss": score.loss,
+        "held_out_loss_before": log.loss_before,  # None: of a model that was not trained before
+        "unigram_loss": job.unigram,
+        "accuracy": score.accuracy,
+        "pair_accuracy": score.pair_accuracy,
+        "targets": score.targets,
+        "steps": job.loader.steps,
+        "tokens": spent.tokens,
+        "parameters": sum(p.numel() for p in job.model.parameters()),
+        "seconds": spent.seconds,
+        "tokens_per_s": spent.tokens / seconds,
+        "flops": flops,
+        "mfu": flops / seconds / peak,
+        "matmul_peak_flops": peak,
+        "joules": spent.joules,  # None: nothing measured it
+        "peak_mb": peak_memory_mb(job.runtime.device),
+        "precision": job.runtime.precision,
+        "processes": world,
+        "versions": VERSIONS,
+    }
+
+
+def _bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
