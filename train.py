@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from minilm import cli
 from minilm.batch import Batch
@@ -45,7 +46,7 @@ from minilm.train.loop import Optimizers, Plan, evaluate
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.measure import measure, rehearse, step_seconds
 from minilm.train.optim import OptimizerName, ScheduleName, lr_fraction, make_optimizers
-from minilm.train.ranks import Ranks, is_first
+from minilm.train.ranks import Applied, Ranks, is_first, whole_state
 from minilm.train.runtime import Runtime
 
 EVAL_SEED = 0  # held-out masks are the same in every run
@@ -138,6 +139,8 @@ class Args:
     """cuda, mps or cpu; auto takes the first of these that is there."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto takes the fastest that the device computes natively."""
+    shard: bool = False
+    """With torchrun: each process keeps a part of weights, gradients and optimizer states, for what does not fit."""
     threads: int | None = None
     """Of the CPU; torch's choice if not given."""
     cache_dir: Path = Path("~/.cache/minilm")
@@ -271,6 +274,7 @@ def pretrain(
         settings, choices = asked_for(args, objective, recipe, pretrained)
         run = ranks.from_first(lambda: store.earlier_run(settings, choices, args.resume))
         runtime = ranks.agreed(lambda: runtime_of(run, args.device, args.precision, args.threads))
+        check_sharding(args, recipe, runtime, run)
         data, rows, held_out = load_data(args, objective, recipe, runtime, pretrained)
         if run and run.settings["data"] != data.fingerprint:
             raise ConfigError(
@@ -282,7 +286,8 @@ def pretrain(
             return run.result, []
 
         backend = run.backend if run else runtime.backend(recipe.length)
-        model, optimizers = build(recipe, data.tokenizer.vocab_size, args.seed, runtime, backend, pretrained)
+        forward, optimizers = build(args, recipe, data.tokenizer.vocab_size, runtime, backend, pretrained)
+        model = forward.model
         parameters = sum(p.numel() for p in model.parameters())
         say(f"{parameters / 1e6:.1f} M parameters on {runtime.describe()}, {backend} attention; into {out}")
         longest = rows[recipe.length]
@@ -299,19 +304,22 @@ def pretrain(
             say("timing a step")
             nominal = loader(NOMINAL_STEPS)
             limit_s = min(MAX_TIMING_S, 0.1 * 60 * (recipe.minutes or math.inf))
-            step_s = step_seconds(model, language_model_loss, optimizers, nominal, runtime, recipe.max_norm, limit_s)
+            parts = forward, language_model_loss, optimizers, nominal, runtime, recipe.max_norm
+            step_s = step_seconds(*parts, limit_s, on_copy=not args.dry_run)
         steps = run.steps if run else steps_of_budget(args, recipe, longest, step_s)
         own_held_out = held_out[ranks.rank :: ranks.world]
         job = Job(
             settings | {"data": data.fingerprint},
-            model,
+            forward,
             language_model_loss,
             optimizers,
             loader(steps),
             runtime,
             store,
-            evaluate=lambda: evaluate(model, language_model_score, own_held_out, runtime),
-            write_model=lambda directory: write_model(directory, model, data.tokenizer, objective, recipe.pairs),
+            evaluate=lambda: evaluate(forward, language_model_score, own_held_out, runtime),
+            write_model=lambda directory, state: write_model(
+                directory, model, data.tokenizer, objective, recipe.pairs, state
+            ),
             unigram=unigram_of(data, objective, held_out),
             evaluate_first=pretrained is not None,
         )
@@ -323,7 +331,8 @@ def pretrain(
             run = begin(job, steps, backend)
         log = train(job, plan)
         result = {"objective": objective, **measure(job, log), "vocab_size": data.tokenizer.vocab_size}
-        return (result, conclude(run, job, log, data, result)) if ranks.first else (result, [])
+        weights = whole_state(model)
+        return (result, conclude(run, job, log, data, result, weights)) if ranks.first else (result, [])
 
 
 def asked_for(
@@ -337,6 +346,16 @@ def asked_for(
     if pretrained:
         settings["model"] = f"{args.model} ({weights_fingerprint(pretrained.model)})"
     return settings | asdict(recipe), choices
+
+
+def check_sharding(args: Args, recipe: Recipe, runtime: Runtime, run: Run | None) -> None:
+    """Raises ConfigError for what --shard does not go with."""
+    if args.shard and runtime.ranks.world == 1:
+        raise ConfigError("--shard: shares a model among processes; start them with torchrun --nproc-per-node")
+    if args.shard and runtime.precision == "fp16":
+        raise ConfigError("--shard: --precision fp16 is not supported with it; use bf16 or fp32")
+    if args.shard and not (run or args.dry_run or recipe.steps or args.epochs):
+        raise ConfigError("--shard: give --steps or --epochs, for a sharded model is not copied to time it")
 
 
 def load_data(
@@ -390,10 +409,10 @@ def report_of_corpus(args: Args, recipe: Recipe, pretrained: Pretrained | None) 
 
 
 def build(
-    recipe: Recipe, vocab_size: int, seed: int, runtime: Runtime, backend: Backend, pretrained: Pretrained | None
-) -> tuple[LanguageModel, Optimizers]:
+    args: Args, recipe: Recipe, vocab_size: int, runtime: Runtime, backend: Backend, pretrained: Pretrained | None
+) -> tuple[Applied, Optimizers]:
     """A model with fresh weights, or those to go on from, on its device, and what updates it."""
-    torch.manual_seed(seed)
+    torch.manual_seed(args.seed)
     if pretrained is None:
         model = LanguageModel(recipe.encoder_config(vocab_size), backend, recipe.pairs is not None)
         initialise(model, output_scale=recipe.output_scale)
@@ -404,9 +423,12 @@ def build(
         known = pretrained.model.state_dict()
         model.load_state_dict(known | {n: p for n, p in model.state_dict().items() if n not in known}, strict=False)
     model.encoder.gradient_checkpointing = recipe.gradient_checkpointing
-    model.to(runtime.device)
+    forward = Applied(model)
+    if args.shard:
+        runtime.ranks.shard(forward, model.encoder.layers, runtime.device)
+    forward.to(runtime.device)
     betas, kind, dtype = (0.9, recipe.beta2), recipe.optimizer, runtime.muon_dtype
-    return model, make_optimizers(model, kind, recipe.lr, recipe.weight_decay, betas, recipe.eps, dtype)
+    return forward, make_optimizers(model, kind, recipe.lr, recipe.weight_decay, betas, recipe.eps, dtype)
 
 
 def steps_of_budget(args: Args, recipe: Recipe, rows: Rows, step_s: dict[Kind, float]) -> int:
@@ -442,12 +464,14 @@ def unigram_of(data: Prepared, objective: ObjectiveName, held_out: list[Batch]) 
     return unigram_loss(data.counts, target, data.tokenizer.special_ids if objective == "mlm" else ())
 
 
-def conclude(run: Run, job: Job, log: Log, data: Prepared, result: dict[str, Any]) -> list[str]:
+def conclude(
+    run: Run, job: Job, log: Log, data: Prepared, result: dict[str, Any], weights: dict[str, Tensor]
+) -> list[str]:
     """The final model with its card, figures and plot in OUT: the model at work."""
     out = job.store.out
 
     def write_final(directory: Path) -> None:
-        job.write_model(directory)
+        job.write_model(directory, weights)
         card = model_card(result, out, run.settings)
         (directory / "README.md").write_text(card, encoding="utf-8")
 
@@ -456,7 +480,7 @@ def conclude(run: Run, job: Job, log: Log, data: Prepared, result: dict[str, Any
     if not plot_loss(log.file, out / "loss.png", result["unigram_loss"]):
         say("no loss.png, for matplotlib is missing: pip install 'minilm[eval]'")
     job.store.write_run(replace(run, result=result))
-    return samples(Pretrained(job.model, data.tokenizer, run.settings["objective"]), data.held_out)
+    return samples(read_model(out), data.held_out)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,22 @@ def test_two_processes_are_one(processes, tmp_path):
     assert shared[1][1:] == ("", "")  # only the first one speaks
 
 
+def test_a_sharded_run_is_the_same_run(processes, tmp_path):
+    """Each process has a part of everything; stopped in the middle, it goes on, and ends as one process does."""
+    flags = ["--objective", "clm", "--accumulation", 2, "--batch-size", 8, "--steps", 12, "--evaluate-every", 12]
+    flags += ["--save-every", 6]
+    alone = finish(processes(1, *flags, "--out", "alone"))
+    first = processes(2, *flags, "--out", "shared", "--shard")
+    wait_for(first, (tmp_path / "shared" / "step-000006").exists)
+    first[0].kill()
+    finish(first, seconds=30)
+    again = finish(processes(2, *flags, "--out", "shared", "--shard"))
+    assert [status for status, _, _ in alone + again] == [0, 0, 0], [err for _, _, err in alone + again]
+    assert "going on from step" in again[0][2]
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "shared"))
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-6
+
+
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_process_killed_ends_the_other(processes, tmp_path, killed):
     """In seconds, with the last checkpoint whole; one process alone goes on from it, and says that the bits differ."""

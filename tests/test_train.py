@@ -230,6 +230,7 @@ MODEL_FAULTS = {
     ("--model", "run", "--add-tokens", "missing.txt"): "--add-tokens missing.txt: cannot be read",
     ("--add-tokens", "words.txt"): "--add-tokens words.txt: extends the vocabulary of a model",
     ("--recipe", "continue"): "--recipe continue: goes on from a model",
+    ("--shard",): "--shard: shares a model among processes",
     ("--objective", "clm", "--pairs", "next"): "--pairs next: goes with --objective mlm only",
 }
 

@@ -5,7 +5,6 @@ training goes on from, training/ beside them.
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,12 +35,20 @@ class Pretrained(NamedTuple):
 
 
 def write_model(
-    directory: Path, model: LanguageModel, tokenizer: Tokenizer, objective: str, pairs: str | None = None
+    directory: Path,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    objective: str,
+    pairs: str | None = None,
+    state: dict[str, Tensor] | None = None,
 ) -> None:
-    """config.json, model.safetensors and the tokenizer, as transformers reads them; `pairs`: of its pair head."""
+    """config.json, model.safetensors and the tokenizer, as transformers reads them.
+
+    pairs: what its pair head tells. state: the model's, for one whose own tensors are parts.
+    """
     specials = {"cls_token_id": tokenizer.cls_id, "sep_token_id": tokenizer.sep_id}
     config = config_to_hf(model.cfg, objective, specials, pairs)
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu() for name, tensor in (state or model.state_dict()).items()}
     tokenizer.save(directory, model_max_length=model.cfg.max_position_embeddings, open_end=objective == "clm")
     _save_tensors(to_hf(state, config["model_type"]), directory / "model.safetensors")
     write_json(directory / "config.json", config)
@@ -117,20 +124,28 @@ def read_model(directory: Path | str, backend: Backend = "sdpa", new_head: bool 
 
 
 def load_weights(model: nn.Module, directory: Path, new: tuple[str, ...] = ()) -> list[str]:
-    """Fill `model` from a directory's model.safetensors, every tensor accounted for: (names of those of other heads).
+    """Fill `model` with `read_weights`; the names of the tensors that are left out. A model on the meta device gets the
+    file's own tensors."""
+    state, dropped = read_weights(model, directory, new)
+    model.load_state_dict(state, strict=not new, assign=next(model.parameters()).is_meta)
+    return dropped
 
-    A model on the meta device gets the file's own tensors. new: modules of the model that stay as they are where the
-    file has nothing of them. Raises CheckpointError.
+
+def read_weights(model: nn.Module, directory: Path, new: tuple[str, ...] = ()) -> tuple[dict[str, Tensor], list[str]]:
+    """The state of `model` in a directory's model.safetensors, every tensor accounted for, and the names of those of
+    other heads.
+
+    new: modules of the model of which the file may have nothing; the state is then without them. Raises
+    CheckpointError.
     """
     model_type = read_json(directory / "config.json")["model_type"]
     file = directory / "model.safetensors"
     tensors = _load_tensors(file)
+    shapes = {name: torch.empty(own.shape, dtype=own.dtype, device="meta") for name, own in model.state_dict().items()}
     try:
-        state, dropped = from_hf(tensors, model_type, model.state_dict(), new)
+        return from_hf(tensors, model_type, shapes, new)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {' '.join(str(error).split())}") from error
-    model.load_state_dict(state, strict=not new, assign=next(model.parameters()).is_meta)
-    return dropped
 
 
 def add_words(pretrained: Pretrained, file: Path) -> Pretrained:
@@ -154,37 +169,24 @@ def add_words(pretrained: Pretrained, file: Path) -> Pretrained:
     return Pretrained(grown.eval(), tokenizer, objective)
 
 
-def write_training(
-    directory: Path,
-    model: nn.Module,
-    optimizers: Iterable[torch.optim.Optimizer],
-    state: dict[str, Any],
-) -> None:
-    """training/: the optimizers' tensors under the names of their parameters, and `state` as JSON."""
+def write_training(directory: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """training/: the tensors of `optim.optimizer_state`, and `state` as JSON."""
     (directory / "training").mkdir()
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {}
-    for optimizer in optimizers:
-        for parameter, own in optimizer.state.items():
-            for key, tensor in own.items():
-                tensors[f"{key}/{names[parameter]}"] = tensor.detach().cpu().contiguous()
     _save_tensors(tensors, directory / "training" / "tensors.safetensors")
     write_json(directory / "training" / "state.json", {"format": FORMAT, **state})
 
 
-def read_training(directory: Path, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Fill the optimizers; the state as it was written. Raises CheckpointError."""
-    parameters = dict(model.named_parameters())
-    owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
+def read_training(directory: Path, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_training` wrote of the optimizers of such a model. Raises CheckpointError."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     file = directory / "training" / "tensors.safetensors"
-    for name, tensor in _load_tensors(file).items():
-        key, _, of = name.partition("/")
-        if of not in parameters:
+    tensors = _load_tensors(file)
+    for name, tensor in tensors.items():
+        _, _, of = name.partition("/")
+        if of not in shapes:
             raise CheckpointError(f"{file}: {name!r} belongs to no parameter of this model")
-        parameter = parameters[of]
-        if tensor.ndim and tensor.shape != parameter.shape:
-            raise CheckpointError(f"{file}: {name!r} has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}")
-        owner[parameter].state[parameter][key] = tensor.to(parameter.device)
+        if tensor.ndim and tensor.shape != shapes[of]:
+            raise CheckpointError(f"{file}: {name!r} has shape {tuple(tensor.shape)}, not {tuple(shapes[of])}")
     state = read_json(directory / "training" / "state.json")
     check_format(directory / "training" / "state.json", state)
-    return state
+    return tensors, state

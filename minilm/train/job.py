@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import minilm
-from minilm.checkpoint.model import load_weights, read_training, write_training
+from minilm.checkpoint.model import read_training, read_weights, write_training
 from minilm.checkpoint.store import Run, Store
 from minilm.data.loader import Loader
 from minilm.errors import CheckpointError
 from minilm.train.cost import EnergyMeter
 from minilm.train.log import Log, Spent, say
 from minilm.train.loop import Loss, Optimizers, Plan, Score, TrainingError, fit
+from minilm.train.optim import load_optimizer_state, optimizer_state
+from minilm.train.ranks import Applied, split, whole_state
 from minilm.train.runtime import Runtime, StopSignals
 
 VERSIONS = {"minilm": minilm.__version__, "torch": torch.__version__}
@@ -31,16 +33,20 @@ class Job:
     """What trains, on what, and where it is kept."""
 
     settings: dict[str, Any]  # what decides the weights: flags, and a fingerprint of the data
-    model: nn.Module
+    forward: Applied  # the model
     loss: Loss
     optimizers: Optimizers
     loader: Loader
     runtime: Runtime
     store: Store
     evaluate: Callable[[], Score]  # on what is held out
-    write_model: Callable[[Path], None]  # into a directory
+    write_model: Callable[[Path, dict[str, Tensor]], None]  # into a directory, from the model's whole state
     unigram: float | None = None  # the loss that word frequencies alone reach
     evaluate_first: bool = False  # before the first step, too
+
+    @property
+    def model(self) -> nn.Module:
+        return self.forward.model
 
     def fingerprint(self) -> str:
         """In every checkpoint: one of another job is refused, for it would end in other weights."""
@@ -84,11 +90,12 @@ def train(job: Job, plan: Plan) -> Log:
             log.evaluation(step, job.evaluate())
 
     def save(step: int) -> None:
+        weights, tensors = whole_state(job.model), optimizer_state(job.model, job.optimizers)
+
         def write(directory: Path) -> None:
-            job.write_model(directory)
+            job.write_model(directory, weights)
             state = {"job": job.fingerprint(), "step": step, "spent": asdict(log.spent)}
-            state |= {"scaler": job.runtime.scaler.state_dict()}
-            write_training(directory, job.model, job.optimizers, state)
+            write_training(directory, tensors, state | {"scaler": job.runtime.scaler.state_dict()})
 
         with log.paused():
             ranks.agreed(lambda: job.store.save(step, write) if ranks.first else None)
@@ -98,7 +105,7 @@ def train(job: Job, plan: Plan) -> Log:
             if job.evaluate_first and start == 0:
                 examine(0)
             done = fit(
-                job.model,
+                job.forward,
                 job.loss,
                 job.optimizers,
                 job.loader.steps_from(start),
@@ -127,10 +134,13 @@ def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log]:
     """The step to go on from, with everything as it was then, and the log of the run so far."""
     start, spent = 0, Spent()
     if checkpoint:
-        state = read_training(checkpoint, job.model, job.optimizers)
+        tensors, state = read_training(checkpoint, job.model)
         if state.get("job") != job.fingerprint():
             raise CheckpointError(f"{checkpoint}: of another run; move it away")
-        load_weights(job.model, checkpoint)
+        weights, _ = read_weights(job.model, checkpoint)
+        own = job.model.state_dict()
+        job.model.load_state_dict({name: split(weights[name].to(like.device), like) for name, like in own.items()})
+        load_optimizer_state(job.model, job.optimizers, tensors)
         try:
             start, spent = int(state["step"]), Spent(**state["spent"])
             job.runtime.scaler.load_state_dict(state["scaler"])

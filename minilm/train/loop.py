@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minilm.errors import UserError
 from minilm.train.optim import set_learning_rate
-from minilm.train.ranks import no_sync
+from minilm.train.ranks import Applied, no_sync, whole
 from minilm.train.runtime import Runtime, seed_step
 
 FP16_STREAK = 50  # overflowing steps in a row that GradScaler may take to find its scale
@@ -30,17 +30,6 @@ Loss = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
 Optimizers = Sequence[torch.optim.Optimizer]
 
 
-class Summed(nn.Module):
-    """A model and its loss as one module, from a batch to summed nats: what torch's parallel wrappers take."""
-
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def forward(self, batch: Any) -> Tensor:
-        return self.loss(self.model, batch)[0]
-
-
 class TrainingError(UserError):
     """The run cannot go on: its numbers are not finite any more. `step` counts from 0."""
 
@@ -51,6 +40,7 @@ class TrainingError(UserError):
 
 def train_step(
     forward: nn.Module,
+    loss: Loss,
     optimizers: Optimizers,
     micro_batches: Sequence[MicroBatch],
     runtime: Runtime,
@@ -59,22 +49,22 @@ def train_step(
     """One update from the micro-batches of all processes together: (summed nats of this process's, gradient norm before
     clipping, whether it was bad).
 
-    `forward` is a `Summed`, perhaps in `Ranks.parallel`, which averages gradients over the processes. The sum is
-    divided by the targets of all micro-batches, so k micro-batches, or k processes, are one batch. If loss or gradient
-    is not finite, nothing changes: the update is gated on the device, and nobody waits for the answer. The optimizers
-    must honour `found_inf`, as Muon and torch's fused ones do.
+    `forward` is the model as `Applied`, perhaps from `Ranks.parallel`, which averages gradients over the processes. The
+    sum is divided by the targets of all micro-batches, so k micro-batches, or k processes, are one batch. If loss or
+    gradient is not finite, nothing changes: the update is gated on the device, and nobody waits for the answer. The
+    optimizers must honour `found_inf`, as Muon and torch's fused ones do.
     """
     (count,) = runtime.ranks.total(sum(micro.count for micro in micro_batches))
     total = torch.zeros((), device=runtime.device)
     for number, micro in enumerate(micro_batches, start=1):
         with no_sync(forward) if number < len(micro_batches) else nullcontext():
             with runtime.autocast():
-                nats = forward(micro.to(runtime.device, non_blocking=True))
+                nats, _ = forward(loss, micro.to(runtime.device, non_blocking=True))
             runtime.scaler.scale(nats / (max(1, count) / runtime.ranks.world)).backward()
         total += nats.detach()
     for optimizer in optimizers:
         runtime.scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(forward.parameters(), max_norm)
+    norm = whole(nn.utils.clip_grad_norm_(forward.parameters(), max_norm))
     bad = runtime.ranks.any_on_device(~(norm.isfinite() & total.isfinite()))
     for optimizer in optimizers:
         optimizer.found_inf = bad.float()
@@ -110,7 +100,7 @@ class Watch(Protocol):
 
 
 def fit(
-    model: nn.Module,
+    forward: Applied,
     loss: Loss,
     optimizers: Optimizers,
     batches: Iterator[Sequence[MicroBatch]],
@@ -128,15 +118,15 @@ def fit(
     steps are done, `stop()` after each. Raises TrainingError at the next look (every `log_every` steps) after a step
     that was not finite; that step changed nothing, those between it and the look did.
     """
-    model.train()
-    forward = runtime.ranks.parallel(Summed(model, loss))
+    forward.train()
+    parallel = runtime.ranks.parallel(forward)
     since = _Since(runtime)
     for step in range(start, plan.steps):
         fraction = plan.schedule(step)
         set_learning_rate(optimizers, fraction)
         micro_batches = next(batches)
         seed_step(plan.seed, step, runtime.ranks.rank)
-        nats, norm, bad = train_step(forward, optimizers, micro_batches, runtime, plan.max_norm)
+        nats, norm, bad = train_step(parallel, loss, optimizers, micro_batches, runtime, plan.max_norm)
         since.add(step, nats, bad, micro_batches)
         done, stopping = step + 1, runtime.ranks.any(stop())
         watch.tick(done)
@@ -148,7 +138,7 @@ def fit(
             since = _Since(runtime, since.streak)
         if evaluating:
             evaluate(done)
-            model.train()
+            forward.train()
         if saving:
             save(done)
         if stopping:
@@ -200,17 +190,17 @@ class Score:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
+    forward: Applied,
     score: Callable[[nn.Module, Any], tuple[Tensor, ...]],  # -> nats, hits, targets, pairs told right, pairs
     batches: Iterable[MicroBatch],
     runtime: Runtime,
 ) -> Score:
     """The sums of `score` over the batches of all processes as means. Leaves the model in eval mode."""
-    model.eval()
+    forward.eval()
     own: list[float] = [0.0] * 5
     for batch in batches:
         with runtime.autocast():
-            each = score(model, batch.to(runtime.device, non_blocking=True))
+            each = forward(score, batch.to(runtime.device, non_blocking=True))
         own = [a + float(b) for a, b in zip(own, each, strict=True)]
     nats, hits, targets, pair_hits, pairs = runtime.ranks.total(*own)
     pair_accuracy = pair_hits / pairs if pairs else None

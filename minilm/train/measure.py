@@ -8,37 +8,38 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from minilm.checkpoint.model import read_model
 from minilm.data.loader import Kind, Loader
 from minilm.train.cost import matmul_peak, run_flops
 from minilm.train.job import VERSIONS, Job, train
 from minilm.train.log import Log
-from minilm.train.loop import Loss, Optimizers, Plan, Summed, train_step
+from minilm.train.loop import Loss, Optimizers, Plan, train_step
+from minilm.train.ranks import Applied, whole_state
 from minilm.train.runtime import Runtime, peak_memory_mb
 
-WARM_STEPS, TIMED_STEPS = 3, 20  # of a copy of the model
+WARM_STEPS, TIMED_STEPS = 3, 20
 KEPT = 2  # checkpoints of a run, beside the one that is being written
 
 
 def step_seconds(
-    model: nn.Module,
+    forward: Applied,
     loss: Loss,
     optimizers: Optimizers,
     loader: Loader,
     runtime: Runtime,
     max_norm: float,
     limit_s: float = math.inf,
+    on_copy: bool = True,
 ) -> dict[Kind, float]:
     """How long a step of each kind takes, all found in not much more than `limit_s`.
 
-    Timed on a copy, so that everything stays as it is: trained for so many minutes, a job is bit for bit that of so
-    many steps.
+    on_copy: everything stays as it is, so that a job trained for so many minutes is bit for bit that of so many steps.
+    A sharded model cannot be copied.
     """
-    model, optimizers = copy.deepcopy((model, optimizers))
+    if on_copy:
+        forward, optimizers = copy.deepcopy((forward, optimizers))
     runtime = replace(runtime)  # with a GradScaler of its own
-    forward = runtime.ranks.parallel(Summed(model, loss))
+    parallel = runtime.ranks.parallel(forward)
     found: dict[Kind, float] = {}
     for stretch in loader.stretches:
         took: list[float] = []
@@ -46,7 +47,7 @@ def step_seconds(
         going = True
         while going:
             began = time.perf_counter()
-            nats, _, _ = train_step(forward, optimizers, next(batches), runtime, max_norm)
+            nats, _, _ = train_step(parallel, loss, optimizers, next(batches), runtime, max_norm)
             float(nats)  # waits for the device
             took.append(time.perf_counter() - began)
             enough = len(took) >= 2 and sum(took) >= limit_s / len(loader.stretches)
@@ -71,8 +72,9 @@ def rehearse(job: Job, plan: Plan, step_s: dict[Kind, float]) -> dict[str, Any]:
     began = time.perf_counter()
     job.evaluate()
     evaluated = time.perf_counter()
+    weights = whole_state(job.model)
     if job.runtime.ranks.first:
-        job.store.finish(job.write_model)
+        job.store.finish(lambda directory: job.write_model(directory, weights))
         final = _bytes(job.store.out) - _bytes(job.store.out / f"step-{len(stretches):06d}")
         saved = time.perf_counter()
         read_model(job.store.out)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minilm.model.attention import MergedLinear
+from minilm.train.ranks import joined, part, split, whole
 
 OptimizerName = Literal["adamw", "muon"]
 ScheduleName = Literal["linear", "cosine", "wsd"]
@@ -77,6 +78,30 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], fraction: flo
             group["lr"] = group["peak_lr"] * fraction
 
 
+def optimizer_state(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """All tensors of the optimizers, whole and on the CPU, as KEY/PARAMETER."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{key}/{names[parameter]}": whole(tensor.detach()).cpu().contiguous()
+        for optimizer in optimizers
+        for parameter, own in optimizer.state.items()
+        for key, tensor in own.items()
+    }
+
+
+def load_optimizer_state(
+    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], tensors: dict[str, Tensor]
+) -> None:
+    """Fill the optimizers with what `optimizer_state` gave."""
+    parameters = dict(model.named_parameters())
+    owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
+    for name, tensor in tensors.items():
+        key, _, of = name.partition("/")
+        parameter = parameters[of]
+        tensor = tensor.to(parameter.device)
+        owner[parameter].state[parameter][key] = split(tensor, parameter) if tensor.ndim else tensor
+
+
 def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
     """(n, rows, cols) -> nearly orthogonal matrices with the same singular vectors.
 
@@ -96,8 +121,9 @@ class Muon(torch.optim.Optimizer):
     so that learning rate and weight decay mean what they mean there.
 
     `parts` says how many matrices each parameter is: a merged QKV is three, each orthogonalised by itself.
-    Matrices of one shape are iterated as one batch. An attribute `found_inf`, if there is one (1.0: change
-    nothing), is honoured without asking the device, as in torch's fused optimizers.
+    Matrices of one shape are iterated as one batch; of sharded ones every process iterates all. An attribute
+    `found_inf`, if there is one (1.0: change nothing), is honoured without asking the device, as in torch's fused
+    optimizers.
     """
 
     def __init__(
@@ -124,19 +150,21 @@ class Muon(torch.optim.Optimizer):
             for p in params:
                 if "momentum" not in self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
-            buffers = [self.state[p]["momentum"] for p in params]
-            finite = [p.grad if found_inf is None else p.grad.nan_to_num(0.0, 0.0, 0.0) for p in params]
-            pace = torch.as_tensor((1 - group["momentum"]) * keep, device=params[0].device)
+            buffers = [part(self.state[p]["momentum"]) for p in params]
+            grads = [part(p.grad) for p in params]
+            finite = grads if found_inf is None else [grad.nan_to_num(0.0, 0.0, 0.0) for grad in grads]
+            pace = torch.as_tensor((1 - group["momentum"]) * keep, device=buffers[0].device)
             for buffer, grad in zip(buffers, finite, strict=True):
                 buffer.lerp_(grad, pace.to(buffer.dtype))
             nesterov = torch._foreach_lerp(finite, buffers, group["momentum"])
             stacks: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
             for p, update in zip(params, nesterov, strict=True):
-                pieces = update.unflatten(0, (parts[p], -1))
+                pieces = joined(update, p).unflatten(0, (parts[p], -1))
                 stacks[pieces.shape[1:]].append((p, pieces))
             for (rows, cols), members in stacks.items():
                 stack = newton_schulz(torch.cat([pieces for _, pieces in members]).to(group["dtype"]))
                 rate = group["lr"] * 0.2 * math.sqrt(max(rows, cols)) * keep
                 shrink = 1 - group["lr"] * group["weight_decay"] * keep
                 for (p, _), update in zip(members, stack.split([len(m[1]) for m in members]), strict=True):
-                    p.mul_(shrink).sub_(update.flatten(0, 1).to(p.dtype) * rate)
+                    own = part(split(update.flatten(0, 1).to(p.dtype), p))
+                    part(p).mul_(shrink).sub_(own * rate)

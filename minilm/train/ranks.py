@@ -4,8 +4,8 @@ Small facts (counts, whether to stop) are summed on the CPU, where the host has 
 """
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self, TypeVar
@@ -13,6 +13,9 @@ from typing import Any, Self, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from minilm.errors import ConfigError, UserError
@@ -36,6 +39,17 @@ def leave() -> None:
     """Part from the other processes; without it torch's threads may abort this one as it ends."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+class Applied(nn.Module):
+    """A model as a module that applies functions to it: torch's wrappers see only what goes through `forward`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[[nn.Module, Any], T], batch: Any) -> T:
+        return function(self.model, batch)
 
 
 @dataclass(frozen=True)
@@ -120,9 +134,17 @@ class Ranks:
         if self.world > 1:
             dist.barrier()
 
-    def parallel(self, module: nn.Module) -> nn.Module:
-        """`module`, whose backward averages the gradients over the processes."""
-        return module if self.world == 1 else DistributedDataParallel(module)
+    def parallel(self, forward: Applied) -> nn.Module:
+        """`forward`, whose backward averages the gradients over the processes."""
+        return forward if self.world == 1 or is_sharded(forward) else DistributedDataParallel(forward)
+
+    def shard(self, forward: Applied, layers: Iterable[nn.Module], device: torch.device) -> None:
+        """Leave each process with its part of every parameter of `forward`, and so of gradients and optimizer states;
+        a layer is whole only while it computes (FSDP2; Zhao et al. 2023). In place, before optimizers are made."""
+        mesh = init_device_mesh(device.type, (self.world,))
+        for layer in layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(forward, mesh=mesh)
 
     def _gathered(self, value: Any) -> list[Any]:
         if self.world == 1:
@@ -135,6 +157,49 @@ class Ranks:
 ALONE = Ranks()
 
 
-def no_sync(module: nn.Module) -> AbstractContextManager:
+@contextmanager
+def no_sync(module: nn.Module) -> Iterator[None]:
     """Within it a backward only adds to this process's own gradients."""
-    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(False)
+        yield
+        module.set_requires_gradient_sync(True)
+    elif isinstance(module, DistributedDataParallel):
+        with module.no_sync():
+            yield
+    else:
+        yield
+
+
+def is_sharded(forward: nn.Module) -> bool:
+    return isinstance(forward, FSDPModule)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor, which all processes must ask for; any other one as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def joined(own: Tensor, like: Tensor) -> Tensor:
+    """The whole tensor of which the processes have the parts `own`, sharded like `like`."""
+    if not isinstance(like, DTensor):
+        return own
+    layout = like.device_mesh, like.placements
+    return DTensor.from_local(own, *layout, shape=like.shape, stride=like.stride()).full_tensor()
+
+
+def split(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, the same in all processes, sharded like `like`."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict, whole in every process."""
+    return {name: whole(tensor.detach()) for name, tensor in model.state_dict().items()}

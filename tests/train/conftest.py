@@ -20,6 +20,7 @@ from minilm.train.job import Job
 from minilm.train.loop import Score
 from minilm.train.losses import language_model_loss
 from minilm.train.optim import make_optimizers
+from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime
 
 VOCAB, LENGTH, SLOTS, MASK_ID = 61, 16, 6, 4
@@ -158,14 +159,14 @@ def make_job(tiny, cpu, words, random_rows, tmp_path):
         (tmp_path / out).mkdir(exist_ok=True)
         return Job(
             {"lr": 1e-3, "data": "these"},
-            model,
+            Applied(model),
             loss,
             optimizers,
             loader,
             cpu(precision),
             Store(tmp_path / out),
             evaluate=lambda: Score(1.0, 0.0, 1),
-            write_model=lambda directory: write_model(directory, model, words, "clm"),
+            write_model=lambda directory, state: write_model(directory, model, words, "clm", state=state),
         )
 
     return job

@@ -14,9 +14,10 @@ from minilm.model.encoder import bert_config, modern_config
 from minilm.model.heads import LanguageModel
 from minilm.train import cost
 from minilm.train.cost import EnergyMeter, matmul_peak, run_flops, training_flops
-from minilm.train.loop import Summed, train_step
+from minilm.train.loop import train_step
 from minilm.train.losses import language_model_loss
 from minilm.train.optim import make_optimizers
+from minilm.train.ranks import Applied
 
 SHAPES = [  # vocab, width, layers, heads, feed-forward, rows, length, targets
     (128, 64, 2, 4, 96, 4, 32, 20),
@@ -98,7 +99,7 @@ def test_flops_of_a_step_are_torchs_within_2_percent(random_rows, words, cpu, ch
     assert len(batches) == 2
     optimizers = make_optimizers(model, "adamw", 1e-3, 0.01)
     with FlopCounterMode(display=False) as counter:
-        train_step(Summed(model, language_model_loss), optimizers, batches, cpu(), 1.0)
+        train_step(Applied(model), language_model_loss, optimizers, batches, cpu(), 1.0)
     ratio = counter.get_total_flops() / run_flops(cfg, loader, 1)
     assert 1 < ratio < 1.02 if not checkpointing else 1.2 < ratio < 4 / 3
 

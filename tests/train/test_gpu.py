@@ -14,9 +14,10 @@ from minilm.batch import IGNORE, Batch
 from minilm.data.objectives import MaskedLM, PrefixLM
 from minilm.data.packing import Taken
 from minilm.data.tokenizer import Tokenizer
-from minilm.train.loop import Summed, evaluate, train_step
+from minilm.train.loop import evaluate, train_step
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.optim import make_optimizers
+from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
@@ -100,7 +101,7 @@ def test_it_learns_at_every_precision_without_waiting_for_the_device(
 
     def train(steps):
         for _ in range(steps):
-            train_step(Summed(model, language_model_loss), optimizers, [batch], runtime, 1.0)
+            train_step(Applied(model), language_model_loss, optimizers, [batch], runtime, 1.0)
 
     train(60)  # until kernels are loaded, state is made and fp16 has found its scale
     torch.cuda.set_sync_debug_mode("error")
@@ -108,7 +109,7 @@ def test_it_learns_at_every_precision_without_waiting_for_the_device(
         train(60)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    score = evaluate(model, language_model_score, [batch], runtime)
+    score = evaluate(Applied(model), language_model_score, [batch], runtime)
     assert score.loss < 0.3
     assert score.accuracy > 0.95
     assert all(p.isfinite().all() for p in model.parameters())
@@ -120,16 +121,16 @@ def test_a_bad_step_changes_nothing(tiny, masked, gpu, bits, precision):
     model = tiny("modern").to(runtime.device)
     optimizers = make_optimizers(model, "muon", lr=1e-2, weight_decay=0.1, muon_dtype=runtime.muon_dtype)
     for _ in range(30):  # until fp16 has found its scale
-        train_step(Summed(model, language_model_loss), optimizers, [masked([6, 5])], runtime, 1.0)
+        train_step(Applied(model), language_model_loss, optimizers, [masked([6, 5])], runtime, 1.0)
     before = bits.of(model, optimizers)
 
     def infinite(model, batch):
         nats, count = language_model_loss(model, batch)
         return nats * float("inf"), count
 
-    assert train_step(Summed(model, infinite), optimizers, [masked([6, 5])], runtime, 1.0)[2]
+    assert train_step(Applied(model), infinite, optimizers, [masked([6, 5])], runtime, 1.0)[2]
     bits.same(before, bits.of(model, optimizers))
-    assert not train_step(Summed(model, language_model_loss), optimizers, [masked([6, 5])], runtime, 1.0)[2]
+    assert not train_step(Applied(model), language_model_loss, optimizers, [masked([6, 5])], runtime, 1.0)[2]
 
 
 @pytest.mark.parametrize("packing", ["stream", "documents"])

@@ -9,9 +9,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilm.batch import Batch, Tokens
-from minilm.train.loop import FP16_STREAK, Plan, Summed, TrainingError, evaluate, fit, train_step
+from minilm.train.loop import FP16_STREAK, Plan, TrainingError, evaluate, fit, train_step
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.optim import lr_fraction, make_optimizers
+from minilm.train.ranks import Applied
 
 COUNTS = [2, 6, 0, 3, 5, 1, 4, 6]  # targets of eight rows
 
@@ -45,7 +46,7 @@ def forever(*steps):
 
 def step_of(model, loss, optimizers, micro_batches, runtime, max_norm):
     """`train_step`, without processes to share it with."""
-    return train_step(Summed(model, loss), optimizers, micro_batches, runtime, max_norm)
+    return train_step(Applied(model), loss, optimizers, micro_batches, runtime, max_norm)
 
 
 def plan(steps, log_every=10, schedule=lambda step: 1.0, **more):
@@ -67,10 +68,10 @@ def test_overfits_eight_sequences(tiny, cpu, watch, architecture, name, precisio
     optimizers = make_optimizers(model, name, lr=1e-2, weight_decay=0.0, muon_dtype=runtime.muon_dtype)
     steps = 150
     fit(
-        model, language_model_loss, optimizers, forever([batch]), runtime,
+        Applied(model), language_model_loss, optimizers, forever([batch]), runtime,
         plan(steps, 50, lambda step: lr_fraction("linear", step, steps, 10)), watch,
     )  # fmt: skip
-    score = evaluate(model, language_model_score, [batch], runtime)
+    score = evaluate(Applied(model), language_model_score, [batch], runtime)
     assert score.loss < 0.1
     assert score.accuracy > 0.99
     assert score.targets == 120
@@ -150,11 +151,11 @@ def test_micro_batches_of_pairs_are_one_batch(tiny, pair_rows, cpu, sizes):
     torch.testing.assert_close(weights, cut_weights, rtol=1e-12, atol=1e-12)
 
 
-def test_a_model_and_its_loss_are_one_module(tiny, masked):
-    """What DistributedDataParallel wraps: the parameters are the model's own."""
+def test_what_torch_wraps_is_the_model_and_no_more(tiny, masked):
+    """A function goes through `forward`, and the parameters are the model's own."""
     model, batch = tiny("modern"), masked(COUNTS)
-    forward = Summed(model, language_model_loss)
-    assert torch.equal(forward(batch), language_model_loss(model, batch)[0])
+    forward = Applied(model)
+    assert torch.equal(forward(language_model_loss, batch)[0], language_model_loss(model, batch)[0])
     assert list(map(id, forward.parameters())) == list(map(id, model.parameters()))
 
 
@@ -228,7 +229,7 @@ def test_fit_stops_at_the_next_look_and_names_the_step(tiny, masked, cpu, watch,
     called = []
     with pytest.raises(TrainingError, match=r"^step 4: .*not finite") as caught:
         fit(
-            model, poisoned(kind, at={3}), optimizers, forever([masked([2, 6])]), cpu(),
+            Applied(model), poisoned(kind, at={3}), optimizers, forever([masked([2, 6])]), cpu(),
             plan(12, **more), watch, evaluate=called.append, save=called.append,
         )  # fmt: skip
     assert caught.value.step == 3
@@ -244,7 +245,7 @@ def test_bad_steps_in_a_row_are_named_by_the_first(tiny, masked, cpu, watch):
     optimizers = make_optimizers(model, "adamw", 1e-2, 0.0)
     with pytest.raises(TrainingError, match=r"^step 4: ") as caught:
         fit(
-            model, poisoned("loss nan", at=set(range(3, 99))), optimizers, forever([masked([2, 6])]), cpu(),
+            Applied(model), poisoned("loss nan", at=set(range(3, 99))), optimizers, forever([masked([2, 6])]), cpu(),
             plan(12), watch,
         )  # fmt: skip
     assert caught.value.step == 3
@@ -266,7 +267,9 @@ def test_fp16_overflow_shrinks_the_scale_and_training_goes_on(tiny, masked, cpu,
         bits.same(before, bits.of(model))
     assert 5 < skipped < FP16_STREAK
     scale = runtime.scaler.get_scale()
-    done = fit(model, language_model_loss, optimizers, forever([batch]), runtime, plan(60), watch, start=skipped + 1)
+    done = fit(
+        Applied(model), language_model_loss, optimizers, forever([batch]), runtime, plan(60), watch, start=skipped + 1
+    )
     assert done == 60
     assert runtime.scaler.get_scale() == scale
     assert watch.looks()[-1][1] < 0.5 * watch.looks()[0][1]  # and it learns
@@ -276,7 +279,10 @@ def test_fp16_fit_survives_overflows_between_and_at_looks(tiny, masked, cpu, wat
     model, runtime = tiny("bert"), cpu("fp16")
     runtime.__dict__["scaler"] = torch.amp.GradScaler("cpu", init_scale=2.0**45)
     optimizers = make_optimizers(model, "adamw", 1e-2, 0.0)
-    assert fit(model, language_model_loss, optimizers, forever([masked([2, 6])]), runtime, plan(50, 5), watch) == 50
+    assert (
+        fit(Applied(model), language_model_loss, optimizers, forever([masked([2, 6])]), runtime, plan(50, 5), watch)
+        == 50
+    )
     losses = [loss for _, loss, *_ in watch.looks()]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)  # nothing moved yet; the loss itself was finite
     assert losses[-1] < 0.5 * losses[0]
@@ -291,7 +297,7 @@ def test_fifty_overflows_in_a_row_raise(tiny, masked, cpu, watch, log_every, rai
     runtime.__dict__["scaler"] = torch.amp.GradScaler("cpu", init_scale=2.0**8)
     with pytest.raises(TrainingError, match="not finite") as caught:
         fit(
-            model, poisoned("gradient nan"), optimizers, forever([masked([1])]), runtime,
+            Applied(model), poisoned("gradient nan"), optimizers, forever([masked([1])]), runtime,
             plan(200, log_every), watch,
         )  # fmt: skip
     assert watch.events[-1] == ("tick", raised_at)
@@ -305,7 +311,7 @@ def test_forty_nine_overflows_and_a_good_step_start_the_count_again(tiny, masked
     optimizers = make_optimizers(model, "adamw", 1e-3, 0.0)
     bad = {i for i in range(110) if i not in (49, 99)}
     loss = poisoned("gradient nan", at=bad)
-    assert fit(model, loss, optimizers, forever([masked([1])]), runtime, plan(110), watch) == 110
+    assert fit(Applied(model), loss, optimizers, forever([masked([1])]), runtime, plan(110), watch) == 110
 
 
 # -- the loop -------------------------------------------------------------------------------------
@@ -344,7 +350,7 @@ def stub_run(watch, cpu, steps, the_plan, **more):
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
     for group in optimizer.param_groups:
         group["peak_lr"] = 2.0
-    done = fit(model, stub_loss, [optimizer], iter(steps), cpu(), the_plan, watch, **more)
+    done = fit(Applied(model), stub_loss, [optimizer], iter(steps), cpu(), the_plan, watch, **more)
     return SimpleNamespace(model=model, optimizer=optimizer, done=done)
 
 
@@ -367,7 +373,7 @@ def test_loss_of_a_look_leaves_out_both_nats_and_targets_of_a_loss_that_is_not_f
     model = tiny("bert")
     optimizers = make_optimizers(model, "adamw", 0.0, 0.0)  # nothing moves
     fit(
-        model, poisoned("loss inf", at={1, 2, 3}), optimizers, forever([masked([2, 6])]), cpu("fp16"),
+        Applied(model), poisoned("loss inf", at={1, 2, 3}), optimizers, forever([masked([2, 6])]), cpu("fp16"),
         plan(8, 4), watch,
     )  # fmt: skip
     (_, first, *_), (_, second, *_) = watch.looks()
@@ -398,7 +404,7 @@ def test_evaluate_save_stop_at_the_right_steps(watch, cpu, start):
         model.eval()  # as `evaluate` leaves it
 
     done = fit(
-        model, loss, [optimizer], iter([[Stub(1.0, 1)]] * 10), cpu(),
+        Applied(model), loss, [optimizer], iter([[Stub(1.0, 1)]] * 10), cpu(),
         plan(10, 4, lambda step: steps.append(step) or 1.0, evaluate_every=2, save_every=5),
         watch, start, evaluation, lambda step: called.append(("save", step)),
     )  # fmt: skip
@@ -436,8 +442,8 @@ def test_a_run_cut_in_two_is_the_run_bit_for_bit(tiny, masked, cpu, watch, bits,
         model, optimizers, runtime = state
         stop = iter(range(start + 1, 99))
         done = fit(
-            model, language_model_loss, optimizers, iter(data[start:]), runtime, plan(10, 4, schedule, seed=seed),
-            watch, start, stop=lambda: next(stop) == stop_at,
+            Applied(model), language_model_loss, optimizers, iter(data[start:]), runtime,
+            plan(10, 4, schedule, seed=seed), watch, start, stop=lambda: next(stop) == stop_at,
         )  # fmt: skip
         assert done == min(stop_at, 10)
 
@@ -484,7 +490,7 @@ def test_no_host_sync_between_looks(tiny, masked, cpu, watch, name, precision):
     optimizers = make_optimizers(model, name, 1e-2, 0.1, muon_dtype=runtime.muon_dtype)
     with Spy():
         fit(
-            model, language_model_loss, optimizers, forever([masked([2, 6]), masked([3])]), runtime,
+            Applied(model), language_model_loss, optimizers, forever([masked([2, 6]), masked([3])]), runtime,
             plan(9, 4), watch,
         )  # fmt: skip
     since, waited = 0, []
@@ -510,21 +516,21 @@ def test_evaluate_adds_up_sums_without_dropout_or_gradient(cpu):
         return *own, torch.tensor(stub.count // 2), stub.size
 
     stubs = [Stub(4.0, 2), Stub(1.0, 5, 16), Stub(2.5, 3)]
-    result = evaluate(model, score, stubs, cpu("bf16"))
+    result = evaluate(Applied(model), score, stubs, cpu("bf16"))
     assert (result.loss, result.accuracy, result.targets) == (7.5 / 10, 7 / 10, 10)
     assert result.pair_accuracy == 4 / 32
     assert seen == [(False, False, True)] * 3
     assert not model.training
-    nothing = evaluate(model, score, [], cpu())  # and no division by zero
+    nothing = evaluate(Applied(model), score, [], cpu())  # and no division by zero
     assert (nothing.targets, nothing.pair_accuracy) == (0, None)
 
 
 def test_evaluate_does_not_depend_on_the_batches(tiny, masked, pair_rows, cpu):
     for kind, pairs in ((masked, False), (pair_rows, True)):
         model = tiny("bert", dropout=0.5, dtype=torch.float64, pairs=pairs)
-        whole = evaluate(model, language_model_score, [kind(COUNTS)], cpu())
+        whole = evaluate(Applied(model), language_model_score, [kind(COUNTS)], cpu())
         parts = [kind(COUNTS[:3]), kind(COUNTS[3:4], 3), kind(COUNTS[4:], 4)]
-        cut = evaluate(model, language_model_score, parts, cpu())
+        cut = evaluate(Applied(model), language_model_score, parts, cpu())
         assert cut.loss == pytest.approx(whole.loss, rel=1e-12)
         assert (cut.accuracy, cut.targets, cut.pair_accuracy) == (whole.accuracy, whole.targets, whole.pair_accuracy)
         assert whole.targets == kind(COUNTS).count

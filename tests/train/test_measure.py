@@ -18,7 +18,7 @@ from minilm.train.measure import KEPT, TIMED_STEPS, WARM_STEPS, measure, rehears
 
 
 def timed(job, **more):
-    return step_seconds(job.model, job.loss, job.optimizers, job.loader, job.runtime, 1.0, **more)
+    return step_seconds(job.forward, job.loss, job.optimizers, job.loader, job.runtime, 1.0, **more)
 
 
 def plan(steps, **more):
@@ -32,10 +32,10 @@ def test_timing_leaves_no_trace(make_job, bits, monkeypatch, optimizer, precisio
     copies = []
     whole_step = measure_module.train_step
 
-    def spy(forward, optimizers, *rest):
+    def spy(forward, loss, optimizers, *rest):
         assert forward.model is not job.model
         before = bits.of(forward)
-        result = whole_step(forward, optimizers, *rest)
+        result = whole_step(forward, loss, optimizers, *rest)
         copies.append(any(not torch.equal(before[name], p) for name, p in forward.named_parameters()))
         assert {id(p) for o in optimizers for g in o.param_groups for p in g["params"]} == {
             id(p) for p in forward.parameters()
@@ -79,7 +79,7 @@ def test_a_steps_time_is_that_of_its_stretch(make_job, monkeypatch):
     job = make_job(stretches=[Stretch(30, 16, 4, 4), Stretch(30, 16, 12, 4)])
     clock, calls = [0.0], []
 
-    def step(forward, optimizers, micro_batches, runtime, max_norm):
+    def step(forward, loss, optimizers, micro_batches, runtime, max_norm):
         calls.append(len(micro_batches))
         clock[0] += len(micro_batches) + 100 * (calls.count(len(micro_batches)) <= WARM_STEPS)
         return torch.zeros(()), None, None
@@ -93,9 +93,9 @@ def test_a_short_stretch_is_timed_on_its_own_rows(make_job, monkeypatch):
     job, calls = make_job(stretches=[Stretch(2, 16, 4, 4), Stretch(30, 16, 12, 4)]), []
     whole_step = measure_module.train_step
 
-    def spy(forward, optimizers, micro_batches, *rest):
+    def spy(forward, loss, optimizers, micro_batches, *rest):
         calls.append(len(micro_batches))
-        return whole_step(forward, optimizers, micro_batches, *rest)
+        return whole_step(forward, loss, optimizers, micro_batches, *rest)
 
     monkeypatch.setattr(measure_module, "train_step", spy)
     timed(job)
@@ -155,9 +155,9 @@ def test_rehearsal_counts_evaluations_and_saves(make_job, monkeypatch):
         clock[0] += 10
         return Score(1.0, 0.0, 1)
 
-    def write(directory):
+    def write(directory, state):
         clock[0] += 1
-        write_model(directory)
+        write_model(directory, state)
 
     monkeypatch.setattr(measure_module.time, "perf_counter", now)
     job = replace(job, evaluate=evaluate, write_model=write)
