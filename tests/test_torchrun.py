@@ -16,7 +16,20 @@ from safetensors.torch import load_file
 from minilm.checkpoint.store import manifest_fault
 
 ROOT = Path(__file__).parent.parent
-SMALL = ["--precision", "fp32", "--vocab-size", "256", "--length", "32", "--threads", "1", "--held-out", "0.2"]
+SMALL = [
+    "--precision",
+    "fp32",
+    "--vocab-size",
+    "256",
+    "--length",
+    "32",
+    "--threads",
+    "1",
+    "--held-out",
+    "0.2",
+    "--optimizer",
+    "adamw",
+]
 
 
 @pytest.fixture(scope="module")

@@ -440,6 +440,8 @@ def start(text, cache, out, *flags):
     command += [
         "--objective",
         "clm",
+        "--optimizer",
+        "adamw",
         "--evaluate-every",
         "400",
         "--steps",

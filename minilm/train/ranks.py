@@ -13,9 +13,6 @@ from typing import Any, Self, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from minilm.errors import ConfigError, UserError
@@ -141,6 +138,9 @@ class Ranks:
     def shard(self, forward: Applied, layers: Iterable[nn.Module], device: torch.device) -> None:
         """Leave each process with its part of every parameter of `forward`, and so of gradients and optimizer states;
         a layer is whole only while it computes (FSDP2; Zhao et al. 2023). In place, before optimizers are made."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
         mesh = init_device_mesh(device.type, (self.world,))
         for layer in layers:
             fully_shard(layer, mesh=mesh)
@@ -160,7 +160,7 @@ ALONE = Ranks()
 @contextmanager
 def no_sync(module: nn.Module) -> Iterator[None]:
     """Within it a backward only adds to this process's own gradients."""
-    if isinstance(module, FSDPModule):
+    if is_sharded(module):
         module.set_requires_gradient_sync(False)
         yield
         module.set_requires_gradient_sync(True)
@@ -171,32 +171,36 @@ def no_sync(module: nn.Module) -> Iterator[None]:
         yield
 
 
-def is_sharded(forward: nn.Module) -> bool:
-    return isinstance(forward, FSDPModule)
+def is_sharded(thing: nn.Module | Tensor) -> bool:
+    """Whether it is torch's FSDPModule or DTensor, told by what only these can do: to import them takes half a second,
+    which most runs need not wait."""
+    return hasattr(thing, "set_requires_gradient_sync" if isinstance(thing, nn.Module) else "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a sharded tensor, which all processes must ask for; any other one as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def part(tensor: Tensor) -> Tensor:
     """What this process has of a tensor, in the same memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def joined(own: Tensor, like: Tensor) -> Tensor:
     """The whole tensor of which the processes have the parts `own`, sharded like `like`."""
-    if not isinstance(like, DTensor):
+    if not is_sharded(like):
         return own
     layout = like.device_mesh, like.placements
-    return DTensor.from_local(own, *layout, shape=like.shape, stride=like.stride()).full_tensor()
+    return type(like.data).from_local(own, *layout, shape=like.shape, stride=like.stride()).full_tensor()
 
 
 def split(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, the same in all processes, sharded like `like`."""
-    if not isinstance(like, DTensor):
+    if not is_sharded(like):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
