@@ -31,6 +31,7 @@ from minilm.model.encoder import EncoderConfig, initialise
 from minilm.model.heads import LanguageModel
 from minilm.recipes import RECIPES
 from minilm.train.loop import evaluate
+from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime
 
 
@@ -75,7 +76,7 @@ def main(args: Args) -> None:
         if spent >= 1:
             break
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (steps + 1) / 50) * (1 - spent)
+            group["lr"] = args.lr * min(1.0, (spent + 1e-3) / 0.05) * (1 - spent)
         batch = batch.to(runtime.device)
         labels = torch.full((batch.tokens.input_ids.numel(),), IGNORE, device=runtime.device)
         labels[batch.where] = batch.target
@@ -88,7 +89,7 @@ def main(args: Args) -> None:
         tokens, steps = tokens + batch.size, steps + 1
     seconds = time.perf_counter() - began
     judge = make_objective(args.objective, data.tokenizer, seed=0)
-    found = evaluate(model, score, fixed_batches(held_out, judge), runtime)
+    found = evaluate(Applied(model), score, fixed_batches(held_out, judge), runtime)
     row = {"objective": args.objective, "lr": args.lr, "held_out_loss": found.loss, "accuracy": found.accuracy}
     print(json.dumps(row | {"steps": steps, "tokens": tokens, "seconds": seconds, "precision": runtime.precision}))
 
