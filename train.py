@@ -27,7 +27,7 @@ from minilm.checkpoint.model import (
 )
 from minilm.checkpoint.store import Run, Store
 from minilm.data.corpus import open_corpus
-from minilm.data.loader import Kind, Loader, fixed_batches
+from minilm.data.loader import Kind, Loader, fixed_batches, shared
 from minilm.data.objectives import ObjectiveName, make_objective
 from minilm.data.packing import Packing, PairTask, Rows, pack
 from minilm.data.prepare import prepare
@@ -307,7 +307,7 @@ def pretrain(
             parts = forward, language_model_loss, optimizers, nominal, runtime, recipe.max_norm
             step_s = step_seconds(*parts, limit_s, on_copy=not args.dry_run)
         steps = run.steps if run else steps_of_budget(args, recipe, longest, step_s)
-        own_held_out = held_out[ranks.rank :: ranks.world]
+        own_held_out = shared(held_out, ranks.rank, ranks.world)
         job = Job(
             settings | {"data": data.fingerprint},
             forward,

@@ -1,7 +1,7 @@
 """What pretraining reaches: beside transformers in equal seconds, and without one ingredient after the other.
 
-    python -m benchmarks.pretraining side-by-side
-    python -m benchmarks.pretraining ingredients
+    python -m benchmarks.pretraining --name side-by-side
+    python -m benchmarks.pretraining --name ingredients
 
 Each result is appended to benchmarks/results/NAME.jsonl as it comes; one that is there is not measured again. The table
 is printed at the end, and from what is there at any time with --table.
@@ -30,7 +30,7 @@ SIDES = {
 }
 # of BertForMaskedLM, of the shape of bert-mini, in a plain loop: the learning rate and batch that did best in a minute
 REFERENCE = ["--library", "transformers", "--recipe", "bert-mini"]
-TRIED = [(lr, rows) for rows in ("16", "32") for lr in ("5e-4", "1e-3", "2e-3")]
+TRIED = [(lr, rows) for rows in ("16", "32") for lr in ("2.5e-4", "5e-4", "1e-3")]
 
 # what is changed in quick -> flags; each for as many tokens
 INGREDIENTS = {

@@ -35,9 +35,8 @@ def run(main: Callable[[Any], int | None], args_type: type, argv: list[str] | No
         status = _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except (RuntimeError, MemoryError) as error:
         if lost_contact(error):
-            sys.stderr.write(
-                "error: another process of this run is gone; the same command goes on from the last save\n"
-            )
+            why = str(error).splitlines()[0][:100]
+            _fail(f"another process of this run is gone; the same command goes on from the last save ({why})")
             sys.stderr.flush()
             os._exit(2)  # nothing to tidy up together with it
         if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):

@@ -98,8 +98,9 @@ RECIPES: dict[RecipeName, Recipe] = {
         output_scale=0.0,
         minutes=3.5,
     ),
-    # BERT as in Devlin et al. 2018, at the size of Turc et al. 2019 (BERT-mini), with what a few minutes afford:
-    # rows of 128, a learning rate for few steps, no dropout in less than one epoch.
+    # BERT's architecture (Devlin et al. 2018) at the size of Turc et al. 2019 (BERT-mini), with what a few minutes
+    # afford: rows of 128, no dropout in less than one epoch, and what helps `quick`. After a minute on two CPU cores
+    # Muon has a held-out loss of 5.34, AdamW at the best of three rates, 5e-4, one of 5.74 (two seeds, November 2026).
     "bert-mini": Recipe(
         architecture="bert",
         hidden_size=256,
@@ -107,9 +108,13 @@ RECIPES: dict[RecipeName, Recipe] = {
         num_attention_heads=4,
         intermediate_size=1024,
         length=128,
-        batch_size=32,
+        batch_size=16,
         packing="documents",
-        lr=1e-3,
+        mask_rate=0.3,
+        optimizer="muon",
+        lr=5e-3,
+        warmup_frac=0.02,
+        output_scale=0.0,
         minutes=3.5,
     ),
     # Devlin et al. 2018, app. A.2: 1 M steps of 256 rows, nine tenths of them on rows of 128 tokens, next-sentence

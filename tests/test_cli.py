@@ -154,6 +154,7 @@ def test_of_several_processes_the_first_says_what_all_raise(go, monkeypatch):
 
     for rank, said in (("0", "error: --lr 3: too high\n"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
         assert go("--resume", main=main) == (2, "", said)
 
 
@@ -175,6 +176,7 @@ def test_it_parts_from_other_processes_however_it_ends(monkeypatch, error):
 def test_what_one_process_alone_meets_it_says_itself(go, monkeypatch):
     """A full disk or too little memory may be its own, and then nobody else speaks."""
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for error in (OSError(28, "No space left on device"), MemoryError()):
 
         def main(args, error=error):
@@ -201,7 +203,7 @@ def test_another_process_that_is_gone_is_one_line_and_the_end(monkeypatch, capsy
     with pytest.raises(Ended):
         cli.run(main, Args, ["--resume"])
     assert capsys.readouterr().err == (
-        "error: another process of this run is gone; the same command goes on from the last save\n"
+        "error: another process of this run is gone; the same command goes on from the last save (NCCL timeout)\n"
     )
 
 

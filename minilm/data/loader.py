@@ -4,12 +4,12 @@ same anywhere, and any number of processes shares the rows of a step without tal
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from minilm.batch import Batch
+from minilm.batch import IGNORE, Batch
 from minilm.data.draws import shuffled
 from minilm.data.objectives import Objective
 from minilm.data.packing import Rows
@@ -158,6 +158,16 @@ def fixed_batches(rows: Rows, objective: Objective, min_targets: int = 20_000) -
     batch_size = max(1, EVALUATED_AT_ONCE // rows.T)
     for at in range(0, wanted, batch_size):
         yield _read(rows, objective, row[at : at + batch_size], epoch[at : at + batch_size])
+
+
+def shared(batches: Sequence[Batch], rank: int, world: int) -> list[Batch]:
+    """One process's part of `batches`, for each as many: where they do not divide, one without targets fills up, for
+    processes that compute together must do so equally often."""
+    own = list(batches[rank::world])
+    if len(own) < math.ceil(len(batches) / world):
+        first = batches[0]
+        own.append(replace(first, target=torch.full_like(first.target, IGNORE), count=0, size=0, pair_label=None))
+    return own
 
 
 def _read(rows: Rows, objective: Objective, row: np.ndarray, epoch: np.ndarray, progress: float = 0.0) -> Batch:

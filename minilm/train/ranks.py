@@ -24,7 +24,11 @@ PATIENCE = timedelta(hours=6)  # for a first process that tokenises
 
 def is_first() -> bool:
     """Whether this process is the one that speaks and writes."""
-    return os.environ.get("RANK", "0") == "0"
+    return not _are_several() or os.environ["RANK"] == "0"
+
+
+def _are_several() -> bool:
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def lost_contact(error: BaseException) -> bool:
@@ -60,7 +64,7 @@ class Ranks:
     @classmethod
     def join(cls) -> Self:
         """The processes that torchrun started; without it, this one alone."""
-        if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        if not _are_several():
             return cls()
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         if not dist.is_initialized():

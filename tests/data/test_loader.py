@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy import stats
 
-from minilm.batch import Batch
-from minilm.data.loader import EVALUATED_TOKENS, Loader, Stretch, fixed_batches
+from minilm.batch import IGNORE, Batch
+from minilm.data.loader import EVALUATED_TOKENS, Loader, Stretch, fixed_batches, shared
 from minilm.data.objectives import CausalLM, MaskedLM, PrefixLM
 from minilm.data.packing import pack
 from minilm.errors import ConfigError, DataError
@@ -335,3 +335,15 @@ def test_a_large_split_is_read_evenly_and_once(rows_of, tokenizer):
 def test_min_targets_is_kept(rows_of, tokenizer):
     for wanted in (1, 500, 30_000):
         assert sum(b.count for b in fixed_batches(rows_of(40), MaskedLM(tokenizer, 0), wanted)) >= wanted
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_processes_share_the_evaluation_and_compute_equally_often(rows_of, tokenizer, world):
+    """Every batch once; what fills up has nothing to predict."""
+    batches = list(fixed_batches(rows_of(40), MaskedLM(tokenizer, 0)))[:7]
+    parts = [shared(batches, rank, world) for rank in range(world)]
+    assert {len(part) for part in parts} == {-(-7 // world)}
+    real = [batch for part in parts for batch in part if batch.count]
+    assert sorted(map(id, real)) == sorted(map(id, batches))
+    fill = [batch for part in parts for batch in part if not batch.count]
+    assert all((batch.target == IGNORE).all() and batch.tokens is batches[0].tokens for batch in fill)

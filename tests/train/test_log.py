@@ -347,6 +347,7 @@ def test_only_the_first_process_speaks_and_writes(tmp_path, clock, capsys, monke
     file.write_text('{"step": 10, "loss": 3.0}\n{"step": 20, "loss": 2.0}\n')
     before = file.read_bytes()
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     log = Log(file, 40, 10, 1.0, unigram=1.0)
     log.tick(40)
     clock.now += 1

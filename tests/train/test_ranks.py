@@ -529,9 +529,13 @@ def test_leaving_what_was_never_joined_is_nothing(monkeypatch):
 
 @pytest.mark.parametrize(("rank", "first"), [(None, True), ("0", True), ("1", False), ("10", False)])
 def test_who_speaks(monkeypatch, rank, first):
+    """Of several processes; a RANK without a WORLD_SIZE is somebody else's, and silences nobody."""
     monkeypatch.delenv("RANK", raising=False)
     if rank:
         monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert is_first()
+    monkeypatch.setenv("WORLD_SIZE", "12")
     assert is_first() == first
 
 
