@@ -420,8 +420,8 @@ def build(
         dropout = {"hidden_dropout_prob": recipe.dropout, "attention_probs_dropout_prob": recipe.dropout}
         model = LanguageModel(replace(pretrained.model.cfg, **dropout), backend, recipe.pairs is not None)
         initialise(model)
-        known = pretrained.model.state_dict()
-        model.load_state_dict(known | {n: p for n, p in model.state_dict().items() if n not in known}, strict=False)
+        own, known = model.state_dict(), pretrained.model.state_dict()  # a head for pairs may be in one of them only
+        model.load_state_dict(own | {name: known[name] for name in own.keys() & known.keys()})
     model.encoder.gradient_checkpointing = recipe.gradient_checkpointing
     forward = Applied(model)
     if args.shard:
