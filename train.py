@@ -437,7 +437,7 @@ def steps_of_budget(args: Args, recipe: Recipe, rows: Rows, step_s: dict[Kind, f
         return recipe.steps
     nominal = recipe.stretches(NOMINAL_STEPS)
     if args.epochs is not None:
-        tokens = sum(each.steps * each.rows * each.length for each in nominal) / NOMINAL_STEPS  # a step, on average
+        tokens = sum(each.tokens for each in nominal) / NOMINAL_STEPS  # a step, on average
         return max(1, math.ceil(args.epochs * len(rows) * rows.T / tokens))
     mean_s = sum(each.steps * step_s[each.kind] for each in nominal) / NOMINAL_STEPS
     steps = max(1, int(60 * recipe.minutes / mean_s))

@@ -100,7 +100,7 @@ RECIPES: dict[RecipeName, Recipe] = {
     ),
     # BERT's architecture (Devlin et al. 2018) at the size of Turc et al. 2019 (BERT-mini), with what a few minutes
     # afford: rows of 128, no dropout in less than one epoch, and what helps `quick`. After a minute on two CPU cores
-    # Muon has a held-out loss of 5.34, AdamW at the best of three rates, 5e-4, one of 5.74 (two seeds, November 2026).
+    # Muon has a held-out loss of 5.34, AdamW at the better of two rates, 5e-4, one of 5.74 (two seeds, November 2026).
     "bert-mini": Recipe(
         architecture="bert",
         hidden_size=256,
@@ -184,7 +184,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         minutes=24 * 60,
     ),
     # For --model: on with a trained model on other text, at a learning rate that does not undo what it knows
-    # (Gururangan et al. 2020, table 13: 1e-4 with a warm-up of 6 %).
+    # (after Gururangan et al. 2020, who went on with RoBERTa).
     "continue": Recipe(
         architecture=None,
         length=128,

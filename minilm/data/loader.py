@@ -32,6 +32,11 @@ class Stretch:
     batch_size: int  # rows that a process computes at once, at most
 
     @property
+    def tokens(self) -> int:
+        """Padding included."""
+        return self.steps * self.rows * self.length
+
+    @property
     def kind(self) -> Kind:
         """What a step's cost depends on."""
         return self.length, self.rows
@@ -88,7 +93,7 @@ class Loader:
 
     def epochs(self) -> float:
         """How often the run sees the split, by tokens."""
-        seen = sum(each.steps * each.rows * each.length for each in self.stretches)
+        seen = sum(each.tokens for each in self.stretches)
         longest = self.rows[max(self.rows)]
         return seen / (len(longest) * longest.T)
 

@@ -86,7 +86,7 @@ def rehearse(job: Job, plan: Plan, step_s: dict[Kind, float]) -> dict[str, Any]:
             "steps": steps,
             "seconds": seconds,
             "total_seconds": seconds + other,
-            "tokens": sum(each.steps * each.rows * each.length for each in job.loader.stretches),
+            "tokens": sum(each.tokens for each in job.loader.stretches),
             "flops": run_flops(job.model.cfg, job.loader, steps),
             "peak_mb": peak_memory_mb(job.runtime.device),
             "checkpoint_mb": checkpoint / 2**20,

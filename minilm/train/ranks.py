@@ -130,11 +130,6 @@ class Ranks:
         if other := next((rank for rank, each in enumerate(values) if each != values[0]), None):
             raise ConfigError(f"process {other} has {what} than process 0; give every process the same")
 
-    def wait(self) -> None:
-        """For all."""
-        if self.world > 1:
-            dist.barrier()
-
     def parallel(self, forward: Applied) -> nn.Module:
         """`forward`, whose backward averages the gradients over the processes."""
         return forward if self.world == 1 or is_sharded(forward) else DistributedDataParallel(forward)

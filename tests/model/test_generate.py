@@ -13,15 +13,6 @@ from minilm.model.heads import LanguageModel
 VOCAB, LENGTH, NEVER = 23, 12, -1  # no id is NEVER, so nothing stops
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny matrices gain nothing from more, and lose twentyfold where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(params=["bert", "modern"])
 def model(request):
     torch.manual_seed(4)
