@@ -5,9 +5,10 @@ head (minilm/model), loss, optimizer and loop (minilm/train), and to disk (minil
 """
 
 import math
+import os
 import tempfile
 import warnings
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,32 +26,33 @@ from minilm.checkpoint.model import (
     weights_fingerprint,
     write_model,
 )
-from minilm.checkpoint.store import Run, Store
+from minilm.checkpoint.store import Run, Store, manifest_fault
 from minilm.data.corpus import open_corpus
-from minilm.data.loader import Kind, Loader, fixed_batches, shared
+from minilm.data.loader import Kind, Loader, check_divisible, fixed_batches, shared
 from minilm.data.objectives import ObjectiveName, make_objective
 from minilm.data.packing import Packing, PairTask, Rows, pack
 from minilm.data.prepare import prepare
 from minilm.data.shards import Prepared, Shard
 from minilm.data.tokenizer import MULTIPLE
-from minilm.errors import ConfigError, DataError
+from minilm.errors import CheckpointError, ConfigError, DataError
 from minilm.evaluation.metrics import unigram_loss
 from minilm.evaluation.report import closing, corpus_lines, corpus_report, estimate_lines, model_card, samples
 from minilm.model.attention import Backend
 from minilm.model.encoder import initialise
 from minilm.model.heads import LanguageModel
 from minilm.recipes import RECIPES, Recipe, RecipeName
-from minilm.train.job import Job, begin, runtime_of, train
+from minilm.train.job import Job, begin, finish, runtime_of, train
 from minilm.train.log import Log, plot_loss, say
 from minilm.train.loop import Optimizers, Plan, evaluate
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.measure import measure, rehearse, step_seconds
 from minilm.train.optim import OptimizerName, ScheduleName, lr_fraction, make_optimizers
-from minilm.train.ranks import Applied, Ranks, is_first, whole_state
+from minilm.train.ranks import Applied, Ranks, whole_state
 from minilm.train.runtime import Runtime
 
+OWN = ("data", "model", "add_tokens", "out", "cache_dir", "json", "device", "threads")  # of each process, perhaps
 EVAL_SEED = 0  # held-out masks are the same in every run
-NOMINAL_STEPS = 1000  # of a run whose length is not known yet
+NOMINAL_STEPS = 10**6  # of a run whose length is not known yet: each of its stretches has some
 MAX_TIMING_S = 60.0
 
 
@@ -122,9 +124,11 @@ class Args:
     weight_decay: float | None = None
     """Of matrices and tables, decoupled."""
     schedule: ScheduleName | None = None
-    """After the warm-up: linear or cosine to 0, or wsd (stable, then 1 - sqrt to 0)."""
+    """After the warm-up: linear or cosine to 0, or wsd (stable, then as 1 - sqrt to 0)."""
     warmup_frac: float | None = None
     """Fraction of the steps over which the learning rate rises."""
+    decay_frac: float | None = None
+    """Fraction of the steps, the last ones, over which it falls; of wsd."""
     dropout: float | None = None
     """Of states and attention weights."""
     output_scale: float | None = None
@@ -165,6 +169,7 @@ RANGES = {  # inclusive
     "lr": (1e-9, 10.0),
     "weight_decay": (0.0, 10.0),
     "warmup_frac": (0.0, 0.9),
+    "decay_frac": (0.001, 1.0),
     "dropout": (0.0, 0.9),
     "output_scale": (0.0, 10.0),
     "held_out": (0.001, 0.5),
@@ -174,23 +179,30 @@ RANGES = {  # inclusive
 
 def main(args: Args) -> None:
     """One run, from flags to the last line."""
-    pretrained = starting_model(args)
+    ranks = Ranks.join()
+    ranks.expect_same({name: value for name, value in asdict(args).items() if name not in OWN}, "other flags")
+    pretrained = ranks.agreed(lambda: starting_model(args))
     objective = args.objective or (pretrained.objective if pretrained else "mlm")
     recipe = effective_recipe(args, objective, pretrained)
     out = args.out or Path("checkpoints") / f"{args.recipe or ('continue' if pretrained else 'quick')}-{objective}"
-    cli.check_result(args.json)
+    ranks.agreed(lambda: cli.check_result(args.json))
     if args.prepare_only:
         result, shown = report_of_corpus(args, recipe, pretrained)
     elif args.dry_run:
-        Store(out).check_writable()
-        with tempfile.TemporaryDirectory() as scratch:
-            result, shown = pretrain(args, objective, recipe, Path(scratch) / "dry-run", pretrained)
+        nearest = ranks.agreed(Store(out).check_writable)
+        asked = asked_for(args, objective, recipe, pretrained)
+        ranks.from_first(lambda: Store(out).earlier_run(*asked, args.resume))
+        with tempfile.TemporaryDirectory(prefix=".tmp-dry-run-", dir=nearest) as scratch:
+            result, shown = pretrain(args, objective, recipe, Path(scratch) / "run", pretrained)
     else:
-        Store(out).check_writable()
+        ranks.agreed(Store(out).check_writable)
         result, shown = pretrain(args, objective, recipe, out, pretrained)
-        shown = closing(result, out, shown) if is_first() else []
+        try:
+            shown = closing(result, out, shown) if ranks.first else []
+        except (KeyError, TypeError, ValueError) as error:  # of a finished run
+            raise CheckpointError(f"{out / 'run.json'}: its result is not as it was written ({error!r})") from error
         result = result | {"out": str(out)}
-    if is_first():
+    if ranks.first:
         for line in shown:
             say(line) if args.json == "-" else print(line)
         if args.json:
@@ -206,7 +218,7 @@ def starting_model(args: Args) -> Pretrained | None:
             )
         return None
     with warnings.catch_warnings(record=True) as heads:
-        pretrained = read_model(find_model(args.model), new_head=True)
+        pretrained = read_model(find_model(args.model), head_seed=args.seed)
     for warning in heads:
         say(str(warning.message))
     if args.add_tokens is None:
@@ -219,6 +231,8 @@ def starting_model(args: Args) -> Pretrained | None:
 def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretrained | None) -> Recipe:
     """The named recipe with the flags that override it. Raises ConfigError for what cannot be."""
     cli.check_ranges(args, RANGES)
+    if args.dry_run and args.prepare_only:
+        raise ConfigError("--dry-run and --prepare-only: two things at once; give one")
     if args.data == ():
         raise ConfigError("--data: name files, folders or quoted patterns; leave it out for the embedded corpus")
     if args.vocab_size is not None and args.vocab_size % MULTIPLE:
@@ -230,17 +244,31 @@ def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretraine
     own = [field.name for field in fields(Recipe)]
     overrides = {name: value for name in own if (value := getattr(args, name, None)) is not None}
     recipe = replace(recipe, **({"minutes": None, "steps": None} if budgets else {}) | overrides)
-    if recipe.pairs and objective != "mlm":
-        if args.pairs or args.objective is None:
-            raise ConfigError(f"--pairs {recipe.pairs}: goes with --objective mlm only")
-        recipe = replace(recipe, pairs=None)  # the recipe's, with another objective
+    if recipe.pairs and objective != "mlm" and not args.pairs:
+        recipe = replace(recipe, pairs=None)  # the recipe's, which goes with its own objective only
+    check_of_use(args, objective, recipe)
     if pretrained:
         recipe = fitted(recipe, args, objective, pretrained)
     if recipe.architecture is None:
         raise ConfigError(f"--recipe {args.recipe}: goes on from a model; name it with --model")
     if recipe.pairs and recipe.architecture != "bert":
         raise ConfigError(f"--pairs {recipe.pairs}: only a BERT has a head for them; choose --recipe bert-mini")
+    check_divisible(recipe.stretches(NOMINAL_STEPS), Ranks.join().world)
     return recipe
+
+
+def check_of_use(args: Args, objective: ObjectiveName, recipe: Recipe) -> None:
+    """Raises ConfigError for a flag that would change nothing."""
+    for names, is_of_use, needed in (
+        (("pairs", "mask_rate", "mask_rate_end", "whole_words"), objective == "mlm", "--objective mlm"),
+        (("batch_warmup_frac",), recipe.accumulation > 1, "--accumulation above 1"),
+        (("packing",), not recipe.pairs, "rows that are no pairs"),
+        (("output_scale",), not args.model, "weights that are new, without --model"),
+        (("decay_frac",), recipe.schedule == "wsd", "--schedule wsd"),
+    ):
+        for name in names:
+            if (value := getattr(args, name)) not in (None, 0.0, False) and not is_of_use:
+                raise ConfigError(f"{cli.flag(name)} {value}: goes with {needed} only; leave it out")
 
 
 def fitted(recipe: Recipe, args: Args, objective: ObjectiveName, pretrained: Pretrained) -> Recipe:
@@ -270,7 +298,8 @@ def pretrain(
 ) -> tuple[dict[str, Any], list[str]]:
     """Data, model, loop, final model: (what it came to, the model at work on a few held-out documents)."""
     store, ranks = Store(out), Ranks.join()
-    with store.hold() if ranks.first else nullcontext():
+    with ExitStack() as held:
+        ranks.agreed(lambda: held.enter_context(store.hold()) if ranks.first else None)
         settings, choices = asked_for(args, objective, recipe, pretrained)
         run = ranks.from_first(lambda: store.earlier_run(settings, choices, args.resume))
         runtime = ranks.agreed(lambda: runtime_of(run, args.device, args.precision, args.threads))
@@ -281,6 +310,9 @@ def pretrain(
                 f"--out {out}: began with other text, or with other versions of the packages whose documentation the "
                 f"embedded corpus is; use the same, or another --out"
             )
+        if run and run.result and (fault := ranks.from_first(lambda: manifest_fault(out))):
+            say(f"{out} is finished, but {fault}: the model is written again")
+            run = replace(run, result=None)
         if run and run.result:
             say(f"{out} is finished; for another run choose another --out")
             return run.result, []
@@ -292,20 +324,29 @@ def pretrain(
         say(f"{parameters / 1e6:.1f} M parameters on {runtime.describe()}, {backend} attention; into {out}")
         longest = rows[recipe.length]
         say(f"{len(longest):,} rows of {longest.T} tokens, {longest.fill:.1%} full")
-        rates = recipe.mask_rate, recipe.mask_rate_end, recipe.whole_words
-        masks = make_objective(objective, data.tokenizer, args.seed, *rates)
+        if recipe.pairs:
+            say("the loss in training is of words and pairs together, the one on what is held out of words alone")
+        to_learn = make_objective(
+            objective, data.tokenizer, args.seed, recipe.mask_rate, recipe.mask_rate_end, recipe.whole_words
+        )
 
         def loader(steps: int) -> Loader:
             pinned = runtime.device.type == "cuda"
-            return Loader(recipe.stretches(steps), rows, masks, args.seed, ranks.rank, ranks.world, pinned)
+            return Loader(recipe.stretches(steps), rows, to_learn, args.seed, ranks.rank, ranks.world, pinned)
 
         step_s: dict[Kind, float] = {}
         if args.dry_run or not (run or recipe.steps or args.epochs):
             say("timing a step")
-            nominal = loader(NOMINAL_STEPS)
-            limit_s = min(MAX_TIMING_S, 0.1 * 60 * (recipe.minutes or math.inf))
-            parts = forward, language_model_loss, optimizers, nominal, runtime, recipe.max_norm
-            step_s = step_seconds(*parts, limit_s, on_copy=not args.dry_run)
+            step_s = step_seconds(
+                forward,
+                language_model_loss,
+                optimizers,
+                loader(NOMINAL_STEPS),
+                runtime,
+                recipe.max_norm,
+                limit_s=min(MAX_TIMING_S, 0.1 * 60 * (recipe.minutes or math.inf)),
+                on_copy=not args.dry_run,
+            )
         steps = run.steps if run else steps_of_budget(args, recipe, longest, step_s)
         own_held_out = shared(held_out, ranks.rank, ranks.world)
         job = Job(
@@ -335,6 +376,17 @@ def pretrain(
         return (result, conclude(run, job, log, data, result, weights)) if ranks.first else (result, [])
 
 
+def conclude(
+    run: Run, job: Job, log: Log, data: Prepared, result: dict[str, Any], weights: dict[str, Tensor]
+) -> list[str]:
+    """The final model with its card, figures and plot in OUT: the model at work."""
+    out, training = job.store.out, "training, pairs included" if run.settings["pairs"] else "training"
+    if not plot_loss(log.file, out / "loss.png", result["unigram_loss"], training):
+        say("no loss.png, for matplotlib is missing: pip install 'minilm[eval]'")
+    finish(job, run, weights, model_card(result, out, run.settings), result)
+    return samples(read_model(out), data.held_out)
+
+
 def asked_for(
     args: Args, objective: ObjectiveName, recipe: Recipe, pretrained: Pretrained | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -344,7 +396,7 @@ def asked_for(
     choices = {name: value for name, value in flags.items() if value not in ("auto", None)}
     settings = {"objective": objective, "seed": args.seed, "epochs": args.epochs, "held_out": args.held_out}
     if pretrained:
-        settings["model"] = f"{args.model} ({weights_fingerprint(pretrained.model)})"
+        settings["model"] = f"{os.path.normpath(args.model)} ({weights_fingerprint(pretrained.model)})"
     return settings | asdict(recipe), choices
 
 
@@ -369,8 +421,8 @@ def load_data(
         return pack(shard, recipe.packing, T, data.tokenizer, recipe.pairs, seed)
 
     def all_rows() -> tuple[dict[int, Rows], Rows]:
-        lengths = {stretch.length for stretch in recipe.stretches(1000)} | {recipe.length}
-        return {T: packed(data.train, T, args.seed) for T in lengths}, packed(data.held_out, recipe.length, EVAL_SEED)
+        train = {T: packed(data.train, T, args.seed) for T in recipe.lengths}
+        return train, packed(data.held_out, recipe.length, EVAL_SEED)
 
     rows, held_out_rows = runtime.ranks.one_by_one(all_rows)
     if not len(held_out_rows):
@@ -427,8 +479,10 @@ def build(
     if args.shard:
         runtime.ranks.shard(forward, model.encoder.layers, runtime.device)
     forward.to(runtime.device)
-    betas, kind, dtype = (0.9, recipe.beta2), recipe.optimizer, runtime.muon_dtype
-    return forward, make_optimizers(model, kind, recipe.lr, recipe.weight_decay, betas, recipe.eps, dtype)
+    betas = 0.9, recipe.beta2
+    return forward, make_optimizers(
+        model, recipe.optimizer, recipe.lr, recipe.weight_decay, betas, recipe.eps, runtime.muon_dtype
+    )
 
 
 def steps_of_budget(args: Args, recipe: Recipe, rows: Rows, step_s: dict[Kind, float]) -> int:
@@ -450,7 +504,7 @@ def plan_of(args: Args, recipe: Recipe, steps: int) -> Plan:
     warmup = math.ceil(recipe.warmup_frac * steps)
     return Plan(
         steps=steps,
-        schedule=lambda step: lr_fraction(recipe.schedule, step, steps, warmup),
+        schedule=lambda step: lr_fraction(recipe.schedule, step, steps, warmup, recipe.decay_frac),
         max_norm=recipe.max_norm,
         seed=args.seed,
         evaluate_every=args.evaluate_every or math.ceil(steps / 5),
@@ -462,25 +516,6 @@ def unigram_of(data: Prepared, objective: ObjectiveName, held_out: list[Batch]) 
     """The held-out loss that word frequencies alone reach."""
     target = torch.cat([batch.target for batch in held_out])
     return unigram_loss(data.counts, target, data.tokenizer.special_ids if objective == "mlm" else ())
-
-
-def conclude(
-    run: Run, job: Job, log: Log, data: Prepared, result: dict[str, Any], weights: dict[str, Tensor]
-) -> list[str]:
-    """The final model with its card, figures and plot in OUT: the model at work."""
-    out = job.store.out
-
-    def write_final(directory: Path) -> None:
-        job.write_model(directory, weights)
-        card = model_card(result, out, run.settings)
-        (directory / "README.md").write_text(card, encoding="utf-8")
-
-    job.store.finish(write_final)
-    job.store.prune(keep=1)
-    if not plot_loss(log.file, out / "loss.png", result["unigram_loss"]):
-        say("no loss.png, for matplotlib is missing: pip install 'minilm[eval]'")
-    job.store.write_run(replace(run, result=result))
-    return samples(read_model(out), data.held_out)
 
 
 if __name__ == "__main__":

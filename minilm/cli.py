@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +19,8 @@ import torch
 import tyro
 
 from minilm.errors import ConfigError, UserError
-from minilm.train.ranks import is_first, leave, lost_contact
+from minilm.files import write_whole
+from minilm.train.ranks import have_met, is_first, leave, lost_contact
 
 Args = TypeVar("Args")
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -27,10 +29,13 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_
 def run(main: Callable[[Any], int | None], args_type: type, argv: list[str] | None = None) -> None:
     """Parse the command line, call `main`, and exit: 0, 2 after what a user can mend, 130 after Ctrl-C, or what it
     returned."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number in (number for number, handler in before.items() if handler is signal.SIG_DFL):
+        signal.signal(number, _end)  # by default it would end this without tidying up
     try:
         status = main(parse(args_type, sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        status = _fail(str(error)) if is_first() else 2  # of several processes, all raise it
+        status = _fail(str(error)) if is_first() or not have_met() else 2  # those that have met all raise it
     except OSError as error:
         status = _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except (RuntimeError, MemoryError) as error:
@@ -48,7 +53,15 @@ def run(main: Callable[[Any], int | None], args_type: type, argv: list[str] | No
         status = 130
     finally:
         leave()
+        for number, handler in before.items():
+            signal.signal(number, handler)
     sys.exit(status or 0)
+
+
+def _end(number: int, frame: object) -> None:
+    """A second one ends this at once."""
+    signal.signal(number, signal.SIG_DFL)
+    sys.exit(128 + number)
 
 
 def parse(args_type: type[Args], argv: list[str]) -> Args:
@@ -104,11 +117,16 @@ def check_result(target: str | None) -> None:
 
 def write_result(target: str, result: dict[str, Any]) -> None:
     """`result` as JSON into a file, or on standard output for "-"."""
-    text = json.dumps(result, indent=2) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-    else:
-        Path(target).write_text(text, encoding="utf-8")
+    text, file = json.dumps(result, indent=2) + "\n", Path(target)
+    try:
+        if target == "-":
+            sys.stdout.write(text)
+        elif file.exists() and not file.is_file():  # a pipe
+            file.write_text(text, encoding="utf-8")
+        else:
+            write_whole(file, text)
+    except OSError as error:
+        raise ConfigError(f"--json {target}: cannot be written ({error.strerror or error})") from error
 
 
 def _spelled_out(argv: list[str], args_type: type) -> list[str]:

@@ -43,6 +43,7 @@ class Recipe:
     eps: float = 1e-6
     schedule: ScheduleName = "linear"
     warmup_frac: float = 0.05  # of all steps
+    decay_frac: float = 0.2  # of all steps, at the end of wsd (Haegele et al. 2024)
     max_norm: float = 1.0
     output_scale: float = 1.0  # of the initial matrices that write to the residual stream; 0: identity layers
     gradient_checkpointing: bool = False  # compute a layer again in the backward pass, for memory
@@ -64,13 +65,19 @@ class Recipe:
             dropout=self.dropout,
         )
 
+    @property
+    def lengths(self) -> set[int]:
+        """Of the rows of any stretch."""
+        return {self.length, self.length // SHORT} if self.short_frac else {self.length}
+
     def stretches(self, steps: int) -> list[Stretch]:
-        """The run in parts of equal row length and batch. Short rows are as many per step as long ones."""
+        """The run in parts of equal row length and batch. Short rows are as many per step as long ones. Raises
+        ConfigError where rows cannot be cut so short."""
+        if self.short_frac and self.length % SHORT:
+            raise ConfigError(f"--length {self.length}: short rows are a quarter of it; give a multiple of {SHORT}")
         ramp = [2**i for i in range(math.ceil(math.log2(self.accumulation)))] if self.batch_warmup_frac else []
         grown = [round(steps * self.batch_warmup_frac * i / len(ramp)) for i in range(1, len(ramp) + 1)]
         long_from = round(steps * self.short_frac)
-        if long_from and self.length % SHORT:
-            raise ConfigError(f"--length {self.length}: short rows are a quarter of it; give a multiple of {SHORT}")
         found = []
         for begin, end in zip([0, *(marks := sorted({*grown, long_from} - {0, steps}))], [*marks, steps], strict=True):
             times = next((n for n, until in zip(ramp, grown, strict=True) if begin < until), self.accumulation)
@@ -81,8 +88,9 @@ class Recipe:
 
 
 RECIPES: dict[RecipeName, Recipe] = {
-    # The best loss per second found on two CPU cores: ModernBERT's architecture (Warner et al. 2024) with zeroed
-    # outputs, Muon on its matrices (Jordan et al. 2024), a mask rate above BERT's (Wettig et al. 2023).
+    # The best loss per second found on two CPU cores: ModernBERT's architecture and initialisation (Warner et al.
+    # 2024), Muon on its matrices (Jordan et al. 2024), a mask rate above BERT's (Wettig et al. 2023). What each is
+    # worth, and what was worth nothing: benchmarks/results/ingredients.md.
     "quick": Recipe(
         architecture="modern",
         hidden_size=256,
@@ -95,7 +103,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         optimizer="muon",
         lr=5e-3,
         warmup_frac=0.02,
-        output_scale=0.0,
+        output_scale=(2 * 4) ** -0.5,
         minutes=3.5,
     ),
     # BERT's architecture (Devlin et al. 2018) at the size of Turc et al. 2019 (BERT-mini), with what a few minutes
@@ -138,7 +146,8 @@ RECIPES: dict[RecipeName, Recipe] = {
     ),
     # Warner et al. 2024, sec. 2.2: the first phase of ModernBERT-base, 1.7 T tokens in rows of 1,024, the batch growing
     # to 4,608 rows (there from 768 over 50 B tokens, here in doublings from 96), a mask rate of 30 %, warm-up, stable,
-    # 1 - sqrt. Their vocabulary is a byte-level BPE, their optimizer StableAdamW; here WordPiece, AdamW and clipping.
+    # 1 - sqrt over 50 B tokens, which there come after a phase of longer rows. Their vocabulary is a byte-level BPE,
+    # their optimizer StableAdamW; here WordPiece, AdamW and clipping.
     "modern-base": Recipe(
         architecture="modern",
         hidden_size=768,
@@ -157,6 +166,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         beta2=0.98,
         schedule="wsd",
         warmup_frac=0.002,
+        decay_frac=0.03,
         output_scale=(2 * 22) ** -0.5,
         steps=360_000,
     ),

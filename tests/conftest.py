@@ -1,9 +1,13 @@
-"""What several test folders share: reference models of transformers, and ours with the same weights.
+"""What several test folders share: reference models of transformers, ours with the same weights, and `train.py`.
 
 Parity is asserted in float64 (transformers' own two kernels differ by 1e-5 in fp32), in two weight regimes: under
 the initial one some wrong ports are invisible, because biases are 0, gains 1 and attention nearly uniform.
 """
 
+import importlib.util
+import sys
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +21,30 @@ from minilm.model.heads import LanguageModel
 
 REGIMES = ("initial", "wild", "deep")  # deep: 6 x 384, once, because it is slow
 VOCAB = 99
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny matrices gain nothing from more, and lose twentyfold where the cores are shared."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def train_script():
+    """train.py as a module, without putting the root on sys.path."""
+    spec = importlib.util.spec_from_file_location("train_script", Path(__file__).parent.parent / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def train(train_script, monkeypatch):
+    """The same, in less time: the peak of the machine is not measured, and fewer held-out targets do."""
+    monkeypatch.setattr("minilm.train.measure.matmul_peak", lambda device, dtype: 1e12)
+    monkeypatch.setattr(train_script, "fixed_batches", partial(train_script.fixed_batches, min_targets=2000))
+    return train_script
 
 
 def small_config(architecture: str, regime: str = "wild", dropout: float = 0.0):

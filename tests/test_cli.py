@@ -1,6 +1,7 @@
 """Flags from a dataclass; whatever a user can mend is one line on stderr and status 2."""
 
 import json
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -152,10 +153,28 @@ def test_of_several_processes_the_first_says_what_all_raise(go, monkeypatch):
     def main(args):
         raise ConfigError("--lr 3: too high")
 
-    for rank, said in (("0", "error: --lr 3: too high\n"), ("1", "")):
+    line = "error: --lr 3: too high\n"
+    for rank, met, said in (("0", True, line), ("1", True, ""), ("0", False, line), ("1", False, line)):
+        monkeypatch.setattr(cli, "have_met", lambda met=met: met)  # before that it may be the only one
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", "2")
         assert go("--resume", main=main) == (2, "", said)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_tidies_up_first(go, number):
+    tidied = []
+
+    def main(args):
+        try:
+            signal.raise_signal(number)
+        finally:
+            tidied.append(signal.getsignal(number))
+
+    before = signal.getsignal(number)
+    assert go(main=main) == (128 + number, "", "")
+    assert tidied == [signal.SIG_DFL]  # a second one ends it at once
+    assert signal.getsignal(number) == before
 
 
 @pytest.mark.parametrize(
@@ -308,3 +327,16 @@ def test_write_result(tmp_path, capsys):
     cli.write_result(str(tmp_path / "r.json"), result)
     assert json.loads((tmp_path / "r.json").read_text()) == result
     assert capsys.readouterr().out == ""
+
+
+def test_a_result_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    file = tmp_path / "r.json"
+    cli.write_result(str(file), {"loss": 1.5})
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("minilm.files.sync_entry", full)
+    with pytest.raises(ConfigError, match=r"--json .*r\.json: cannot be written .No space left on device"):
+        cli.write_result(str(file), {"loss": 1.25})
+    assert json.loads(file.read_text()) == {"loss": 1.5}

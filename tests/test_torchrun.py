@@ -13,7 +13,7 @@ from pydoc_data.topics import topics
 import pytest
 from safetensors.torch import load_file
 
-from minilm.checkpoint.store import manifest_fault
+from minilm.checkpoint.store import Store, manifest_fault
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -45,7 +45,7 @@ def processes(text, tmp_path_factory, tmp_path):
     """processes(world, *flags, local_ranks=None, data=None): so many of train.py, as torchrun starts them."""
     cache, running = tmp_path_factory.getbasetemp() / "torchrun-cache", []
 
-    def start(world, *flags, same_machine=True, data=None):
+    def start(world, *flags, same_machine=True, data=None, own_flags=((), ())):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -56,7 +56,7 @@ def processes(text, tmp_path_factory, tmp_path):
                 os.environ | {key: str(value) for key, value in own.items()} if world > 1 else dict(os.environ)
             )
             command = [sys.executable, ROOT / "train.py", "--data", (data or [text] * world)[rank]]
-            command += ["--cache-dir", cache, *SMALL, *flags]
+            command += ["--cache-dir", cache, *SMALL, *flags, *own_flags[rank]]
             running.append(
                 subprocess.Popen(
                     list(map(str, command)),
@@ -137,7 +137,7 @@ def test_one_process_killed_ends_the_other(processes, tmp_path, killed):
     assert "error: another process of this run is gone" in err.splitlines()[-1]
     steps = sorted((tmp_path / "run").glob("step-*"))
     assert steps
-    assert [manifest_fault(step, whole=True) for step in steps] == [""] * len(steps)
+    assert [manifest_fault(step) for step in steps] == [""] * len(steps)
     (again,) = processes(1, *flags)
     wait_for([again], lambda: len(list((tmp_path / "run").glob("step-*"))) and is_on(tmp_path / "run", steps[-1]))
     again.send_signal(signal.SIGTERM)
@@ -161,7 +161,7 @@ def test_one_process_told_to_stop_stops_all(processes, tmp_path, told):
     assert [status for status, _, _ in ends] == [143, 143]
     assert "stopped and saved at step" in ends[0][2]
     (saved,) = (tmp_path / "run").glob("step-*")
-    assert manifest_fault(saved, whole=True) == ""
+    assert manifest_fault(saved) == ""
 
 
 def metrics(run: Path) -> str:
@@ -185,3 +185,16 @@ def test_processes_that_cannot_share_a_run(processes, tmp_path, text):
         assert "Traceback" not in ends[0][2] + ends[1][2]
         assert ends[1][2] == ""
         assert not (tmp_path / "run").exists()
+    for own_flags, message in (
+        (((), ("--lr", "0.05")), "process 1 has other flags than process 0; give every process the same"),
+        (((), ("--model", tmp_path / "missing")), "process 1: --model"),
+    ):
+        ends = finish(processes(2, *flags, own_flags=own_flags))
+        assert [status for status, _, _ in ends] == [2, 2], ends
+        assert message in ends[0][2].splitlines()[-1]
+        assert ends[1][2] == ""
+    with Store(tmp_path / "run").hold():
+        ends = finish(processes(2, *flags))
+    assert [status for status, _, _ in ends] == [2, 2]
+    assert "is writing it; wait, or choose another" in ends[0][2].splitlines()[-1]
+    assert ends[1][2] == ""

@@ -1,6 +1,5 @@
 """`train.py` from flags to the last line, on a tiny recipe; what it refuses; and what a killed run loses: nothing."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ from pydoc_data.topics import topics
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from minilm import cli
 from minilm.checkpoint.model import read_model
@@ -49,16 +48,6 @@ KEYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def train():
-    """The script as a module, without putting the root on sys.path."""
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def write_topics(file: Path, size: int) -> Path:
     """English in documents of 250 characters, which every Python has."""
     words = " ".join(topics[name] for name in sorted(topics))[:size]
@@ -81,7 +70,6 @@ def go(train, text, cache, tmp_path, monkeypatch, capsys):
     """go(*flags) -> (status, stdout, stderr) of a run into tmp_path/run."""
     for name, recipe in RECIPE.items():
         monkeypatch.setitem(RECIPES, name, recipe)
-    monkeypatch.setattr("minilm.train.measure.matmul_peak", lambda device, dtype: 1e12)  # half a second each time
     monkeypatch.chdir(tmp_path)
 
     def run(*flags: object) -> tuple[int, str, str]:
@@ -105,7 +93,7 @@ def test_text_in_model_out(go, tmp_path, recipe, objective):
     result = json.loads((tmp_path / "result.json").read_text())
     assert result.keys() >= KEYS
     assert result["held_out_loss"] < 5.5  # from log 256 = 5.55: 60 steps of a toy
-    assert result["targets"] >= 20_000 or objective == "clm"
+    assert result["targets"] > 1_500
     assert result["vocab_size"] == 256
     assert result["tokens"] <= 60 * 4 * 32
     assert f"loss {result['held_out_loss']:.3f}" in out
@@ -170,6 +158,15 @@ def test_whole_words_short_rows_and_growing_batches(go, tmp_path, monkeypatch):
     assert same_weights(tmp_path / "run", half)
 
 
+def test_a_stretch_of_a_few_steps_of_many_is_known(go, tmp_path):
+    """Of 100,000 steps 40 on short rows, 20 with one micro-batch."""
+    flags = ["--steps", 100_000, "--short-frac", 0.0004, "--accumulation", 2, "--batch-warmup-frac", 0.0002]
+    status, _, err = go(*flags, "--length", 128, "--dry-run", "--json", "r.json")
+    assert status == 0, err
+    stretches = json.loads((tmp_path / "r.json").read_text())
+    assert stretches["tokens"] == pytest.approx(100_000 * 8 * 128, rel=0.001)
+
+
 def half_of(whole: Path, step: int) -> Path:
     """A run beside `whole` that has come to one of its checkpoints."""
     half = whole.parent / "half"
@@ -209,6 +206,24 @@ def test_words_are_added_to_a_models_vocabulary(go, tmp_path):
     assert tokenizer.encode("bdfl").tokens == ["[CLS]", "bdfl", "[SEP]"]
 
 
+def test_going_on_with_an_encoder_alone(go, tmp_path):
+    """Its head is new: --seed decides it, and the run is known again for the same."""
+    assert go("--steps", 2)[0] == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "encoder")
+    (tmp_path / "encoder" / "MANIFEST.json").unlink()
+    weights = load_file(tmp_path / "encoder" / "model.safetensors")
+    encoder = {name: own for name, own in weights.items() if name.startswith("model.")}
+    save_file(encoder, tmp_path / "encoder" / "model.safetensors")
+    flags = ["--model", "encoder", "--length", 32, "--steps", 4, "--save-every", 2]
+    for out in ("one", "two"):
+        status, _, err = go(*flags, "--out", out)
+        assert status == 0, err
+        assert "holds no language-model head, so this one is new" in err
+    assert same_weights(tmp_path / "one", tmp_path / "two")
+    status, _, err = go(*flags, "--out", "one")
+    assert "one is finished" in err
+
+
 def test_another_model_is_another_run(go, tmp_path):
     assert go("--steps", 2)[0] == 0
     assert go("--steps", 3, "--out", "two")[0] == 0
@@ -232,6 +247,7 @@ MODEL_FAULTS = {
     ("--recipe", "continue"): "--recipe continue: goes on from a model",
     ("--shard",): "--shard: shares a model among processes",
     ("--objective", "clm", "--pairs", "next"): "--pairs next: goes with --objective mlm only",
+    ("--model", "run", "--output-scale", "0.5"): "--output-scale 0.5: goes with weights that are new",
 }
 
 
@@ -252,6 +268,27 @@ def test_a_finished_run_says_its_result(go):
     assert status == 0
     assert "is finished" in err
     assert first.endswith(again)
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "config.json"])
+def test_a_finished_model_that_is_damaged_is_written_again(go, tmp_path, lost):
+    assert go("--steps", 2)[0] == 0
+    whole = (tmp_path / "run" / lost).read_bytes()
+    (tmp_path / "run" / lost).unlink()
+    status, _, err = go("--steps", 2)
+    assert status == 0, err
+    assert "is finished, but" in err
+    assert (tmp_path / "run" / lost).read_bytes() == whole
+    assert "the model is written again" not in go("--steps", 2)[2]
+
+
+def test_a_result_that_is_none_is_one_line(go, tmp_path):
+    assert go("--steps", 2)[0] == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run | {"result": {"loss": 1}}))
+    status, _, err = go("--steps", 2)
+    assert status == 2
+    assert "run.json: its result is not as it was written" in err.splitlines()[-1]
 
 
 def test_json_alone_goes_to_standard_output(go):
@@ -280,9 +317,26 @@ def test_dry_run_keeps_nothing(go, tmp_path):
     status, out, err = go("--dry-run", "--steps", 1000, "--json", "r.json")
     assert status == 0, err
     assert "only the token cache was kept" in out
+    assert [path.name for path in tmp_path.iterdir() if "dry" in path.name] == []
     assert "for 1,000 steps" in out
     assert json.loads((tmp_path / "r.json").read_text())["steps"] == 1000
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_is_refused_as_the_run_would_be(go):
+    assert go("--steps", 2)[0] == 0
+    status, _, err = go("--steps", 3, "--dry-run")
+    assert status == 2
+    assert "--out run: began with steps 2, not 3" in err.splitlines()[-1]
+    assert go("--steps", 2, "--dry-run")[0] == 0
+
+
+def test_a_dry_run_that_is_told_to_end_leaves_nothing(text, cache, tmp_path):
+    process = start(text, cache, tmp_path / "run", "--dry-run")
+    wait_for(process, lambda: list(tmp_path.glob(".tmp-dry-run-*/run")))
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_says_what_the_run_then_costs(go, tmp_path):
@@ -327,13 +381,9 @@ def test_a_run_of_another_version_says_so(go, tmp_path):
     assert "(as this run began)" in err
 
 
-def test_what_is_shown_is_the_model_without_dropout(go, tmp_path, monkeypatch):
-    import train_script
-
+def test_what_is_shown_is_the_model_without_dropout(go, train, tmp_path, monkeypatch):
     modes = []
-    monkeypatch.setattr(
-        train_script, "samples", lambda pretrained, *rest: modes.append(pretrained.model.training) or []
-    )
+    monkeypatch.setattr(train, "samples", lambda pretrained, *rest: modes.append(pretrained.model.training) or [])
     assert go("--steps", 2, "--dropout", 0.5)[0] == 0
     assert modes == [False]
 
@@ -353,13 +403,11 @@ def test_what_is_shown_is_the_model_without_dropout(go, tmp_path, monkeypatch):
     ],
     ids=["GPU", "CPU", "Python"],
 )
-def test_a_full_memory_is_one_line(go, monkeypatch, error, said):
-    import train_script
-
+def test_a_full_memory_is_one_line(go, train, monkeypatch, error, said):
     def full(model, batch):
         raise error
 
-    monkeypatch.setattr(train_script, "language_model_loss", full)
+    monkeypatch.setattr(train, "language_model_loss", full)
     status, _, err = go("--steps", 2)
     assert status == 2
     assert said in err.splitlines()[-1]
@@ -417,8 +465,8 @@ def same_weights(a: Path, b: Path) -> bool:
 def test_resume_is_exact(go, tmp_path, monkeypatch, recipe, precision, accumulation, packing):
     """Save at n, resume, reach 2n: the weights of the uninterrupted run, across the end of the first epoch."""
     monkeypatch.setattr(Store, "prune", lambda self, keep: None)
-    short = write_topics(tmp_path / "short.txt", 25_000)
-    n = 104 // accumulation  # an epoch has less than 400 rows
+    short = write_topics(tmp_path / "short.txt", 12_500)
+    n = 56 // accumulation  # an epoch has less than 224 rows
     flags = ["--recipe", recipe, "--precision", precision, "--accumulation", accumulation, "--packing", packing]
     flags += ["--dropout", 0.1, "--steps", 2 * n, "--save-every", n, "--data", short, "--evaluate-every", n]
     status, _, err = go(*flags)
@@ -499,7 +547,7 @@ DATA_FAULTS = {
     "too small": (bad(SENTENCE * 3), "the text supports"),
     "fewer rows than a batch": (
         lambda d: (d / "bad.txt").write_text("\n\n".join(topics[name] for name in sorted(topics)[:6])),
-        "fewer than --batch-size 4096",
+        "fewer than the 4096 that are computed at once",
     ),
 }
 
@@ -540,6 +588,13 @@ FLAG_FAULTS = {
     ("--json", "nowhere/result.json"): "--json nowhere/result.json: cannot be written",
     ("--mask-rate", "0"): "--mask-rate 0",
     ("--length", "1"): "--length 1",
+    ("--dry-run", "--prepare-only"): "--dry-run and --prepare-only: two things at once",
+    ("--length", "130", "--short-frac", "0.5"): "--length 130: short rows are a quarter of it",
+    ("--objective", "clm", "--whole-words"): "--whole-words True: goes with --objective mlm only",
+    ("--objective", "prefix", "--mask-rate", "0.2"): "--mask-rate 0.2: goes with --objective mlm only",
+    ("--batch-warmup-frac", "0.5"): "--batch-warmup-frac 0.5: goes with --accumulation above 1 only",
+    ("--recipe", "bert-mini", "--pairs", "next", "--packing", "stream"): "--packing stream: goes with rows that are no",
+    ("--decay-frac", "0.1"): "--decay-frac 0.1: goes with --schedule wsd only",
 }
 
 
@@ -590,10 +645,8 @@ def test_two_runs_in_one_directory(text, cache, tmp_path):
     assert f"process {first.pid}" in err.splitlines()[-1]
 
 
-def test_a_diverging_run_says_where(go, monkeypatch):
+def test_a_diverging_run_says_where(go, train, monkeypatch):
     """An infinite loss at step 7: the update is left out, and the rows are named."""
-    import train_script
-
     calls = []
 
     def loss(model, batch):
@@ -601,8 +654,8 @@ def test_a_diverging_run_says_where(go, monkeypatch):
         nats, count = original(model, batch)
         return nats * (float("inf") if len(calls) == 7 else 1.0), count
 
-    original = train_script.language_model_loss
-    monkeypatch.setattr(train_script, "language_model_loss", loss)
+    original = train.language_model_loss
+    monkeypatch.setattr(train, "language_model_loss", loss)
     status, _, err = go("--steps", 30)
     last = err.splitlines()[-1]
     assert status == 2
@@ -610,10 +663,8 @@ def test_a_diverging_run_says_where(go, monkeypatch):
     assert "(rows " in last
 
 
-def test_core_install_needs_no_plot_library(go, monkeypatch, tmp_path):
-    import train_script
-
-    monkeypatch.setattr(train_script, "plot_loss", lambda *arguments: False)
+def test_core_install_needs_no_plot_library(go, train, monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "plot_loss", lambda *arguments: False)
     status, _, err = go("--steps", 2)
     assert status == 0
     assert "pip install 'minilm[eval]'" in err

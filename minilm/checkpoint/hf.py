@@ -1,8 +1,8 @@
 """Hugging Face's names for our tensors, both ways; which family is what: rows of data.
 
 `{i}` stands for a layer number. Where theirs is a tuple, our one matrix is theirs stacked in that order.
-Every tensor is accounted for: it is mapped, a copy of a mapped one, a head of the family that this model
-does not have (dropped and named), or an error that names it.
+Every tensor is accounted for: it is mapped, a copy of a mapped one, a buffer that nothing learns (left out), a head of
+the family that this model does not have (left out and named), or an error that names it.
 """
 
 import re
@@ -35,7 +35,6 @@ BERT_NAMES = {
     "encoder.layers.{i}.mlp.inp": "bert.encoder.layer.{i}.intermediate.dense",
     "encoder.layers.{i}.mlp.out": "bert.encoder.layer.{i}.output.dense",
     "encoder.layers.{i}.mlp_norm": "bert.encoder.layer.{i}.output.LayerNorm",
-    "pooler.dense": "bert.pooler.dense",
     "pair.pooler.dense": "bert.pooler.dense",
     "pair.classifier": "cls.seq_relationship",
     "head.dense": "cls.predictions.transform.dense",
@@ -128,7 +127,8 @@ CLASSES = {
 }
 
 
-OBJECTIVES = tuple({objective for _, objective in CLASSES})
+OBJECTIVES = tuple(dict.fromkeys(objective for _, objective in CLASSES))
+OF_OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # bert-base-uncased and others
 
 
 def family_of(config: dict[str, Any]) -> Family:
@@ -215,24 +215,28 @@ def from_hf(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Our state dict, shaped and typed like `expected`, and the names of tensors dropped as other heads.
 
-    new: modules of ours of which a file may hold nothing at all; the state is then without them. A file of the encoder
-    alone leaves out the prefix of its names.
+    new: prefixes of ours of which a file may hold nothing; the state is then without them. What a classifier's file
+    holds of them but incompletely is the classifier's own. A file of the encoder alone leaves out the prefix of its
+    names.
 
     Raises CheckpointError naming the tensor that is missing, unknown, of another shape, not finite, or
     differs from the one it should be tied to.
     """
     family = FAMILIES[model_type]
+    tensors = {re.sub("|".join(OF_OLD), lambda old: OF_OLD[old[0]], key): own for key, own in tensors.items()}
     if not any(key.startswith(family.base) for key in tensors):
         tensors = {key if key.startswith(family.heads) else family.base + key: own for key, own in tensors.items()}
     rest = {key: tensor for key, tensor in tensors.items() if key not in family.buffers}
     state, owned = {}, set()
-    lacking = [
-        module
-        for module in new
-        if not any(key in rest for name in expected if name.startswith(module) for key in _theirs(name, family.names))
-    ]
+    of_classifier = any(key.startswith("classifier.") for key in rest)
+
+    def lacks(prefix: str) -> bool:
+        keys = {key for name in expected if name.startswith(prefix) for key in _theirs(name, family.names)}
+        return not keys & rest.keys() or (of_classifier and not keys <= rest.keys())
+
+    lacking = tuple(prefix for prefix in new if lacks(prefix))
     for name, like in expected.items():
-        if name.startswith(tuple(lacking)):
+        if name.startswith(lacking):
             continue
         theirs = _theirs(name, family.names)
         owned |= {head for head in family.heads if theirs[0].startswith(head)}

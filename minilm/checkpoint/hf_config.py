@@ -16,7 +16,7 @@ MAX_LAYERS = 1000
 
 def _value(config: dict[str, Any], key: str, kind: type, default: Any = None) -> Any:
     """config[key], checked: a config.json may come from anywhere."""
-    value = config.get(key, default)
+    value = default if config.get(key) is None else config[key]
     if value is None:
         raise CheckpointError(f"config.json: {key} is missing")
     if kind is float and isinstance(value, int) and abs(value) < 2**53 and not isinstance(value, bool):

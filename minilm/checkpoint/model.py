@@ -25,6 +25,8 @@ from minilm.model.attention import Backend
 from minilm.model.encoder import initialise
 from minilm.model.heads import LanguageModel, LMHead
 
+HEAD = "head."  # of a LanguageModel: what a file of an encoder alone lacks
+
 
 class Pretrained(NamedTuple):
     """What a language model's directory holds."""
@@ -73,7 +75,9 @@ def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
 
 def _load_tensors(file: Path) -> dict[str, Tensor]:
     try:
-        if file.exists() and not file.is_file():
+        if not file.exists():
+            raise OSError("there is none; weights are read from one file of this name only")
+        if not file.is_file():
             raise OSError("not a regular file")
         return load_file(file)
     except (OSError, SafetensorError) as error:
@@ -91,30 +95,35 @@ def find_model(name: str) -> Path:
         raise CheckpointError(f"--model {name}: no such directory, nor a model of the hub ({error})") from error
 
 
-def read_model(directory: Path | str, backend: Backend = "sdpa", new_head: bool = False) -> Pretrained:
+def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int | None = None) -> Pretrained:
     """A language model's directory: minilm's, or transformers' for a family of hf.py.
 
-    new_head: an encoder without a language-model head gets a fresh one, and says so. Raises CheckpointError naming the
-    file, tensor or key that does not fit.
+    head_seed: an encoder without a language-model head gets a random one, drawn by this seed, and says so. Raises
+    CheckpointError naming the file, tensor or key that does not fit.
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such directory")
+        raise CheckpointError(f"{directory}: {'a file, not' if directory.exists() else 'no such'} directory")
     if not (directory / "config.json").exists():
         complete = [path for _, path in checkpoints(directory)]
         hint = f"; its newest complete checkpoint is {complete[-1]}" if complete else ""
         raise CheckpointError(f"{directory}: no config.json, so no finished model{hint}")
     if (directory / "MANIFEST.json").exists() and (fault := manifest_fault(directory)):
-        raise CheckpointError(f"{directory}: {fault}")
+        raise CheckpointError(f"{directory}: {fault}; fetch or copy it again")
     config = read_json(directory / "config.json")
     with torch.device("meta"):  # sizes that a hostile config.json names are checked before memory is asked for
         model = LanguageModel(config_from_hf(config), backend, pairs_of(config) is not None)
-    if dropped := load_weights(model, directory, new=("head.",) if new_head else ()):
+    state, dropped = read_weights(model, directory, new=() if head_seed is None else (HEAD,))
+    if dropped:
         warnings.warn(f"{directory}: left out, for this model has no such head: {', '.join(dropped)}", stacklevel=2)
-    if model.head.bias.is_meta:
-        model.head = LMHead(model.cfg)
-        initialise(model.head)
+    if f"{HEAD}bias" not in state:
+        head = LMHead(model.cfg)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(head_seed)
+            initialise(head)
+        state |= {HEAD + name: own for name, own in head.state_dict().items()}
         warnings.warn(f"{directory}: holds no language-model head, so this one is new", stacklevel=2)
+    model.load_state_dict(state, assign=True)
     tokenizer = Tokenizer.load(directory)
     if tokenizer.vocab_size > model.cfg.vocab_size:
         raise CheckpointError(
@@ -123,20 +132,11 @@ def read_model(directory: Path | str, backend: Backend = "sdpa", new_head: bool 
     return Pretrained(model.eval(), tokenizer, objective_of(config))
 
 
-def load_weights(model: nn.Module, directory: Path, new: tuple[str, ...] = ()) -> list[str]:
-    """Fill `model` with `read_weights`; the names of the tensors that are left out. A model on the meta device gets the
-    file's own tensors."""
-    state, dropped = read_weights(model, directory, new)
-    model.load_state_dict(state, strict=not new, assign=next(model.parameters()).is_meta)
-    return dropped
-
-
 def read_weights(model: nn.Module, directory: Path, new: tuple[str, ...] = ()) -> tuple[dict[str, Tensor], list[str]]:
     """The state of `model` in a directory's model.safetensors, every tensor accounted for, and the names of those of
     other heads.
 
-    new: modules of the model of which the file may have nothing; the state is then without them. Raises
-    CheckpointError.
+    new: prefixes of what the file may lack; the state is then without them. Raises CheckpointError.
     """
     model_type = read_json(directory / "config.json")["model_type"]
     file = directory / "model.safetensors"

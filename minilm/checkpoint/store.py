@@ -23,6 +23,7 @@ from minilm.files import sha256, sync, sync_entry, write_json
 
 FORMAT = 1  # of MANIFEST.json, run.json and training/state.json
 MAX_JSON = 64 << 20  # bytes
+KEPT = 2  # checkpoints of a run, beside the one that is being written
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ class Store:
     def __init__(self, out: Path) -> None:
         self.out = out
 
-    def check_writable(self) -> None:
-        """Raises ConfigError where the directory could not be made or holds something else, without touching it."""
+    def check_writable(self) -> Path:
+        """The nearest directory that is there, OUT or above. Raises ConfigError where OUT could not be made or holds
+        something else, without touching it."""
         if not str(self.out).isprintable():  # a byte that is no UTF-8, or an invisible character
             raise ConfigError(f"--out {str(self.out)!r}: cannot be printed; choose a name that can")
         nearest = self.out
@@ -71,9 +73,11 @@ class Store:
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise ConfigError(f"--out {self.out}: {nearest} is not writable; choose another --out")
         if nearest == self.out and not (self.out / "run.json").exists():
-            strangers = sorted(path.name for path in self.out.iterdir() if path.name not in ("lock", ".run.json.tmp"))
-            if strangers:
-                raise ConfigError(f"--out {self.out}: holds {strangers[0]} and no run; choose an empty directory")
+            own = "lock", ".run.json.tmp"
+            strangers = (path.name for path in self.out.iterdir() if not path.name.startswith((*own, ".tmp-")))
+            if stranger := min(strangers, default=""):
+                raise ConfigError(f"--out {self.out}: holds {stranger} and no run; choose an empty directory")
+        return nearest
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -92,7 +96,7 @@ class Store:
                 lock.seek(0)
                 holder = lock.read().strip() or "another process"
                 raise ConfigError(f"--out {self.out}: {holder} is writing it; wait, or choose another") from error
-            if not os.path.exists(self.out / "lock"):  # its last holder has just removed it
+            if not self._is_lock(lock.fileno()):  # its last holder has just removed it
                 raise ConfigError(f"--out {self.out}: was being removed by another process; run the command again")
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -108,10 +112,17 @@ class Store:
                         for path in made:
                             path.rmdir()
 
+    def _is_lock(self, handle: int) -> bool:
+        """Whether the file in OUT is the open one, and not one that another process has made in its place."""
+        with suppress(OSError):
+            return os.path.samestat(os.fstat(handle), os.stat(self.out / "lock"))
+        return False
+
     def earlier_run(self, settings: dict[str, Any], choices: dict[str, Any], resume: str) -> Run | None:
         """The run that began here. Raises ConfigError where it is another than is asked for now.
 
-        settings: must all be as they were; choices: so must these of what the run decided by itself.
+        settings: must be as they were, but for the data, which is not known yet; choices: so must these of what the
+        run decided by itself.
         """
         file = self.out / "run.json"
         if not file.exists():
@@ -132,7 +143,9 @@ class Store:
             raise CheckpointError(f"{file}: settings name no data; choose another --out")
         if run.steps < 1 or run.settings.get("steps") not in (None, run.steps):
             raise CheckpointError(f"{file}: steps is {run.steps}; choose another --out")
-        for key, now in (settings | choices).items():
+        asked_for = settings | choices
+        for key in (asked_for | was).keys() - {"data"}:
+            now = asked_for.get(key)
             if was.get(key) != now:
                 began = f"with {key} {was[key]}" if was.get(key) is not None else f"without {key}"
                 asked = "without" if now is None else now
@@ -144,19 +157,26 @@ class Store:
         write_json(self.out / "run.json", {"format": FORMAT, **asdict(run)})
 
     def latest(self, say: Callable[[str], None]) -> Path | None:
-        """The newest checkpoint whose manifest verifies; `say` is told about newer ones that do not."""
-        for _, path in reversed(checkpoints(self.out)):
-            if not (fault := manifest_fault(path, whole=True)):
+        """The newest checkpoint whose manifest verifies, or None where there is none at all; `say` is told about newer
+        ones that do not. Raises CheckpointError where none of several does."""
+        found = checkpoints(self.out)
+        for _, path in reversed(found):
+            if not (fault := manifest_fault(path)):
                 return path
             say(f"{path} is damaged ({fault}); trying the one before")
+        if found:
+            raise CheckpointError(
+                f"{self.out}: no checkpoint in it is as it was written; to begin anew, move them away or choose "
+                f"another --out"
+            )
         return None
 
-    def save(self, step: int, write: Callable[[Path], None], keep: int = 2) -> Path:
+    def save(self, step: int, write: Callable[[Path], None], keep: int = KEPT) -> Path:
         """A complete checkpoint: written aside, made durable, renamed, and only then older ones removed."""
         final = self.out / f"step-{step:06d}"
         partial = self._written_aside(final.name, write)
         for number, path in checkpoints(self.out):
-            if number >= step:  # damaged, or it would have been resumed from; it must not displace a good one
+            if number >= step:  # damaged, or the run would have gone on from it; it must not displace a good one
                 shutil.rmtree(path)
         partial.rename(final)
         sync_entry(self.out)
@@ -210,17 +230,22 @@ def write_manifest(directory: Path) -> None:
     write_json(directory / "MANIFEST.json", {"format": FORMAT, "sha256": sums})
 
 
-def manifest_fault(directory: Path, whole: bool = False) -> str:
-    """What differs from MANIFEST.json, or nothing. whole: nothing else may be in the directory."""
+def manifest_fault(directory: Path) -> str:
+    """What differs from MANIFEST.json, or nothing; what it does not name does not matter. Raises CheckpointError for a
+    file that cannot be read, which says nothing about what is in it."""
     try:
         manifest = read_json(directory / "MANIFEST.json")
         check_format(directory / "MANIFEST.json", manifest)
         sums = manifest["sha256"]
-        if whole and sorted(sums) != _listed(directory):
-            return "MANIFEST.json lists other files than are there"
+        if not sums:
+            return "MANIFEST.json names no file"
         bad = next((name for name, digest in sums.items() if sha256(_inside(directory, name)) != digest), None)
-    except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+    except (FileNotFoundError, KeyError, AttributeError, TypeError, ValueError) as error:
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+            raise
         return f"{type(error).__name__}: {error}"
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be read ({error.strerror or error})") from error
     return f"{bad} differs from MANIFEST.json" if bad else ""
 
 

@@ -10,6 +10,7 @@ import glob
 import gzip
 import hashlib
 import importlib.util
+import io
 import json
 import lzma
 import os
@@ -17,17 +18,19 @@ import sysconfig
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from minilm.errors import DataError
+from minilm.files import sync_entry
 
 MAX_CHARS = 1 << 20  # of one document
 MAX_LINE = 1 << 24  # bytes of one jsonl line
 SAMPLED_CHARS = 1 << 25  # of text that a vocabulary is trained on
-OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+COMPRESSED = (".gz", ".xz")
 SUFFIXES = (".txt", ".text", ".md", ".jsonl")  # what a folder is searched for, also compressed
 EMBEDDED_PACKAGES = ("numpy", "torch")
 NOT_DOCUMENTATION = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
@@ -64,7 +67,7 @@ class Corpus:
         """sha256 of the bytes of all files in order, and of what else decides the documents."""
         digest = hashlib.sha256(f"{self.text_field} {MAX_CHARS}".encode())
         for file in self.files:
-            digest.update(f"{_is_jsonl(file)} {file.suffix.lower() in OPENERS}".encode())
+            digest.update(f"{_is_jsonl(file)} {file.suffix.lower() in COMPRESSED}".encode())
             with _reading(file), file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
@@ -80,7 +83,7 @@ def open_corpus(paths: Sequence[str], text_field: str = "text") -> Corpus:
         inside: list[Path] = []
         for each in found:
             if each.is_dir():
-                inside += sorted(p for p in each.rglob("*") if p.is_file() and _is_text_name(p))
+                inside += sorted(_text_files(each))
             elif each.is_file():
                 inside.append(each)
             else:
@@ -89,6 +92,27 @@ def open_corpus(paths: Sequence[str], text_field: str = "text") -> Corpus:
             raise DataError(f"--data {path}: no {', '.join(SUFFIXES)} file (also .gz, .xz) in this folder")
         files += inside
     return Corpus(tuple(dict.fromkeys(files)), text_field)
+
+
+def _text_files(folder: Path) -> Iterator[Path]:
+    """The files with a text's name in a folder and in all below it, links followed. Raises DataError for what cannot be
+    looked at: a part left out in silence is another corpus."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"--data {error.filename}: cannot be read ({error.strerror or error})") from error
+
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:  # a link to a folder above it, or to one that was read
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for path in (Path(root, name) for name in names if _is_text_name(Path(name))):
+            if path.is_symlink() and not path.exists():
+                raise DataError(f"--data {path}: a link that leads nowhere; remove it, or mend it")
+            if path.is_file():
+                yield path
 
 
 def embedded_corpus(cache_dir: Path) -> Corpus:
@@ -106,7 +130,9 @@ def embedded_corpus(cache_dir: Path) -> Corpus:
         with partial.open("w", encoding="utf-8") as out:
             for document in dict.fromkeys(_docstrings([path for _, path in sources])):
                 out.write(json.dumps({"text": document}) + "\n")
+        sync_entry(partial)
         partial.replace(file)
+        sync_entry(cache_dir)
     return Corpus((file,))
 
 
@@ -158,8 +184,10 @@ def _docstrings(paths: list[Path], min_chars: int = 100) -> Iterator[str]:
     definitions = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for path in paths:
         try:
-            with warnings.catch_warnings(action="ignore"):  # odd escapes in other people's strings
+            with _reading(path), warnings.catch_warnings(action="ignore"):  # odd escapes in other people's strings
                 tree = ast.parse(path.read_text(encoding="utf-8"))
+        except DataError:
+            raise
         except (ValueError, SyntaxError):  # UnicodeDecodeError is a ValueError
             continue  # the library ships files that are broken on purpose
         nodes: list[ast.AST] = [tree]
@@ -180,7 +208,7 @@ def _is_text_name(path: Path) -> bool:
 
 def _uncompressed_name(path: Path) -> str:
     name = path.name.lower()
-    return name.removesuffix(path.suffix.lower()) if path.suffix.lower() in OPENERS else name
+    return name.removesuffix(path.suffix.lower()) if path.suffix.lower() in COMPRESSED else name
 
 
 class _reading:
@@ -198,18 +226,64 @@ class _reading:
             raise DataError(f"{self.file}: cannot be read ({error.strerror or error})") from error
 
 
+class _XzStream(io.RawIOBase):
+    """An .xz file of one or more streams. Python's own reader takes a damaged later one for no part of the file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._decompressor, self._rest = file, lzma.LZMADecompressor(lzma.FORMAT_XZ), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if self._decompressor.eof:
+                self._rest = self._decompressor.unused_data.lstrip(b"\0")  # padding may follow a stream
+                while not self._rest and (more := self._file.read(io.DEFAULT_BUFFER_SIZE)):
+                    self._rest = more.lstrip(b"\0")
+                if not self._rest:
+                    return 0
+                self._decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+            elif self._decompressor.needs_input and not self._rest:
+                self._rest = self._file.read(1 << 16)
+                if not self._rest:
+                    raise EOFError("it ends within a stream")
+            data, self._rest = self._decompressor.decompress(self._rest, len(buffer)), b""
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, decompressed."""
+    with file.open("rb") as raw:
+        kind = file.suffix.lower()
+        if kind in COMPRESSED and not os.fstat(raw.fileno()).st_size:
+            raise EOFError("it is empty")
+        if kind == ".xz":
+            yield io.BufferedReader(_XzStream(raw))
+        elif kind == ".gz":
+            with gzip.open(raw) as stream:
+                yield stream
+        else:
+            yield raw
+
+
 def _lines(file: Path, limit: int) -> Iterator[tuple[int, str, bool]]:
     """(line number, decoded text without its newline, whether the line ends here), at most `limit` bytes each."""
-    with _reading(file), OPENERS.get(file.suffix.lower(), open)(file, "rb") as stream:
+    with _reading(file), _opened(file) as stream:
         decoder = codecs.getincrementaldecoder("utf-8")()
         number = 1
         while raw := _piece(stream, limit, first=number == 1):
             ends = raw.endswith(b"\n")
             if b"\0" in raw:
+                _read_out(stream)
                 raise DataError(f"{file}:{number}: a NUL byte; this is a binary file (or UTF-16), not UTF-8 text")
             try:
                 text = decoder.decode(raw, final=ends)
             except UnicodeDecodeError as error:
+                _read_out(stream)
                 raise DataError(
                     f"{file}:{number}: not UTF-8 (byte 0x{error.object[error.start]:02x}); "
                     f"convert it, for example with iconv -f latin1 -t utf-8"
@@ -218,6 +292,12 @@ def _lines(file: Path, limit: int) -> Iterator[tuple[int, str, bool]]:
             number += ends
         if decoder.getstate()[0]:
             raise DataError(f"{file}:{number}: not UTF-8 (ends inside a character); is the file cut short?")
+
+
+def _read_out(stream: BinaryIO) -> None:
+    """To the end, where a checksum may tell that the file is damaged: then that is what is wrong with its text."""
+    while stream.read(1 << 20):
+        pass
 
 
 def _piece(stream: BinaryIO, limit: int, first: bool) -> bytes:

@@ -19,7 +19,7 @@ EVALUATED_TOKENS = 1 << 17
 EVALUATED_AT_ONCE = 1 << 12  # tokens of one batch
 
 
-Kind = tuple[int, int]
+Kind = tuple[int, int]  # of a step: tokens a row, rows
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,12 @@ class Loader:
         pin_memory: bool = False,
     ) -> None:
         """rows: of each length that occurs in the stretches."""
+        check_divisible(stretches, world)
         for each in stretches:
-            if each.rows % (world * self._micro_batches(each, world)):
-                raise ConfigError(
-                    f"{each.rows} rows a step do not divide into equal micro-batches of at most {each.batch_size} for "
-                    f"{world} processes; change --batch-size or --accumulation"
-                )
-            if len(rows[each.length]) < (micro := each.rows // world // self._micro_batches(each, world)):
+            if len(rows[each.length]) < (at_once := each.rows // world // _parts(each, world)):
                 raise DataError(
-                    f"the training split makes {len(rows[each.length])} rows of {each.length} tokens, fewer than "
-                    f"--batch-size {micro}; give more text, or lower --batch-size or --length"
+                    f"the training split makes {len(rows[each.length])} rows of {each.length} tokens, fewer than the "
+                    f"{at_once} that are computed at once; give more text, or lower --batch-size or --length"
                 )
         self.stretches, self.rows, self.objective, self.seed = tuple(stretches), rows, objective, seed
         self.rank, self.world, self.pin_memory = rank, world, pin_memory
@@ -112,7 +108,7 @@ class Loader:
         epoch, row = (part[self.rank * own : (self.rank + 1) * own] for part in self.order(step))
         progress = self.progress(step)
         made = []
-        parts = self._micro_batches(stretch, self.world)
+        parts = _parts(stretch, self.world)
         for e, r in zip(np.split(epoch, parts), np.split(row, parts), strict=True):
             batch = _read(self.rows[stretch.length], self.objective, r, e, progress)
             made.append(batch.pin_memory() if self.pin_memory else batch)
@@ -138,17 +134,28 @@ class Loader:
         slots = self.objective.slots(stretch.length, self.progress(step))
         return stretch.rows * stretch.length, stretch.length, stretch.rows * slots
 
-    @staticmethod
-    def _micro_batches(stretch: Stretch, world: int) -> int:
-        return math.ceil(stretch.rows / world / stretch.batch_size)
+
+def check_divisible(stretches: Sequence[Stretch], world: int) -> None:
+    """Raises ConfigError where the rows of a step do not make micro-batches of one size in all processes."""
+    for each in stretches:
+        if each.rows % (world * _parts(each, world)):
+            raise ConfigError(
+                f"{each.rows} rows a step do not divide into equal micro-batches of at most {each.batch_size} for "
+                f"{world} processes; change --batch-size or --accumulation"
+            )
+
+
+def _parts(stretch: Stretch, world: int) -> int:
+    """Micro-batches of a step in each process."""
+    return math.ceil(stretch.rows / world / stretch.batch_size)
 
 
 def fixed_batches(rows: Rows, objective: Objective, min_targets: int = 20_000) -> Iterator[Batch]:
     """The same batches at every call, for evaluation: `min_targets` targets or more, or every row there is.
 
     Rows are spread evenly over the split, EVALUATED_TOKENS of it if it has so many. A split with too few targets
-    is read again with other draws, where the objective draws. How many targets a row has is estimated from 64 rows
-    of the whole split.
+    is read again with other draws, where the objective draws. How many targets a row has is estimated from some
+    64 rows of the whole split.
     """
     some = np.arange(len(rows))[:: max(1, len(rows) // 64)]
     per_row = _read(rows, objective, some, np.zeros_like(some)).count / len(some)

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from minilm.data.draws import PAIR_CUT, PAIR_LABEL, PAIR_OTHER, draw
-from minilm.data.shards import FileArray, Shard, fault, seal
+from minilm.data.shards import FileArray, Shard, fault, seal, writing_cache
 from minilm.data.tokenizer import Tokenizer
 from minilm.files import alone, remove
 
 Packing = Literal["stream", "documents"]
 PairTask = Literal["next", "order"]
 
-DOCUMENTS_AT_ONCE = 4096  # packed together
+PACKED_TOGETHER = 4096  # documents
 MIN_PAIR = 8  # tokens of a document that is cut into a pair
 
 
@@ -167,7 +167,7 @@ class Pieces(NamedTuple):
 
 
 def _packed_pieces(shard: Shard, T: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(start, length, pieces of each row), DOCUMENTS_AT_ONCE packed by themselves, for a split may be of any size."""
+    """(start, length, pieces of each row), PACKED_TOGETHER of them by themselves, for a split may be of any size."""
     for start, length in _cut(shard, T - 2):
         row_of = best_fit(length + 2, T)
         order = np.argsort(row_of, kind="stable")
@@ -183,8 +183,8 @@ def _single_pieces(shard: Shard, T: int) -> Iterator[tuple[np.ndarray, np.ndarra
 
 def _cut(shard: Shard, longest: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(start, length) of the pieces that documents fall into: as few as hold at most `longest` tokens each."""
-    for at in range(0, len(shard), DOCUMENTS_AT_ONCE):
-        bounds = shard.offsets[at : at + DOCUMENTS_AT_ONCE + 1]
+    for at in range(0, len(shard), PACKED_TOGETHER):
+        bounds = shard.offsets[at : at + PACKED_TOGETHER + 1]
         starts, stops = bounds[:-1], bounds[1:] - 1  # without the [SEP] on disk
         pieces = -(-(stops - starts) // longest)  # of each document
         number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
@@ -201,7 +201,7 @@ def _kept(shard: Shard, name: str, make: Callable[[], Iterator[tuple[np.ndarray,
         return Pieces(start, length, np.cumsum(per_row), int(length.sum()))
     directory = shard.stem.with_name(f"{shard.stem.name}.{name}")
     if directory.is_symlink() or fault(directory):
-        with alone(shard.stem.parent):
+        with writing_cache(shard.stem.parents[1]), alone(shard.stem.parent):
             if directory.is_symlink() or fault(directory):  # no other process was faster
                 _write_pieces(directory, names, make())
     start, length, end = (FileArray(directory / each, np.int64) for each in names)

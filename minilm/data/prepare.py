@@ -1,14 +1,16 @@
 """A corpus -> its cache entry: text is streamed through the tokenizer on all cores, and a kill loses little.
 
 The work is done in CACHE/tokens-KEY.partial, which the next run goes on from: PROGRESS.json says, after every
-CHARS_AT_ONCE * DURABLE_EVERY characters, which document comes next and how long the files were, all of it on the disk.
+DURABLE_EVERY batches, which document comes next and how long the files were, all of it on the disk.
 Where it was interrupted does not show in what comes out.
 """
 
+import gzip
 import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,13 +21,13 @@ from typing import Any
 import numpy as np
 
 from minilm.data.corpus import Corpus, document_hash, embedded_corpus, is_held_out, vocabulary_sample
-from minilm.data.shards import FORMAT, FileArray, Prepared, entry_fault, open_entry, seal
+from minilm.data.shards import FORMAT, FileArray, Prepared, entry_fault, open_entry, seal, writing_cache
 from minilm.data.tokenizer import Tokenizer
 from minilm.errors import ConfigError, DataError
 from minilm.files import alone, remove, sha256, sync, write_json
 
-DOCUMENTS_AT_ONCE, CHARS_AT_ONCE = 1024, 4 << 20  # whichever comes first
-DURABLE_EVERY = 8  # such batches
+DOCUMENTS_AT_ONCE, CHARS_AT_ONCE = 1 << 16, 4 << 20  # a batch: whichever comes first
+DURABLE_EVERY = 8  # batches
 GROWING = ("train.tokens", "train.offsets", "held_out.tokens", "held_out.offsets", "hashes")
 
 Say = Callable[[str], None]
@@ -52,14 +54,9 @@ def prepare(
         cache = cache_dir.expanduser()
     except RuntimeError as error:  # no home, or a user that nobody knows
         raise ConfigError(f"--cache-dir {cache_dir}: {error} Name a directory") from error
-    try:
+    with writing_cache(cache):
         corpus = corpus or embedded_corpus(cache)
-        return _prepared(corpus, cache, held_out_frac, tokenizer, (vocab_size, exact_vocab, lowercase), say)
-    except OSError as error:
-        why = error.strerror or error
-        raise ConfigError(
-            f"--cache-dir {cache}: cannot be written ({why}); make room, then the same command goes on, or name another"
-        ) from error
+        return _prepared(corpus, cache, held_out_frac, tokenizer, vocab_size, exact_vocab, lowercase, say)
 
 
 def _prepared(
@@ -67,42 +64,56 @@ def _prepared(
     cache: Path,
     held_out_frac: float,
     tokenizer: Tokenizer | None,
-    vocabulary: tuple[int, bool, bool],
+    vocab_size: int,
+    exact_vocab: bool,
+    lowercase: bool,
     say: Say,
 ) -> Prepared:
+    def checked(found: Tokenizer) -> Tokenizer:
+        if tokenizer is None and exact_vocab and found.vocab_size < vocab_size:
+            most = f"the text supports {found.vocab_size} at most; lower it or give more text"
+            raise DataError(f"--vocab-size {vocab_size}: {most}")
+        return found
+
+    def opened(entry: Path) -> Prepared:
+        data = open_entry(entry)
+        checked(data.tokenizer)
+        return data
+
+    def trained() -> Tokenizer:
+        say(f"training a vocabulary of {vocab_size:,}")
+        return checked(Tokenizer.train(vocabulary_sample(corpus.documents(), held_out_frac), vocab_size, lowercase))
+
     stamps = corpus.stamps()
     settings = {
         "format": FORMAT,
         "corpus": corpus.fingerprint(),
         "held_out": held_out_frac,
-        "vocabulary": vocabulary if tokenizer is None else tokenizer.fingerprint(),
+        "vocabulary": [vocab_size, lowercase] if tokenizer is None else tokenizer.fingerprint(),
     }
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     entry = cache / f"tokens-{key[:16]}"
     if entry.exists() and not entry_fault(entry):
-        return open_entry(entry)
+        return opened(entry)
     partial = entry.with_suffix(".partial")
     with alone(partial, lambda: say("another process is tokenising this text; waiting for it")):
         if entry.exists() or entry.is_symlink():
             if not (fault := entry_fault(entry)):  # another process was faster
                 shutil.rmtree(partial)
-                return open_entry(entry)
+                return opened(entry)
             say(f"cache {entry} is damaged ({fault}); making it anew")
             remove(entry)
-
-        def trained() -> Tokenizer:
-            size, exact, lowercase = vocabulary
-            say(f"training a vocabulary of {size:,}")
-            return Tokenizer.train(vocabulary_sample(corpus.documents(), held_out_frac), size, lowercase, exact)
 
         try:
             if entry_fault(partial):  # unless killed just before it was done
                 make = trained if tokenizer is None else lambda: tokenizer
-                _tokenise(partial, corpus, stamps, held_out_frac, make, say)
+                stamped = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+                _tokenise(partial, corpus, stamped, held_out_frac, make, say)
             if changed := [f for f, was, now in zip(corpus.files, stamps, corpus.stamps(), strict=True) if was != now]:
                 raise DataError(f"{changed[0]}: changed while it was read; run the command again when it is complete")
         except DataError as error:
-            if not isinstance(error.__cause__, OSError):  # a file that cannot be read now may be read later
+            cause = error.__cause__  # a file that cannot be read now may be read later, a damaged one may not
+            if not isinstance(cause, OSError) or isinstance(cause, gzip.BadGzipFile):
                 shutil.rmtree(partial)
             raise
         (partial / "PROGRESS.json").unlink(missing_ok=True)
@@ -117,34 +128,42 @@ class _Progress:
     file: int
     document: int  # in that file
     documents: int  # so far
-    stamps: list[tuple[int, ...]]  # of the corpus: what was read before must be what is there now
+    stamps: str  # a checksum of the corpus's: what was read before must be what is there now
     tokenizer: str  # the checksum of its file
     note: str  # the tokenizer's
     sizes: dict[str, int]  # in bytes
+    crcs: dict[str, int]  # of as many
 
     @classmethod
-    def read(cls, partial: Path, stamps: list[tuple[int, ...]]) -> "_Progress | None":
+    def read(cls, partial: Path, stamps: str) -> "_Progress | None":
         """Where a killed process came to; None where there is nothing to go on from."""
         try:
             own = cls(**json.loads((partial / "PROGRESS.json").read_text(encoding="utf-8")))
-            long_enough = all((partial / name).stat().st_size >= own.sizes[name] for name in GROWING)
-            whole = long_enough and sha256(partial / "tokenizer.json") == own.tokenizer
+            as_written = all(_crc(partial / name, own.sizes[name]) == own.crcs[name] for name in GROWING)
+            whole = as_written and sha256(partial / "tokenizer.json") == own.tokenizer
         except (OSError, ValueError, TypeError, KeyError):
             return None
-        return own if whole and [tuple(stamp) for stamp in own.stamps] == stamps else None
+        return own if whole and own.stamps == stamps else None
 
-    def write(self, partial: Path) -> "_Progress":
-        """On the disk, with the files as long as they are now."""
+    def write(self, partial: Path) -> None:
+        """Files and this, on the disk."""
         sync(partial)
-        own = replace(self, sizes={name: (partial / name).stat().st_size for name in GROWING})
-        write_json(partial / "PROGRESS.json", asdict(own))
-        return own
+        write_json(partial / "PROGRESS.json", asdict(self))
+
+
+def _crc(file: Path, size: int) -> int | None:
+    """Of the first `size` bytes; None where there are not so many."""
+    found = 0
+    with file.open("rb") as stream:
+        while size and (block := stream.read(min(size, 1 << 20))):
+            found, size = zlib.crc32(block, found), size - len(block)
+    return None if size else found
 
 
 def _tokenise(
     partial: Path,
     corpus: Corpus,
-    stamps: list[tuple[int, ...]],
+    stamps: str,
     held_out_frac: float,
     make_tokenizer: Callable[[], Tokenizer],
     say: Say,
@@ -158,7 +177,7 @@ def _tokenise(
         say(f"going on with the tokenising, after {progress.documents:,} documents")
     tokenizer = Tokenizer.load(partial)
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    with _Writer(partial, progress.sizes, dtype) as out:
+    with _Writer(partial, progress, dtype) as out:
         numbered = corpus.numbered(progress.file, progress.document)
         for number, (batch, encoded) in enumerate(_encoded(numbered, tokenizer), start=1):
             for (_, _, text), ids in zip(batch, encoded, strict=True):
@@ -170,7 +189,8 @@ def _tokenise(
             progress = replace(progress, file=file, document=document + 1, documents=done)
             if number % DURABLE_EVERY == 0:
                 out.flush()
-                progress = progress.write(partial)
+                progress = replace(progress, sizes=dict(out.sizes), crcs=dict(out.crcs))
+                progress.write(partial)
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     for block in FileArray(partial / "train.tokens", dtype).blocks():
         counts += np.bincount(block, minlength=len(counts))
@@ -188,28 +208,37 @@ def _begin(
         raise DataError(f"--data {', '.join(map(str, corpus.files))}: no text in it, only blank lines or nothing")
     tokenizer = make_tokenizer()
     tokenizer.save(partial, model_max_length=int(1e9))
-    for name in GROWING:
-        (partial / name).write_bytes(np.zeros(1, np.int64).tobytes() if name.endswith("offsets") else b"")
-    return _Progress(0, 0, 0, stamps, sha256(partial / "tokenizer.json"), tokenizer.note, {}).write(partial)
+    first = {name: np.zeros(1, np.int64).tobytes() if name.endswith("offsets") else b"" for name in GROWING}
+    for name, data in first.items():
+        (partial / name).write_bytes(data)
+    sizes, crcs = ({name: of(data) for name, data in first.items()} for of in (len, zlib.crc32))
+    progress = _Progress(0, 0, 0, stamps, sha256(partial / "tokenizer.json"), tokenizer.note, sizes, crcs)
+    progress.write(partial)
+    return progress
 
 
 class _Writer:
-    """Appends documents to the files of `directory`, which it first cuts to `sizes`."""
+    """Appends documents to the files of `directory`, which it first cuts to where they were at `progress`."""
 
-    def __init__(self, directory: Path, sizes: dict[str, int], dtype: Any) -> None:
-        self.dtype = dtype
+    def __init__(self, directory: Path, progress: _Progress, dtype: Any) -> None:
+        self.dtype, self.sizes, self.crcs = dtype, dict(progress.sizes), dict(progress.crcs)
         for name in GROWING:
-            os.truncate(directory / name, sizes[name])
+            os.truncate(directory / name, self.sizes[name])
         item = np.dtype(dtype).itemsize
-        self._ends = {split: sizes[f"{split}.tokens"] // item for split in ("train", "held_out")}
+        self._ends = {split: self.sizes[f"{split}.tokens"] // item for split in ("train", "held_out")}
         self._open = ExitStack()  # closes them all, even where one cannot be closed
         self._files = {name: self._open.enter_context((directory / name).open("ab")) for name in GROWING}
 
     def add(self, split: str, hash: int, ids: np.ndarray) -> None:
         self._ends[split] += len(ids)
-        self._files[f"{split}.tokens"].write(ids.astype(self.dtype).tobytes())
-        self._files[f"{split}.offsets"].write(self._ends[split].to_bytes(8, "little"))
-        self._files["hashes"].write(hash.to_bytes(8, "little"))
+        self._write(f"{split}.tokens", ids.astype(self.dtype).tobytes())
+        self._write(f"{split}.offsets", self._ends[split].to_bytes(8, "little"))
+        self._write("hashes", hash.to_bytes(8, "little"))
+
+    def _write(self, name: str, data: bytes) -> None:
+        self._files[name].write(data)
+        self.sizes[name] += len(data)
+        self.crcs[name] = zlib.crc32(data, self.crcs[name])
 
     def flush(self) -> None:
         for file in self._files.values():

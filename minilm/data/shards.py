@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from minilm.data.tokenizer import Tokenizer
+from minilm.errors import ConfigError
 from minilm.files import sha256, sync, write_json
 
-FORMAT = 2
+FORMAT = 2  # of the files, of how documents become tokens, of how `packing` cuts and packs what it keeps beside them
 CONTENT = ("vocab.txt", "train.tokens", "train.offsets", "held_out.tokens", "held_out.offsets")
 BLOCK = 1 << 20  # elements of an array that are read at once
 
@@ -79,6 +81,18 @@ class Prepared:
     counts: np.ndarray  # (V,) int64: how often each token occurs in the training split
     fingerprint: str  # of the vocabulary and of both splits' tokens
     note: str  # what was decided on the way
+
+
+@contextmanager
+def writing_cache(cache: Path) -> Iterator[None]:
+    """Turns what the disk refuses into one line: ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise ConfigError(
+            f"--cache-dir {cache}: cannot be written ({why}); mend that, then the same command goes on, or name another"
+        ) from error
 
 
 def seal(directory: Path, **described: Any) -> None:

@@ -21,6 +21,8 @@ from minilm.errors import DataError
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MULTIPLE = 64  # matmuls like vocabularies of whole tiles
 MAX_WORD = 100  # characters; a longer word is [UNK], as in google-research/bert
+BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")  # of transformers: these split one way
+# normalizers that change letter by letter, or nearly: what they do to a text can be said of its words alone
 PLAIN_STEPS = {"BertNormalizer", "Lowercase", "StripAccents", "Strip", "NFC", "NFD", "NFKC", "NFKD", "Sequence"}
 
 
@@ -66,13 +68,11 @@ class Tokenizer:
     # -- making one ---------------------------------------------------------------------------------
 
     @classmethod
-    def train(
-        cls, documents: Iterable[str], vocab_size: int = 8192, lowercase: bool = True, exact: bool = False
-    ) -> Self:
+    def train(cls, documents: Iterable[str], vocab_size: int = 8192, lowercase: bool = True) -> Self:
         """A vocabulary of the commonest pieces of `documents` (read twice), its size a multiple of 64.
 
-        If the text does not support `vocab_size` it shrinks and says so in `note`; `exact` makes that a
-        DataError. Raises DataError if there is not even one multiple's worth.
+        If the text does not support `vocab_size` it shrinks and says so in `note`. Raises DataError if there is not
+        even one multiple's worth.
         """
         if vocab_size < MULTIPLE or vocab_size % MULTIPLE:
             raise DataError(f"vocabulary size {vocab_size} is not a multiple of {MULTIPLE} above 0")
@@ -94,8 +94,6 @@ class Tokenizer:
         size = len(vocab) // MULTIPLE * MULTIPLE
         if size < MULTIPLE:
             raise DataError(f"the text supports a vocabulary of {len(vocab)} only; give more text")
-        if size < vocab_size and exact:
-            raise DataError(f"--vocab-size {vocab_size}: the text supports {size} at most; lower it or give more text")
         note = f"vocabulary shrunk from {vocab_size:,} to {size:,}, all that the text supports"
         kept = {token: i for i, token in enumerate(vocab[:size])}
         return cls(_wordpiece(kept, lowercase), lowercase, note if size < vocab_size else "")
@@ -121,7 +119,7 @@ class Tokenizer:
         """This tokenizer with the words of `file`, one a line, "##..." inside a word; and, of each new word, the ids
         that it was encoded as before. Words that it knows are left out. Raises DataError naming file and line."""
         try:
-            lines = file.read_text(encoding="utf-8").split("\n")
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"--add-tokens {file}: cannot be read as UTF-8 text ({error})") from error
         known, new = self._backend.get_vocab(with_added_tokens=True), {}
@@ -130,8 +128,7 @@ class Tokenizer:
             if not word or word in known:
                 continue
             inner = word.removeprefix("##")
-            pieces = self._backend.pre_tokenizer.pre_tokenize_str(self._backend.normalizer.normalize_str(inner))
-            if [piece for piece, _ in pieces] != [inner] or len(inner) > MAX_WORD:
+            if self._words(inner) != [inner] or len(inner) > MAX_WORD:
                 raise DataError(
                     f"{file}:{number}: {word!r} is never found in a text; give words of at most {MAX_WORD} characters, "
                     f"{'in lower case, ' if self.lowercase else ''}without spaces and punctuation"
@@ -147,6 +144,12 @@ class Tokenizer:
         spec["model"]["vocab"] |= {word: id for id, word in enumerate(new, start=self.vocab_size)}
         return type(self)(tokenizers.Tokenizer.from_str(json.dumps(spec)), self.lowercase), list(new.values())
 
+    def _words(self, text: str) -> list[str]:
+        """What a text falls into before its words do."""
+        normalizer, splitter = self._backend.normalizer, self._backend.pre_tokenizer
+        text = normalizer.normalize_str(text) if normalizer else text
+        return [word for word, _ in splitter.pre_tokenize_str(text)] if splitter else [text]
+
     def save(self, directory: Path, model_max_length: int, open_end: bool = False) -> None:
         """tokenizer.json, vocab.txt and a tokenizer_config.json that transformers opens.
 
@@ -158,13 +161,15 @@ class Tokenizer:
             specials = [(CLS, self.cls_id), (SEP, self.sep_id)]
             backend.post_processor = processors.TemplateProcessing(f"{CLS} $A", f"{CLS} $A {SEP} $B:1", specials)
         (directory / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
-        vocab = self._backend.get_vocab()
-        (directory / "vocab.txt").write_text(
-            "".join(token + "\n" for token in sorted(vocab, key=vocab.get)), encoding="utf-8"
-        )
+        tokens = [self._backend.id_to_token(i) or f"[unused{i}]" for i in range(self.vocab_size)]  # a line is an id
+        (directory / "vocab.txt").write_text("".join(token + "\n" for token in tokens), encoding="utf-8")
+        normalizer = json.loads(backend.to_str())["normalizer"] or {}
+        bert = not open_end and normalizer.get("type") == "BertNormalizer"  # else transformers must not make its own
         config = {
-            "tokenizer_class": "PreTrainedTokenizerFast" if open_end else "BertTokenizer",
+            "tokenizer_class": "BertTokenizer" if bert else "PreTrainedTokenizerFast",
             "do_lower_case": self.lowercase,
+            "strip_accents": normalizer.get("strip_accents"),
+            "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", False),
             "model_max_length": model_max_length,
             "pad_token": PAD,
             "unk_token": UNK,
@@ -244,19 +249,21 @@ def _read_json(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
         raise DataError(f"{path}: not a tokenizer file ({error})") from error
     if not isinstance(backend.model, models.WordPiece):
         raise DataError(f"{path}: a {type(backend.model).__name__} tokenizer; only WordPiece is supported")
-    return backend, bool((spec.get("normalizer") or {}).get("lowercase", False)), ""
+    return backend, backend.normalizer is not None and backend.normalizer.normalize_str("A") == "a", ""
 
 
 def _normalizers(spec: Any) -> Iterator[Any]:
     """The types of a normalizer and of those in it."""
     if isinstance(spec, dict):
         yield spec.get("type")
-        for each in spec.get("normalizers") or ():
+        inner = spec.get("normalizers") or ()
+        for each in inner if isinstance(inner, list | tuple) else [{"type": inner}]:
             yield from _normalizers(each)
 
 
 def _read_vocab(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
-    """Whether it lower-cases stands in tokenizer_config.json beside it; else its words tell, and the note says so."""
+    """How it normalises stands in tokenizer_config.json beside it; else its words tell whether it lower-cases, and the
+    note says so."""
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
@@ -265,7 +272,7 @@ def _read_vocab(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
     twice = next((token for token, count in Counter(tokens).items() if count > 1), None)
     if twice is not None:
         raise DataError(f"{path}:{len(tokens) - tokens[::-1].index(twice)}: token {twice!r} stands there twice")
-    file, stated = path.with_name("tokenizer_config.json"), None
+    file, config = path.with_name("tokenizer_config.json"), {}
     if file.exists():
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
@@ -273,11 +280,19 @@ def _read_vocab(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
             raise DataError(f"{file}: not JSON ({error})") from error
         if not isinstance(config, dict):
             raise DataError(f"{file}: holds {type(config).__name__}, not an object")
-        stated = config.get("do_lower_case")
+        if (kind := str(config.get("tokenizer_class") or BERT_CLASSES[0])).removesuffix("Fast") not in BERT_CLASSES:
+            raise DataError(f"{file}: tokenizer_class {kind}; a vocab.txt is read for {', '.join(BERT_CLASSES)} only")
+    stated = config.get("do_lower_case")
     cased = any(token not in SPECIALS and token != token.lower() for token in tokens)
     note = "" if stated is not None else f"{path.name}: {'cased' if cased else 'lower-case'}, by its words"
     lowercase = not cased if stated is None else bool(stated)
-    return _wordpiece({token: i for i, token in enumerate(tokens)}, lowercase), lowercase, note
+    backend = _wordpiece({token: i for i, token in enumerate(tokens)}, lowercase)
+    backend.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase,
+        strip_accents=config.get("strip_accents"),
+        handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
+    )
+    return backend, lowercase, note
 
 
 def _alphabet(documents: Iterable[str], backend: tokenizers.Tokenizer, limit: int) -> tuple[list[str], list[str]]:

@@ -88,8 +88,8 @@ class EncoderConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a fraction below 1")
         for spec in dict.fromkeys(self.layers):
-            if (spec.window or 0) < 0 or (spec.rope_base is not None and not spec.rope_base > 0):
-                raise ConfigError(f"{spec}: give a window of 0 or more and a rope_base above 0")
+            if not 0 <= (spec.window or 0) <= MAX_SIZE or (spec.rope_base is not None and not spec.rope_base > 0):
+                raise ConfigError(f"{spec}: give a window from 0 to {MAX_SIZE} and a rope_base above 0")
 
     @property
     def head_width(self) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
@@ -27,9 +28,21 @@ def training_flops(cfg: EncoderConfig, tokens: int, length: int, targets: int) -
     return 3 * 2 * (tokens * layers + targets * head)
 
 
-def run_flops(cfg: EncoderConfig, loader: Loader, steps: int) -> int:
-    """`training_flops` of the first `steps` steps, in all processes."""
-    return sum(training_flops(cfg, *loader.positions(step)) for step in range(steps))
+def run_flops(cfg: EncoderConfig, loader: Loader) -> int:
+    """`training_flops` of all steps, in all processes."""
+
+    def between(begin: int, end: int) -> int:
+        """Within a stretch the targets of a step only rise or only fall: equal at both ends, they are equal."""
+        if begin == end:
+            return 0
+        first, last = loader.positions(begin), loader.positions(end - 1)
+        if first == last:
+            return (end - begin) * training_flops(cfg, *first)
+        middle = (begin + end) // 2
+        return between(begin, middle) + between(middle, end)
+
+    ends = [0, *accumulate(each.steps for each in loader.stretches)]
+    return sum(between(*each) for each in pairwise(ends))
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:

@@ -22,7 +22,7 @@ from minilm.train.log import Log, Spent, say
 from minilm.train.loop import Loss, Optimizers, Plan, Score, TrainingError, fit
 from minilm.train.optim import load_optimizer_state, optimizer_state
 from minilm.train.ranks import Applied, split, whole_state
-from minilm.train.runtime import Runtime, StopSignals
+from minilm.train.runtime import Runtime, StopSignals, forget_peak_memory
 
 VERSIONS = {"minilm": minilm.__version__, "torch": torch.__version__}
 NAMED_ROWS = 64  # of a step that failed
@@ -69,10 +69,30 @@ def runtime_of(run: Run | None, device: str, precision: str, threads: int | None
 def begin(job: Job, steps: int, backend: str) -> Run:
     """What a run has decided, written down before its first step."""
     runtime = job.runtime
-    bits = runtime.device.type, runtime.precision, runtime.threads, backend, VERSIONS, runtime.ranks.world
-    run = Run(job.settings, steps, *bits)
+    run = Run(
+        settings=job.settings,
+        steps=steps,
+        device=runtime.device.type,
+        precision=runtime.precision,
+        threads=runtime.threads,
+        backend=backend,
+        versions=VERSIONS,
+        world=runtime.ranks.world,
+    )
     runtime.ranks.from_first(lambda: job.store.write_run(run))
     return run
+
+
+def finish(job: Job, run: Run, weights: dict[str, Tensor], card: str, result: dict[str, Any]) -> None:
+    """The final model with its card in OUT, and in run.json what it came to."""
+
+    def write(directory: Path) -> None:
+        job.write_model(directory, weights)
+        (directory / "README.md").write_text(card, encoding="utf-8")
+
+    job.store.finish(write)
+    job.store.prune(keep=1)
+    job.store.write_run(replace(run, result=result))
 
 
 def train(job: Job, plan: Plan) -> Log:
@@ -90,16 +110,17 @@ def train(job: Job, plan: Plan) -> Log:
             log.evaluation(step, job.evaluate())
 
     def save(step: int) -> None:
-        weights, tensors = whole_state(job.model), optimizer_state(job.model, job.optimizers)
-
-        def write(directory: Path) -> None:
-            job.write_model(directory, weights)
-            state = {"job": job.fingerprint(), "step": step, "spent": asdict(log.spent)}
-            write_training(directory, tensors, state | {"scaler": job.runtime.scaler.state_dict()})
-
         with log.paused():
+            weights, tensors = whole_state(job.model), optimizer_state(job.model, job.optimizers)
+
+            def write(directory: Path) -> None:
+                job.write_model(directory, weights)
+                state = {"job": job.fingerprint(), "step": step, "spent": asdict(log.spent)}
+                write_training(directory, tensors, state | {"scaler": job.runtime.scaler.state_dict()})
+
             ranks.agreed(lambda: job.store.save(step, write) if ranks.first else None)
 
+    forget_peak_memory(job.runtime.device)
     with StopSignals() as signals:
         try:
             if job.evaluate_first and start == 0:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from minilm.errors import CheckpointError
 from minilm.files import write_whole
 from minilm.train.cost import EnergyMeter
 from minilm.train.loop import Score
@@ -74,7 +75,7 @@ class Log:
         """A step is done, as far as the host knows."""
         self.bar.update(step - self.bar.n)
 
-    def step(self, step: int, loss: float, norm: float, rate: float, tokens: int) -> None:
+    def step(self, step: int, loss: float, norm: float, lr_fraction: float, tokens: int) -> None:
         """`tokens` more tokens, up to `step`, at a mean `loss` in nats per target."""
         now = time.perf_counter()
         took, self.mark = now - self.mark, now
@@ -84,7 +85,7 @@ class Log:
             "step": step,
             "loss": round(loss, 4),
             "gradient_norm": round(norm, 4) if math.isfinite(norm) else None,  # fp16 may overflow
-            "lr": rate * self.peak_lr,
+            "lr": lr_fraction * self.peak_lr,
             "tokens": self.spent.tokens,
             "tokens_per_s": round(tokens / took),
             "seconds": round(self.spent.seconds, 2),
@@ -99,16 +100,12 @@ class Log:
     def evaluation(self, step: int, score: Score) -> None:
         """A pass over the held-out split after `step` steps."""
         self.score = score
+        loss = round(score.loss, 4) if math.isfinite(score.loss) else None
         if step == 0:
-            self.loss_before = score.loss
-        self._write(
-            {
-                "step": step,
-                "held_out_loss": round(score.loss, 4) if math.isfinite(score.loss) else None,
-                "held_out_accuracy": round(score.accuracy, 4),
-            }
-        )
-        gain = "" if self.unigram is None else f"  {self.unigram - score.loss:.2f} below unigram"
+            self.loss_before = loss  # as one that goes on reads it
+        self._write({"step": step, "held_out_loss": loss, "held_out_accuracy": round(score.accuracy, 4)})
+        less = 0.0 if self.unigram is None else self.unigram - score.loss
+        gain = "" if self.unigram is None else f"  {abs(less):.2f} {'above' if less < 0 else 'below'} unigram"
         pairs = "" if score.pair_accuracy is None else f"  pairs {score.pair_accuracy:.1%}"
         say(f"step {step}  held-out loss {score.loss:.3f}{gain}  accuracy {score.accuracy:.1%}{pairs}")
         if self.unigram is not None and self.spent.tokens >= PLATEAU_TOKENS and score.loss > self.unigram - PLATEAU:
@@ -132,8 +129,13 @@ class Log:
     def _write(self, line: dict[str, float]) -> None:
         if not is_first():
             return
-        with self.file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(line, allow_nan=False) + "\n")
+        try:
+            with self.file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.file}: cannot be written ({error.strerror or error}); mend that, then the same command goes on"
+            ) from error
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
@@ -152,9 +154,9 @@ def _is_metrics(line: object) -> bool:
     return all(isinstance(value, int | float | None) for value in line.values())
 
 
-def plot_loss(metrics: Path, image: Path, unigram: float) -> bool:
+def plot_loss(metrics: Path, image: Path, unigram: float, training: str = "training") -> bool:
     """Training and held-out loss over steps, above the line that a model must pass to know more than word
-    frequencies. False where matplotlib is not installed."""
+    frequencies. training: what the first one is called. False where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -166,7 +168,7 @@ def plot_loss(metrics: Path, image: Path, unigram: float) -> bool:
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.plot(*zip(*train, strict=True), color="#9ab", linewidth=1, label="training")
+    axes.plot(*zip(*train, strict=True), color="#9ab", linewidth=1, label=training)
     if held:
         axes.plot(*zip(*held, strict=True), color="#c33", marker="o", markersize=4, label="held out")
     axes.axhline(unigram, color="#555", linestyle="--", linewidth=1, label=f"unigram {unigram:.2f}")

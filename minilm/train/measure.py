@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minilm.checkpoint.model import read_model
+from minilm.checkpoint.store import KEPT
 from minilm.data.loader import Kind, Loader
 from minilm.train.cost import matmul_peak, run_flops
 from minilm.train.job import VERSIONS, Job, train
@@ -18,7 +19,6 @@ from minilm.train.ranks import Applied, whole_state
 from minilm.train.runtime import Runtime, peak_memory_mb
 
 WARM_STEPS, TIMED_STEPS = 3, 20
-KEPT = 2  # checkpoints of a run, beside the one that is being written
 
 
 def step_seconds(
@@ -63,12 +63,14 @@ def rehearse(job: Job, plan: Plan, step_s: dict[Kind, float]) -> dict[str, Any]:
 
     step_s: seconds of a step of each kind. Seconds are of training; `total_seconds` has evaluation and saving, too.
     """
+    free = shutil.disk_usage(job.store.out).free
     stretches = [replace(each, steps=1) for each in job.loader.stretches]
     loader = job.loader.with_stretches(stretches)
     steps = job.loader.steps
     once = replace(plan, steps=len(stretches), evaluate_every=0, save_every=len(stretches))
     seconds = sum(each.steps * step_s[each.kind] for each in job.loader.stretches)
     train(replace(job, loader=loader, evaluate_first=False), once)
+    peak_mb = job.runtime.ranks.largest(peak_memory_mb(job.runtime.device))
     began = time.perf_counter()
     job.evaluate()
     evaluated = time.perf_counter()
@@ -86,12 +88,12 @@ def rehearse(job: Job, plan: Plan, step_s: dict[Kind, float]) -> dict[str, Any]:
             "steps": steps,
             "seconds": seconds,
             "total_seconds": seconds + other,
-            "tokens": sum(each.tokens for each in job.loader.stretches),
-            "flops": run_flops(job.model.cfg, job.loader, steps),
-            "peak_mb": peak_memory_mb(job.runtime.device),
+            "tokens": round(sum(each.tokens * job.loader.rows[each.length].fill for each in job.loader.stretches)),
+            "flops": run_flops(job.model.cfg, job.loader),
+            "peak_mb": peak_mb,
             "checkpoint_mb": checkpoint / 2**20,
             "disk_mb": max(min(KEPT + 1, saves) * checkpoint, min(KEPT, saves) * checkpoint + final) / 2**20,
-            "free_disk_mb": shutil.disk_usage(job.store.out).free / 2**20,
+            "free_disk_mb": free / 2**20,
             "parameters": sum(p.numel() for p in job.model.parameters()),
             "processes": job.runtime.ranks.world,
         }
@@ -99,10 +101,11 @@ def rehearse(job: Job, plan: Plan, step_s: dict[Kind, float]) -> dict[str, Any]:
 
 
 def measure(job: Job, log: Log) -> dict[str, Any]:
-    """What was learned and what it cost, in all processes."""
+    """What was learned and what it cost, in all processes together; `peak_mb` in the one that held most."""
     score, spent = log.score or job.evaluate(), log.spent  # no score yet, if all that was left to do was to finish
     seconds, world = max(spent.seconds, 1e-9), job.runtime.ranks.world
-    flops = run_flops(job.model.cfg, job.loader, job.loader.steps)
+    peak_mb = job.runtime.ranks.largest(peak_memory_mb(job.runtime.device))  # before `matmul_peak` takes its own
+    flops = run_flops(job.model.cfg, job.loader)
     peak = matmul_peak(job.runtime.device, job.runtime.dtype) * world
     return {
         "held_out_loss": score.loss,
@@ -120,7 +123,7 @@ def measure(job: Job, log: Log) -> dict[str, Any]:
         "mfu": flops / seconds / peak,
         "matmul_peak_flops": peak,
         "joules": spent.joules,  # None: nothing measured it
-        "peak_mb": peak_memory_mb(job.runtime.device),
+        "peak_mb": peak_mb,
         "precision": job.runtime.precision,
         "processes": world,
         "versions": VERSIONS,

@@ -15,7 +15,7 @@ OptimizerName = Literal["adamw", "muon"]
 ScheduleName = Literal["linear", "cosine", "wsd"]
 
 
-def lr_fraction(name: ScheduleName, step: int, steps: int, warmup_steps: int, decay_frac: float = 0.4) -> float:
+def lr_fraction(name: ScheduleName, step: int, steps: int, warmup_steps: int, decay_frac: float = 0.2) -> float:
     """The fraction in (0, 1] of the peak learning rate for step number `step` (from 0) of `steps`.
 
     Linear warm-up over `warmup_steps`, then: `linear` to 0 (Devlin et al. 2018), `cosine` to 0 (Loshchilov &

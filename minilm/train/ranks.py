@@ -31,6 +31,11 @@ def _are_several() -> bool:
     return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
+def have_met() -> bool:
+    """Whether this process has joined the others."""
+    return dist.is_initialized()
+
+
 def lost_contact(error: BaseException) -> bool:
     """Whether an error says that another process is gone."""
     return isinstance(error, dist.DistError) or (dist.is_initialized() and any(sign in str(error) for sign in LOST))
@@ -82,6 +87,10 @@ class Ranks:
         sums = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(sums)
         return sums.tolist()
+
+    def largest(self, value: float) -> float:
+        """Of all processes."""
+        return max(self._gathered(value))
 
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process."""

@@ -131,11 +131,18 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory this process has held: on the GPU if it runs there, else resident on the host."""
+    """The most memory this process has held: on the GPU if it runs there, since `forget_peak_memory`; else resident on
+    the host, ever."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if os.uname().sysname == "Darwin" else peak / 2**10
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Begin anew with what is held now, where that can be done: on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _keep_freed_memory() -> None:

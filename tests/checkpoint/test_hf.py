@@ -211,7 +211,8 @@ def test_a_config_we_cannot_compute_is_refused(change, message):
         ({"layer_types": ["full_attention"]}, "does not describe 3 layers"),
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_type 'yarn' is not supported"),
         ({"local_attention": "8"}, "local_attention is '8'"),
-        ({"local_attention": -8}, "window of 0 or more"),
+        ({"local_attention": -8}, "window from 0 to"),
+        ({"local_attention": 10**30}, "window from 0 to"),
         ({"layer_types": None, "global_attn_every_n_layers": 0}, "global_attn_every_n_layers is 0"),
         ({"layer_types": "full_attention"}, "does not describe 3 layers"),
         ({"layer_types": [["full_attention"], {}, 3]}, "does not describe 3 layers"),
@@ -471,7 +472,7 @@ def test_an_encoder_alone_gets_a_new_head(architecture, encoder_alone, tokenizer
     assert not any(name.startswith(("bert.", "model.", "cls.", "head.")) for name in names)
     torch.manual_seed(0)
     with pytest.warns(UserWarning, match=r"no language-model head, so this one is new|no such head: ") as warned:
-        ours, _, objective = read_model(tmp_path, new_head=True)
+        ours, _, objective = read_model(tmp_path, head_seed=0)
     said = [str(warning.message) for warning in warned]
     assert any("no language-model head" in line and str(tmp_path) in line for line in said)
     assert any("bert.pooler.dense.weight" in line for line in said) == (architecture == "bert")  # dropped, and named
@@ -503,13 +504,13 @@ def test_half_a_head_is_no_head(kept, tokenizer, tmp_path):
     assert len(half) == len(tensors) - 4
     save_file(half, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model.safetensors: tensor cls.predictions.\S+ is missing$"):
-        read_model(tmp_path, new_head=True)
+        read_model(tmp_path, head_seed=0)
 
 
 def test_a_head_that_is_there_is_kept(tokenizer, tmp_path):
     model = model_of("bert", tokenizer.vocab_size)
     write_model(tmp_path, model, tokenizer, "mlm")
-    again = read_model(tmp_path, new_head=True).model  # without a warning: that would be an error here
+    again = read_model(tmp_path, head_seed=0).model  # without a warning: that would be an error here
     assert all(torch.equal(p, q) for p, q in zip(again.parameters(), model.parameters(), strict=True))
 
 
@@ -525,6 +526,39 @@ def test_buffers_of_old_files_are_passed_over(prefix, tokenizer, tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     again = read_model(tmp_path).model
     assert all(torch.equal(p, q) for p, q in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def test_norms_of_old_files_are_read(tokenizer, tmp_path):
+    """bert-base-uncased was converted from TensorFlow, whose norms have a gamma and a beta."""
+    model = model_of("bert", tokenizer.vocab_size)
+    write_model(tmp_path, model, tokenizer, "mlm")
+    tensors = load_file(tmp_path / "model.safetensors")
+    old = {
+        n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+        for n, t in tensors.items()
+    }
+    assert old.keys() != tensors.keys()
+    save_file(old, tmp_path / "model.safetensors")
+    again = read_model(tmp_path).model
+    assert all(torch.equal(p, q) for p, q in zip(again.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modern"])
+def test_a_classifier_gets_a_new_head(architecture, tokenizer, tmp_path):
+    """ModernBERT's has a head.dense and a head.norm as its language model has, learned for something else."""
+    import transformers
+
+    config = config_to_hf(model_of(architecture, tokenizer.vocab_size).cfg, "mlm", SPECIALS)
+    del config["minilm"], config["architectures"]
+    config = transformers.AutoConfig.for_model(**config)
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save(tmp_path, 64)
+    with pytest.warns(UserWarning, match="has no such head|head, so this one is new") as warned:
+        read_model(tmp_path, head_seed=0)
+    said = " ".join(str(warning.message) for warning in warned)
+    assert "no language-model head" in said
+    assert "classifier.weight" in said
+    assert ("head.dense.weight" in said) == (architecture == "modern")
 
 
 def test_a_part_of_the_encoder_is_not_new(tokenizer):

@@ -1,5 +1,6 @@
 """A run directory: complete checkpoints, or none."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -210,15 +211,14 @@ def test_a_lock_that_is_a_link_is_not_followed(store, tmp_path):
 @pytest.mark.parametrize(
     "sums", [{}, {"/dev/zero": "x"}, {"../outside": "x"}, {"a\0b": "x"}, {"\ud800": "x"}, {"fifo": "x"}, [], None]
 )
-@pytest.mark.parametrize("whole", [False, True])
-def test_a_manifest_that_lies_is_a_fault(tmp_path, sums, whole):
+def test_a_manifest_that_lies_is_a_fault(tmp_path, sums):
     (tmp_path / "outside").write_text("x")
     inside = tmp_path / "in"
     inside.mkdir()
     (inside / "a").write_text("x")
     os.mkfifo(inside / "fifo")
     write_json(inside / "MANIFEST.json", {"format": 1, "sha256": sums})
-    assert manifest_fault(inside, whole) or (sums == {} and not whole)
+    assert manifest_fault(inside)
 
 
 def test_a_model_of_links_is_read(tmp_path):
@@ -251,14 +251,61 @@ def test_sweeping_takes_only_what_is_ours(store):
     assert store.latest(print) is None
 
 
-def test_damaged_newer_checkpoints_do_not_displace_a_good_one(tmp_path):
-    store = Store(tmp_path)
+def test_damaged_newer_checkpoints_do_not_displace_a_good_one(store):
+    for step in (500, 1000, 1500):
+        store.save(step, write_text("x"), keep=9)
     for step in (1000, 1500):
-        store.save(step, lambda directory: (directory / "a").write_text("x"))
-        (tmp_path / f"step-{step:06d}" / "a").write_text("damaged")
-    assert store.latest(lambda line: None) is None
-    good = store.save(500, lambda directory: (directory / "a").write_text("x"))
-    assert store.latest(lambda line: None) == good
+        (store.out / f"step-{step:06d}" / "config.json").write_text("damaged")
+    assert store.latest(lambda line: None).name == "step-000500"
+    good = store.save(600, write_text("x"))
+    assert names(store.out) == ["step-000500", "step-000600"]
+    assert store.latest(print) == good
+
+
+def test_a_run_of_which_nothing_is_whole_does_not_begin_anew(store):
+    """And so nothing is removed: there may be something to save."""
+    (store.save(5, write_text("x")) / "config.json").write_text("damaged")
+    with pytest.raises(CheckpointError, match="no checkpoint in it is as it was written"):
+        store.latest(lambda line: None)
+    assert names(store.out) == ["step-000005"]
+
+
+def test_what_others_leave_in_a_checkpoint_does_not_matter(store):
+    saved = store.save(5, write_text("x"))
+    (saved / ".DS_Store").write_text("of a file browser")
+    assert store.latest(print) == saved
+
+
+def test_a_disk_that_cannot_be_read_says_nothing_about_a_checkpoint(store, monkeypatch):
+    saved = store.save(5, write_text("x"))
+
+    def failing(file):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("minilm.checkpoint.store.sha256", failing)
+    with pytest.raises(CheckpointError, match=r"step-000005: cannot be read \(Input/output error\)"):
+        store.latest(print)
+    assert saved.exists()
+
+
+def test_a_model_that_a_run_began_with_must_be_named_again(store):
+    store.write_run(Run(SETTINGS | {"model": "x (12ab)"}, 10, "cpu", "fp32", 2, "sdpa", {"torch": "2.13.0"}))
+    with pytest.raises(ConfigError, match=r"began with model x \(12ab\), not without"):
+        store.earlier_run(SETTINGS, {}, "auto")
+
+
+def test_a_lock_that_another_process_has_made_anew_is_not_held(store, monkeypatch):
+    """Its last holder removed the file that this process had opened, and a third one made the next."""
+    original = fcntl.flock
+
+    def late(handle, how):
+        original(handle, how)
+        (store.out / "lock").unlink()
+        (store.out / "lock").write_text("of another process")
+
+    monkeypatch.setattr("minilm.checkpoint.store.fcntl.flock", late)
+    with pytest.raises(ConfigError, match="run the command again"), store.hold():
+        pass
 
 
 def test_how_many_processes_a_run_began_with_is_kept(store):

@@ -6,21 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from minilm.data.shards import FileArray, Shard
 from minilm.data.tokenizer import SPECIALS, Tokenizer
 
 SPECIAL_IDS = dict(zip(SPECIALS, (3, 17, 40, 41, 99), strict=True))
 PIECES = range(60, 90)  # the ids of `pieces_tokenizer` that go on with a word
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def words_by_id(directory, word) -> Tokenizer:

@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import random
+import zlib
 
 import pytest
 
@@ -416,6 +417,77 @@ def test_memory_of_the_sample_does_not_grow_with_the_corpus():
 @pytest.mark.parametrize("documents", [["x" * 500], ["x" * 30] * 100])
 def test_a_document_or_its_copies_beyond_the_bound_end_the_search(documents):
     assert sum(map(len, vocabulary_sample(documents, 0.0, 100))) <= 100
+
+
+# -- what would be left out in silence -------------------------------------------------------------------
+
+
+def test_folders_behind_links_are_read_once(tmp_path):
+    (tmp_path / "all" / "own").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.txt").write_text("from elsewhere")
+    (tmp_path / "all" / "own" / "a.txt").write_text("its own")
+    (tmp_path / "all" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "all" / "own" / "round").symlink_to(tmp_path / "all")
+    assert list(open_corpus([str(tmp_path / "all")]).documents()) == ["from elsewhere", "its own"]
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "a.txt").write_text("some")
+    (tmp_path / "all" / "b.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(DataError, match=r"--data .*b\.txt: a link that leads nowhere"):
+        open_corpus([str(tmp_path / "all")])
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "all" / "secret").mkdir(parents=True)
+    (tmp_path / "all" / "a.txt").write_text("some")
+    scandir = os.scandir
+
+    def refused(path):
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(DataError, match=r"--data .*secret: cannot be read .Permission denied"):
+        open_corpus([str(tmp_path / "all")])
+
+
+def test_an_xz_file_of_several_streams_is_read_whole(tmp_path):
+    """With padding between them, too; the second one damaged, or cut anywhere, is no shorter file."""
+    file = tmp_path / "a.txt.xz"
+    first, second = (lzma.compress(b"\n\n".join(b"%s %d" % (word, i) for i in range(500))) for word in (b"one", b"two"))
+    for padding in (b"", bytes(4), bytes(70_000)):
+        file.write_bytes(first + padding + second + padding)
+        assert len(list(Corpus((file,)).documents())) == 999  # no blank line where they meet
+    broken = bytearray(first + second)
+    broken[len(first) + 2] ^= 1
+    for content in (bytes(broken), *((first + second)[:n] for n in (len(first) + 5, len(first) + len(second) - 1, 9))):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=r"a\.txt\.xz: damaged or cut short"):
+            list(Corpus((file,)).documents())
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz"])
+def test_a_compressed_file_of_nothing_is_damaged(tmp_path, suffix):
+    file = tmp_path / f"a.txt{suffix}"
+    file.write_bytes(b"")
+    with pytest.raises(DataError, match=r"damaged or cut short \(it is empty\)"):
+        list(Corpus((file,)).documents())
+
+
+@pytest.mark.parametrize("text", ["a\nb", "caf\xe9"])
+def test_what_a_flipped_bit_makes_of_a_text_is_called_damage(tmp_path, text):
+    """And not another encoding, or a binary file."""
+    file, plain = tmp_path / "a.txt.gz", text.replace("\n", "\0").encode("latin-1")
+    stored = zlib.compressobj(0, zlib.DEFLATED, 31)
+    content = bytearray(stored.compress(plain) + stored.flush())
+    content[-8] ^= 1  # its checksum
+    file.write_bytes(bytes(content))
+    with pytest.raises(DataError, match="damaged or cut short"):
+        list(Corpus((file,)).documents())
 
 
 # -- embedded -------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def pieces_of(rows: DocumentRows, tokenizer) -> tuple[list[tuple[int, list[int]]
 @pytest.mark.parametrize(("seed", "at_once"), [(0, 4096), (1, 1), (2, 7), (0, 64), (1, 65)])
 def test_pieces_joined_are_the_documents(tokenizer, shard_of, plain_ids, monkeypatch, T, seed, at_once):
     """Every token once, however many documents are packed together."""
-    monkeypatch.setattr(module, "DOCUMENTS_AT_ONCE", at_once)
+    monkeypatch.setattr(module, "PACKED_TOGETHER", at_once)
     lengths = [*np.random.default_rng(seed).integers(0, 90, 60).tolist(), T - 2, T - 1, 2 * (T - 2), 1, 0]
     texts = documents(plain_ids, lengths, seed)
     shard = shard_of(texts)
@@ -150,7 +150,7 @@ def test_short_documents_share_a_row_by_hand(tokenizer, shard_of):
 def test_windows_are_packed_by_themselves(tokenizer, shard_of, plain_ids, monkeypatch):
     """So a split of any size is packed in the memory of one window; its rows are those of the windows, in order."""
     texts = documents(plain_ids, np.random.default_rng(4).integers(1, 40, 50).tolist(), 4)
-    monkeypatch.setattr(module, "DOCUMENTS_AT_ONCE", 20)
+    monkeypatch.setattr(module, "PACKED_TOGETHER", 20)
     whole = every(pack(shard_of(texts), "documents", 32, tokenizer))
     parts = [every(pack(shard_of(texts[at : at + 20]), "documents", 32, tokenizer)) for at in (0, 20, 40)]
     assert (whole.ids == torch.cat([part.ids for part in parts])).all()
@@ -177,7 +177,7 @@ def test_an_empty_split_has_no_rows(tokenizer, shard_of, on_disk, packing, pairs
 def test_an_index_on_disk_makes_the_rows_of_one_in_memory(
     tokenizer, shard_of, plain_ids, on_disk, monkeypatch, pairs, at_once
 ):
-    monkeypatch.setattr(module, "DOCUMENTS_AT_ONCE", at_once)
+    monkeypatch.setattr(module, "PACKED_TOGETHER", at_once)
     shard = shard_of(documents(plain_ids, np.random.default_rng(1).integers(0, 60, 80).tolist(), 1))
     stored = on_disk(shard)
     for T in (16, 33):

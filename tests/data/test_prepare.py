@@ -1,6 +1,7 @@
 """Text is tokenised once, an interruption does not show in what comes out, a cache is believed while it is whole."""
 
 import errno
+import gzip
 import json
 import os
 import random
@@ -125,6 +126,41 @@ def test_a_shrunken_vocabulary_is_noted_from_the_cache_too(corpus, cache):
     notes = [prepare(corpus, cache, 0.1, vocab_size=1 << 15).note for _ in range(2)]
     assert "shrunk from 32,768" in notes[0]
     assert notes[0] == notes[1]
+
+
+def test_an_exact_size_is_the_same_entry_and_refused_where_the_text_does_not_support_it(corpus, cache):
+    with pytest.raises(DataError, match=r"--vocab-size 32768: the text supports \d+ at most") as error:
+        prepare(corpus, cache, 0.1, vocab_size=1 << 15, exact_vocab=True)
+    assert is_one_line(error.value)
+    assert not list(cache.iterdir())
+    shrunk = prepare(corpus, cache, 0.1, vocab_size=1 << 15)
+    assert shrunk.tokenizer.vocab_size < 1 << 15
+    with pytest.raises(DataError, match=f"--vocab-size 32768: the text supports {shrunk.tokenizer.vocab_size} at most"):
+        prepare(corpus, cache, 0.1, vocab_size=1 << 15, exact_vocab=True)  # now from the cache
+    said = []
+    exact = prepare(corpus, cache, 0.1, vocab_size=256)
+    assert prepare(corpus, cache, 0.1, vocab_size=256, exact_vocab=True, say=said.append).hashes[:].tolist() == (
+        exact.hashes[:].tolist()
+    )
+    assert said == []
+
+
+def test_a_disk_that_is_full_when_rows_are_packed_is_one_line(corpus, cache, monkeypatch):
+    data = prepare(corpus, cache, 0.1, vocab_size=256)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("minilm.data.packing._write_pieces", full)
+    with pytest.raises(ConfigError, match=f"--cache-dir {cache}: cannot be written .No space left on device.; mend"):
+        pack(data.train, "documents", 32, data.tokenizer)
+
+
+def test_an_embedded_source_that_cannot_be_read_is_named(cache, tmp_path, monkeypatch):
+    (tmp_path / "a.py").mkdir()
+    monkeypatch.setattr(corpus_module, "_embedded_sources", lambda: iter([("a", tmp_path / "a.py")]))
+    with pytest.raises(DataError, match=r"a\.py: cannot be read .Is a directory."):
+        prepare(None, cache, 0.0, vocab_size=64)
 
 
 def test_without_a_corpus_it_is_the_embedded_one(cache, tmp_path, monkeypatch):
@@ -509,7 +545,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(mortal, tokenizer, tmp
         with pytest.raises(ConfigError) as error:
             clock.run(at, full, lambda cache=cache: prepare(corpus, cache, 0.3, tokenizer))
         assert str(error.value).startswith(
-            f"--cache-dir {cache}: cannot be written (No space left on device); make room"
+            f"--cache-dir {cache}: cannot be written (No space left on device); mend that"
         )
         assert is_one_line(error.value)
         prepare(corpus, cache, 0.3, tokenizer)
@@ -575,6 +611,28 @@ def test_what_was_done_is_not_done_again(corpus, cache, prose, monkeypatch, ever
     assert [text for texts in calls for text in texts] == prose[done:]
     assert said == [f"going on with the tokenising, after {done} documents"]
     assert got.hashes[:].tolist() == [document_hash(text) for text in prose]
+
+
+def test_what_was_written_before_a_kill_is_believed_by_its_checksum(corpus, cache, tokenizer, monkeypatch, tmp_path):
+    partial = durable_then_killed(corpus, cache, tokenizer, monkeypatch)
+    tokens = bytearray((partial / "train.tokens").read_bytes())
+    tokens[10] ^= 1
+    (partial / "train.tokens").write_bytes(tokens)
+    said = []
+    prepare(corpus, cache, 0.1, tokenizer, say=said.append)
+    assert said == ["tokenising"]  # from the beginning
+    prepare(corpus, tmp_path / "whole", 0.1, tokenizer)
+    assert content(cache) == content(tmp_path / "whole")
+
+
+def test_nothing_is_kept_of_a_damaged_file(tmp_path, cache, tokenizer):
+    file = tmp_path / "a.txt.gz"
+    damaged = bytearray(gzip.compress(b"w1 w2 w3"))
+    damaged[-8] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(DataError, match="damaged"):
+        prepare(Corpus((file,)), cache, 0.1, tokenizer)
+    assert list(cache.iterdir()) == []
 
 
 def test_going_on_in_a_later_file_does_not_open_the_earlier_ones(tmp_path, cache, tokenizer, monkeypatch):

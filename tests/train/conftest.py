@@ -27,15 +27,6 @@ VOCAB, LENGTH, SLOTS, MASK_ID = 61, 16, 6, 4
 STRETCHES = Stretch(5, LENGTH, 8, 4), Stretch(3, LENGTH, 12, 4)  # of a job: steps, length, rows, rows at once
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny matrices gain nothing from more, and lose twentyfold where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def tiny():
     """tiny(architecture, dropout, dtype, backend, seed, pairs): 2 x 32, a window that 16 tokens exceed, weights

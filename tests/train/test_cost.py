@@ -65,7 +65,19 @@ def test_flops_of_a_run_are_those_of_its_steps(random_rows, words):
         return 6 * (rows * T * layers + rows * slots * (D * D + D * V))
 
     steps = [by_hand(8, 16, 2), by_hand(8, 16, 4), by_hand(8, 16, 6), by_hand(4, 64, 29), by_hand(4, 64, 35)]
-    assert [run_flops(cfg, loader, n) for n in range(6)] == [sum(steps[:n]) for n in range(6)]
+    assert run_flops(cfg, loader) == sum(steps)
+    assert run_flops(cfg, loader.with_stretches(STRETCHES[1:])) == by_hand(4, 64, 10) + by_hand(4, 64, 35)
+
+
+@pytest.mark.parametrize("end", [None, 0.55])
+def test_flops_of_very_many_steps_are_counted_at_once(random_rows, words, end):
+    masks = MaskedLM(words, 0, rate=0.15, end_rate=end)
+    cfg = bert_config(61, 32, 2, 4, 48, max_position_embeddings=64)
+    rows = {16: random_rows(40, 16), 64: random_rows(9, 64)}
+    few = Loader([Stretch(300, 16, 8, 4), Stretch(200, 64, 4, 2)], rows, masks, seed=0)
+    assert run_flops(cfg, few) == sum(training_flops(cfg, *few.positions(step)) for step in range(500))
+    many = few.with_stretches([Stretch(3 * 10**8, 16, 8, 4), Stretch(2 * 10**8, 64, 4, 2)])
+    assert run_flops(cfg, many) == pytest.approx(run_flops(cfg, few) * 10**6, rel=0.01)
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -100,7 +112,7 @@ def test_flops_of_a_step_are_torchs_within_2_percent(random_rows, words, cpu, ch
     optimizers = make_optimizers(model, "adamw", 1e-3, 0.01)
     with FlopCounterMode(display=False) as counter:
         train_step(Applied(model), language_model_loss, optimizers, batches, cpu(), 1.0)
-    ratio = counter.get_total_flops() / run_flops(cfg, loader, 1)
+    ratio = counter.get_total_flops() / run_flops(cfg, loader)
     assert 1 < ratio < 1.02 if not checkpointing else 1.2 < ratio < 4 / 3
 
 

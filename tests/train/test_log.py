@@ -5,6 +5,7 @@ import struct
 
 import pytest
 
+from minilm.errors import CheckpointError
 from minilm.train import log as log_module
 from minilm.train.log import Log, Spent, plot_loss, read_metrics, say
 from minilm.train.loop import Score
@@ -261,7 +262,7 @@ def test_held_out_line(tmp_path, clock, capsys):
     for unigram, score, line in (
         (None, Score(5.0, 0.25, 9), "step 10  held-out loss 5.000  accuracy 25.0%"),
         (6.5, Score(5.0, 0.25, 9), "step 10  held-out loss 5.000  1.50 below unigram  accuracy 25.0%"),
-        (4.5, Score(5.0, 0.25, 9), "step 10  held-out loss 5.000  -0.50 below unigram  accuracy 25.0%"),
+        (4.5, Score(5.0, 0.25, 9), "step 10  held-out loss 5.000  0.50 above unigram  accuracy 25.0%"),
         (
             6.5,
             Score(5.0, 0.25, 9, pair_accuracy=0.5625),
@@ -311,17 +312,17 @@ def test_the_loss_before_training_is_kept_over_a_resume(tmp_path, clock):
     log = Log(file, 40, 0, 1.0)
     assert log.loss_before is None
     log.evaluation(0, Score(6.51234567, 0.1, 9))
-    assert log.loss_before == 6.51234567
+    assert log.loss_before == 6.5123
     for step in (10, 20):
         clock.now += 1
         log.step(step, 1.0, 1.0, 1.0, tokens=100)
         log.evaluation(step, Score(5.0, 0.1, 9))
-    assert log.loss_before == 6.51234567
+    assert log.loss_before == 6.5123
     log.close()
     again = Log(file, 40, 10, 1.0)
     again.evaluation(20, Score(4.0, 0.1, 9))
     again.close()
-    assert again.loss_before == pytest.approx(6.5123, abs=1e-9)
+    assert again.loss_before == 6.5123
     anew = Log(file, 40, 0, 1.0)  # nothing was saved: the model will be examined again
     anew.close()
     assert anew.loss_before is None
@@ -361,3 +362,12 @@ def test_only_the_first_process_speaks_and_writes(tmp_path, clock, capsys, monke
     monkeypatch.setenv("RANK", "0")
     say("a line")
     assert capsys.readouterr().err == "a line\n"
+
+
+def test_a_log_that_cannot_be_written_says_which(tmp_path, clock):
+    log = Log(tmp_path / "m.jsonl", 10, 0, 1e-3)
+    (tmp_path / "m.jsonl").unlink()
+    (tmp_path / "m.jsonl").mkdir()
+    clock.now += 1
+    with pytest.raises(CheckpointError, match=r"m\.jsonl: cannot be written \(Is a directory\); mend that"):
+        log.step(5, 5.0, 0.5, 0.5, 100)

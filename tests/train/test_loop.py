@@ -23,8 +23,8 @@ class Watcher:
 
     events: list
 
-    def step(self, step, loss, norm, rate, tokens):
-        self.events.append(("look", step, loss, norm, rate, tokens))
+    def step(self, step, loss, norm, lr_fraction, tokens):
+        self.events.append(("look", step, loss, norm, lr_fraction, tokens))
 
     def tick(self, step):
         self.events.append(("tick", step))

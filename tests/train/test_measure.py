@@ -102,6 +102,16 @@ def test_a_short_stretch_is_timed_on_its_own_rows(make_job, monkeypatch):
     assert calls == [1] * (WARM_STEPS + TIMED_STEPS) + [3] * (WARM_STEPS + TIMED_STEPS)
 
 
+def test_the_peak_of_the_machine_is_measured_after_the_runs_memory(make_job, tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(measure_module, "peak_memory_mb", lambda device: order.append("memory") or 1.0)
+    monkeypatch.setattr(measure_module, "matmul_peak", lambda *args: order.append("matmul") or 1e9)
+    log = Log(tmp_path / "m.jsonl", 8, 0, 1.0, Spent(640, 4.0, 12.0), 6.0)
+    log.close()
+    assert measure(replace(make_job(), unigram=6.0), log)["peak_mb"] == 1.0
+    assert order == ["memory", "matmul"]
+
+
 @pytest.mark.parametrize(("save_every", "at_most"), [(2, 3), (4, 2), (8, 1)])
 def test_rehearsal_tells_what_the_run_will_take(make_job, bits, save_every, at_most):
     """Sizes against the files themselves; the run that it estimates is 8 steps, of which it does two.
@@ -134,7 +144,7 @@ def test_rehearsal_tells_what_the_run_will_take(make_job, bits, save_every, at_m
     assert found["seconds"] == 5 * 0.5 + 3 * 2.0
     assert found["seconds"] < found["total_seconds"] < found["seconds"] + 60
     assert found["tokens"] == 5 * 4 * 16 + 3 * 12 * 16
-    assert found["flops"] == run_flops(job.model.cfg, job.loader, 8)
+    assert found["flops"] == run_flops(job.model.cfg, job.loader)
     assert found["parameters"] == sum(p.numel() for p in job.model.parameters())
     assert (found["steps"], found["processes"]) == (8, 1)
     assert found["free_disk_mb"] > 0
@@ -187,7 +197,7 @@ def test_what_was_learned_and_what_it_cost(make_job, tmp_path, monkeypatch):
     log.close()
     found = measure(job, log)
     assert found.keys() == KEYS
-    flops = run_flops(job.model.cfg, job.loader, 8)
+    flops = run_flops(job.model.cfg, job.loader)
     expected = {
         "held_out_loss": 5.0, "held_out_loss_before": 7.0, "unigram_loss": 6.0, "accuracy": 0.25,
         "pair_accuracy": 0.75, "targets": 99, "steps": 8, "tokens": 640, "seconds": 4.0, "tokens_per_s": 160.0,

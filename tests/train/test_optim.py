@@ -247,7 +247,7 @@ SCHEDULES = ("linear", "cosine", "wsd")
     ],
 )
 def test_schedule_at_exact_points(name, step, expected):
-    assert lr_fraction(name, step, steps=100, warmup_steps=10) == pytest.approx(expected, rel=1e-12)
+    assert lr_fraction(name, step, steps=100, warmup_steps=10, decay_frac=0.4) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -258,7 +258,7 @@ def test_schedule_rises_then_falls_within_0_and_1(name, steps, warmup):
     assert rates[:warmup] == pytest.approx([(step + 1) / warmup for step in range(warmup)], rel=1e-12)
     assert all(a >= b for a, b in zip(rates[warmup:], rates[warmup + 1 :], strict=False))
     if steps - warmup > 50:
-        assert rates[-1] < 0.02
+        assert rates[-1] < 0.03  # wsd: 1 - sqrt(19 / 20) = 0.025
     assert rates == [lr_fraction(name, step, steps, warmup) for step in range(steps)]  # a pure function
 
 
