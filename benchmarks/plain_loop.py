@@ -1,11 +1,11 @@
-"""What a plain PyTorch loop reaches with the rows, masks and seconds of a recipe.
+"""What a plain PyTorch loop reaches in so many minutes on the rows that a recipe makes of a corpus.
 
     python -m benchmarks.plain_loop --objective clm --minutes 3.5
     python -m benchmarks.plain_loop --library transformers --recipe bert-mini --minutes 1
 
 The other side of `python train.py`: the same rows, masks, precision, threads and allocator, with AdamW as torch ships
-it, torch's fused attention and logits at every position; over minilm's encoder, or over BertForMaskedLM as transformers
-makes it. Held-out loss on the same batches.
+it and logits at every position; over minilm's encoder, or over BertForMaskedLM as transformers makes it. Held-out loss
+on the same batches.
 """
 
 import json
@@ -27,9 +27,10 @@ from minilm.data.loader import Loader, Stretch, fixed_batches
 from minilm.data.objectives import ObjectiveName, make_objective
 from minilm.data.packing import pack
 from minilm.data.prepare import prepare
+from minilm.errors import ConfigError
 from minilm.model.encoder import EncoderConfig, initialise
 from minilm.model.heads import LanguageModel
-from minilm.recipes import RECIPES
+from minilm.recipes import RECIPES, RecipeName
 from minilm.train.loop import evaluate
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime
@@ -41,18 +42,24 @@ class Args:
 
     library: Literal["minilm", "transformers"] = "minilm"
     objective: ObjectiveName = "mlm"
-    recipe: str = "quick"
+    recipe: RecipeName = "quick"
+    """Of which it takes shape, vocabulary and row length; rows are running text."""
     minutes: float = 3.5
     lr: float = 1e-3
     batch_size: int = 32
     mask_rate: float = 0.15
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Fused, or written out, which is the faster one for bf16 on some CPUs."""
     data: tuple[str, ...] = ()
     cache_dir: Path = Path("~/.cache/minilm")
     seed: int = 0
+    threads: int | None = None
 
 
 def main(args: Args) -> None:
-    recipe, runtime = RECIPES[args.recipe], Runtime.choose()
+    if args.library == "transformers" and args.objective != "mlm":
+        raise ConfigError(f"--objective {args.objective}: BertForMaskedLM has only mlm; leave it out")
+    recipe, runtime = RECIPES[args.recipe], Runtime.choose(threads=args.threads)
     data = prepare(open_corpus(args.data) if args.data else None, args.cache_dir, 0.05, vocab_size=recipe.vocab_size)
     rows, held_out = (pack(split, "stream", recipe.length, data.tokenizer) for split in (data.train, data.held_out))
     objective = make_objective(args.objective, data.tokenizer, args.seed, args.mask_rate)
@@ -60,7 +67,7 @@ def main(args: Args) -> None:
     loader = Loader(endless, {recipe.length: rows}, objective, args.seed)
     torch.manual_seed(args.seed)
     make = of_minilm if args.library == "minilm" else of_transformers
-    model, logits = make(recipe.encoder_config(data.tokenizer.vocab_size), args.objective)
+    model, logits = make(recipe.encoder_config(data.tokenizer.vocab_size), args.attention)
     model.to(runtime.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01, fused=True)
 
@@ -94,17 +101,17 @@ def main(args: Args) -> None:
     print(json.dumps(row | {"steps": steps, "tokens": tokens, "seconds": seconds, "precision": runtime.precision}))
 
 
-def of_minilm(cfg: EncoderConfig, objective: ObjectiveName) -> tuple[nn.Module, Callable[[Batch], Tensor]]:
-    model = LanguageModel(cfg, "sdpa")
+def of_minilm(cfg: EncoderConfig, attention: str) -> tuple[nn.Module, Callable[[Batch], Tensor]]:
+    model = LanguageModel(cfg, "sdpa" if attention == "sdpa" else "explicit")
     initialise(model)
     return model, lambda batch: model(batch.tokens)
 
 
-def of_transformers(cfg: EncoderConfig, objective: ObjectiveName) -> tuple[nn.Module, Callable[[Batch], Tensor]]:
+def of_transformers(cfg: EncoderConfig, attention: str) -> tuple[nn.Module, Callable[[Batch], Tensor]]:
     from transformers import AutoConfig, AutoModelForMaskedLM
 
     config = config_to_hf(cfg, "mlm", {"cls_token_id": 2, "sep_token_id": 3})
-    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(**config), attn_implementation="sdpa")
+    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(**config), attn_implementation=attention)
     return model, lambda batch: model(input_ids=batch.tokens.input_ids).logits  # no row has padding, so no mask
 
 

@@ -3,8 +3,9 @@
     python -m benchmarks.pretraining --name side-by-side
     python -m benchmarks.pretraining --name ingredients
 
-Each result is appended to benchmarks/results/NAME.jsonl as it comes; one that is there is not measured again. The table
-is printed at the end, and from what is there at any time with --table.
+Each result is appended to benchmarks/results/NAME.jsonl as it comes, with commit and date; one that is there is not
+measured again: where code that decides it has changed, remove its line. The table is printed at the end, and from what
+is there at any time with --table.
 """
 
 import json
@@ -15,6 +16,9 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,27 +27,32 @@ from minilm import cli
 ROOT = Path(__file__).parent.parent
 OURS, PLAIN = [sys.executable, "train.py"], [sys.executable, "-m", "benchmarks.plain_loop"]
 
-# name -> flags of train.py; each for the minutes of the budget
+# BERT of the shape of bert-mini, on the same rows: by our loop and recipe, and BertForMaskedLM in a plain loop with
+# AdamW and whatever of this did best with seed 0, flag after flag in a minute, the learning rate in every budget
 SIDES = {
-    "minilm, BERT": ["--recipe", "bert-mini", "--packing", "stream"],
-    "minilm, quick": ["--recipe", "quick"],
+    "minilm": [*OURS, "--recipe", "bert-mini", "--packing", "stream"],
+    "transformers": [*PLAIN, "--library", "transformers", "--recipe", "bert-mini"],
 }
-# of BertForMaskedLM, of the shape of bert-mini, in a plain loop: the learning rate and batch that did best in a minute
-REFERENCE = ["--library", "transformers", "--recipe", "bert-mini"]
-TRIED = [(lr, rows) for rows in ("16", "32") for lr in ("2.5e-4", "5e-4", "1e-3")]
+TRIED = {
+    "attention": ("sdpa", "eager"),
+    "batch_size": ("16", "32"),
+    "lr": ("2.5e-4", "5e-4", "1e-3"),
+    "mask_rate": ("0.15", "0.3"),
+}
+FIRST = {"attention": "sdpa", "batch_size": "16", "lr": "5e-4", "mask_rate": "0.15"}
 
 # what is changed in quick -> flags; each for as many tokens
 INGREDIENTS = {
     "quick as it is": [],
     "AdamW 1e-3": ["--optimizer", "adamw", "--lr", "1e-3"],
     "AdamW 3e-3": ["--optimizer", "adamw", "--lr", "3e-3"],
-    "output scale 0.35 (GPT-2, ModernBERT)": ["--output-scale", "0.35"],
+    "output scale 0": ["--output-scale", "0"],
     "output scale 1 (BERT)": ["--output-scale", "1"],
     "mask rate 0.15": ["--mask-rate", "0.15"],
     "mask rate 0.3 to 0.15": ["--mask-rate-end", "0.15"],
     "whole words": ["--whole-words"],
     "cosine": ["--schedule", "cosine"],
-    "wsd": ["--schedule", "wsd"],
+    "wsd, the last 40 %": ["--schedule", "wsd", "--decay-frac", "0.4"],
     "half the steps on short rows": ["--short-frac", "0.5"],
     "batch ramp 8, 16, 32 over 60 %": ["--batch-size", "8", "--accumulation", "4", "--batch-warmup-frac", "0.6"],
 }
@@ -73,11 +82,12 @@ def main(args: Args) -> None:
     def measured(command: list[str], **known: Any) -> dict[str, Any]:
         """The result of a command, from the file or measured now."""
         known |= {"data": list(args.data)}
+        command = [*command, *(word for flag in FIRST if flag in known for word in (cli.flag(flag), known[flag]))]
         if found := [row for row in results if all(row.get(key) == value for key, value in known.items())]:
             return found[0]
         if args.table:
             return known
-        row = known | run(command, args)
+        row = known | run(command, args) | provenance()
         results.append(row)
         with file.open("a") as out:
             out.write(json.dumps(row) + "\n")
@@ -93,35 +103,41 @@ def run(command: list[str], args: Args) -> dict[str, Any]:
     print(" ".join(command[1:]), file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         flags = ["--data", *args.data] if args.data else []
+        flags += ["--threads", str(args.threads)] if args.threads else []
         if command[1] == "train.py":
             flags += ["--out", f"{scratch}/run", "--json", "-"]
-            flags += ["--threads", str(args.threads)] if args.threads else []
         done = subprocess.run([*command, *flags], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     result = json.loads(done.stdout)
     kept = ("held_out_loss", "unigram_loss", "accuracy", "steps", "tokens", "seconds", "flops", "precision")
     return {key: result[key] for key in kept if key in result}
 
 
+def provenance() -> dict[str, Any]:
+    """Of what code a figure is, and when it was seen."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    versions = {name: metadata.version(name) for name in ("torch", "transformers")}
+    return {"commit": commit.stdout.strip(), "date": date.today().isoformat(), "versions": versions}
+
+
 def side_by_side(args: Args, measured: Any) -> Iterator[str]:
-    """Ours for each budget, then the reference for the seconds that bert-mini has taken."""
-    tried = {
-        (lr, rows): measured(
-            [*PLAIN, *REFERENCE, "--minutes", "1", "--lr", lr, "--batch-size", rows], tried_lr=lr, batch_size=rows
-        ).get("held_out_loss", 99.0)
-        for lr, rows in TRIED
-    }
-    lr, rows = min(tried, key=tried.get)
-    yield f"transformers in a minute: {', '.join(f'lr {a} x {b} rows {loss:.3f}' for (a, b), loss in tried.items())}"
+    """Each budget: ours, then the reference for the seconds that ours has taken."""
+    best = FIRST
     for minutes in args.minutes:
         found = defaultdict(list)
         for seed in args.seeds:
-            budget = ["--minutes", str(minutes), "--seed", str(seed)]
-            for side, flags in SIDES.items():
-                row = measured([*OURS, *flags, *budget], side=side, minutes=minutes, seed=seed)
-                found[side].append(row)
-            taken = str(found["minilm, BERT"][-1].get("seconds", 0) / 60)
-            command = [*PLAIN, *REFERENCE, "--lr", lr, "--batch-size", rows, "--minutes", taken, "--seed", str(seed)]
-            found["transformers"].append(measured(command, side="transformers", minutes=minutes, seed=seed))
+            budget = {"minutes": minutes, "seed": seed}
+            ours = measured([*SIDES["minilm"], "--minutes", str(minutes), "--seed", str(seed)], side="minilm", **budget)
+            taken = str(ours.get("seconds", minutes * 60) / 60)
+            command = [*SIDES["transformers"], "--minutes", taken, "--seed", str(seed)]
+            theirs = partial(measured, command, side="transformers", **budget)
+            if seed == args.seeds[0]:
+                for flag in TRIED if best is FIRST else ["lr"]:
+                    each = {value: theirs(**best | {flag: value}) for value in TRIED[flag]}
+                    losses = {value: row["held_out_loss"] for value, row in each.items() if "held_out_loss" in row}
+                    yield f"transformers, {flag}: {', '.join(f'{value} {loss:.3f}' for value, loss in losses.items())}"
+                    best = best | {flag: min(losses, key=losses.get, default=best[flag])}
+            found["minilm"].append(ours)
+            found["transformers"].append(theirs(**best))
         yield from table(f"{minutes:g} min", found)
 
 
@@ -130,7 +146,7 @@ def ingredients(args: Args, measured: Any) -> Iterator[str]:
     found = defaultdict(list)
     for seed in args.seeds:
         for name, flags in INGREDIENTS.items():
-            steps = args.rows // (32 if "--accumulation" in flags else 16)
+            steps = args.rows // 16
             if "--batch-warmup-frac" in flags:  # rows a step: 8 and 16 for 0.3 of the steps each, then 32
                 steps = round(args.rows / (0.3 * 8 + 0.3 * 16 + 0.4 * 32))
             if "--short-frac" in flags:  # the first half of the steps has a quarter of the tokens

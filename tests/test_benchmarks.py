@@ -1,26 +1,51 @@
 """The benchmarks run: what they measure is for a quiet machine, not for a test."""
 
+import importlib.util
 import json
-import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from minilm import cli
+from minilm.recipes import RECIPES
+
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("library", ["minilm", "transformers"])
-def test_plain_loop(tmp_path, library):
+@pytest.fixture
+def plain_loop(monkeypatch):
+    """The benchmark as a module, on a narrow recipe and fewer held-out targets."""
+    spec = importlib.util.spec_from_file_location("plain_loop", ROOT / "benchmarks" / "plain_loop.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    narrow = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 256}
+    monkeypatch.setitem(RECIPES, "bert-mini", replace(RECIPES["bert-mini"], **narrow))
+    monkeypatch.setattr(module, "fixed_batches", partial(module.fixed_batches, min_targets=2000))
+    return module
+
+
+@pytest.mark.parametrize("flags", [["minilm"], ["transformers"], ["transformers", "--attention", "eager"]])
+def test_plain_loop(plain_loop, tmp_path, capsys, flags):
     words = (ROOT / "LICENSE").read_text(encoding="utf-8") + (ROOT / "README.md").read_text(encoding="utf-8")
     (tmp_path / "a.txt").write_text("\n\n".join(words.split(". ") * 4), encoding="utf-8")
-    command = [sys.executable, "-m", "benchmarks.plain_loop", "--library", library, "--minutes", "0.02"]
-    command += ["--recipe", "bert-mini", "--data", tmp_path / "a.txt", "--cache-dir", tmp_path / "cache"]
-    done = subprocess.run(
-        [*map(str, command), "--batch-size", "4"], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    row = json.loads(done.stdout)
+    command = ["--library", *flags, "--minutes", "0.02", "--recipe", "bert-mini", "--batch-size", "4"]
+    command += ["--data", str(tmp_path / "a.txt"), "--cache-dir", str(tmp_path / "cache"), "--threads", "1"]
+    with pytest.raises(SystemExit) as stop:
+        cli.run(plain_loop.main, plain_loop.Args, command)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 0, err
+    row = json.loads(out)
     assert row["steps"] >= 1
     assert row["tokens"] == row["steps"] * 4 * 128
-    assert 3 < row["held_out_loss"] < 12
+    assert 3 < row["held_out_loss"] < 7
+
+
+def test_the_reference_has_one_objective(plain_loop, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.run(plain_loop.main, plain_loop.Args, ["--library", "transformers", "--objective", "clm"])
+    assert stop.value.code == 2
+    assert "--objective clm: BertForMaskedLM has only mlm" in capsys.readouterr().err
