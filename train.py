@@ -61,16 +61,18 @@ class Args:
     """Pretrain a language model: raw text in, a model directory out. Alone, it trains on an embedded corpus."""
 
     data: tuple[str, ...] | None = None
-    """Files, folders or quoted patterns: text (a blank line ends a document), .jsonl, also .gz and .xz."""
+    """Files, folders or quoted patterns: text (a blank line ends a document) or .jsonl, also .gz and .xz. Of a folder
+    the files called .txt, .text, .md or .jsonl."""
     objective: ObjectiveName | None = None
     """Masked, causal or prefix language model: mlm, or what --model was trained for, if not given."""
     recipe: RecipeName | None = None
     """A named run of minilm/recipes.py; flags of the same names as its fields override them. quick, or, with --model,
     continue, if not given."""
     model: str | None = None
-    """Go on with this model (a directory, or a name on the Hugging Face hub) and its tokenizer."""
+    """Go on with this BERT or ModernBERT (a directory, or a name on the Hugging Face hub) and its tokenizer."""
     add_tokens: Path | None = None
-    """Words for the vocabulary of --model, one a line, each embedded as the mean of the pieces that it was."""
+    """Words for the vocabulary of --model, one a line, in lower case if it ignores case, without spaces or punctuation;
+    each embedded as the mean of the pieces that it was."""
     out: Path | None = None
     """Where everything goes; checkpoints/RECIPE-OBJECTIVE if not given."""
     steps: int | None = None
@@ -78,7 +80,8 @@ class Args:
     epochs: float | None = None
     """Budget in passes over the training split."""
     minutes: float | None = None
-    """Budget in minutes of training, turned into steps once, by timing some; without a budget, the recipe's."""
+    """Budget in minutes of training, turned into steps once, by timing some; evaluation and saving come on top. Without
+    a budget, the recipe's."""
     resume: Literal["auto", "never"] = "auto"
     """auto goes on from the newest complete checkpoint in OUT; never refuses an OUT that holds a run."""
     save_every: int = 500
@@ -224,7 +227,7 @@ def starting_model(args: Args) -> Pretrained | None:
     if args.add_tokens is None:
         return pretrained
     grown = add_words(pretrained, args.add_tokens)
-    say(f"{grown.tokenizer.vocab_size - pretrained.tokenizer.vocab_size:,} words added to the vocabulary")
+    say(f"words added to the vocabulary: {grown.tokenizer.vocab_size - pretrained.tokenizer.vocab_size:,}")
     return grown
 
 
@@ -306,10 +309,8 @@ def pretrain(
         check_sharding(args, recipe, runtime, run)
         data, rows, held_out = load_data(args, objective, recipe, runtime, pretrained)
         if run and run.settings["data"] != data.fingerprint:
-            raise ConfigError(
-                f"--out {out}: began with other text, or with other versions of the packages whose documentation the "
-                f"embedded corpus is; use the same, or another --out"
-            )
+            other = "" if args.data else ", or with other versions of the packages whose documentation it is"
+            raise ConfigError(f"--out {out}: began with other text{other}; use the same, or another --out")
         if run and run.result and (fault := ranks.from_first(lambda: manifest_fault(out))):
             say(f"{out} is finished, but {fault}: the model is written again")
             run = replace(run, result=None)
@@ -371,7 +372,14 @@ def pretrain(
         if not run:
             run = begin(job, steps, backend)
         log = train(job, plan)
-        result = {"objective": objective, **measure(job, log), "vocab_size": data.tokenizer.vocab_size}
+        result = {
+            "objective": objective,
+            **measure(job, log),
+            "held_out_documents": len(data.held_out),
+            "held_out_tokens": len(data.held_out.tokens),
+            "held_out_reads": sum(batch.size for batch in held_out) / len(data.held_out.tokens),
+            "vocab_size": data.tokenizer.vocab_size,
+        }
         weights = whole_state(model)
         return (result, conclude(run, job, log, data, result, weights)) if ranks.first else (result, [])
 
@@ -427,7 +435,8 @@ def load_data(
     rows, held_out_rows = runtime.ranks.one_by_one(all_rows)
     if not len(held_out_rows):
         raise DataError(
-            f"the held-out split makes no row of {recipe.length} tokens; give more text, or raise --held-out"
+            f"{len(data.held_out)} of {len(data.hashes)} documents are held out, which make no row of {recipe.length} "
+            f"tokens; a blank line ends a document: give more of them, or raise --held-out"
         )
     held_out = list(fixed_batches(held_out_rows, make_objective(objective, data.tokenizer, EVAL_SEED)))
     if not any(batch.count for batch in held_out):

@@ -36,6 +36,9 @@ def run(main: Callable[[Any], int | None], args_type: type, argv: list[str] | No
         status = main(parse(args_type, sys.argv[1:] if argv is None else argv))
     except UserError as error:
         status = _fail(str(error)) if is_first() or not have_met() else 2  # those that have met all raise it
+    except BrokenPipeError:  # nobody reads what is printed, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        status = 128 + signal.SIGPIPE
     except OSError as error:
         status = _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except (RuntimeError, MemoryError) as error:

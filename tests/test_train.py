@@ -37,6 +37,9 @@ RECIPE = {
 }
 KEYS = {
     "held_out_loss",
+    "held_out_documents",
+    "held_out_tokens",
+    "held_out_reads",
     "unigram_loss",
     "targets",
     "tokens",
@@ -200,7 +203,7 @@ def test_words_are_added_to_a_models_vocabulary(go, tmp_path):
     flags = ["--model", "run", "--add-tokens", "words.txt", "--steps", 2, "--length", 32, "--out", "more"]
     status, _, err = go(*flags)
     assert status == 0, err
-    assert "2 words added" in err
+    assert "words added to the vocabulary: 2" in err
     model, tokenizer, _ = read_model(tmp_path / "more")
     assert (model.cfg.vocab_size, tokenizer.vocab_size) == (258, 258)
     assert tokenizer.encode("bdfl").tokens == ["[CLS]", "bdfl", "[SEP]"]
@@ -540,6 +543,10 @@ BLANK = b"\n \n\t\n" * 50
 SENTENCE = b"a few words that repeat themselves here and there\n\n"
 DATA_FAULTS = {
     "missing": (None, "bad.txt: no such file"),
+    "one document": (
+        lambda d: (d / "bad.txt").write_text(" ".join(topics.values())[:75_000].replace("\n", " ")),
+        "0 of 1 documents are held out, which make no row of 32 tokens; a blank line ends a document: give more of",
+    ),
     "empty": (bad(b""), "no text in it"),
     "blank": (bad(BLANK), "no text in it"),
     "binary": (bad(b"ELF\0\1\2"), "bad.txt:1: a NUL byte"),
@@ -550,6 +557,20 @@ DATA_FAULTS = {
         "fewer than the 4096 that are computed at once",
     ),
 }
+
+
+def test_json_is_not_read_as_text(go, tmp_path):
+    (tmp_path / "a.json").write_text("[]")
+    status, _, err = go("--data", "a.json", "--steps", 2)
+    assert status == 2
+    assert "--data a.json: not read as text; give .txt, or .jsonl" in err.splitlines()[-1]
+
+
+def test_output_that_nobody_reads_is_no_error(text, cache, tmp_path):
+    process = start(text, cache, tmp_path / "run", "--prepare-only")
+    process.stdout.close()
+    assert "rror" not in process.stderr.read()
+    assert process.wait(timeout=60) == 141
 
 
 @pytest.mark.parametrize("fault", DATA_FAULTS)

@@ -92,7 +92,9 @@ def find_model(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "vocab.txt", "model.safetensors"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(f"--model {name}: no such directory, nor a model of the hub ({error})") from error
+        raise CheckpointError(
+            f"--model {name}: no such directory, and the hub does not know the name, or cannot be reached ({error})"
+        ) from error
 
 
 def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int | None = None) -> Pretrained:
@@ -111,8 +113,11 @@ def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int 
     if (directory / "MANIFEST.json").exists() and (fault := manifest_fault(directory)):
         raise CheckpointError(f"{directory}: {fault}; fetch or copy it again")
     config = read_json(directory / "config.json")
-    with torch.device("meta"):  # sizes that a hostile config.json names are checked before memory is asked for
-        model = LanguageModel(config_from_hf(config), backend, pairs_of(config) is not None)
+    try:
+        with torch.device("meta"):  # sizes that a hostile config.json names are checked before memory is asked for
+            model = LanguageModel(config_from_hf(config), backend, pairs_of(config) is not None)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}/{error}") from error
     state, dropped = read_weights(model, directory, new=() if head_seed is None else (HEAD,))
     if dropped:
         warnings.warn(f"{directory}: left out, for this model has no such head: {', '.join(dropped)}", stacklevel=2)

@@ -147,8 +147,10 @@ class Store:
         for key in (asked_for | was).keys() - {"data"}:
             now = asked_for.get(key)
             if was.get(key) != now:
-                began = f"with {key} {was[key]}" if was.get(key) is not None else f"without {key}"
-                asked = "without" if now is None else now
+                if was.get(key) is None:
+                    began, asked = f"without {key}", f"with {now}"
+                else:
+                    began, asked = f"with {key} {was[key]}", "without" if now is None else now
                 raise ConfigError(f"--out {self.out}: began {began}, not {asked}; use the same, or another --out")
         return run
 

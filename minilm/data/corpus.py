@@ -31,6 +31,7 @@ MAX_CHARS = 1 << 20  # of one document
 MAX_LINE = 1 << 24  # bytes of one jsonl line
 SAMPLED_CHARS = 1 << 25  # of text that a vocabulary is trained on
 COMPRESSED = (".gz", ".xz")
+NO_TEXT = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".zip", ".bz2", ".zst", ".tar", ".pdf")  # not as it stands
 SUFFIXES = (".txt", ".text", ".md", ".jsonl")  # what a folder is searched for, also compressed
 EMBEDDED_PACKAGES = ("numpy", "torch")
 NOT_DOCUMENTATION = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
@@ -84,6 +85,8 @@ def open_corpus(paths: Sequence[str], text_field: str = "text") -> Corpus:
         for each in found:
             if each.is_dir():
                 inside += sorted(_text_files(each))
+            elif each.is_file() and _uncompressed_name(each).endswith(NO_TEXT):
+                raise DataError(f"--data {each}: not read as text; give .txt, or .jsonl with one object a line")
             elif each.is_file():
                 inside.append(each)
             else:

@@ -82,7 +82,9 @@ def _prepared(
 
     def trained() -> Tokenizer:
         say(f"training a vocabulary of {vocab_size:,}")
-        return checked(Tokenizer.train(vocabulary_sample(corpus.documents(), held_out_frac), vocab_size, lowercase))
+        if not (sample := vocabulary_sample(corpus.documents(), held_out_frac)):
+            raise DataError("every document is held out; a blank line ends a document: give more of them")
+        return checked(Tokenizer.train(sample, vocab_size, lowercase))
 
     stamps = corpus.stamps()
     settings = {

@@ -33,7 +33,8 @@ def fill_mask(pretrained: Pretrained, text: str, top_k: int = 5) -> list[Filling
     encoding = tokenizer.encode(text, max_length=model.cfg.max_position_embeddings, specials=True)
     masks = [i for i, id in enumerate(encoding.input_ids) if id == tokenizer.mask_id]
     if len(masks) != 1:
-        raise DataError(f"the text holds {len(masks)} {MASK} within the model's reach; give exactly one")
+        long = f", of which {model.cfg.max_position_embeddings} tokens are read," if any(encoding.cut) else ""
+        raise DataError(f"the text{long} holds {len(masks)} {MASK}; give exactly one")
     device = model.table.device
     where = torch.tensor(masks, device=device)
     logits = model(Tokens.full(torch.tensor([encoding.input_ids], device=device)), where)[0]
@@ -50,7 +51,7 @@ def continue_text(pretrained: Pretrained, text: str, max_new: int = 40, temperat
     where the text leaves no room."""
     model, tokenizer, objective = pretrained
     if objective == "mlm":
-        raise ConfigError("a mlm model does not continue a text; fill in masks with it")
+        raise ConfigError("an mlm model does not continue a text; fill in masks with it")
     if temperature != 0 and not 1e-3 <= temperature <= 1e3:
         raise ConfigError(f"temperature is {temperature}; give 0 or a value from 0.001 to 1000")
     prompt = tokenizer.encode(text).input_ids[:-1]  # without the [SEP] that would end it

@@ -51,13 +51,17 @@ def summary(result: dict[str, Any]) -> list[str]:
     gain = result["unigram_loss"] - result["held_out_loss"]
     quality = f"accuracy {result['accuracy']:.1%}"
     if result["pair_accuracy"] is not None:
-        quality += f", pairs told right {result['pair_accuracy']:.1%}"
+        quality += f", pairs told right {result['pair_accuracy']:.1%}, by chance 50%"
     if result["objective"] != "mlm":
         quality += f", perplexity {np.exp(result['held_out_loss']):,.1f}"
+    again = ""
+    if (reads := result["held_out_reads"]) > 1.05:  # small text: as many targets, but not as much evidence
+        tokens, documents = result["held_out_tokens"], result["held_out_documents"]
+        again = f", {tokens:,} tokens of {documents:,} documents read {reads:.1f} times"
     energy = "energy not measured" if result["joules"] is None else f"{result['joules'] / 3.6e6:.3g} kWh"
     before = result["held_out_loss_before"]
     return [
-        f"held out   loss {result['held_out_loss']:.3f} nats on {result['targets']:,} targets ({quality})",
+        f"held out   loss {result['held_out_loss']:.3f} nats on {result['targets']:,} targets{again} ({quality})",
         *([] if before is None else [f"before     loss {before:.3f}, when this training began"]),
         f"unigram    loss {result['unigram_loss']:.3f}, what word frequencies alone reach: "
         + (f"{gain:.2f} nats better than that" if gain >= 0 else f"still {-gain:.2f} nats WORSE than that"),
@@ -183,7 +187,8 @@ def model_card(result: dict[str, Any], out: Path, settings: dict[str, Any]) -> s
     figures = "\n".join(f"    {line}" for line in summary(result))
     origin = f"Trained further from {settings['model']}" if "model" in settings else "Pretrained from scratch"
     notes = f"\n{PREFIX_NOTE}\n" if result["objective"] == "prefix" else ""
-    rows = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
+    own = settings | {"steps": result["steps"]}
+    rows = "\n".join(f"| {key} | {value} |" for key, value in own.items() if value is not None)
     return f"""---
 library_name: transformers
 tags: [minilm, {result["objective"]}]

@@ -125,7 +125,7 @@ def test_a_model_does_what_it_was_trained_for(model, tokenizer):
     for objective in ("clm", "prefix"):
         with pytest.raises(ConfigError, match=f"a {objective} model does not fill in masks"):
             fill_mask(Pretrained(model, tokenizer, objective), "the [MASK] sat")
-    with pytest.raises(ConfigError, match="a mlm model does not continue a text"):
+    with pytest.raises(ConfigError, match="an mlm model does not continue a text"):
         continue_text(Pretrained(model, tokenizer, "mlm"), "the cat")
 
 

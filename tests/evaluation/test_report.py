@@ -34,7 +34,11 @@ RESULT = {
     "accuracy": 0.5,
     "pair_accuracy": None,
     "targets": 20_000,
+    "held_out_documents": 3_000,
+    "held_out_tokens": 200_000,
+    "held_out_reads": 0.66,
     "tokens": 10**6,
+    "steps": 500,
     "parameters": 5_000_000,
     "seconds": 100.0,
     "tokens_per_s": 1e4,
@@ -139,13 +143,20 @@ def test_what_goes_with_pairs_and_a_model_that_was_trained_before():
     assert plain[0] == "held out   loss 2.500 nats on 20,000 targets (accuracy 50.0%)"
     assert not any("before" in line or "pairs" in line for line in plain)
     told = summary(RESULT | {"pair_accuracy": 0.875, "held_out_loss_before": 3.25})
-    assert told[0] == "held out   loss 2.500 nats on 20,000 targets (accuracy 50.0%, pairs told right 87.5%)"
+    assert told[0].endswith("on 20,000 targets (accuracy 50.0%, pairs told right 87.5%, by chance 50%)")
     assert told[1] == "before     loss 3.250, when this training began"
     assert told[2:] == plain[1:]
     assert "perplexity 12.2" in summary(RESULT | {"objective": "clm"})[0]
     never = summary(RESULT | {"pair_accuracy": 0.0, "held_out_loss_before": 0.0})
     assert "pairs told right 0.0%" in never[0]
     assert never[1].startswith("before     loss 0.000")
+
+
+def test_a_small_text_that_is_read_again_and_again_is_called_that():
+    small = summary(RESULT | {"held_out_documents": 53, "held_out_tokens": 7_321, "held_out_reads": 20.03})
+    assert small[0] == (
+        "held out   loss 2.500 nats on 20,000 targets, 7,321 tokens of 53 documents read 20.0 times (accuracy 50.0%)"
+    )
 
 
 @pytest.mark.parametrize("settings", [{}, {"model": "someone/small (0123456789abcdef)"}])
