@@ -186,11 +186,11 @@ def _embedded_sources() -> Iterator[tuple[str, Path]]:
 def _docstrings(paths: list[Path], min_chars: int = 100) -> Iterator[str]:
     definitions = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for path in paths:
+        with _reading(path):
+            source = path.read_bytes()
         try:
-            with _reading(path), warnings.catch_warnings(action="ignore"):  # odd escapes in other people's strings
-                tree = ast.parse(path.read_text(encoding="utf-8"))
-        except DataError:
-            raise
+            with warnings.catch_warnings(action="ignore"):  # odd escapes in other people's strings
+                tree = ast.parse(source.decode())
         except (ValueError, SyntaxError):  # UnicodeDecodeError is a ValueError
             continue  # the library ships files that are broken on purpose
         nodes: list[ast.AST] = [tree]

@@ -120,7 +120,7 @@ def _prepared(
             raise
         (partial / "PROGRESS.json").unlink(missing_ok=True)
         partial.rename(entry)
-    return open_entry(entry)
+    return opened(entry)
 
 
 @dataclass(frozen=True)
