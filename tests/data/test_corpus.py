@@ -11,6 +11,7 @@ import zlib
 import pytest
 
 from minilm.data import corpus as module
+from minilm.data import documents as documents_module
 from minilm.data.corpus import (
     Corpus,
     document_hash,
@@ -127,7 +128,7 @@ def test_upper_case_suffixes_mean_the_same(write, tmp_path):
 @pytest.mark.parametrize("limit", [5, 16, 64])
 @pytest.mark.parametrize("content", ["abcdefg\n" * 40, "x" * 500, "äö日本🙂z" * 40, "ab\n" * 9 + "q" * 100 + "\nend"])
 def test_a_long_document_is_cut_and_nothing_is_lost(write, monkeypatch, limit, content):
-    monkeypatch.setattr(module, "MAX_CHARS", limit)
+    monkeypatch.setattr(documents_module, "MAX_CHARS", limit)
     documents = read(write("a.txt", content))
     assert "".join(documents).replace("\n", "") == content.replace("\n", "")
     assert all(len(document.replace("\n", "")) <= limit for document in documents)
@@ -135,31 +136,31 @@ def test_a_long_document_is_cut_and_nothing_is_lost(write, monkeypatch, limit, c
 
 
 def test_a_long_jsonl_document_is_cut_too(write, monkeypatch):
-    monkeypatch.setattr(module, "MAX_CHARS", 5)
+    monkeypatch.setattr(documents_module, "MAX_CHARS", 5)
     file = write("a.jsonl", '{"text": "abcdefghijkl"}\n{"text": "xyz"}\n')
     assert list(Corpus((file,)).documents()) == ["abcde", "fghij", "kl", "xyz"]
 
 
 def test_a_long_document_keeps_its_neighbours(write, monkeypatch):
-    monkeypatch.setattr(module, "MAX_CHARS", 10)
+    monkeypatch.setattr(documents_module, "MAX_CHARS", 10)
     assert read(write("a.txt", "one\n\n" + "x" * 25 + "\n\ntwo")) == ["one", "x" * 10, "x" * 10, "xxxxx", "two"]
 
 
 @pytest.mark.parametrize("word", ["ж" * 18, "日" * 18])
 def test_no_newline_comes_into_a_line_of_many_bytes(write, monkeypatch, word):
     """18 characters are within a limit of 20, however many bytes they have; cut or not, they hold no newline."""
-    monkeypatch.setattr(module, "MAX_CHARS", 20)
+    monkeypatch.setattr(documents_module, "MAX_CHARS", 20)
     assert "\n" not in "".join(read(write("a.txt", word + "\n")))
 
 
 def test_a_line_that_ends_at_the_limit_ends_no_document(write, monkeypatch):
     """The limit counts characters, and 10 two-byte ones leave room for the next line."""
-    monkeypatch.setattr(module, "MAX_CHARS", 20)
+    monkeypatch.setattr(documents_module, "MAX_CHARS", 20)
     assert read(write("a.txt", "ж" * 10 + "\nnext\n")) == ["ж" * 10 + "\nnext"]
 
 
 def test_a_last_line_without_a_newline_may_be_long(write, monkeypatch):
-    monkeypatch.setattr(module, "MAX_LINE", 400)
+    monkeypatch.setattr(documents_module, "MAX_LINE", 400)
     assert read(write("a.jsonl", json.dumps({"text": "x" * 200}))) == ["x" * 200]
     with pytest.raises(DataError, match=r"a\.jsonl:2: a line of more than"):
         read(write("a.jsonl", '{"text": "ok"}\n' + json.dumps({"text": "x" * 500})))

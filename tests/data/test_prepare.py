@@ -641,8 +641,10 @@ def test_going_on_in_a_later_file_does_not_open_the_earlier_ones(tmp_path, cache
     files = [tmp_path / f"{i}.txt" for i in range(3)]
     for i, file in enumerate(files):
         file.write_text("\n\n".join(f"w{i} w{n}" for n in range(10)))
-    read, opened = corpus_module._text_documents, []
-    monkeypatch.setattr(corpus_module, "_text_documents", lambda file: opened.append(file.name) or read(file))
+    read, opened = corpus_module.documents_of, []
+    monkeypatch.setattr(
+        corpus_module, "documents_of", lambda file, field: opened.append(file.name) or read(file, field)
+    )
     with monkeypatch.context() as patch:
         patch.setattr(module, "seal", killed)
         with pytest.raises(Killed):
