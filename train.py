@@ -36,7 +36,15 @@ from minilm.data.shards import Prepared, Shard
 from minilm.data.tokenizer import MULTIPLE
 from minilm.errors import CheckpointError, ConfigError, DataError
 from minilm.evaluation.metrics import unigram_loss
-from minilm.evaluation.report import closing, corpus_lines, corpus_report, estimate_lines, model_card, samples
+from minilm.evaluation.report import (
+    closing,
+    corpus_lines,
+    corpus_report,
+    estimate_lines,
+    model_card,
+    samples,
+    summary,
+)
 from minilm.model.attention import Backend
 from minilm.model.encoder import initialise
 from minilm.model.heads import LanguageModel
@@ -200,10 +208,7 @@ def main(args: Args) -> None:
     else:
         ranks.agreed(Store(out).check_writable)
         result, shown = pretrain(args, objective, recipe, out, pretrained)
-        try:
-            shown = closing(result, out, shown) if ranks.first else []
-        except (KeyError, TypeError, ValueError) as error:  # of a finished run
-            raise CheckpointError(f"{out / 'run.json'}: its result is not as it was written ({error!r})") from error
+        shown = closing(result, out, shown) if ranks.first else []
         result = result | {"out": str(out)}
     if ranks.first:
         for line in shown:
@@ -316,6 +321,10 @@ def pretrain(
             run = replace(run, result=None)
         if run and run.result:
             say(f"{out} is finished; for another run choose another --out")
+            try:
+                summary(run.result)
+            except (KeyError, TypeError, ValueError) as error:
+                raise CheckpointError(f"{out / 'run.json'}: its result is not as it was written ({error!r})") from error
             return run.result, []
 
         backend = run.backend if run else runtime.backend(recipe.length)

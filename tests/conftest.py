@@ -6,6 +6,7 @@ the initial one some wrong ports are invisible, because biases are 0, gains 1 an
 
 import importlib.util
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from minilm.batch import Tokens
 from minilm.checkpoint.hf import CLASSES, config_to_hf, from_hf, to_hf
 from minilm.model.encoder import bert_config, modern_config
 from minilm.model.heads import LanguageModel
+from minilm.recipes import RECIPES
 
 REGIMES = ("initial", "wild", "deep")  # deep: 6 x 384, once, because it is slow
 VOCAB = 99
@@ -30,13 +32,32 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def train_script():
-    """train.py as a module, without putting the root on sys.path."""
-    spec = importlib.util.spec_from_file_location("train_script", Path(__file__).parent.parent / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def load():
+    """load("train.py"): a script as a module, without putting the root on sys.path."""
+
+    def make(path: str):
+        name = Path(path).stem + "_script"
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent / path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def train_script(load):
+    """train.py as a module."""
+    return load("train.py")
+
+
+@pytest.fixture
+def narrow_recipes(monkeypatch):
+    """The recipes of a few minutes, made narrow."""
+    narrow = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 256}
+    for name in ("quick", "bert-mini"):
+        monkeypatch.setitem(RECIPES, name, replace(RECIPES[name], **narrow))
 
 
 @pytest.fixture

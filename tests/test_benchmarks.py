@@ -1,29 +1,20 @@
 """The benchmarks run: what they measure is for a quiet machine, not for a test."""
 
-import importlib.util
 import json
-import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from minilm import cli
-from minilm.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def plain_loop(monkeypatch):
+def plain_loop(load, narrow_recipes, monkeypatch):
     """The benchmark as a module, on a narrow recipe and fewer held-out targets."""
-    spec = importlib.util.spec_from_file_location("plain_loop", ROOT / "benchmarks" / "plain_loop.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    narrow = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 256}
-    monkeypatch.setitem(RECIPES, "bert-mini", replace(RECIPES["bert-mini"], **narrow))
+    module = load("benchmarks/plain_loop.py")
     monkeypatch.setattr(module, "fixed_batches", partial(module.fixed_batches, min_targets=2000))
     return module
 

@@ -2,13 +2,11 @@
 
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from minilm import cli
-from minilm.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,11 +35,8 @@ def test_the_two_commands_stand_there():
 
 
 @pytest.fixture
-def run(train, monkeypatch, tmp_path, capsys):
+def run(train, narrow_recipes, monkeypatch, tmp_path, capsys):
     """run(*flags) -> standard output of train.py in a directory with a small text, its recipes made narrow."""
-    narrow = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 256}
-    for name in ("quick", "bert-mini"):
-        monkeypatch.setitem(RECIPES, name, replace(RECIPES[name], **narrow))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "news").mkdir()
     words = (ROOT / "LICENSE").read_text(encoding="utf-8") + README
