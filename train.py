@@ -226,7 +226,7 @@ def starting_model(args: Args) -> Pretrained | None:
             )
         return None
     with warnings.catch_warnings(record=True) as heads:
-        pretrained = read_model(find_model(args.model), head_seed=args.seed)
+        pretrained = read_model(find_model(args.model, flag="--model"), head_seed=args.seed)
     for warning in heads:
         say(str(warning.message))
     if args.add_tokens is None:

@@ -19,6 +19,20 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def regular_file(file: Path) -> Path:
+    """`file`, where it is one and lies in its own directory: a link may not lead out of it, but in the hub's cache from
+    snapshots/ID/ to the blobs/ beside snapshots/. Raises OSError."""
+    if not file.exists():
+        raise FileNotFoundError("there is none")
+    if not file.is_file():
+        raise OSError("not a regular file")
+    home, real = file.parent.resolve(), file.resolve()
+    allowed = [home] + ([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])
+    if not any(real.is_relative_to(root) for root in allowed):
+        raise OSError(f"leads out of its directory, to {real}; copy that here")
+    return file
+
+
 def write_whole(file: Path, text: str) -> None:
     """Whole or not at all, and on the disk."""
     partial = file.with_name(f".{file.name}.tmp")

@@ -5,7 +5,9 @@ the initial one some wrong ports are invisible, because biases are 0, gains 1 an
 """
 
 import importlib.util
+import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from minilm.batch import Tokens
-from minilm.checkpoint.hf import CLASSES, config_to_hf, from_hf, to_hf
+from minilm.checkpoint.hf import config_to_hf, from_hf, kind_of, to_hf
 from minilm.model.encoder import bert_config, modern_config
 from minilm.model.heads import LanguageModel
 from minilm.recipes import RECIPES
@@ -29,6 +31,14 @@ VOCAB = 99
 def one_thread():
     """Tiny matrices gain nothing from more, and lose twentyfold where the cores are shared."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def hang_up():
+    """As in a terminal, even where these run under nohup, which has SIGHUP ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")
@@ -101,11 +111,14 @@ def randomise(module: torch.nn.Module, regime: str, seed: int) -> None:
                 parameter.add_(noise * 0.3)
 
 
-def exact_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a float64 model of transformers compute in float64: its RoPE and its causal loss round to fp32 on the way.
+@pytest.fixture
+def exact_float64(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Lets a float64 model of transformers compute in float64: its RoPE, its losses and ModernBERT's eager softmax
+    round to fp32 on the way."""
+    return partial(_exact_float64, monkeypatch)
 
-    (So does ModernBERT's eager softmax, which is why the references run on the sdpa kernel.)
-    """
+
+def _exact_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.models.modernbert import modeling_modernbert as encoder
     from transformers.models.modernbert_decoder import modeling_modernbert_decoder as decoder
 
@@ -119,13 +132,17 @@ def exact_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     def keep_wide(self: Tensor) -> Tensor:
         return self if self.dtype == torch.float64 else self.to(torch.float32)
 
+    def softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+        return x.softmax(dim, dtype=None if x.dtype == torch.float64 else dtype)
+
     monkeypatch.setattr(encoder.ModernBertRotaryEmbedding, "forward", table)
     monkeypatch.setattr(decoder.ModernBertDecoderRotaryEmbedding, "forward", table)
     monkeypatch.setattr(Tensor, "float", keep_wide)
+    monkeypatch.setattr(torch.nn.functional, "softmax", softmax)
 
 
 @pytest.fixture
-def pair(monkeypatch):
+def pair(exact_float64):
     """pair(architecture, objective, regime, dtype, ..., pairs) -> .ours, .theirs (same weights, eval mode), .cfg."""
     import transformers
 
@@ -139,21 +156,22 @@ def pair(monkeypatch):
         pairs=None,
     ):
         if dtype == torch.float64:
-            exact_float64(monkeypatch)
+            exact_float64()
         cfg = small_config(architecture, regime)
-        model_type, _ = CLASSES[cfg.norm_order, objective]
         written = config_to_hf(cfg, objective, {"cls_token_id": 2, "sep_token_id": 3}, pairs)
+        model_type, kind = written["model_type"], kind_of(written)
         config = transformers.AutoConfig.for_model(**written)
         torch.manual_seed(1)
         theirs = getattr(transformers, written["architectures"][0])._from_config(config, attn_implementation=kernel)
         randomise(theirs, regime, seed=2)
         theirs.to(dtype).eval()
         ours = LanguageModel(cfg, backend, pairs is not None).to(dtype).eval()
-        ours.load_state_dict(from_hf(theirs.state_dict(), model_type, ours.state_dict())[0])
+        ours.load_state_dict(from_hf(theirs.state_dict(), model_type, kind, ours.state_dict())[0])
 
         def gradients() -> dict[str, tuple[Tensor, Tensor]]:
             """Their name -> (our gradient, theirs), after both backward passes."""
-            mine = to_hf({name: p.grad for name, p in ours.named_parameters() if p.grad is not None}, model_type)
+            own = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
+            mine = to_hf(own, model_type, kind)
             reference = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
             assert mine.keys() == reference.keys()
             return {name: (mine[name], reference[name]) for name in mine}

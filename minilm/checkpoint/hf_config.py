@@ -13,8 +13,94 @@ from minilm.model.encoder import EncoderConfig, LayerSpec, bert_config, modern_c
 
 MAX_LAYERS = 1000
 
+# transformers' own default of every key that says something about a model
+BERT = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-12,
+    "classifier_dropout": None,
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+ROBERTA = BERT | {"vocab_size": 50265, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+ELECTRA = BERT | {
+    "embedding_size": 128,
+    "hidden_size": 256,
+    "num_attention_heads": 4,
+    "intermediate_size": 1024,
+    "summary_type": "first",
+    "summary_use_proj": True,
+    "summary_activation": "gelu",
+    "summary_last_dropout": 0.1,
+}
+DISTILBERT = {
+    "vocab_size": 30522,
+    "dim": 768,
+    "n_layers": 6,
+    "n_heads": 12,
+    "hidden_dim": 3072,
+    "activation": "gelu",
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "qa_dropout": 0.1,
+    "seq_classif_dropout": 0.2,
+    "max_position_embeddings": 512,
+    "sinusoidal_pos_embds": False,
+    "initializer_range": 0.02,
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+MODERNBERT = {
+    "vocab_size": 50368,
+    "hidden_size": 768,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 12,
+    "intermediate_size": 1152,
+    "hidden_activation": "gelu",
+    "max_position_embeddings": 8192,
+    "initializer_range": 0.02,
+    "norm_eps": 1e-5,
+    "norm_bias": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "local_attention": 128,
+    "layer_types": None,
+    "rope_parameters": None,
+    "embedding_dropout": 0.0,
+    "mlp_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "decoder_bias": True,
+    "classifier_pooling": "cls",
+    "classifier_dropout": 0.0,
+    "classifier_bias": False,
+    "classifier_activation": "gelu",
+    "tie_word_embeddings": True,
+    "pad_token_id": 50283,
+    "bos_token_id": 50281,
+    "eos_token_id": 50282,
+    "cls_token_id": 50281,
+    "sep_token_id": 50282,
+}
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+SIZES_OF_DISTILBERT = dict(zip(SIZES, ("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim"), strict=True))
 
-def _value(config: dict[str, Any], key: str, kind: type, default: Any = None) -> Any:
+
+def config_value(config: dict[str, Any], key: str, kind: type, default: Any = None) -> Any:
     """config[key], checked: a config.json may come from anywhere."""
     value = default if config.get(key) is None else config[key]
     if value is None:
@@ -28,12 +114,12 @@ def _value(config: dict[str, Any], key: str, kind: type, default: Any = None) ->
     return value
 
 
-def _layers(config: dict[str, Any]) -> int:
-    """num_hidden_layers, which must be a number of layers that can be made before the file is looked at."""
-    L = _value(config, "num_hidden_layers", int)
-    if L > MAX_LAYERS:
-        raise CheckpointError(f"config.json: num_hidden_layers is {L}; at most {MAX_LAYERS} are read")
-    return L
+def _sizes(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, int]:
+    """The five that no config.json may leave out, by our names."""
+    sizes = {ours: config_value(config, theirs, int) for ours, theirs in zip(SIZES, keys, strict=True)}
+    if sizes["num_hidden_layers"] > MAX_LAYERS:  # which are made before the file is looked at
+        raise CheckpointError(f"config.json: {keys[2]} is {sizes['num_hidden_layers']}; at most {MAX_LAYERS} are read")
+    return sizes
 
 
 def _expect(config: dict[str, Any], **required: Any) -> None:
@@ -43,32 +129,60 @@ def _expect(config: dict[str, Any], **required: Any) -> None:
             raise CheckpointError(f"config.json: {key} {config[key]!r} is not supported, only {value!r}")
 
 
-def read_bert(config: dict[str, Any]) -> EncoderConfig:
-    """transformers' BertConfig as ours. Raises CheckpointError naming the key that does not fit."""
-    _expect(config, position_embedding_type="absolute", tie_word_embeddings=True, add_cross_attention=False)
-    preset = bert_config(
-        vocab_size=_value(config, "vocab_size", int),
-        hidden_size=_value(config, "hidden_size", int),
-        num_hidden_layers=_layers(config),
-        num_attention_heads=_value(config, "num_attention_heads", int),
-        intermediate_size=_value(config, "intermediate_size", int),
-        max_position_embeddings=_value(config, "max_position_embeddings", int, 512),
-    )
+def bert_reader(defaults: dict[str, Any], offset: bool = False) -> Callable[[dict[str, Any]], EncoderConfig]:
+    """From transformers' BertConfig, or one like it, to ours. The reader raises CheckpointError naming the key that
+    does not fit.
+
+    offset: as RoBERTa's, whose positions begin after the padding token's id.
+    """
+
+    def read(config: dict[str, Any]) -> EncoderConfig:
+        _expect(config, position_embedding_type="absolute", tie_word_embeddings=True, add_cross_attention=False)
+        _expect(config, summary_type="first", summary_use_proj=True, summary_activation="gelu")
+
+        def value(key: str, kind: type) -> Any:
+            return config_value(config, key, kind, defaults[key])
+
+        sizes = _sizes(config, SIZES)
+        pad = value("pad_token_id", int)
+        skipped = pad + 1 if offset else 0
+        width = value("embedding_size", int) if "embedding_size" in defaults else sizes["hidden_size"]
+        return replace(
+            bert_config(**sizes, max_position_embeddings=value("max_position_embeddings", int) - skipped),
+            type_vocab_size=value("type_vocab_size", int),
+            position_offset=skipped,
+            embedding_size=None if width == sizes["hidden_size"] else width,
+            activation=value("hidden_act", str),
+            layer_norm_eps=value("layer_norm_eps", float),
+            pad_token_id=pad,
+            hidden_dropout_prob=value("hidden_dropout_prob", float),
+            attention_probs_dropout_prob=value("attention_probs_dropout_prob", float),
+        )
+
+    return read
+
+
+def read_distilbert(config: dict[str, Any]) -> EncoderConfig:
+    """transformers' DistilBertConfig as ours, with the errors of `bert_reader`."""
+    _expect(config, tie_word_embeddings=True)
+
+    def value(key: str, kind: type) -> Any:
+        return config_value(config, key, kind, DISTILBERT[key])
+
+    sizes = _sizes(config, tuple(SIZES_OF_DISTILBERT.values()))
     return replace(
-        preset,
-        type_vocab_size=_value(config, "type_vocab_size", int, 2),
-        activation=_value(config, "hidden_act", str, "gelu"),
-        layer_norm_eps=_value(config, "layer_norm_eps", float, 1e-12),
-        pad_token_id=_value(config, "pad_token_id", int, 0),
-        hidden_dropout_prob=_value(config, "hidden_dropout_prob", float, 0.1),
-        attention_probs_dropout_prob=_value(config, "attention_probs_dropout_prob", float, 0.1),
+        bert_config(**sizes, max_position_embeddings=value("max_position_embeddings", int)),
+        type_vocab_size=0,
+        activation=value("activation", str),
+        pad_token_id=value("pad_token_id", int),
+        hidden_dropout_prob=value("dropout", float),
+        attention_probs_dropout_prob=value("attention_dropout", float),
     )
 
 
-def write_bert(cfg: EncoderConfig, specials: dict[str, int]) -> dict[str, Any]:
-    """Ours as transformers' BertConfig; `specials` holds `cls_token_id` and `sep_token_id`."""
+def write_bert(cfg: EncoderConfig) -> dict[str, Any]:
+    """Ours as transformers' BertConfig."""
     return {
-        "model_type": "bert",
         "vocab_size": cfg.vocab_size,
         "hidden_size": cfg.hidden_size,
         "num_hidden_layers": len(cfg.layers),
@@ -83,13 +197,11 @@ def write_bert(cfg: EncoderConfig, specials: dict[str, int]) -> dict[str, Any]:
         "layer_norm_eps": cfg.layer_norm_eps,
         "tie_word_embeddings": True,
         "pad_token_id": cfg.pad_token_id,
-        "bos_token_id": specials["cls_token_id"],
-        "eos_token_id": specials["sep_token_id"],
     }
 
 
 def modern_reader(halo: int) -> Callable[[dict[str, Any]], EncoderConfig]:
-    """From transformers' ModernBertConfig to ours, with the errors of `read_bert`.
+    """From transformers' ModernBertConfig to ours, with the errors of `bert_reader`.
 
     `halo`: by how much half of `local_attention` exceeds our window. 0 in ModernBERT, 1 in its decoder.
     """
@@ -97,10 +209,15 @@ def modern_reader(halo: int) -> Callable[[dict[str, Any]], EncoderConfig]:
     def read(config: dict[str, Any]) -> EncoderConfig:
         no_bias = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), False)
         _expect(config, tie_word_embeddings=True, decoder_bias=True, **no_bias)
-        L = _layers(config)
+
+        def value(key: str, kind: type) -> Any:
+            return config_value(config, key, kind, MODERNBERT[key])
+
+        sizes = _sizes(config, SIZES)
+        L = sizes["num_hidden_layers"]
         kinds = config.get("layer_types")
         if kinds is None:
-            every = _value(config, "global_attn_every_n_layers", int, 3)
+            every = config_value(config, "global_attn_every_n_layers", int, 3)
             if every < 1:
                 raise CheckpointError(f"config.json: global_attn_every_n_layers is {every}; give 1 or more")
             kinds = ["sliding_attention" if i % every else "full_attention" for i in range(L)]
@@ -116,44 +233,39 @@ def modern_reader(halo: int) -> Callable[[dict[str, Any]], EncoderConfig]:
             _expect(values, rope_type="default")
         if not isinstance(kinds, list) or len(kinds) != L or any(kind not in [*base] for kind in kinds):
             raise CheckpointError(f"config.json: layer_types {kinds!r} does not describe {L} layers")
-        window = _value(config, "local_attention", int, 128) // 2 - halo
+        window = value("local_attention", int) // 2 - halo
         layer = {
-            kind: LayerSpec(window=window if kind == "sliding_attention" else None, rope_base=_value(base, kind, float))
+            kind: LayerSpec(
+                window=window if kind == "sliding_attention" else None, rope_base=config_value(base, kind, float)
+            )
             for kind in base
         }
-        activation = _value(config, "hidden_activation", str, "gelu")
+        if config.get("classifier_pooling", "cls") not in ("cls", "mean"):
+            raise CheckpointError(f"config.json: classifier_pooling is {config['classifier_pooling']!r}; cls or mean")
+        activation = value("hidden_activation", str)
         _expect(config, classifier_activation=activation)
-        preset = modern_config(
-            vocab_size=_value(config, "vocab_size", int),
-            hidden_size=_value(config, "hidden_size", int),
-            num_hidden_layers=L,
-            num_attention_heads=_value(config, "num_attention_heads", int),
-            intermediate_size=_value(config, "intermediate_size", int),
-            max_position_embeddings=_value(config, "max_position_embeddings", int, 8192),
-        )
         return replace(
-            preset,
+            modern_config(**sizes, max_position_embeddings=value("max_position_embeddings", int)),
             layers=tuple(layer[kind] for kind in kinds),
             activation=activation,
-            layer_norm_eps=_value(config, "norm_eps", float, 1e-5),
-            pad_token_id=_value(config, "pad_token_id", int, 50283),
-            hidden_dropout_prob=_value(config, "mlp_dropout", float, 0.0),
-            attention_probs_dropout_prob=_value(config, "attention_dropout", float, 0.0),
+            layer_norm_eps=value("norm_eps", float),
+            pad_token_id=value("pad_token_id", int),
+            hidden_dropout_prob=value("mlp_dropout", float),
+            attention_probs_dropout_prob=value("attention_dropout", float),
         )
 
     return read
 
 
-def modern_writer(model_type: str, halo: int) -> Callable[[EncoderConfig, dict[str, int]], dict[str, Any]]:
+def modern_writer(halo: int) -> Callable[[EncoderConfig], dict[str, Any]]:
     """From ours to transformers' ModernBertConfig; `halo` as in `modern_reader`."""
 
-    def write(cfg: EncoderConfig, specials: dict[str, int]) -> dict[str, Any]:
+    def write(cfg: EncoderConfig) -> dict[str, Any]:
         kind = ["full_attention" if spec.window is None else "sliding_attention" for spec in cfg.layers]
         base = {"full_attention": 160_000.0, "sliding_attention": 10_000.0}
         base |= {k: spec.rope_base for k, spec in zip(kind, cfg.layers, strict=True)}
         window = next((spec.window for spec in cfg.layers if spec.window is not None), 64)
         config = {
-            "model_type": model_type,
             "vocab_size": cfg.vocab_size,
             "hidden_size": cfg.hidden_size,
             "intermediate_size": cfg.intermediate_size,
@@ -176,10 +288,6 @@ def modern_writer(model_type: str, halo: int) -> Callable[[EncoderConfig, dict[s
             "tie_word_embeddings": True,
             "decoder_bias": True,
             "pad_token_id": cfg.pad_token_id,
-            "bos_token_id": specials["cls_token_id"],
-            "eos_token_id": specials["sep_token_id"],
-            "cls_token_id": specials["cls_token_id"],
-            "sep_token_id": specials["sep_token_id"],
         }
         return config | dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), False)
 

@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minilm.checkpoint.hf import config_from_hf, config_to_hf, from_hf, objective_of, pairs_of, to_hf
+from minilm.checkpoint.hf import HEAD, config_from_hf, config_to_hf, from_hf, kind_of, objective_of, pairs_of, to_hf
 from minilm.checkpoint.store import FORMAT, check_format, checkpoints, manifest_fault, read_json
+from minilm.checkpoint.weights import load_tensors, load_weights, save_tensors
 from minilm.data.tokenizer import Tokenizer
 from minilm.errors import CheckpointError
 from minilm.files import write_json
@@ -25,7 +22,8 @@ from minilm.model.attention import Backend
 from minilm.model.encoder import initialise
 from minilm.model.heads import LanguageModel, LMHead
 
-HEAD = "head."  # of a LanguageModel: what a file of an encoder alone lacks
+FETCHED = ("*.json", "vocab.txt", "merges.txt", "*.safetensors")  # of a repository on the hub
+PICKLES = ("*.bin",)
 
 
 class Pretrained(NamedTuple):
@@ -52,7 +50,7 @@ def write_model(
     config = config_to_hf(model.cfg, objective, specials, pairs)
     state = {name: tensor.detach().cpu() for name, tensor in (state or model.state_dict()).items()}
     tokenizer.save(directory, model_max_length=model.cfg.max_position_embeddings, open_end=objective == "clm")
-    _save_tensors(to_hf(state, config["model_type"]), directory / "model.safetensors")
+    save_tensors(to_hf(state, config["model_type"], kind_of(config)), directory / "model.safetensors")
     write_json(directory / "config.json", config)
 
 
@@ -65,44 +63,42 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Readable by whom the umask says; safetensors writes files that only their owner may read."""
-    file.touch()
-    mode = file.stat().st_mode
-    save_file(tensors, file, metadata={"format": "pt"})
-    file.chmod(mode)
+def find_model(
+    name: Path | str,
+    revision: str | None = None,
+    cache_dir: Path | str | None = None,
+    local_files_only: bool = False,
+    allow_pickle: bool = False,
+    flag: str = "model",
+) -> Path:
+    """The directory of a model: itself, or that of a name on the Hugging Face hub, fetched or from its cache.
 
-
-def _load_tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        if not file.exists():
-            raise OSError("there is none; weights are read from one file of this name only")
-        if not file.is_file():
-            raise OSError("not a regular file")
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error})") from error
-
-
-def find_model(name: str) -> Path:
-    """The directory of a model: itself, or that of a name on the Hugging Face hub, fetched or from its cache. Raises
-    CheckpointError."""
+    No socket is opened for a directory, nor with `local_files_only` or HF_HUB_OFFLINE=1. flag: where the name stood.
+    Raises CheckpointError.
+    """
     if os.path.exists(name):
         return Path(name)
+    from huggingface_hub import snapshot_download  # which takes longer to import than all of this package
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "vocab.txt", "model.safetensors"]))
+        found = snapshot_download(
+            str(name),
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            allow_patterns=[*FETCHED, *(PICKLES if allow_pickle else ())],
+        )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"--model {name}: no such directory, and the hub does not know the name, or cannot be reached ({error})"
+            f"{flag} {name}: no such directory, and the hub does not know the name, or cannot be reached ({error})"
         ) from error
+    return Path(found)
 
 
-def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int | None = None) -> Pretrained:
-    """A language model's directory: minilm's, or transformers' for a family of hf.py.
-
-    head_seed: an encoder without a language-model head gets a random one, drawn by this seed, and says so. Raises
-    CheckpointError naming the file, tensor or key that does not fit.
-    """
+def read_config(directory: Path | str) -> dict[str, Any]:
+    """The config.json of a model's directory, all of whose files are as its MANIFEST.json says, if it has one. Raises
+    CheckpointError."""
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: {'a file, not' if directory.exists() else 'no such'} directory")
@@ -112,13 +108,23 @@ def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int 
         raise CheckpointError(f"{directory}: no config.json, so no finished model{hint}")
     if (directory / "MANIFEST.json").exists() and (fault := manifest_fault(directory)):
         raise CheckpointError(f"{directory}: {fault}; fetch or copy it again")
-    config = read_json(directory / "config.json")
+    return read_json(directory / "config.json")
+
+
+def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int | None = None) -> Pretrained:
+    """A language model's directory: minilm's, or transformers' for a family of hf.py.
+
+    head_seed: an encoder without a language-model head gets a random one, drawn by this seed, and says so. Raises
+    CheckpointError naming the file, tensor or key that does not fit.
+    """
+    directory, config = Path(directory), read_config(directory)
     try:
+        kind = kind_of(config)
         with torch.device("meta"):  # sizes that a hostile config.json names are checked before memory is asked for
             model = LanguageModel(config_from_hf(config), backend, pairs_of(config) is not None)
     except CheckpointError as error:
         raise CheckpointError(f"{directory}/{error}") from error
-    state, dropped = read_weights(model, directory, new=() if head_seed is None else (HEAD,))
+    state, dropped = read_weights(model.state_dict(), directory, kind, () if head_seed is None else (HEAD,))
     if dropped:
         warnings.warn(f"{directory}: left out, for this model has no such head: {', '.join(dropped)}", stacklevel=2)
     if f"{HEAD}bias" not in state:
@@ -137,18 +143,26 @@ def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int 
     return Pretrained(model.eval(), tokenizer, objective_of(config))
 
 
-def read_weights(model: nn.Module, directory: Path, new: tuple[str, ...] = ()) -> tuple[dict[str, Tensor], list[str]]:
-    """The state of `model` in a directory's model.safetensors, every tensor accounted for, and the names of those of
+def read_weights(
+    expected: dict[str, Tensor],
+    directory: Path,
+    kind: str | None = None,
+    new: tuple[str, ...] = (),
+    allow_pickle: bool = False,
+    other_sizes: bool = False,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """A directory's weights as a state dict like `expected`, every tensor accounted for, and the names of those of
     other heads.
 
-    new: prefixes of what the file may lack; the state is then without them. Raises CheckpointError.
+    kind: which of its family's classes it is for; None: the language model that config.json says. new: prefixes of what
+    the file may lack, or, with other_sizes, have in other sizes; the state is then without them. Raises
+    CheckpointError.
     """
-    model_type = read_json(directory / "config.json")["model_type"]
-    file = directory / "model.safetensors"
-    tensors = _load_tensors(file)
-    shapes = {name: torch.empty(own.shape, dtype=own.dtype, device="meta") for name, own in model.state_dict().items()}
+    config = read_json(directory / "config.json")
+    file, tensors = load_weights(directory, allow_pickle)
+    shapes = {name: torch.empty(own.shape, dtype=own.dtype, device="meta") for name, own in expected.items()}
     try:
-        return from_hf(tensors, model_type, shapes, new)
+        return from_hf(tensors, config["model_type"], kind or kind_of(config), shapes, new, other_sizes)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {' '.join(str(error).split())}") from error
 
@@ -177,7 +191,7 @@ def add_words(pretrained: Pretrained, file: Path) -> Pretrained:
 def write_training(directory: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """training/: the tensors of `optim.optimizer_state`, and `state` as JSON."""
     (directory / "training").mkdir()
-    _save_tensors(tensors, directory / "training" / "tensors.safetensors")
+    save_tensors(tensors, directory / "training" / "tensors.safetensors")
     write_json(directory / "training" / "state.json", {"format": FORMAT, **state})
 
 
@@ -185,7 +199,7 @@ def read_training(directory: Path, model: nn.Module) -> tuple[dict[str, Tensor],
     """What `write_training` wrote of the optimizers of such a model. Raises CheckpointError."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     file = directory / "training" / "tensors.safetensors"
-    tensors = _load_tensors(file)
+    tensors = load_tensors(file)
     for name, tensor in tensors.items():
         _, _, of = name.partition("/")
         if of not in shapes:

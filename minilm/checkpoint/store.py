@@ -19,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from minilm.errors import CheckpointError, ConfigError
-from minilm.files import sha256, sync, sync_entry, write_json
+from minilm.files import regular_file, sha256, sync, sync_entry, write_json
 
 FORMAT = 1  # of MANIFEST.json, run.json and training/state.json
 MAX_JSON = 64 << 20  # bytes
@@ -270,8 +270,8 @@ def _listed(directory: Path) -> list[str]:
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises CheckpointError."""
     try:
-        if file.exists() and not (file.is_file() and file.stat().st_size <= MAX_JSON):
-            raise ValueError("not a regular file of a sensible size")
+        if regular_file(file).stat().st_size > MAX_JSON:
+            raise ValueError(f"larger than {MAX_JSON >> 20} MB")
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error})") from error

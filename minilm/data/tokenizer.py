@@ -5,6 +5,7 @@ a corpus or a labelled file must not be able to speak to the model in its own ma
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from minilm.errors import DataError
+from minilm.files import regular_file
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MULTIPLE = 64  # matmuls like vocabularies of whole tiles
@@ -77,7 +79,7 @@ class Tokenizer:
         if vocab_size < MULTIPLE or vocab_size % MULTIPLE:
             raise DataError(f"vocabulary size {vocab_size} is not a multiple of {MULTIPLE} above 0")
         documents = list(documents) if isinstance(documents, Iterator) else documents
-        backend = _wordpiece({}, lowercase)
+        backend = wordpiece({}, lowercase)
         endless = pre_tokenizers.Split(tokenizers.Regex(rf"\A.{{{MAX_WORD + 1},}}\z"), behavior="removed")
         backend.pre_tokenizer = pre_tokenizers.Sequence([backend.pre_tokenizer, endless])  # [UNK] anyway, and slow
         first, inner = _alphabet(documents, backend, limit=min(1000, vocab_size // 4))
@@ -96,7 +98,7 @@ class Tokenizer:
             raise DataError(f"the text supports a vocabulary of {len(vocab)} only; give more text")
         note = f"vocabulary shrunk from {vocab_size:,} to {size:,}, all that the text supports"
         kept = {token: i for i, token in enumerate(vocab[:size])}
-        return cls(_wordpiece(kept, lowercase), lowercase, note if size < vocab_size else "")
+        return cls(wordpiece(kept, lowercase), lowercase, note if size < vocab_size else "")
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -110,6 +112,7 @@ class Tokenizer:
         if not path.is_file():
             raise DataError(f"{path}: no such vocabulary file")
         backend, lowercase, note = (_read_json if path.suffix == ".json" else _read_vocab)(path)
+        check_case(backend.get_vocab(), lowercase, str(path))
         try:
             return cls(backend, lowercase, note)
         except DataError as error:
@@ -231,8 +234,8 @@ class Tokenizer:
 
 def _read_json(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        spec = json.loads(regular_file(path).read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{path}: not a tokenizer file ({error})") from error
     model = spec.get("model") if isinstance(spec, dict) else None
     if not isinstance(model, dict):
@@ -264,18 +267,11 @@ def _normalizers(spec: Any) -> Iterator[Any]:
 def _read_vocab(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
     """How it normalises stands in tokenizer_config.json beside it; else its words tell whether it lower-cases, and the
     note says so."""
-    try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text; a vocabulary is one token a line") from error
-    tokens = [line.rstrip("\r") for line in lines]
-    twice = next((token for token, count in Counter(tokens).items() if count > 1), None)
-    if twice is not None:
-        raise DataError(f"{path}:{len(tokens) - tokens[::-1].index(twice)}: token {twice!r} stands there twice")
+    vocab = read_vocab(path)
     file, config = path.with_name("tokenizer_config.json"), {}
     if file.exists():
         try:
-            config = json.loads(file.read_text(encoding="utf-8"))
+            config = json.loads(regular_file(file).read_text(encoding="utf-8"))
         except (ValueError, OSError, RecursionError) as error:
             raise DataError(f"{file}: not JSON ({error})") from error
         if not isinstance(config, dict):
@@ -283,16 +279,43 @@ def _read_vocab(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
         if (kind := str(config.get("tokenizer_class") or BERT_CLASSES[0])).removesuffix("Fast") not in BERT_CLASSES:
             raise DataError(f"{file}: tokenizer_class {kind}; a vocab.txt is read for {', '.join(BERT_CLASSES)} only")
     stated = config.get("do_lower_case")
-    cased = any(token not in SPECIALS and token != token.lower() for token in tokens)
+    cased = is_cased(vocab)
     note = "" if stated is not None else f"{path.name}: {'cased' if cased else 'lower-case'}, by its words"
     lowercase = not cased if stated is None else bool(stated)
-    backend = _wordpiece({token: i for i, token in enumerate(tokens)}, lowercase)
-    backend.normalizer = normalizers.BertNormalizer(
-        lowercase=lowercase,
-        strip_accents=config.get("strip_accents"),
-        handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
-    )
-    return backend, lowercase, note
+    chinese = bool(config.get("tokenize_chinese_chars", True))
+    return wordpiece(vocab, lowercase, config.get("strip_accents"), chinese), lowercase, note
+
+
+def read_vocab(path: Path) -> dict[str, int]:
+    """Token -> id of a vocab.txt, whose lines are the ids. Raises DataError naming file and line."""
+    try:
+        lines = regular_file(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text; a vocabulary is one token a line") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    tokens = [line.rstrip("\r") for line in lines]
+    twice = next((token for token, count in Counter(tokens).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}:{len(tokens) - tokens[::-1].index(twice)}: token {twice!r} stands there twice")
+    return {token: id for id, token in enumerate(tokens)}
+
+
+def is_cased(vocab: Iterable[str]) -> bool:
+    """Whether a vocabulary holds words that only a text with capital letters has."""
+    return any(token not in SPECIALS and token != token.lower() for token in vocab)
+
+
+def check_case(vocab: Iterable[str], lowercase: bool, where: str) -> None:
+    """Raises DataError for a vocabulary of which much is never met in lower-cased text: more than ten tokens, and more
+    than a hundredth."""
+    words = [token for token in vocab if not re.fullmatch(r"[\[<].*[\]>]", token)]
+    lost = [token for token in words if token != token.lower()]
+    if lowercase and len(lost) > max(10, len(words) / 100):
+        raise DataError(
+            f"{where}: lower-cases, and {len(lost):,} of its {len(words):,} tokens, as {lost[0]!r}, have capital "
+            f"letters; do_lower_case must be false"
+        )
 
 
 def _alphabet(documents: Iterable[str], backend: tokenizers.Tokenizer, limit: int) -> tuple[list[str], list[str]]:
@@ -321,10 +344,17 @@ def _longest_first(a: int, b: int, room: int) -> list[int]:
     return [room - short, short] if a > b else [short, room - short]
 
 
-def _wordpiece(vocab: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
-    """BERT's pipeline: clean and lower-case, split at spaces and punctuation, longest match first."""
+def wordpiece(
+    vocab: dict[str, int], lowercase: bool, strip_accents: bool | None = None, chinese: bool = True
+) -> tokenizers.Tokenizer:
+    """BERT's pipeline: clean and lower-case, split at spaces and punctuation, longest match first.
+
+    strip_accents: None is as lowercase. chinese: each Chinese character is a word.
+    """
     backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=MAX_WORD))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=chinese
+    )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
     if vocab:

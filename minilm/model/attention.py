@@ -86,6 +86,7 @@ class LayerContext:
     is_causal: bool
     rope: tuple[Tensor, Tensor] | None
     backend: Backend
+    seen: list[Tensor] | None = None  # where the explicit backend leaves its weights for a viewer
 
 
 def attention_weights(q: Tensor, k: Tensor, ctx: LayerContext) -> Tensor:
@@ -101,7 +102,10 @@ def attention_weights(q: Tensor, k: Tensor, ctx: LayerContext) -> Tensor:
 
 def explicit(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, dropout: float) -> Tensor:
     """Attention as the paper writes it: the definition that the fast backends are tested against."""
-    return F.dropout(attention_weights(q, k, ctx), dropout) @ v
+    weights = F.dropout(attention_weights(q, k, ctx), dropout)
+    if ctx.seen is not None:
+        ctx.seen.append(weights)
+    return weights @ v
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, dropout: float) -> Tensor:

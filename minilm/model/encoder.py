@@ -7,7 +7,7 @@ layer), and plain fields (bias, eps, token types, activation, widths).
 Shape letters: B rows, T tokens per row, D width, F feed-forward width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -28,7 +28,8 @@ from minilm.model.attention import (
 )
 
 MAX_SIZE = 1 << 24  # of any one dimension
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}  # gelu is the exact one, with erf
+# gelu is the exact one, with erf
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class EncoderConfig:
     bias: bool  # in every Linear and LayerNorm
     layer_norm_eps: float
     max_position_embeddings: int  # tokens of the longest document
-    learned_positions: bool  # a table of that many rows
+    learned_positions: bool  # a table of that many rows, after `position_offset` others
     type_vocab_size: int = 0  # rows of the token type table; 0: none
     position_offset: int = 0  # RoBERTa's tables start at pad_token_id + 1
     embedding_size: int | None = None  # ELECTRA's tables are narrower than hidden_size; None: equal
@@ -225,19 +226,29 @@ class Embedding(nn.Module):
         width = cfg.embedding_size or cfg.hidden_size
         self.word = nn.Embedding(cfg.vocab_size, width, padding_idx=cfg.pad_token_id)
         self.token_type = nn.Embedding(cfg.type_vocab_size, width) if cfg.type_vocab_size else None
-        self.position = nn.Embedding(cfg.max_position_embeddings, width) if cfg.learned_positions else None
-        self.position_offset = cfg.position_offset
+        rows, offset = cfg.max_position_embeddings + cfg.position_offset, cfg.position_offset
+        padding = offset - 1 if offset else None  # the row that RoBERTa's padding reads, at a position of -1
+        self.position = nn.Embedding(rows, width, padding_idx=padding) if cfg.learned_positions else None
+        self.position_offset = offset
         self.norm = nn.LayerNorm(width, cfg.layer_norm_eps, bias=cfg.bias)
         self.drop = nn.Dropout(cfg.hidden_dropout_prob)
         self.project = nn.Linear(width, cfg.hidden_size) if width != cfg.hidden_size else nn.Identity()
 
-    def forward(self, tokens: Tokens) -> Tensor:
-        x = self.word(tokens.input_ids)
+    def forward(self, tokens: Tokens, embeds: Tensor | None = None) -> Tensor:
+        x = self.word(tokens.input_ids) if embeds is None else embeds
         if self.token_type is not None:
             x = x + self.token_type(tokens.token_type_ids)
         if self.position is not None:
             x = x + self.position(tokens.position + self.position_offset)
         return self.project(self.drop(self.norm(x)))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What an encoder computes on its way, for who looks into it; one is used for one forward pass."""
+
+    states: list[Tensor] = field(default_factory=list)  # (B, T, D): what the first layer reads, then of each layer
+    attentions: list[Tensor] | None = None  # (B, H, T, T) of each layer, after dropout; None: not asked for
 
 
 class Encoder(nn.Module):
@@ -257,8 +268,10 @@ class Encoder(nn.Module):
             self.layers[0].attention_norm = nn.Identity()  # the embedding is normed already
             self.final_norm = nn.LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, bias=cfg.bias)
 
-    def contexts(self, tokens: Tokens, dtype: torch.dtype) -> dict[LayerSpec, LayerContext]:
-        """Mask and rotation for each kind of layer."""
+    def contexts(self, tokens: Tokens, dtype: torch.dtype, trace: Trace | None = None) -> dict[LayerSpec, LayerContext]:
+        """Mask and rotation for each kind of layer. Only the explicit backend has weights that a trace can show."""
+        seen = None if trace is None else trace.attentions
+        backend = self.backend if seen is None else "explicit"
         position = tokens.position[:1] if tokens.layout == "full" else tokens.position  # rows are alike
         made = {}
         for spec in dict.fromkeys(self.cfg.layers):
@@ -266,18 +279,24 @@ class Encoder(nn.Module):
             rope = None
             if spec.rope_base is not None:
                 rope = rope_table(position, self.cfg.head_width, spec.rope_base, dtype)
-            made[spec] = LayerContext(mask, is_causal, rope, self.backend)
+            made[spec] = LayerContext(mask, is_causal, rope, backend, seen)
         return made
 
-    def forward(self, tokens: Tokens) -> Tensor:
-        x = self.embedding(tokens)
-        contexts = self.contexts(tokens, x.dtype)
+    def forward(self, tokens: Tokens, embeds: Tensor | None = None, trace: Trace | None = None) -> Tensor:
+        """embeds: (B, T, E) instead of the word table's rows. trace: is filled with states and attention weights."""
+        x = self.embedding(tokens, embeds)
+        contexts = self.contexts(tokens, x.dtype, trace)
         for layer, spec in zip(self.layers, self.cfg.layers, strict=True):
+            if trace is not None:
+                trace.states.append(x)
             if self.gradient_checkpointing and self.training:  # Chen et al. 2016
                 x = checkpoint(layer, x, contexts[spec], use_reentrant=False)
             else:
                 x = layer(x, contexts[spec])
-        return self.final_norm(x)
+        x = self.final_norm(x)
+        if trace is not None:
+            trace.states.append(x)
+        return x
 
 
 @torch.no_grad()

@@ -32,6 +32,32 @@ class LMHead(nn.Module):
         return self.norm(self.activation(self.dense(states)))
 
 
+class Transform(nn.Module):
+    """[n](g(W h + b)): what some families put between the encoder and a classifier."""
+
+    def __init__(self, cfg: EncoderConfig, activation: str, norm: bool = False, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(dropout)
+        self.dense = nn.Linear(cfg.hidden_size, cfg.hidden_size, bias=cfg.bias)
+        self.activation = ACTIVATIONS[activation]
+        self.norm = nn.LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, bias=cfg.bias) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.norm(self.activation(self.dense(self.drop(x))))
+
+
+def pooled(states: Tensor, tokens: Tokens, how: str) -> Tensor:
+    """States (B, T, D) -> one vector a row, (B, D): its first token's (how: cls), the mean or the maximum of those that
+    are not padding."""
+    if how == "cls":
+        return states.flatten(0, 1)[tokens.cls]
+    key = tokens.key[..., None]
+    if how == "max":
+        return states.masked_fill(~key, -torch.inf).amax(dim=1)
+    return (states * key).sum(dim=1) / key.sum(dim=1)
+
+
 class Pooler(nn.Module):
     """tanh(W h_cls + b), one vector a document: google-research/bert, modeling.py, `pooler`."""
 

@@ -158,7 +158,7 @@ def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log]:
         tensors, state = read_training(checkpoint, job.model)
         if state.get("job") != job.fingerprint():
             raise CheckpointError(f"{checkpoint}: of another run; move it away")
-        weights, _ = read_weights(job.model, checkpoint)
+        weights, _ = read_weights(job.model.state_dict(), checkpoint)
         own = job.model.state_dict()
         job.model.load_state_dict({name: split(weights[name].to(like.device), like) for name, like in own.items()})
         load_optimizer_state(job.model, job.optimizers, tensors)

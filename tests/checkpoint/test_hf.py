@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from minilm.batch import Tokens
 from minilm.checkpoint.hf import (
-    CLASSES,
     FAMILIES,
     config_from_hf,
     config_to_hf,
     from_hf,
+    kind_of,
     objective_of,
     pairs_of,
     to_hf,
@@ -139,12 +139,13 @@ def test_round_trip_through_a_directory(saved):
 @pytest.mark.parametrize(("architecture", "objective"), KINDS)
 def test_names_and_values_survive_both_ways(architecture, objective):
     model = model_of(architecture, 99)
-    model_type, _ = CLASSES[model.cfg.norm_order, objective]
-    theirs = to_hf(model.state_dict(), model_type)
-    state, dropped = from_hf(theirs, model_type, model.state_dict())
+    config = config_to_hf(model.cfg, objective, SPECIALS)
+    named = config["model_type"], kind_of(config)
+    theirs = to_hf(model.state_dict(), *named)
+    state, dropped = from_hf(theirs, *named, model.state_dict())
     assert not dropped
     assert state.keys() == model.state_dict().keys()
-    again = to_hf(state, model_type)
+    again = to_hf(state, *named)
     assert again.keys() == theirs.keys()
     assert all(torch.equal(again[name], theirs[name]) for name in theirs)
 
@@ -321,7 +322,7 @@ def test_dropped_heads_are_named(tokenizer, tmp_path):
     model = model_of("bert", tokenizer.vocab_size)
     write_model(tmp_path, model, tokenizer, "mlm")
     heads = {"bert.pooler.dense.weight": torch.ones(2), "cls.seq_relationship.bias": torch.ones(2)}
-    save_file(to_hf(model.state_dict(), "bert") | heads, tmp_path / "model.safetensors")
+    save_file(to_hf(model.state_dict(), "bert", "mlm") | heads, tmp_path / "model.safetensors")
     with pytest.warns(UserWarning, match=r"no such head: bert.pooler.dense.weight, cls.seq_relationship.bias$"):
         again, _, _ = read_model(tmp_path)
     assert torch.equal(again.table, model.table)
@@ -330,7 +331,7 @@ def test_dropped_heads_are_named(tokenizer, tmp_path):
 def test_weights_of_half_precision_become_ours(tokenizer, tmp_path):
     model = model_of("bert", tokenizer.vocab_size)
     write_model(tmp_path, model, tokenizer, "mlm")
-    half = {name: tensor.half() for name, tensor in to_hf(model.state_dict(), "bert").items()}
+    half = {name: tensor.half() for name, tensor in to_hf(model.state_dict(), "bert", "mlm").items()}
     save_file(half, tmp_path / "model.safetensors")
     again, _, _ = read_model(tmp_path)
     for (name, ours), theirs in zip(again.named_parameters(), model.parameters(), strict=True):
@@ -353,13 +354,13 @@ def test_every_family_names_every_parameter():
     for architecture in ("bert", "modern"):
         model = model_of(architecture, 99)
         for objective in ("mlm", "clm"):
-            model_type, _ = CLASSES[model.cfg.norm_order, objective]
-            named = to_hf(model.state_dict(), model_type)
-            values = [v for v in FAMILIES[model_type].names.values() if isinstance(v, tuple)]
+            config = config_to_hf(model.cfg, objective, SPECIALS)
+            named = to_hf(model.state_dict(), config["model_type"], kind_of(config))
+            values = [v for v in FAMILIES[config["model_type"]].body.values() if isinstance(v, tuple)]
             split = len(values) * len(model.cfg.layers) * 2 * (2 if architecture == "bert" else 1)
             assert len(named) == len(model.state_dict()) + split
     pairs = model_of("bert", 99, pairs=True).state_dict()
-    assert len(to_hf(pairs, "bert")) == len(pairs) + 2 * 2 * 3
+    assert len(to_hf(pairs, "bert", "pretraining")) == len(pairs) + 2 * 2 * 3
 
 
 # -- pairs ----------------------------------------------------------------------------------------
@@ -564,13 +565,13 @@ def test_a_classifier_gets_a_new_head(architecture, tokenizer, tmp_path):
 def test_a_part_of_the_encoder_is_not_new(tokenizer):
     """`new` is for what it names, and all or nothing."""
     model = model_of("bert", tokenizer.vocab_size, pairs=True)
-    whole = to_hf(model.state_dict(), "bert")
+    whole = to_hf(model.state_dict(), "bert", "pretraining")
     without = {name: t for name, t in whole.items() if not name.startswith(("bert.pooler", "cls.seq"))}
-    state, dropped = from_hf(without, "bert", model.state_dict(), new=("pair.", "head."))
+    state, dropped = from_hf(without, "bert", "pretraining", model.state_dict(), new=("pair.", "head."))
     assert not dropped
     assert model.state_dict().keys() - state.keys() == {n for n in model.state_dict() if n.startswith("pair.")}
     with pytest.raises(CheckpointError, match=r"bert.pooler.dense.weight is missing"):
-        from_hf(without, "bert", model.state_dict(), new=("head.",))
+        from_hf(without, "bert", "pretraining", model.state_dict(), new=("head.",))
     del whole["bert.embeddings.LayerNorm.bias"]
     with pytest.raises(CheckpointError, match=r"bert.embeddings.LayerNorm.bias is missing"):
-        from_hf(whole, "bert", model.state_dict(), new=("pair.", "head."))
+        from_hf(whole, "bert", "pretraining", model.state_dict(), new=("pair.", "head."))

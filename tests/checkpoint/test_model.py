@@ -2,14 +2,12 @@
 
 import json
 import shutil
-from functools import partial
 
 import huggingface_hub
 import pytest
 import torch
 
 from minilm.batch import Tokens
-from minilm.checkpoint import model as model_module
 from minilm.checkpoint.model import (
     Pretrained,
     add_words,
@@ -153,9 +151,6 @@ def hub(tmp_path, monkeypatch, tokenizer):
         (snapshot / file.name).symlink_to(repository / "blobs" / str(number))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        model_module, "snapshot_download", partial(huggingface_hub.snapshot_download, cache_dir=tmp_path / "cache")
-    )
     monkeypatch.chdir(tmp_path)
     return snapshot
 
@@ -179,7 +174,7 @@ def test_a_directory_goes_before_the_hub(hub, tmp_path):
 def test_a_name_of_no_model_is_one_line(hub, name):
     with pytest.raises(CheckpointError) as caught:
         find_model(name)
-    assert str(caught.value).startswith(f"--model {name}: ")
+    assert str(caught.value).startswith(f"model {name}: ")
     assert "\n" not in str(caught.value)
 
 

@@ -1,0 +1,83 @@
+"""The tensors of a model directory that may come from anywhere: in one safetensors file, in several, or, only when
+asked for, in a pickle. Nothing outside the directory is opened, and no code in it is run.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from minilm.checkpoint.store import read_json
+from minilm.errors import CheckpointError
+from minilm.files import regular_file
+
+WHOLE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
+MAX_SHARDS = 10_000
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Readable by whom the umask says; safetensors writes files that only their owner may read."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(mode)
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """Of one safetensors file. Raises CheckpointError."""
+    try:
+        return load_file(regular_file(file))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+
+
+def load_weights(directory: Path, allow_pickle: bool = False) -> tuple[Path, dict[str, Tensor]]:
+    """Which file says what tensors there are, and all of them. Raises CheckpointError naming the file."""
+    if allow_pickle:
+        return directory / PICKLE, _load_pickle(directory / PICKLE)
+    if (directory / INDEX).exists() and not (directory / WHOLE).exists():
+        return directory / INDEX, _load_shards(directory / INDEX)
+    if not (directory / WHOLE).exists() and (directory / PICKLE).exists():
+        raise CheckpointError(
+            f"{directory}: holds no {WHOLE}, and {PICKLE} is a pickle; if you trust where it is from, "
+            f"use_safetensors=False reads it"
+        )
+    return directory / WHOLE, load_tensors(directory / WHOLE)
+
+
+def _load_shards(index: Path) -> dict[str, Tensor]:
+    """What `weight_map` says, each tensor in the one file that it names, and nothing else in any of them."""
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise CheckpointError(f"{index}: weight_map names no tensor")
+    shards = set()
+    for tensor, shard in named.items():
+        if not isinstance(shard, str) or not SHARD.fullmatch(shard) or shard.startswith("."):
+            raise CheckpointError(f"{index}: {tensor} is in {shard!r}, which is no name of a file beside it")
+        shards.add(shard)
+    if len(shards) > MAX_SHARDS:
+        raise CheckpointError(f"{index}: names {len(shards)} files; at most {MAX_SHARDS} are read")
+    tensors = {}
+    for shard in sorted(shards):
+        held = load_tensors(index.with_name(shard))
+        expected = {tensor for tensor, file in named.items() if file == shard}
+        if odd := sorted(expected ^ held.keys()):
+            what = "lacks" if odd[0] in expected else "also holds"
+            raise CheckpointError(f"{index.with_name(shard)}: {what} {odd[0]}, unlike {index.name} says")
+        tensors |= held
+    return tensors
+
+
+def _load_pickle(file: Path) -> dict[str, Tensor]:
+    """By torch's unpickler that makes tensors and nothing else."""
+    try:
+        tensors = torch.load(regular_file(file), map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a hostile pickle may raise anything
+        raise CheckpointError(f"{file}: cannot be read ({str(error).splitlines()[0][:200]})") from error
+    if not isinstance(tensors, dict) or not all(isinstance(own, Tensor) for own in tensors.values()):
+        raise CheckpointError(f"{file}: holds something else than named tensors")
+    return {str(name): own for name, own in tensors.items()}
