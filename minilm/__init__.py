@@ -20,14 +20,40 @@ _HOME = {
     "fill_mask": "minilm.evaluation.predict",
     "continue_text": "minilm.evaluation.predict",
     "UserError": "minilm.errors",
+    "BatchEncoding": "minilm.dropin.tokenizer",
+    "BertTokenizer": "minilm.dropin.tokenizer",
+    "BertConfig": "minilm.dropin.config",
+    "BertModel": "minilm.dropin.models",
+    "BertForMaskedLM": "minilm.dropin.models",
+    "BertLMHeadModel": "minilm.dropin.models",
+    "BertForPreTraining": "minilm.dropin.models",
+    "BertForNextSentencePrediction": "minilm.dropin.models",
+    "BertForSequenceClassification": "minilm.dropin.models",
+    "BertForTokenClassification": "minilm.dropin.models",
+    "BertForQuestionAnswering": "minilm.dropin.models",
+    "BertForMultipleChoice": "minilm.dropin.models",
+    "ElectraForPreTraining": "minilm.dropin.models",
 }
+# what opens any family is the class that opens BERT's
+_SAME = {
+    "BertTokenizerFast": "BertTokenizer",
+    "AutoTokenizer": "BertTokenizer",
+    "AutoModel": "BertModel",
+    "AutoModelForMaskedLM": "BertForMaskedLM",
+    "AutoModelForCausalLM": "BertLMHeadModel",
+    "AutoModelForSequenceClassification": "BertForSequenceClassification",
+    "AutoModelForTokenClassification": "BertForTokenClassification",
+    "AutoModelForQuestionAnswering": "BertForQuestionAnswering",
+}
+_HOME |= {name: _HOME[same] for name, same in _SAME.items()} | {"AutoConfig": "minilm.dropin.config"}
+_SAME["AutoConfig"] = "PreTrainedConfig"
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'minilm' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_HOME[name]), _SAME.get(name, name))
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,1 @@
+"""transformers' classes under transformers' names: change `from transformers import` and stay."""

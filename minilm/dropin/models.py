@@ -1,0 +1,501 @@
+"""transformers' model classes: one encoder and one head each, with its call, outputs, losses, loading and saving.
+
+They are named after BERT and open every family of `checkpoint.hf`: which family a model is of, its config says.
+
+Shape letters: B rows, T tokens per row, D width, V vocabulary, C labels.
+"""
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minilm.batch import IGNORE, Tokens
+from minilm.checkpoint.hf import DTYPES, HEAD, Built, entry_of, to_hf
+from minilm.checkpoint.model import find_model, read_config, read_weights
+from minilm.checkpoint.weights import WHOLE, save_tensors
+from minilm.dropin.config import PreTrainedConfig
+from minilm.dropin.outputs import ModelOutput, read_arguments
+from minilm.errors import CheckpointError, ConfigError
+from minilm.files import sync_entry
+from minilm.model.encoder import Encoder, Trace, initialise
+from minilm.model.heads import LMHead, Pooler, Transform, pooled
+
+log = logging.getLogger("minilm")
+
+
+class PreTrainedModel(nn.Module):
+    """What all classes share: the call, loading and saving. A subclass says what it reads from the states."""
+
+    kind: ClassVar[str]  # among the classes of a family in checkpoint.hf
+    own: ClassVar[tuple[str, ...]] = ()  # prefixes of its head, which a file may lack: it is then new
+    targets: ClassVar[tuple[str, ...]] = ("labels",)
+    dimensions: ClassVar[int] = 2  # of input_ids
+    config: PreTrainedConfig
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.config = config
+        classes = config.family.classes
+        if self.kind not in classes:
+            there = ", ".join(each.architecture for each in classes.values())
+            raise ConfigError(f"{type(self).__name__}: a {config.model_type} has no such class; it has {there}")
+
+    @property
+    def built(self) -> Built:
+        """How this family builds this class."""
+        return self.config.family.classes[self.kind]
+
+    @property
+    def base_model(self) -> "BertModel":
+        """The encoder and its pooler, which can be called itself."""
+        return self.bert
+
+    def read(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
+        """The outputs of this class, by transformers' names, from states (B, T, D)."""
+        raise NotImplementedError
+
+    def loss(self, outputs: dict[str, Tensor], tokens: Tokens, **targets: Tensor) -> Tensor:
+        """As transformers has it: a mean over the targets of this call; in nats, where it is of labels."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        next_sentence_label: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple[Tensor, ...]:
+        """As transformers' forward. All inputs are (B, T), inputs_embeds (B, T, D); of multiple choice (B, choices, T).
+
+        The loss is there when all targets of the class are given. Raises TypeError for targets of another class.
+        """
+        given = {
+            "labels": labels,
+            "next_sentence_label": next_sentence_label,
+            "start_positions": start_positions,
+            "end_positions": end_positions,
+        }
+        given = {name: target for name, target in given.items() if target is not None}
+        if foreign := given.keys() - set(self.targets):
+            raise TypeError(f"{type(self).__name__} learns from {', '.join(self.targets)}, not {min(foreign)}")
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids)
+        if self.dimensions > 2:
+            choices = (inputs_embeds if input_ids is None else input_ids).shape[1]
+            inputs = tuple(None if each is None else each.flatten(0, -2) for each in inputs)
+            inputs_embeds = None if inputs_embeds is None else inputs_embeds.flatten(0, -3)
+        encoder, config = self.base_model.encoder, self.config
+        attention = "causal" if is_causal(config) else "bidirectional"
+        tokens = read_arguments(encoder.cfg, attention, *inputs, inputs_embeds)
+        wants_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        wants_weights = config.output_attentions if output_attentions is None else output_attentions
+        trace = Trace(attentions=[] if wants_weights else None) if wants_states or wants_weights else None
+        outputs = self.read(encoder(tokens, inputs_embeds, trace), tokens)
+        if self.dimensions > 2:
+            outputs = {name: each.view(-1, choices) for name, each in outputs.items()}
+        loss = {"loss": self.loss(outputs, tokens, **given)} if given and len(given) == len(self.targets) else {}
+        result = ModelOutput(
+            **loss,
+            **outputs,
+            hidden_states=tuple(trace.states) if wants_states else None,
+            attentions=tuple(trace.attentions) if wants_weights else None,
+        )
+        return result if (config.return_dict if return_dict is None else return_dict) else result.to_tuple()
+
+    # -- loading and saving -------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: Path | str,
+        *,
+        config: PreTrainedConfig | None = None,
+        revision: str | None = None,
+        cache_dir: Path | str | None = None,
+        local_files_only: bool = False,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        use_safetensors: bool | None = None,
+        ignore_mismatched_sizes: bool = False,
+        attn_implementation: str | None = None,
+        add_pooling_layer: bool = True,
+        **changes: Any,
+    ) -> Self:
+        """A model of a directory or of a name on the hub, in eval mode, every tensor of its file accounted for.
+
+        What the file lacks of this class's own head is new, drawn from torch's random state, and said in a line; so is
+        what it holds for another class. dtype: None or "auto" is that of the file. use_safetensors: False reads
+        pytorch_model.bin, a pickle, by torch's unpickler that makes tensors and nothing else. ignore_mismatched_sizes:
+        a head of other sizes than the file's is new, too. changes: of the config, num_labels and id2label among them.
+
+        Raises CheckpointError naming the file and the tensor or key that does not fit, ConfigError for `changes`.
+        """
+        directory = find_model(name, revision, cache_dir, local_files_only, allow_pickle=use_safetensors is False)
+        config = PreTrainedConfig.from_dict(read_config(directory)) if config is None else config
+        config.change(changes | ({} if attn_implementation is None else {"attn_implementation": attn_implementation}))
+        chosen = dtype or torch_dtype or "auto"
+        config.dtype = _name_of(config.dtype or "float32" if chosen == "auto" else chosen)
+        with torch.device("meta"):  # sizes that a hostile config.json names are checked before memory is asked for
+            model = cls(config, **({} if add_pooling_layer else {"add_pooling_layer": False}))
+        model.to(getattr(torch, config.dtype))
+        expected = {_bare(name): own for name, own in model.state_dict().items()}
+        state, dropped = read_weights(
+            expected, directory, cls.kind, cls.own, use_safetensors is False, ignore_mismatched_sizes
+        )
+        if dropped:
+            log.warning("%s: left out, for %s has no such head: %s", directory, cls.__name__, ", ".join(dropped))
+        model.complete(state, f"{directory}: {cls.__name__}")
+        return model.eval()
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig) -> Self:
+        """With random weights."""
+        return cls(config)
+
+    def complete(self, state: dict[str, Tensor], what: str) -> None:
+        """Take over the tensors of `state`, by names without the base model's, and make anew what it has no tensor of,
+        which a line says."""
+        new = []
+        for name, part in self._parts().items():
+            if not any(key.startswith(f"{name}.") for key in state) and any(True for _ in part.parameters()):
+                part.to_empty(device="cpu")
+                for parameter in part.parameters():
+                    parameter.data.zero_()
+                initialise(part, self.config.initializer_range)
+                state |= {f"{name}.{key}": own for key, own in part.state_dict().items()}
+                new.append(name)
+        if new:
+            log.warning("%s: new, for the file has none, and random until it is trained: %s", what, ", ".join(new))
+        full = {_bare(name): name for name in self.state_dict()}
+        self.load_state_dict({full[name]: own for name, own in state.items()}, assign=True)
+
+    def _parts(self) -> dict[str, nn.Module]:
+        """The modules of this class's own head."""
+        named = {_bare(name): part for name, part in self.named_modules()}
+        return {prefix[:-1]: named[prefix[:-1]] for prefix in self.own if prefix[:-1] in named}
+
+    def save_pretrained(self, directory: Path | str) -> None:
+        """config.json and model.safetensors, as transformers' Auto classes open them; config.json comes last."""
+        directory = Path(directory)
+        os.makedirs(directory, exist_ok=True)
+        config = self.config
+        config.architectures, config.dtype = [self.built.architecture], _name_of(self.dtype)
+        entry = entry_of(config.to_dict(), self.kind)
+        config.__dict__.pop("minilm", None)
+        if entry is not None:
+            config.minilm = entry
+        tensors = {_bare(name): own.detach().cpu() for name, own in self.state_dict().items()}
+        partial = directory / f".{WHOLE}.tmp"
+        try:
+            save_tensors(to_hf(tensors, config.model_type, self.kind), partial)
+            sync_entry(partial)
+        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            raise CheckpointError(f"{directory}: cannot be written ({error})") from error
+        (directory / "MANIFEST.json").unlink(missing_ok=True)  # of what was there
+        (directory / "config.json").unlink(missing_ok=True)
+        partial.replace(directory / WHOLE)
+        config.save_pretrained(directory)
+
+    # -- what a user of transformers reaches for ----------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.get_input_embeddings().weight.dtype
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        return sum(own.numel() for own in self.parameters() if own.requires_grad or not only_trainable)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word table (V, D), which a language model also decodes with."""
+        return self.base_model.encoder.embedding.word
+
+    def gradient_checkpointing_enable(self) -> None:
+        self.base_model.encoder.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.base_model.encoder.gradient_checkpointing = False
+
+    @torch.no_grad()
+    def resize_token_embeddings(self, new_num_tokens: int, pad_to_multiple_of: int | None = None) -> nn.Embedding:
+        """The word table, longer or shorter at its end; new words begin as the mean of the others."""
+        multiple = pad_to_multiple_of or 1
+        V = -(-new_num_tokens // multiple) * multiple
+        encoder = self.base_model.encoder
+        encoder.cfg = replace(encoder.cfg, vocab_size=V)  # which refuses a size that cannot be
+        old = encoder.embedding.word
+        word = nn.Embedding(V, old.embedding_dim, old.padding_idx, device=old.weight.device, dtype=old.weight.dtype)
+        kept = min(V, old.num_embeddings)
+        word.weight[:kept] = old.weight[:kept]
+        word.weight[kept:] = old.weight.mean(dim=0)
+        word.weight.requires_grad_(old.weight.requires_grad)
+        encoder.embedding.word = word
+        if isinstance(getattr(self, "head", None), LMHead):
+            bias = self.head.bias.new_zeros(V)
+            bias[:kept] = self.head.bias[:kept]
+            self.head.bias = nn.Parameter(bias)
+        self.config.vocab_size = V
+        return word
+
+    def _post_init(self) -> None:
+        """Random weights for what this class adds to its base model."""
+        for part in self.children():
+            if not isinstance(part, PreTrainedModel):
+                initialise(part, self.config.initializer_range)
+
+
+class BertModel(PreTrainedModel):
+    """The encoder; and its pooler, where the family and the file have one."""
+
+    kind = "model"
+    own = ("pooler.",)
+    targets = ()
+
+    def __init__(self, config: PreTrainedConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        cfg = config.encoder()
+        self.encoder = Encoder(cfg, config.backend)
+        self.pooler = Pooler(cfg) if add_pooling_layer and self.built.pooler else None
+        self._post_init()
+
+    @property
+    def base_model(self) -> "BertModel":
+        return self
+
+    def read(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
+        """last_hidden_state (B, T, D) and pooler_output (B, D), None without a pooler."""
+        return {
+            "last_hidden_state": states,
+            "pooler_output": None if self.pooler is None else self.pooler(states, tokens),
+        }
+
+    def complete(self, state: dict[str, Tensor], what: str) -> None:
+        """A file without a pooler makes a model without one, never a random one."""
+        if not any(key.startswith("pooler.") for key in state):
+            self.pooler = None
+        super().complete(state, what)
+
+
+class _LanguageModel(PreTrainedModel):
+    """Logits over the vocabulary at every token, by the tied head."""
+
+    own = (HEAD,)
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self.bert = BertModel(config, add_pooling_layer=self.built.pooler)
+        self.head = LMHead(self.bert.encoder.cfg)
+        self._post_init()
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, V)."""
+        return F.linear(self.head(states), self.get_input_embeddings().weight, self.head.bias)
+
+    def read(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
+        return {"logits": self.logits(states)}
+
+
+class BertForMaskedLM(_LanguageModel):
+    """Devlin et al. 2018, sec. 3.1, task 1; labels (B, T), -100 where nothing is to be predicted."""
+
+    kind = "mlm"
+
+    def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor) -> Tensor:
+        return cross_entropy(outputs["logits"], labels)
+
+
+class BertLMHeadModel(_LanguageModel):
+    """Left to right, where the config says is_decoder; labels (B, T) are the input_ids, shifted here."""
+
+    kind = "clm"
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        if not is_causal(config):
+            log.warning("BertLMHeadModel: config.is_decoder is False, so that each token sees those after it, too")
+
+    def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor) -> Tensor:
+        return cross_entropy(outputs["logits"][:, :-1], labels[:, 1:])
+
+
+class BertForPreTraining(_LanguageModel):
+    """Both tasks of Devlin et al. 2018, sec. 3.1: masked words, and whether the second text follows the first."""
+
+    kind = "pretraining"
+    own = (HEAD, "pooler.", "classifier.")
+    targets = ("labels", "next_sentence_label")
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self.classifier = nn.Linear(self.bert.encoder.cfg.hidden_size, 2)
+        initialise(self.classifier, config.initializer_range)
+
+    def read(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
+        """prediction_logits (B, T, V) and seq_relationship_logits (B, 2): it follows, it does not."""
+        return {
+            "prediction_logits": self.logits(states),
+            "seq_relationship_logits": self.classifier(self.bert.pooler(states, tokens)),
+        }
+
+    def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor, next_sentence_label: Tensor) -> Tensor:
+        of_words = cross_entropy(outputs["prediction_logits"], labels)
+        return of_words + cross_entropy(outputs["seq_relationship_logits"], next_sentence_label)
+
+
+class _Classifier(PreTrainedModel):
+    """classifier(drop(transform(x))) of each token, or of one vector a row; a family may have no transform."""
+
+    own = ("pooler.", "transform.", "classifier.")
+    one_a_row: ClassVar[bool] = False
+    outputs: ClassVar[int | None] = None  # None: one a label
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        built, D = self.built, config.hidden_size
+        dropout = config.first_of(built.dropout, 0.0)
+        self.bert = BertModel(config, add_pooling_layer=built.pooler)
+        self.transform = nn.Identity()
+        if built.activation is not None:
+            activation = config.meant_by(built.activation)
+            before = dropout if built.drop_first else 0.0
+            self.transform = Transform(self.bert.encoder.cfg, activation, built.norm, before)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(D, self.outputs or config.num_labels)
+        self._post_init()
+
+    def read(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
+        """logits (B, C), or (B, T, C)."""
+        if self.built.pooler:
+            states = self.bert.pooler(states, tokens)
+        elif self.one_a_row:
+            states = pooled(states, tokens, self.config.meant_by(self.built.pooling))
+        return {"logits": self.classifier(self.dropout(self.transform(states)))}
+
+
+class BertForSequenceClassification(_Classifier):
+    """One label a text or pair, several, or a number, as config.problem_type says; None: as the labels look."""
+
+    kind = "sequence"
+    one_a_row = True
+
+    def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor) -> Tensor:
+        logits, config = outputs["logits"], self.config
+        if config.problem_type is None:  # kept, so that it is saved with the model
+            several = "single_label_classification" if not labels.is_floating_point() else "multi_label_classification"
+            config.problem_type = "regression" if config.num_labels == 1 else several
+        if config.problem_type == "regression":
+            return F.mse_loss(logits.squeeze(), labels.squeeze().to(logits.dtype))
+        if config.problem_type == "single_label_classification":
+            return cross_entropy(logits, labels)
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+
+
+class BertForTokenClassification(_Classifier):
+    """One label a token; labels (B, T), -100 where none is."""
+
+    kind = "token"
+
+    def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor) -> Tensor:
+        return cross_entropy(outputs["logits"], labels)
+
+
+class BertForQuestionAnswering(_Classifier):
+    """Where an answer starts and ends; positions (B,), those outside of the text are ignored."""
+
+    kind = "span"
+    outputs = 2
+    targets = ("start_positions", "end_positions")
+
+    def read(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
+        """start_logits and end_logits, (B, T) each."""
+        start, end = super().read(states, tokens)["logits"].unbind(dim=-1)
+        return {"start_logits": start.contiguous(), "end_logits": end.contiguous()}
+
+    def loss(
+        self, outputs: dict[str, Tensor], tokens: Tokens, start_positions: Tensor, end_positions: Tensor
+    ) -> Tensor:
+        T = outputs["start_logits"].shape[1]
+        start, end = (
+            F.cross_entropy(outputs[name], at.reshape(-1).clamp(0, T), ignore_index=T)
+            for name, at in (("start_logits", start_positions), ("end_logits", end_positions))
+        )
+        return (start + end) / 2
+
+
+class BertForNextSentencePrediction(_Classifier):
+    """Devlin et al. 2018, sec. 3.1, task 2; labels (B,): 0 the second text follows the first, 1 it does not."""
+
+    kind = "next"
+    outputs = 2
+
+    def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor) -> Tensor:
+        return cross_entropy(outputs["logits"], labels)
+
+
+class BertForMultipleChoice(_Classifier):
+    """Which of several texts it is: input_ids (B, choices, T), labels (B,)."""
+
+    kind = "choice"
+    outputs = 1
+    dimensions = 3
+
+    def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor) -> Tensor:
+        return cross_entropy(outputs["logits"], labels)
+
+
+class ElectraForPreTraining(_Classifier):
+    """Which tokens were replaced (Clark et al. 2020, sec. 2): logits (B, T), labels (B, T), 1 where one was."""
+
+    kind = "discriminator"
+    outputs = 1
+
+    def read(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
+        return {"logits": super().read(states, tokens)["logits"].squeeze(-1)}
+
+    def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor) -> Tensor:
+        logits = outputs["logits"][tokens.key]
+        return F.binary_cross_entropy_with_logits(logits, labels[tokens.key].to(logits.dtype))
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean negative log-likelihood in nats over the targets (...) of logits (..., C) that are not -100, in fp32 at
+    least; NaN where none is, as torch has it."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits.flatten(0, -2), target.flatten().long(), ignore_index=IGNORE)
+
+
+def is_causal(config: PreTrainedConfig) -> bool:
+    """Whether a token sees only those before it."""
+    return getattr(config, "is_decoder", False) or config.model_type.endswith("-decoder")
+
+
+def _bare(name: str) -> str:
+    """A parameter's name without the base model's, as checkpoint.hf has it."""
+    return name.removeprefix("bert.")
+
+
+def _name_of(dtype: torch.dtype | str) -> str:
+    """float32 of torch.float32. Raises ConfigError for what is none."""
+    name = str(dtype).removeprefix("torch.")
+    if getattr(torch, name, None) not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r}: give one of {', '.join(map(str, DTYPES))}")
+    return name

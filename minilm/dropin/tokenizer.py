@@ -1,0 +1,588 @@
+"""transformers' tokenizer: text -> a BatchEncoding, by the tokenizer.json, vocab.txt or vocab.json of any family of
+`checkpoint.hf`. `tokenizers` does the work; which options mean what is transformers'.
+
+Special tokens written out in a text are those tokens, as in transformers; `split_special_tokens=True` makes them text.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import tokenizers
+import torch
+from tokenizers import decoders, models, pre_tokenizers, processors
+
+from minilm.checkpoint.model import find_model
+from minilm.checkpoint.store import read_json
+from minilm.data.tokenizer import check_case, is_cased, read_vocab, wordpiece
+from minilm.errors import ConfigError, DataError
+from minilm.files import regular_file, write_whole
+
+log = logging.getLogger("minilm")
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+BERT_ROLES = dict(zip(ROLES[2:], ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"), strict=True))
+ROBERTA_ROLES = dict(zip(ROLES, ("<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"), strict=True))
+NO_LIMIT = int(1e30)  # transformers' model_max_length where nobody said one
+MAX_BYTES = 64 << 20  # of a tokenizer's file
+STRATEGIES = ("longest_first", "only_first", "only_second")
+PAIRED = ("BertTokenizer", "ElectraTokenizer")  # whose models read token_type_ids
+
+
+class BatchEncoding(dict):
+    """What a tokenizer returns: lists or tensors by name, as attributes too, and the way back to words and characters.
+
+    The index of a text may be left out where there is one only. A word or character of `sequence_index` 0 is of the
+    first text of a pair, of 1 of the second.
+    """
+
+    def __init__(self, data: dict[str, Any], encodings: list[tokenizers.Encoding] | None = None) -> None:
+        super().__init__(data)
+        self.encodings = encodings
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"this encoding has no {name!r}; it has {', '.join(self)}")
+
+    def __getitem__(self, key: str | int) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.encodings[key]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return dict(self)
+
+    @property
+    def n_sequences(self) -> int:
+        return self.encodings[0].n_sequences
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Its tensors on `device`, in place."""
+        for name, value in self.items():
+            if isinstance(value, torch.Tensor):
+                self[name] = value.to(device, non_blocking=non_blocking)
+        return self
+
+    def convert_to_tensors(self, tensor_type: str | None) -> Self:
+        """Lists become torch tensors ("pt") or numpy arrays ("np"), in place. Raises DataError for rows of unequal
+        lengths."""
+        if tensor_type not in (None, "pt", "np"):
+            raise ConfigError(f"return_tensors {tensor_type!r}: give 'pt' or 'np'")
+        for name, value in self.items() if tensor_type else ():
+            try:
+                array = np.array(value, dtype=np.int64)
+            except ValueError as error:
+                raise DataError(
+                    f"{name}: rows of unequal lengths make no tensor; padding=True and truncation=True make them equal"
+                ) from error
+            self[name] = torch.from_numpy(array) if tensor_type == "pt" else array
+        return self
+
+    def tokens(self, batch_index: int = 0) -> list[str]:
+        return self.encodings[batch_index].tokens
+
+    def word_ids(self, batch_index: int = 0) -> list[int | None]:
+        """Of each token the number of its word, None for special tokens."""
+        return self.encodings[batch_index].word_ids
+
+    def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
+        """Of each token which text of a pair it is of, None for special tokens."""
+        return self.encodings[batch_index].sequence_ids
+
+    def char_to_token(self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0) -> Any:
+        """The token that holds a character, None for a space."""
+        return self._asked(batch_or_char_index, char_index, "char_to_token", sequence_index)
+
+    def char_to_word(self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0) -> Any:
+        return self._asked(batch_or_char_index, char_index, "char_to_word", sequence_index)
+
+    def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> Any:
+        """(start, end) of a token in its text, None for special tokens."""
+        return self._asked(batch_or_token_index, token_index, "token_to_chars")
+
+    def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> Any:
+        return self._asked(batch_or_token_index, token_index, "token_to_word")
+
+    def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> Any:
+        return self._asked(batch_or_token_index, token_index, "token_to_sequence")
+
+    def word_to_chars(self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0) -> Any:
+        return self._asked(batch_or_word_index, word_index, "word_to_chars", sequence_index)
+
+    def word_to_tokens(self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0) -> Any:
+        """(start, end) among the tokens, None where a word has none."""
+        return self._asked(batch_or_word_index, word_index, "word_to_tokens", sequence_index)
+
+    def _asked(self, first: int, second: int | None, what: str, *more: int) -> Any:
+        batch, index = (0, first) if second is None else (first, second)
+        return getattr(self.encodings[batch], what)(index, *more)
+
+
+class BertTokenizer:
+    """Splits texts as a model was trained to read them. Made by `from_pretrained`, or of a WordPiece vocabulary."""
+
+    is_fast = True
+
+    def __init__(
+        self,
+        vocab: Path | str | dict[str, int],
+        do_lower_case: bool = True,
+        strip_accents: bool | None = None,
+        tokenize_chinese_chars: bool = True,
+        **config: Any,
+    ) -> None:
+        """vocab: a vocab.txt, or token -> id. config: as in tokenizer_config.json. Raises DataError."""
+        vocab = dict(vocab) if isinstance(vocab, dict) else read_vocab(Path(vocab))
+        backend = wordpiece(vocab, do_lower_case, strip_accents, tokenize_chinese_chars)
+        self._take(backend, {"tokenizer_class": "BertTokenizer"} | config)
+
+    def _take(self, backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
+        """config: as in tokenizer_config.json; roles that it does not name are those of the kind of vocabulary."""
+        vocab = backend.get_vocab(with_added_tokens=True)
+        usual = BERT_ROLES if isinstance(backend.model, models.WordPiece) else ROBERTA_ROLES
+        usual = {role: token for role, token in usual.items() if token in vocab}
+        stated = {role: _content(config[role]) for role in ROLES if config.get(role) is not None}
+        self._roles: dict[str, str] = usual | stated
+        self._backend = backend
+        backend.no_truncation()  # a tokenizer.json may carry either: here a caller asks for them
+        backend.no_padding()
+        more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+        more = list(more.values()) if isinstance(more, dict) else more
+        self.additional_special_tokens = [_content(token) for token in more]
+        special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+        wanted = dict.fromkeys([*self._roles.values(), *self.additional_special_tokens])
+        backend.add_special_tokens([token for token in wanted if token not in special])
+        self.tokenizer_class = str(config.get("tokenizer_class") or "").removesuffix("Fast")
+        limit = config.get("model_max_length")
+        self.model_max_length = int(limit) if isinstance(limit, int | float) and 0 < limit < NO_LIMIT else NO_LIMIT
+        self.padding_side = _side(config.get("padding_side") or "right", "padding_side")
+        self.truncation_side = _side(config.get("truncation_side") or "right", "truncation_side")
+        self.pad_token_type_id = 0
+        paired = self.tokenizer_class in PAIRED
+        default = ["input_ids", *(["token_type_ids"] if paired else []), "attention_mask"]
+        self.model_input_names = list(config.get("model_input_names") or default)
+        self.split_special_tokens = bool(config.get("split_special_tokens", False))
+        self.clean_up_tokenization_spaces = bool(config.get("clean_up_tokenization_spaces", False))
+        normalizer = json.loads(backend.to_str())["normalizer"] or {}
+        self.do_lower_case = backend.normalizer is not None and backend.normalizer.normalize_str("A") == "a"
+        self._kept = {
+            "strip_accents": normalizer.get("strip_accents"),
+            "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", False),
+        }
+
+    # -- loading and saving -------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: Path | str,
+        *,
+        revision: str | None = None,
+        cache_dir: Path | str | None = None,
+        local_files_only: bool = False,
+        use_fast: bool = True,
+        **changes: Any,
+    ) -> Self:
+        """Of a model's directory or its name on the hub. changes: of its tokenizer_config.json, do_lower_case among
+        them. use_fast is there for transformers' sake: there is one kind.
+
+        Raises DataError naming the file, also where the tokenizer is not the model's or lower-cases a cased vocabulary.
+        """
+        directory = find_model(name, revision, cache_dir, local_files_only)
+        if directory.is_file():
+            return cls(directory, **changes)
+        config = {}
+        for file in ("special_tokens_map.json", "tokenizer_config.json"):
+            if (directory / file).exists():
+                config |= read_json(directory / file)
+        config |= changes
+        backend = _read_backend(directory, config)
+        tokenizer = cls.__new__(cls)
+        tokenizer._take(backend, config)
+        check_case(backend.get_vocab(), tokenizer.do_lower_case, str(directory))
+        if "do_lower_case" in config and bool(config["do_lower_case"]) != tokenizer.do_lower_case:
+            raise DataError(
+                f"{directory}: tokenizer_config.json says do_lower_case {config['do_lower_case']}, and tokenizer.json "
+                f"does otherwise; give do_lower_case={tokenizer.do_lower_case}"
+            )
+        if (directory / "config.json").exists():
+            size = read_json(directory / "config.json").get("vocab_size")
+            if isinstance(size, int) and (highest := max(backend.get_vocab().values())) >= size:
+                raise DataError(f"{directory}: the tokenizer has ids to {highest}, the model {size} words; not its own")
+        return tokenizer
+
+    def save_pretrained(self, directory: Path | str) -> None:
+        """tokenizer.json, vocab.txt of a WordPiece, and a tokenizer_config.json, as transformers reads them."""
+        directory = Path(directory)
+        os.makedirs(directory, exist_ok=True)
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = False
+        write_whole(directory / "tokenizer.json", self._backend.to_str(pretty=True))
+        if isinstance(self._backend.model, models.WordPiece):
+            words = {id: token for token, id in self._backend.get_vocab(with_added_tokens=False).items()}
+            lines = [words.get(id, f"[unused{id}]") for id in range(max(words) + 1)]  # a line is an id
+            write_whole(directory / "vocab.txt", "".join(line + "\n" for line in lines))
+        config = {
+            "tokenizer_class": self.tokenizer_class or "PreTrainedTokenizerFast",
+            "do_lower_case": self.do_lower_case,
+            **self._kept,
+            "model_max_length": self.model_max_length,
+            "padding_side": self.padding_side,
+            "truncation_side": self.truncation_side,
+            "model_input_names": self.model_input_names,
+            "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
+            **self._roles,
+        }
+        if self.additional_special_tokens:
+            config["extra_special_tokens"] = self.additional_special_tokens
+        write_whole(directory / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+
+    # -- text to tokens -----------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        text: Any,
+        text_pair: Any = None,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
+        split_special_tokens: bool | None = None,
+    ) -> BatchEncoding:
+        """A text, or a list of texts or of (text, pair); with is_split_into_words, each is a list of words.
+
+        padding: True or "longest", "max_length". truncation: True or "longest_first", "only_first", "only_second", to
+        max_length tokens, or as many as the model reads. A longer text is said, where nothing cuts it. Raises DataError
+        for what is no text, ConfigError for options that cannot be.
+        """
+        one, texts = _as_batch(text, text_pair, is_split_into_words)
+        strategy, length = self._truncation(truncation, padding, max_length)
+        paired = (bool(texts) and isinstance(texts[0], tuple) and not is_split_into_words) or text_pair is not None
+        self._set_truncation(strategy, length, stride, paired and bool(text_pair or not one), add_special_tokens)
+        self._set_padding(padding, length, pad_to_multiple_of, padding_side, strategy is not None)
+        split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+        self._backend.encode_special_tokens = split
+        _check_texts(texts)
+        try:
+            encoded = self._backend.encode_batch(
+                texts, add_special_tokens=add_special_tokens, is_pretokenized=is_split_into_words
+            )
+        except Exception as error:  # no narrower one: tokenizers raises just that
+            raise DataError(f"cannot be tokenized: {str(error).splitlines()[0]}") from error
+        groups = [[each, *each.overflowing] if return_overflowing_tokens else [each] for each in encoded]
+        flat = [encoding for group in groups for encoding in group]
+        wants_types = "token_type_ids" in self.model_input_names
+        wants_mask = "attention_mask" in self.model_input_names
+        data = {"input_ids": [each.ids for each in flat]}
+        if wants_types if return_token_type_ids is None else return_token_type_ids:
+            data["token_type_ids"] = [each.type_ids for each in flat]
+        if wants_mask if return_attention_mask is None else return_attention_mask:
+            data["attention_mask"] = [each.attention_mask for each in flat]
+        if return_special_tokens_mask:
+            data["special_tokens_mask"] = [each.special_tokens_mask for each in flat]
+        if return_offsets_mapping:
+            data["offset_mapping"] = [each.offsets for each in flat]
+        if return_length:
+            data["length"] = [len(each.ids) for each in flat]
+        if return_overflowing_tokens:
+            data["overflow_to_sample_mapping"] = [i for i, group in enumerate(groups) for _ in group]
+        longest = max((len(each.ids) for each in flat), default=0)
+        if strategy is None and verbose and longest > self.model_max_length:
+            log.warning(
+                "a text of %d tokens, and the model reads %d: truncation=True cuts it", longest, self.model_max_length
+            )
+        result = BatchEncoding(data, flat).convert_to_tensors(return_tensors)
+        if one and return_tensors is None and not return_overflowing_tokens:
+            result.update({name: value[0] for name, value in result.items() if isinstance(value[0], list)})
+        return result
+
+    def encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:
+        return self(text, text_pair, **options)
+
+    def batch_encode_plus(self, batch_text_or_text_pairs: Sequence[Any], **options: Any) -> BatchEncoding:
+        return self(list(batch_text_or_text_pairs), **options)
+
+    def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **options: Any) -> Any:
+        """The ids alone: a list, or a tensor with return_tensors."""
+        return self(text, text_pair, add_special_tokens=add_special_tokens, **options).input_ids
+
+    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
+        """The pieces of a text, as they stand in the vocabulary."""
+        return self(text, pair, add_special_tokens=add_special_tokens, verbose=False).tokens()
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        return self._backend.num_special_tokens_to_add(pair)
+
+    def _truncation(
+        self, truncation: bool | str | None, padding: bool | str, max_length: int | None
+    ) -> tuple[str | None, int | None]:
+        """How a text is cut, if it is, and at what length it is cut or padded to."""
+        if max_length is not None and padding is False and truncation is None:
+            truncation = True  # who names a length means it
+        strategy = {True: "longest_first", False: None, None: None, "do_not_truncate": None}.get(truncation, truncation)
+        if strategy not in (None, *STRATEGIES):
+            raise ConfigError(f"truncation {truncation!r}: give True, False, or one of {', '.join(STRATEGIES)}")
+        if max_length is None and self.model_max_length < NO_LIMIT:
+            max_length = self.model_max_length
+        return (None if max_length is None else strategy), max_length
+
+    def _set_truncation(
+        self, strategy: str | None, length: int | None, stride: int, pair: bool, specials: bool
+    ) -> None:
+        if strategy is None:
+            self._backend.no_truncation()
+            return
+        room = length - (self.num_special_tokens_to_add(pair) if specials else 0)
+        if room < 0:
+            raise ConfigError(f"max_length {length} leaves no room beside the special tokens")
+        if not 0 <= stride < max(room, 1):
+            raise ConfigError(f"stride {stride}: give a value from 0 to below the {room} tokens of a part")
+        self._backend.enable_truncation(length, stride=stride, strategy=strategy, direction=self.truncation_side)
+
+    def _set_padding(
+        self, padding: bool | str, length: int | None, multiple: int | None, side: str | None, cut: bool
+    ) -> None:
+        if padding not in (True, False, "longest", "max_length", "do_not_pad"):
+            raise ConfigError(f"padding {padding!r}: give True, False or 'max_length'")
+        fixed = padding == "max_length"
+        if padding in (False, "do_not_pad") or (fixed and length is None):
+            self._backend.no_padding()
+            return
+        if self.pad_token is None:
+            raise ConfigError("this tokenizer has no pad_token to pad with")
+        if cut and multiple and length is not None and length % multiple:
+            raise ConfigError(f"max_length {length} is no multiple of pad_to_multiple_of {multiple}")
+        self._backend.enable_padding(
+            direction=_side(side or self.padding_side, "padding_side"),
+            pad_id=self.pad_token_id,
+            pad_type_id=self.pad_token_type_id,
+            pad_token=self.pad_token,
+            length=length if fixed else None,
+            pad_to_multiple_of=multiple,
+        )
+
+    # -- tokens to text -----------------------------------------------------------------------------
+
+    def decode(
+        self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> Any:
+        """The text of ids, or the texts of several lists of them."""
+        ids = token_ids.tolist() if isinstance(token_ids, torch.Tensor | np.ndarray) else token_ids
+        if isinstance(ids, int | np.integer):
+            ids = [int(ids)]
+        if len(ids) and isinstance(ids[0], list | tuple | torch.Tensor | np.ndarray):
+            return self.batch_decode(ids, skip_special_tokens, clean_up_tokenization_spaces)
+        text = self._backend.decode([int(id) for id in ids], skip_special_tokens=skip_special_tokens)
+        clean = (
+            self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
+        )
+        return _without_odd_spaces(text) if clean and isinstance(self._backend.model, models.WordPiece) else text
+
+    def batch_decode(
+        self,
+        sequences: Iterable[Any],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:
+        return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in sequences]
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """The piece of an id, or the pieces of a list of them; None for an id that there is none of."""
+        if isinstance(ids, int):
+            return self._backend.id_to_token(ids)
+        skipped = set(self.all_special_ids) if skip_special_tokens else set()
+        return [self._backend.id_to_token(int(id)) for id in ids if int(id) not in skipped]
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """The id of a piece, or the ids of a list of them; that of the unknown token where there is none."""
+        if isinstance(tokens, str):
+            id = self._backend.token_to_id(tokens)
+            return self.unk_token_id if id is None else id
+        return [self.convert_tokens_to_ids(token) for token in tokens]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        decoder = self._backend.decoder
+        return " ".join(tokens) if decoder is None else decoder.decode(tokens)
+
+    # -- the vocabulary -----------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        """cls_token, cls_token_id and so on; None for a role that nothing has."""
+        role = name.removesuffix("_id")
+        if role in ROLES and "_roles" in self.__dict__:
+            token = self._roles.get(role)
+            return self._backend.token_to_id(token) if token is not None and role != name else token
+        raise AttributeError(f"a tokenizer has no {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ROLES:
+            self.add_special_tokens({name: value})
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def vocab_size(self) -> int:
+        """Without added tokens; len() is with them."""
+        return self._backend.get_vocab_size(with_added_tokens=False)
+
+    def __len__(self) -> int:
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    def __bool__(self) -> bool:
+        return True
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        return self.get_vocab()
+
+    def get_vocab(self) -> dict[str, int]:
+        return self._backend.get_vocab(with_added_tokens=True)
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        return dict(self._roles)
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        return list(dict.fromkeys([*self._roles.values(), *self.additional_special_tokens]))
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        return self.convert_tokens_to_ids(self.all_special_tokens)
+
+    @property
+    def backend_tokenizer(self) -> tokenizers.Tokenizer:
+        return self._backend
+
+    def add_tokens(self, new_tokens: str | Sequence[str], special_tokens: bool = False) -> int:
+        """How many of them were new; the model then needs `resize_token_embeddings(len(tokenizer))`."""
+        tokens = [new_tokens] if isinstance(new_tokens, str) else list(new_tokens)
+        return self._backend.add_special_tokens(tokens) if special_tokens else self._backend.add_tokens(tokens)
+
+    def add_special_tokens(self, special_tokens_dict: dict[str, Any]) -> int:
+        """A role, or additional_special_tokens, -> its token or tokens."""
+        more = []
+        for role, value in special_tokens_dict.items():
+            if role in ROLES:
+                self._roles[role] = _content(value)
+                more.append(_content(value))
+            elif role in ("additional_special_tokens", "extra_special_tokens"):
+                self.additional_special_tokens = [_content(token) for token in value]
+                more += self.additional_special_tokens
+            else:
+                raise ConfigError(f"special token {role!r}: give one of {', '.join(ROLES)}")
+        return self._backend.add_special_tokens(more)
+
+
+def _read_backend(directory: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    """Of tokenizer.json, or else of a WordPiece's or byte-level BPE's vocabulary."""
+    names = ("tokenizer.json", "vocab.txt", "vocab.json")
+    file = next((directory / name for name in names if (directory / name).exists()), None)
+    if file is None:
+        raise DataError(f"{directory}: no tokenizer in it: none of {', '.join(names)}")
+    try:
+        if regular_file(file).stat().st_size > MAX_BYTES:
+            raise DataError(f"{file}: larger than {MAX_BYTES >> 20} MB, so no tokenizer of such a model")
+        if file.name == "tokenizer.json":
+            return tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+        if file.name == "vocab.json":
+            return _byte_level(file, regular_file(directory / "merges.txt"), config)
+    except DataError:
+        raise
+    except Exception as error:  # no narrower one: tokenizers raises just that
+        raise DataError(f"{file}: not a tokenizer's file ({str(error).splitlines()[0][:200]})") from error
+    vocab = read_vocab(file)
+    lowercase = config.get("do_lower_case")
+    if lowercase is None:
+        lowercase = not is_cased(vocab)
+    return wordpiece(
+        vocab, bool(lowercase), config.get("strip_accents"), bool(config.get("tokenize_chinese_chars", True))
+    )
+
+
+def _byte_level(vocab: Path, merges: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    """RoBERTa's: Radford et al. 2019, sec. 2.2."""
+    words, pairs = models.BPE.read_file(str(vocab), str(merges))
+    backend = tokenizers.Tokenizer(models.BPE(words, pairs, continuing_subword_prefix="", end_of_word_suffix=""))
+    prefix = bool(config.get("add_prefix_space", False))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    backend.decoder = decoders.ByteLevel()
+    roles = ROBERTA_ROLES | {role: _content(config[role]) for role in ROLES if config.get(role) is not None}
+    mask = tokenizers.AddedToken(roles.pop("mask_token"), lstrip=True, special=True, normalized=False)
+    backend.add_special_tokens([*dict.fromkeys(roles.values()), mask])
+    sep, cls = ((roles[role], words[roles[role]]) for role in ("sep_token", "cls_token"))
+    backend.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=prefix)
+    return backend
+
+
+def _as_batch(text: Any, pair: Any, words: bool) -> tuple[bool, list[Any]]:
+    """Whether it is one text, and all as a list. As in transformers, an empty pair of one text is none."""
+    batch = isinstance(text, list | tuple) and (not words or (len(text) > 0 and isinstance(text[0], list | tuple)))
+    if not batch:
+        return True, [(text, pair)] if pair else [text]
+    if pair is None:
+        return False, [tuple(each) if isinstance(each, list) and not words else each for each in text]
+    if isinstance(pair, str) or len(pair) != len(text):
+        count = "one text" if isinstance(pair, str) else f"{len(pair)} texts"
+        raise DataError(f"text_pair: {count}, and text holds {len(text)}; give each its pair")
+    return False, list(zip(text, pair, strict=True))
+
+
+def _check_texts(texts: list[Any]) -> None:
+    """Raises DataError naming the first that is no text."""
+    for number, each in enumerate(texts):
+        for part in _strings(each):
+            if not isinstance(part, str):
+                raise DataError(f"text {number} is {part!r}; give strings")
+            if not part.isascii():
+                try:
+                    part.encode()
+                except UnicodeEncodeError as error:
+                    raise DataError(
+                        f"text {number} holds a lone surrogate, which is not a character; leave it out"
+                    ) from error
+
+
+def _strings(value: Any) -> Iterable[Any]:
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _strings(each)
+    else:
+        yield value
+
+
+def _content(token: Any) -> str:
+    """The token of a special token's entry, which may be an object."""
+    content = token.get("content") if isinstance(token, dict) else getattr(token, "content", token)
+    if not isinstance(content, str):
+        raise DataError(f"tokenizer_config.json: {token!r} is no token")
+    return content
+
+
+def _side(side: Any, name: str) -> str:
+    if side not in ("left", "right"):
+        raise ConfigError(f"{name} {side!r}: give left or right")
+    return side
+
+
+def _without_odd_spaces(text: str) -> str:
+    """transformers' clean_up_tokenization."""
+    for odd in (" .", " ?", " !", " ,", " n't", " 'm", " 's", " 've", " 're"):
+        text = text.replace(odd, odd[1:])
+    return text.replace(" ' ", "'")

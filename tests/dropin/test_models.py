@@ -1,0 +1,361 @@
+"""Every class of every family against transformers': numbers and gradients in float64, and both ways through files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from minilm.checkpoint.hf import FAMILIES
+from minilm.dropin import models
+from minilm.errors import CheckpointError, ConfigError, DataError
+
+SIZES = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 37,
+    "max_position_embeddings": 64,
+}
+DISTILBERT = {
+    "vocab_size": 99,
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "hidden_dim": 37,
+    "max_position_embeddings": 64,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "seq_classif_dropout": 0.0,
+    "qa_dropout": 0.0,
+}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+MODERN = SIZES | {"pad_token_id": 0, "local_attention": 8, "num_hidden_layers": 3, "layer_types": None}
+CONFIGS = {
+    "bert": SIZES | NO_DROPOUT,
+    "modernbert": MODERN,
+    "modernbert-mean": MODERN | {"classifier_pooling": "mean"},
+    "modernbert-decoder": MODERN,
+    "roberta": SIZES | NO_DROPOUT,
+    "distilbert": DISTILBERT,
+    "electra": SIZES | NO_DROPOUT | {"embedding_size": 16},
+}
+CLASS_OF = {
+    "model": models.BertModel,
+    "mlm": models.BertForMaskedLM,
+    "clm": models.BertLMHeadModel,
+    "pretraining": models.BertForPreTraining,
+    "next": models.BertForNextSentencePrediction,
+    "sequence": models.BertForSequenceClassification,
+    "choice": models.BertForMultipleChoice,
+    "token": models.BertForTokenClassification,
+    "span": models.BertForQuestionAnswering,
+    "discriminator": models.ElectraForPreTraining,
+}
+ROWS = [(name, kind) for name in CONFIGS for kind in FAMILIES[name.removesuffix("-mean")].classes]
+B, T = 3, 13
+
+
+def theirs_of(name: str, kind: str, regime: str = "wild", **changes):
+    """A model of theirs with random weights in float64: as they initialise, or large ones everywhere."""
+    family = name.removesuffix("-mean")
+    architecture = FAMILIES[family].classes[kind].architecture
+    config = transformers.AutoConfig.for_model(family, **CONFIGS[name] | changes)
+    if (family, kind) == ("bert", "clm"):
+        config.is_decoder = True
+    torch.manual_seed(0)
+    model = getattr(transformers, architecture)(config).double().eval()
+    if regime == "wild":
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model
+
+
+def ours_of(theirs, kind, tmp_path, **changes):
+    theirs.save_pretrained(tmp_path / "theirs")
+    return CLASS_OF[kind].from_pretrained(tmp_path / "theirs", **changes)
+
+
+def inputs_of(name, kind, padding=None):
+    generator = torch.Generator().manual_seed(1)
+    shape = (B, 2, T) if kind == "choice" else (B, T)
+    ids = torch.randint(5, 99, shape, generator=generator)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if padding is not None:
+        pad = FAMILIES[name.removesuffix("-mean")].defaults["pad_token_id"]
+        cut = slice(-4, None) if padding == "right" else slice(0, 4)
+        inputs["attention_mask"][0, ..., cut] = 0
+        ids[0, ..., cut] = 0 if pad > 99 else pad
+    if name in ("bert", "electra"):
+        inputs["token_type_ids"] = (torch.arange(T) > 6).long().expand(shape)
+    return inputs
+
+
+def targets_of(kind, num_labels=2):
+    generator = torch.Generator().manual_seed(2)
+    words = torch.randint(0, 99, (B, T), generator=generator)
+    words[:, ::3] = -100
+    flags = torch.tensor([0, 1, 1])
+    return {
+        "model": {},
+        "mlm": {"labels": words},
+        "clm": {"labels": words},
+        "pretraining": {"labels": words, "next_sentence_label": flags},
+        "next": {"labels": flags},
+        "sequence": {"labels": flags},
+        "choice": {"labels": flags},
+        "token": {"labels": torch.where(words < 0, -100, words % num_labels)},
+        "span": {"start_positions": torch.tensor([1, 4, 99]), "end_positions": torch.tensor([[3], [5], [2]])},
+        "discriminator": {"labels": (words.clamp(min=0) % 2).double()},
+    }[kind]
+
+
+def assert_close(mine, reference, what=""):
+    bound = 1e-9 * max(1.0, float(reference.detach().abs().max()))
+    assert mine.shape == reference.shape, what
+    assert (mine - reference).abs().max() <= bound, (what, float((mine - reference).abs().max()))
+
+
+def assert_equal_outputs(mine, reference, read=None):
+    """read: (B, T), the queries whose states mean something; None: all, as where padding reads the text, too."""
+    assert list(mine.keys()) == [key for key in reference if key not in ("past_key_values", "cross_attentions")]
+    for key, value in mine.items():
+        pairs = zip(value, reference[key], strict=True) if isinstance(value, tuple) else [(value, reference[key])]
+        for own, other in pairs:
+            if read is not None and own.ndim:
+                own, other = ((x.transpose(1, 2) if key == "attentions" else x)[read] for x in (own, other))
+            assert_close(own, other, key)
+
+
+def read_by(name, kind, inputs):
+    """What a padding query sees that sees no text differs."""
+    causal = name == "modernbert-decoder" or kind == "clm"
+    return inputs["attention_mask"].bool() if causal else None
+
+
+@pytest.mark.parametrize("regime", ["initial", "wild"])
+@pytest.mark.parametrize("padding", [None, "right", "left"])
+@pytest.mark.parametrize(("name", "kind"), ROWS)
+def test_parity(name, kind, padding, regime, tmp_path, exact_float64):
+    """Outputs, loss, and every gradient under transformers' own names."""
+    exact_float64()
+    theirs = theirs_of(name, kind, regime)
+    ours = ours_of(theirs, kind, tmp_path)
+    assert ours.dtype == torch.float64
+    inputs, targets = inputs_of(name, kind, padding), targets_of(kind)
+    if kind == "clm":
+        targets["labels"][inputs["attention_mask"].roll(1, dims=1) == 0] = -100  # what a padding query would predict
+        targets["labels"][inputs["attention_mask"] == 0] = -100
+    reference = theirs(**inputs, **targets)
+    mine = ours(**inputs, **targets)
+    read = read_by(name, kind, inputs)
+    assert_equal_outputs(mine, reference, read)
+    every = inputs["attention_mask"].bool() if read is not None else ...
+    learned = (
+        (mine.loss, reference.loss) if targets else (mine[0][every].square().sum(), reference[0][every].square().sum())
+    )
+    if kind == "model" and mine.pooler_output is not None:
+        learned = tuple(x + out.pooler_output.sum() for x, out in zip(learned, (mine, reference), strict=True))
+    learned[1].backward()
+    learned[0].backward()
+    gradients = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    own = {models._bare(name): p.grad for name, p in ours.named_parameters() if p.grad is not None}
+    own = models.to_hf(own, ours.config.model_type, kind)
+    assert own.keys() <= gradients.keys()
+    assert {key for key in gradients.keys() - own.keys() if "decoder" not in key} == set()  # the tied copy
+    for key, gradient in own.items():
+        assert_close(gradient, gradients[key], key)
+
+
+@pytest.mark.parametrize(("name", "kind"), ROWS)
+def test_what_is_on_the_way(name, kind, tmp_path, exact_float64):
+    """Hidden states and attention weights; and the same numbers without a look at them, and from embeddings."""
+    exact_float64()
+    theirs = theirs_of(name, kind)
+    theirs.set_attn_implementation("eager")
+    ours, inputs = ours_of(theirs, kind, tmp_path), inputs_of(name, kind, "right")
+    with torch.no_grad():
+        reference = theirs(**inputs, output_hidden_states=True, output_attentions=True)
+        mine = ours(**inputs, output_hidden_states=True, output_attentions=True)
+        read = read_by(name, kind, inputs)
+        assert_equal_outputs(mine, reference, read)
+        every = ... if read is None else read
+        plain = ours(**inputs, return_dict=False)
+        assert isinstance(plain, tuple)
+        assert_close(plain[0][every], reference[0][every])
+        embeds = ours.get_input_embeddings()(inputs.pop("input_ids"))
+        if name != "roberta":  # whose positions are then those of a text without padding
+            assert_close(ours(inputs_embeds=embeds, **inputs)[0][every], reference[0][every])
+        given = theirs(inputs_embeds=embeds, **inputs)
+        assert_close(ours(inputs_embeds=embeds, **inputs)[0][every], given[0][every])
+
+
+@pytest.mark.parametrize(("name", "kind"), ROWS)
+def test_round_trip_is_bit_for_bit(name, kind, tmp_path):
+    """Theirs -> ours -> theirs -> ours: the file that we write holds the tensors of the file that we read."""
+    theirs = theirs_of(name, kind)
+    ours = ours_of(theirs, kind, tmp_path)
+    ours.save_pretrained(tmp_path / "ours")
+    before, after = (load_file(tmp_path / side / "model.safetensors") for side in ("theirs", "ours"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
+    again, info = type(theirs).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info.values()), info
+    assert all(torch.equal(own, again.state_dict()[key]) for key, own in theirs.state_dict().items())
+    was, now = theirs.config.to_dict(), again.config.to_dict()
+    assert {key: now[key] for key in was} == was | {"_name_or_path": now["_name_or_path"]}
+    once_more = CLASS_OF[kind].from_pretrained(tmp_path / "ours")
+    assert all(torch.equal(own, once_more.state_dict()[key]) for key, own in ours.state_dict().items())
+
+
+@pytest.mark.parametrize(("num_labels", "labels"), [(1, "numbers"), (3, "numbers"), (3, "classes"), (3, "several")])
+@pytest.mark.parametrize("name", [name for name, kind in ROWS if kind == "sequence"])
+def test_kinds_of_labels(name, num_labels, labels, tmp_path, exact_float64):
+    problem = {"numbers": "regression", "classes": "single_label_classification"}.get(
+        labels, "multi_label_classification"
+    )
+    exact_float64()
+    theirs = theirs_of(name, "sequence", num_labels=num_labels)
+    if (num_labels, labels) == (3, "numbers"):
+        theirs.config.problem_type = problem  # what floats of three columns do not say by themselves
+    ours = ours_of(theirs, "sequence", tmp_path)
+    given = {
+        "numbers": torch.randn(B, num_labels, dtype=torch.float64).squeeze(-1),
+        "classes": torch.tensor([0, 2, 1]),
+        "several": torch.tensor([[0.0, 1, 1], [1, 0, 0], [0, 0, 0]], dtype=torch.float64),
+    }[labels]
+    reference = theirs(**inputs_of(name, "sequence"), labels=given)
+    assert_equal_outputs(ours(**inputs_of(name, "sequence"), labels=given), reference)
+    assert ours.config.problem_type == theirs.config.problem_type == problem
+
+
+def test_a_new_head_is_said_and_everything_else_is_the_files(tmp_path, caplog):
+    theirs = theirs_of("bert", "mlm")
+    theirs.save_pretrained(tmp_path)
+    ours = models.BertForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
+    assert "new, for the file has none, and random until it is trained: pooler, classifier" in caplog.text
+    assert "no such head: cls.predictions" in caplog.text
+    assert ours.classifier.weight.shape == (5, 32)
+    assert 0.01 < ours.classifier.weight.std() < 0.03
+    assert ours.config.id2label[4] == "LABEL_4"
+    word = theirs.bert.embeddings.word_embeddings.weight
+    assert torch.equal(ours.get_input_embeddings().weight, word)
+    assert not ours.training
+    assert ours(torch.tensor([[2, 7, 3]])).logits.shape == (1, 5)
+
+
+def test_heads_that_nobody_knows_are_said_and_other_tensors_refused(tmp_path, caplog):
+    """A file may hold heads of its own under BERT's cls; what else it holds is of another model."""
+    theirs_of("bert", "mlm").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {"cls.species.bias": torch.zeros(3)}, tmp_path / "model.safetensors")
+    models.BertForMaskedLM.from_pretrained(tmp_path)
+    assert "no such head: cls.species.bias" in caplog.text
+    for name in ("cls.predictions.extra.bias", "bert.encoder.layer.2.output.dense.bias", "species.bias"):
+        save_file(tensors | {name: torch.zeros(3)}, tmp_path / "model.safetensors")
+        with pytest.raises(CheckpointError, match=f"tensor {name} is unknown"):
+            models.BertForMaskedLM.from_pretrained(tmp_path)
+
+
+def test_weights_in_several_files_and_in_a_pickle(tmp_path):
+    theirs = theirs_of("bert", "mlm")
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    word = theirs.get_input_embeddings().weight
+    assert torch.equal(models.BertForMaskedLM.from_pretrained(tmp_path / "shards").get_input_embeddings().weight, word)
+    index = tmp_path / "shards" / "model.safetensors.index.json"
+    whole = json.loads(index.read_text())
+    for elsewhere in ("../model.safetensors", "/etc/hostname", "sub/model.safetensors", ".hidden.safetensors", 3):
+        changed = whole["weight_map"] | {"cls.predictions.bias": elsewhere}
+        index.write_text(json.dumps({"weight_map": changed}))
+        with pytest.raises(CheckpointError, match="which is no name of a file beside it"):
+            models.BertForMaskedLM.from_pretrained(tmp_path / "shards")
+    theirs.config.save_pretrained(tmp_path / "pickle")
+    torch.save(theirs.state_dict(), tmp_path / "pickle" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="is a pickle; if you trust where it is from, use_safetensors=False"):
+        models.BertForMaskedLM.from_pretrained(tmp_path / "pickle")
+    ours = models.BertForMaskedLM.from_pretrained(tmp_path / "pickle", use_safetensors=False)
+    assert torch.equal(ours.get_input_embeddings().weight, word)
+    torch.save({"x": Path("/")}, tmp_path / "pickle" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
+        models.BertForMaskedLM.from_pretrained(tmp_path / "pickle", use_safetensors=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_a_pooler_has_none(tmp_path):
+    theirs_of("bert", "mlm").save_pretrained(tmp_path)
+    ours = models.BertModel.from_pretrained(tmp_path)
+    out = ours(torch.tensor([[2, 7, 3]]))
+    assert out.pooler_output is None
+    assert list(out) == ["last_hidden_state"]
+    assert models.BertModel.from_pretrained(tmp_path, add_pooling_layer=False).pooler is None
+
+
+def test_a_head_of_another_size(tmp_path):
+    theirs_of("bert", "sequence", num_labels=3).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"classifier.weight has shape \(3, 32\); config.json makes it \(4, 32\)"):
+        models.BertForSequenceClassification.from_pretrained(tmp_path, num_labels=4)
+    ours = models.BertForSequenceClassification.from_pretrained(tmp_path, num_labels=4, ignore_mismatched_sizes=True)
+    assert ours.classifier.weight.shape == (4, 32)
+
+
+def test_label_names_travel(tmp_path):
+    theirs_of("bert", "model").save_pretrained(tmp_path / "a")
+    names = {0: "bad", 1: "good", 2: "who knows"}
+    ours = models.BertForSequenceClassification.from_pretrained(
+        tmp_path / "a", id2label=names, label2id={name: id for id, name in names.items()}
+    )
+    ours.save_pretrained(tmp_path / "b")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "b")
+    assert theirs.config.id2label == names
+    assert theirs.config.num_labels == 3
+    assert models.BertForSequenceClassification.from_pretrained(tmp_path / "b").config.id2label == names
+
+
+def test_what_does_not_go_together_is_refused(tmp_path):
+    theirs_of("bert", "sequence").save_pretrained(tmp_path)
+    ours = models.BertForSequenceClassification.from_pretrained(tmp_path)
+    ids = torch.tensor([[2, 7, 3]])
+    with pytest.raises(TypeError, match="learns from labels, not start_positions"):
+        ours(ids, start_positions=ids[:, 0])
+    with pytest.raises(ValueError, match="give either input_ids or inputs_embeds"):
+        ours()
+    with pytest.raises(DataError, match="a text of 65 tokens, and the model reads 64"):
+        ours(torch.full((1, 65), 7))
+    with pytest.raises(ConfigError, match=r"hiden_dropout_prob.* did you mean hidden_dropout_prob"):
+        models.BertModel.from_pretrained(tmp_path, hiden_dropout_prob=0.2)
+    with pytest.raises(ConfigError, match="a bert has no such class"):
+        models.ElectraForPreTraining.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("size", [99 + 7, 50])
+@pytest.mark.parametrize("kind", ["model", "mlm"])
+def test_resized_tables_are_theirs(kind, size, tmp_path):
+    ours = ours_of(theirs_of("bert", kind), kind, tmp_path)
+    before = ours.get_input_embeddings().weight.clone()
+    table = ours.resize_token_embeddings(size)
+    assert table.weight.shape == (size, 32)
+    assert torch.equal(table.weight[: min(size, 99)], before[:size])
+    ours.save_pretrained(tmp_path / "more")
+    theirs, info = getattr(transformers, ours.built.architecture).from_pretrained(
+        tmp_path / "more", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    ids = torch.tensor([[2, size - 1, 3]])
+    with torch.no_grad():
+        assert_close(ours(ids)[0], theirs.double().eval()(ids)[0])
+
+
+def test_freezing_the_base_leaves_the_head():
+    config = models.PreTrainedConfig("bert", **CONFIGS["bert"])
+    model = models.BertForSequenceClassification(config)
+    for parameter in model.bert.parameters():
+        parameter.requires_grad = False
+    trained = [name for name, own in model.named_parameters() if own.requires_grad]
+    assert trained == ["classifier.weight", "classifier.bias"]
+    assert model.num_parameters(only_trainable=True) == 32 * 2 + 2
+    assert model.bert(torch.tensor([[2, 7, 3]])).pooler_output.shape == (1, 32)

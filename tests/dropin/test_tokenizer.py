@@ -1,0 +1,277 @@
+"""Ids, offsets, masks, words and texts are those of transformers' tokenizer, on plain and on nasty strings."""
+
+import json
+import lzma
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+
+from minilm.data.tokenizer import Tokenizer
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import ConfigError, DataError
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+TEXT = "the quick brown fox jumps over the lazy dog, naïve café don't won't HELLO world 中文 [ ] ( ) . ! ? ' " * 20
+NASTY = [
+    "",
+    " ",
+    "\n\t\r",
+    "Hello, my dog is cute",
+    "don't won't it's .",
+    "naïve café Ångström ﬁne İstanbul",
+    "中文字符 かな 한글",
+    "🙂👩‍👩‍👧‍👦🇩🇪",
+    "control\x00\x01\x02\x7f characters\x85",
+    "zero\u200bwidth\u200djoin\ufeff bom \u00ad soft",
+    "line\u2028separator\u2029paragraph",
+    "x" * 10_000,
+    "word " * 700,
+    "a [MASK] b [SEP] c [CLS] [UNK] [PAD] [mask]",
+    "[MASK][MASK]",
+    "the ##quick [unused1]",
+    "1,234.56€ 50% @user #tag http://a.b/c?d=e&f",
+    "ＦＵＬＬ ｗｉｄｔｈ ① ½",
+    "\u202eright to left\u202c مرحبا שלום",
+    "e\u0301 combining a\u0308",
+]
+EVERYTHING = {
+    "return_offsets_mapping": True,
+    "return_special_tokens_mask": True,
+    "return_token_type_ids": True,
+    "return_length": True,
+}
+
+
+def save_roberta(directory):
+    """A byte-level BPE as RoBERTa's, in its own files."""
+    model = tokenizers.ByteLevelBPETokenizer()
+    model.train_from_iterator([TEXT], vocab_size=300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    model.save_model(str(directory))
+    (directory / "config.json").write_text(json.dumps({"model_type": "roberta", "vocab_size": 400}))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "RobertaTokenizer", "model_max_length": 64})
+    )
+
+
+def save_bert(directory, lowercase=True, tokenizer_class="BertTokenizer"):
+    Tokenizer.train([TEXT], 128, lowercase=lowercase).save(directory, 64)
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": tokenizer_class}))
+
+
+KINDS = {
+    "bert": save_bert,
+    "cased": lambda directory: save_bert(directory, lowercase=False),
+    "distilbert": lambda directory: save_bert(directory, tokenizer_class="DistilBertTokenizer"),
+    "of any file": lambda directory: save_bert(directory, tokenizer_class="PreTrainedTokenizerFast"),
+    "roberta": save_roberta,
+}
+
+
+@pytest.fixture(params=KINDS)
+def both(request, tmp_path):
+    """(ours, theirs) of one directory."""
+    KINDS[request.param](tmp_path)
+    name = {
+        "distilbert": "DistilBertTokenizer",
+        "roberta": "RobertaTokenizer",
+        "of any file": "PreTrainedTokenizerFast",
+    }
+    theirs = getattr(transformers, name.get(request.param, "BertTokenizer")).from_pretrained(tmp_path)
+    return BertTokenizer.from_pretrained(tmp_path), theirs
+
+
+def assert_same(mine, reference):
+    assert list(mine) == list(reference)
+    for key, value in mine.items():
+        if isinstance(value, torch.Tensor | np.ndarray):
+            assert (value == reference[key]).all(), key
+            assert value.dtype == reference[key].dtype
+        else:
+            assert value == reference[key], key
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_single_texts(both, split):
+    ours, theirs = both
+    for text in NASTY:
+        options = EVERYTHING | {"split_special_tokens": split}
+        assert_same(ours(text, **options), theirs(text, **options))
+    assert_same(ours(NASTY, **EVERYTHING), theirs(NASTY, **EVERYTHING))
+    assert_same(ours(NASTY), theirs(NASTY))
+
+
+@pytest.mark.parametrize("truncation", [True, "longest_first", "only_first", "only_second", False])
+@pytest.mark.parametrize("padding", [False, True, "max_length"])
+def test_pairs_cut_and_padded(both, truncation, padding):
+    ours, theirs = both
+    long = [text for text in NASTY if len(text) > 20]
+    first = ["the quick brown fox jumps over " * n for n in range(1, 1 + len(long))]
+    if truncation == "only_first":
+        first, long = long, ["a dog"] * len(long)
+    if truncation == "only_second":
+        first = ["a dog"] * len(long)
+    options = EVERYTHING | {"truncation": truncation, "padding": padding, "max_length": 24}
+    assert_same(ours(first, long, **options), theirs(first, long, **options))
+    assert_same(ours(first[0], long[0], **options), theirs(first[0], long[0], **options))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_sides_strides_and_multiples(both, side):
+    ours, theirs = both
+    for tokenizer in both:
+        tokenizer.padding_side = tokenizer.truncation_side = side
+    options = {"truncation": True, "padding": True, "max_length": 16, "return_overflowing_tokens": True, "stride": 5}
+    mine, reference = (tokenizer(NASTY, **options, **EVERYTHING) for tokenizer in both)
+    assert_same(mine, reference)
+    options = {"padding": True, "pad_to_multiple_of": 8, "return_tensors": "pt"}
+    assert_same(ours(NASTY[:10], **options), theirs(NASTY[:10], **options))
+    options = {"padding": "max_length", "max_length": 32, "truncation": True, "return_tensors": "np"}
+    assert_same(ours(NASTY, **options), theirs(NASTY, **options))
+
+
+def test_words_given_one_by_one(tmp_path):
+    save_bert(tmp_path)
+    ours, theirs = BertTokenizer.from_pretrained(tmp_path), transformers.BertTokenizer.from_pretrained(tmp_path)
+    words = [["Hello", "naïve", "world"], ["don't", "", "x" * 200], ["one"]]
+    options = {"is_split_into_words": True, "padding": True}
+    mine, reference = ours(words, **options), theirs(words, **options)
+    assert_same(mine, reference)
+    assert_same(ours(words[0], is_split_into_words=True), theirs(words[0], is_split_into_words=True))
+    assert_same(ours(words, words[::-1], **options), theirs(words, words[::-1], **options))
+    for row in range(3):
+        assert mine.word_ids(row) == reference.word_ids(row)
+
+
+def test_the_way_back(both):
+    ours, theirs = both
+    text, pair = "Hello, naïve don't world", "the quick dog"
+    mine, reference = ours(text, pair), theirs(text, pair)
+    assert mine.tokens() == reference.tokens()
+    assert mine.word_ids() == reference.word_ids()
+    assert mine.sequence_ids() == reference.sequence_ids()
+    for i in range(len(text)):
+        assert mine.char_to_token(i) == reference.char_to_token(i)
+        assert mine.char_to_token(0, i) == reference.char_to_token(0, i)
+    for i in range(len(pair)):
+        assert mine.char_to_token(0, i, 1) == reference.char_to_token(0, i, 1)
+        assert mine.char_to_word(0, i, 1) == reference.char_to_word(0, i, 1)
+    for i in range(1, len(mine.input_ids) - 1):
+        span = reference.token_to_chars(i)
+        assert mine.token_to_chars(i) == (None if span is None else tuple(span))
+        assert mine.token_to_word(i) == reference.token_to_word(i)
+    ids = ours(NASTY).input_ids
+    for skip in (False, True):
+        for clean in (None, False, True):
+            options = {"skip_special_tokens": skip, "clean_up_tokenization_spaces": clean}
+            assert ours.batch_decode(ids, **options) == theirs.batch_decode(ids, **options)
+        assert ours.convert_ids_to_tokens(ids[3], skip) == theirs.convert_ids_to_tokens(ids[3], skip)
+    assert ours.decode(torch.tensor(ids[3])) == theirs.decode(ids[3])
+    assert ours.tokenize(text) == theirs.tokenize(text)
+    assert ours.convert_tokens_to_ids(["dog", "none at all"]) == theirs.convert_tokens_to_ids(["dog", "none at all"])
+    tokens = theirs.tokenize(text)
+    assert ours.convert_tokens_to_string(tokens) == theirs.convert_tokens_to_string(tokens)
+
+
+def test_what_a_tokenizer_says_of_itself(both):
+    ours, theirs = both
+    roles = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+    for name in (f"{role}_token{end}" for role in roles for end in ("", "_id")):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.model_max_length == theirs.model_max_length == 64
+    assert ours.model_input_names == theirs.model_input_names
+    assert sorted(ours.all_special_ids) == sorted(theirs.all_special_ids)
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert (len(ours), ours.vocab_size) == (len(theirs), theirs.vocab_size)
+    assert ours.num_special_tokens_to_add(True) == theirs.num_special_tokens_to_add(True)
+    assert ours.encode("a dog", "a fox") == theirs.encode("a dog", "a fox")
+    assert ours.encode("a dog", add_special_tokens=False) == theirs.encode("a dog", add_special_tokens=False)
+    assert torch.equal(ours.encode("a dog", return_tensors="pt"), theirs.encode("a dog", return_tensors="pt"))
+
+
+def test_saved_and_opened_by_both(both, tmp_path):
+    ours, theirs = both
+    assert ours.add_tokens(["newword"]) == theirs.add_tokens(["newword"]) == 1
+    assert ours("a newword").input_ids == theirs("a newword").input_ids
+    ours.save_pretrained(tmp_path / "out")
+    again = BertTokenizer.from_pretrained(tmp_path / "out")
+    opened = type(theirs).from_pretrained(tmp_path / "out")
+    for text in [*NASTY, "a newword"]:
+        expected = theirs(text, **EVERYTHING)
+        assert_same(again(text, **EVERYTHING), expected)
+        assert_same(opened(text, **EVERYTHING), expected)
+    assert again.model_input_names == ours.model_input_names
+    assert opened.model_max_length == again.model_max_length == 64
+
+
+def test_real_lines(tmp_path):
+    """20,000 lines of Wikipedia, single and as pairs."""
+    file = DATA / "pretrain" / "enwiki-valid.txt.xz"
+    if not file.exists():
+        pytest.skip("no such data")
+    with lzma.open(file, "rt", encoding="utf-8") as stream:
+        lines = list(islice((line for line in stream if line.strip()), 20_000))
+    assert len(lines) > 3_000
+    Tokenizer.train(lines, 4096).save(tmp_path, 512)
+    ours, theirs = BertTokenizer.from_pretrained(tmp_path), transformers.BertTokenizer.from_pretrained(tmp_path)
+    options = {"truncation": True, "return_offsets_mapping": True}
+    assert_same(ours(lines, **options), theirs(lines, **options))
+    assert_same(ours(lines[::-1], lines, **options), theirs(lines[::-1], lines, **options))
+
+
+def test_a_longer_text_is_said(tmp_path, caplog):
+    save_bert(tmp_path)
+    ours = BertTokenizer.from_pretrained(tmp_path)
+    ours("dog " * 100)
+    assert (
+        f"a text of {2 + 100 * len(ours.tokenize('dog'))} tokens, and the model reads 64: truncation=True cuts it"
+        in caplog.text
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t: t(None), "text 0 is None; give strings"),
+        (lambda t: t(["a", 3.5]), "text 1 is 3.5"),
+        (lambda t: t("\ud800"), "text 0 holds a lone surrogate"),
+        (lambda t: t(["a", "b"], "c"), "text_pair: one text, and text holds 2"),
+        (lambda t: t(["a", "a dog"], return_tensors="pt"), "rows of unequal lengths"),
+        (lambda t: t("a", return_tensors="tf"), "return_tensors 'tf'"),
+        (lambda t: t("a", truncation="middle"), "truncation 'middle'"),
+        (lambda t: t("a", padding="left"), "padding 'left'"),
+        (lambda t: t("a", truncation=True, max_length=1), "max_length 1 leaves no room"),
+        (lambda t: t("a", truncation=True, max_length=8, stride=6), "stride 6"),
+        (lambda t: t("a", padding=True, padding_side="top"), "padding_side 'top'"),
+    ],
+)
+def test_what_cannot_be_is_one_line(tmp_path, call, message):
+    save_bert(tmp_path)
+    with pytest.raises((DataError, ConfigError), match=message) as caught:
+        call(BertTokenizer.from_pretrained(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_directories_that_are_refused(tmp_path):
+    save_bert(tmp_path, lowercase=False)
+    with (tmp_path / "vocab.txt").open("a") as file:
+        file.write("".join(f"{chr(65 + i)}word\n" for i in range(20)))
+    with pytest.raises(DataError, match=r"says do_lower_case True, and tokenizer.json does otherwise"):
+        BertTokenizer.from_pretrained(tmp_path, do_lower_case=True)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match=r"have capital letters; do_lower_case must be false"):
+        BertTokenizer.from_pretrained(tmp_path, do_lower_case=True)
+    (tmp_path / "config.json").write_text('{"vocab_size": 50}')
+    with pytest.raises(DataError, match=r"has ids to \d+, the model 50 words"):
+        BertTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").unlink()
+    with pytest.raises(DataError, match="no tokenizer in it"):
+        BertTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").symlink_to("/etc/hostname")
+    with pytest.raises(DataError, match="leads out of its directory"):
+        BertTokenizer.from_pretrained(tmp_path)
