@@ -124,7 +124,8 @@ def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int 
             model = LanguageModel(config_from_hf(config), backend, pairs_of(config) is not None)
     except CheckpointError as error:
         raise CheckpointError(f"{directory}/{error}") from error
-    state, dropped = read_weights(model.state_dict(), directory, kind, () if head_seed is None else (HEAD,))
+    new = () if head_seed is None else (HEAD,)
+    state, dropped = read_weights(model.state_dict(), directory, config["model_type"], kind, new)
     if dropped:
         warnings.warn(f"{directory}: left out, for this model has no such head: {', '.join(dropped)}", stacklevel=2)
     if f"{HEAD}bias" not in state:
@@ -146,7 +147,8 @@ def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int 
 def read_weights(
     expected: dict[str, Tensor],
     directory: Path,
-    kind: str | None = None,
+    model_type: str,
+    kind: str,
     new: tuple[str, ...] = (),
     allow_pickle: bool = False,
     other_sizes: bool = False,
@@ -154,15 +156,13 @@ def read_weights(
     """A directory's weights as a state dict like `expected`, every tensor accounted for, and the names of those of
     other heads.
 
-    kind: which of its family's classes it is for; None: the language model that config.json says. new: prefixes of what
-    the file may lack, or, with other_sizes, have in other sizes; the state is then without them. Raises
-    CheckpointError.
+    kind: which of the family's classes it is for. new: prefixes of what the file may lack, or, with other_sizes, have
+    in other sizes; the state is then without them. Raises CheckpointError.
     """
-    config = read_json(directory / "config.json")
     file, tensors = load_weights(directory, allow_pickle)
     shapes = {name: torch.empty(own.shape, dtype=own.dtype, device="meta") for name, own in expected.items()}
     try:
-        return from_hf(tensors, config["model_type"], kind or kind_of(config), shapes, new, other_sizes)
+        return from_hf(tensors, model_type, kind, shapes, new, other_sizes)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {' '.join(str(error).split())}") from error
 

@@ -252,7 +252,7 @@ def _read_json(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
         raise DataError(f"{path}: not a tokenizer file ({error})") from error
     if not isinstance(backend.model, models.WordPiece):
         raise DataError(f"{path}: a {type(backend.model).__name__} tokenizer; only WordPiece is supported")
-    return backend, backend.normalizer is not None and backend.normalizer.normalize_str("A") == "a", ""
+    return backend, lowercases(backend), ""
 
 
 def _normalizers(spec: Any) -> Iterator[Any]:
@@ -278,12 +278,9 @@ def _read_vocab(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
             raise DataError(f"{file}: holds {type(config).__name__}, not an object")
         if (kind := str(config.get("tokenizer_class") or BERT_CLASSES[0])).removesuffix("Fast") not in BERT_CLASSES:
             raise DataError(f"{file}: tokenizer_class {kind}; a vocab.txt is read for {', '.join(BERT_CLASSES)} only")
-    stated = config.get("do_lower_case")
-    cased = is_cased(vocab)
-    note = "" if stated is not None else f"{path.name}: {'cased' if cased else 'lower-case'}, by its words"
-    lowercase = not cased if stated is None else bool(stated)
-    chinese = bool(config.get("tokenize_chinese_chars", True))
-    return wordpiece(vocab, lowercase, config.get("strip_accents"), chinese), lowercase, note
+    backend, lowercase = wordpiece_of(vocab, config)
+    note = f"{path.name}: {'lower-case' if lowercase else 'cased'}, by its words"
+    return backend, lowercase, note if config.get("do_lower_case") is None else ""
 
 
 def read_vocab(path: Path) -> dict[str, int]:
@@ -301,9 +298,19 @@ def read_vocab(path: Path) -> dict[str, int]:
     return {token: id for id, token in enumerate(tokens)}
 
 
-def is_cased(vocab: Iterable[str]) -> bool:
-    """Whether a vocabulary holds words that only a text with capital letters has."""
-    return any(token not in SPECIALS and token != token.lower() for token in vocab)
+def wordpiece_of(vocab: dict[str, int], config: dict[str, Any]) -> tuple[tokenizers.Tokenizer, bool]:
+    """`wordpiece` as a tokenizer_config.json says, and whether it lower-cases; where that is not said, a vocabulary
+    does that holds no word that only a text with capital letters has."""
+    lowercase = config.get("do_lower_case")
+    if lowercase is None:
+        lowercase = all(token in SPECIALS or token == token.lower() for token in vocab)
+    chinese = bool(config.get("tokenize_chinese_chars", True))
+    return wordpiece(vocab, bool(lowercase), config.get("strip_accents"), chinese), bool(lowercase)
+
+
+def lowercases(backend: tokenizers.Tokenizer) -> bool:
+    """Whether a tokenizer does, by trying."""
+    return backend.normalizer is not None and backend.normalizer.normalize_str("A") == "a"
 
 
 def check_case(vocab: Iterable[str], lowercase: bool, where: str) -> None:

@@ -26,6 +26,7 @@ from minilm.errors import CheckpointError, ConfigError
 from minilm.files import sync_entry
 from minilm.model.encoder import Encoder, Trace, initialise
 from minilm.model.heads import LMHead, Pooler, Transform, pooled
+from minilm.train.losses import cross_entropy_sum
 
 log = logging.getLogger("minilm")
 
@@ -155,7 +156,7 @@ class PreTrainedModel(nn.Module):
         model.to(getattr(torch, config.dtype))
         expected = {_bare(name): own for name, own in model.state_dict().items()}
         state, dropped = read_weights(
-            expected, directory, cls.kind, cls.own, use_safetensors is False, ignore_mismatched_sizes
+            expected, directory, config.model_type, cls.kind, cls.own, use_safetensors is False, ignore_mismatched_sizes
         )
         if dropped:
             log.warning("%s: left out, for %s has no such head: %s", directory, cls.__name__, ", ".join(dropped))
@@ -435,7 +436,7 @@ class BertForQuestionAnswering(_Classifier):
     ) -> Tensor:
         T = outputs["start_logits"].shape[1]
         start, end = (
-            F.cross_entropy(outputs[name], at.reshape(-1).clamp(0, T), ignore_index=T)
+            cross_entropy(outputs[name], at.clamp(min=0).masked_fill(at >= T, IGNORE))
             for name, at in (("start_logits", start_positions), ("end_logits", end_positions))
         )
         return (start + end) / 2
@@ -477,10 +478,10 @@ class ElectraForPreTraining(_Classifier):
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean negative log-likelihood in nats over the targets (...) of logits (..., C) that are not -100, in fp32 at
-    least; NaN where none is, as torch has it."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits.flatten(0, -2), target.flatten().long(), ignore_index=IGNORE)
+    """Mean negative log-likelihood in nats over the targets (...) of logits (..., C) that are not -100; NaN where none
+    is, as torch has it."""
+    nats, count = cross_entropy_sum(logits.flatten(0, -2), target.flatten().long())
+    return nats / count
 
 
 def is_causal(config: PreTrainedConfig) -> bool:

@@ -18,7 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import read_json
-from minilm.data.tokenizer import check_case, is_cased, read_vocab, wordpiece
+from minilm.data.tokenizer import check_case, lowercases, read_vocab, wordpiece, wordpiece_of
 from minilm.errors import ConfigError, DataError
 from minilm.files import regular_file, write_whole
 
@@ -167,7 +167,7 @@ class BertTokenizer:
         self.split_special_tokens = bool(config.get("split_special_tokens", False))
         self.clean_up_tokenization_spaces = bool(config.get("clean_up_tokenization_spaces", False))
         normalizer = json.loads(backend.to_str())["normalizer"] or {}
-        self.do_lower_case = backend.normalizer is not None and backend.normalizer.normalize_str("A") == "a"
+        self.do_lower_case = lowercases(backend)
         self._kept = {
             "strip_accents": normalizer.get("strip_accents"),
             "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", False),
@@ -273,8 +273,8 @@ class BertTokenizer:
         """
         one, texts = _as_batch(text, text_pair, is_split_into_words)
         strategy, length = self._truncation(truncation, padding, max_length)
-        paired = (bool(texts) and isinstance(texts[0], tuple) and not is_split_into_words) or text_pair is not None
-        self._set_truncation(strategy, length, stride, paired and bool(text_pair or not one), add_special_tokens)
+        paired = bool(text_pair) or (not is_split_into_words and bool(texts) and isinstance(texts[0], tuple))
+        self._set_truncation(strategy, length, stride, paired, add_special_tokens)
         self._set_padding(padding, length, pad_to_multiple_of, padding_side, strategy is not None)
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         self._backend.encode_special_tokens = split
@@ -507,13 +507,7 @@ def _read_backend(directory: Path, config: dict[str, Any]) -> tokenizers.Tokeniz
         raise
     except Exception as error:  # no narrower one: tokenizers raises just that
         raise DataError(f"{file}: not a tokenizer's file ({str(error).splitlines()[0][:200]})") from error
-    vocab = read_vocab(file)
-    lowercase = config.get("do_lower_case")
-    if lowercase is None:
-        lowercase = not is_cased(vocab)
-    return wordpiece(
-        vocab, bool(lowercase), config.get("strip_accents"), bool(config.get("tokenize_chinese_chars", True))
-    )
+    return wordpiece_of(read_vocab(file), config)[0]
 
 
 def _byte_level(vocab: Path, merges: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:

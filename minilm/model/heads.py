@@ -48,13 +48,10 @@ class Transform(nn.Module):
 
 
 def pooled(states: Tensor, tokens: Tokens, how: str) -> Tensor:
-    """States (B, T, D) -> one vector a row, (B, D): its first token's (how: cls), the mean or the maximum of those that
-    are not padding."""
+    """States (B, T, D) -> each document's first (documents, D) for "cls", or each row's mean without padding (B, D)."""
     if how == "cls":
         return states.flatten(0, 1)[tokens.cls]
     key = tokens.key[..., None]
-    if how == "max":
-        return states.masked_fill(~key, -torch.inf).amax(dim=1)
     return (states * key).sum(dim=1) / key.sum(dim=1)
 
 
@@ -67,7 +64,7 @@ class Pooler(nn.Module):
 
     def forward(self, states: Tensor, tokens: Tokens) -> Tensor:
         """States (B, T, D) -> (documents, D), each read at its document's first token."""
-        return torch.tanh(self.dense(states.flatten(0, 1)[tokens.cls]))
+        return torch.tanh(self.dense(pooled(states, tokens, "cls")))
 
 
 class PairHead(nn.Module):

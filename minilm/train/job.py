@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import minilm
+from minilm.checkpoint.hf import kind_of
 from minilm.checkpoint.model import read_training, read_weights, write_training
-from minilm.checkpoint.store import Run, Store
+from minilm.checkpoint.store import Run, Store, read_json
 from minilm.data.loader import Loader
 from minilm.errors import CheckpointError
 from minilm.train.cost import EnergyMeter
@@ -158,8 +159,8 @@ def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log]:
         tensors, state = read_training(checkpoint, job.model)
         if state.get("job") != job.fingerprint():
             raise CheckpointError(f"{checkpoint}: of another run; move it away")
-        weights, _ = read_weights(job.model.state_dict(), checkpoint)
-        own = job.model.state_dict()
+        own, config = job.model.state_dict(), read_json(checkpoint / "config.json")
+        weights, _ = read_weights(own, checkpoint, config["model_type"], kind_of(config))
         job.model.load_state_dict({name: split(weights[name].to(like.device), like) for name, like in own.items()})
         load_optimizer_state(job.model, job.optimizers, tensors)
         try:
