@@ -26,14 +26,31 @@ Args = TypeVar("Args")
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-def run(main: Callable[[Any], int | None], args_type: type, argv: list[str] | None = None) -> None:
+def run_one_of(commands: dict[str, tuple[Callable[[Any], int | None], type]], argv: list[str] | None = None) -> None:
+    """`run` of the command that the first word names. commands: name -> (main, args_type)."""
+    argv = sys.argv[1:] if argv is None else argv
+    name, script = argv[0] if argv else "", Path(sys.argv[0]).name
+    if name in ("-h", "--help"):
+        about = [f"  {each:12}{(args_type.__doc__ or '').splitlines()[0]}" for each, (_, args_type) in commands.items()]
+        print("\n".join([f"usage: {script} COMMAND ...; {script} COMMAND --help tells its flags", "", *about]))
+        sys.exit(0)
+    if name not in commands:
+        near = difflib.get_close_matches(name, commands, n=1)
+        what = f"{name}: no such command" if name else "no command given"
+        sys.exit(_fail(what + (f"; did you mean {near[0]}?" if near else f"; give one of {', '.join(commands)}")))
+    run(*commands[name], argv[1:], f"{script} {name}")
+
+
+def run(
+    main: Callable[[Any], int | None], args_type: type, argv: list[str] | None = None, prog: str | None = None
+) -> None:
     """Parse the command line, call `main`, and exit: 0, 2 after what a user can mend, 130 after Ctrl-C, or what it
-    returned."""
+    returned. prog: what `--help` calls the program."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     for number in (number for number, handler in before.items() if handler is signal.SIG_DFL):
         signal.signal(number, _end)  # by default it would end this without tidying up
     try:
-        status = main(parse(args_type, sys.argv[1:] if argv is None else argv))
+        status = main(parse(args_type, sys.argv[1:] if argv is None else argv, prog))
     except UserError as error:
         status = _fail(str(error)) if is_first() or not have_met() else 2  # those that have met all raise it
     except BrokenPipeError:  # nobody reads what is printed, as after `| head`
@@ -67,7 +84,7 @@ def _end(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
-def parse(args_type: type[Args], argv: list[str]) -> Args:
+def parse(args_type: type[Args], argv: list[str], prog: str | None = None) -> Args:
     """The dataclass `args_type` from flags. Raises ConfigError in one line; `--help` prints and exits."""
     known = {flag(field.name) for field in fields(args_type)} | {"--help"}
     for word in argv:
@@ -82,7 +99,7 @@ def parse(args_type: type[Args], argv: list[str]) -> Args:
     boxes = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxes):
-            args = tyro.cli(args_type, args=_spelled_out(argv, args_type))
+            args = tyro.cli(args_type, prog=prog, args=_spelled_out(argv, args_type))
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -21,13 +21,14 @@ def sha256(file: Path) -> str:
 
 def regular_file(file: Path) -> Path:
     """`file`, where it is one and lies in its own directory: a link may not lead out of it, but in the hub's cache from
-    snapshots/ID/ to the blobs/ beside snapshots/. Raises OSError."""
+    below snapshots/ID/ to the blobs/ beside snapshots/. Raises OSError."""
     if not file.exists():
         raise FileNotFoundError("there is none")
     if not file.is_file():
         raise OSError("not a regular file")
     home, real = file.parent.resolve(), file.resolve()
-    allowed = [home] + ([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])
+    cache = next((up.parent for up in (home.parent, home.parent.parent) if up.name == "snapshots"), None)
+    allowed = [home] if cache is None else [home, cache / "blobs"]
     if not any(real.is_relative_to(root) for root in allowed):
         raise OSError(f"leads out of its directory, to {real}; copy that here")
     return file
@@ -42,8 +43,8 @@ def write_whole(file: Path, text: str) -> None:
     sync_entry(file.parent)
 
 
-def write_json(file: Path, value: dict[str, Any]) -> None:
-    """`write_whole` of an object."""
+def write_json(file: Path, value: dict[str, Any] | list[Any]) -> None:
+    """`write_whole` of an object or a list."""
     write_whole(file, json.dumps(value, indent=2) + "\n")
 
 

@@ -11,6 +11,7 @@ from minilm import cli
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAIN = [line.split("#")[0].strip() for line in re.findall(r"^python train\.py.*$", README, re.MULTILINE)]
+EVALUATE = re.findall(r"^python evaluate\.py.*$", README, re.MULTILINE)
 
 
 def test_every_link_leads_somewhere():
@@ -50,6 +51,17 @@ def run(train, narrow_recipes, monkeypatch, tmp_path, capsys):
         return out
 
     return of
+
+
+def test_evaluate_commands_run(run, load, tmp_path, capsys):
+    """On the model of the first command, trained for four steps."""
+    run("--data", "news", "--cache-dir", "cache", "--steps", "4")
+    (tmp_path / "notes.txt").write_text("a list\nanother one\n")
+    assert len(EVALUATE) >= 3
+    for command in EVALUATE:
+        with pytest.raises(SystemExit) as stop:
+            cli.run_one_of(load("evaluate.py").COMMANDS, shlex.split(command)[2:])
+        assert stop.value.code == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", TRAIN)

@@ -19,7 +19,6 @@ from minilm.checkpoint.hf_config import (
     ELECTRA,
     MODERNBERT,
     ROBERTA,
-    SIZES_OF_DISTILBERT,
     bert_reader,
     modern_reader,
     modern_writer,
@@ -298,7 +297,7 @@ FAMILIES = {
             "qa_outputs.",
         ),
         defaults=DISTILBERT,
-        aliases={bert: own for bert, own in SIZES_OF_DISTILBERT.items() if bert != own},
+        aliases={"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
         read=read_distilbert,
     ),
     "electra": Family(

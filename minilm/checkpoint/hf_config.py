@@ -97,7 +97,7 @@ MODERNBERT = {
     "sep_token_id": 50282,
 }
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-SIZES_OF_DISTILBERT = dict(zip(SIZES, ("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim"), strict=True))
+SIZES_OF_DISTILBERT = ("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim")
 
 
 def config_value(config: dict[str, Any], key: str, kind: type, default: Any = None) -> Any:
@@ -169,7 +169,7 @@ def read_distilbert(config: dict[str, Any]) -> EncoderConfig:
     def value(key: str, kind: type) -> Any:
         return config_value(config, key, kind, DISTILBERT[key])
 
-    sizes = _sizes(config, tuple(SIZES_OF_DISTILBERT.values()))
+    sizes = _sizes(config, SIZES_OF_DISTILBERT)
     return replace(
         bert_config(**sizes, max_position_embeddings=value("max_position_embeddings", int)),
         type_vocab_size=0,

@@ -267,16 +267,16 @@ def _listed(directory: Path) -> list[str]:
     return sorted(name for name in files if name not in ("MANIFEST.json", "README.md"))
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError."""
+def read_json(file: Path, kind: type = dict) -> Any:
+    """The object, or list, in a JSON file. Raises CheckpointError."""
     try:
         if regular_file(file).stat().st_size > MAX_JSON:
             raise ValueError(f"larger than {MAX_JSON >> 20} MB")
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: holds {type(value).__name__}, not an object")
+    if not isinstance(value, kind):
+        raise CheckpointError(f"{file}: holds {type(value).__name__}, not {'an object' if kind is dict else 'a list'}")
     return value
 
 

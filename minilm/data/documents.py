@@ -28,6 +28,16 @@ def documents_of(file: Path, text_field: str) -> Iterator[str]:
     return _jsonl_documents(file, text_field) if is_jsonl(file) else _text_documents(file)
 
 
+def lines_of(file: Path) -> Iterator[str]:
+    """Every line of a text file, blank ones too; of one longer than MAX_CHARS bytes, its beginning. Raises DataError
+    naming file and line."""
+    begins = True
+    for _, text, ends in _lines(file, MAX_CHARS):
+        if begins:
+            yield text
+        begins = ends
+
+
 def is_jsonl(path: Path) -> bool:
     """Whether every line of the file is a document."""
     return uncompressed_name(path).endswith(".jsonl")

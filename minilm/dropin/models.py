@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from minilm.batch import IGNORE, Tokens
 from minilm.checkpoint.hf import DTYPES, HEAD, Built, entry_of, to_hf
 from minilm.checkpoint.model import find_model, read_config, read_weights
+from minilm.checkpoint.pooling import MODULES, Pooling, read_pooling, write_pooling
 from minilm.checkpoint.weights import WHOLE, save_tensors
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.outputs import ModelOutput, read_arguments
@@ -39,6 +40,8 @@ class PreTrainedModel(nn.Module):
     targets: ClassVar[tuple[str, ...]] = ("labels",)
     dimensions: ClassVar[int] = 2  # of input_ids
     config: PreTrainedConfig
+    untrained: tuple[str, ...] = ()  # the parts that `from_pretrained` found no weights of
+    pooling: Pooling | None = None  # what sentence-transformers' files said of an encoder; saved with it
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
@@ -161,6 +164,11 @@ class PreTrainedModel(nn.Module):
         if dropped:
             log.warning("%s: left out, for %s has no such head: %s", directory, cls.__name__, ", ".join(dropped))
         model.complete(state, f"{directory}: {cls.__name__}")
+        if cls.kind == "model":
+            try:
+                model.pooling = read_pooling(directory)
+            except CheckpointError as error:
+                log.warning("%s; left out, and not saved with the model", error)
         return model.eval()
 
     @classmethod
@@ -180,6 +188,7 @@ class PreTrainedModel(nn.Module):
                 initialise(part, self.config.initializer_range)
                 state |= {f"{name}.{key}": own for key, own in part.state_dict().items()}
                 new.append(name)
+        self.untrained = tuple(new)
         if new:
             log.warning("%s: new, for the file has none, and random until it is trained: %s", what, ", ".join(new))
         full = {_bare(name): name for name in self.state_dict()}
@@ -208,9 +217,11 @@ class PreTrainedModel(nn.Module):
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
             raise CheckpointError(f"{directory}: cannot be written ({error})") from error
-        (directory / "MANIFEST.json").unlink(missing_ok=True)  # of what was there
-        (directory / "config.json").unlink(missing_ok=True)
+        for name in ("MANIFEST.json", MODULES, "config.json"):  # of what was there
+            (directory / name).unlink(missing_ok=True)
         partial.replace(directory / WHOLE)
+        if self.pooling is not None:
+            write_pooling(directory, self.pooling, config.hidden_size)
         config.save_pretrained(directory)
 
     # -- what a user of transformers reaches for ----------------------------------------------------

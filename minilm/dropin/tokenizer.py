@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 import tokenizers
 import torch
-from tokenizers import decoders, models, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import read_json
@@ -203,7 +203,8 @@ class BertTokenizer:
         tokenizer = cls.__new__(cls)
         tokenizer._take(backend, config)
         check_case(backend.get_vocab(), tokenizer.do_lower_case, str(directory))
-        if "do_lower_case" in config and bool(config["do_lower_case"]) != tokenizer.do_lower_case:
+        plain = isinstance(backend.normalizer, normalizers.BertNormalizer)  # another may lower-case besides
+        if plain and "do_lower_case" in config and bool(config["do_lower_case"]) != tokenizer.do_lower_case:
             raise DataError(
                 f"{directory}: tokenizer_config.json says do_lower_case {config['do_lower_case']}, and tokenizer.json "
                 f"does otherwise; give do_lower_case={tokenizer.do_lower_case}"

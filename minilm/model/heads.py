@@ -48,10 +48,13 @@ class Transform(nn.Module):
 
 
 def pooled(states: Tensor, tokens: Tokens, how: str) -> Tensor:
-    """States (B, T, D) -> each document's first (documents, D) for "cls", or each row's mean without padding (B, D)."""
+    """States (B, T, D) -> each document's first (documents, D) for "cls"; each row's "mean" or "max" without padding,
+    (B, D)."""
     if how == "cls":
         return states.flatten(0, 1)[tokens.cls]
     key = tokens.key[..., None]
+    if how == "max":
+        return states.masked_fill(~key, -torch.inf).amax(dim=1)
     return (states * key).sum(dim=1) / key.sum(dim=1)
 
 

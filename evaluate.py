@@ -1,0 +1,180 @@
+"""Use a trained model, of any family: vectors of texts, the nearest texts, a mask's fillings."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from minilm import cli
+from minilm.data.documents import is_jsonl, lines_of
+from minilm.dropin.models import BertForMaskedLM
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import ConfigError, DataError
+from minilm.evaluation.embed import BATCH_SIZE, CHUNK, read_embedder, say_cut, search, vectors_of
+from minilm.evaluation.predict import MaskedLM, fill_mask
+from minilm.train.log import say
+from minilm.train.runtime import Precision, Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfModel:
+    """What every command is told of its model."""
+
+    model: str
+    """A directory, or a name on the Hugging Face hub."""
+    revision: str | None = None
+    """Branch, tag or commit of that name."""
+    allow_pickle: bool = False
+    """Read pytorch_model.bin in place of model.safetensors; from makers you trust only."""
+    device: str = "auto"
+    """cuda, mps or cpu."""
+    precision: Precision = "fp32"
+    """Of matrix products."""
+    threads: int | None = None
+    """Of the CPU; as many as torch takes, if not given."""
+    json: str | None = None
+    """Also write the result as JSON into this file, or print nothing else, with no file named."""
+
+    def options(self) -> dict[str, Any]:
+        """As `from_pretrained` takes them."""
+        return {"revision": self.revision, "use_safetensors": False if self.allow_pickle else None}
+
+    def computing(self, model: torch.nn.Module) -> AbstractContextManager:
+        """Moves `model` to its device; what is computed within is as precise as asked for."""
+        runtime = Runtime.choose(self.device, self.precision, self.threads)
+        torch.set_float32_matmul_precision("highest")  # fp32 is not TF32: figures are to be those of any machine
+        model.to(runtime.device)
+        return runtime.autocast()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfTexts(OfModel):
+    """What is told where a file of texts is embedded."""
+
+    data: Path
+    """Text, also .gz or .xz, one text a line."""
+    pooling: tuple[Literal["cls", "mean", "max"], ...] | None = None
+    """How a text's states become one vector; as the model's sentence-transformers files say, or mean, if not given."""
+    batch_size: int = BATCH_SIZE
+    """Texts at a time."""
+
+    def lines(self) -> Iterator[str]:
+        if is_jsonl(self.data):
+            raise DataError(f"--data {self.data}: jsonl is not read here; give a file of one text a line")
+        if not self.data.is_file():
+            raise DataError(f"--data {self.data}: no such file")
+        return lines_of(self.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed(OfTexts):
+    """A vector for each line of a text file, as a .npy."""
+
+    out: Path
+    """The .npy to write: float32, a row a line."""
+    normalize: bool | None = None
+    """Vectors of length 1; as the model's sentence-transformers files say, or not, if not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(OfTexts):
+    """The lines of a text file that are nearest to a query, by cosine."""
+
+    query: tuple[str, ...]
+    """One or more texts."""
+    top_k: int = 5
+    """Lines found for each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillMask(OfModel):
+    """The likeliest words for a mask in a text."""
+
+    text: str
+    """With one mask in it, as the model's tokenizer writes it: [MASK], or <mask>."""
+    top_k: int = 5
+    """How many."""
+
+
+def embed(args: Embed) -> None:
+    """Vectors of all lines, streamed into a file that is there only when it is whole."""
+    cli.check_result(args.json)
+    cli.check_ranges(args, {"batch_size": (1, 1 << 20)})
+    if args.out.suffix != ".npy" or not args.out.parent.is_dir() or args.out.is_dir():
+        raise ConfigError(f"--out {args.out}: give a file that ends in .npy, in a directory that is there")
+    count = sum(1 for _ in args.lines())
+    if not count:
+        raise DataError(f"--data {args.data}: holds no line")
+    embedder = read_embedder(args.model, args.pooling, args.normalize, **args.options())
+    width, cut, at = len(embedder.pooling.how) * embedder.model.config.hidden_size, 0, 0
+    partial = args.out.with_name(f".{args.out.name}.tmp")
+    try:
+        rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(count, width))
+        lines = args.lines()
+        with args.computing(embedder.model):
+            while chunk := list(islice(lines, CHUNK)):
+                vectors, long = vectors_of(embedder, chunk, args.batch_size)
+                if at + len(chunk) > count:
+                    raise DataError(f"--data {args.data}: changed while it was read")
+                rows[at : at + len(chunk)] = vectors.numpy()
+                at, cut = at + len(chunk), cut + long
+        if at < count:
+            raise DataError(f"--data {args.data}: changed while it was read")
+        rows.flush()
+        os.replace(partial, args.out)
+    finally:
+        partial.unlink(missing_ok=True)
+    say_cut(cut, count, embedder)
+    how = " + ".join(embedder.pooling.how) + (", length 1" if embedder.pooling.normalize else "")
+    say(f"{count:,} lines -> {args.out}: float32 ({count}, {width}), {how}")
+    if args.json is not None:
+        pooling = asdict(embedder.pooling)
+        cli.write_result(args.json, {"texts": count, "cut": cut, "length": embedder.length, "width": width} | pooling)
+
+
+def find(args: Search) -> None:
+    """The nearest lines of each query."""
+    cli.check_result(args.json)
+    cli.check_ranges(args, {"batch_size": (1, 1 << 20), "top_k": (1, 1 << 20)})
+    lines = args.lines()
+    embedder = read_embedder(args.model, args.pooling, **args.options())
+    with args.computing(embedder.model):
+        found = search(embedder, args.query, lines, args.top_k, args.batch_size)
+    if args.json is not None:
+        hits = [[{"line": hit.row + 1, "score": hit.score, "text": hit.text} for hit in each] for each in found]
+        results = [{"query": query, "hits": each} for query, each in zip(args.query, hits, strict=True)]
+        cli.write_result(args.json, {"results": results})
+    if args.json != "-":
+        for query, hits in zip(args.query, found, strict=True):
+            print(query)
+            for hit in hits:
+                print(f"  {hit.score:6.3f}  {args.data}:{hit.row + 1}: {hit.text.strip()[:200]}")
+
+
+def fill(args: FillMask) -> None:
+    """The likeliest fillings."""
+    cli.check_result(args.json)
+    cli.check_ranges(args, {"top_k": (1, 1 << 20)})
+    model = BertForMaskedLM.from_pretrained(args.model, **args.options())
+    if model.untrained:
+        raise ConfigError(f"--model {args.model}: holds no masked language model: {', '.join(model.untrained)} is new")
+    tokenizer = BertTokenizer.from_pretrained(args.model, revision=args.revision)
+    with args.computing(model):
+        fillings = fill_mask(MaskedLM(model, tokenizer), args.text, args.top_k)
+    if args.json is not None:
+        cli.write_result(args.json, {"fillings": [asdict(each) for each in fillings]})
+    if args.json != "-":
+        for each in fillings:
+            print(f"{each.probability:6.1%}  {each.token:16}  {each.text}")
+
+
+COMMANDS = {"embed": (embed, Embed), "search": (find, Search), "fill-mask": (fill, FillMask)}
+
+if __name__ == "__main__":
+    cli.run_one_of(COMMANDS)

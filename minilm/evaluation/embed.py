@@ -1,0 +1,154 @@
+"""Texts -> vectors, as sentence-transformers makes them; and the texts that lie nearest to one."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from minilm.batch import Tokens
+from minilm.checkpoint.model import find_model
+from minilm.checkpoint.pooling import Pooling, read_pooling
+from minilm.dropin.models import BertModel
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import ConfigError, DataError
+from minilm.evaluation.predict import read_length
+from minilm.model.heads import pooled
+
+log = logging.getLogger("minilm")
+BATCH_SIZE = 32  # texts at a time
+CHUNK = 4096  # texts of a stream that are held at a time
+
+
+class Embedder(NamedTuple):
+    """An encoder with its tokenizer; how states become a vector, `model.pooling` says."""
+
+    model: BertModel
+    tokenizer: BertTokenizer
+
+    @property
+    def pooling(self) -> Pooling:
+        return self.model.pooling or Pooling()
+
+    @property
+    def length(self) -> int:
+        """Tokens that are read of a text."""
+        return min(read_length(*self), self.pooling.max_length or read_length(*self))
+
+
+class Hit(NamedTuple):
+    """A text that was found."""
+
+    row: int  # from 0, among the texts
+    score: float  # cosine
+    text: str
+
+
+def read_embedder(
+    name: Path | str,
+    how: Sequence[str] | None = None,
+    normalize: bool | None = None,
+    *,
+    revision: str | None = None,
+    cache_dir: Path | str | None = None,
+    local_files_only: bool = False,
+    use_safetensors: bool | None = None,
+) -> Embedder:
+    """Of a directory or a name on the hub. how: "cls", "mean", "max" or several; it and `normalize` are as
+    sentence-transformers' files say, where there are any, or else the mean, as it is.
+
+    Raises CheckpointError, also where those files ask for what is not supported, DataError, ConfigError.
+    """
+    directory = find_model(name, revision, cache_dir, local_files_only, allow_pickle=use_safetensors is False)
+    pooling = Pooling(tuple(how)) if how is not None and normalize is not None else read_pooling(directory)
+    if pooling is None and how is None:
+        log.warning("%s: does not say how its states are pooled; the mean over tokens is taken", directory)
+    pooling = pooling or Pooling()
+    pooling = replace(pooling, how=pooling.how if how is None else tuple(how))
+    pooling = replace(pooling, normalize=pooling.normalize if normalize is None else normalize)
+    model = BertModel.from_pretrained(directory, use_safetensors=use_safetensors)
+    model.pooling = pooling
+    return Embedder(model, BertTokenizer.from_pretrained(directory))
+
+
+def embed(model: Embedder | Path | str, texts: str | Sequence[str], batch_size: int = BATCH_SIZE) -> Tensor:
+    """A vector (D,) of a text, or (N, D) of several, fp32 on the CPU; D times the number of poolings, where those are
+    several. Texts that are longer than the model reads are cut, which a line says.
+
+    model: of `read_embedder`, or what it reads. Raises DataError for what is no text.
+    """
+    embedder = model if isinstance(model, Embedder) else read_embedder(model)
+    vectors, cut = vectors_of(embedder, [texts] if isinstance(texts, str) else texts, batch_size)
+    say_cut(cut, len(vectors), embedder)
+    return vectors[0] if isinstance(texts, str) else vectors
+
+
+def say_cut(cut: int, texts: int, embedder: Embedder) -> None:
+    """How many texts were not read to their end, if any."""
+    if cut:
+        log.warning("%d of %d texts are longer than %d tokens and were cut there", cut, texts, embedder.length)
+
+
+@torch.no_grad()
+def vectors_of(embedder: Embedder, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> tuple[Tensor, int]:
+    """`embed`, silently: (N, D), and how many of the texts were cut."""
+    (model, tokenizer), pooling = embedder, embedder.pooling
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; give 1 or more")
+    if odd := [each for each in texts if not isinstance(each, str)]:
+        raise DataError(f"{odd[0]!r} is no text; give strings")
+    prompted = [pooling.prompt + (text.lower() if pooling.lowercase else text) for text in texts]
+    encoded = tokenizer(prompted, truncation=True, max_length=embedder.length, return_attention_mask=True)
+    cut = sum(bool(each.overflowing) for each in encoded.encodings)
+    vectors = torch.empty(len(prompted), len(pooling.how) * model.config.hidden_size)
+    by_length = sorted(range(len(prompted)), key=lambda row: -len(encoded.input_ids[row]))  # little padding
+    pads = {"input_ids": tokenizer.pad_token_id or 0}
+    training = model.training
+    model.eval()
+    for at in range(0, len(by_length), batch_size):
+        rows = by_length[at : at + batch_size]
+        inputs = {
+            name: pad_sequence([torch.tensor(lists[row]) for row in rows], True, pads.get(name, 0)).to(model.device)
+            for name, lists in encoded.items()
+        }
+        tokens = Tokens.padded(inputs["input_ids"], inputs["attention_mask"])
+        states = model(**inputs).last_hidden_state.float()
+        vectors[rows] = torch.cat([pooled(states, tokens, how) for how in pooling.how], dim=1).cpu()
+    model.train(training)
+    return F.normalize(vectors) if pooling.normalize else vectors, cut
+
+
+def search(
+    model: Embedder | Path | str,
+    queries: Sequence[str],
+    texts: Iterable[str],
+    top_k: int = 5,
+    batch_size: int = BATCH_SIZE,
+) -> list[list[Hit]]:
+    """For each query the `top_k` texts of the largest cosine, largest first, of equal ones the earlier; texts may be a
+    stream longer than memory. Blank ones are not found. Raises DataError where there is no text."""
+    if top_k < 1:
+        raise ConfigError(f"top_k is {top_k}; give 1 or more")
+    embedder = model if isinstance(model, Embedder) else read_embedder(model)
+    wanted = F.normalize(torch.atleast_2d(embed(embedder, list(queries), batch_size)))
+    best: list[list[Hit]] = [[] for _ in queries]
+    numbered = ((row, text) for row, text in enumerate(texts) if text.strip())
+    cut = count = 0
+    while chunk := list(islice(numbered, CHUNK)):
+        vectors, long = vectors_of(embedder, [text for _, text in chunk], batch_size)
+        cut, count = cut + long, count + len(chunk)
+        scores, places = (wanted @ F.normalize(vectors).T).sort(dim=1, descending=True, stable=True)
+        for query, hits in enumerate(best):
+            found = zip(scores[query, :top_k].tolist(), places[query, :top_k].tolist(), strict=True)
+            hits += [Hit(chunk[place][0], score, chunk[place][1]) for score, place in found]
+            best[query] = sorted(hits, key=lambda hit: (-hit.score, hit.row))[:top_k]
+    if not count:
+        raise DataError("there is no text to search")
+    say_cut(cut, count, embedder)
+    return best

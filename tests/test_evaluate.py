@@ -1,0 +1,157 @@
+"""The commands of evaluate.py on a small model: what they print, write, and refuse."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import minilm
+from minilm import cli
+from minilm.checkpoint.pooling import Pooling
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "home", "##s", "."]
+LINES = ["the cat sat.", "", "a dog ran home", "the mats and the cats on the mat. " * 4, "cats", "a dog ran home"]
+
+
+@pytest.fixture(scope="module")
+def script(load):
+    return load("evaluate.py")
+
+
+@pytest.fixture
+def go(script, tmp_path, monkeypatch, capsys):
+    """go(*argv) -> (status, stdout, stderr), in a directory with lines.txt and the models "masked" and "encoder"."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = minilm.BertConfig(vocab_size=64, max_position_embeddings=16, initializer_range=0.3, **sizes)
+    model = minilm.BertForMaskedLM(config)
+    encoder = minilm.BertModel(config)
+    encoder.pooling = Pooling(("cls",), normalize=True, max_length=12)
+    Path("vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
+    for name, each in (("masked", model), ("encoder", encoder)):
+        each.save_pretrained(name)
+        minilm.BertTokenizer("vocab.txt", model_max_length=16).save_pretrained(name)
+    Path("lines.txt").write_text("\n".join(LINES) + "\n")
+
+    def run(*argv):
+        with pytest.raises(SystemExit) as stop:
+            cli.run_one_of(script.COMMANDS, [*argv, *(["--device", "cpu"] if len(argv) > 1 else [])])
+        out, err = capsys.readouterr()
+        return stop.value.code, out, err
+
+    return run
+
+
+def test_embed_writes_a_row_a_line(go, script, monkeypatch, caplog):
+    monkeypatch.setattr(script, "CHUNK", 4)
+    status, out, err = go("embed", "--model", "encoder", "--data", "lines.txt", "--out", "v.npy", "--json", "v.json")
+    assert (status, out) == (0, "")
+    assert "6 lines -> v.npy: float32 (6, 32), cls, length 1" in err
+    assert "1 of 6 texts are longer than 12 tokens and were cut there" in caplog.text
+    vectors, told = np.load("v.npy"), json.loads(Path("v.json").read_text())
+    assert (vectors.dtype, vectors.shape) == (np.float32, (6, 32))
+    assert np.allclose(vectors, minilm.embed("encoder", LINES).numpy(), atol=1e-6)
+    assert {key: told[key] for key in ("texts", "cut", "length", "width", "how", "normalize")} == {
+        "texts": 6,
+        "cut": 1,
+        "length": 12,
+        "width": 32,
+        "how": ["cls"],
+        "normalize": True,
+    }
+    flags = ("--pooling", "mean", "max", "--no-normalize", "--batch-size", "1", "--precision", "bf16")
+    with gzip.open("lines.txt.gz", "wt") as stream:
+        stream.write("\n".join(LINES))
+    assert go("embed", "--model", "encoder", "--data", "lines.txt.gz", "--out", "v.npy", *flags)[0] == 0
+    embedder = minilm.read_embedder("encoder", how=["mean", "max"], normalize=False)
+    assert np.load("v.npy").shape == (6, 64)
+    assert np.abs(np.load("v.npy") - minilm.embed(embedder, LINES).numpy()).max() < 0.2  # bf16
+    assert sorted(path.name for path in Path().iterdir() if path.name.startswith(".")) == []
+
+
+def test_search_names_the_lines(go):
+    flags = ("--model", "encoder", "--data", "lines.txt", "--query", "a dog ran home", "cats", "--top-k", "2")
+    status, out, _ = go("search", *flags)
+    assert status == 0
+    assert out.split("\n")[:3] == [
+        "a dog ran home",
+        "   1.000  lines.txt:3: a dog ran home",
+        "   1.000  lines.txt:6: a dog ran home",
+    ]
+    status, out, _ = go("search", *flags, "--json")
+    results = json.loads(out)["results"]
+    assert [result["query"] for result in results] == ["a dog ran home", "cats"]
+    assert [hit["line"] for hit in results[0]["hits"]] == [3, 6]
+    assert results[1]["hits"][0] == {"line": 5, "score": pytest.approx(1, abs=1e-6), "text": "cats"}
+
+
+def test_fill_mask_is_what_the_library_says(go):
+    text = "the [MASK] sat."
+    status, out, _ = go("fill-mask", "--model", "masked", "--text", text, "--top-k", "3", "--json")
+    assert status == 0
+    ours = minilm.fill_mask(minilm.read_model("masked"), text, top_k=3)
+    for told, each in zip(json.loads(out)["fillings"], ours, strict=True):
+        assert (told["token"], told["text"]) == (each.token, each.text)
+        assert told["probability"] == pytest.approx(each.probability, rel=1e-5)
+    status, out, _ = go("fill-mask", "--model", "masked", "--text", text)
+    assert len(out.splitlines()) == 5
+    assert ours[0].token in out.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ((), "no command given; give one of embed, search, fill-mask"),
+        (("embed", "--model", "encoder", "--data", "lines.txt"), "--out"),
+        (("embd",), "embd: no such command; did you mean embed?"),
+        (("embed", "--model", "nowhere", "--data", "lines.txt", "--out", "v.npy"), "model nowhere: no such directory"),
+        (("embed", "--model", "encoder", "--data", "none.txt", "--out", "v.npy"), "--data none.txt: no such file"),
+        (("embed", "--model", "encoder", "--data", "lines.jsonl", "--out", "v.npy"), "jsonl is not read here"),
+        (("embed", "--model", "encoder", "--data", "empty.txt", "--out", "v.npy"), "empty.txt: holds no line"),
+        (("embed", "--model", "encoder", "--data", "latin.txt", "--out", "v.npy"), "latin.txt:2: not UTF-8"),
+        (("embed", "--model", "encoder", "--data", "lines.txt", "--out", "v.bin"), "give a file that ends in .npy"),
+        (("embed", "--model", "encoder", "--data", "lines.txt", "--out", "x/v.npy"), "in a directory that is there"),
+        (("search", "--model", "encoder", "--data", "lines.txt", "--query", "a", "--top-k", "0"), "--top-k 0: give a"),
+        (("search", "--model", "encoder", "--data", "blank.txt", "--query", "a"), "there is no text to search"),
+        (
+            ("search", "--model", "encoder", "--data", "lines.txt", "--query", "a", "--querry", "b"),
+            "did you mean --",
+        ),
+        (("fill-mask", "--model", "encoder", "--text", "a [MASK]"), "holds no masked language model"),
+        (("fill-mask", "--model", "masked", "--text", "a cat"), "the text holds 0 [MASK]; give exactly one"),
+        (("fill-mask", "--model", "masked", "--text", "[MASK] [MASK]"), "the text holds 2 [MASK]"),
+        (("fill-mask", "--model", "masked", "--text", "a " * 20 + "[MASK]"), "of which 16 tokens are read, holds 0"),
+        (
+            ("fill-mask", "--model", "masked", "--text", "a [MASK]", "--allow-pickle"),
+            "pytorch_model.bin: cannot",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line(go, argv, said, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "lines.jsonl").write_text("{}\n")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "blank.txt").write_text("\n \n")
+    (tmp_path / "latin.txt").write_bytes(b"a\ncaf\xe9\n")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    status, out, err = go(*argv)
+    assert (status, out) == (2, "")
+    line = next(line for line in err.splitlines() if line.startswith("error:"))
+    assert said in line
+    assert err.rstrip().endswith(line)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["embed", "search", "fill-mask"])
+def test_help_says_the_command(go, command, capsys):
+    status, out, _ = go(command, "--help")
+    assert status == 0
+    assert f"{command} [-h]" in out
+    assert "--model" in out
+    status, out, _ = go("--help")
+    assert (status, command in out) == (0, True)
