@@ -1,5 +1,6 @@
 """Ids, offsets, masks, words and texts are those of transformers' tokenizer, on plain and on nasty strings."""
 
+import gzip
 import json
 import lzma
 from itertools import islice
@@ -209,19 +210,32 @@ def test_saved_and_opened_by_both(both, tmp_path):
     assert opened.model_max_length == again.model_max_length == 64
 
 
-def test_real_lines(tmp_path):
-    """20,000 lines of Wikipedia, single and as pairs."""
-    file = DATA / "pretrain" / "enwiki-valid.txt.xz"
-    if not file.exists():
+@pytest.mark.parametrize("lowercase", [True, False], ids=["lower-case", "cased"])
+def test_real_lines(tmp_path, lowercase):
+    """More than 20,000 lines of Wikipedia and of English and German captions: single, as pairs, cut every way (cased:
+    every fifth of them)."""
+    wiki, captions = DATA / "pretrain" / "enwiki-valid.txt.xz", DATA / "seq2seq" / "multi30k"
+    if not wiki.exists():
         pytest.skip("no such data")
-    with lzma.open(file, "rt", encoding="utf-8") as stream:
-        lines = list(islice((line for line in stream if line.strip()), 20_000))
-    assert len(lines) > 3_000
-    Tokenizer.train(lines, 4096).save(tmp_path, 512)
+    with lzma.open(wiki, "rt", encoding="utf-8") as stream:
+        lines = [line for line in stream if line.strip()]
+    for language in ("en", "de"):
+        with gzip.open(captions / f"train.{language}.gz", "rt", encoding="utf-8") as stream:
+            lines += islice(stream, 9000)
+    assert len(lines) > 20_000
+    Tokenizer.train(lines, 4096, lowercase).save(tmp_path, 512)
     ours, theirs = BertTokenizer.from_pretrained(tmp_path), transformers.BertTokenizer.from_pretrained(tmp_path)
-    options = {"truncation": True, "return_offsets_mapping": True}
-    assert_same(ours(lines, **options), theirs(lines, **options))
-    assert_same(ours(lines[::-1], lines, **options), theirs(lines[::-1], lines, **options))
+    lines = lines if lowercase else lines[::5]
+    short = ["Ein Hund läuft."] * len(lines)
+    for texts, pairs, options in (
+        (lines, None, {}),
+        (lines, None, {"truncation": True, "max_length": 24}),
+        (lines, lines[::-1], {"truncation": "longest_first", "max_length": 40}),
+        (lines, short, {"truncation": "only_first", "max_length": 24}),
+        (short, lines, {"truncation": "only_second", "max_length": 24}),
+    ):
+        options |= {"return_offsets_mapping": True, "verbose": False}
+        assert_same(ours(texts, pairs, **options), theirs(texts, pairs, **options))
 
 
 def test_a_longer_text_is_said(tmp_path, caplog):
