@@ -112,7 +112,7 @@ def read_config(directory: Path | str) -> dict[str, Any]:
 
 
 def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int | None = None) -> Pretrained:
-    """A language model's directory: minilm's, or transformers' for a family of hf.py.
+    """A language model's directory: minilm's, or transformers' for a family of families.py.
 
     head_seed: an encoder without a language-model head gets a random one, drawn by this seed, and says so. Raises
     CheckpointError naming the file, tensor or key that does not fit.

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-from minilm.checkpoint.hf import FAMILIES, Family, config_from_hf
+from minilm.checkpoint.families import FAMILIES, Family
+from minilm.checkpoint.hf import config_from_hf
 from minilm.checkpoint.hf_config import config_value
 from minilm.checkpoint.model import find_model, read_config
 from minilm.errors import CheckpointError, ConfigError

@@ -1,6 +1,6 @@
 """transformers' model classes: one encoder and one head each, with its call, outputs, losses, loading and saving.
 
-They are named after BERT and open every family of `checkpoint.hf`: which family a model is of, its config says.
+They are named after BERT and open every family of `checkpoint.families`: which family a model is of, its config says.
 
 Shape letters: B rows, T tokens per row, D width, V vocabulary, C labels.
 """
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minilm.batch import IGNORE, Tokens
-from minilm.checkpoint.hf import DTYPES, HEAD, Built, entry_of, to_hf
+from minilm.checkpoint.families import Built
+from minilm.checkpoint.hf import DTYPES, HEAD, entry_of, to_hf
 from minilm.checkpoint.model import find_model, read_config, read_weights
 from minilm.checkpoint.pooling import MODULES, Pooling, read_pooling, write_pooling
 from minilm.checkpoint.weights import WHOLE, save_tensors
@@ -35,7 +36,7 @@ log = logging.getLogger("minilm")
 class PreTrainedModel(nn.Module):
     """What all classes share: the call, loading and saving. A subclass says what it reads from the states."""
 
-    kind: ClassVar[str]  # among the classes of a family in checkpoint.hf
+    kind: ClassVar[str]  # among the classes of a family in checkpoint.families
     own: ClassVar[tuple[str, ...]] = ()  # prefixes of its head, which a file may lack: it is then new
     targets: ClassVar[tuple[str, ...]] = ("labels",)
     dimensions: ClassVar[int] = 2  # of input_ids
@@ -501,7 +502,7 @@ def is_causal(config: PreTrainedConfig) -> bool:
 
 
 def _bare(name: str) -> str:
-    """A parameter's name without the base model's, as checkpoint.hf has it."""
+    """A parameter's name without the base model's, as checkpoint.families has it."""
     return name.removeprefix("bert.")
 
 

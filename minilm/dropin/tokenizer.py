@@ -1,5 +1,5 @@
 """transformers' tokenizer: text -> a BatchEncoding, by the tokenizer.json, vocab.txt or vocab.json of any family of
-`checkpoint.hf`. `tokenizers` does the work; which options mean what is transformers'.
+`checkpoint.families`. `tokenizers` does the work; which options mean what is transformers'.
 
 Special tokens written out in a text are those tokens, as in transformers; `split_special_tokens=True` makes them text.
 """

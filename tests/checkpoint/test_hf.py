@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minilm.batch import Tokens
+from minilm.checkpoint.families import FAMILIES
 from minilm.checkpoint.hf import (
-    FAMILIES,
     config_from_hf,
     config_to_hf,
     from_hf,

@@ -8,7 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from minilm.checkpoint.hf import FAMILIES
+from minilm.checkpoint.families import FAMILIES
 from minilm.dropin import models
 from minilm.errors import CheckpointError, ConfigError, DataError
 

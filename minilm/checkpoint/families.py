@@ -1,0 +1,311 @@
+"""Which family of Hugging Face's models is what: rows of data.
+
+Its names for our tensors: `{i}` stands for a layer number; where theirs is a tuple, our one matrix is theirs stacked in
+that order. And which of its classes puts which head on the encoder.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from minilm.checkpoint.hf_config import (
+    BERT,
+    DISTILBERT,
+    ELECTRA,
+    MODERNBERT,
+    ROBERTA,
+    bert_reader,
+    modern_reader,
+    modern_writer,
+    read_distilbert,
+    write_bert,
+)
+from minilm.model.encoder import EncoderConfig
+
+Names = dict[str, str | tuple[str, ...]]  # ours (a parameter or its module) -> theirs
+
+# the encoder and its pooler, theirs without the prefix that a file of the encoder alone leaves out
+BERT_BODY = {
+    "encoder.embedding.word": "embeddings.word_embeddings",
+    "encoder.embedding.position": "embeddings.position_embeddings",
+    "encoder.embedding.token_type": "embeddings.token_type_embeddings",
+    "encoder.embedding.norm": "embeddings.LayerNorm",
+    "encoder.embedding.project": "embeddings_project",
+    "encoder.layers.{i}.attention.qkv": (
+        "encoder.layer.{i}.attention.self.query",
+        "encoder.layer.{i}.attention.self.key",
+        "encoder.layer.{i}.attention.self.value",
+    ),
+    "encoder.layers.{i}.attention.out": "encoder.layer.{i}.attention.output.dense",
+    "encoder.layers.{i}.attention_norm": "encoder.layer.{i}.attention.output.LayerNorm",
+    "encoder.layers.{i}.mlp.inp": "encoder.layer.{i}.intermediate.dense",
+    "encoder.layers.{i}.mlp.out": "encoder.layer.{i}.output.dense",
+    "encoder.layers.{i}.mlp_norm": "encoder.layer.{i}.output.LayerNorm",
+    "pooler.dense": "pooler.dense",
+}
+DISTILBERT_BODY = {
+    "encoder.embedding.word": "embeddings.word_embeddings",
+    "encoder.embedding.position": "embeddings.position_embeddings",
+    "encoder.embedding.norm": "embeddings.LayerNorm",
+    "encoder.layers.{i}.attention.qkv": (
+        "transformer.layer.{i}.attention.q_lin",
+        "transformer.layer.{i}.attention.k_lin",
+        "transformer.layer.{i}.attention.v_lin",
+    ),
+    "encoder.layers.{i}.attention.out": "transformer.layer.{i}.attention.out_lin",
+    "encoder.layers.{i}.attention_norm": "transformer.layer.{i}.sa_layer_norm",
+    "encoder.layers.{i}.mlp.inp": "transformer.layer.{i}.ffn.lin1",
+    "encoder.layers.{i}.mlp.out": "transformer.layer.{i}.ffn.lin2",
+    "encoder.layers.{i}.mlp_norm": "transformer.layer.{i}.output_layer_norm",
+}
+MODERN_BODY = {
+    "encoder.embedding.word": "embeddings.tok_embeddings",
+    "encoder.embedding.norm": "embeddings.norm",
+    "encoder.layers.{i}.attention.qkv": "layers.{i}.attn.Wqkv",
+    "encoder.layers.{i}.attention.out": "layers.{i}.attn.Wo",
+    "encoder.layers.{i}.attention_norm": "layers.{i}.attn_norm",
+    "encoder.layers.{i}.mlp.inp": "layers.{i}.mlp.Wi",
+    "encoder.layers.{i}.mlp.out": "layers.{i}.mlp.Wo",
+    "encoder.layers.{i}.mlp_norm": "layers.{i}.mlp_norm",
+    "encoder.final_norm": "final_norm",
+}
+MODERN_DECODER_BODY = MODERN_BODY | {
+    "encoder.layers.{i}.attention.qkv": (
+        "layers.{i}.attn.q_proj",
+        "layers.{i}.attn.k_proj",
+        "layers.{i}.attn.v_proj",
+    ),
+}
+
+BERT_LM = {
+    "head.dense": "cls.predictions.transform.dense",
+    "head.norm": "cls.predictions.transform.LayerNorm",
+    "head.bias": "cls.predictions.bias",
+}
+ROBERTA_LM = {"head.dense": "lm_head.dense", "head.norm": "lm_head.layer_norm", "head.bias": "lm_head.bias"}
+DISTILBERT_LM = {
+    "head.dense": "vocab_transform",
+    "head.norm": "vocab_layer_norm",
+    "head.bias": "vocab_projector.bias",
+}
+MODERN_LM = {"head.dense": "head.dense", "head.norm": "head.norm", "head.bias": "decoder.bias"}
+MODERN_DECODER_LM = {"head.dense": "lm_head.dense", "head.norm": "lm_head.norm", "head.bias": "decoder.bias"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What a class of transformers' puts on the encoder: [pooling], [dense, activation, [norm]], dropout, classifier.
+    Where it says a key of config.json, that key's value is meant."""
+
+    architecture: str  # its name
+    names: Names = field(default_factory=dict)  # of the head's tensors, theirs in full
+    pooler: bool = False  # BERT's, which belongs to the base model, is read
+    pooling: str = "cls"  # or mean: of heads that read one vector a row
+    activation: str | None = None  # of the dense layer; None: there is none
+    norm: bool = False
+    drop_first: bool = False  # before the dense layer, too
+    dropout: tuple[str, ...] = ()  # the first of these keys that is not null
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One `model_type` of Hugging Face's."""
+
+    base: str  # prefix of the encoder's tensors, which a file of the encoder alone leaves out
+    body: Names  # the encoder's and its pooler's, theirs without that prefix
+    classes: dict[str, Built]  # what it has beside the encoder, by kind
+    copies: dict[str, str]  # a tied copy that a file may hold -> the tensor it must equal
+    heads: tuple[str, ...]  # prefixes of heads that a file may hold for another class; the longest that fits counts
+    defaults: dict[str, Any]  # of config.json
+    aliases: dict[str, str] = field(default_factory=dict)  # BERT's name of a key -> its own
+    read: Callable[[dict[str, Any]], EncoderConfig]
+    write: Callable[[EncoderConfig], dict[str, Any]] | None = None  # None: nothing here makes one from nothing
+
+    def names(self, kind: str) -> Names:
+        """Ours -> theirs in full, for one of `classes`."""
+        body = {ours: _prefixed(theirs, self.base) for ours, theirs in self.body.items()}
+        return body | self.classes[kind].names
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """What old files hold and nothing learns."""
+        return (f"{self.base}embeddings.position_ids", f"{self.base}embeddings.token_type_ids")
+
+
+def _prefixed(names: str | tuple[str, ...], prefix: str) -> str | tuple[str, ...]:
+    return prefix + names if isinstance(names, str) else tuple(prefix + name for name in names)
+
+
+_CLASSIFIER, _SPAN = {"classifier": "classifier"}, {"classifier": "qa_outputs"}
+_DENSE_CLASSIFIER = {"transform.dense": "classifier.dense", "classifier": "classifier.out_proj"}
+_DROPOUT = ("classifier_dropout", "hidden_dropout_prob")
+# a language model of ours may hold the pooler inside its head for pairs
+_PAIR = {"pair.pooler.dense": "bert.pooler.dense", "pair.classifier": "cls.seq_relationship"}
+_BERT_CLASSES = {
+    "model": Built(architecture="BertModel", pooler=True),
+    "mlm": Built(architecture="BertForMaskedLM", names=BERT_LM),
+    "clm": Built(architecture="BertLMHeadModel", names=BERT_LM),
+    "pretraining": Built(
+        architecture="BertForPreTraining",
+        names=BERT_LM | _PAIR | {"classifier": "cls.seq_relationship"},
+        pooler=True,
+    ),
+    "next": Built(
+        architecture="BertForNextSentencePrediction", names={"classifier": "cls.seq_relationship"}, pooler=True
+    ),
+    "sequence": Built(architecture="BertForSequenceClassification", names=_CLASSIFIER, pooler=True, dropout=_DROPOUT),
+    "choice": Built(architecture="BertForMultipleChoice", names=_CLASSIFIER, pooler=True, dropout=_DROPOUT),
+    "token": Built(architecture="BertForTokenClassification", names=_CLASSIFIER, dropout=_DROPOUT),
+    "span": Built(architecture="BertForQuestionAnswering", names=_SPAN),
+}
+_ROBERTA_CLASSES = {
+    "model": Built(architecture="RobertaModel", pooler=True),
+    "mlm": Built(architecture="RobertaForMaskedLM", names=ROBERTA_LM),
+    "sequence": Built(
+        architecture="RobertaForSequenceClassification",
+        names=_DENSE_CLASSIFIER,
+        activation="tanh",
+        drop_first=True,
+        dropout=_DROPOUT,
+    ),
+    "token": Built(architecture="RobertaForTokenClassification", names=_CLASSIFIER, dropout=_DROPOUT),
+    "span": Built(architecture="RobertaForQuestionAnswering", names=_SPAN),
+}
+_ELECTRA_CLASSES = {
+    "model": Built(architecture="ElectraModel"),
+    "discriminator": Built(
+        architecture="ElectraForPreTraining",
+        names={
+            "transform.dense": "discriminator_predictions.dense",
+            "classifier": "discriminator_predictions.dense_prediction",
+        },
+        activation="hidden_act",
+    ),
+    "sequence": Built(
+        architecture="ElectraForSequenceClassification",
+        names=_DENSE_CLASSIFIER,
+        activation="gelu",
+        drop_first=True,
+        dropout=_DROPOUT,
+    ),
+    "token": Built(architecture="ElectraForTokenClassification", names=_CLASSIFIER, dropout=_DROPOUT),
+    "span": Built(architecture="ElectraForQuestionAnswering", names=_SPAN),
+}
+_DISTILBERT_CLASSES = {
+    "model": Built(architecture="DistilBertModel"),
+    "mlm": Built(architecture="DistilBertForMaskedLM", names=DISTILBERT_LM),
+    "sequence": Built(
+        architecture="DistilBertForSequenceClassification",
+        names={"transform.dense": "pre_classifier", "classifier": "classifier"},
+        activation="relu",
+        dropout=("seq_classif_dropout",),
+    ),
+    "token": Built(architecture="DistilBertForTokenClassification", names=_CLASSIFIER, dropout=("dropout",)),
+    "span": Built(architecture="DistilBertForQuestionAnswering", names=_SPAN, dropout=("qa_dropout",)),
+}
+
+
+def _modern(architecture: str, pooling: str = "cls") -> Built:
+    """ModernBERT's heads are alike."""
+    return Built(
+        architecture=architecture,
+        names={"transform.dense": "head.dense", "transform.norm": "head.norm", "classifier": "classifier"},
+        pooling=pooling,
+        activation="classifier_activation",
+        norm=True,
+        dropout=("classifier_dropout",),
+    )
+
+
+_MODERN_CLASSES = {
+    "model": Built(architecture="ModernBertModel"),
+    "mlm": Built(architecture="ModernBertForMaskedLM", names=MODERN_LM),
+    "sequence": _modern("ModernBertForSequenceClassification", pooling="classifier_pooling"),
+    "token": _modern("ModernBertForTokenClassification"),
+    "span": _modern("ModernBertForQuestionAnswering"),
+}
+_MODERN_COPIES = {"decoder.weight": "model.embeddings.tok_embeddings.weight"}
+
+FAMILIES = {
+    "bert": Family(
+        base="bert.",
+        body=BERT_BODY,
+        classes=_BERT_CLASSES,
+        copies={
+            "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+            "cls.predictions.decoder.bias": "cls.predictions.bias",
+        },
+        heads=("cls.", "cls.seq_relationship.", "cls.predictions.", "bert.pooler.", "classifier.", "qa_outputs."),
+        defaults=BERT,
+        read=bert_reader(BERT),
+        write=write_bert,
+    ),
+    "modernbert": Family(
+        base="model.",
+        body=MODERN_BODY,
+        classes=_MODERN_CLASSES,
+        copies=_MODERN_COPIES,
+        heads=("head.", "decoder.", "classifier."),
+        defaults=MODERNBERT,
+        read=modern_reader(halo=0),
+        write=modern_writer(halo=0),
+    ),
+    "modernbert-decoder": Family(
+        base="model.",
+        body=MODERN_DECODER_BODY,
+        classes={
+            "model": Built(architecture="ModernBertDecoderModel"),
+            "clm": Built(architecture="ModernBertDecoderForCausalLM", names=MODERN_DECODER_LM),
+        },
+        copies=_MODERN_COPIES,
+        heads=("lm_head.", "decoder.", "head.", "classifier."),
+        defaults=MODERNBERT,
+        read=modern_reader(halo=1),
+        write=modern_writer(halo=1),
+    ),
+    "roberta": Family(
+        base="roberta.",
+        body=BERT_BODY,
+        classes=_ROBERTA_CLASSES,
+        copies={
+            "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+            "lm_head.decoder.bias": "lm_head.bias",
+        },
+        heads=("lm_head.", "roberta.pooler.", "classifier.", "qa_outputs."),
+        defaults=ROBERTA,
+        read=bert_reader(ROBERTA, offset=True),
+    ),
+    "distilbert": Family(
+        base="distilbert.",
+        body=DISTILBERT_BODY,
+        classes=_DISTILBERT_CLASSES,
+        copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
+        heads=(
+            "vocab_transform.",
+            "vocab_layer_norm.",
+            "vocab_projector.",
+            "pre_classifier.",
+            "classifier.",
+            "qa_outputs.",
+        ),
+        defaults=DISTILBERT,
+        aliases={"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
+        read=read_distilbert,
+    ),
+    "electra": Family(
+        base="electra.",
+        body=BERT_BODY,
+        classes=_ELECTRA_CLASSES,
+        copies={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
+        heads=(
+            "discriminator_predictions.",
+            "generator_predictions.",
+            "generator_lm_head.",
+            "sequence_summary.",
+            "classifier.",
+            "qa_outputs.",
+        ),
+        defaults=ELECTRA,
+        read=bert_reader(ELECTRA),
+    ),
+}
