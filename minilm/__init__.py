@@ -25,7 +25,7 @@ _HOME = {
     "search": "minilm.evaluation.embed",
     "MaskedLM": "minilm.evaluation.predict",
     "UserError": "minilm.errors",
-    "BatchEncoding": "minilm.dropin.tokenizer",
+    "BatchEncoding": "minilm.dropin.outputs",
     "BertTokenizer": "minilm.dropin.tokenizer",
     "BertConfig": "minilm.dropin.config",
     "BertModel": "minilm.dropin.models",

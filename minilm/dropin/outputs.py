@@ -1,14 +1,105 @@
-"""What a model returns, and what a call's arguments are to an encoder."""
+"""What a tokenizer and a model return, and what a call's arguments are to an encoder."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
+import tokenizers
 import torch
 from torch import Tensor
 
 from minilm.batch import AttentionPattern, Tokens
-from minilm.errors import DataError
+from minilm.errors import ConfigError, DataError
 from minilm.model.encoder import EncoderConfig
+
+
+class BatchEncoding(dict):
+    """What a tokenizer returns: lists or tensors by name, as attributes too, and the way back to words and characters.
+
+    The index of a text may be left out where there is one only. A word or character of `sequence_index` 0 is of the
+    first text of a pair, of 1 of the second.
+    """
+
+    def __init__(self, data: dict[str, Any], encodings: list[tokenizers.Encoding] | None = None) -> None:
+        super().__init__(data)
+        self.encodings = encodings
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"this encoding has no {name!r}; it has {', '.join(self)}")
+
+    def __getitem__(self, key: str | int) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.encodings[key]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return dict(self)
+
+    @property
+    def n_sequences(self) -> int:
+        return self.encodings[0].n_sequences
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Its tensors on `device`, in place."""
+        for name, value in self.items():
+            if isinstance(value, torch.Tensor):
+                self[name] = value.to(device, non_blocking=non_blocking)
+        return self
+
+    def convert_to_tensors(self, tensor_type: str | None) -> Self:
+        """Lists become torch tensors ("pt") or numpy arrays ("np"), in place. Raises DataError for rows of unequal
+        lengths."""
+        if tensor_type not in (None, "pt", "np"):
+            raise ConfigError(f"return_tensors {tensor_type!r}: give 'pt' or 'np'")
+        for name, value in self.items() if tensor_type else ():
+            try:
+                array = np.array(value, dtype=np.int64)
+            except ValueError as error:
+                raise DataError(
+                    f"{name}: rows of unequal lengths make no tensor; padding=True and truncation=True make them equal"
+                ) from error
+            self[name] = torch.from_numpy(array) if tensor_type == "pt" else array
+        return self
+
+    def tokens(self, batch_index: int = 0) -> list[str]:
+        return self.encodings[batch_index].tokens
+
+    def word_ids(self, batch_index: int = 0) -> list[int | None]:
+        """Of each token the number of its word, None for special tokens."""
+        return self.encodings[batch_index].word_ids
+
+    def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
+        """Of each token which text of a pair it is of, None for special tokens."""
+        return self.encodings[batch_index].sequence_ids
+
+    def char_to_token(self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0) -> Any:
+        """The token that holds a character, None for a space."""
+        return self._asked(batch_or_char_index, char_index, "char_to_token", sequence_index)
+
+    def char_to_word(self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0) -> Any:
+        return self._asked(batch_or_char_index, char_index, "char_to_word", sequence_index)
+
+    def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> Any:
+        """(start, end) of a token in its text, None for special tokens."""
+        return self._asked(batch_or_token_index, token_index, "token_to_chars")
+
+    def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> Any:
+        return self._asked(batch_or_token_index, token_index, "token_to_word")
+
+    def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> Any:
+        return self._asked(batch_or_token_index, token_index, "token_to_sequence")
+
+    def word_to_chars(self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0) -> Any:
+        return self._asked(batch_or_word_index, word_index, "word_to_chars", sequence_index)
+
+    def word_to_tokens(self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0) -> Any:
+        """(start, end) among the tokens, None where a word has none."""
+        return self._asked(batch_or_word_index, word_index, "word_to_tokens", sequence_index)
+
+    def _asked(self, first: int, second: int | None, what: str, *more: int) -> Any:
+        batch, index = (0, first) if second is None else (first, second)
+        return getattr(self.encodings[batch], what)(index, *more)
 
 
 class ModelOutput(dict):
