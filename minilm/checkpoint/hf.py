@@ -105,8 +105,12 @@ def objective_of(config: dict[str, Any]) -> str:
         if not isinstance(own, dict) or own.get("format") != FORMAT or own.get("objective") not in OBJECTIVES:
             raise CheckpointError(f"config.json: minilm is {own!r}; expected format {FORMAT} and an objective")
         return own["objective"]
-    causal = config.get("is_decoder") or str(config.get("model_type")).endswith("-decoder")
-    return "clm" if causal else "mlm"
+    return "clm" if is_causal(config) else "mlm"
+
+
+def is_causal(config: dict[str, Any]) -> bool:
+    """Whether a token of such a model sees only those before it."""
+    return bool(config.get("is_decoder")) or str(config.get("model_type")).endswith("-decoder")
 
 
 def pairs_of(config: dict[str, Any]) -> str | None:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from minilm.batch import IGNORE, Tokens
 from minilm.checkpoint.families import Built
-from minilm.checkpoint.hf import DTYPES, HEAD, entry_of, to_hf
+from minilm.checkpoint.hf import DTYPES, HEAD, entry_of, is_causal, to_hf
 from minilm.checkpoint.model import find_model, read_config, read_weights
 from minilm.checkpoint.pooling import MODULES, Pooling, read_pooling, write_pooling
 from minilm.checkpoint.weights import WHOLE, save_tensors
@@ -105,7 +105,7 @@ class PreTrainedModel(nn.Module):
             inputs = tuple(None if each is None else each.flatten(0, -2) for each in inputs)
             inputs_embeds = None if inputs_embeds is None else inputs_embeds.flatten(0, -3)
         encoder, config = self.base_model.encoder, self.config
-        attention = "causal" if is_causal(config) else "bidirectional"
+        attention = "causal" if is_causal(vars(config)) else "bidirectional"
         tokens = read_arguments(encoder.cfg, attention, *inputs, inputs_embeds)
         wants_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         wants_weights = config.output_attentions if output_attentions is None else output_attentions
@@ -343,7 +343,7 @@ class BertLMHeadModel(_LanguageModel):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
-        if not is_causal(config):
+        if not is_causal(vars(config)):
             log.warning("BertLMHeadModel: config.is_decoder is False, so that each token sees those after it, too")
 
     def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor) -> Tensor:
@@ -494,11 +494,6 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     is, as torch has it."""
     nats, count = cross_entropy_sum(logits.flatten(0, -2), target.flatten().long())
     return nats / count
-
-
-def is_causal(config: PreTrainedConfig) -> bool:
-    """Whether a token sees only those before it."""
-    return getattr(config, "is_decoder", False) or config.model_type.endswith("-decoder")
 
 
 def _bare(name: str) -> str:
