@@ -18,7 +18,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from minilm.errors import DataError
-from minilm.files import regular_file
+from minilm.files import regular_file, write_json, write_whole
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MULTIPLE = 64  # matmuls like vocabularies of whole tiles
@@ -163,16 +163,11 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_str(backend.to_str())
             specials = [(CLS, self.cls_id), (SEP, self.sep_id)]
             backend.post_processor = processors.TemplateProcessing(f"{CLS} $A", f"{CLS} $A {SEP} $B:1", specials)
-        (directory / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
-        tokens = [self._backend.id_to_token(i) or f"[unused{i}]" for i in range(self.vocab_size)]  # a line is an id
-        (directory / "vocab.txt").write_text("".join(token + "\n" for token in tokens), encoding="utf-8")
-        normalizer = json.loads(backend.to_str())["normalizer"] or {}
-        bert = not open_end and normalizer.get("type") == "BertNormalizer"  # else transformers must not make its own
+        plain = not open_end and isinstance(backend.normalizer, normalizers.BertNormalizer)
         config = {
-            "tokenizer_class": "BertTokenizer" if bert else "PreTrainedTokenizerFast",
-            "do_lower_case": self.lowercase,
-            "strip_accents": normalizer.get("strip_accents"),
-            "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", False),
+            "tokenizer_class": "BertTokenizer"
+            if plain
+            else "PreTrainedTokenizerFast",  # which makes nothing of its own
             "model_max_length": model_max_length,
             "pad_token": PAD,
             "unk_token": UNK,
@@ -180,7 +175,7 @@ class Tokenizer:
             "sep_token": SEP,
             "mask_token": MASK,
         }
-        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_tokenizer(directory, backend, config)
 
     def fingerprint(self) -> str:
         """What decides the ids of a text, as one string."""
@@ -306,6 +301,23 @@ def wordpiece_of(vocab: dict[str, int], config: dict[str, Any]) -> tuple[tokeniz
         lowercase = all(token in SPECIALS or token == token.lower() for token in vocab)
     chinese = bool(config.get("tokenize_chinese_chars", True))
     return wordpiece(vocab, bool(lowercase), config.get("strip_accents"), chinese), bool(lowercase)
+
+
+def write_tokenizer(directory: Path, backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
+    """tokenizer.json, a WordPiece's vocab.txt, and a tokenizer_config.json of `config` and how it normalises, as
+    transformers reads them."""
+    write_whole(directory / "tokenizer.json", backend.to_str(pretty=True))
+    if isinstance(backend.model, models.WordPiece):
+        size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        tokens = [backend.id_to_token(id) or f"[unused{id}]" for id in range(size)]  # a line is an id
+        write_whole(directory / "vocab.txt", "".join(token + "\n" for token in tokens))
+    normalizer = json.loads(backend.to_str())["normalizer"] or {}
+    normalises = {
+        "do_lower_case": lowercases(backend),
+        "strip_accents": normalizer.get("strip_accents"),
+        "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", False),
+    }
+    write_json(directory / "tokenizer_config.json", config | normalises)
 
 
 def lowercases(backend: tokenizers.Tokenizer) -> bool:

@@ -4,7 +4,6 @@
 Special tokens written out in a text are those tokens, as in transformers; `split_special_tokens=True` makes them text.
 """
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -18,10 +17,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import read_json
-from minilm.data.tokenizer import check_case, lowercases, read_vocab, wordpiece, wordpiece_of
+from minilm.data.tokenizer import check_case, lowercases, read_vocab, wordpiece, wordpiece_of, write_tokenizer
 from minilm.dropin.outputs import BatchEncoding
 from minilm.errors import ConfigError, DataError
-from minilm.files import regular_file, write_whole
+from minilm.files import regular_file
 
 log = logging.getLogger("minilm")
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -78,12 +77,7 @@ class BertTokenizer:
         self.model_input_names = list(config.get("model_input_names") or default)
         self.split_special_tokens = bool(config.get("split_special_tokens", False))
         self.clean_up_tokenization_spaces = bool(config.get("clean_up_tokenization_spaces", False))
-        normalizer = json.loads(backend.to_str())["normalizer"] or {}
         self.do_lower_case = lowercases(backend)
-        self._kept = {
-            "strip_accents": normalizer.get("strip_accents"),
-            "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", False),
-        }
 
     # -- loading and saving -------------------------------------------------------------------------
 
@@ -134,15 +128,8 @@ class BertTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = False
-        write_whole(directory / "tokenizer.json", self._backend.to_str(pretty=True))
-        if isinstance(self._backend.model, models.WordPiece):
-            words = {id: token for token, id in self._backend.get_vocab(with_added_tokens=False).items()}
-            lines = [words.get(id, f"[unused{id}]") for id in range(max(words) + 1)]  # a line is an id
-            write_whole(directory / "vocab.txt", "".join(line + "\n" for line in lines))
         config = {
             "tokenizer_class": self.tokenizer_class or "PreTrainedTokenizerFast",
-            "do_lower_case": self.do_lower_case,
-            **self._kept,
             "model_max_length": self.model_max_length,
             "padding_side": self.padding_side,
             "truncation_side": self.truncation_side,
@@ -152,7 +139,7 @@ class BertTokenizer:
         }
         if self.additional_special_tokens:
             config["extra_special_tokens"] = self.additional_special_tokens
-        write_whole(directory / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+        write_tokenizer(directory, self._backend, config)
 
     # -- text to tokens -----------------------------------------------------------------------------
 
