@@ -165,9 +165,7 @@ class Tokenizer:
             backend.post_processor = processors.TemplateProcessing(f"{CLS} $A", f"{CLS} $A {SEP} $B:1", specials)
         plain = not open_end and isinstance(backend.normalizer, normalizers.BertNormalizer)
         config = {
-            "tokenizer_class": "BertTokenizer"
-            if plain
-            else "PreTrainedTokenizerFast",  # which makes nothing of its own
+            "tokenizer_class": "BertTokenizer" if plain else "PreTrainedTokenizerFast",  # which changes nothing
             "model_max_length": model_max_length,
             "pad_token": PAD,
             "unk_token": UNK,
