@@ -49,6 +49,8 @@ _SAME = {
     "AutoModelForSequenceClassification": "BertForSequenceClassification",
     "AutoModelForTokenClassification": "BertForTokenClassification",
     "AutoModelForQuestionAnswering": "BertForQuestionAnswering",
+    "AutoModelForMultipleChoice": "BertForMultipleChoice",
+    "AutoModelForNextSentencePrediction": "BertForNextSentencePrediction",
 }
 _HOME |= {name: _HOME[same] for name, same in _SAME.items()} | {"AutoConfig": "minilm.dropin.config"}
 _SAME["AutoConfig"] = "PreTrainedConfig"

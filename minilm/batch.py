@@ -150,7 +150,8 @@ def _prefix(attention: AttentionPattern, prefix: Tensor | None, like: Tensor) ->
         raise ValueError("give `prefix` with attention='prefix', and only then")
     if prefix is not None:
         return prefix
-    return torch.full_like(like, attention == "bidirectional", dtype=torch.bool)
+    everywhere = torch.ones_like if attention == "bidirectional" else torch.zeros_like
+    return everywhere(like, dtype=torch.bool)
 
 
 @dataclass(frozen=True)

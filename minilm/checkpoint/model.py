@@ -69,11 +69,13 @@ def find_model(
     cache_dir: Path | str | None = None,
     local_files_only: bool = False,
     allow_pickle: bool = False,
+    token: str | bool | None = None,
     flag: str = "model",
 ) -> Path:
     """The directory of a model: itself, or that of a name on the Hugging Face hub, fetched or from its cache.
 
-    No socket is opened for a directory, nor with `local_files_only` or HF_HUB_OFFLINE=1. flag: where the name stood.
+    No socket is opened for a directory, nor with `local_files_only` or HF_HUB_OFFLINE=1. token: of the hub, for what
+    is private there. flag: where the name stood.
     Raises CheckpointError.
     """
     if os.path.exists(name):
@@ -87,6 +89,7 @@ def find_model(
             revision=revision,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
+            token=token,
             allow_patterns=[*FETCHED, *(PICKLES if allow_pickle else ())],
         )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -152,15 +155,21 @@ def read_weights(
     new: tuple[str, ...] = (),
     allow_pickle: bool = False,
     other_sizes: bool = False,
+    as_stored: bool = False,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """A directory's weights as a state dict like `expected`, every tensor accounted for, and the names of those of
     other heads.
 
     kind: which of the family's classes it is for. new: prefixes of what the file may lack, or, with other_sizes, have
-    in other sizes; the state is then without them. Raises CheckpointError.
+    in other sizes; the state is then without them. as_stored: of the dtype of the file's first floating tensor, not of
+    `expected`'s. Raises CheckpointError.
     """
     file, tensors = load_weights(directory, allow_pickle)
-    shapes = {name: torch.empty(own.shape, dtype=own.dtype, device="meta") for name, own in expected.items()}
+    stored = next((own.dtype for own in tensors.values() if own.is_floating_point()), torch.float32)
+    shapes = {
+        name: torch.empty(own.shape, dtype=stored if as_stored else own.dtype, device="meta")
+        for name, own in expected.items()
+    }
     try:
         return from_hf(tensors, model_type, kind, shapes, new, other_sizes)
     except CheckpointError as error:

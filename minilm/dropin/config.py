@@ -175,10 +175,11 @@ class PreTrainedConfig:
         revision: str | None = None,
         cache_dir: Path | str | None = None,
         local_files_only: bool = False,
+        token: str | bool | None = None,
         **changes: Any,
     ) -> Self:
         """Of a model's directory or its name on the hub, with `changes`. Raises CheckpointError or ConfigError."""
-        directory = find_model(name, revision, cache_dir, local_files_only)
+        directory = find_model(name, revision, cache_dir, local_files_only, token=token)
         values = read_config(directory)
         try:
             config = cls.from_dict(values, **changes)
@@ -193,6 +194,13 @@ class PreTrainedConfig:
         """config.json, as transformers reads it."""
         os.makedirs(directory, exist_ok=True)
         write_json(Path(directory) / "config.json", self._saved())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """To be pickled: all but the family, whose readers cannot be."""
+        return {key: value for key, value in self.__dict__.items() if key != "_family"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _family=FAMILIES[state["model_type"]])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PreTrainedConfig) and self.to_dict() == other.to_dict()

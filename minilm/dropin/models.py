@@ -5,6 +5,7 @@ They are named after BERT and open every family of `checkpoint.families`: which 
 Shape letters: B rows, T tokens per row, D width, V vocabulary, C labels.
 """
 
+import copy
 import logging
 import os
 from dataclasses import replace
@@ -98,7 +99,9 @@ class PreTrainedModel(nn.Module):
         }
         given = {name: target for name, target in given.items() if target is not None}
         if foreign := given.keys() - set(self.targets):
-            raise TypeError(f"{type(self).__name__} learns from {', '.join(self.targets)}, not {min(foreign)}")
+            raise TypeError(
+                f"{type(self).__name__} learns from {', '.join(self.targets) or 'nothing'}, not {min(foreign)}"
+            )
         inputs = (input_ids, attention_mask, token_type_ids, position_ids)
         if self.dimensions > 2:
             choices = (inputs_embeds if input_ids is None else input_ids).shape[1]
@@ -133,6 +136,9 @@ class PreTrainedModel(nn.Module):
         revision: str | None = None,
         cache_dir: Path | str | None = None,
         local_files_only: bool = False,
+        token: str | bool | None = None,
+        trust_remote_code: bool = False,
+        low_cpu_mem_usage: bool = True,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         use_safetensors: bool | None = None,
@@ -147,21 +153,35 @@ class PreTrainedModel(nn.Module):
         what it holds for another class. dtype: None or "auto" is that of the file. use_safetensors: False reads
         pytorch_model.bin, a pickle, by torch's unpickler that makes tensors and nothing else. ignore_mismatched_sizes:
         a head of other sizes than the file's is new, too. changes: of the config, num_labels and id2label among them.
+        trust_remote_code and low_cpu_mem_usage are there for transformers' sake: no code of a directory is run, and no
+        weights are made before the file's.
 
         Raises CheckpointError naming the file and the tensor or key that does not fit, ConfigError for `changes`.
         """
-        directory = find_model(name, revision, cache_dir, local_files_only, allow_pickle=use_safetensors is False)
-        config = PreTrainedConfig.from_dict(read_config(directory)) if config is None else config
+        directory = find_model(
+            name, revision, cache_dir, local_files_only, allow_pickle=use_safetensors is False, token=token
+        )
+        config = PreTrainedConfig.from_dict(read_config(directory)) if config is None else copy.deepcopy(config)
         config.change(changes | ({} if attn_implementation is None else {"attn_implementation": attn_implementation}))
         chosen = dtype or torch_dtype or "auto"
-        config.dtype = _name_of(config.dtype or "float32" if chosen == "auto" else chosen)
+        config.dtype = config.dtype if chosen == "auto" else _name_of(chosen)  # None: the file's
         with torch.device("meta"):  # sizes that a hostile config.json names are checked before memory is asked for
             model = cls(config, **({} if add_pooling_layer else {"add_pooling_layer": False}))
-        model.to(getattr(torch, config.dtype))
+        if config.dtype is not None:
+            model.to(getattr(torch, _name_of(config.dtype)))
         expected = {_bare(name): own for name, own in model.state_dict().items()}
         state, dropped = read_weights(
-            expected, directory, config.model_type, cls.kind, cls.own, use_safetensors is False, ignore_mismatched_sizes
+            expected,
+            directory,
+            config.model_type,
+            cls.kind,
+            cls.own,
+            use_safetensors is False,
+            ignore_mismatched_sizes,
+            as_stored=config.dtype is None,
         )
+        model.to(next(iter(state.values())).dtype)
+        config.dtype = _name_of(model.dtype)
         if dropped:
             log.warning("%s: left out, for %s has no such head: %s", directory, cls.__name__, ", ".join(dropped))
         model.complete(state, f"{directory}: {cls.__name__}")
@@ -173,9 +193,19 @@ class PreTrainedModel(nn.Module):
         return model.eval()
 
     @classmethod
-    def from_config(cls, config: PreTrainedConfig) -> Self:
+    def from_config(
+        cls,
+        config: PreTrainedConfig,
+        *,
+        attn_implementation: str | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> Self:
         """With random weights."""
-        return cls(config)
+        if attn_implementation is not None:
+            config = copy.deepcopy(config)
+            config.update({"attn_implementation": attn_implementation})
+        model = cls(config)
+        return model if dtype in (None, "auto") else model.to(getattr(torch, _name_of(dtype)))
 
     def complete(self, state: dict[str, Tensor], what: str) -> None:
         """Take over the tensors of `state`, by names without the base model's, and make anew what it has no tensor of,
@@ -200,8 +230,11 @@ class PreTrainedModel(nn.Module):
         named = {_bare(name): part for name, part in self.named_modules()}
         return {prefix[:-1]: named[prefix[:-1]] for prefix in self.own if prefix[:-1] in named}
 
-    def save_pretrained(self, directory: Path | str) -> None:
-        """config.json and model.safetensors, as transformers' Auto classes open them; config.json comes last."""
+    def save_pretrained(self, directory: Path | str, *, safe_serialization: bool = True) -> None:
+        """config.json and model.safetensors, as transformers' Auto classes open them; config.json comes last.
+        safe_serialization is there for transformers' sake: no pickle is written."""
+        if not safe_serialization:
+            raise ConfigError("safe_serialization=False would be a pickle; none is written here")
         directory = Path(directory)
         os.makedirs(directory, exist_ok=True)
         config = self.config
@@ -235,25 +268,48 @@ class PreTrainedModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.get_input_embeddings().weight.dtype
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        return sum(own.numel() for own in self.parameters() if own.requires_grad or not only_trainable)
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        tables = {id(each.weight) for each in self.modules() if isinstance(each, nn.Embedding) and exclude_embeddings}
+        counted = [own for own in self.parameters() if id(own) not in tables]
+        return sum(own.numel() for own in counted if own.requires_grad or not only_trainable)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The word table (V, D), which a language model also decodes with."""
         return self.base_model.encoder.embedding.word
 
-    def gradient_checkpointing_enable(self) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Another table of the same shape; `resize_token_embeddings` makes a longer one. Raises ConfigError."""
+        old, new = self.get_input_embeddings().weight.shape, value.weight.shape
+        if old != new:
+            raise ConfigError(f"a word table of shape {tuple(new)}, and the model's is {tuple(old)}")
+        self.base_model.encoder.embedding.word = value
+
+    def gradient_checkpointing_enable(
+        self,
+        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Of every layer, by torch's newer kind; the arguments are there for transformers' sake, whose Trainer gives
+        them. Raises ConfigError for what would be another kind."""
+        if every_n_layers != 1 or offload:
+            raise ConfigError("gradient checkpointing is of every layer here, and offloads nothing")
         self.base_model.encoder.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
         self.base_model.encoder.gradient_checkpointing = False
 
     @torch.no_grad()
-    def resize_token_embeddings(self, new_num_tokens: int, pad_to_multiple_of: int | None = None) -> nn.Embedding:
-        """The word table, longer or shorter at its end; new words begin as the mean of the others."""
-        multiple = pad_to_multiple_of or 1
-        V = -(-new_num_tokens // multiple) * multiple
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> nn.Embedding:
+        """The word table, longer or shorter at its end; new words begin as the mean of the others. None: as long as it
+        is, or the next multiple."""
         encoder = self.base_model.encoder
+        if new_num_tokens is None and pad_to_multiple_of is None:
+            return encoder.embedding.word
+        multiple = pad_to_multiple_of or 1
+        V = -(-(encoder.cfg.vocab_size if new_num_tokens is None else new_num_tokens) // multiple) * multiple
         encoder.cfg = replace(encoder.cfg, vocab_size=V)  # which refuses a size that cannot be
         old = encoder.embedding.word
         word = nn.Embedding(V, old.embedding_dim, old.padding_idx, device=old.weight.device, dtype=old.weight.dtype)
@@ -265,7 +321,7 @@ class PreTrainedModel(nn.Module):
         if isinstance(getattr(self, "head", None), LMHead):
             bias = self.head.bias.new_zeros(V)
             bias[:kept] = self.head.bias[:kept]
-            self.head.bias = nn.Parameter(bias)
+            self.head.bias = nn.Parameter(bias, requires_grad=self.head.bias.requires_grad)
         self.config.vocab_size = V
         return word
 
@@ -293,6 +349,11 @@ class BertModel(PreTrainedModel):
     @property
     def base_model(self) -> "BertModel":
         return self
+
+    @property
+    def embeddings(self) -> nn.Module:
+        """The tables and their norm, by transformers' name."""
+        return self.encoder.embedding
 
     def read(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
         """last_hidden_state (B, T, D) and pooler_output (B, D), None without a pooler."""
@@ -415,11 +476,12 @@ class BertForSequenceClassification(_Classifier):
         if config.problem_type is None:  # kept, so that it is saved with the model
             several = "single_label_classification" if not labels.is_floating_point() else "multi_label_classification"
             config.problem_type = "regression" if config.num_labels == 1 else several
+        wide = torch.promote_types(logits.dtype, torch.float32)
         if config.problem_type == "regression":
-            return F.mse_loss(logits.squeeze(), labels.squeeze().to(logits.dtype))
+            return F.mse_loss(logits.squeeze().to(wide), labels.squeeze().to(wide))
         if config.problem_type == "single_label_classification":
             return cross_entropy(logits, labels)
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        return F.binary_cross_entropy_with_logits(logits.to(wide), labels.to(wide))
 
 
 class BertForTokenClassification(_Classifier):

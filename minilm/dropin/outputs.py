@@ -1,5 +1,7 @@
 """What a tokenizer and a model return, and what a call's arguments are to an encoder."""
 
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Self
 
@@ -7,10 +9,13 @@ import numpy as np
 import tokenizers
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from minilm.batch import AttentionPattern, Tokens
 from minilm.errors import ConfigError, DataError
 from minilm.model.encoder import EncoderConfig
+
+ABSENT = ("loss", "pooler_output", "hidden_states", "attentions", "past_key_values", "cross_attentions")
 
 
 class BatchEncoding(dict):
@@ -102,18 +107,18 @@ class BatchEncoding(dict):
         return getattr(self.encodings[batch], what)(index, *more)
 
 
-class ModelOutput(dict):
+class ModelOutput(OrderedDict):
     """A model's results by name, attribute or place, in transformers' order. What was not asked for is None as an
-    attribute, and absent else."""
+    attribute, and absent else. An OrderedDict, for FSDP makes a plain dict of any other."""
 
-    def __init__(self, **values: Any) -> None:
-        super().__init__({name: value for name, value in values.items() if value is not None})
-        self._absent = values.keys() - self.keys()
+    def __init__(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **values: Any) -> None:
+        """items: of another one, as DataParallel and accelerate make it anew."""
+        super().__init__({name: value for name, value in dict(items, **values).items() if value is not None})
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
             return self[name]
-        if name in self.__dict__.get("_absent", ()):
+        if name in ABSENT:
             return None
         raise AttributeError(f"this output has no {name!r}; it has {', '.join(self)}")
 
@@ -123,6 +128,14 @@ class ModelOutput(dict):
     def to_tuple(self) -> tuple[Any, ...]:
         """The values alone, in order."""
         return tuple(self.values())
+
+
+# so that torch.export, DDP and FSDP see the tensors in it
+_pytree.register_pytree_node(
+    ModelOutput,
+    lambda out: (list(out.values()), list(out)),
+    lambda values, names: ModelOutput(zip(names, values, strict=True)),
+)
 
 
 def read_arguments(

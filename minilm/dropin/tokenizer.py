@@ -89,6 +89,7 @@ class BertTokenizer:
         revision: str | None = None,
         cache_dir: Path | str | None = None,
         local_files_only: bool = False,
+        token: str | bool | None = None,
         use_fast: bool = True,
         **changes: Any,
     ) -> Self:
@@ -97,7 +98,7 @@ class BertTokenizer:
 
         Raises DataError naming the file, also where the tokenizer is not the model's or lower-cases a cased vocabulary.
         """
-        directory = find_model(name, revision, cache_dir, local_files_only)
+        directory = find_model(name, revision, cache_dir, local_files_only, token=token)
         if directory.is_file():
             return cls(directory, **changes)
         config = {}

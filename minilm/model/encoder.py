@@ -8,6 +8,7 @@ Shape letters: B rows, T tokens per row, D width, F feed-forward width.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -29,7 +30,16 @@ from minilm.model.attention import (
 
 MAX_SIZE = 1 << 24  # of any one dimension
 # gelu is the exact one, with erf
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh}
+_gelu_by_tanh = partial(F.gelu, approximate="tanh")  # Hendrycks & Gimpel 2016, sec. 2
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_new": _gelu_by_tanh,
+    "gelu_pytorch_tanh": _gelu_by_tanh,
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +277,11 @@ class Encoder(nn.Module):
         if cfg.norm_order == "pre":
             self.layers[0].attention_norm = nn.Identity()  # the embedding is normed already
             self.final_norm = nn.LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, bias=cfg.bias)
+
+    @property
+    def layer(self) -> nn.ModuleList:
+        """The layers, by transformers' name."""
+        return self.layers
 
     def contexts(self, tokens: Tokens, dtype: torch.dtype, trace: Trace | None = None) -> dict[LayerSpec, LayerContext]:
         """Mask and rotation for each kind of layer. Only the explicit backend has weights that a trace can show."""

@@ -233,6 +233,16 @@ def test_kinds_of_labels(name, num_labels, labels, tmp_path, exact_float64):
     assert ours.config.problem_type == theirs.config.problem_type == problem
 
 
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish"])
+def test_activations(activation, tmp_path, exact_float64):
+    exact_float64()
+    theirs = theirs_of("bert", "mlm", hidden_act=activation)
+    ours = ours_of(theirs, "mlm", tmp_path)
+    assert_close(ours(**inputs_of("bert", "mlm")).logits, theirs(**inputs_of("bert", "mlm")).logits)
+    ours.save_pretrained(tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["hidden_act"] == activation
+
+
 def test_a_new_head_is_said_and_everything_else_is_the_files(tmp_path, caplog):
     theirs = theirs_of("bert", "mlm")
     theirs.save_pretrained(tmp_path)
