@@ -46,7 +46,7 @@ from minilm.evaluation.report import (
     summary,
 )
 from minilm.model.attention import Backend
-from minilm.model.encoder import initialise
+from minilm.model.encoder import DROPOUTS, initialise
 from minilm.model.heads import LanguageModel
 from minilm.recipes import RECIPES, Recipe, RecipeName
 from minilm.train.job import Job, begin, finish, runtime_of, train
@@ -487,8 +487,8 @@ def build(
         model = LanguageModel(recipe.encoder_config(vocab_size), backend, recipe.pairs is not None)
         initialise(model, output_scale=recipe.output_scale)
     else:
-        dropout = {"hidden_dropout_prob": recipe.dropout, "attention_probs_dropout_prob": recipe.dropout}
-        model = LanguageModel(replace(pretrained.model.cfg, **dropout), backend, recipe.pairs is not None)
+        cfg = replace(pretrained.model.cfg, **dict.fromkeys(DROPOUTS, recipe.dropout))
+        model = LanguageModel(cfg, backend, recipe.pairs is not None)
         initialise(model)
         own, known = model.state_dict(), pretrained.model.state_dict()  # a head for pairs may be in one of them only
         model.load_state_dict(own | {name: known[name] for name in own.keys() & known.keys()})

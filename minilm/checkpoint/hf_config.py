@@ -114,6 +114,13 @@ def config_value(config: dict[str, Any], key: str, kind: type, default: Any = No
     return value
 
 
+def config_fraction(config: dict[str, Any], key: str, default: float | None = None) -> float:
+    """config[key], checked to be one: a dropout."""
+    if not 0 <= (value := config_value(config, key, float, default)) < 1:
+        raise CheckpointError(f"config.json: {key} is {value}; give a fraction below 1")
+    return value
+
+
 def _sizes(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, int]:
     """The five that no config.json may leave out, by our names."""
     sizes = {ours: config_value(config, theirs, int) for ours, theirs in zip(SIZES, keys, strict=True)}
@@ -143,6 +150,9 @@ def bert_reader(defaults: dict[str, Any], offset: bool = False) -> Callable[[dic
         def value(key: str, kind: type) -> Any:
             return config_value(config, key, kind, defaults[key])
 
+        def fraction(key: str) -> float:
+            return config_fraction(config, key, defaults[key])
+
         sizes = _sizes(config, SIZES)
         pad = value("pad_token_id", int)
         skipped = pad + 1 if offset else 0
@@ -155,8 +165,10 @@ def bert_reader(defaults: dict[str, Any], offset: bool = False) -> Callable[[dic
             activation=value("hidden_act", str),
             layer_norm_eps=value("layer_norm_eps", float),
             pad_token_id=pad,
-            hidden_dropout_prob=value("hidden_dropout_prob", float),
-            attention_probs_dropout_prob=value("attention_probs_dropout_prob", float),
+            embedding_dropout=fraction("hidden_dropout_prob"),
+            attention_dropout=fraction("attention_probs_dropout_prob"),
+            attention_output_dropout=fraction("hidden_dropout_prob"),
+            mlp_dropout=fraction("hidden_dropout_prob"),
         )
 
     return read
@@ -175,8 +187,10 @@ def read_distilbert(config: dict[str, Any]) -> EncoderConfig:
         type_vocab_size=0,
         activation=value("activation", str),
         pad_token_id=value("pad_token_id", int),
-        hidden_dropout_prob=value("dropout", float),
-        attention_probs_dropout_prob=value("attention_dropout", float),
+        embedding_dropout=config_fraction(config, "dropout", DISTILBERT["dropout"]),
+        attention_dropout=config_fraction(config, "attention_dropout", DISTILBERT["attention_dropout"]),
+        attention_output_dropout=0.0,
+        mlp_dropout=config_fraction(config, "dropout", DISTILBERT["dropout"]),
     )
 
 
@@ -189,8 +203,8 @@ def write_bert(cfg: EncoderConfig) -> dict[str, Any]:
         "num_attention_heads": cfg.num_attention_heads,
         "intermediate_size": cfg.intermediate_size,
         "hidden_act": cfg.activation,
-        "hidden_dropout_prob": cfg.hidden_dropout_prob,
-        "attention_probs_dropout_prob": cfg.attention_probs_dropout_prob,
+        "hidden_dropout_prob": cfg.mlp_dropout,
+        "attention_probs_dropout_prob": cfg.attention_dropout,
         "max_position_embeddings": cfg.max_position_embeddings,
         "type_vocab_size": cfg.type_vocab_size,
         "initializer_range": 0.02,
@@ -250,8 +264,10 @@ def modern_reader(halo: int) -> Callable[[dict[str, Any]], EncoderConfig]:
             activation=activation,
             layer_norm_eps=value("norm_eps", float),
             pad_token_id=value("pad_token_id", int),
-            hidden_dropout_prob=value("mlp_dropout", float),
-            attention_probs_dropout_prob=value("attention_dropout", float),
+            embedding_dropout=config_fraction(config, "embedding_dropout", MODERNBERT["embedding_dropout"]),
+            attention_dropout=config_fraction(config, "attention_dropout", MODERNBERT["attention_dropout"]),
+            attention_output_dropout=config_fraction(config, "attention_dropout", MODERNBERT["attention_dropout"]),
+            mlp_dropout=config_fraction(config, "mlp_dropout", MODERNBERT["mlp_dropout"]),
         )
 
     return read
@@ -282,9 +298,9 @@ def modern_writer(halo: int) -> Callable[[EncoderConfig], dict[str, Any]]:
             "global_rope_theta": base["full_attention"],  # these two and the next: transformers 4
             "local_rope_theta": base["sliding_attention"],
             "global_attn_every_n_layers": _period(kind),
-            "embedding_dropout": cfg.hidden_dropout_prob,
-            "mlp_dropout": cfg.hidden_dropout_prob,
-            "attention_dropout": cfg.attention_probs_dropout_prob,
+            "embedding_dropout": cfg.embedding_dropout,
+            "mlp_dropout": cfg.mlp_dropout,
+            "attention_dropout": cfg.attention_dropout,
             "tie_word_embeddings": True,
             "decoder_bias": True,
             "pad_token_id": cfg.pad_token_id,

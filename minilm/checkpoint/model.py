@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from minilm.checkpoint.hf import HEAD, config_from_hf, config_to_hf, from_hf, kind_of, objective_of, pairs_of, to_hf
 from minilm.checkpoint.store import FORMAT, check_format, checkpoints, manifest_fault, read_json
@@ -22,8 +23,19 @@ from minilm.model.attention import Backend
 from minilm.model.encoder import initialise
 from minilm.model.heads import LanguageModel, LMHead
 
-FETCHED = ("*.json", "vocab.txt", "merges.txt", "*.safetensors")  # of a repository on the hub
-PICKLES = ("*.bin",)
+FETCHED = ("*.json", "vocab.txt", "merges.txt")  # of a repository on the hub, whose * matches a / too
+WEIGHTS = {False: ("model*.safetensors",), True: ("pytorch_model.bin",)}  # whether a pickle is asked for -> what it is
+
+
+class Unfilled(TorchFunctionMode):
+    """Within it no tensor is filled with random numbers: for those of the meta device, which holds none, torch would
+    import its compiler, which takes longer than all else of a load."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.normal_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 class Pretrained(NamedTuple):
@@ -70,18 +82,18 @@ def find_model(
     local_files_only: bool = False,
     allow_pickle: bool = False,
     token: str | bool | None = None,
+    weights: bool = True,
     flag: str = "model",
 ) -> Path:
     """The directory of a model: itself, or that of a name on the Hugging Face hub, fetched or from its cache.
 
     No socket is opened for a directory, nor with `local_files_only` or HF_HUB_OFFLINE=1. token: of the hub, for what
-    is private there. flag: where the name stood.
+    is private there. weights: whether they are fetched, too. flag: where the name stood.
     Raises CheckpointError.
     """
     if os.path.exists(name):
         return Path(name)
     from huggingface_hub import snapshot_download  # which takes longer to import than all of this package
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         found = snapshot_download(
@@ -90,11 +102,14 @@ def find_model(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             token=token,
-            allow_patterns=[*FETCHED, *(PICKLES if allow_pickle else ())],
+            allow_patterns=[*FETCHED, *(WEIGHTS[allow_pickle] if weights else ())],
         )
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # no narrower one: the hub's HTTP library raises its own
+        if partial := getattr(error, "snapshot_path", None):  # in the cache, without files that perhaps nobody reads
+            return Path(partial)
+        what, why = f"{name}{f' at {revision}' if revision else ''}", " ".join(str(error).split())
         raise CheckpointError(
-            f"{flag} {name}: no such directory, and the hub does not know the name, or cannot be reached ({error})"
+            f"{flag} {what}: no such directory, and the hub does not know the name, or cannot be reached ({why})"
         ) from error
     return Path(found)
 
@@ -123,7 +138,8 @@ def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int 
     directory, config = Path(directory), read_config(directory)
     try:
         kind = kind_of(config)
-        with torch.device("meta"):  # sizes that a hostile config.json names are checked before memory is asked for
+        # sizes that a hostile config.json names are checked before memory is asked for
+        with torch.device("meta"), Unfilled():
             model = LanguageModel(config_from_hf(config), backend, pairs_of(config) is not None)
     except CheckpointError as error:
         raise CheckpointError(f"{directory}/{error}") from error

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from minilm.checkpoint.families import FAMILIES, Family
 from minilm.checkpoint.hf import config_from_hf
-from minilm.checkpoint.hf_config import config_value
+from minilm.checkpoint.hf_config import config_fraction
 from minilm.checkpoint.model import find_model, read_config
 from minilm.errors import CheckpointError, ConfigError
 from minilm.files import write_json
@@ -126,9 +126,7 @@ class PreTrainedConfig:
         """The value of the first of `keys` that has one. Raises CheckpointError for one that is no fraction."""
         for key in keys:
             if getattr(self, key, None) is not None:
-                if not 0 <= (value := config_value(self.__dict__, key, float)) < 1:
-                    raise CheckpointError(f"config.json: {key} is {value}; give a fraction below 1")
-                return value
+                return config_fraction(self.__dict__, key)
         return default
 
     def meant_by(self, name: str) -> str:
@@ -179,7 +177,7 @@ class PreTrainedConfig:
         **changes: Any,
     ) -> Self:
         """Of a model's directory or its name on the hub, with `changes`. Raises CheckpointError or ConfigError."""
-        directory = find_model(name, revision, cache_dir, local_files_only, token=token)
+        directory = find_model(name, revision, cache_dir, local_files_only, token=token, weights=False)
         values = read_config(directory)
         try:
             config = cls.from_dict(values, **changes)

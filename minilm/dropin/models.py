@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from minilm.batch import IGNORE, Tokens
 from minilm.checkpoint.families import Built
 from minilm.checkpoint.hf import DTYPES, HEAD, entry_of, is_causal, to_hf
-from minilm.checkpoint.model import find_model, read_config, read_weights
+from minilm.checkpoint.model import Unfilled, find_model, read_config, read_weights
 from minilm.checkpoint.pooling import MODULES, Pooling, read_pooling, write_pooling
 from minilm.checkpoint.weights import WHOLE, save_tensors
 from minilm.dropin.config import PreTrainedConfig
@@ -165,7 +165,8 @@ class PreTrainedModel(nn.Module):
         config.change(changes | ({} if attn_implementation is None else {"attn_implementation": attn_implementation}))
         chosen = dtype or torch_dtype or "auto"
         config.dtype = config.dtype if chosen == "auto" else _name_of(chosen)  # None: the file's
-        with torch.device("meta"):  # sizes that a hostile config.json names are checked before memory is asked for
+        # sizes that a hostile config.json names are checked before memory is asked for
+        with torch.device("meta"), Unfilled():
             model = cls(config, **({} if add_pooling_layer else {"add_pooling_layer": False}))
         if config.dtype is not None:
             model.to(getattr(torch, _name_of(config.dtype)))

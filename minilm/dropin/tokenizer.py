@@ -98,7 +98,7 @@ class BertTokenizer:
 
         Raises DataError naming the file, also where the tokenizer is not the model's or lower-cases a cased vocabulary.
         """
-        directory = find_model(name, revision, cache_dir, local_files_only, token=token)
+        directory = find_model(name, revision, cache_dir, local_files_only, token=token, weights=False)
         if directory.is_file():
             return cls(directory, **changes)
         config = {}

@@ -130,12 +130,15 @@ class MergedLinear(nn.Linear):
 class Attention(nn.Module):
     """Multi-head self-attention. Vaswani et al. 2017, sec. 3.2."""
 
-    def __init__(self, hidden_size: int, num_attention_heads: int, bias: bool, dropout: float) -> None:
+    def __init__(
+        self, hidden_size: int, num_attention_heads: int, bias: bool, dropout: float, output_dropout: float
+    ) -> None:
         super().__init__()
         self.num_attention_heads = num_attention_heads
         self.qkv = MergedLinear(hidden_size, hidden_size, parts=3, bias=bias)
         self.out = nn.Linear(hidden_size, hidden_size, bias=bias)
         self.dropout = dropout  # of the attention weights
+        self.drop = nn.Dropout(output_dropout)
 
     def forward(self, x: Tensor, ctx: LayerContext) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.num_attention_heads, -1))
@@ -143,4 +146,4 @@ class Attention(nn.Module):
         q_BHTK, k_BHTK = rotate(q_BHTK, ctx.rope), rotate(k_BHTK, ctx.rope)
         dropout = self.dropout if self.training else 0.0
         y_BHTK = BACKENDS[ctx.backend](q_BHTK, k_BHTK, v_BHTK, ctx, dropout)
-        return self.out(y_BHTK.transpose(1, 2).flatten(2))
+        return self.drop(self.out(y_BHTK.transpose(1, 2).flatten(2)))

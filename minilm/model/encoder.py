@@ -40,6 +40,7 @@ ACTIVATIONS = {
     "swish": F.silu,
     "tanh": torch.tanh,
 }
+DROPOUTS = ("embedding_dropout", "attention_dropout", "attention_output_dropout", "mlp_dropout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +71,10 @@ class EncoderConfig:
     embedding_size: int | None = None  # ELECTRA's tables are narrower than hidden_size; None: equal
     activation: str = "gelu"
     pad_token_id: int = 0
-    hidden_dropout_prob: float = 0.0
-    attention_probs_dropout_prob: float = 0.0
+    embedding_dropout: float = 0.0
+    attention_dropout: float = 0.0  # of the weights
+    attention_output_dropout: float = 0.0
+    mlp_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         positive = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
@@ -95,7 +98,7 @@ class EncoderConfig:
             raise ConfigError(f"pad_token_id {self.pad_token_id} is not in the vocabulary of {self.vocab_size}")
         if self.head_width % 2 and any(spec.rope_base is not None for spec in self.layers):
             raise ConfigError(f"RoPE turns pairs, and the heads are {self.head_width} wide; make that even")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        for name in DROPOUTS:
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a fraction below 1")
         for spec in dict.fromkeys(self.layers):
@@ -130,8 +133,7 @@ def bert_config(
         max_position_embeddings=max_position_embeddings,
         learned_positions=True,
         type_vocab_size=2,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
+        **dict.fromkeys(DROPOUTS, dropout),
     )
 
 
@@ -164,8 +166,7 @@ def modern_config(
         layer_norm_eps=1e-5,
         max_position_embeddings=max_position_embeddings,
         learned_positions=False,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
+        **dict.fromkeys(DROPOUTS, dropout),
     )
 
 
@@ -177,9 +178,10 @@ class MLP(nn.Module):
         self.inp = nn.Linear(cfg.hidden_size, cfg.intermediate_size, bias=cfg.bias)
         self.out = nn.Linear(cfg.intermediate_size, cfg.hidden_size, bias=cfg.bias)
         self.activation = ACTIVATIONS[cfg.activation]
+        self.drop = nn.Dropout(cfg.mlp_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.activation(self.inp(x)))
+        return self.drop(self.out(self.activation(self.inp(x))))
 
 
 class GatedMLP(nn.Module):
@@ -190,10 +192,11 @@ class GatedMLP(nn.Module):
         self.inp = MergedLinear(cfg.hidden_size, cfg.intermediate_size, parts=2, bias=cfg.bias)
         self.out = nn.Linear(cfg.intermediate_size, cfg.hidden_size, bias=cfg.bias)
         self.activation = ACTIVATIONS[cfg.activation]
+        self.drop = nn.Dropout(cfg.mlp_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.inp(x).chunk(2, dim=-1)
-        return self.out(self.activation(a) * b)
+        return self.out(self.drop(self.activation(a) * b))
 
 
 class Block(nn.Module):
@@ -201,27 +204,27 @@ class Block(nn.Module):
 
     def __init__(self, cfg: EncoderConfig) -> None:
         super().__init__()
-        self.attention = Attention(cfg.hidden_size, cfg.num_attention_heads, cfg.bias, cfg.attention_probs_dropout_prob)
+        dropout = cfg.attention_dropout, cfg.attention_output_dropout
+        self.attention = Attention(cfg.hidden_size, cfg.num_attention_heads, cfg.bias, *dropout)
         self.attention_norm = nn.LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, bias=cfg.bias)
         self.mlp = MLPS[cfg.mlp](cfg)
         self.mlp_norm = nn.LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, bias=cfg.bias)
-        self.drop = nn.Dropout(cfg.hidden_dropout_prob)
 
 
 class PostNormBlock(Block):
     """Vaswani et al. 2017, sec. 3.1: the residual stream itself is normed."""
 
     def forward(self, x: Tensor, ctx: LayerContext) -> Tensor:
-        x = self.attention_norm(x + self.drop(self.attention(x, ctx)))
-        return self.mlp_norm(x + self.drop(self.mlp(x)))
+        x = self.attention_norm(x + self.attention(x, ctx))
+        return self.mlp_norm(x + self.mlp(x))
 
 
 class PreNormBlock(Block):
     """Xiong et al. 2020, fig. 1b: the residual stream runs untouched from end to end."""
 
     def forward(self, x: Tensor, ctx: LayerContext) -> Tensor:
-        x = x + self.drop(self.attention(self.attention_norm(x), ctx))
-        return x + self.drop(self.mlp(self.mlp_norm(x)))
+        x = x + self.attention(self.attention_norm(x), ctx)
+        return x + self.mlp(self.mlp_norm(x))
 
 
 MLPS = {"plain": MLP, "gated": GatedMLP}
@@ -241,7 +244,7 @@ class Embedding(nn.Module):
         self.position = nn.Embedding(rows, width, padding_idx=padding) if cfg.learned_positions else None
         self.position_offset = offset
         self.norm = nn.LayerNorm(width, cfg.layer_norm_eps, bias=cfg.bias)
-        self.drop = nn.Dropout(cfg.hidden_dropout_prob)
+        self.drop = nn.Dropout(cfg.embedding_dropout)
         self.project = nn.Linear(width, cfg.hidden_size) if width != cfg.hidden_size else nn.Identity()
 
     def forward(self, tokens: Tokens, embeds: Tensor | None = None) -> Tensor:

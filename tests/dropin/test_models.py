@@ -233,6 +233,31 @@ def test_kinds_of_labels(name, num_labels, labels, tmp_path, exact_float64):
     assert ours.config.problem_type == theirs.config.problem_type == problem
 
 
+DROPOUTS = {
+    "bert": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "classifier_dropout": 0.4},
+    "roberta": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "classifier_dropout": 0.4},
+    "electra": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "summary_last_dropout": 0.4},
+    "distilbert": {"dropout": 0.2, "attention_dropout": 0.3, "seq_classif_dropout": 0.4, "qa_dropout": 0.1},
+    "modernbert": {"embedding_dropout": 0.1, "mlp_dropout": 0.2, "attention_dropout": 0.3, "classifier_dropout": 0.4},
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), ROWS)
+def test_in_training_the_same_is_dropped(name, kind, tmp_path, exact_float64):
+    """Both draw the same numbers in the same order, each for the same tensor."""
+    exact_float64()
+    family = name.removesuffix("-mean").removesuffix("-decoder")
+    theirs = theirs_of(name, kind, **DROPOUTS[family]).train()
+    ours = ours_of(theirs, kind, tmp_path).train()
+    results = []
+    for model in (theirs, ours):
+        torch.manual_seed(3)
+        results.append((model(**inputs_of(name, kind))[0], torch.rand(1)))
+    assert_close(results[1][0], results[0][0])
+    assert torch.equal(results[0][1], results[1][1])
+    assert not torch.equal(ours(**inputs_of(name, kind))[0], results[1][0])
+
+
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish"])
 def test_activations(activation, tmp_path, exact_float64):
     exact_float64()

@@ -90,7 +90,7 @@ def test_attention_weights_sum_to_one_over_the_visible(batch, rule):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_dropout_acts_in_training_only(backend):
     torch.manual_seed(0)
-    attention = Attention(16, 2, bias=True, dropout=0.5)
+    attention = Attention(16, 2, bias=True, dropout=0.5, output_dropout=0.0)
     x, ctx = torch.randn(2, 9, 16), LayerContext(None, False, None, backend)
     assert not torch.allclose(attention(x, ctx), attention(x, ctx))
     attention.eval()
