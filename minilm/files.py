@@ -19,14 +19,14 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def regular_file(file: Path) -> Path:
-    """`file`, where it is one and lies in its own directory: a link may not lead out of it, but in the hub's cache from
-    below snapshots/ID/ to the blobs/ beside snapshots/. Raises OSError."""
+def regular_file(file: Path, directory: Path | None = None) -> Path:
+    """`file`, where it is one and lies in `directory`, or else its own: a link may not lead out of it, but in the hub's
+    cache from below snapshots/ID/ to the blobs/ beside snapshots/. Raises OSError."""
     if not file.exists():
         raise FileNotFoundError("there is none")
     if not file.is_file():
         raise OSError("not a regular file")
-    home, real = file.parent.resolve(), file.resolve()
+    home, real = (directory or file.parent).resolve(), file.resolve()
     cache = next((up.parent for up in (home.parent, home.parent.parent) if up.name == "snapshots"), None)
     allowed = [home] if cache is None else [home, cache / "blobs"]
     if not any(real.is_relative_to(root) for root in allowed):

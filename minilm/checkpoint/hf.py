@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minilm.checkpoint.families import FAMILIES, Family, Names
+from minilm.checkpoint.hf_config import config_value
 from minilm.errors import CheckpointError, ConfigError
 from minilm.model.encoder import EncoderConfig
 
@@ -43,9 +44,13 @@ def family_of(config: dict[str, Any]) -> Family:
 def config_from_hf(config: dict[str, Any]) -> EncoderConfig:
     """Our configuration of a config.json. Raises CheckpointError naming the key that does not fit."""
     try:
-        return family_of(config).read(config)
+        cfg = family_of(config).read(config)
     except ConfigError as error:
         raise CheckpointError(f"config.json: {error}") from error
+    config_value(config, "is_decoder", bool, False)
+    if (spread := config_value(config, "initializer_range", float, 0.02)) < 0:
+        raise CheckpointError(f"config.json: initializer_range is {spread}; give a number from 0")
+    return cfg
 
 
 def kind_of(config: dict[str, Any]) -> str:
@@ -165,7 +170,10 @@ def from_hf(
     names = family.names(kind)
     if all(key.startswith(WRAPPED) for key in tensors):
         tensors = {key.removeprefix(WRAPPED): own for key, own in tensors.items()}
-    tensors = {re.sub("|".join(OF_OLD), lambda old: OF_OLD[old[0]], key): own for key, own in tensors.items()}
+    now = {key: re.sub("|".join(OF_OLD), lambda old: OF_OLD[old[0]], key) for key in tensors}
+    if twice := [key for key in tensors if now[key] != key and now[key] in tensors]:
+        raise CheckpointError(f"tensor {twice[0]} is there as {now[twice[0]]}, too")
+    tensors = {now[key]: own for key, own in tensors.items()}
     if not any(key.startswith(family.base) for key in tensors):
         tensors = {key if key.startswith(family.heads) else family.base + key: own for key, own in tensors.items()}
     rest = {key: tensor for key, tensor in tensors.items() if key not in family.buffers}
@@ -183,12 +191,10 @@ def from_hf(
         return not keys & rest.keys() or (of_classifier and prefix == HEAD and not keys <= rest.keys())
 
     lacking = tuple(prefix for prefix in new if lacks(prefix))
-    for name, like in expected.items():
-        if name.startswith(lacking):
-            continue
-        theirs = _theirs(name, names)
+    read = {name: _theirs(name, names) for name in expected if not name.startswith(lacking)}
+    for name, theirs in read.items():  # every shape before any value
         owned.add(head_of(theirs[0]))
-        for key, part in zip(theirs, like.chunk(len(theirs)), strict=True):
+        for key, part in zip(theirs, expected[name].chunk(len(theirs)), strict=True):
             if key not in rest:
                 raise CheckpointError(f"tensor {key} is missing")
             if rest[key].shape != part.shape:
@@ -196,16 +202,27 @@ def from_hf(
                 raise CheckpointError(f"tensor {key} has shape {shapes}")
             if rest[key].dtype not in DTYPES:
                 raise CheckpointError(f"tensor {key} is of {rest[key].dtype}; expected one of {DTYPES}")
-            rest[key] = rest[key].to(like.dtype)
-            if not rest[key].isfinite().all():
-                raise CheckpointError(f"tensor {key} holds values that are not finite")
-        parts = [rest.pop(key) for key in theirs]
-        state[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    _check_finite({key: rest[key] for theirs in read.values() for key in theirs})
+    for name, theirs in read.items():
+        dtype = expected[name].dtype
+        parts = {key: rest.pop(key) for key in theirs}
+        if changed := {key: own.to(dtype) for key, own in parts.items() if own.dtype != dtype}:
+            _check_finite(changed)  # again: the other dtype may have no room for them
+        parts |= changed
+        state[name] = torch.cat([*parts.values()]) if len(parts) > 1 else parts[theirs[0]]
     for copy, source in family.copies.items():
-        read = copy in rest and source in tensors and head_of(copy) in owned
-        if read and not torch.equal(rest.pop(copy), tensors[source]):
-            raise CheckpointError(f"tensor {copy} differs from {source}; only tied weights are supported")
+        if copy in rest and source in tensors and head_of(copy) in owned:
+            own, other = rest.pop(copy), tensors[source]
+            if own.dtype != other.dtype or not torch.equal(own, other):
+                raise CheckpointError(f"tensor {copy} differs from {source}; only tied weights are supported")
     dropped = [key for key in rest if head_of(key) not in {"", *owned}]
     if unknown := sorted(rest.keys() - set(dropped)):
         raise CheckpointError(f"tensor {unknown[0]} is unknown ({len(unknown)} such); is config.json of this model?")
     return state, dropped
+
+
+def _check_finite(tensors: dict[str, Tensor]) -> None:
+    """By the least and the largest of their values, which takes no memory, as isfinite does; a NaN is both."""
+    for key, own in tensors.items():
+        if own.numel() and not torch.stack(own.aminmax()).isfinite().all():
+            raise CheckpointError(f"tensor {key} holds values that are not finite")

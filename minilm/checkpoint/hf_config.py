@@ -124,8 +124,8 @@ def config_fraction(config: dict[str, Any], key: str, default: float | None = No
 def _sizes(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, int]:
     """The five that no config.json may leave out, by our names."""
     sizes = {ours: config_value(config, theirs, int) for ours, theirs in zip(SIZES, keys, strict=True)}
-    if sizes["num_hidden_layers"] > MAX_LAYERS:  # which are made before the file is looked at
-        raise CheckpointError(f"config.json: {keys[2]} is {sizes['num_hidden_layers']}; at most {MAX_LAYERS} are read")
+    if not 0 < (layers := sizes["num_hidden_layers"]) <= MAX_LAYERS:  # which are made before the file is looked at
+        raise CheckpointError(f"config.json: {keys[2]} is {layers}; at least one layer, at most {MAX_LAYERS} are read")
     return sizes
 
 

@@ -25,6 +25,7 @@ from minilm.model.heads import LanguageModel, LMHead
 
 FETCHED = ("*.json", "vocab.txt", "merges.txt")  # of a repository on the hub, whose * matches a / too
 WEIGHTS = {False: ("model*.safetensors",), True: ("pytorch_model.bin",)}  # whether a pickle is asked for -> what it is
+MAX_CONFIG = 4 << 20  # bytes; as objects they are twenty times that
 
 
 class Unfilled(TorchFunctionMode):
@@ -126,7 +127,7 @@ def read_config(directory: Path | str) -> dict[str, Any]:
         raise CheckpointError(f"{directory}: no config.json, so no finished model{hint}")
     if (directory / "MANIFEST.json").exists() and (fault := manifest_fault(directory)):
         raise CheckpointError(f"{directory}: {fault}; fetch or copy it again")
-    return read_json(directory / "config.json")
+    return read_json(directory / "config.json", most=MAX_CONFIG)
 
 
 def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int | None = None) -> Pretrained:

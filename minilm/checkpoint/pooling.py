@@ -51,11 +51,12 @@ def read_pooling(directory: Path) -> Pooling | None:
     if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 3):
         raise CheckpointError(f"{directory / LENGTH}: max_seq_length is {length!r}; expected a number of tokens")
     prompt, lowercase = _prompt(directory / PROMPTS), bool(reading.get("do_lower_case", False))
-    return Pooling(_how(directory / below / "config.json", prompt), len(kinds) == 3, length, prompt, lowercase)
+    return Pooling(_how(directory, below, prompt), len(kinds) == 3, length, prompt, lowercase)
 
 
-def _how(file: Path, prompt: str) -> tuple[str, ...]:
-    config = read_json(file)
+def _how(directory: Path, below: str, prompt: str) -> tuple[str, ...]:
+    file = directory / below / "config.json"
+    config = read_json(file, directory=directory)
     if prompt and not config.get("include_prompt", True):
         raise CheckpointError(f"{file}: include_prompt false is not supported")
     how = config.get("pooling_mode")
@@ -75,7 +76,7 @@ def _prompt(file: Path) -> str:
     name, prompts = config.get("default_prompt_name"), config.get("prompts") or {}
     if name is None:
         return ""
-    if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
+    if not isinstance(prompts, dict) or not isinstance(name, str) or not isinstance(prompts.get(name), str):
         raise CheckpointError(f"{file}: default_prompt_name is {name!r}, and prompts has none of that name")
     return prompts[name]
 

@@ -23,6 +23,7 @@ from minilm.files import regular_file, sha256, sync, sync_entry, write_json
 
 FORMAT = 1  # of MANIFEST.json, run.json and training/state.json
 MAX_JSON = 64 << 20  # bytes
+MAX_DEPTH = 50
 KEPT = 2  # checkpoints of a run, beside the one that is being written
 
 
@@ -253,9 +254,12 @@ def manifest_fault(directory: Path) -> str:
 
 def _inside(directory: Path, name: str) -> Path:
     """A file of `directory`. Raises ValueError for a name that leads out of it, or to no regular file."""
-    if not (directory / name).is_file() or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ValueError(f"{name!r} is no file in it")
-    return directory / name
+    try:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise OSError("a path")
+        return regular_file(directory / name, directory)
+    except OSError as error:
+        raise ValueError(f"{name!r} is no file in it ({error})") from None
 
 
 def _open_no_link(path: str, flags: int) -> int:
@@ -267,12 +271,19 @@ def _listed(directory: Path) -> list[str]:
     return sorted(name for name in files if name not in ("MANIFEST.json", "README.md"))
 
 
-def read_json(file: Path, kind: type = dict) -> Any:
-    """The object, or list, in a JSON file. Raises CheckpointError."""
+def read_json(file: Path, kind: type = dict, most: int = MAX_JSON, directory: Path | None = None) -> Any:
+    """The object, or list, in a JSON file of at most `most` bytes; directory: as `regular_file` has it. Raises
+    CheckpointError."""
     try:
-        if regular_file(file).stat().st_size > MAX_JSON:
-            raise ValueError(f"larger than {MAX_JSON >> 20} MB")
+        if regular_file(file, directory).stat().st_size > most:
+            raise ValueError(f"larger than {most >> 20} MB")
         value = json.loads(file.read_text(encoding="utf-8"))
+        level = [value]
+        for _ in range(MAX_DEPTH):  # Python's own recursion ends at some hundreds
+            held = (each.values() if isinstance(each, dict) else each for each in level)
+            level = [inner for each in held if not isinstance(each, str | float | int | None) for inner in each]
+        if level:
+            raise ValueError(f"nested deeper than {MAX_DEPTH}")
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error})") from error
     if not isinstance(value, kind):

@@ -3,6 +3,9 @@ asked for, in a pickle. Nothing outside the directory is opened, and no code in 
 """
 
 import re
+import zipfile
+from collections import Counter
+from pickle import UnpicklingError
 from pathlib import Path
 
 import torch
@@ -17,6 +20,7 @@ from minilm.files import regular_file
 WHOLE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 MAX_SHARDS = 10_000
+MAX_HEADER = 2 << 20  # bytes, which become twenty times as many; 24 layers have 50 KB
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
@@ -30,7 +34,10 @@ def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
 def load_tensors(file: Path) -> dict[str, Tensor]:
     """Of one safetensors file. Raises CheckpointError."""
     try:
-        return load_file(regular_file(file))
+        with regular_file(file).open("rb") as stream:
+            if int.from_bytes(stream.read(8), "little") > MAX_HEADER:
+                raise OSError(f"its header is longer than {MAX_HEADER >> 20} MB")
+        return load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error})") from error
 
@@ -75,9 +82,26 @@ def _load_shards(index: Path) -> dict[str, Tensor]:
 def _load_pickle(file: Path) -> dict[str, Tensor]:
     """By torch's unpickler that makes tensors and nothing else."""
     try:
-        tensors = torch.load(regular_file(file), map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a hostile pickle may raise anything
-        raise CheckpointError(f"{file}: cannot be read ({str(error).splitlines()[0][:200]})") from error
+        zipped, records = zipfile.is_zipfile(regular_file(file)), []  # torch before 1.6 did not zip
+        if zipped:
+            with zipfile.ZipFile(file) as archive:
+                records = archive.infolist()
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise ValueError("it is compressed; torch.save does not")
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    except UnpicklingError as error:
+        raise CheckpointError(f"{file}: is no pickle of tensors alone, so it is not opened") from error
+    except Exception as error:  # a hostile pickle may raise anything, and nothing with it
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(f"{file}: cannot be read ({said})") from error
     if not isinstance(tensors, dict) or not all(isinstance(own, Tensor) for own in tensors.values()):
         raise CheckpointError(f"{file}: holds something else than named tensors")
+    sizes = {}
+    for name, own in tensors.items():
+        plain = own.layout == torch.strided and not own.is_nested and own.device.type == "cpu"
+        if not plain or own.nbytes > own.untyped_storage().nbytes():
+            raise CheckpointError(f"{file}: tensor {name} is not there in full")
+        sizes[own.untyped_storage().data_ptr()] = own.untyped_storage().nbytes()
+    if zipped and (cut := Counter(sizes.values()) - Counter(record.file_size for record in records)):
+        raise CheckpointError(f"{file}: a tensor of {min(cut)} bytes is not there in full")
     return {str(name): own for name, own in tensors.items()}

@@ -22,6 +22,7 @@ from minilm.files import regular_file, write_json, write_whole
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MULTIPLE = 64  # matmuls like vocabularies of whole tiles
+MAX_BYTES = 64 << 20  # of a tokenizer's file
 MAX_WORD = 100  # characters; a longer word is [UNK], as in google-research/bert
 BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")  # of transformers: these split one way
 # normalizers that change letter by letter, or nearly: what they do to a text can be said of its words alone
@@ -112,6 +113,7 @@ class Tokenizer:
         if not path.is_file():
             raise DataError(f"{path}: no such vocabulary file")
         backend, lowercase, note = (_read_json if path.suffix == ".json" else _read_vocab)(path)
+        check_ids(backend, str(path))
         check_case(backend.get_vocab(), lowercase, str(path))
         try:
             return cls(backend, lowercase, note)
@@ -226,8 +228,9 @@ class Tokenizer:
 
 
 def _read_json(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
+    small_file(path)
     try:
-        spec = json.loads(regular_file(path).read_text(encoding="utf-8"))
+        spec = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{path}: not a tokenizer file ({error})") from error
     model = spec.get("model") if isinstance(spec, dict) else None
@@ -279,7 +282,7 @@ def _read_vocab(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
 def read_vocab(path: Path) -> dict[str, int]:
     """Token -> id of a vocab.txt, whose lines are the ids. Raises DataError naming file and line."""
     try:
-        lines = regular_file(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = small_file(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text; a vocabulary is one token a line") from error
     except OSError as error:
@@ -297,8 +300,11 @@ def wordpiece_of(vocab: dict[str, int], config: dict[str, Any]) -> tuple[tokeniz
     lowercase = config.get("do_lower_case")
     if lowercase is None:
         lowercase = all(token in SPECIALS or token == token.lower() for token in vocab)
-    chinese = bool(config.get("tokenize_chinese_chars", True))
-    return wordpiece(vocab, bool(lowercase), config.get("strip_accents"), chinese), bool(lowercase)
+    strip, chinese = config.get("strip_accents"), config.get("tokenize_chinese_chars", True)
+    for key, value in (("do_lower_case", lowercase), ("strip_accents", strip), ("tokenize_chinese_chars", chinese)):
+        if not isinstance(value, bool | None):
+            raise DataError(f"tokenizer_config.json: {key} is {value!r}; give true or false")
+    return wordpiece(vocab, lowercase, strip, bool(chinese)), lowercase
 
 
 def write_tokenizer(directory: Path, backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
@@ -316,6 +322,23 @@ def write_tokenizer(directory: Path, backend: tokenizers.Tokenizer, config: dict
         "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", False),
     }
     write_json(directory / "tokenizer_config.json", config | normalises)
+
+
+def small_file(path: Path) -> Path:
+    """`regular_file` of a tokenizer. Raises DataError."""
+    try:
+        if regular_file(path).stat().st_size > MAX_BYTES:
+            raise OSError(f"larger than {MAX_BYTES >> 20} MB, so no tokenizer of such a model")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    return path
+
+
+def check_ids(backend: tokenizers.Tokenizer, where: str) -> None:
+    """Raises DataError for a tokenizer without tokens, or with two of one id."""
+    vocab = backend.get_vocab(with_added_tokens=True)
+    if not vocab or len(set(vocab.values())) < len(vocab):
+        raise DataError(f"{where}: the tokenizer has {len(vocab)} tokens and {len(set(vocab.values()))} ids")
 
 
 def lowercases(backend: tokenizers.Tokenizer) -> bool:

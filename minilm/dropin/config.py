@@ -27,6 +27,7 @@ COMMON = {
     "return_dict": True,
 }
 UNSAVED = ("output_attentions", "output_hidden_states", "return_dict")  # said by a call, not by a model
+MAX_LABELS = 1 << 16  # that are named by their number
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 
@@ -64,6 +65,8 @@ class PreTrainedConfig:
             values = {"dtype": values["torch_dtype"]} | {k: v for k, v in values.items() if k != "torch_dtype"}
         known = [*COMMON, *self._family.defaults, *self._family.aliases, "num_labels"]
         for key in values:
+            if key == "_family" or (hasattr(PreTrainedConfig, key) and key not in known):  # it would hide ours
+                raise ConfigError(f"config: {key} is no key of a {self.model_type}")
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.9)
             if near and key not in self.__dict__ and key not in known:
                 raise ConfigError(f"config: {key} is no key of a {self.model_type}; did you mean {near[0]}?")
@@ -71,12 +74,13 @@ class PreTrainedConfig:
         for key, value in values.items():
             setattr(self, key, str(value).removeprefix("torch.") if key == "dtype" and value is not None else value)
         if labels is None and ids is not None:
-            labels = {id: label for label, id in _whole(ids, "label2id").items()}
+            labels = {_number(id): label for label, id in _whole(ids, "label2id").items()}
         if labels is not None:
-            labels = {_number(id): str(label) for id, label in _whole(labels, "id2label").items()}
-            if sorted(labels) != list(range(len(labels))) or len(set(labels.values())) < len(labels):
-                raise ConfigError(f"config: id2label {labels!r} does not give each of 0, 1, ... a label of its own")
-            if number not in (None, len(labels)):
+            given = _whole(labels, "id2label")
+            labels = {_number(id): str(label) for id, label in given.items()}
+            if sorted(labels) != list(range(len(given))) or len(set(labels.values())) < len(given):
+                raise ConfigError(f"config: id2label {given!r} does not give each of 0, 1, ... a label of its own")
+            if number is not None and (type(number) is not int or number != len(labels)):
                 raise ConfigError(f"config: num_labels is {number}, and id2label names {len(labels)}")
             self.id2label = labels
             self.label2id = {label: id for id, label in labels.items()}
@@ -102,8 +106,8 @@ class PreTrainedConfig:
 
     @num_labels.setter
     def num_labels(self, number: int) -> None:
-        if not isinstance(number, int) or not 0 < number <= 1 << 24:
-            raise ConfigError(f"config: num_labels is {number!r}; give a whole number above 0")
+        if type(number) is not int or not 0 < number <= MAX_LABELS:
+            raise ConfigError(f"config: num_labels is {number!r}; give a whole number from 1 to {MAX_LABELS}")
         if number != self.num_labels:
             self.id2label = {id: f"LABEL_{id}" for id in range(number)}
             self.label2id = {label: id for id, label in self.id2label.items()}
@@ -227,5 +231,5 @@ def _whole(value: Any, key: str) -> dict[Any, Any]:
 def _number(id: Any) -> int:
     try:
         return int(id)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"config: id2label has a label number {id!r}") from None

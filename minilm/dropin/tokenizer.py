@@ -15,19 +15,35 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from minilm.checkpoint.model import find_model
+from minilm.checkpoint.model import MAX_CONFIG, find_model
 from minilm.checkpoint.store import read_json
-from minilm.data.tokenizer import check_case, lowercases, read_vocab, wordpiece, wordpiece_of, write_tokenizer
+from minilm.data.tokenizer import (
+    UNK,
+    check_case,
+    check_ids,
+    lowercases,
+    read_vocab,
+    small_file,
+    wordpiece,
+    wordpiece_of,
+    write_tokenizer,
+)
 from minilm.dropin.outputs import BatchEncoding
 from minilm.errors import ConfigError, DataError
-from minilm.files import regular_file
 
 log = logging.getLogger("minilm")
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 BERT_ROLES = dict(zip(ROLES[2:], ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"), strict=True))
 ROBERTA_ROLES = dict(zip(ROLES, ("<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"), strict=True))
 NO_LIMIT = int(1e30)  # transformers' model_max_length where nobody said one
-MAX_BYTES = 64 << 20  # of a tokenizer's file
+FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "split_special_tokens")
+KINDS = dict.fromkeys((*FLAGS, "clean_up_tokenization_spaces"), bool) | {  # of a tokenizer_config.json's values
+    "model_max_length": int | float,
+    "model_input_names": list,
+    "extra_special_tokens": list | dict,
+    "additional_special_tokens": list | dict,
+    "tokenizer_class": str,
+}
 STRATEGIES = ("longest_first", "only_first", "only_second")
 PAIRED = ("BertTokenizer", "ElectraTokenizer")  # whose models read token_type_ids
 
@@ -52,6 +68,7 @@ class BertTokenizer:
 
     def _take(self, backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
         """config: as in tokenizer_config.json; roles that it does not name are those of the kind of vocabulary."""
+        _check_kinds(config)
         vocab = backend.get_vocab(with_added_tokens=True)
         usual = BERT_ROLES if isinstance(backend.model, models.WordPiece) else ROBERTA_ROLES
         usual = {role: token for role, token in usual.items() if token in vocab}
@@ -68,7 +85,7 @@ class BertTokenizer:
         backend.add_special_tokens([token for token in wanted if token not in special])
         self.tokenizer_class = str(config.get("tokenizer_class") or "").removesuffix("Fast")
         limit = config.get("model_max_length")
-        self.model_max_length = int(limit) if isinstance(limit, int | float) and 0 < limit < NO_LIMIT else NO_LIMIT
+        self.model_max_length = NO_LIMIT if limit is None else int(min(limit, NO_LIMIT))
         self.padding_side = _side(config.get("padding_side") or "right", "padding_side")
         self.truncation_side = _side(config.get("truncation_side") or "right", "truncation_side")
         self.pad_token_type_id = 0
@@ -109,6 +126,7 @@ class BertTokenizer:
         backend = _read_backend(directory, config)
         tokenizer = cls.__new__(cls)
         tokenizer._take(backend, config)
+        check_ids(backend, str(directory))
         check_case(backend.get_vocab(), tokenizer.do_lower_case, str(directory))
         plain = isinstance(backend.normalizer, normalizers.BertNormalizer)  # another may lower-case besides
         if plain and "do_lower_case" in config and bool(config["do_lower_case"]) != tokenizer.do_lower_case:
@@ -117,8 +135,9 @@ class BertTokenizer:
                 f"does otherwise; give do_lower_case={tokenizer.do_lower_case}"
             )
         if (directory / "config.json").exists():
-            size = read_json(directory / "config.json").get("vocab_size")
-            if isinstance(size, int) and (highest := max(backend.get_vocab().values())) >= size:
+            size = read_json(directory / "config.json", most=MAX_CONFIG).get("vocab_size")
+            ids = [*backend.get_vocab().values(), *_specials_of(backend, directory)]
+            if isinstance(size, int) and (highest := max(ids, default=0)) >= size:
                 raise DataError(f"{directory}: the tokenizer has ids to {highest}, the model {size} words; not its own")
         return tokenizer
 
@@ -398,17 +417,37 @@ def _read_backend(directory: Path, config: dict[str, Any]) -> tokenizers.Tokeniz
     if file is None:
         raise DataError(f"{directory}: no tokenizer in it: none of {', '.join(names)}")
     try:
-        if regular_file(file).stat().st_size > MAX_BYTES:
-            raise DataError(f"{file}: larger than {MAX_BYTES >> 20} MB, so no tokenizer of such a model")
+        if file.name == "vocab.txt":
+            if UNK not in (vocab := read_vocab(file)):
+                raise DataError(f"{file}: lacks {UNK}, which stands for what it does not know")
+            return wordpiece_of(vocab, config)[0]
         if file.name == "tokenizer.json":
-            return tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
-        if file.name == "vocab.json":
-            return _byte_level(file, regular_file(directory / "merges.txt"), config)
-    except DataError:
+            return tokenizers.Tokenizer.from_str(small_file(file).read_text(encoding="utf-8"))
+        return _byte_level(small_file(file), small_file(directory / "merges.txt"), config)
+    except (DataError, KeyboardInterrupt, SystemExit):
         raise
+    except BaseException as error:  # no narrower one: tokenizers raises just Exception, and where it panics no such
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(f"{file}: not a tokenizer's file ({said})") from error
+
+
+def _check_kinds(config: dict[str, Any]) -> None:
+    """Raises DataError naming the key of a tokenizer_config.json that holds something else than it should."""
+    for key, kind in KINDS.items():
+        value = config.get(key)
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+            raise DataError(f"tokenizer_config.json: {key} is {value!r}")
+    limit = config.get("model_max_length")
+    if limit is not None and not limit > 0:  # a NaN is not, either
+        raise DataError(f"tokenizer_config.json: model_max_length is {limit!r}; give a number of tokens")
+
+
+def _specials_of(backend: tokenizers.Tokenizer, directory: Path) -> list[int]:
+    """The ids that it gives a pair of empty texts."""
+    try:
+        return backend.encode("", "").ids
     except Exception as error:  # no narrower one: tokenizers raises just that
-        raise DataError(f"{file}: not a tokenizer's file ({str(error).splitlines()[0][:200]})") from error
-    return wordpiece_of(read_vocab(file), config)[0]
+        raise DataError(f"{directory}: its tokenizer encodes nothing ({error})") from error
 
 
 def _byte_level(vocab: Path, merges: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
@@ -465,7 +504,7 @@ def _strings(value: Any) -> Iterable[Any]:
 def _content(token: Any) -> str:
     """The token of a special token's entry, which may be an object."""
     content = token.get("content") if isinstance(token, dict) else getattr(token, "content", token)
-    if not isinstance(content, str):
+    if not isinstance(content, str) or not content or content.encode(errors="ignore").decode() != content:
         raise DataError(f"tokenizer_config.json: {token!r} is no token")
     return content
 

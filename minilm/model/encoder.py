@@ -124,7 +124,7 @@ def bert_config(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         num_attention_heads=num_attention_heads,
-        intermediate_size=intermediate_size or 4 * hidden_size,
+        intermediate_size=4 * hidden_size if intermediate_size is None else intermediate_size,
         layers=(LayerSpec(),) * num_hidden_layers,
         norm_order="post",
         mlp="plain",
@@ -158,7 +158,7 @@ def modern_config(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         num_attention_heads=num_attention_heads,
-        intermediate_size=intermediate_size or 3 * hidden_size // 2,
+        intermediate_size=3 * hidden_size // 2 if intermediate_size is None else intermediate_size,
         layers=tuple(near if i % global_every else far for i in range(num_hidden_layers)),
         norm_order="pre",
         mlp="gated",
@@ -269,7 +269,7 @@ class Encoder(nn.Module):
 
     def __init__(self, cfg: EncoderConfig, backend: Backend = "sdpa") -> None:
         super().__init__()
-        if backend not in BACKENDS:
+        if backend not in list(BACKENDS):  # which may be unhashable
             raise ConfigError(f"attention backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
         self.cfg = cfg
         self.backend = backend

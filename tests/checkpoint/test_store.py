@@ -224,11 +224,11 @@ def test_a_manifest_that_lies_is_a_fault(tmp_path, sums):
 def test_a_model_of_links_is_read(tmp_path):
     """As the cache of a hub keeps it: names here, contents elsewhere."""
     (tmp_path / "blobs").mkdir()
-    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshots" / "1").mkdir(parents=True)
     (tmp_path / "blobs" / "1").write_text("x")
-    (tmp_path / "snapshot" / "a").symlink_to(tmp_path / "blobs" / "1")
-    write_manifest(tmp_path / "snapshot")
-    assert manifest_fault(tmp_path / "snapshot") == ""
+    (tmp_path / "snapshots" / "1" / "a").symlink_to(tmp_path / "blobs" / "1")
+    write_manifest(tmp_path / "snapshots" / "1")
+    assert manifest_fault(tmp_path / "snapshots" / "1") == ""
 
 
 def test_a_step_that_is_a_link_is_no_checkpoint(store, tmp_path):
