@@ -1,6 +1,7 @@
 """Every class of every family against transformers': numbers and gradients in float64, and both ways through files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from minilm.batch import Tokens
 from minilm.checkpoint.families import FAMILIES
 from minilm.dropin import models
 from minilm.errors import CheckpointError, ConfigError, DataError
@@ -242,20 +244,124 @@ DROPOUTS = {
 }
 
 
-@pytest.mark.parametrize(("name", "kind"), ROWS)
-def test_in_training_the_same_is_dropped(name, kind, tmp_path, exact_float64):
-    """Both draw the same numbers in the same order, each for the same tensor."""
-    exact_float64()
+def assert_same_in_training(name, kind, tmp_path):
+    """Outputs and loss of both, which draw the same numbers in the same order, each for the same tensor; padded."""
     family = name.removesuffix("-mean").removesuffix("-decoder")
     theirs = theirs_of(name, kind, **DROPOUTS[family]).train()
     ours = ours_of(theirs, kind, tmp_path).train()
+    inputs = inputs_of(name, kind, None if read_by(name, kind, inputs_of(name, kind)) is not None else "left")
     results = []
     for model in (theirs, ours):
         torch.manual_seed(3)
-        results.append((model(**inputs_of(name, kind))[0], torch.rand(1)))
-    assert_close(results[1][0], results[0][0])
+        results.append((model(**inputs, **targets_of(kind)), torch.rand(1)))
+    assert_equal_outputs(results[1][0], results[0][0])
     assert torch.equal(results[0][1], results[1][1])
-    assert not torch.equal(ours(**inputs_of(name, kind))[0], results[1][0])
+    assert not torch.equal(ours(**inputs)[0], ours(**inputs)[0])
+
+
+@pytest.mark.parametrize(("name", "kind"), ROWS)
+def test_in_training_the_same_is_dropped(name, kind, tmp_path, exact_float64):
+    exact_float64()
+    assert_same_in_training(name, kind, tmp_path)
+
+
+def wrong_rows():
+    """(name, kind, field, value): every choice in the rows of the families, made otherwise."""
+    for name, kind in ROWS:
+        built = FAMILIES[name.removesuffix("-mean")].classes[kind]
+        if built.activation is not None:
+            yield name, kind, "activation", "relu" if built.activation != "relu" else "gelu"
+        if built.dropout:
+            yield name, kind, "dropout", ()
+        if built.drop_first:
+            yield name, kind, "drop_first", False
+        if built.pooling == "classifier_pooling":
+            yield name, kind, "pooling", "cls" if name.endswith("-mean") else "mean"
+
+
+def swapped(outputs):
+    return {"start_logits": outputs["end_logits"], "end_logits": outputs["start_logits"]}
+
+
+WRONG_CODE = {
+    "roberta counts padding": (
+        ("roberta", "mlm"),
+        ("read_arguments", lambda read, cfg, *rest: read(replace(cfg, position_offset=0), *rest)),
+    ),
+    "the first token that is not padding is pooled": (
+        ("bert", "sequence"),
+        (
+            "read_arguments",
+            lambda read, cfg, attention, ids, mask, *rest: replace(
+                read(cfg, attention, ids, mask, *rest), cls=Tokens.padded(ids, mask).cls
+            ),
+        ),
+    ),
+    "token types are left out": (
+        ("bert", "model"),
+        (
+            "read_arguments",
+            lambda read, cfg, attention, ids, mask, types, *rest: read(cfg, attention, ids, mask, None, *rest),
+        ),
+    ),
+    "a causal model's labels are not shifted": (
+        ("bert", "clm"),
+        (
+            "BertLMHeadModel.loss",
+            lambda loss, self, outputs, tokens, labels: models.cross_entropy(outputs["logits"], labels),
+        ),
+    ),
+    "an answer's ends are swapped": (
+        ("bert", "span"),
+        ("BertForQuestionAnswering.read", lambda read, *given: swapped(read(*given))),
+    ),
+    "an answer out of the text is at its end": (
+        ("bert", "span"),
+        (
+            "BertForQuestionAnswering.loss",
+            lambda loss, self, outputs, tokens, **at: loss(
+                self, outputs, tokens, **{name: own.clamp(max=T - 1) for name, own in at.items()}
+            ),
+        ),
+    ),
+    "a discriminator learns from padding": (
+        ("electra", "discriminator"),
+        (
+            "ElectraForPreTraining.loss",
+            lambda loss, self, outputs, tokens, labels: loss(
+                self, outputs, replace(tokens, key=torch.ones_like(tokens.key)), labels
+            ),
+        ),
+    ),
+    "the loss of pairs is left out": (
+        ("bert", "pretraining"),
+        (
+            "BertForPreTraining.loss",
+            lambda loss, self, outputs, tokens, labels, **_: models.cross_entropy(outputs["prediction_logits"], labels),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "kind", "field", "value"), wrong_rows())
+def test_a_wrong_row_is_seen(name, kind, field, value, tmp_path, exact_float64, monkeypatch):
+    exact_float64()
+    classes = FAMILIES[name.removesuffix("-mean")].classes
+    monkeypatch.setitem(classes, kind, replace(classes[kind], **{field: value}))
+    with pytest.raises(AssertionError):
+        assert_same_in_training(name, kind, tmp_path)
+
+
+@pytest.mark.parametrize("fault", WRONG_CODE)
+def test_wrong_code_is_seen(fault, tmp_path, exact_float64, monkeypatch):
+    exact_float64()
+    (name, kind), (path, wrong) = WRONG_CODE[fault]
+    place, _, attribute = path.removeprefix("").rpartition(".")
+    owner = getattr(models, place) if place else models
+    right = getattr(owner, attribute)
+    monkeypatch.setattr(owner, attribute, lambda *args, **kwargs: wrong(right, *args, **kwargs))
+    with pytest.raises(AssertionError):
+        assert_same_in_training(name, kind, tmp_path)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish"])
