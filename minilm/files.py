@@ -10,18 +10,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from minilm.errors import CheckpointError
+
+MAX_JSON = 64 << 20  # bytes
+MAX_DEPTH = 50
 TRIES = 100  # to find a directory that other processes make and rename
 
 
 def sha256(file: Path) -> str:
-    """Of the bytes of a file."""
+    """Hexadecimal SHA-256 of a file's bytes."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def regular_file(file: Path, directory: Path | None = None) -> Path:
-    """`file`, where it is one and lies in `directory`, or else its own: a link may not lead out of it, but in the hub's
-    cache from below snapshots/ID/ to the blobs/ beside snapshots/. Raises OSError."""
+    """`file` itself, if it is a regular file whose real path lies in `directory` (its own, if None). In the hub's cache
+    what is below snapshots/ID/ may link to the blobs/ beside snapshots/. Raises OSError."""
     if not file.exists():
         raise FileNotFoundError("there is none")
     if not file.is_file():
@@ -32,6 +36,26 @@ def regular_file(file: Path, directory: Path | None = None) -> Path:
     if not any(real.is_relative_to(root) for root in allowed):
         raise OSError(f"leads out of its directory, to {real}; copy that here")
     return file
+
+
+def read_json(file: Path, kind: type = dict, most: int = MAX_JSON, directory: Path | None = None) -> Any:
+    """The object, or list, in a JSON file of at most `most` bytes; directory: as `regular_file` has it. Raises
+    CheckpointError."""
+    try:
+        if regular_file(file, directory).stat().st_size > most:
+            raise ValueError(f"larger than {most >> 20} MB")
+        value = json.loads(file.read_text(encoding="utf-8"))
+        level = [value]
+        for _ in range(MAX_DEPTH):  # Python's own recursion ends at some hundreds
+            held = (each.values() if isinstance(each, dict) else each for each in level)
+            level = [inner for each in held if not isinstance(each, str | float | int | None) for inner in each]
+        if level:
+            raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    if not isinstance(value, kind):
+        raise CheckpointError(f"{file}: holds {type(value).__name__}, not {'an object' if kind is dict else 'a list'}")
+    return value
 
 
 def write_whole(file: Path, text: str) -> None:

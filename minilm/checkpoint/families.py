@@ -92,15 +92,18 @@ MODERN_LM = {"head.dense": "head.dense", "head.norm": "head.norm", "head.bias": 
 MODERN_DECODER_LM = {"head.dense": "lm_head.dense", "head.norm": "lm_head.norm", "head.bias": "decoder.bias"}
 
 
+class Key(str):
+    """A key of config.json, where its value is meant."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """What a class of transformers' puts on the encoder: [pooling], [dense, activation, [norm]], dropout, classifier.
-    Where it says a key of config.json, that key's value is meant."""
+    """What a class of transformers puts on the encoder: [pooling], [dense, activation, [norm]], dropout, classifier."""
 
     architecture: str  # its name
     names: Names = field(default_factory=dict)  # of the head's tensors, theirs in full
-    pooler: bool = False  # BERT's, which belongs to the base model, is read
-    pooling: str = "cls"  # or mean: of heads that read one vector a row
+    pooler: bool = False  # its base model has BERT's
+    pooling: str | None = None  # of a row's states, where its head reads one vector: pooler, cls, mean
     activation: str | None = None  # of the dense layer; None: there is none
     norm: bool = False
     drop_first: bool = False  # before the dense layer, too
@@ -139,6 +142,7 @@ def _prefixed(names: str | tuple[str, ...], prefix: str) -> str | tuple[str, ...
 _CLASSIFIER, _SPAN = {"classifier": "classifier"}, {"classifier": "qa_outputs"}
 _DENSE_CLASSIFIER = {"transform.dense": "classifier.dense", "classifier": "classifier.out_proj"}
 _DROPOUT = ("classifier_dropout", "hidden_dropout_prob")
+_POOLED = {"names": _CLASSIFIER, "pooler": True, "pooling": "pooler"}
 # a language model of ours may hold the pooler inside its head for pairs
 _PAIR = {"pair.pooler.dense": "bert.pooler.dense", "pair.classifier": "cls.seq_relationship"}
 _BERT_CLASSES = {
@@ -151,10 +155,13 @@ _BERT_CLASSES = {
         pooler=True,
     ),
     "next": Built(
-        architecture="BertForNextSentencePrediction", names={"classifier": "cls.seq_relationship"}, pooler=True
+        architecture="BertForNextSentencePrediction",
+        names={"classifier": "cls.seq_relationship"},
+        pooler=True,
+        pooling="pooler",
     ),
-    "sequence": Built(architecture="BertForSequenceClassification", names=_CLASSIFIER, pooler=True, dropout=_DROPOUT),
-    "choice": Built(architecture="BertForMultipleChoice", names=_CLASSIFIER, pooler=True, dropout=_DROPOUT),
+    "sequence": Built(architecture="BertForSequenceClassification", dropout=_DROPOUT, **_POOLED),
+    "choice": Built(architecture="BertForMultipleChoice", dropout=_DROPOUT, **_POOLED),
     "token": Built(architecture="BertForTokenClassification", names=_CLASSIFIER, dropout=_DROPOUT),
     "span": Built(architecture="BertForQuestionAnswering", names=_SPAN),
 }
@@ -164,6 +171,7 @@ _ROBERTA_CLASSES = {
     "sequence": Built(
         architecture="RobertaForSequenceClassification",
         names=_DENSE_CLASSIFIER,
+        pooling="cls",
         activation="tanh",
         drop_first=True,
         dropout=_DROPOUT,
@@ -179,11 +187,12 @@ _ELECTRA_CLASSES = {
             "transform.dense": "discriminator_predictions.dense",
             "classifier": "discriminator_predictions.dense_prediction",
         },
-        activation="hidden_act",
+        activation=Key("hidden_act"),
     ),
     "sequence": Built(
         architecture="ElectraForSequenceClassification",
         names=_DENSE_CLASSIFIER,
+        pooling="cls",
         activation="gelu",
         drop_first=True,
         dropout=_DROPOUT,
@@ -197,6 +206,7 @@ _DISTILBERT_CLASSES = {
     "sequence": Built(
         architecture="DistilBertForSequenceClassification",
         names={"transform.dense": "pre_classifier", "classifier": "classifier"},
+        pooling="cls",
         activation="relu",
         dropout=("seq_classif_dropout",),
     ),
@@ -205,13 +215,13 @@ _DISTILBERT_CLASSES = {
 }
 
 
-def _modern(architecture: str, pooling: str = "cls") -> Built:
+def _modern(architecture: str, pooling: str | None = None) -> Built:
     """ModernBERT's heads are alike."""
     return Built(
         architecture=architecture,
         names={"transform.dense": "head.dense", "transform.norm": "head.norm", "classifier": "classifier"},
         pooling=pooling,
-        activation="classifier_activation",
+        activation=Key("classifier_activation"),
         norm=True,
         dropout=("classifier_dropout",),
     )
@@ -220,7 +230,7 @@ def _modern(architecture: str, pooling: str = "cls") -> Built:
 _MODERN_CLASSES = {
     "model": Built(architecture="ModernBertModel"),
     "mlm": Built(architecture="ModernBertForMaskedLM", names=MODERN_LM),
-    "sequence": _modern("ModernBertForSequenceClassification", pooling="classifier_pooling"),
+    "sequence": _modern("ModernBertForSequenceClassification", pooling=Key("classifier_pooling")),
     "token": _modern("ModernBertForTokenClassification"),
     "span": _modern("ModernBertForQuestionAnswering"),
 }

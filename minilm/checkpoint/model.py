@@ -5,6 +5,8 @@ training goes on from, training/ beside them.
 import hashlib
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,23 +16,31 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minilm.checkpoint.hf import HEAD, config_from_hf, config_to_hf, from_hf, kind_of, objective_of, pairs_of, to_hf
-from minilm.checkpoint.store import FORMAT, check_format, checkpoints, manifest_fault, read_json
+from minilm.checkpoint.store import FORMAT, check_format, checkpoints, manifest_fault
 from minilm.checkpoint.weights import load_tensors, load_weights, save_tensors
 from minilm.data.tokenizer import Tokenizer
 from minilm.errors import CheckpointError
-from minilm.files import write_json
+from minilm.files import read_json, write_json
 from minilm.model.attention import Backend
 from minilm.model.encoder import initialise
 from minilm.model.heads import LanguageModel, LMHead
 
-FETCHED = ("*.json", "vocab.txt", "merges.txt")  # of a repository on the hub, whose * matches a / too
+FETCHED = ("*.json", "vocab.txt", "merges.txt")  # patterns for the hub, whose * matches a / too
 WEIGHTS = {False: ("model*.safetensors",), True: ("pytorch_model.bin",)}  # whether a pickle is asked for -> what it is
 MAX_CONFIG = 4 << 20  # bytes; as objects they are twenty times that
 
 
-class Unfilled(TorchFunctionMode):
-    """Within it no tensor is filled with random numbers: for those of the meta device, which holds none, torch would
-    import its compiler, which takes longer than all else of a load."""
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Modules built within hold shapes and no memory, so that sizes that a hostile config.json names are checked before
+    any is asked for."""
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out `normal_`, for which, on the meta device, torch would import its compiler: that takes longer than all
+    else of a load."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -89,7 +99,7 @@ def find_model(
     """The directory of a model: itself, or that of a name on the Hugging Face hub, fetched or from its cache.
 
     No socket is opened for a directory, nor with `local_files_only` or HF_HUB_OFFLINE=1. token: of the hub, for what
-    is private there. weights: whether they are fetched, too. flag: where the name stood.
+    is private there. weights: whether they are fetched, too. flag: what the error calls the name.
     Raises CheckpointError.
     """
     if os.path.exists(name):
@@ -139,8 +149,7 @@ def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int 
     directory, config = Path(directory), read_config(directory)
     try:
         kind = kind_of(config)
-        # sizes that a hostile config.json names are checked before memory is asked for
-        with torch.device("meta"), Unfilled():
+        with shapes_only():
             model = LanguageModel(config_from_hf(config), backend, pairs_of(config) is not None)
     except CheckpointError as error:
         raise CheckpointError(f"{directory}/{error}") from error

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minilm.checkpoint.store import read_json
 from minilm.errors import CheckpointError, ConfigError
-from minilm.files import write_json
+from minilm.files import read_json, write_json
 
 POOLINGS = ("cls", "max", "mean")  # in the order in which several are joined
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"

@@ -6,7 +6,6 @@ OUT/config.json model.safetensors tokenizer README.md MANIFEST.json          the
 """
 
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -19,11 +18,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from minilm.errors import CheckpointError, ConfigError
-from minilm.files import regular_file, sha256, sync, sync_entry, write_json
+from minilm.files import read_json, regular_file, sha256, sync, sync_entry, write_json
 
 FORMAT = 1  # of MANIFEST.json, run.json and training/state.json
-MAX_JSON = 64 << 20  # bytes
-MAX_DEPTH = 50
 KEPT = 2  # checkpoints of a run, beside the one that is being written
 
 
@@ -269,26 +266,6 @@ def _open_no_link(path: str, flags: int) -> int:
 def _listed(directory: Path) -> list[str]:
     files = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     return sorted(name for name in files if name not in ("MANIFEST.json", "README.md"))
-
-
-def read_json(file: Path, kind: type = dict, most: int = MAX_JSON, directory: Path | None = None) -> Any:
-    """The object, or list, in a JSON file of at most `most` bytes; directory: as `regular_file` has it. Raises
-    CheckpointError."""
-    try:
-        if regular_file(file, directory).stat().st_size > most:
-            raise ValueError(f"larger than {most >> 20} MB")
-        value = json.loads(file.read_text(encoding="utf-8"))
-        level = [value]
-        for _ in range(MAX_DEPTH):  # Python's own recursion ends at some hundreds
-            held = (each.values() if isinstance(each, dict) else each for each in level)
-            level = [inner for each in held if not isinstance(each, str | float | int | None) for inner in each]
-        if level:
-            raise ValueError(f"nested deeper than {MAX_DEPTH}")
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error})") from error
-    if not isinstance(value, kind):
-        raise CheckpointError(f"{file}: holds {type(value).__name__}, not {'an object' if kind is dict else 'a list'}")
-    return value
 
 
 def check_format(file: Path, value: dict[str, Any]) -> None:

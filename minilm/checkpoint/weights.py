@@ -5,17 +5,16 @@ asked for, in a pickle. Nothing outside the directory is opened, and no code in 
 import re
 import zipfile
 from collections import Counter
-from pickle import UnpicklingError
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minilm.checkpoint.store import read_json
 from minilm.errors import CheckpointError
-from minilm.files import regular_file
+from minilm.files import read_json, regular_file
 
 WHOLE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
@@ -32,7 +31,7 @@ def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
-    """Of one safetensors file. Raises CheckpointError."""
+    """Tensors by name, of one safetensors file. Raises CheckpointError."""
     try:
         with regular_file(file).open("rb") as stream:
             if int.from_bytes(stream.read(8), "little") > MAX_HEADER:
@@ -50,8 +49,8 @@ def load_weights(directory: Path, allow_pickle: bool = False) -> tuple[Path, dic
         return directory / INDEX, _load_shards(directory / INDEX)
     if not (directory / WHOLE).exists() and (directory / PICKLE).exists():
         raise CheckpointError(
-            f"{directory}: holds no {WHOLE}, and {PICKLE} is a pickle; if you trust where it is from, "
-            f"use_safetensors=False reads it"
+            f"{directory}: holds no {WHOLE}, and {PICKLE} is a pickle, which is read only when asked for "
+            f"(use_safetensors=False, --allow-pickle), as you should where you trust its maker"
         )
     return directory / WHOLE, load_tensors(directory / WHOLE)
 

@@ -28,11 +28,11 @@ def documents_of(file: Path, text_field: str) -> Iterator[str]:
     return _jsonl_documents(file, text_field) if is_jsonl(file) else _text_documents(file)
 
 
-def lines_of(file: Path) -> Iterator[str]:
-    """Every line of a text file, blank ones too; of one longer than MAX_CHARS bytes, its beginning. Raises DataError
+def lines_of(file: Path, limit: int = MAX_CHARS) -> Iterator[str]:
+    """Every line of a text file, blank ones too; of one longer than `limit` bytes, its beginning. Raises DataError
     naming file and line."""
     begins = True
-    for _, text, ends in _lines(file, MAX_CHARS):
+    for _, text, ends in _lines(file, limit):
         if begins:
             yield text
         begins = ends

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-from minilm.checkpoint.families import FAMILIES, Family
-from minilm.checkpoint.hf import config_from_hf
+from minilm.checkpoint.families import FAMILIES, Family, Key
+from minilm.checkpoint.hf import config_from_hf, is_causal
 from minilm.checkpoint.hf_config import config_fraction
 from minilm.checkpoint.model import find_model, read_config
 from minilm.errors import CheckpointError, ConfigError
@@ -28,6 +28,7 @@ COMMON = {
 }
 UNSAVED = ("output_attentions", "output_hidden_states", "return_dict")  # said by a call, not by a model
 MAX_LABELS = 1 << 16  # that are named by their number
+BACKEND = {"eager": "explicit", "sdpa": "sdpa"}  # transformers' name of what computes attention -> ours
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 
@@ -48,7 +49,8 @@ class PreTrainedConfig:
 
     def change(self, values: dict[str, Any]) -> None:
         """`update`, but raises ConfigError for a key that there is none of."""
-        known = [*self.__dict__, *self._family.aliases, "num_labels", "torch_dtype", "attn_implementation"]
+        known = [key for key in self.__dict__ if not key.startswith("_") and key != "model_type"]
+        known += [*self._family.aliases, "num_labels", "torch_dtype", "attn_implementation"]
         for key in values.keys() - set(known):
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -57,8 +59,10 @@ class PreTrainedConfig:
 
     def update(self, values: dict[str, Any]) -> None:
         """Set several at once; `num_labels` makes labels of that number where none are given."""
-        if "attn_implementation" in values:  # eager or sdpa; of a machine, not of a model, so it is not saved
-            self._attn_implementation = values["attn_implementation"]
+        if "attn_implementation" in values:  # of a machine, not of a model, so it is not saved
+            if (chosen := values["attn_implementation"]) not in list(BACKEND):  # which may be unhashable
+                raise ConfigError(f"attn_implementation {chosen!r} is unknown; use one of {', '.join(BACKEND)}")
+            self._attn_implementation = chosen
             values = {key: value for key, value in values.items() if key != "attn_implementation"}
         values = {self._family.aliases.get(key, key): value for key, value in values.items()}
         if "torch_dtype" in values:  # transformers 4
@@ -74,10 +78,10 @@ class PreTrainedConfig:
         for key, value in values.items():
             setattr(self, key, str(value).removeprefix("torch.") if key == "dtype" and value is not None else value)
         if labels is None and ids is not None:
-            labels = {_number(id): label for label, id in _whole(ids, "label2id").items()}
+            labels = {_number(id, "label2id"): label for label, id in _whole(ids, "label2id").items()}
         if labels is not None:
             given = _whole(labels, "id2label")
-            labels = {_number(id): str(label) for id, label in given.items()}
+            labels = {_number(id, "id2label"): str(label) for id, label in given.items()}
             if sorted(labels) != list(range(len(given))) or len(set(labels.values())) < len(given):
                 raise ConfigError(f"config: id2label {given!r} does not give each of 0, 1, ... a label of its own")
             if number is not None and (type(number) is not int or number != len(labels)):
@@ -124,18 +128,21 @@ class PreTrainedConfig:
     @property
     def backend(self) -> str:
         """What computes attention, by our name."""
-        return "explicit" if self._attn_implementation == "eager" else self._attn_implementation
+        return BACKEND[self._attn_implementation]
 
-    def first_of(self, keys: tuple[str, ...], default: float) -> float:
-        """The value of the first of `keys` that has one. Raises CheckpointError for one that is no fraction."""
-        for key in keys:
-            if getattr(self, key, None) is not None:
-                return config_fraction(self.__dict__, key)
-        return default
+    def dropout_of(self, keys: tuple[str, ...]) -> float:
+        """The value of the first of `keys` that has one, or 0. Raises CheckpointError for one that is no fraction."""
+        key = next((key for key in keys if getattr(self, key, None) is not None), None)
+        return 0.0 if key is None else config_fraction(self.__dict__, key)
 
-    def meant_by(self, name: str) -> str:
-        """The value of a key of this name, or, where it is none, the name itself."""
-        return getattr(self, name, name)
+    def meant_by(self, value: str | Key) -> str:
+        """The value of a key, or the value itself."""
+        return getattr(self, value) if isinstance(value, Key) else value
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a token sees only those before it."""
+        return is_causal(self.__dict__)
 
     def encoder(self) -> EncoderConfig:
         """The shape of the encoder. Raises CheckpointError naming the key that does not fit."""
@@ -156,10 +163,11 @@ class PreTrainedConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any], **changes: Any) -> Self:
         """Of what a config.json holds, with `changes`. Raises CheckpointError or ConfigError."""
-        config_from_hf(values)  # which misses sizes that are not there; the defaults below would stand in for them
+        config_from_hf(values)  # refuses a file without its sizes, before defaults stand in for them
         config = cls.__new__(cls)
         PreTrainedConfig.__init__(config, values["model_type"])
-        unread = ("model_type", "label2id") if "id2label" in values else ("model_type",)  # ids are what a model gives
+        # id2label wins, for files often hold a stale label2id
+        unread = ("model_type", "label2id") if "id2label" in values else ("model_type",)
         config.update({key: value for key, value in values.items() if key not in unread})
         config.change(changes)
         return config
@@ -182,15 +190,20 @@ class PreTrainedConfig:
     ) -> Self:
         """Of a model's directory or its name on the hub, with `changes`. Raises CheckpointError or ConfigError."""
         directory = find_model(name, revision, cache_dir, local_files_only, token=token, weights=False)
-        values = read_config(directory)
-        try:
-            config = cls.from_dict(values, **changes)
-        except (CheckpointError, ConfigError) as error:
-            raise CheckpointError(f"{directory}: {error}") from error
+        config = cls.of_directory(directory, **changes)
         expected = cls.__dict__.get("model_type")
         if expected not in (None, config.model_type):
             raise CheckpointError(f"{directory}: a {config.model_type}, not a {expected}; AutoConfig opens any")
         return config
+
+    @classmethod
+    def of_directory(cls, directory: Path, **changes: Any) -> Self:
+        """Of the config.json in it, with `changes`. Raises CheckpointError, which names the directory."""
+        values = read_config(directory)
+        try:
+            return cls.from_dict(values, **changes)
+        except (CheckpointError, ConfigError) as error:
+            raise CheckpointError(f"{directory}: {error}") from error
 
     def save_pretrained(self, directory: Path | str) -> None:
         """config.json, as transformers reads it."""
@@ -228,8 +241,8 @@ def _whole(value: Any, key: str) -> dict[Any, Any]:
     return value
 
 
-def _number(id: Any) -> int:
+def _number(id: Any, key: str) -> int:
     try:
         return int(id)
     except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"config: id2label has a label number {id!r}") from None
+        raise ConfigError(f"config: {key} has a label number {id!r}") from None

@@ -2,7 +2,10 @@
 
 They are named after BERT and open every family of `checkpoint.families`: which family a model is of, its config says.
 
-Shape letters: B rows, T tokens per row, D width, V vocabulary, C labels.
+The base model is called `bert` in every family, and its parameters have our names; files have transformers'.
+
+Shape letters: B rows, T tokens per row, D width, E width of the word table (D, but for ELECTRA), V vocabulary,
+C labels.
 """
 
 import copy
@@ -19,12 +22,13 @@ from torch.nn import functional as F
 
 from minilm.batch import IGNORE, Tokens
 from minilm.checkpoint.families import Built
-from minilm.checkpoint.hf import DTYPES, HEAD, entry_of, is_causal, to_hf
-from minilm.checkpoint.model import Unfilled, find_model, read_config, read_weights
+from minilm.checkpoint.hf import DTYPES, HEAD, entry_of, to_hf
+from minilm.checkpoint.model import find_model, read_weights, shapes_only
 from minilm.checkpoint.pooling import MODULES, Pooling, read_pooling, write_pooling
 from minilm.checkpoint.weights import WHOLE, save_tensors
 from minilm.dropin.config import PreTrainedConfig
-from minilm.dropin.outputs import ModelOutput, read_arguments
+from minilm.dropin.inputs import tokens_of
+from minilm.dropin.outputs import ModelOutput
 from minilm.errors import CheckpointError, ConfigError
 from minilm.files import sync_entry
 from minilm.model.encoder import Encoder, Trace, initialise
@@ -38,7 +42,7 @@ class PreTrainedModel(nn.Module):
     """What all classes share: the call, loading and saving. A subclass says what it reads from the states."""
 
     kind: ClassVar[str]  # among the classes of a family in checkpoint.families
-    own: ClassVar[tuple[str, ...]] = ()  # prefixes of its head, which a file may lack: it is then new
+    head_prefixes: ClassVar[tuple[str, ...]] = ()  # of its parameters; where a family has no such part, it is not there
     targets: ClassVar[tuple[str, ...]] = ("labels",)
     dimensions: ClassVar[int] = 2  # of input_ids
     config: PreTrainedConfig
@@ -63,7 +67,7 @@ class PreTrainedModel(nn.Module):
         """The encoder and its pooler, which can be called itself."""
         return self.bert
 
-    def read(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
+    def outputs_of(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
         """The outputs of this class, by transformers' names, from states (B, T, D)."""
         raise NotImplementedError
 
@@ -87,7 +91,7 @@ class PreTrainedModel(nn.Module):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> ModelOutput | tuple[Tensor, ...]:
-        """As transformers' forward. All inputs are (B, T), inputs_embeds (B, T, D); of multiple choice (B, choices, T).
+        """As transformers' forward. All inputs are (B, T), inputs_embeds (B, T, E); of multiple choice (B, choices, T).
 
         The loss is there when all targets of the class are given. Raises TypeError for targets of another class.
         """
@@ -104,16 +108,20 @@ class PreTrainedModel(nn.Module):
             )
         inputs = (input_ids, attention_mask, token_type_ids, position_ids)
         if self.dimensions > 2:
-            choices = (inputs_embeds if input_ids is None else input_ids).shape[1]
+            named = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+            for name, each in named.items():
+                if each is not None and each.ndim != self.dimensions + (name == "inputs_embeds"):
+                    raise ValueError(f"{name} has shape {tuple(each.shape)}; give (rows, choices, tokens)")
+            choices = next((each.shape[1] for each in named.values() if each is not None), 0)
             inputs = tuple(None if each is None else each.flatten(0, -2) for each in inputs)
             inputs_embeds = None if inputs_embeds is None else inputs_embeds.flatten(0, -3)
         encoder, config = self.base_model.encoder, self.config
-        attention = "causal" if is_causal(vars(config)) else "bidirectional"
-        tokens = read_arguments(encoder.cfg, attention, *inputs, inputs_embeds)
+        attention = "causal" if config.is_causal else "bidirectional"
+        tokens = tokens_of(encoder.cfg, attention, *inputs, inputs_embeds)
         wants_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         wants_weights = config.output_attentions if output_attentions is None else output_attentions
         trace = Trace(attentions=[] if wants_weights else None) if wants_states or wants_weights else None
-        outputs = self.read(encoder(tokens, inputs_embeds, trace), tokens)
+        outputs = self.outputs_of(encoder(tokens, inputs_embeds, trace), tokens)
         if self.dimensions > 2:
             outputs = {name: each.view(-1, choices) for name, each in outputs.items()}
         loss = {"loss": self.loss(outputs, tokens, **given)} if given and len(given) == len(self.targets) else {}
@@ -150,23 +158,22 @@ class PreTrainedModel(nn.Module):
         """A model of a directory or of a name on the hub, in eval mode, every tensor of its file accounted for.
 
         What the file lacks of this class's own head is new, drawn from torch's random state, and said in a line; so is
-        what it holds for another class. dtype: None or "auto" is that of the file. use_safetensors: False reads
-        pytorch_model.bin, a pickle, by torch's unpickler that makes tensors and nothing else. ignore_mismatched_sizes:
-        a head of other sizes than the file's is new, too. changes: of the config, num_labels and id2label among them.
-        trust_remote_code and low_cpu_mem_usage are there for transformers' sake: no code of a directory is run, and no
-        weights are made before the file's.
+        what it holds for another class. dtype: None or "auto" is config.json's, or, where it has none, the file's.
+        use_safetensors: False reads pytorch_model.bin, a pickle, by torch's unpickler that makes tensors and nothing
+        else. ignore_mismatched_sizes: a head of other sizes than the file's is new, too. changes: of the config,
+        num_labels and id2label among them. trust_remote_code and low_cpu_mem_usage are there for transformers' sake: no
+        code of a directory is run, and no weights are made before the file's.
 
         Raises CheckpointError naming the file and the tensor or key that does not fit, ConfigError for `changes`.
         """
         directory = find_model(
             name, revision, cache_dir, local_files_only, allow_pickle=use_safetensors is False, token=token
         )
-        config = PreTrainedConfig.from_dict(read_config(directory)) if config is None else copy.deepcopy(config)
+        config = PreTrainedConfig.of_directory(directory) if config is None else copy.deepcopy(config)
         config.change(changes | ({} if attn_implementation is None else {"attn_implementation": attn_implementation}))
         chosen = dtype or torch_dtype or "auto"
         config.dtype = config.dtype if chosen == "auto" else _name_of(chosen)  # None: the file's
-        # sizes that a hostile config.json names are checked before memory is asked for
-        with torch.device("meta"), Unfilled():
+        with shapes_only():
             model = cls(config, **({} if add_pooling_layer else {"add_pooling_layer": False}))
         if config.dtype is not None:
             model.to(getattr(torch, _name_of(config.dtype)))
@@ -176,7 +183,7 @@ class PreTrainedModel(nn.Module):
             directory,
             config.model_type,
             cls.kind,
-            cls.own,
+            cls.head_prefixes,
             use_safetensors is False,
             ignore_mismatched_sizes,
             as_stored=config.dtype is None,
@@ -185,7 +192,7 @@ class PreTrainedModel(nn.Module):
         config.dtype = _name_of(model.dtype)
         if dropped:
             log.warning("%s: left out, for %s has no such head: %s", directory, cls.__name__, ", ".join(dropped))
-        model.complete(state, f"{directory}: {cls.__name__}")
+        model._load(state, f"{directory}: {cls.__name__}")
         if cls.kind == "model":
             try:
                 model.pooling = read_pooling(directory)
@@ -208,7 +215,7 @@ class PreTrainedModel(nn.Module):
         model = cls(config)
         return model if dtype in (None, "auto") else model.to(getattr(torch, _name_of(dtype)))
 
-    def complete(self, state: dict[str, Tensor], what: str) -> None:
+    def _load(self, state: dict[str, Tensor], what: str) -> None:
         """Take over the tensors of `state`, by names without the base model's, and make anew what it has no tensor of,
         which a line says."""
         new = []
@@ -229,7 +236,7 @@ class PreTrainedModel(nn.Module):
     def _parts(self) -> dict[str, nn.Module]:
         """The modules of this class's own head."""
         named = {_bare(name): part for name, part in self.named_modules()}
-        return {prefix[:-1]: named[prefix[:-1]] for prefix in self.own if prefix[:-1] in named}
+        return {prefix[:-1]: named[prefix[:-1]] for prefix in self.head_prefixes if prefix[:-1] in named}
 
     def save_pretrained(self, directory: Path | str, *, safe_serialization: bool = True) -> None:
         """config.json and model.safetensors, as transformers' Auto classes open them; config.json comes last.
@@ -275,7 +282,7 @@ class PreTrainedModel(nn.Module):
         return sum(own.numel() for own in counted if own.requires_grad or not only_trainable)
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The word table (V, D), which a language model also decodes with."""
+        """The word table (V, E), which a language model also decodes with."""
         return self.base_model.encoder.embedding.word
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
@@ -326,7 +333,7 @@ class PreTrainedModel(nn.Module):
         self.config.vocab_size = V
         return word
 
-    def _post_init(self) -> None:
+    def _initialise_head(self) -> None:
         """Random weights for what this class adds to its base model."""
         for part in self.children():
             if not isinstance(part, PreTrainedModel):
@@ -337,7 +344,7 @@ class BertModel(PreTrainedModel):
     """The encoder; and its pooler, where the family and the file have one."""
 
     kind = "model"
-    own = ("pooler.",)
+    head_prefixes = ("pooler.",)
     targets = ()
 
     def __init__(self, config: PreTrainedConfig, add_pooling_layer: bool = True) -> None:
@@ -345,7 +352,7 @@ class BertModel(PreTrainedModel):
         cfg = config.encoder()
         self.encoder = Encoder(cfg, config.backend)
         self.pooler = Pooler(cfg) if add_pooling_layer and self.built.pooler else None
-        self._post_init()
+        self._initialise_head()
 
     @property
     def base_model(self) -> "BertModel":
@@ -356,36 +363,36 @@ class BertModel(PreTrainedModel):
         """The tables and their norm, by transformers' name."""
         return self.encoder.embedding
 
-    def read(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
+    def outputs_of(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
         """last_hidden_state (B, T, D) and pooler_output (B, D), None without a pooler."""
         return {
             "last_hidden_state": states,
             "pooler_output": None if self.pooler is None else self.pooler(states, tokens),
         }
 
-    def complete(self, state: dict[str, Tensor], what: str) -> None:
+    def _load(self, state: dict[str, Tensor], what: str) -> None:
         """A file without a pooler makes a model without one, never a random one."""
         if not any(key.startswith("pooler.") for key in state):
             self.pooler = None
-        super().complete(state, what)
+        super()._load(state, what)
 
 
 class _LanguageModel(PreTrainedModel):
     """Logits over the vocabulary at every token, by the tied head."""
 
-    own = (HEAD,)
+    head_prefixes = (HEAD,)
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=self.built.pooler)
         self.head = LMHead(self.bert.encoder.cfg)
-        self._post_init()
+        self._initialise_head()
 
     def logits(self, states: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, V)."""
-        return F.linear(self.head(states), self.get_input_embeddings().weight, self.head.bias)
+        return self.head.logits(states, self.get_input_embeddings().weight)
 
-    def read(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
+    def outputs_of(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
         return {"logits": self.logits(states)}
 
 
@@ -405,7 +412,7 @@ class BertLMHeadModel(_LanguageModel):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
-        if not is_causal(vars(config)):
+        if not config.is_causal:
             log.warning("BertLMHeadModel: config.is_decoder is False, so that each token sees those after it, too")
 
     def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor) -> Tensor:
@@ -416,7 +423,7 @@ class BertForPreTraining(_LanguageModel):
     """Both tasks of Devlin et al. 2018, sec. 3.1: masked words, and whether the second text follows the first."""
 
     kind = "pretraining"
-    own = (HEAD, "pooler.", "classifier.")
+    head_prefixes = (HEAD, "pooler.", "classifier.")
     targets = ("labels", "next_sentence_label")
 
     def __init__(self, config: PreTrainedConfig) -> None:
@@ -424,7 +431,7 @@ class BertForPreTraining(_LanguageModel):
         self.classifier = nn.Linear(self.bert.encoder.cfg.hidden_size, 2)
         initialise(self.classifier, config.initializer_range)
 
-    def read(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
+    def outputs_of(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
         """prediction_logits (B, T, V) and seq_relationship_logits (B, 2): it follows, it does not."""
         return {
             "prediction_logits": self.logits(states),
@@ -439,14 +446,13 @@ class BertForPreTraining(_LanguageModel):
 class _Classifier(PreTrainedModel):
     """classifier(drop(transform(x))) of each token, or of one vector a row; a family may have no transform."""
 
-    own = ("pooler.", "transform.", "classifier.")
-    one_a_row: ClassVar[bool] = False
-    outputs: ClassVar[int | None] = None  # None: one a label
+    head_prefixes = ("pooler.", "transform.", "classifier.")
+    num_outputs: ClassVar[int | None] = None  # None: one a label
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         built, D = self.built, config.hidden_size
-        dropout = config.first_of(built.dropout, 0.0)
+        dropout = config.dropout_of(built.dropout)
         self.bert = BertModel(config, add_pooling_layer=built.pooler)
         self.transform = nn.Identity()
         if built.activation is not None:
@@ -454,15 +460,16 @@ class _Classifier(PreTrainedModel):
             before = dropout if built.drop_first else 0.0
             self.transform = Transform(self.bert.encoder.cfg, activation, built.norm, before)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(D, self.outputs or config.num_labels)
-        self._post_init()
+        self.classifier = nn.Linear(D, self.num_outputs or config.num_labels)
+        self._initialise_head()
 
-    def read(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
+    def outputs_of(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
         """logits (B, C), or (B, T, C)."""
-        if self.built.pooler:
+        pooling = self.built.pooling
+        if pooling == "pooler":
             states = self.bert.pooler(states, tokens)
-        elif self.one_a_row:
-            states = pooled(states, tokens, self.config.meant_by(self.built.pooling))
+        elif pooling is not None:
+            states = pooled(states, tokens, self.config.meant_by(pooling))
         return {"logits": self.classifier(self.dropout(self.transform(states)))}
 
 
@@ -470,7 +477,6 @@ class BertForSequenceClassification(_Classifier):
     """One label a text or pair, several, or a number, as config.problem_type says; None: as the labels look."""
 
     kind = "sequence"
-    one_a_row = True
 
     def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor) -> Tensor:
         logits, config = outputs["logits"], self.config
@@ -498,12 +504,12 @@ class BertForQuestionAnswering(_Classifier):
     """Where an answer starts and ends; positions (B,), those outside of the text are ignored."""
 
     kind = "span"
-    outputs = 2
+    num_outputs = 2
     targets = ("start_positions", "end_positions")
 
-    def read(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
+    def outputs_of(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
         """start_logits and end_logits, (B, T) each."""
-        start, end = super().read(states, tokens)["logits"].unbind(dim=-1)
+        start, end = super().outputs_of(states, tokens)["logits"].unbind(dim=-1)
         return {"start_logits": start.contiguous(), "end_logits": end.contiguous()}
 
     def loss(
@@ -521,7 +527,7 @@ class BertForNextSentencePrediction(_Classifier):
     """Devlin et al. 2018, sec. 3.1, task 2; labels (B,): 0 the second text follows the first, 1 it does not."""
 
     kind = "next"
-    outputs = 2
+    num_outputs = 2
 
     def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor) -> Tensor:
         return cross_entropy(outputs["logits"], labels)
@@ -531,7 +537,7 @@ class BertForMultipleChoice(_Classifier):
     """Which of several texts it is: input_ids (B, choices, T), labels (B,)."""
 
     kind = "choice"
-    outputs = 1
+    num_outputs = 1
     dimensions = 3
 
     def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor) -> Tensor:
@@ -542,10 +548,10 @@ class ElectraForPreTraining(_Classifier):
     """Which tokens were replaced (Clark et al. 2020, sec. 2): logits (B, T), labels (B, T), 1 where one was."""
 
     kind = "discriminator"
-    outputs = 1
+    num_outputs = 1
 
-    def read(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
-        return {"logits": super().read(states, tokens)["logits"].squeeze(-1)}
+    def outputs_of(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
+        return {"logits": super().outputs_of(states, tokens)["logits"].squeeze(-1)}
 
     def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor) -> Tensor:
         logits = outputs["logits"][tokens.key]

@@ -16,8 +16,7 @@ import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from minilm.checkpoint.model import MAX_CONFIG, find_model
-from minilm.checkpoint.store import read_json
-from minilm.data.tokenizer import (
+from minilm.data.tokenizer_files import (
     UNK,
     check_case,
     check_ids,
@@ -30,6 +29,7 @@ from minilm.data.tokenizer import (
 )
 from minilm.dropin.outputs import BatchEncoding
 from minilm.errors import ConfigError, DataError
+from minilm.files import read_json
 
 log = logging.getLogger("minilm")
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

@@ -14,7 +14,7 @@ from minilm.model.encoder import ACTIVATIONS, Encoder, EncoderConfig
 
 
 class LMHead(nn.Module):
-    """logits = E n(g(W h)) + b, with E the word table of the embedding (Press & Wolf 2017).
+    """logits = W_E n(g(W h)) + b, with W_E the word table (V, E) of the embedding (Press & Wolf 2017).
 
     Masked and causal models share it: BERT's `cls.predictions`, ModernBERT's `head` and `decoder`.
     """
@@ -30,6 +30,10 @@ class LMHead(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """n(g(W h)), (..., D) -> (..., E): all but the product with the table, worth its cost only at targets."""
         return self.norm(self.activation(self.dense(states)))
+
+    def logits(self, states: Tensor, table: Tensor) -> Tensor:
+        """(..., D) -> (..., V), by the word table."""
+        return F.linear(self(states), table, self.bias)
 
 
 class Transform(nn.Module):

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 import minilm
 from minilm.checkpoint.hf import kind_of
 from minilm.checkpoint.model import read_training, read_weights, write_training
-from minilm.checkpoint.store import Run, Store, read_json
+from minilm.checkpoint.store import Run, Store
 from minilm.data.loader import Loader
 from minilm.errors import CheckpointError
+from minilm.files import read_json
 from minilm.train.cost import EnergyMeter
 from minilm.train.log import Log, Spent, say
 from minilm.train.loop import Loss, Optimizers, Plan, Score, TrainingError, fit

@@ -11,9 +11,9 @@ from dataclasses import asdict
 import pytest
 from safetensors import SafetensorError
 
-from minilm.checkpoint.store import Run, Store, manifest_fault, read_json, write_manifest
+from minilm.checkpoint.store import Run, Store, manifest_fault, write_manifest
 from minilm.errors import CheckpointError, ConfigError
-from minilm.files import sha256, write_json, write_whole
+from minilm.files import read_json, sha256, write_json, write_whole
 
 
 @pytest.fixture

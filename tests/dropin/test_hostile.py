@@ -486,7 +486,7 @@ CONFIG_ROWS = [
     ),
 ]
 PICKLE_ROWS = [
-    Row("pickle that nobody asked for", pickled(), f"{PICKLE} is a pickle; if you trust where it is from"),
+    Row("pickle that nobody asked for", pickled(), f"{PICKLE} is a pickle, which is read only when asked"),
     Row("malicious pickle that nobody asked for", malicious(), f"{PICKLE} is a pickle"),
     Row("no pickle", lambda d: None, f"{PICKLE}: cannot be read (there is none)", None, True),
     Row("malicious pickle", malicious(), f"{PICKLE}: is no pickle of tensors alone", None, True),

@@ -1,0 +1,53 @@
+"""What a call's arguments are to an encoder."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from minilm.batch import AttentionPattern, Tokens
+from minilm.errors import DataError
+from minilm.model.encoder import EncoderConfig
+
+
+def tokens_of(
+    cfg: EncoderConfig,
+    attention: AttentionPattern,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
+    position_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+) -> Tokens:
+    """The Tokens that transformers' arguments mean, all (B, T) but inputs_embeds (B, T, E).
+
+    A row's first token is what pooled heads read, even where it is padding; RoBERTa's positions count the tokens that
+    are not padding. Raises ValueError for arguments that do not go together, DataError for a text that the model's
+    positions do not reach.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("give either input_ids or inputs_embeds")
+    if input_ids is None:
+        ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)  # nobody reads them
+    else:
+        ids = input_ids.long()
+    B, T = ids.shape
+    if cfg.learned_positions and cfg.max_position_embeddings < T:
+        raise DataError(
+            f"a text of {T} tokens, and the model reads {cfg.max_position_embeddings}; let the tokenizer cut it: "
+            f"truncation=True, max_length={cfg.max_position_embeddings}"
+        )
+    if attention_mask is not None and attention_mask.shape != ids.shape:
+        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}, not {(B, T)}")
+    position = None
+    if position_ids is not None:
+        position = position_ids.expand(B, T) - cfg.position_offset
+    elif cfg.position_offset and input_ids is not None:
+        real = ids != cfg.pad_token_id
+        position = real.cumsum(dim=1) * real - 1
+    types = None if token_type_ids is None else token_type_ids.expand(B, T)
+    if attention_mask is None:
+        tokens = Tokens.full(ids, attention, token_type_ids=types, position=position)
+    else:
+        tokens = Tokens.padded(ids, attention_mask, attention, token_type_ids=types, position=position)
+    return replace(tokens, cls=torch.arange(B, device=ids.device) * T)
