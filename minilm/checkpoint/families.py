@@ -129,6 +129,10 @@ class Family:
         body = {ours: _prefixed(theirs, self.base) for ours, theirs in self.body.items()}
         return body | self.classes[kind].names
 
+    def head_of(self, key: str) -> str:
+        """The prefix of the head that a tensor of theirs is of; "" for the encoder's."""
+        return max((head for head in self.heads if key.startswith(head)), key=len, default="")
+
     @property
     def buffers(self) -> tuple[str, ...]:
         """What old files hold and nothing learns."""

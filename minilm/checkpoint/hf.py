@@ -19,7 +19,7 @@ from minilm.model.encoder import EncoderConfig
 FORMAT = 1  # of the "minilm" entry in config.json
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # (norm order, objective) -> what a language model trained here is: a model_type and one of its classes
-KINDS = {
+TRAINED = {
     ("post", "mlm"): ("bert", "mlm"),
     ("post", "clm"): ("bert", "clm"),
     ("post", "prefix"): ("bert", "mlm"),  # transformers has no prefix LM: its mask is ours alone
@@ -27,7 +27,7 @@ KINDS = {
     ("pre", "clm"): ("modernbert-decoder", "clm"),
     ("pre", "prefix"): ("modernbert", "mlm"),
 }
-OBJECTIVES = tuple(dict.fromkeys(objective for _, objective in KINDS))
+OBJECTIVES = tuple(dict.fromkeys(objective for _, objective in TRAINED))
 OF_OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # bert-base-uncased and others
 WRAPPED = "module."  # by nn.DataParallel
 HEAD = "head."  # of a language model, among our names
@@ -58,7 +58,7 @@ def kind_of(config: dict[str, Any]) -> str:
     is none that is trained here."""
     family_of(config)
     objective = objective_of(config)
-    trained = {(model_type, objective): kind for (_, objective), (model_type, kind) in KINDS.items()}
+    trained = {(model_type, objective): kind for (_, objective), (model_type, kind) in TRAINED.items()}
     if (config["model_type"], objective) not in trained:
         raise CheckpointError(
             f"config.json: a {config['model_type']} for {objective} is not trained here; AutoModel opens it"
@@ -74,7 +74,7 @@ def config_to_hf(
     `specials` holds `cls_token_id` and `sep_token_id`; `pairs`: what its pair head tells, if it has one. Raises
     ConfigError for a model that the family cannot say.
     """
-    model_type, kind = KINDS[cfg.norm_order, objective]
+    model_type, kind = TRAINED[cfg.norm_order, objective]
     family = FAMILIES[model_type]
     if pairs is not None:
         if kind != "mlm" or "pretraining" not in family.classes:
@@ -154,71 +154,86 @@ def from_hf(
     kind: str,
     expected: dict[str, Tensor],
     new: tuple[str, ...] = (),
-    other_sizes: bool = False,
+    ignore_mismatched_sizes: bool = False,
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Our state dict, shaped and typed like `expected`, and the names of tensors dropped as other heads.
+    """Their tensors as a state dict like `expected`, in its dtypes, and the names of those of heads that it does not
+    have.
 
-    kind: which of the family's classes it is for. new: prefixes of ours of which a file may hold nothing, or, with
-    other_sizes, something of other sizes; the state is then without them. What a classifier's file holds of a language
-    model's head, but incompletely, is the classifier's own. A file of the encoder alone leaves out the prefix of its
-    names.
+    kind: which of the family's classes it is for. new: prefixes of what `tensors` may lack, or, with
+    ignore_mismatched_sizes, hold in other sizes; the state is then without them. A file of the encoder alone leaves out
+    the prefix of its names.
 
     Raises CheckpointError naming the tensor that is missing, unknown, of another shape, not finite, or
     differs from the one it should be tied to.
     """
     family = FAMILIES[model_type]
-    names = family.names(kind)
-    if all(key.startswith(WRAPPED) for key in tensors):
-        tensors = {key.removeprefix(WRAPPED): own for key, own in tensors.items()}
-    now = {key: re.sub("|".join(OF_OLD), lambda old: OF_OLD[old[0]], key) for key in tensors}
-    if twice := [key for key in tensors if now[key] != key and now[key] in tensors]:
-        raise CheckpointError(f"tensor {twice[0]} is there as {now[twice[0]]}, too")
-    tensors = {now[key]: own for key, own in tensors.items()}
-    if not any(key.startswith(family.base) for key in tensors):
-        tensors = {key if key.startswith(family.heads) else family.base + key: own for key, own in tensors.items()}
+    tensors = _as_named_today(tensors, family)
     rest = {key: tensor for key, tensor in tensors.items() if key not in family.buffers}
-    state, owned = {}, set()
-    of_classifier = any(key.startswith("classifier.") for key in rest)
-
-    def head_of(key: str) -> str:
-        return max((head for head in family.heads if key.startswith(head)), key=len, default="")
-
-    def lacks(prefix: str) -> bool:
-        like = {_theirs(name, names): own for name, own in expected.items() if name.startswith(prefix)}
-        keys = {key for theirs in like for key in theirs}
-        if other_sizes and any(key in rest and rest[key].shape != like[key,].shape for (key,) in like):
-            return True
-        return not keys & rest.keys() or (of_classifier and prefix == HEAD and not keys <= rest.keys())
-
-    lacking = tuple(prefix for prefix in new if lacks(prefix))
-    read = {name: _theirs(name, names) for name in expected if not name.startswith(lacking)}
-    for name, theirs in read.items():  # every shape before any value
-        owned.add(head_of(theirs[0]))
+    names = {name: _theirs(name, family.names(kind)) for name in expected}
+    lacking = tuple(
+        prefix for prefix in new if _lacks(prefix, names, rest, expected if ignore_mismatched_sizes else {})
+    )
+    names = {name: theirs for name, theirs in names.items() if not name.startswith(lacking)}
+    for name, theirs in names.items():  # every shape before any value
         for key, part in zip(theirs, expected[name].chunk(len(theirs)), strict=True):
-            if key not in rest:
-                raise CheckpointError(f"tensor {key} is missing")
-            if rest[key].shape != part.shape:
-                shapes = f"{tuple(rest[key].shape)}; config.json makes it {tuple(part.shape)}"
-                raise CheckpointError(f"tensor {key} has shape {shapes}")
-            if rest[key].dtype not in DTYPES:
-                raise CheckpointError(f"tensor {key} is of {rest[key].dtype}; expected one of {DTYPES}")
-    _check_finite({key: rest[key] for theirs in read.values() for key in theirs})
-    for name, theirs in read.items():
-        dtype = expected[name].dtype
-        parts = {key: rest.pop(key) for key in theirs}
-        if changed := {key: own.to(dtype) for key, own in parts.items() if own.dtype != dtype}:
-            _check_finite(changed)  # again: the other dtype may have no room for them
-        parts |= changed
-        state[name] = torch.cat([*parts.values()]) if len(parts) > 1 else parts[theirs[0]]
+            _check_shape(key, rest, part)
+    _check_finite({key: rest[key] for theirs in names.values() for key in theirs})
+    state = {name: _merged([rest.pop(key) for key in theirs], theirs, expected[name]) for name, theirs in names.items()}
+
+    heads = {family.head_of(theirs[0]) for theirs in names.values()}
     for copy, source in family.copies.items():
-        if copy in rest and source in tensors and head_of(copy) in owned:
-            own, other = rest.pop(copy), tensors[source]
-            if own.dtype != other.dtype or not torch.equal(own, other):
+        if copy in rest and source in tensors and family.head_of(copy) in heads:
+            twin, original = rest.pop(copy), tensors[source]
+            if twin.dtype != original.dtype or not torch.equal(twin, original):
                 raise CheckpointError(f"tensor {copy} differs from {source}; only tied weights are supported")
-    dropped = [key for key in rest if head_of(key) not in {"", *owned}]
+    dropped = [key for key in rest if family.head_of(key) not in {"", *heads}]
     if unknown := sorted(rest.keys() - set(dropped)):
         raise CheckpointError(f"tensor {unknown[0]} is unknown ({len(unknown)} such); is config.json of this model?")
     return state, dropped
+
+
+def _as_named_today(tensors: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
+    """Under the names that transformers writes now: without a wrapper's prefix, with the encoder's."""
+    if all(key.startswith(WRAPPED) for key in tensors):
+        tensors = {key.removeprefix(WRAPPED): tensor for key, tensor in tensors.items()}
+    now = {key: re.sub("|".join(OF_OLD), lambda old: OF_OLD[old[0]], key) for key in tensors}
+    if twice := [key for key in tensors if now[key] != key and now[key] in tensors]:
+        raise CheckpointError(f"tensor {twice[0]} is there as {now[twice[0]]}, too")
+    if not any(key.startswith(family.base) for key in now.values()):
+        now = {key: name if name.startswith(family.heads) else family.base + name for key, name in now.items()}
+    return {now[key]: tensor for key, tensor in tensors.items()}
+
+
+def _lacks(prefix: str, names: dict[str, tuple[str, ...]], rest: dict[str, Tensor], sizes: dict[str, Tensor]) -> bool:
+    """Whether a file holds nothing of a head, or a part of it in another size than `sizes` says.
+
+    A ModernBERT classifier stores its dense layer as `head.*`, which the language model's head has, too: a part of
+    that, in a classifier's file, is no damaged language model's head.
+    """
+    keys = {key for name, theirs in names.items() if name.startswith(prefix) for key in theirs}
+    of_classifier = prefix == HEAD and any(key.startswith("classifier.") for key in rest)
+    if not keys & rest.keys() or (of_classifier and not keys <= rest.keys()):
+        return True
+    alone = {theirs[0]: sizes[name] for name, theirs in names.items() if name in sizes and name.startswith(prefix)}
+    return any(key in rest and rest[key].shape != like.shape for key, like in alone.items())
+
+
+def _check_shape(key: str, tensors: dict[str, Tensor], like: Tensor) -> None:
+    if key not in tensors:
+        raise CheckpointError(f"tensor {key} is missing")
+    if tensors[key].shape != like.shape:
+        shapes = f"{tuple(tensors[key].shape)}; config.json makes it {tuple(like.shape)}"
+        raise CheckpointError(f"tensor {key} has shape {shapes}")
+    if tensors[key].dtype not in DTYPES:
+        raise CheckpointError(f"tensor {key} is of {tensors[key].dtype}; expected one of {DTYPES}")
+
+
+def _merged(parts: list[Tensor], keys: tuple[str, ...], like: Tensor) -> Tensor:
+    """Our one tensor of their parts, in the dtype of `like`."""
+    if any(part.dtype != like.dtype for part in parts):
+        parts = [part.to(like.dtype) for part in parts]
+        _check_finite(dict(zip(keys, parts, strict=True)))  # again: the other dtype may have no room for them
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _check_finite(tensors: dict[str, Tensor]) -> None:

@@ -154,7 +154,7 @@ def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int 
     except CheckpointError as error:
         raise CheckpointError(f"{directory}/{error}") from error
     new = () if head_seed is None else (HEAD,)
-    state, dropped = read_weights(model.state_dict(), directory, config["model_type"], kind, new)
+    state, dropped = read_weights(model.state_dict(), directory, config["model_type"], kind, new=new)
     if dropped:
         warnings.warn(f"{directory}: left out, for this model has no such head: {', '.join(dropped)}", stacklevel=2)
     if f"{HEAD}bias" not in state:
@@ -178,15 +178,17 @@ def read_weights(
     directory: Path,
     model_type: str,
     kind: str,
+    *,
     new: tuple[str, ...] = (),
     allow_pickle: bool = False,
-    other_sizes: bool = False,
+    ignore_mismatched_sizes: bool = False,
     as_stored: bool = False,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """A directory's weights as a state dict like `expected`, every tensor accounted for, and the names of those of
     other heads.
 
-    kind: which of the family's classes it is for. new: prefixes of what the file may lack, or, with other_sizes, have
+    kind: which of the family's classes it is for. new: prefixes of what the file may lack, or, with
+    ignore_mismatched_sizes, have
     in other sizes; the state is then without them. as_stored: of the dtype of the file's first floating tensor, not of
     `expected`'s. Raises CheckpointError.
     """
@@ -197,7 +199,7 @@ def read_weights(
         for name, own in expected.items()
     }
     try:
-        return from_hf(tensors, model_type, kind, shapes, new, other_sizes)
+        return from_hf(tensors, model_type, kind, shapes, new, ignore_mismatched_sizes)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {' '.join(str(error).split())}") from error
 

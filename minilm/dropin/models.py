@@ -183,9 +183,9 @@ class PreTrainedModel(nn.Module):
             directory,
             config.model_type,
             cls.kind,
-            cls.head_prefixes,
-            use_safetensors is False,
-            ignore_mismatched_sizes,
+            new=cls.head_prefixes,
+            allow_pickle=use_safetensors is False,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
             as_stored=config.dtype is None,
         )
         model.to(next(iter(state.values())).dtype)
