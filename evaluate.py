@@ -13,11 +13,9 @@ import torch
 
 from minilm import cli
 from minilm.data.documents import is_jsonl, lines_of
-from minilm.dropin.models import BertForMaskedLM
-from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
 from minilm.evaluation.embed import BATCH_SIZE, CHUNK, read_embedder, say_cut, search, vectors_of
-from minilm.evaluation.predict import MaskedLM, fill_mask
+from minilm.evaluation.predict import fill_mask, read_masked_lm
 from minilm.train.log import say
 from minilm.train.runtime import Precision, Runtime
 
@@ -102,7 +100,7 @@ class FillMask(OfModel):
     """How many."""
 
 
-def embed(args: Embed) -> None:
+def run_embed(args: Embed) -> None:
     """Vectors of all lines, streamed into a file that is there only when it is whole."""
     cli.check_result(args.json)
     cli.check_ranges(args, {"batch_size": (1, 1 << 20)})
@@ -138,7 +136,7 @@ def embed(args: Embed) -> None:
         cli.write_result(args.json, {"texts": count, "cut": cut, "length": embedder.length, "width": width} | pooling)
 
 
-def find(args: Search) -> None:
+def run_search(args: Search) -> None:
     """The nearest lines of each query."""
     cli.check_result(args.json)
     cli.check_ranges(args, {"batch_size": (1, 1 << 20), "top_k": (1, 1 << 20)})
@@ -157,16 +155,13 @@ def find(args: Search) -> None:
                 print(f"  {hit.score:6.3f}  {args.data}:{hit.row + 1}: {hit.text.strip()[:200]}")
 
 
-def fill(args: FillMask) -> None:
+def run_fill_mask(args: FillMask) -> None:
     """The likeliest fillings."""
     cli.check_result(args.json)
     cli.check_ranges(args, {"top_k": (1, 1 << 20)})
-    model = BertForMaskedLM.from_pretrained(args.model, **args.options())
-    if model.untrained:
-        raise ConfigError(f"--model {args.model}: holds no masked language model: {', '.join(model.untrained)} is new")
-    tokenizer = BertTokenizer.from_pretrained(args.model, revision=args.revision)
-    with args.computing(model):
-        fillings = fill_mask(MaskedLM(model, tokenizer), args.text, args.top_k)
+    masked = read_masked_lm(args.model, **args.options())
+    with args.computing(masked.model):
+        fillings = fill_mask(masked, args.text, args.top_k)
     if args.json is not None:
         cli.write_result(args.json, {"fillings": [asdict(each) for each in fillings]})
     if args.json != "-":
@@ -174,7 +169,7 @@ def fill(args: FillMask) -> None:
             print(f"{each.probability:6.1%}  {each.token:16}  {each.text}")
 
 
-COMMANDS = {"embed": (embed, Embed), "search": (find, Search), "fill-mask": (fill, FillMask)}
+COMMANDS = {"embed": (run_embed, Embed), "search": (run_search, Search), "fill-mask": (run_fill_mask, FillMask)}
 
 if __name__ == "__main__":
     cli.run_one_of(COMMANDS)

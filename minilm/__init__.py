@@ -24,6 +24,7 @@ _HOME = {
     "embed": "minilm.evaluation.embed",
     "search": "minilm.evaluation.embed",
     "MaskedLM": "minilm.evaluation.predict",
+    "read_masked_lm": "minilm.evaluation.predict",
     "UserError": "minilm.errors",
     "BatchEncoding": "minilm.dropin.outputs",
     "BertTokenizer": "minilm.dropin.tokenizer",

@@ -23,6 +23,8 @@ from minilm.files import write_whole
 from minilm.train.ranks import have_met, is_first, leave, lost_contact
 
 Args = TypeVar("Args")
+LESS_MEMORY = "in another --out, lower --batch-size and raise --accumulation as much: an equal step"
+STOPPED = "stopped; what was saved stays, and the same command goes on from there"
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
@@ -38,14 +40,19 @@ def run_one_of(commands: dict[str, tuple[Callable[[Any], int | None], type]], ar
         near = difflib.get_close_matches(name, commands, n=1)
         what = f"{name}: no such command" if name else "no command given"
         sys.exit(_fail(what + (f"; did you mean {near[0]}?" if near else f"; give one of {', '.join(commands)}")))
-    run(*commands[name], argv[1:], f"{script} {name}")
+    run(*commands[name], argv[1:], f"{script} {name}", "lower --batch-size", "stopped; nothing was written")
 
 
 def run(
-    main: Callable[[Any], int | None], args_type: type, argv: list[str] | None = None, prog: str | None = None
+    main: Callable[[Any], int | None],
+    args_type: type,
+    argv: list[str] | None = None,
+    prog: str | None = None,
+    less_memory: str = LESS_MEMORY,
+    stopped: str = STOPPED,
 ) -> None:
     """Parse the command line, call `main`, and exit: 0, 2 after what a user can mend, 130 after Ctrl-C, or what it
-    returned. prog: what `--help` calls the program."""
+    returned. prog: what `--help` calls the program. The last two: what to do without memory, what is said of a stop."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     for number in (number for number, handler in before.items() if handler is signal.SIG_DFL):
         signal.signal(number, _end)  # by default it would end this without tidying up
@@ -67,9 +74,9 @@ def run(
         if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
             raise  # a bug
         what = str(error).split(". ")[0] if isinstance(error, torch.OutOfMemoryError) else "out of memory"
-        status = _fail(f"{what}; in another --out, lower --batch-size and raise --accumulation as much: an equal step")
+        status = _fail(f"{what}; {less_memory}")
     except KeyboardInterrupt:
-        print("stopped; what was saved stays, and the same command goes on from there", file=sys.stderr)
+        print(stopped, file=sys.stderr)
         status = 130
     finally:
         leave()

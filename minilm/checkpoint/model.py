@@ -187,10 +187,8 @@ def read_weights(
     """A directory's weights as a state dict like `expected`, every tensor accounted for, and the names of those of
     other heads.
 
-    kind: which of the family's classes it is for. new: prefixes of what the file may lack, or, with
-    ignore_mismatched_sizes, have
-    in other sizes; the state is then without them. as_stored: of the dtype of the file's first floating tensor, not of
-    `expected`'s. Raises CheckpointError.
+    Arguments as `from_hf` has them. as_stored: in the dtype of the file's first floating tensor, not in `expected`'s.
+    Raises CheckpointError naming the file.
     """
     file, tensors = load_weights(directory, allow_pickle)
     stored = next((own.dtype for own in tensors.values() if own.is_floating_point()), torch.float32)

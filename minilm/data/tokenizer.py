@@ -78,6 +78,11 @@ class Tokenizer:
         return other
 
     @property
+    def backend(self) -> tokenizers.Tokenizer:
+        """A copy of what splits texts, special tokens in them among it."""
+        return tokenizers.Tokenizer.from_str(self._with_specials.to_str())
+
+    @property
     def special_ids(self) -> tuple[int, ...]:
         return (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
 

@@ -4,6 +4,7 @@
 Special tokens written out in a text are those tokens, as in transformers; `split_special_tokens=True` makes them text.
 """
 
+import difflib
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -37,7 +38,7 @@ BERT_ROLES = dict(zip(ROLES[2:], ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"),
 ROBERTA_ROLES = dict(zip(ROLES, ("<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"), strict=True))
 NO_LIMIT = int(1e30)  # transformers' model_max_length where nobody said one
 FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "split_special_tokens")
-KINDS = dict.fromkeys((*FLAGS, "clean_up_tokenization_spaces"), bool) | {  # of a tokenizer_config.json's values
+TYPES = dict.fromkeys((*FLAGS, "clean_up_tokenization_spaces"), bool) | {  # of a tokenizer_config.json's values
     "model_max_length": int | float,
     "model_input_names": list,
     "extra_special_tokens": list | dict,
@@ -55,20 +56,23 @@ class BertTokenizer:
 
     def __init__(
         self,
-        vocab: Path | str | dict[str, int],
+        vocab: Path | str | dict[str, int] | tokenizers.Tokenizer,
         do_lower_case: bool = True,
         strip_accents: bool | None = None,
         tokenize_chinese_chars: bool = True,
         **config: Any,
     ) -> None:
-        """vocab: a vocab.txt, or token -> id. config: as in tokenizer_config.json. Raises DataError."""
-        vocab = dict(vocab) if isinstance(vocab, dict) else read_vocab(Path(vocab))
-        backend = wordpiece(vocab, do_lower_case, strip_accents, tokenize_chinese_chars)
-        self._take(backend, {"tokenizer_class": "BertTokenizer"} | config)
+        """vocab: a vocab.txt, token -> id, or a whole tokenizer, of which the next three arguments change nothing.
+        config: as in tokenizer_config.json. Raises DataError."""
+        backend = vocab
+        if not isinstance(vocab, tokenizers.Tokenizer):
+            vocab = dict(vocab) if isinstance(vocab, dict) else read_vocab(Path(vocab))
+            backend = wordpiece(vocab, do_lower_case, strip_accents, tokenize_chinese_chars)
+        self._set_up(backend, {"tokenizer_class": "BertTokenizer"} | config)
 
-    def _take(self, backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
+    def _set_up(self, backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
         """config: as in tokenizer_config.json; roles that it does not name are those of the kind of vocabulary."""
-        _check_kinds(config)
+        _check_types(config)
         vocab = backend.get_vocab(with_added_tokens=True)
         usual = BERT_ROLES if isinstance(backend.model, models.WordPiece) else ROBERTA_ROLES
         usual = {role: token for role, token in usual.items() if token in vocab}
@@ -108,16 +112,21 @@ class BertTokenizer:
         local_files_only: bool = False,
         token: str | bool | None = None,
         use_fast: bool = True,
+        trust_remote_code: bool = False,
         **changes: Any,
     ) -> Self:
-        """Of a model's directory or its name on the hub. changes: of its tokenizer_config.json, do_lower_case among
-        them. use_fast is there for transformers' sake: there is one kind.
+        """Of a model's directory, its name on the hub, or a tokenizer's file. changes: of its tokenizer_config.json,
+        do_lower_case among them. use_fast and trust_remote_code are there for transformers' sake: there is one kind,
+        and no code of a directory is run.
 
-        Raises DataError naming the file, also where the tokenizer is not the model's or lower-cases a cased vocabulary.
+        Raises DataError naming the file, also where the tokenizer is not the model's or lower-cases a cased vocabulary;
+        ConfigError for changes that there are none of.
         """
         directory = find_model(name, revision, cache_dir, local_files_only, token=token, weights=False)
-        if directory.is_file():
-            return cls(directory, **changes)
+        known = [*ROLES, *TYPES, "padding_side", "truncation_side"]
+        for key in changes.keys() - set(known):
+            near = difflib.get_close_matches(key, known, n=1)
+            raise ConfigError(f"{key}: no argument of a tokenizer" + (f"; did you mean {near[0]}?" if near else ""))
         config = {}
         for file in ("special_tokens_map.json", "tokenizer_config.json"):
             if (directory / file).exists():
@@ -125,7 +134,7 @@ class BertTokenizer:
         config |= changes
         backend = _read_backend(directory, config)
         tokenizer = cls.__new__(cls)
-        tokenizer._take(backend, config)
+        tokenizer._set_up(backend, config)
         check_ids(backend, str(directory))
         check_case(backend.get_vocab(), tokenizer.do_lower_case, str(directory))
         plain = isinstance(backend.normalizer, normalizers.BertNormalizer)  # another may lower-case besides
@@ -157,6 +166,8 @@ class BertTokenizer:
             "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
             **self._roles,
         }
+        if self.split_special_tokens:
+            config["split_special_tokens"] = True
         if self.additional_special_tokens:
             config["extra_special_tokens"] = self.additional_special_tokens
         write_tokenizer(directory, self._backend, config)
@@ -396,10 +407,12 @@ class BertTokenizer:
         return self._backend.add_special_tokens(tokens) if special_tokens else self._backend.add_tokens(tokens)
 
     def add_special_tokens(self, special_tokens_dict: dict[str, Any]) -> int:
-        """A role, or additional_special_tokens, -> its token or tokens."""
+        """A role, or additional_special_tokens, -> its token or tokens; a role of None is nobody's."""
         more = []
         for role, value in special_tokens_dict.items():
-            if role in ROLES:
+            if role in ROLES and value is None:
+                self._roles.pop(role, None)
+            elif role in ROLES:
                 self._roles[role] = _content(value)
                 more.append(_content(value))
             elif role in ("additional_special_tokens", "extra_special_tokens"):
@@ -410,20 +423,20 @@ class BertTokenizer:
         return self._backend.add_special_tokens(more)
 
 
-def _read_backend(directory: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
-    """Of tokenizer.json, or else of a WordPiece's or byte-level BPE's vocabulary."""
+def _read_backend(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    """Of a file, or of a directory's tokenizer.json, or else of a WordPiece's or byte-level BPE's vocabulary."""
     names = ("tokenizer.json", "vocab.txt", "vocab.json")
-    file = next((directory / name for name in names if (directory / name).exists()), None)
+    file = path if path.is_file() else next((path / name for name in names if (path / name).exists()), None)
     if file is None:
-        raise DataError(f"{directory}: no tokenizer in it: none of {', '.join(names)}")
+        raise DataError(f"{path}: no tokenizer in it: none of {', '.join(names)}")
     try:
-        if file.name == "vocab.txt":
+        if file.suffix == ".txt":
             if UNK not in (vocab := read_vocab(file)):
                 raise DataError(f"{file}: lacks {UNK}, which stands for what it does not know")
             return wordpiece_of(vocab, config)[0]
-        if file.name == "tokenizer.json":
+        if file.name != "vocab.json":
             return tokenizers.Tokenizer.from_str(small_file(file).read_text(encoding="utf-8"))
-        return _byte_level(small_file(file), small_file(directory / "merges.txt"), config)
+        return _byte_level(small_file(file), small_file(file.with_name("merges.txt")), config)
     except (DataError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # no narrower one: tokenizers raises just Exception, and where it panics no such
@@ -431,9 +444,9 @@ def _read_backend(directory: Path, config: dict[str, Any]) -> tokenizers.Tokeniz
         raise DataError(f"{file}: not a tokenizer's file ({said})") from error
 
 
-def _check_kinds(config: dict[str, Any]) -> None:
+def _check_types(config: dict[str, Any]) -> None:
     """Raises DataError naming the key of a tokenizer_config.json that holds something else than it should."""
-    for key, kind in KINDS.items():
+    for key, kind in TYPES.items():
         value = config.get(key)
         if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
             raise DataError(f"tokenizer_config.json: {key} is {value!r}")

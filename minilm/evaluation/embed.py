@@ -18,7 +18,7 @@ from minilm.checkpoint.pooling import Pooling, read_pooling
 from minilm.dropin.models import BertModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
-from minilm.evaluation.predict import read_length
+from minilm.evaluation.predict import max_tokens
 from minilm.model.heads import pooled
 
 log = logging.getLogger("minilm")
@@ -39,7 +39,8 @@ class Embedder(NamedTuple):
     @property
     def length(self) -> int:
         """Tokens that are read of a text."""
-        return min(read_length(*self), self.pooling.max_length or read_length(*self))
+        limit = max_tokens(*self)
+        return min(limit, self.pooling.max_length or limit)
 
 
 class Hit(NamedTuple):
@@ -52,12 +53,13 @@ class Hit(NamedTuple):
 
 def read_embedder(
     name: Path | str,
-    how: Sequence[str] | None = None,
+    how: str | Sequence[str] | None = None,
     normalize: bool | None = None,
     *,
     revision: str | None = None,
     cache_dir: Path | str | None = None,
     local_files_only: bool = False,
+    token: str | bool | None = None,
     use_safetensors: bool | None = None,
 ) -> Embedder:
     """Of a directory or a name on the hub. how: "cls", "mean", "max" or several; it and `normalize` are as
@@ -65,12 +67,15 @@ def read_embedder(
 
     Raises CheckpointError, also where those files ask for what is not supported, DataError, ConfigError.
     """
-    directory = find_model(name, revision, cache_dir, local_files_only, allow_pickle=use_safetensors is False)
-    pooling = Pooling(tuple(how)) if how is not None and normalize is not None else read_pooling(directory)
+    directory = find_model(
+        name, revision, cache_dir, local_files_only, allow_pickle=use_safetensors is False, token=token
+    )
+    pooling = read_pooling(directory)
     if pooling is None and how is None:
         log.warning("%s: does not say how its states are pooled; the mean over tokens is taken", directory)
     pooling = pooling or Pooling()
-    pooling = replace(pooling, how=pooling.how if how is None else tuple(how))
+    if how is not None:
+        pooling = replace(pooling, how=(how,) if isinstance(how, str) else tuple(how))
     pooling = replace(pooling, normalize=pooling.normalize if normalize is None else normalize)
     model = BertModel.from_pretrained(directory, use_safetensors=use_safetensors)
     model.pooling = pooling
@@ -126,19 +131,21 @@ def vectors_of(embedder: Embedder, texts: Sequence[str], batch_size: int = BATCH
 
 def search(
     model: Embedder | Path | str,
-    queries: Sequence[str],
+    queries: str | Sequence[str],
     texts: Iterable[str],
     top_k: int = 5,
     batch_size: int = BATCH_SIZE,
 ) -> list[list[Hit]]:
-    """For each query the `top_k` texts of the largest cosine, largest first, of equal ones the earlier; texts may be a
-    stream longer than memory. Blank ones are not found. Raises DataError where there is no text."""
+    """For each query (of one, in a list of one) the `top_k` texts of the largest cosine, largest first, of equal ones
+    the earlier; texts may be a stream longer than memory. Blank ones are not found. Raises DataError where there is no
+    text."""
+    queries = [queries] if isinstance(queries, str) else list(queries)
     if top_k < 1:
         raise ConfigError(f"top_k is {top_k}; give 1 or more")
     embedder = model if isinstance(model, Embedder) else read_embedder(model)
-    wanted = F.normalize(torch.atleast_2d(embed(embedder, list(queries), batch_size)))
+    wanted = F.normalize(embed(embedder, queries, batch_size))
     best: list[list[Hit]] = [[] for _ in queries]
-    numbered = ((row, text) for row, text in enumerate(texts) if text.strip())
+    numbered = ((row, text) for row, text in enumerate(texts) if not isinstance(text, str) or text.strip())
     cut = count = 0
     while chunk := list(islice(numbered, CHUNK)):
         vectors, long = vectors_of(embedder, [text for _, text in chunk], batch_size)

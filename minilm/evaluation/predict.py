@@ -1,19 +1,18 @@
 """What a trained model says to a text."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
 
-from minilm.batch import Tokens
-from minilm.checkpoint.hf import objective_of
-from minilm.checkpoint.model import Pretrained
+from minilm.checkpoint.hf import config_to_hf, objective_of
+from minilm.checkpoint.model import Pretrained, find_model, shapes_only
 from minilm.data.objectives import ATTENTION
-from minilm.data.tokenizer import MASK
+from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.models import BertForMaskedLM, PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
-from minilm.errors import ConfigError, DataError
+from minilm.errors import CheckpointError, ConfigError, DataError
 from minilm.model.generate import sample
 
 
@@ -33,50 +32,71 @@ class Filling:
     text: str  # the whole text with it
 
 
-def read_length(model: PreTrainedModel, tokenizer: BertTokenizer) -> int:
+def max_tokens(model: PreTrainedModel, tokenizer: BertTokenizer) -> int:
     """How many tokens of a text the two read, specials among them."""
     return min(tokenizer.model_max_length, model.base_model.encoder.cfg.max_position_embeddings)
 
 
+def read_masked_lm(
+    name: Path | str,
+    *,
+    revision: str | None = None,
+    cache_dir: Path | str | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    use_safetensors: bool | None = None,
+) -> MaskedLM:
+    """Of a directory or a name on the hub. Raises CheckpointError, also for a model without a language-model head,
+    DataError."""
+    directory = find_model(
+        name, revision, cache_dir, local_files_only, allow_pickle=use_safetensors is False, token=token
+    )
+    model = BertForMaskedLM.from_pretrained(directory, use_safetensors=use_safetensors)
+    if model.untrained:
+        raise CheckpointError(f"{directory}: holds no masked language model, but an encoder without the head of one")
+    return MaskedLM(model, BertTokenizer.from_pretrained(directory))
+
+
+def _as_masked_lm(pretrained: Pretrained) -> MaskedLM:
+    """The same encoder and head, and a tokenizer that does the same, under transformers' calls."""
+    model, tokenizer, objective = pretrained
+    specials = {"cls_token_id": tokenizer.cls_id, "sep_token_id": tokenizer.sep_id}
+    with shapes_only():
+        wrapped = BertForMaskedLM(PreTrainedConfig.from_dict(config_to_hf(model.cfg, objective, specials)))
+    wrapped.bert.encoder, wrapped.head = model.encoder, model.head
+    return MaskedLM(wrapped, BertTokenizer(tokenizer.backend, model_max_length=model.cfg.max_position_embeddings))
+
+
 @torch.no_grad()
-def fill_mask(pretrained: Pretrained | MaskedLM, text: str, top_k: int = 5) -> list[Filling]:
+def fill_mask(model: Pretrained | MaskedLM | Path | str, text: str, top_k: int = 5) -> list[Filling]:
     """The `top_k` likeliest tokens for the one [MASK] in `text`, likeliest first; the mask is as the tokenizer writes
-    it. Raises ConfigError for a model that was not trained to, DataError for a text without exactly one [MASK]."""
-    model, tokenizer = pretrained[:2]
-    ours = isinstance(pretrained, Pretrained)
-    objective = pretrained.objective if ours else objective_of(model.config.to_dict())
+    it. model: of `read_model`, of `read_masked_lm`, or what that reads.
+
+    Raises ConfigError for a model that was not trained to, DataError for a text without exactly one [MASK].
+    """
+    if isinstance(model, Path | str):
+        model = read_masked_lm(model)
+    objective = model.objective if isinstance(model, Pretrained) else objective_of(vars(model.model.config))
     if objective != "mlm":
         raise ConfigError(f"a {objective} model does not fill in masks; continue a text with it")
     if top_k < 1:
         raise ConfigError(f"top_k is {top_k}; give 1 or more")
-    if ours:
-        limit, mask, mask_id = model.cfg.max_position_embeddings, MASK, tokenizer.mask_id
-        encoding = tokenizer.encode(text, max_length=limit, specials=True)
-        ids, cut = encoding.input_ids, any(encoding.cut)
-    else:
-        limit, mask, mask_id = read_length(model, tokenizer), tokenizer.mask_token, tokenizer.mask_token_id
-        encoding = tokenizer(text, truncation=True, max_length=limit)
-        ids, cut = encoding.input_ids, bool(encoding.encodings[0].overflowing)
-    masks = [i for i, id in enumerate(ids) if id == mask_id]
+    model, tokenizer = _as_masked_lm(model) if isinstance(model, Pretrained) else model
+    limit = max_tokens(model, tokenizer)
+    inputs = tokenizer([text], truncation=True, max_length=limit, return_tensors="pt").to(model.device)
+    ids = inputs.input_ids[0].tolist()
+    masks = [place for place, id in enumerate(ids) if id == tokenizer.mask_token_id]
     if len(masks) != 1:
-        long = f", of which {limit} tokens are read," if cut else ""
-        raise DataError(f"the text{long} holds {len(masks)} {mask}; give exactly one")
-    probabilities = _logits_at(model, ids, masks[0]).float().softmax(0)
+        long = f", of which {limit} tokens are read," if inputs.encodings[0].overflowing else ""
+        raise DataError(f"the text{long} holds {len(masks)} {tokenizer.mask_token}; give exactly one")
+    probabilities = model(**inputs).logits[0, masks[0]].float().softmax(0)
+    best = probabilities.topk(min(top_k, len(probabilities)))
     fillings = []
-    for p, id in zip(*(each.tolist() for each in probabilities.topk(min(top_k, len(probabilities)))), strict=True):
+    for p, id in zip(best.values.tolist(), best.indices.tolist(), strict=True):
         filled = [*ids[: masks[0]], id, *ids[masks[0] + 1 :]]
-        piece = tokenizer.token(id) if ours else tokenizer.convert_ids_to_tokens(id) or tokenizer.unk_token
-        token = piece if ours else tokenizer.decode([id]).strip() or piece
-        fillings.append(Filling(token, p, tokenizer.decode(filled, True)))
+        token = tokenizer.decode([id]).strip() or tokenizer.convert_ids_to_tokens(id) or tokenizer.unk_token
+        fillings.append(Filling(token, p, tokenizer.decode(filled, skip_special_tokens=True)))
     return fillings
-
-
-def _logits_at(model: nn.Module, ids: list[int], place: int) -> Tensor:
-    """(V,) at one token of a text."""
-    if isinstance(model, BertForMaskedLM):
-        return model(torch.tensor([ids], device=model.device)).logits[0, place]
-    device = model.table.device
-    return model(Tokens.full(torch.tensor([ids], device=device)), torch.tensor([place], device=device))[0]
 
 
 def continue_text(pretrained: Pretrained, text: str, max_new: int = 40, temperature: float = 0.8, seed: int = 0) -> str:
