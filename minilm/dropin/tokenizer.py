@@ -257,6 +257,45 @@ class BertTokenizer:
         """The pieces of a text, as they stand in the vocabulary."""
         return self(text, pair, add_special_tokens=add_special_tokens, verbose=False).tokens()
 
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """What calls of this tokenizer returned, one dictionary for each text or lists by name, at one length: what a
+        DataLoader collates with. Names that no tokenizer gives (labels) stay as they are.
+
+        padding: True or "longest", "max_length". Raises DataError for rows without input_ids.
+        """
+        if isinstance(encoded_inputs, list | tuple):
+            names = encoded_inputs[0] if encoded_inputs else {}
+            encoded_inputs = {name: [each[name] for each in encoded_inputs] for name in names}
+        if "input_ids" not in encoded_inputs:
+            raise DataError(f"no input_ids to pad, but {', '.join(map(str, encoded_inputs)) or 'nothing'}")
+        rows = {name: [_as_list(each) for each in value] for name, value in encoded_inputs.items()}
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        if return_attention_mask is not False and "attention_mask" in self.model_input_names:
+            rows.setdefault("attention_mask", [[1] * length for length in lengths])
+        if padding not in (False, "do_not_pad"):
+            if self.pad_token is None:
+                raise ConfigError("this tokenizer has no pad_token to pad with")
+            longest = max(lengths, default=0)
+            target = max(longest, max_length or 0) if padding == "max_length" else longest
+            target = -(-target // (pad_to_multiple_of or 1)) * (pad_to_multiple_of or 1)
+            side = _side(padding_side or self.padding_side, "padding_side")
+            fills = {"input_ids": self.pad_token_id, "token_type_ids": self.pad_token_type_id}
+            for name, fill in (fills | {"attention_mask": 0, "special_tokens_mask": 1}).items():
+                for at, values in enumerate(rows.get(name, ())):
+                    more = [fill] * (target - lengths[at])
+                    rows[name][at] = more + values if side == "left" else values + more
+        return BatchEncoding(rows).convert_to_tensors(return_tensors)
+
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         return self._backend.num_special_tokens_to_add(pair)
 
@@ -504,6 +543,10 @@ def _check_texts(texts: list[Any]) -> None:
                     raise DataError(
                         f"text {number} holds a lone surrogate, which is not a character; leave it out"
                     ) from error
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else value
 
 
 def _strings(value: Any) -> Iterable[Any]:

@@ -238,6 +238,34 @@ def test_real_lines(tmp_path, lowercase):
         assert_same(ours(texts, pairs, **options), theirs(texts, pairs, **options))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"padding": "max_length", "max_length": 40},
+        {"padding": "longest", "pad_to_multiple_of": 8, "padding_side": "left"},
+        {"padding": False, "return_tensors": None},
+    ],
+)
+def test_padding_of_a_batch_that_is_collated(both, options):
+    """As by transformers' DataCollatorWithPadding, of dictionaries and of lists by name, with labels beside."""
+    ours, theirs = both
+    options = {"return_tensors": "pt"} | options
+    texts = ["the quick fox", "dog", "the quick brown fox jumps over"]
+    rows = [ours(text, return_special_tokens_mask=True) | {"labels": i} for i, text in enumerate(texts)]
+    by_name = {name: [row[name] for row in rows] for name in rows[0]}
+    for given in (rows, by_name):
+        mine, reference = ours.pad(given, **options), theirs.pad(given, **options)
+        assert {*mine} == {*reference}
+        for name, value in reference.items():
+            assert torch.equal(mine[name], value) if isinstance(value, torch.Tensor) else mine[name] == value
+    if options == {"return_tensors": "pt"}:
+        collated = transformers.DataCollatorWithPadding(ours)(rows)
+        assert collated["input_ids"].shape == collated["attention_mask"].shape
+    with pytest.raises(DataError, match="no input_ids to pad, but labels"):
+        ours.pad([{"labels": 1}])
+
+
 def test_a_longer_text_is_said(tmp_path, caplog):
     save_bert(tmp_path)
     ours = BertTokenizer.from_pretrained(tmp_path)
