@@ -5,13 +5,15 @@ import shlex
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForSequenceClassification
 
 from minilm import cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAIN = [line.split("#")[0].strip() for line in re.findall(r"^python train\.py.*$", README, re.MULTILINE)]
-EVALUATE = re.findall(r"^python evaluate\.py.*$", README, re.MULTILINE)
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+EVALUATE = [line.split("  #")[0] for line in re.findall(r"^python evaluate\.py.*$", README, re.MULTILINE)]
 
 
 def test_every_link_leads_somewhere():
@@ -53,9 +55,13 @@ def run(train, narrow_recipes, monkeypatch, tmp_path, capsys):
     return of
 
 
-def test_evaluate_commands_run(run, load, tmp_path, capsys):
+def test_evaluate_commands_and_snippets_run(run, load, tmp_path, capsys):
     """On the model of the first command, trained for four steps."""
     run("--data", "news", "--cache-dir", "cache", "--steps", "4")
+    assert len(SNIPPETS) >= 3
+    for snippet in SNIPPETS:
+        exec(snippet, {})
+    assert AutoModelForSequenceClassification.from_pretrained("classifier").config.id2label == {0: "bad", 1: "good"}
     (tmp_path / "notes.txt").write_text("a list\nanother one\n")
     assert len(EVALUATE) >= 3
     for command in EVALUATE:
