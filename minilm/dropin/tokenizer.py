@@ -7,6 +7,7 @@ Special tokens written out in a text are those tokens, as in transformers; `spli
 import difflib
 import logging
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -45,6 +46,8 @@ TYPES = dict.fromkeys((*FLAGS, "clean_up_tokenization_spaces"), bool) | {  # of 
     "additional_special_tokens": list | dict,
     "tokenizer_class": str,
 }
+_turn = [threading.Lock()]  # of threads; a forked process begins with one that nobody holds
+os.register_at_fork(after_in_child=lambda: _turn.__setitem__(0, threading.Lock()))
 STRATEGIES = ("longest_first", "only_first", "only_second")
 PAIRED = ("BertTokenizer", "ElectraTokenizer")  # whose models read token_type_ids
 
@@ -205,15 +208,18 @@ class BertTokenizer:
         one, texts = _as_batch(text, text_pair, is_split_into_words)
         strategy, length = self._truncation(truncation, padding, max_length)
         paired = bool(text_pair) or (not is_split_into_words and bool(texts) and isinstance(texts[0], tuple))
-        self._set_truncation(strategy, length, stride, paired, add_special_tokens)
-        self._set_padding(padding, length, pad_to_multiple_of, padding_side, strategy is not None)
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
-        self._backend.encode_special_tokens = split
         _check_texts(texts)
         try:
-            encoded = self._backend.encode_batch(
-                texts, add_special_tokens=add_special_tokens, is_pretokenized=is_split_into_words
-            )
+            with _turn[0]:  # the options are the backend's own: another thread's call may not change them meanwhile
+                self._set_truncation(strategy, length, stride, paired, add_special_tokens)
+                self._set_padding(padding, length, pad_to_multiple_of, padding_side, strategy is not None)
+                self._backend.encode_special_tokens = split
+                encoded = self._backend.encode_batch(
+                    texts, add_special_tokens=add_special_tokens, is_pretokenized=is_split_into_words
+                )
+        except (DataError, ConfigError):
+            raise
         except Exception as error:  # no narrower one: tokenizers raises just that
             raise DataError(f"cannot be tokenized: {str(error).splitlines()[0]}") from error
         groups = [[each, *each.overflowing] if return_overflowing_tokens else [each] for each in encoded]

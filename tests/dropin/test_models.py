@@ -427,6 +427,12 @@ def test_weights_in_several_files_and_in_a_pickle(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_pairs_learn_from_labels_under_their_old_name(tmp_path):
+    ours = ours_of(theirs_of("bert", "next"), "next", tmp_path)
+    inputs, labels = inputs_of("bert", "next"), torch.tensor([0, 1, 1])
+    assert torch.equal(ours(**inputs, next_sentence_label=labels).loss, ours(**inputs, labels=labels).loss)
+
+
 def test_a_model_without_a_pooler_has_none(tmp_path):
     theirs_of("bert", "mlm").save_pretrained(tmp_path)
     ours = models.BertModel.from_pretrained(tmp_path)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -264,6 +265,17 @@ def test_padding_of_a_batch_that_is_collated(both, options):
         assert collated["input_ids"].shape == collated["attention_mask"].shape
     with pytest.raises(DataError, match="no input_ids to pad, but labels"):
         ours.pad([{"labels": 1}])
+
+
+def test_threads_do_not_take_each_others_options(tmp_path):
+    save_bert(tmp_path)
+    ours = BertTokenizer.from_pretrained(tmp_path)
+    calls = [{"truncation": True, "max_length": length} for length in (5, 9, 17)] + [{"verbose": False}]
+    texts = [TEXT[:200]] * 4
+    expected = [ours(texts, **options).input_ids for options in calls]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: ours(texts, **calls[i % 4]).input_ids == expected[i % 4], range(800)))
+    assert all(found)
 
 
 def test_a_longer_text_is_said(tmp_path, caplog):
