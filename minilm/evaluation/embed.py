@@ -126,6 +126,9 @@ def vectors_of(embedder: Embedder, texts: Sequence[str], batch_size: int = BATCH
         states = model(**inputs).last_hidden_state.float()
         vectors[rows] = torch.cat([pooled(states, tokens, how) for how in pooling.how], dim=1).cpu()
     model.train(training)
+    if not vectors.isfinite().all():
+        row = int((~vectors.isfinite().all(dim=1)).nonzero()[0])
+        raise DataError(f"the model makes no finite vector of {texts[row][:50]!r}; in half precision, try fp32")
     return F.normalize(vectors) if pooling.normalize else vectors, cut
 
 
@@ -150,7 +153,8 @@ def search(
     while chunk := list(islice(numbered, CHUNK)):
         vectors, long = vectors_of(embedder, [text for _, text in chunk], batch_size)
         cut, count = cut + long, count + len(chunk)
-        scores, places = (wanted @ F.normalize(vectors).T).sort(dim=1, descending=True, stable=True)
+        cosines = (wanted @ F.normalize(vectors).T).clamp(-1, 1).round(decimals=6)  # equal texts are equal
+        scores, places = cosines.sort(dim=1, descending=True, stable=True)
         for query, hits in enumerate(best):
             found = zip(scores[query, :top_k].tolist(), places[query, :top_k].tolist(), strict=True)
             hits += [Hit(chunk[place][0], score, chunk[place][1]) for score, place in found]

@@ -144,6 +144,13 @@ class TestOfOneFamily:
             assert [hit.score for hit in hits] == pytest.approx(scores[query, expected].tolist(), abs=1e-5)
         assert minilm.search(embedder, ["home"], texts, top_k=1)[0][0].row == 9
 
+    def test_a_vector_that_is_not_finite_is_refused(self, encoder):
+        embedder = minilm.read_embedder(encoder, how="cls", normalize=True)
+        embedder.model.get_input_embeddings().weight.data[embedder.tokenizer.convert_tokens_to_ids("mat")] = 3e38
+        assert minilm.embed(embedder, ["the cat"]).isfinite().all()
+        with pytest.raises(DataError, match="no finite vector of 'a mat'"):
+            minilm.embed(embedder, ["the cat", "a mat"])
+
     def test_equal_texts_are_found_in_order(self, encoder):
         hits = minilm.search(encoder, ["a cat"], ["the mat", "the mat", "the mat"], top_k=2)[0]
         assert [hit.row for hit in hits] == [0, 1]
