@@ -286,6 +286,11 @@ class Encoder(nn.Module):
         """The layers, by transformers' name."""
         return self.layers
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "layer":  # a module of this name would hide the property, and nothing would compute it
+            raise AttributeError("a whole list of layers cannot be put here; change `layers` and the config")
+        super().__setattr__(name, value)
+
     def contexts(self, tokens: Tokens, dtype: torch.dtype, trace: Trace | None = None) -> dict[LayerSpec, LayerContext]:
         """Mask and rotation for each kind of layer. Only the explicit backend has weights that a trace can show."""
         seen = None if trace is None else trace.attentions

@@ -120,6 +120,7 @@ class TestOfOneFamily:
         assert torch.equal(minilm.embed(embedder, TEXTS), whole)  # without dropout
         assert embedder.model.training
         assert minilm.embed(embedder, []).shape == (0, 32)
+        assert torch.equal(minilm.embed(embedder, iter(TEXTS)), whole)
 
     def test_without_files_the_mean_is_taken_and_said(self, encoder, caplog):
         vectors = minilm.embed(encoder, TEXTS)

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minilm.batch import Tokens
 from minilm.errors import ConfigError
-from minilm.model.encoder import EncoderConfig, LayerSpec, bert_config, initialise, modern_config
+from minilm.model.encoder import Encoder, EncoderConfig, LayerSpec, bert_config, initialise, modern_config
 from minilm.model.heads import LanguageModel, Pooler
 from minilm.train.losses import cross_entropy_sum
 
@@ -394,3 +394,10 @@ def test_what_is_computed_again_is_the_same_to_the_last_bit(ids, architecture, d
 
 def test_nothing_is_computed_again_out_of_training(ids):
     assert computed(ids, "bert", 0.0, True, training=False)[1] == computed(ids, "bert", 0.0, False, training=False)[1]
+
+
+def test_layers_are_not_put_where_nothing_computes_them():
+    encoder = Encoder(bert_config(99, 32, 2, 4))
+    assert encoder.layer is encoder.layers
+    with pytest.raises(AttributeError, match="cannot be put here"):
+        encoder.layer = encoder.layers[:1]
