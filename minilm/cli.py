@@ -1,7 +1,6 @@
 """What the scripts share: flags from a dataclass, and one line for everything that a user can mend."""
 
 import contextlib
-import difflib
 import io
 import json
 import math
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 import tyro
 
-from minilm.errors import ConfigError, UserError
+from minilm.errors import ConfigError, UserError, did_you_mean
 from minilm.files import write_whole
 from minilm.train.ranks import have_met, is_first, leave, lost_contact
 
@@ -37,9 +36,8 @@ def run_one_of(commands: dict[str, tuple[Callable[[Any], int | None], type]], ar
         print("\n".join([f"usage: {script} COMMAND ...; {script} COMMAND --help tells its flags", "", *about]))
         sys.exit(0)
     if name not in commands:
-        near = difflib.get_close_matches(name, commands, n=1)
         what = f"{name}: no such command" if name else "no command given"
-        sys.exit(_fail(what + (f"; did you mean {near[0]}?" if near else f"; give one of {', '.join(commands)}")))
+        sys.exit(_fail(what + (did_you_mean(name, commands) or f"; give one of {', '.join(commands)}")))
     run(*commands[name], argv[1:], f"{script} {name}", "lower --batch-size", "stopped; nothing was written")
 
 
@@ -97,8 +95,7 @@ def parse(args_type: type[Args], argv: list[str], prog: str | None = None) -> Ar
     for word in argv:
         name = word.split("=")[0].replace("_", "-")
         if name.startswith("--") and name not in known and "--" + name.removeprefix("--no-") not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-            raise ConfigError(f"{name}: no such flag" + (f"; did you mean {near[0]}?" if near else "; see --help"))
+            raise ConfigError(f"{name}: no such flag" + (did_you_mean(name, known, 0.75) or "; see --help"))
     given = Counter(word.split("=")[0] for word in argv)
     for name in (flag(field.name) for field in fields(args_type) if "tuple" in str(field.type)):
         if given[name] > 1:

@@ -3,6 +3,9 @@
 The commands turn these into that one line and exit status 2; a library user catches `UserError`.
 """
 
+import difflib
+from collections.abc import Iterable
+
 MAX_LINE = 2000  # characters
 
 
@@ -24,3 +27,14 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A model directory or a training state."""
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The end of a message about a name that there is none of: "; did you mean X?", or "" where none is alike."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library says of an error, as far as one line holds it; its kind, where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

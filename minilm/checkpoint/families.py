@@ -146,7 +146,8 @@ def _prefixed(names: str | tuple[str, ...], prefix: str) -> str | tuple[str, ...
 _CLASSIFIER, _SPAN = {"classifier": "classifier"}, {"classifier": "qa_outputs"}
 _DENSE_CLASSIFIER = {"transform.dense": "classifier.dense", "classifier": "classifier.out_proj"}
 _DROPOUT = ("classifier_dropout", "hidden_dropout_prob")
-_POOLED = {"names": _CLASSIFIER, "pooler": True, "pooling": "pooler"}
+_POOLED = {"pooler": True, "pooling": "pooler"}
+_DENSE = {"names": _DENSE_CLASSIFIER, "pooling": "cls", "drop_first": True, "dropout": _DROPOUT}
 # a language model of ours may hold the pooler inside its head for pairs
 _PAIR = {"pair.pooler.dense": "bert.pooler.dense", "pair.classifier": "cls.seq_relationship"}
 _BERT_CLASSES = {
@@ -161,25 +162,17 @@ _BERT_CLASSES = {
     "next": Built(
         architecture="BertForNextSentencePrediction",
         names={"classifier": "cls.seq_relationship"},
-        pooler=True,
-        pooling="pooler",
+        **_POOLED,
     ),
-    "sequence": Built(architecture="BertForSequenceClassification", dropout=_DROPOUT, **_POOLED),
-    "choice": Built(architecture="BertForMultipleChoice", dropout=_DROPOUT, **_POOLED),
+    "sequence": Built(architecture="BertForSequenceClassification", names=_CLASSIFIER, dropout=_DROPOUT, **_POOLED),
+    "choice": Built(architecture="BertForMultipleChoice", names=_CLASSIFIER, dropout=_DROPOUT, **_POOLED),
     "token": Built(architecture="BertForTokenClassification", names=_CLASSIFIER, dropout=_DROPOUT),
     "span": Built(architecture="BertForQuestionAnswering", names=_SPAN),
 }
 _ROBERTA_CLASSES = {
     "model": Built(architecture="RobertaModel", pooler=True),
     "mlm": Built(architecture="RobertaForMaskedLM", names=ROBERTA_LM),
-    "sequence": Built(
-        architecture="RobertaForSequenceClassification",
-        names=_DENSE_CLASSIFIER,
-        pooling="cls",
-        activation="tanh",
-        drop_first=True,
-        dropout=_DROPOUT,
-    ),
+    "sequence": Built(architecture="RobertaForSequenceClassification", activation="tanh", **_DENSE),
     "token": Built(architecture="RobertaForTokenClassification", names=_CLASSIFIER, dropout=_DROPOUT),
     "span": Built(architecture="RobertaForQuestionAnswering", names=_SPAN),
 }
@@ -193,14 +186,7 @@ _ELECTRA_CLASSES = {
         },
         activation=Key("hidden_act"),
     ),
-    "sequence": Built(
-        architecture="ElectraForSequenceClassification",
-        names=_DENSE_CLASSIFIER,
-        pooling="cls",
-        activation="gelu",
-        drop_first=True,
-        dropout=_DROPOUT,
-    ),
+    "sequence": Built(architecture="ElectraForSequenceClassification", activation="gelu", **_DENSE),
     "token": Built(architecture="ElectraForTokenClassification", names=_CLASSIFIER, dropout=_DROPOUT),
     "span": Built(architecture="ElectraForQuestionAnswering", names=_SPAN),
 }

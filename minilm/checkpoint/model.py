@@ -199,7 +199,7 @@ def read_weights(
     try:
         return from_hf(tensors, model_type, kind, shapes, new, ignore_mismatched_sizes)
     except CheckpointError as error:
-        raise CheckpointError(f"{file}: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{file}: {error}") from error
 
 
 def add_words(pretrained: Pretrained, file: Path) -> Pretrained:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minilm.errors import CheckpointError
+from minilm.errors import CheckpointError, first_line
 from minilm.files import read_json, regular_file
 
 WHOLE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
@@ -91,8 +91,7 @@ def _load_pickle(file: Path) -> dict[str, Tensor]:
     except UnpicklingError as error:
         raise CheckpointError(f"{file}: is no pickle of tensors alone, so it is not opened") from error
     except Exception as error:  # a hostile pickle may raise anything, and nothing with it
-        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise CheckpointError(f"{file}: cannot be read ({said})") from error
+        raise CheckpointError(f"{file}: cannot be read ({first_line(error)})") from error
     if not isinstance(tensors, dict) or not all(isinstance(own, Tensor) for own in tensors.values()):
         raise CheckpointError(f"{file}: holds something else than named tensors")
     sizes = {}

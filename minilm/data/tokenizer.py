@@ -178,9 +178,8 @@ class Tokenizer:
 
         open_end: transformers then gives a text no [SEP] at its end, for a model that is to go on from there.
         """
-        backend = self._with_specials
+        backend = self.backend if open_end else self._with_specials
         if open_end:
-            backend = tokenizers.Tokenizer.from_str(backend.to_str())
             specials = [(CLS, self.cls_id), (SEP, self.sep_id)]
             backend.post_processor = processors.TemplateProcessing(f"{CLS} $A", f"{CLS} $A {SEP} $B:1", specials)
         plain = not open_end and isinstance(backend.normalizer, normalizers.BertNormalizer)

@@ -1,7 +1,6 @@
 """A model's config.json as an object with transformers' attributes."""
 
 import copy
-import difflib
 import json
 import os
 from pathlib import Path
@@ -11,7 +10,7 @@ from minilm.checkpoint.families import FAMILIES, Family, Key
 from minilm.checkpoint.hf import config_from_hf, is_causal
 from minilm.checkpoint.hf_config import config_fraction
 from minilm.checkpoint.model import find_model, read_config
-from minilm.errors import CheckpointError, ConfigError
+from minilm.errors import CheckpointError, ConfigError, did_you_mean
 from minilm.files import write_json
 from minilm.model.encoder import EncoderConfig
 
@@ -52,8 +51,7 @@ class PreTrainedConfig:
         known = [key for key in self.__dict__ if not key.startswith("_") and key != "model_type"]
         known += [*self._family.aliases, "num_labels", "torch_dtype", "attn_implementation"]
         for key in values.keys() - set(known):
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(key, known)
             raise ConfigError(f"{key}: neither an argument nor a key of a {self.model_type} config{hint}")
         self.update(values)
 
@@ -71,9 +69,8 @@ class PreTrainedConfig:
         for key in values:
             if key == "_family" or (hasattr(PreTrainedConfig, key) and key not in known):  # it would hide ours
                 raise ConfigError(f"config: {key} is no key of a {self.model_type}")
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.9)
-            if near and key not in self.__dict__ and key not in known:
-                raise ConfigError(f"config: {key} is no key of a {self.model_type}; did you mean {near[0]}?")
+            if key not in self.__dict__ and key not in known and (hint := did_you_mean(key, known, 0.9)):
+                raise ConfigError(f"config: {key} is no key of a {self.model_type}{hint}")
         labels, ids, number = (values.pop(key, None) for key in ("id2label", "label2id", "num_labels"))
         for key, value in values.items():
             setattr(self, key, str(value).removeprefix("torch.") if key == "dtype" and value is not None else value)

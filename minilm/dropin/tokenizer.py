@@ -4,7 +4,6 @@
 Special tokens written out in a text are those tokens, as in transformers; `split_special_tokens=True` makes them text.
 """
 
-import difflib
 import logging
 import os
 import threading
@@ -30,7 +29,7 @@ from minilm.data.tokenizer_files import (
     write_tokenizer,
 )
 from minilm.dropin.outputs import BatchEncoding
-from minilm.errors import ConfigError, DataError
+from minilm.errors import ConfigError, DataError, UserError, did_you_mean, first_line
 from minilm.files import read_json
 
 log = logging.getLogger("minilm")
@@ -128,8 +127,7 @@ class BertTokenizer:
         directory = find_model(name, revision, cache_dir, local_files_only, token=token, weights=False)
         known = [*ROLES, *TYPES, "padding_side", "truncation_side"]
         for key in changes.keys() - set(known):
-            near = difflib.get_close_matches(key, known, n=1)
-            raise ConfigError(f"{key}: no argument of a tokenizer" + (f"; did you mean {near[0]}?" if near else ""))
+            raise ConfigError(f"{key}: no argument of a tokenizer{did_you_mean(key, known)}")
         config = {}
         for file in ("special_tokens_map.json", "tokenizer_config.json"):
             if (directory / file).exists():
@@ -218,10 +216,10 @@ class BertTokenizer:
                 encoded = self._backend.encode_batch(
                     texts, add_special_tokens=add_special_tokens, is_pretokenized=is_split_into_words
                 )
-        except (DataError, ConfigError):
+        except UserError:
             raise
         except Exception as error:  # no narrower one: tokenizers raises just that
-            raise DataError(f"cannot be tokenized: {str(error).splitlines()[0]}") from error
+            raise DataError(f"cannot be tokenized: {first_line(error)}") from error
         groups = [[each, *each.overflowing] if return_overflowing_tokens else [each] for each in encoded]
         flat = [encoding for group in groups for encoding in group]
         wants_types = "token_type_ids" in self.model_input_names
@@ -485,8 +483,7 @@ def _read_backend(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     except (DataError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # no narrower one: tokenizers raises just Exception, and where it panics no such
-        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(f"{file}: not a tokenizer's file ({said})") from error
+        raise DataError(f"{file}: not a tokenizer's file ({first_line(error)})") from error
 
 
 def _check_types(config: dict[str, Any]) -> None:

@@ -29,10 +29,9 @@ from minilm.model.attention import (
 )
 
 MAX_SIZE = 1 << 24  # of any one dimension
-# gelu is the exact one, with erf
 _gelu_by_tanh = partial(F.gelu, approximate="tanh")  # Hendrycks & Gimpel 2016, sec. 2
 ACTIVATIONS = {
-    "gelu": F.gelu,
+    "gelu": F.gelu,  # the exact one, with erf
     "gelu_new": _gelu_by_tanh,
     "gelu_pytorch_tanh": _gelu_by_tanh,
     "relu": F.relu,
