@@ -1,10 +1,11 @@
 """Use a trained model, of any family: vectors of texts, the nearest texts, a mask's fillings."""
 
+import itertools
 import os
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +14,14 @@ import torch
 
 from minilm import cli
 from minilm.data.documents import is_jsonl, lines_of
-from minilm.errors import ConfigError, DataError
-from minilm.evaluation.embed import BATCH_SIZE, CHUNK, read_embedder, say_cut, search, vectors_of
+from minilm.errors import ConfigError, DataError, printable
+from minilm.evaluation.embed import BATCH_SIZE, chunks, read_embedder, say_cut, search, vectors_of
 from minilm.evaluation.predict import fill_mask, read_masked_lm
 from minilm.train.log import say
 from minilm.train.runtime import Precision, Runtime
+
+SAY_EVERY = 10  # seconds
+THREADS = (1, 1024)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +70,7 @@ class OfTexts(OfModel):
         if is_jsonl(self.data):
             raise DataError(f"--data {self.data}: jsonl is not read here; give a file of one text a line")
         if not self.data.is_file():
-            raise DataError(f"--data {self.data}: no such file")
+            raise DataError(f"--data {self.data}: {'not a regular file' if self.data.exists() else 'no such file'}")
         return lines_of(self.data)
 
 
@@ -103,7 +107,11 @@ class FillMask(OfModel):
 def run_embed(args: Embed) -> None:
     """Vectors of all lines, streamed into a file that is there only when it is whole."""
     cli.check_result(args.json)
-    cli.check_ranges(args, {"batch_size": (1, 1 << 20)})
+    cli.check_ranges(args, {"batch_size": (1, 1 << 20), "threads": THREADS})
+    files = {"--data": args.data, "--out": args.out, "--json": args.json}
+    for (one, file), (other, same) in itertools.combinations(files.items(), 2):
+        if same not in (None, "-") and file.resolve() == Path(same).resolve():
+            raise ConfigError(f"{other} {same}: is the file of {one}; give another")
     if args.out.suffix != ".npy" or not args.out.parent.is_dir() or args.out.is_dir():
         raise ConfigError(f"--out {args.out}: give a file that ends in .npy, in a directory that is there")
     count = sum(1 for _ in args.lines())
@@ -111,23 +119,31 @@ def run_embed(args: Embed) -> None:
         raise DataError(f"--data {args.data}: holds no line")
     embedder = read_embedder(args.model, args.pooling, args.normalize, **args.options())
     width, cut, at = len(embedder.pooling.how) * embedder.model.config.hidden_size, 0, 0
-    partial = args.out.with_name(f".{args.out.name}.tmp")
+    said = time.monotonic()
+    partial = args.out.with_name(f".{args.out.name}.{os.getpid()}.tmp")  # two runs may have the same --out
     try:
-        rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(count, width))
-        lines = args.lines()
-        with args.computing(embedder.model):
-            while chunk := list(islice(lines, CHUNK)):
+        partial.unlink(missing_ok=True)  # of a dead process, or a link
+        with partial.open("xb") as rows, args.computing(embedder.model):
+            np.lib.format.write_array_header_1_0(
+                rows, {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
+            )
+            for chunk in chunks(args.lines()):
                 vectors, long = vectors_of(embedder, chunk, args.batch_size)
                 if at + len(chunk) > count:
                     raise DataError(f"--data {args.data}: changed while it was read")
-                rows[at : at + len(chunk)] = vectors.numpy()
+                rows.write(vectors.numpy().astype("<f4", copy=False).tobytes())
                 at, cut = at + len(chunk), cut + long
-        if at < count:
-            raise DataError(f"--data {args.data}: changed while it was read")
-        rows.flush()
+                if time.monotonic() - said > SAY_EVERY:
+                    said = time.monotonic()
+                    say(f"{at:,} of {count:,} lines")
+            if at < count:
+                raise DataError(f"--data {args.data}: changed while it was read")
+            rows.flush()
+            os.fsync(rows.fileno())
         os.replace(partial, args.out)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     say_cut(cut, count, embedder)
     how = " + ".join(embedder.pooling.how) + (", length 1" if embedder.pooling.normalize else "")
     say(f"{count:,} lines -> {args.out}: float32 ({count}, {width}), {how}")
@@ -139,7 +155,9 @@ def run_embed(args: Embed) -> None:
 def run_search(args: Search) -> None:
     """The nearest lines of each query."""
     cli.check_result(args.json)
-    cli.check_ranges(args, {"batch_size": (1, 1 << 20), "top_k": (1, 1 << 20)})
+    cli.check_ranges(args, {"batch_size": (1, 1 << 20), "top_k": (1, 1 << 20), "threads": THREADS})
+    if not args.query:
+        raise ConfigError("--query: give one or more texts")
     lines = args.lines()
     embedder = read_embedder(args.model, args.pooling, **args.options())
     with args.computing(embedder.model):
@@ -150,15 +168,15 @@ def run_search(args: Search) -> None:
         cli.write_result(args.json, {"results": results})
     if args.json != "-":
         for query, hits in zip(args.query, found, strict=True):
-            print(query)
+            print(printable(query))
             for hit in hits:
-                print(f"  {hit.score:6.3f}  {args.data}:{hit.row + 1}: {hit.text.strip()[:200]}")
+                print(f"  {hit.score:6.3f}  {args.data}:{hit.row + 1}: {printable(hit.text.strip()[:200])}")
 
 
 def run_fill_mask(args: FillMask) -> None:
     """The likeliest fillings."""
     cli.check_result(args.json)
-    cli.check_ranges(args, {"top_k": (1, 1 << 20)})
+    cli.check_ranges(args, {"top_k": (1, 1 << 20), "threads": THREADS})
     masked = read_masked_lm(args.model, **args.options())
     with args.computing(masked.model):
         fillings = fill_mask(masked, args.text, args.top_k)
@@ -166,7 +184,7 @@ def run_fill_mask(args: FillMask) -> None:
         cli.write_result(args.json, {"fillings": [asdict(each) for each in fillings]})
     if args.json != "-":
         for each in fillings:
-            print(f"{each.probability:6.1%}  {each.token:16}  {each.text}")
+            print(printable(f"{each.probability:6.1%}  {each.token:16}  {each.text}"))
 
 
 COMMANDS = {"embed": (run_embed, Embed), "search": (run_search, Search), "fill-mask": (run_fill_mask, FillMask)}

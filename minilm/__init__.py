@@ -53,6 +53,17 @@ _SAME = {
     "AutoModelForMultipleChoice": "BertForMultipleChoice",
     "AutoModelForNextSentencePrediction": "BertForNextSentencePrediction",
 }
+_OF_HEADS = ("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice")
+_SAME |= {
+    family + rest: f"Bert{rest}"
+    for family in ("Roberta", "DistilBert", "Electra", "ModernBert")
+    for rest in ("Model", *(f"For{head}" for head in _OF_HEADS))
+}
+_SAME |= {
+    f"{family}Tokenizer{fast}": "BertTokenizer"
+    for family in ("Roberta", "DistilBert", "Electra")
+    for fast in ("", "Fast")
+}
 _HOME |= {name: _HOME[same] for name, same in _SAME.items()} | {"AutoConfig": "minilm.dropin.config"}
 _SAME["AutoConfig"] = "PreTrainedConfig"
 __all__ = sorted(_HOME)

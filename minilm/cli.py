@@ -51,6 +51,8 @@ def run(
 ) -> None:
     """Parse the command line, call `main`, and exit: 0, 2 after what a user can mend, 130 after Ctrl-C, or what it
     returned. prog: what `--help` calls the program. The last two: what to do without memory, what is said of a stop."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no error
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     for number in (number for number, handler in before.items() if handler is signal.SIG_DFL):
         signal.signal(number, _end)  # by default it would end this without tidying up

@@ -13,7 +13,7 @@ class UserError(ValueError):
     """Something the caller can mend; the message says how. One line, whatever the names in a file are."""
 
     def __init__(self, message: str) -> None:
-        line = "".join(letter if letter.isprintable() else " " for letter in message[: MAX_LINE + 1])
+        line = printable(message[: MAX_LINE + 1])
         super().__init__(line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]} ...")
 
 
@@ -27,6 +27,11 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A model directory or a training state."""
+
+
+def printable(text: str) -> str:
+    """One line that moves no cursor and rings no bell: a space for each character that has no look of its own."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

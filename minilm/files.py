@@ -61,9 +61,15 @@ def read_json(file: Path, kind: type = dict, most: int = MAX_JSON, directory: Pa
 def write_whole(file: Path, text: str) -> None:
     """Whole or not at all, and on the disk."""
     partial = file.with_name(f".{file.name}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    sync_entry(partial)
-    partial.replace(file)
+    partial.unlink(missing_ok=True)  # of a dead process; a link is not written through
+    try:
+        partial.write_text(text, encoding="utf-8")
+        sync_entry(partial)
+        partial.replace(file)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
     sync_entry(file.parent)
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def go(script, tmp_path, monkeypatch, capsys):
 
 
 def test_embed_writes_a_row_a_line(go, script, monkeypatch, caplog):
-    monkeypatch.setattr(script, "CHUNK", 4)
+    monkeypatch.setattr("minilm.evaluation.embed.CHUNK", 4)
     status, out, err = go("embed", "--model", "encoder", "--data", "lines.txt", "--out", "v.npy", "--json", "v.json")
     assert (status, out) == (0, "")
     assert "6 lines -> v.npy: float32 (6, 32), cls, length 1" in err
@@ -71,6 +72,36 @@ def test_embed_writes_a_row_a_line(go, script, monkeypatch, caplog):
     assert np.load("v.npy").shape == (6, 64)
     assert np.abs(np.load("v.npy") - minilm.embed(embedder, LINES).numpy()).max() < 0.2  # bf16
     assert sorted(path.name for path in Path().iterdir() if path.name.startswith(".")) == []
+
+
+def test_what_is_beside_the_result_is_left_alone(go, tmp_path, monkeypatch):
+    """Another run's partial file, and one that a link leads to; and nothing stays of a run that fails."""
+    flags = ("embed", "--model", "encoder", "--data", "lines.txt", "--out", "v.npy")
+    others, mine = tmp_path / ".v.npy.1.tmp", tmp_path / f".v.npy.{os.getpid()}.tmp"
+    others.write_text("of another")
+    mine.symlink_to("lines.txt")
+    assert go(*flags)[0] == 0
+    assert others.read_text() == "of another"
+    assert Path("lines.txt").read_text().splitlines() == LINES
+    assert not mine.exists()
+    before = np.load("v.npy")
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    status, _, err = go(*flags)
+    assert status == 2
+    assert "No space left" in err.splitlines()[-1]
+    assert np.array_equal(np.load("v.npy"), before)
+    assert not mine.exists()
+
+
+def test_what_is_printed_moves_no_cursor(go):
+    Path("lines.txt").write_text("a \x1b[2Jdog\x07 ran\n")
+    out = go("search", "--model", "encoder", "--data", "lines.txt", "--query", "a \x1bcat")[1]
+    assert "a  [2Jdog  ran" in out
+    assert all(letter.isprintable() or letter == "\n" for letter in out)
 
 
 def test_search_names_the_lines(go):
@@ -116,6 +147,17 @@ def test_fill_mask_is_what_the_library_says(go):
         (("embed", "--model", "encoder", "--data", "lines.txt", "--out", "v.bin"), "give a file that ends in .npy"),
         (("embed", "--model", "encoder", "--data", "lines.txt", "--out", "x/v.npy"), "in a directory that is there"),
         (("search", "--model", "encoder", "--data", "lines.txt", "--query", "a", "--top-k", "0"), "--top-k 0: give a"),
+        (("embed", "--model", "encoder", "--data", "pipe", "--out", "v.npy"), "--data pipe: not a regular file"),
+        (
+            ("embed", "--model", "encoder", "--data", "lines.npy", "--out", "./lines.npy"),
+            "--out lines.npy: is the file",
+        ),
+        (("embed", "--model", "encoder", "--data", "lines.txt", "--out", "v.npy", "--json", "v.npy"), "of --out"),
+        (("search", "--model", "encoder", "--data", "lines.txt", "--query"), "--query: give one or more texts"),
+        (
+            ("search", "--model", "encoder", "--data", "lines.txt", "--query", "a", "--threads", "99999"),
+            "--threads 99999",
+        ),
         (("search", "--model", "encoder", "--data", "blank.txt", "--query", "a"), "there is no text to search"),
         (
             ("search", "--model", "encoder", "--data", "lines.txt", "--query", "a", "--querry", "b"),
@@ -137,6 +179,8 @@ def test_what_cannot_be_is_one_line(go, argv, said, tmp_path, monkeypatch):
     (tmp_path / "lines.jsonl").write_text("{}\n")
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "blank.txt").write_text("\n \n")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "lines.npy").write_text("a\n")
     (tmp_path / "latin.txt").write_bytes(b"a\ncaf\xe9\n")
     before = sorted(path.name for path in tmp_path.iterdir())
     status, out, err = go(*argv)

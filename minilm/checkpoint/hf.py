@@ -133,18 +133,25 @@ def _theirs(name: str, names: Names) -> tuple[str, ...]:
     layer = re.search(r"\.(\d+)\.", name)
     pattern = name if layer is None else name.replace(layer[0], ".{i}.", 1)
     module, _, leaf = pattern.rpartition(".")
-    found, suffix = (names[pattern], "") if pattern in names else (names[module], f".{leaf}")
+    found, suffix = (names[pattern], "") if pattern in names else (names.get(module), f".{leaf}")
+    if found is None:
+        raise CheckpointError(f"parameter {name} has no place in transformers' files; keep it outside of the model")
     found = (found,) if isinstance(found, str) else found
     return tuple(theirs.replace("{i}", layer[1] if layer else "") + suffix for theirs in found)
 
 
 def to_hf(state: dict[str, Tensor], model_type: str, kind: str) -> dict[str, Tensor]:
-    """Our state dict under Hugging Face's names. The tied decoder is stored once, as the embedding."""
+    """Our state dict under Hugging Face's names. The tied decoder is stored once, as the embedding. Raises
+    CheckpointError for what `from_hf` would refuse."""
     family, out = FAMILIES[model_type], {}
     names = family.names(kind)
     for name, tensor in state.items():
         theirs = _theirs(name, names)
         out |= {key: part.contiguous() for key, part in zip(theirs, tensor.chunk(len(theirs)), strict=True)}
+    if odd := [key for key, own in out.items() if own.is_meta or own.dtype not in DTYPES]:
+        kind_of_tensor = "has no values" if out[odd[0]].is_meta else f"is of {out[odd[0]].dtype}"
+        raise CheckpointError(f"tensor {odd[0]} {kind_of_tensor}; nothing is written")
+    _check_finite(out)
     return {key.removeprefix(family.base): own for key, own in out.items()} if kind == "model" else out
 
 

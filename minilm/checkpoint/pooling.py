@@ -1,5 +1,6 @@
 """How a text's states become one vector: what sentence-transformers' files in a model directory say."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from minilm.files import read_json, write_json
 POOLINGS = ("cls", "max", "mean")  # in the order in which several are joined
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
 LENGTH = "sentence_bert_config.json"  # also of models that are no BERT
+OF_OLD = ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # in LENGTH's place, once
+ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
 OWN = "sentence_transformers.models"  # where every version finds these modules
 
 
@@ -20,7 +23,9 @@ class Pooling:
     how: tuple[str, ...] = ("mean",)
     normalize: bool = False  # to length 1
     max_length: int | None = None  # tokens read of a text, where those are fewer than the model's positions
-    prompt: str = ""  # stands before every text
+    prompt: str = ""  # stands before every text, but where one of the next two is another
+    query: str | None = None  # before one that is searched for
+    document: str | None = None  # before one that is searched
     lowercase: bool = False  # the text, whatever the tokenizer does
 
     def __post_init__(self) -> None:
@@ -32,12 +37,13 @@ def read_pooling(directory: Path) -> Pooling | None:
     """None of a directory that says none. Raises CheckpointError naming the file and the module or key that is not
     supported, rather than compute another vector."""
     file = directory / MODULES
-    if not file.exists():
+    if not os.path.lexists(file):
         return None
     modules = read_json(file, list)
     if not all(isinstance(each, dict) and isinstance(each.get("path", ""), str) for each in modules):
         raise CheckpointError(f"{file}: holds something else than modules")
-    kinds = [str(each.get("type")).rpartition(".")[2] for each in modules]
+    types = [str(each.get("type")) for each in modules]
+    kinds = [each.rpartition(".")[2] if each.startswith("sentence_transformers.") else each for each in types]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise CheckpointError(
             f"{file}: modules {', '.join(kinds)}; only a Transformer, a Pooling and then perhaps a Normalize are read"
@@ -45,18 +51,26 @@ def read_pooling(directory: Path) -> Pooling | None:
     inside, below = (each.get("path", "") for each in modules[:2])
     if inside or not below or below in (".", "..") or Path(below).name != below:
         raise CheckpointError(f"{file}: a Transformer in {inside!r} and a Pooling in {below!r}; expected '' and a name")
-    reading = _optional(directory / LENGTH)
+    names = (LENGTH, *(f"sentence_{kind}_config.json" for kind in OF_OLD))
+    source = next((each for name in names if os.path.lexists(each := directory / name)), directory / LENGTH)
+    reading = _optional(source)
+    for key in (*ARGUMENTS, "processing_kwargs", "truncate_dim"):
+        if reading.get(key):
+            raise CheckpointError(f"{source}: {key} is {reading[key]!r}, which is not supported")
+    if (task := reading.get("transformer_task", "feature-extraction")) != "feature-extraction":
+        raise CheckpointError(f"{source}: transformer_task is {task!r}; only feature-extraction is supported")
     length = reading.get("max_seq_length")
     if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 3):
-        raise CheckpointError(f"{directory / LENGTH}: max_seq_length is {length!r}; expected a number of tokens")
-    prompt, lowercase = _prompt(directory / PROMPTS), bool(reading.get("do_lower_case", False))
-    return Pooling(_how(directory, below, prompt), len(kinds) == 3, length, prompt, lowercase)
+        raise CheckpointError(f"{source}: max_seq_length is {length!r}; expected a number of tokens")
+    prompts, lowercase = _prompts(directory / PROMPTS), bool(reading.get("do_lower_case", False))
+    how = _how(directory, below, any(prompts.values()))
+    return Pooling(how, len(kinds) == 3, length, lowercase=lowercase, **prompts)
 
 
-def _how(directory: Path, below: str, prompt: str) -> tuple[str, ...]:
+def _how(directory: Path, below: str, prompted: bool) -> tuple[str, ...]:
     file = directory / below / "config.json"
     config = read_json(file, directory=directory)
-    if prompt and not config.get("include_prompt", True):
+    if prompted and not config.get("include_prompt", True):
         raise CheckpointError(f"{file}: include_prompt false is not supported")
     how = config.get("pooling_mode")
     if how is None:  # before sentence-transformers 6
@@ -66,34 +80,48 @@ def _how(directory: Path, below: str, prompt: str) -> tuple[str, ...]:
     how = tuple(how) if isinstance(how, list) else (how,)
     if odd := [each for each in how if each not in POOLINGS]:
         raise CheckpointError(f"{file}: pooling {odd[0]!r} is not supported, only {', '.join(POOLINGS)}")
+    if not how or len({*how}) < len(how):
+        raise CheckpointError(f"{file}: pooling_mode is {[*how]!r}; each of {', '.join(POOLINGS)} may be there once")
     return how
 
 
-def _prompt(file: Path) -> str:
-    """What stands before a text unless a call says otherwise."""
+def _prompts(file: Path) -> dict[str, str]:
+    """What stands before a text, by the names of Pooling's fields."""
     config = _optional(file)
+    if config.get("truncate_dim"):
+        raise CheckpointError(f"{file}: truncate_dim is {config['truncate_dim']!r}, which is not supported")
     name, prompts = config.get("default_prompt_name"), config.get("prompts") or {}
-    if name is None:
-        return ""
-    if not isinstance(prompts, dict) or not isinstance(name, str) or not isinstance(prompts.get(name), str):
+    if not isinstance(prompts, dict) or not all(isinstance(each, str) for each in prompts.values()):
+        raise CheckpointError(f"{file}: prompts holds something else than texts")
+    if name is not None and (not isinstance(name, str) or name not in prompts):
         raise CheckpointError(f"{file}: default_prompt_name is {name!r}, and prompts has none of that name")
-    return prompts[name]
+    wanted = {"prompt": (name,), "query": ("query",), "document": ("document", "passage", "corpus")}
+    named = {field: next((each for each in names if each in prompts), None) for field, names in wanted.items()}
+    return {field: prompts[each] for field, each in named.items() if each is not None}
 
 
 def _optional(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.exists() else {}
+    return read_json(file) if os.path.lexists(file) else {}
 
 
 def write_pooling(directory: Path, pooling: Pooling, width: int) -> None:
-    """The files that `read_pooling` reads, as every version of sentence-transformers does; width: of the states."""
+    """The files that `read_pooling` reads, as every version of sentence-transformers does; width: of the states.
+
+    Raises CheckpointError where its directory is a link."""
     names = {"": "Transformer", "1_Pooling": "Pooling"} | ({"2_Normalize": "Normalize"} if pooling.normalize else {})
+    if (directory / "1_Pooling").is_symlink():
+        raise CheckpointError(f"{directory / '1_Pooling'}: a link, which nothing is written through; take it away")
     (directory / "1_Pooling").mkdir(exist_ok=True)
     modes = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
     chosen = {key: how in pooling.how for key, how in modes.items()}
+    if sorted(pooling.how) != [*pooling.how]:  # the flags say no order, "pooling_mode" of sentence-transformers 6 does
+        chosen = {"pooling_mode": list(pooling.how)}
     write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": width} | chosen)
     write_json(directory / LENGTH, {"max_seq_length": pooling.max_length, "do_lower_case": pooling.lowercase})
-    prompts = {"prompts": {"default": pooling.prompt}, "default_prompt_name": "default"} if pooling.prompt else {}
-    write_json(directory / PROMPTS, prompts)
+    named = {"query": pooling.query, "document": pooling.document, "default": pooling.prompt or None}
+    prompts = {name: prompt for name, prompt in named.items() if prompt is not None}
+    default = {"default_prompt_name": "default"} if pooling.prompt else {}
+    write_json(directory / PROMPTS, {"prompts": prompts} | default if prompts else {})
     numbered = enumerate(names.items())
     modules = [{"idx": i, "name": str(i), "path": path, "type": f"{OWN}.{kind}"} for i, (path, kind) in numbered]
     write_json(directory / MODULES, modules)

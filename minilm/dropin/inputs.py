@@ -30,8 +30,12 @@ def tokens_of(
     if input_ids is None:
         ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)  # nobody reads them
     else:
+        if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+            raise TypeError(f"input_ids of {input_ids.dtype}; give whole numbers")
         ids = input_ids.long()
     B, T = ids.shape
+    if not T:
+        raise DataError("a text of no tokens; give each at least one")
     if cfg.learned_positions and cfg.max_position_embeddings < T:
         raise DataError(
             f"a text of {T} tokens, and the model reads {cfg.max_position_embeddings}; let the tokenizer cut it: "

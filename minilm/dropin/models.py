@@ -9,9 +9,11 @@ C labels.
 """
 
 import copy
+import inspect
 import logging
-import os
+from contextlib import suppress
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -25,17 +27,18 @@ from minilm.checkpoint.families import Built
 from minilm.checkpoint.hf import DTYPES, HEAD, entry_of, to_hf
 from minilm.checkpoint.model import find_model, read_weights, shapes_only
 from minilm.checkpoint.pooling import MODULES, Pooling, read_pooling, write_pooling
-from minilm.checkpoint.weights import WHOLE, save_tensors
+from minilm.checkpoint.weights import INDEX, PICKLE, WHOLE, save_tensors
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.inputs import tokens_of
 from minilm.dropin.outputs import ModelOutput
-from minilm.errors import CheckpointError, ConfigError
-from minilm.files import sync_entry
+from minilm.errors import CheckpointError, ConfigError, first_line
+from minilm.files import alone, sync_entry
 from minilm.model.encoder import Encoder, Trace, initialise
 from minilm.model.heads import LMHead, Pooler, Transform, pooled
 from minilm.train.losses import cross_entropy_sum
 
 log = logging.getLogger("minilm")
+TARGETS = ("labels", "next_sentence_label", "start_positions", "end_positions")
 
 
 class PreTrainedModel(nn.Module):
@@ -56,6 +59,21 @@ class PreTrainedModel(nn.Module):
         if self.kind not in classes:
             there = ", ".join(each.architecture for each in classes.values())
             raise ConfigError(f"{type(self).__name__}: a {config.model_type} has no such class; it has {there}")
+
+    def __init_subclass__(cls) -> None:
+        """The signature of its forward has its own targets alone: transformers' Trainer reads there what to give it."""
+        super().__init_subclass__()
+        if "kind" not in cls.__dict__:  # its parent's is its own
+            return
+        whole, foreign = inspect.signature(PreTrainedModel.forward), {*TARGETS} - {*cls.targets}
+
+        @wraps(PreTrainedModel.forward)
+        def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> ModelOutput | tuple[Tensor, ...]:
+            return super(cls, self).forward(*args, **kwargs)
+
+        kept = [each for each in whole.parameters.values() if each.name not in foreign]
+        forward.__signature__ = whole.replace(parameters=kept)
+        cls.forward = forward
 
     @property
     def built(self) -> Built:
@@ -95,12 +113,7 @@ class PreTrainedModel(nn.Module):
 
         The loss is there when all targets of the class are given. Raises TypeError for targets of another class.
         """
-        given = {
-            "labels": labels,
-            "next_sentence_label": next_sentence_label,
-            "start_positions": start_positions,
-            "end_positions": end_positions,
-        }
+        given = dict(zip(TARGETS, (labels, next_sentence_label, start_positions, end_positions), strict=True))
         if self.kind == "next" and labels is None:  # its name until transformers 4
             given = {"labels": next_sentence_label}
         given = {name: target for name, target in given.items() if target is not None}
@@ -171,6 +184,7 @@ class PreTrainedModel(nn.Module):
         directory = find_model(
             name, revision, cache_dir, local_files_only, allow_pickle=use_safetensors is False, token=token
         )
+        before = _version(directory)
         config = PreTrainedConfig.of_directory(directory) if config is None else copy.deepcopy(config)
         config.change(changes | ({} if attn_implementation is None else {"attn_implementation": attn_implementation}))
         chosen = dtype or torch_dtype or "auto"
@@ -200,6 +214,8 @@ class PreTrainedModel(nn.Module):
                 model.pooling = read_pooling(directory)
             except CheckpointError as error:
                 log.warning("%s; left out, and not saved with the model", error)
+        if _version(directory) != before:
+            raise CheckpointError(f"{directory}: was written anew while it was read; read it again")
         return model.eval()
 
     @classmethod
@@ -245,25 +261,35 @@ class PreTrainedModel(nn.Module):
         safe_serialization is there for transformers' sake: no pickle is written."""
         if not safe_serialization:
             raise ConfigError("safe_serialization=False would be a pickle; none is written here")
+        if str(directory) == "":
+            raise ConfigError("save_pretrained: give the name of a directory")
         directory = Path(directory)
-        os.makedirs(directory, exist_ok=True)
+        try:
+            with alone(directory):  # whoever else saves there waits
+                self._save(directory)
+        except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
+            raise CheckpointError(f"{directory}: the model cannot be written: {first_line(error)}") from error
+
+    def _save(self, directory: Path) -> None:
         config = self.config
         config.architectures, config.dtype = [self.built.architecture], _name_of(self.dtype)
         entry = entry_of(config.to_dict(), self.kind)
         config.__dict__.pop("minilm", None)
         if entry is not None:
             config.minilm = entry
-        tensors = {_bare(name): own.detach().cpu() for name, own in self.state_dict().items()}
-        partial = directory / f".{WHOLE}.tmp"
+        state = self.state_dict()
+        tensors = {_bare(name): own.detach() if own.is_meta else own.detach().cpu() for name, own in state.items()}
+        named, partial = to_hf(tensors, config.model_type, self.kind), directory / f".{WHOLE}.tmp"
+        partial.unlink(missing_ok=True)  # of a dead process; a link is not written through
         try:
-            save_tensors(to_hf(tensors, config.model_type, self.kind), partial)
+            save_tensors(named, partial)
             sync_entry(partial)
-        except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
-            raise CheckpointError(f"{directory}: cannot be written ({error})") from error
-        for name in ("MANIFEST.json", MODULES, "config.json"):  # of what was there
-            (directory / name).unlink(missing_ok=True)
-        partial.replace(directory / WHOLE)
+            for name in ("config.json", "MANIFEST.json", MODULES, INDEX, PICKLE, f"{PICKLE}.index.json"):
+                (directory / name).unlink(missing_ok=True)  # of what was there, config.json first: then it is no model
+            partial.replace(directory / WHOLE)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
         if self.pooling is not None:
             write_pooling(directory, self.pooling, config.hidden_size)
         config.save_pretrained(directory)
@@ -487,7 +513,9 @@ class BertForSequenceClassification(_Classifier):
             config.problem_type = "regression" if config.num_labels == 1 else several
         wide = torch.promote_types(logits.dtype, torch.float32)
         if config.problem_type == "regression":
-            return F.mse_loss(logits.squeeze().to(wide), labels.squeeze().to(wide))
+            if config.num_labels == 1:
+                logits, labels = logits.squeeze(), labels.squeeze()
+            return F.mse_loss(logits.to(wide), labels.to(wide))
         if config.problem_type == "single_label_classification":
             return cross_entropy(logits, labels)
         return F.binary_cross_entropy_with_logits(logits.to(wide), labels.to(wide))
@@ -563,8 +591,19 @@ class ElectraForPreTraining(_Classifier):
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Mean negative log-likelihood in nats over the targets (...) of logits (..., C) that are not -100; NaN where none
     is, as torch has it."""
+    if target.is_floating_point():
+        raise TypeError(f"labels of {target.dtype}; give whole numbers")
     nats, count = cross_entropy_sum(logits.flatten(0, -2), target.flatten().long())
     return nats / count
+
+
+def _version(directory: Path) -> tuple[int, int] | None:
+    """Of a model there: `save_pretrained` takes config.json away first and writes it last."""
+    try:
+        status = (directory / "config.json").stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _bare(name: str) -> str:

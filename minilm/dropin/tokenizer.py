@@ -5,6 +5,7 @@ Special tokens written out in a text are those tokens, as in transformers; `spli
 """
 
 import logging
+import operator
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -45,8 +46,8 @@ TYPES = dict.fromkeys((*FLAGS, "clean_up_tokenization_spaces"), bool) | {  # of 
     "additional_special_tokens": list | dict,
     "tokenizer_class": str,
 }
-_turn = [threading.Lock()]  # of threads; a forked process begins with one that nobody holds
-os.register_at_fork(after_in_child=lambda: _turn.__setitem__(0, threading.Lock()))
+_turn = threading.RLock()  # options are set on the tokenizer in Rust: other threads may not change them meanwhile
+os.register_at_fork(before=_turn.acquire, after_in_parent=_turn.release, after_in_child=_turn.release)
 STRATEGIES = ("longest_first", "only_first", "only_second")
 PAIRED = ("BertTokenizer", "ElectraTokenizer")  # whose models read token_type_ids
 
@@ -155,9 +156,6 @@ class BertTokenizer:
         """tokenizer.json, vocab.txt of a WordPiece, and a tokenizer_config.json, as transformers reads them."""
         directory = Path(directory)
         os.makedirs(directory, exist_ok=True)
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self._backend.encode_special_tokens = False
         config = {
             "tokenizer_class": self.tokenizer_class or "PreTrainedTokenizerFast",
             "model_max_length": self.model_max_length,
@@ -171,7 +169,11 @@ class BertTokenizer:
             config["split_special_tokens"] = True
         if self.additional_special_tokens:
             config["extra_special_tokens"] = self.additional_special_tokens
-        write_tokenizer(directory, self._backend, config)
+        with _turn:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+            self._backend.encode_special_tokens = False
+            write_tokenizer(directory, self._backend, config)
 
     # -- text to tokens -----------------------------------------------------------------------------
 
@@ -209,16 +211,16 @@ class BertTokenizer:
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         _check_texts(texts)
         try:
-            with _turn[0]:  # the options are the backend's own: another thread's call may not change them meanwhile
+            with _turn:
                 self._set_truncation(strategy, length, stride, paired, add_special_tokens)
                 self._set_padding(padding, length, pad_to_multiple_of, padding_side, strategy is not None)
                 self._backend.encode_special_tokens = split
                 encoded = self._backend.encode_batch(
                     texts, add_special_tokens=add_special_tokens, is_pretokenized=is_split_into_words
                 )
-        except UserError:
+        except (UserError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:  # no narrower one: tokenizers raises just that
+        except BaseException as error:  # tokenizers raises just Exception, and a panic in it not even that
             raise DataError(f"cannot be tokenized: {first_line(error)}") from error
         groups = [[each, *each.overflowing] if return_overflowing_tokens else [each] for each in encoded]
         flat = [encoding for group in groups for encoding in group]
@@ -300,6 +302,16 @@ class BertTokenizer:
                     rows[name][at] = more + values if side == "left" else values + more
         return BatchEncoding(rows).convert_to_tensors(return_tensors)
 
+    def get_special_tokens_mask(
+        self, token_ids_0: list[int], token_ids_1: None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """1 where an id is a special token's: what transformers' collator of masked words asks for. Raises ConfigError
+        for ids that lack them, which `return_special_tokens_mask=True` of the call itself is for."""
+        if not already_has_special_tokens or token_ids_1 is not None:
+            raise ConfigError("give already_has_special_tokens=True, or ask the call: return_special_tokens_mask=True")
+        special = {*self.all_special_ids}
+        return [int(id in special) for id in _as_list(token_ids_0)]
+
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         return self._backend.num_special_tokens_to_add(pair)
 
@@ -362,7 +374,7 @@ class BertTokenizer:
             ids = [int(ids)]
         if len(ids) and isinstance(ids[0], list | tuple | torch.Tensor | np.ndarray):
             return self.batch_decode(ids, skip_special_tokens, clean_up_tokenization_spaces)
-        text = self._backend.decode([int(id) for id in ids], skip_special_tokens=skip_special_tokens)
+        text = self._backend.decode([operator.index(id) for id in ids], skip_special_tokens=skip_special_tokens)
         clean = (
             self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
         )
@@ -424,6 +436,10 @@ class BertTokenizer:
     @property
     def vocab(self) -> dict[str, int]:
         return self.get_vocab()
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Those that were added to the vocabulary, special ones among them."""
+        return {token.content: id for id, token in self._backend.get_added_tokens_decoder().items()}
 
     def get_vocab(self) -> dict[str, int]:
         return self._backend.get_vocab(with_added_tokens=True)

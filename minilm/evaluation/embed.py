@@ -1,9 +1,8 @@
 """Texts -> vectors, as sentence-transformers makes them; and the texts that lie nearest to one."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +22,8 @@ from minilm.model.heads import pooled
 
 log = logging.getLogger("minilm")
 BATCH_SIZE = 32  # texts at a time
-CHUNK = 4096  # texts of a stream that are held at a time
+CHUNK = 4096  # texts that are held at a time
+ROOM = 1 << 20  # characters of them, or one text
 
 
 class Embedder(NamedTuple):
@@ -100,15 +100,39 @@ def say_cut(cut: int, texts: int, embedder: Embedder) -> None:
         log.warning("%d of %d texts are longer than %d tokens and were cut there", cut, texts, embedder.length)
 
 
-@torch.no_grad()
-def vectors_of(embedder: Embedder, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> tuple[Tensor, int]:
-    """`embed`, silently: (N, D), and how many of the texts were cut."""
-    (model, tokenizer), pooling = embedder, embedder.pooling
+def vectors_of(
+    embedder: Embedder, texts: Iterable[str], batch_size: int = BATCH_SIZE, prompt: str | None = None
+) -> tuple[Tensor, int]:
+    """`embed`, silently: (N, D), and how many of the texts were cut. prompt: instead of the model's usual one."""
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; give 1 or more")
-    if odd := [each for each in texts if not isinstance(each, str)]:
-        raise DataError(f"{odd[0]!r} is no text; give strings")
-    prompted = [pooling.prompt + (text.lower() if pooling.lowercase else text) for text in texts]
+    prompt = embedder.pooling.prompt if prompt is None else prompt
+    parts = [_vectors_of(embedder, part, batch_size, prompt) for part in chunks(texts)]
+    width = len(embedder.pooling.how) * embedder.model.config.hidden_size
+    return torch.cat([torch.empty(0, width), *(vectors for vectors, _ in parts)]), sum(cut for _, cut in parts)
+
+
+def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """All texts, in parts of bounded memory: as tokens a text is a hundred times what it is as characters."""
+    part, size = [], 0
+    for text in texts:
+        if not isinstance(text, str):
+            raise DataError(f"{text!r} is no text; give strings")
+        part.append(text)
+        size += len(text)
+        if len(part) == CHUNK or size >= ROOM:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+@torch.no_grad()
+def _vectors_of(embedder: Embedder, texts: list[str], batch_size: int, prompt: str) -> tuple[Tensor, int]:
+    (model, tokenizer), pooling = embedder, embedder.pooling
+    prompted = [prompt + text for text in texts]
+    if pooling.lowercase:
+        prompted = [text.lower() for text in prompted]
     encoded = tokenizer(prompted, truncation=True, max_length=embedder.length, return_attention_mask=True)
     cut = sum(bool(each.overflowing) for each in encoded.encodings)
     vectors = torch.empty(len(prompted), len(pooling.how) * model.config.hidden_size)
@@ -116,16 +140,18 @@ def vectors_of(embedder: Embedder, texts: Sequence[str], batch_size: int = BATCH
     pads = {"input_ids": tokenizer.pad_token_id or 0}
     training = model.training
     model.eval()
-    for at in range(0, len(by_length), batch_size):
-        rows = by_length[at : at + batch_size]
-        inputs = {
-            name: pad_sequence([torch.tensor(lists[row]) for row in rows], True, pads.get(name, 0)).to(model.device)
-            for name, lists in encoded.items()
-        }
-        tokens = Tokens.padded(inputs["input_ids"], inputs["attention_mask"])
-        states = model(**inputs).last_hidden_state.float()
-        vectors[rows] = torch.cat([pooled(states, tokens, how) for how in pooling.how], dim=1).cpu()
-    model.train(training)
+    try:
+        for at in range(0, len(by_length), batch_size):
+            rows = by_length[at : at + batch_size]
+            inputs = {
+                name: pad_sequence([torch.tensor(lists[row]) for row in rows], True, pads.get(name, 0)).to(model.device)
+                for name, lists in encoded.items()
+            }
+            tokens = Tokens.padded(inputs["input_ids"], inputs["attention_mask"])
+            states = model(**inputs).last_hidden_state.float()
+            vectors[rows] = torch.cat([pooled(states, tokens, how) for how in pooling.how], dim=1).cpu()
+    finally:
+        model.train(training)
     if not vectors.isfinite().all():
         row = int((~vectors.isfinite().all(dim=1)).nonzero()[0])
         raise DataError(f"the model makes no finite vector of {texts[row][:50]!r}; in half precision, try fp32")
@@ -140,25 +166,25 @@ def search(
     batch_size: int = BATCH_SIZE,
 ) -> list[list[Hit]]:
     """For each query (of one, in a list of one) the `top_k` texts of the largest cosine, largest first, of equal ones
-    the earlier; texts may be a stream longer than memory. Blank ones are not found. Raises DataError where there is no
-    text."""
+    the earlier; texts may be a stream longer than memory. Blank ones are not found. What the model's files say to put
+    before a query or a document is there. Raises DataError where there is no text."""
     queries = [queries] if isinstance(queries, str) else list(queries)
     if top_k < 1:
         raise ConfigError(f"top_k is {top_k}; give 1 or more")
     embedder = model if isinstance(model, Embedder) else read_embedder(model)
-    wanted = F.normalize(embed(embedder, queries, batch_size))
+    wanted = F.normalize(vectors_of(embedder, queries, batch_size, embedder.pooling.query)[0])
     best: list[list[Hit]] = [[] for _ in queries]
-    numbered = ((row, text) for row, text in enumerate(texts) if not isinstance(text, str) or text.strip())
-    cut = count = 0
-    while chunk := list(islice(numbered, CHUNK)):
-        vectors, long = vectors_of(embedder, [text for _, text in chunk], batch_size)
-        cut, count = cut + long, count + len(chunk)
+    first = cut = count = 0
+    for chunk in chunks(texts):
+        rows = [row for row, text in enumerate(chunk) if text.strip()]
+        vectors, long = vectors_of(embedder, [chunk[row] for row in rows], batch_size, embedder.pooling.document)
         cosines = (wanted @ F.normalize(vectors).T).clamp(-1, 1).round(decimals=6)  # equal texts are equal
         scores, places = cosines.sort(dim=1, descending=True, stable=True)
         for query, hits in enumerate(best):
             found = zip(scores[query, :top_k].tolist(), places[query, :top_k].tolist(), strict=True)
-            hits += [Hit(chunk[place][0], score, chunk[place][1]) for score, place in found]
+            hits += [Hit(first + rows[place], score, chunk[rows[place]]) for score, place in found]
             best[query] = sorted(hits, key=lambda hit: (-hit.score, hit.row))[:top_k]
+        first, cut, count = first + len(chunk), cut + long, count + len(rows)
     if not count:
         raise DataError("there is no text to search")
     say_cut(cut, count, embedder)

@@ -85,11 +85,15 @@ def fill_mask(model: Pretrained | MaskedLM | Path | str, text: str, top_k: int =
     limit = max_tokens(model, tokenizer)
     inputs = tokenizer([text], truncation=True, max_length=limit, return_tensors="pt").to(model.device)
     ids = inputs.input_ids[0].tolist()
+    if tokenizer.mask_token_id is None:
+        raise ConfigError("the model's tokenizer has no mask token, so nothing to fill in")
     masks = [place for place, id in enumerate(ids) if id == tokenizer.mask_token_id]
     if len(masks) != 1:
         long = f", of which {limit} tokens are read," if inputs.encodings[0].overflowing else ""
         raise DataError(f"the text{long} holds {len(masks)} {tokenizer.mask_token}; give exactly one")
     probabilities = model(**inputs).logits[0, masks[0]].float().softmax(0)
+    if not probabilities.isfinite().all():
+        raise DataError("the model's logits at the mask are not finite; in half precision, try fp32")
     best = probabilities.topk(min(top_k, len(probabilities)))
     fillings = []
     for p, id in zip(best.values.tolist(), best.indices.tolist(), strict=True):

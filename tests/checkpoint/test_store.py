@@ -324,17 +324,21 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
     write_whole(file, "first é\n")
     assert file.read_text(encoding="utf-8") == "first é\n"
     assert names(tmp_path) == ["run.json"]
-    original = type(file).write_text
 
-    def half(self, text, **more):
-        original(self, text[:3], **more)
+    def full(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(type(file), "write_text", half)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_whole(file, "second\n")
     monkeypatch.undo()
     assert file.read_text(encoding="utf-8") == "first é\n"
+    assert names(tmp_path) == ["run.json"]
+    (tmp_path / "elsewhere").write_text("mine")
+    (tmp_path / ".run.json.tmp").symlink_to("elsewhere")
+    write_whole(file, "third\n")
+    assert (file.read_text(), (tmp_path / "elsewhere").read_text()) == ("third\n", "mine")
+    (tmp_path / "elsewhere").unlink()
     write_json(file, {"a": [1, None]})
     assert json.loads(file.read_text()) == {"a": [1, None]}
     assert names(tmp_path) == ["run.json"]

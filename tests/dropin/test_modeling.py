@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.utils import find_labels
 
 from minilm.dropin import models
 from minilm.dropin.config import PROBLEMS, BertConfig
@@ -332,6 +333,9 @@ LIKE = {  # what code around models asks of them; `at`: a file in float16, besid
     "save_pretrained's arguments": lambda at: [bert().save_pretrained(at, safe_serialization=True)],
     "from_pretrained's arguments": lambda at: load(at, token=None, trust_remote_code=False, low_cpu_mem_usage=True),
     "torch.export, and trees for DDP": lambda at: torch.export.export(bert(), (ids,)),
+    "Trainer's names of labels": lambda at: all(
+        find_labels(getattr(models, name)) == find_labels(getattr(transformers, name)) for name in CLASSES
+    ),
     "torch.jit.trace": lambda at: torch.jit.trace(bert(return_dict=False), (ids,)),
 }
 

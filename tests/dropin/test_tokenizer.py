@@ -3,6 +3,9 @@
 import gzip
 import json
 import lzma
+import os
+import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -278,6 +281,37 @@ def test_threads_do_not_take_each_others_options(tmp_path):
     assert all(found)
 
 
+def test_a_forked_process_finds_it_whole(tmp_path):
+    """While other threads set options: it inherits neither a lock that nobody opens nor half of the options."""
+    save_bert(tmp_path)
+    ours = BertTokenizer.from_pretrained(tmp_path)
+    stop = threading.Event()
+
+    def busy():
+        while not stop.is_set():
+            ours([TEXT] * 16, truncation=True, max_length=16)
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    try:
+        for _ in range(20):
+            if not (child := os.fork()):
+                signal.alarm(20)
+                os._exit(0 if ours("dog", truncation=True, max_length=9).input_ids else 1)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_masks_of_special_tokens_are_theirs(both):
+    ours, theirs = both
+    ids = ours(TEXT, truncation=True, max_length=12).input_ids
+    mask = theirs.get_special_tokens_mask(ids, already_has_special_tokens=True)
+    assert ours.get_special_tokens_mask(ids, already_has_special_tokens=True) == mask
+    assert ours.get_added_vocab() == theirs.get_added_vocab()
+
+
 def test_a_longer_text_is_said(tmp_path, caplog):
     save_bert(tmp_path)
     ours = BertTokenizer.from_pretrained(tmp_path)
@@ -301,6 +335,9 @@ def test_a_longer_text_is_said(tmp_path, caplog):
         (lambda t: t("a", padding="left"), "padding 'left'"),
         (lambda t: t("a", truncation=True, max_length=1), "max_length 1 leaves no room"),
         (lambda t: t("a", truncation=True, max_length=8, stride=6), "stride 6"),
+        (lambda t: t(TEXT, TEXT, truncation=True, max_length=20, stride=9), "cannot be tokenized"),
+        (lambda t: t(TEXT, truncation=True, max_length=8, stride=8, add_special_tokens=False), "stride 8"),
+        (lambda t: t.get_special_tokens_mask([1]), "give already_has_special_tokens=True"),
         (lambda t: t("a", padding=True, padding_side="top"), "padding_side 'top'"),
     ],
 )

@@ -13,6 +13,7 @@ import transformers
 import minilm
 from minilm.checkpoint.pooling import read_pooling
 from minilm.errors import CheckpointError, ConfigError, DataError
+from minilm.evaluation.embed import chunks
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 from sentence_transformers.models import Normalize, Transformer  # noqa: E402
@@ -166,6 +167,14 @@ class TestOfOneFamily:
             ({"1_Pooling/config.json": {"pooling_mode_mean_sqrt_len_tokens": True}}, "pooling 'mean_sqrt_len' is not"),
             ({"1_Pooling/config.json": {"pooling_mode": "lasttoken"}}, "pooling 'lasttoken' is not supported"),
             ({"1_Pooling/config.json": {"pooling_mode": ["mean", 3]}}, "pooling 3 is not supported"),
+            ({"1_Pooling/config.json": {"pooling_mode": ["mean", "mean"]}}, "each of cls, max, mean may be there once"),
+            ({"1_Pooling/config.json": {"pooling_mode": []}}, "pooling_mode is []"),
+            ({"modules.json": [{"type": "mine.Transformer"}, {"type": "Pooling", "path": "1"}]}, "mine.Transformer"),
+            ({"sentence_bert_config.json": {"model_args": {"dtype": "float16"}}}, "model_args is {'dtype': 'float16'}"),
+            ({"sentence_bert_config.json": {"transformer_task": "fill-mask"}}, "transformer_task is 'fill-mask'"),
+            ({"sentence_roberta_config.json": {"max_seq_length": 2}}, "roberta_config.json: max_seq_length is 2"),
+            ({"config_sentence_transformers.json": {"truncate_dim": 8}}, "truncate_dim is 8"),
+            ({"config_sentence_transformers.json": {"prompts": {"a": 5}}}, "prompts holds something else"),
             ({"1_Pooling/config.json": []}, "config.json: holds list, not an object"),
             ({"sentence_bert_config.json": {"max_seq_length": "256"}}, "max_seq_length is '256'"),
             ({"sentence_bert_config.json": {"max_seq_length": 2}}, "max_seq_length is 2"),
@@ -192,6 +201,50 @@ class TestOfOneFamily:
         assert said in caplog.text
         model.save_pretrained(encoder)
         assert read_pooling(encoder) is None
+
+    def test_an_order_of_poolings_travels(self, encoder, tmp_path):
+        ours = minilm.read_embedder(encoder, how=["mean", "cls"])
+        ours.model.save_pretrained(tmp_path / "ours")
+        ours.tokenizer.save_pretrained(tmp_path / "ours")
+        assert read_pooling(tmp_path / "ours").how == ("mean", "cls")
+        theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "ours"), device="cpu")
+        assert np.abs(theirs.encode(TEXTS) - minilm.embed(ours, TEXTS).numpy()).max() < 1e-5
+
+    def test_queries_and_documents_have_their_prompts(self, encoder, tmp_path):
+        for prompts in ({"query": "the dog ", "passage": "PARIS "}, {"query": "", "document": "the "}):
+            theirs = sentence_transformers.SentenceTransformer(
+                modules=[Transformer(str(encoder), do_lower_case=True), TheirPooling(32)],
+                prompts={"usual": "home ", **prompts},
+                default_prompt_name="usual",
+                device="cpu",
+            )
+            theirs.save(str(tmp_path / "theirs"))
+            asked, found = theirs.encode_query(["a cat"]), theirs.encode_document(["a mat", "cats"])
+            expected = torch.cosine_similarity(*map(torch.from_numpy, (asked, found)))
+            ours = minilm.read_embedder(tmp_path / "theirs")
+            ours.model.save_pretrained(tmp_path / "ours")
+            ours.tokenizer.save_pretrained(tmp_path / "ours")
+            for name in ("theirs", "ours"):
+                hits = sorted(minilm.search(tmp_path / name, "a cat", ["a mat", "cats"])[0], key=lambda hit: hit.row)
+                assert [hit.score for hit in hits] == pytest.approx(expected.tolist(), abs=1e-5)
+
+    def test_memory_is_bounded_by_characters_and_nothing_is_lost(self, encoder, monkeypatch):
+        monkeypatch.setattr("minilm.evaluation.embed.ROOM", 20)
+        parts = [*chunks(TEXTS)]
+        assert [text for part in parts for text in part] == TEXTS
+        assert [len(part) for part in parts] == [1, 3, 2]
+        embedder = minilm.read_embedder(encoder, how="mean")
+        together = minilm.embed(embedder, TEXTS)
+        monkeypatch.undo()
+        assert (together - minilm.embed(embedder, TEXTS)).abs().max() < 1e-5
+
+    def test_a_failure_leaves_the_model_in_training(self, encoder, monkeypatch):
+        embedder = minilm.read_embedder(encoder, how="mean")
+        embedder.model.train()
+        monkeypatch.setattr(embedder.model, "forward", lambda **inputs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            minilm.embed(embedder, TEXTS)
+        assert embedder.model.training
 
     @pytest.mark.parametrize("path", ["../elsewhere", "/tmp", "a/b", "..", ""])
     def test_pooling_stays_in_the_directory(self, encoder, path):

@@ -1,0 +1,172 @@
+"""A save leaves the old model, the new, or what no load takes for one; and it writes nothing that a load refuses."""
+
+import os
+import shutil
+import signal
+import sys
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import minilm
+from minilm.checkpoint.pooling import Pooling
+from minilm.errors import CheckpointError, ConfigError, UserError
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+
+
+def config(**changes):
+    return minilm.BertConfig(**{"vocab_size": 30, "max_position_embeddings": 12} | SIZES | changes)
+
+
+def test_killed_anywhere_it_is_the_old_model_the_new_or_none(tmp_path, monkeypatch):
+    """A child is killed before each change of a name, by every way there is to make one."""
+    old, new = (minilm.BertModel(config()) for _ in range(2))
+    old.pooling, new.pooling = Pooling(("cls",)), Pooling(("max",), normalize=True)
+    whole = {how: model.get_input_embeddings().weight for how, model in (("cls", old), ("max", new))}
+    seen = set()
+    for place in range(100):
+        directory = tmp_path / str(place)
+        old.save_pretrained(directory)
+        if not (child := os.fork()):
+            count = 0
+
+            def until(event, args, place=place):
+                nonlocal count
+                if event in ("os.rename", "os.remove", "os.mkdir"):
+                    count += 1
+                    if count > place:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            signal.alarm(60)
+            sys.addaudithook(until)
+            new.save_pretrained(directory)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if (directory / "config.json").exists():
+            loaded = minilm.BertModel.from_pretrained(directory)
+            (how,) = loaded.pooling.how
+            assert torch.equal(loaded.get_input_embeddings().weight, whole[how])
+            seen.add(how)
+        else:
+            with pytest.raises(CheckpointError, match="no finished model"):
+                minilm.BertModel.from_pretrained(directory)
+            seen.add("none")
+        if not status:
+            break
+    assert place > 5
+    assert seen == {"cls", "max", "none"}
+
+
+def test_two_saves_at_once_are_one_after_the_other(tmp_path):
+    models = [minilm.BertModel(config()) for _ in range(4)]
+    for _ in range(5):
+        threads = [threading.Thread(target=model.save_pretrained, args=[tmp_path]) for model in models]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        loaded = minilm.BertModel.from_pretrained(tmp_path).get_input_embeddings().weight
+        assert any(torch.equal(loaded, model.get_input_embeddings().weight) for model in models)
+
+
+def test_a_model_that_is_written_anew_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    minilm.BertModel(config()).save_pretrained(tmp_path)
+    original = minilm.dropin.models.read_weights
+
+    def meanwhile(*args, **more):
+        minilm.BertModel(config()).save_pretrained(tmp_path)
+        return original(*args, **more)
+
+    monkeypatch.setattr("minilm.dropin.models.read_weights", meanwhile)
+    with pytest.raises(CheckpointError, match="was written anew while it was read"):
+        minilm.BertModel.from_pretrained(tmp_path)
+
+
+def test_weights_of_before_are_gone(tmp_path):
+    """Those of other files, which a load could take for these."""
+    new = minilm.BertModel(config())
+    for name in ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.safetensors.index.json"):
+        (tmp_path / name).write_text("of before")
+    (tmp_path / ".model.safetensors.tmp").symlink_to("notes.txt")
+    (tmp_path / "notes.txt").write_text("mine")
+    new.save_pretrained(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.safetensors", "notes.txt"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def _with_nan(model):
+    model.encoder.layers[0].attention_norm.bias.data[3] = float("nan")
+    return model
+
+
+def _more(model):
+    model.more = nn.Linear(2, 2)
+    return model
+
+
+BAD = {
+    "values that are not finite": (_with_nan, "attention.output.LayerNorm.bias holds values that are not finite"),
+    "another dtype": (lambda model: model.to(torch.float8_e4m3fn), "float8_e4m3fn"),
+    "no values": (lambda model: model.to("meta"), "has no values; nothing is written"),
+    "a part of one's own": (_more, "parameter more.weight has no place in transformers' files"),
+    "a compiled part": (
+        lambda model: setattr(model, "encoder", torch.compile(model.encoder)) or model,
+        "parameter encoder._orig_mod.",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_a_load_would_refuse_is_not_written(what, tmp_path):
+    make, said = BAD[what]
+    good, bad = minilm.BertModel(config()), make(minilm.BertModel(config()))
+    good.save_pretrained(tmp_path)
+    with pytest.raises(UserError) as caught:
+        bad.save_pretrained(tmp_path)
+    assert said in str(caught.value)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    loaded = minilm.BertModel.from_pretrained(tmp_path).get_input_embeddings().weight
+    assert torch.equal(loaded, good.get_input_embeddings().weight)
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    model = minilm.BertModel(config())
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match="file: the model cannot be written"):
+        model.save_pretrained(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+    with pytest.raises(ConfigError, match="give the name of a directory"):
+        model.save_pretrained("")
+    model.pooling = Pooling()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "1_Pooling").symlink_to(tmp_path)
+    with pytest.raises(CheckpointError, match="1_Pooling: a link"):
+        model.save_pretrained(tmp_path / "model")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "model"]
+    shutil.rmtree(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "name", ["RobertaForMaskedLM", "DistilBertModel", "ElectraForMultipleChoice", "RobertaTokenizer"]
+)
+def test_other_families_names_are_there(name):
+    suffix = name.removeprefix("Roberta").removeprefix("DistilBert").removeprefix("Electra")
+    assert getattr(minilm, name) is getattr(minilm, f"Bert{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"input_ids": torch.ones(1, 3)}, TypeError, "input_ids of torch.float32; give whole numbers"),
+        ({"input_ids": torch.ones(1, 3).bool()}, TypeError, "input_ids of torch.bool"),
+        ({"input_ids": torch.ones(1, 0).long()}, ValueError, "a text of no tokens"),
+        ({"input_ids": torch.ones(1, 3).long(), "labels": torch.ones(1)}, TypeError, "labels of torch.float32"),
+    ],
+)
+def test_calls_that_cannot_be_meant(arguments, error, said):
+    model = minilm.BertForSequenceClassification(config(problem_type="single_label_classification"))
+    with pytest.raises(error, match=said):
+        model(**arguments)
