@@ -23,6 +23,7 @@ from minilm.checkpoint.model import (
     add_words,
     find_model,
     read_model,
+    read_state,
     weights_fingerprint,
     write_model,
 )
@@ -371,6 +372,7 @@ def pretrain(
             write_model=lambda directory, state: write_model(
                 directory, model, data.tokenizer, objective, recipe.pairs, state
             ),
+            read_state=lambda directory: read_state(directory, model),
             unigram=unigram_of(data, objective, held_out),
             evaluate_first=pretrained is not None,
         )

@@ -150,7 +150,7 @@ def test_pairs_of_texts(go, tmp_path, pairs):
 
 def test_whole_words_short_rows_and_growing_batches(go, tmp_path, monkeypatch):
     """All that varies over a run at once, gone on with from its middle: the weights of the run that was not stopped."""
-    monkeypatch.setattr(Store, "prune", lambda self, keep: None)
+    monkeypatch.setattr(Store, "prune", lambda self, keep, spared=None: None)
     flags = ["--steps", 40, "--whole-words", "--mask-rate", 0.4, "--mask-rate-end", 0.15, "--short-frac", 0.4]
     flags += ["--accumulation", 4, "--batch-warmup-frac", 0.6, "--length", 128, "--gradient-checkpointing"]
     assert go(*flags, "--save-every", 20)[0] == 0
@@ -467,7 +467,7 @@ def same_weights(a: Path, b: Path) -> bool:
 @pytest.mark.parametrize("recipe", RECIPE)
 def test_resume_is_exact(go, tmp_path, monkeypatch, recipe, precision, accumulation, packing):
     """Save at n, resume, reach 2n: the weights of the uninterrupted run, across the end of the first epoch."""
-    monkeypatch.setattr(Store, "prune", lambda self, keep: None)
+    monkeypatch.setattr(Store, "prune", lambda self, keep, spared=None: None)
     short = write_topics(tmp_path / "short.txt", 12_500)
     n = 56 // accumulation  # an epoch has less than 224 rows
     flags = ["--recipe", recipe, "--precision", precision, "--accumulation", accumulation, "--packing", packing]

@@ -223,6 +223,12 @@ def add_words(pretrained: Pretrained, file: Path) -> Pretrained:
     return Pretrained(grown.eval(), tokenizer, objective)
 
 
+def read_state(directory: Path, model: LanguageModel) -> dict[str, Tensor]:
+    """What `write_model` wrote of such a model, by our names. Raises CheckpointError."""
+    config = read_json(directory / "config.json", most=MAX_CONFIG)
+    return read_weights(model.state_dict(), directory, config["model_type"], kind_of(config))[0]
+
+
 def write_training(directory: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """training/: the tensors of `optim.optimizer_state`, and `state` as JSON."""
     (directory / "training").mkdir()

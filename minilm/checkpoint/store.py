@@ -171,22 +171,28 @@ class Store:
             )
         return None
 
-    def save(self, step: int, write: Callable[[Path], None], keep: int = KEPT) -> Path:
-        """A complete checkpoint: written aside, made durable, renamed, and only then older ones removed."""
-        final = self.out / f"step-{step:06d}"
+    def checkpoint(self, step: int) -> Path:
+        """The directory of that of a step."""
+        return self.out / f"step-{step:06d}"
+
+    def save(self, step: int, write: Callable[[Path], None], keep: int = KEPT, spared: int | None = None) -> Path:
+        """A complete checkpoint: written aside, made durable, renamed, and only then older ones removed, but for that
+        of step `spared`."""
+        final = self.checkpoint(step)
         partial = self._written_aside(final.name, write)
         for number, path in checkpoints(self.out):
             if number >= step:  # damaged, or the run would have gone on from it; it must not displace a good one
                 shutil.rmtree(path)
         partial.rename(final)
         sync_entry(self.out)
-        self.prune(keep)
+        self.prune(keep, spared)
         return final
 
-    def prune(self, keep: int) -> None:
-        """Remove all but the newest `keep` checkpoints."""
-        for _, path in checkpoints(self.out)[:-keep]:
-            shutil.rmtree(path)
+    def prune(self, keep: int, spared: int | None = None) -> None:
+        """Remove all but the newest `keep` checkpoints, and that of step `spared`."""
+        for step, path in checkpoints(self.out)[:-keep]:
+            if step != spared:
+                shutil.rmtree(path)
 
     def finish(self, write: Callable[[Path], None]) -> None:
         """The final model in the directory itself; config.json last, so that it appears whole or not at all."""

@@ -52,14 +52,30 @@ class Transform(nn.Module):
 
 
 def pooled(states: Tensor, tokens: Tokens, how: str) -> Tensor:
-    """States (B, T, D) -> each document's first (documents, D) for "cls"; each row's "mean" or "max" without padding,
-    (B, D)."""
+    """States (B, T, D) -> (documents, D): each document's first state for "cls", the "mean" or the "max" of its states,
+    without padding."""
     if how == "cls":
         return states.flatten(0, 1)[tokens.cls]
+    if tokens.layout == "packed":
+        return _pooled_by_document(states.flatten(0, 1), tokens, how)
     key = tokens.key[..., None]
     if how == "max":
         return states.masked_fill(~key, -torch.inf).amax(dim=1)
     return (states * key).sum(dim=1) / key.sum(dim=1)
+
+
+def _pooled_by_document(states: Tensor, tokens: Tokens, how: str) -> Tensor:
+    """The "mean" or "max" of rows of several documents: states (B T, D) -> (documents, D)."""
+    documents, key = len(tokens.cls), tokens.key.flatten()
+    place = torch.arange(len(states), device=states.device)
+    number = torch.searchsorted(tokens.cls, place, right=True) - 1  # of the document that a token is of
+    number = torch.where(key, number, documents)  # padding is of one more, which is dropped
+    empty = states.new_zeros(documents + 1, states.shape[1])
+    if how == "max":
+        index = number[:, None].expand_as(states)
+        return empty.scatter_reduce(0, index, states, "amax", include_self=False)[:-1]
+    counts = states.new_zeros(documents + 1).index_add(0, number, torch.ones_like(states[:, 0]))
+    return empty.index_add(0, number, states)[:-1] / counts[:-1, None]
 
 
 class Pooler(nn.Module):

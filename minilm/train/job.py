@@ -2,32 +2,44 @@
 
 import hashlib
 import json
+import math
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import minilm
-from minilm.checkpoint.hf import kind_of
-from minilm.checkpoint.model import read_training, read_weights, write_training
+from minilm.checkpoint.model import read_training, write_training
 from minilm.checkpoint.store import Run, Store
-from minilm.data.loader import Loader
 from minilm.errors import CheckpointError
-from minilm.files import read_json
 from minilm.train.cost import EnergyMeter
 from minilm.train.log import Log, Spent, say
-from minilm.train.loop import Loss, Optimizers, Plan, Score, TrainingError, fit
+from minilm.train.loop import Judged, Loss, MicroBatch, Optimizers, Plan, TrainingError, fit
 from minilm.train.optim import load_optimizer_state, optimizer_state
 from minilm.train.ranks import Applied, split, whole_state
 from minilm.train.runtime import Runtime, StopSignals, forget_peak_memory
 
 VERSIONS = {"minilm": minilm.__version__, "torch": torch.__version__}
 NAMED_ROWS = 64  # of a step that failed
+
+
+class Batches(Protocol):
+    """What trains a job, step by step."""
+
+    def steps_from(self, step: int) -> Iterator[Sequence[MicroBatch]]:
+        """Endless micro-batches of step after step."""
+
+    def order(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(epoch, row) of all rows of a step."""
+
+    def epochs(self) -> float:
+        """How often the run sees each row."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +50,15 @@ class Job:
     forward: Applied  # the model
     loss: Loss
     optimizers: Optimizers
-    loader: Loader
+    loader: Batches
     runtime: Runtime
     store: Store
-    evaluate: Callable[[], Score]  # on what is held out
+    evaluate: Callable[[], Judged]  # on what is held out
     write_model: Callable[[Path, dict[str, Tensor]], None]  # into a directory, from the model's whole state
+    read_state: Callable[[Path], dict[str, Tensor]]  # which is this, of such a directory
     unigram: float | None = None  # the loss that word frequencies alone reach
     evaluate_first: bool = False  # before the first step, too
+    patience: int | None = None  # evaluations without a better one that end the run, whose best model is then kept
 
     @property
     def model(self) -> nn.Module:
@@ -105,11 +119,14 @@ def train(job: Job, plan: Plan) -> Log:
     """
     ranks = job.runtime.ranks
     checkpoint = ranks.from_first(lambda: job.store.latest(say))
-    start, log = ranks.agreed(lambda: _restore(job, plan, checkpoint))
+    start, log, history = ranks.agreed(lambda: _restore(job, plan, checkpoint))
 
-    def examine(step: int) -> None:
+    def examine(step: int) -> bool:
         with log.paused():
-            log.evaluation(step, job.evaluate())
+            score = job.evaluate()
+            log.evaluation(step, score)
+            history.append((step, score.value if math.isfinite(score.value) else -sys.float_info.max))
+        return _is_enough(history, job.patience)
 
     def save(step: int) -> None:
         with log.paused():
@@ -117,28 +134,33 @@ def train(job: Job, plan: Plan) -> Log:
 
             def write(directory: Path) -> None:
                 job.write_model(directory, weights)
-                state = {"job": job.fingerprint(), "step": step, "spent": asdict(log.spent)}
+                state = {"job": job.fingerprint(), "step": step, "spent": asdict(log.spent), "history": history}
                 write_training(directory, tensors, state | {"scaler": job.runtime.scaler.state_dict()})
 
-            ranks.agreed(lambda: job.store.save(step, write) if ranks.first else None)
+            spared = _best(history) if history and job.patience else None
+            ranks.agreed(lambda: job.store.save(step, write, spared=spared) if ranks.first else None)
 
     forget_peak_memory(job.runtime.device)
     with StopSignals() as signals:
         try:
             if job.evaluate_first and start == 0:
                 examine(0)
-            done = fit(
-                job.forward,
-                job.loss,
-                job.optimizers,
-                job.loader.steps_from(start),
-                job.runtime,
-                plan,
-                watch=log,
-                start=start,
-                evaluate=examine,
-                save=save,
-                stop=lambda: signals.received is not None,
+            done = (
+                plan.steps
+                if _is_enough(history, job.patience)
+                else fit(
+                    job.forward,
+                    job.loss,
+                    job.optimizers,
+                    job.loader.steps_from(start),
+                    job.runtime,
+                    plan,
+                    watch=log,
+                    start=start,
+                    evaluate=examine,
+                    save=save,
+                    stop=lambda: signals.received is not None,
+                )
             )
         except TrainingError as error:
             _, rows = job.loader.order(error.step)
@@ -146,26 +168,50 @@ def train(job: Job, plan: Plan) -> Log:
             raise TrainingError(error.step, f"{error} (rows {named})") from error
         finally:
             log.close()
-    if done < plan.steps:
+    if done < plan.steps and not _is_enough(history, job.patience):
         say(f"stopped and saved at step {done:,}; the same command, unless with --resume never, goes on from there")
         sys.exit(128 + (signals.received or signal.SIGTERM))  # where another process got it
+    if job.patience and history:
+        best, last = _best(history), history[-1][0]
+        if best != last:
+            say(f"the model of step {best:,} was the best: it is kept")
+            ranks.agreed(lambda: _load(job, job.store.checkpoint(best)))
     job.model.eval()
     return log
 
 
-def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log]:
-    """The step to go on from, with everything as it was then, and the log of the run so far."""
-    start, spent = 0, Spent()
+def _best(history: list[tuple[int, float]]) -> int:
+    """The step whose model was worth most; the first of several."""
+    return max(history, key=lambda each: (each[1], -each[0]))[0]
+
+
+def _is_enough(history: list[tuple[int, float]], patience: int | None) -> bool:
+    """Whether the last `patience` evaluations were all no better than one before."""
+    if patience is None or not history:
+        return False
+    best = _best(history)
+    return sum(step > best for step, _ in history) >= patience
+
+
+def _load(job: Job, checkpoint: Path) -> None:
+    """The model as it was then."""
+    weights, own = job.read_state(checkpoint), job.model.state_dict()
+    job.model.load_state_dict({name: split(weights[name].to(like.device), like) for name, like in own.items()})
+
+
+def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log, list[tuple[int, float]]]:
+    """The step to go on from, with everything as it was then, the log of the run so far, and what each evaluation was
+    worth."""
+    start, spent, history = 0, Spent(), []
     if checkpoint:
         tensors, state = read_training(checkpoint, job.model)
         if state.get("job") != job.fingerprint():
             raise CheckpointError(f"{checkpoint}: of another run; move it away")
-        own, config = job.model.state_dict(), read_json(checkpoint / "config.json")
-        weights, _ = read_weights(own, checkpoint, config["model_type"], kind_of(config))
-        job.model.load_state_dict({name: split(weights[name].to(like.device), like) for name, like in own.items()})
+        _load(job, checkpoint)
         load_optimizer_state(job.model, job.optimizers, tensors)
         try:
             start, spent = int(state["step"]), Spent(**state["spent"])
+            history = [(int(step), float(value)) for step, value in state.get("history", [])]
             job.runtime.scaler.load_state_dict(state["scaler"])
         except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"{checkpoint}: its training state is damaged ({error}); move it away") from error
@@ -177,4 +223,4 @@ def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log]:
     peak_lr = max(group["peak_lr"] for optimizer in job.optimizers for group in optimizer.param_groups)
     meter = EnergyMeter(job.runtime.device) if job.runtime.ranks.world == 1 else None
     file = job.store.out / "metrics.jsonl"
-    return start, Log(file, plan.steps, start, peak_lr, spent, job.unigram, meter)
+    return start, Log(file, plan.steps, start, peak_lr, spent, job.unigram, meter), history

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from minilm.errors import CheckpointError
 from minilm.files import write_whole
 from minilm.train.cost import EnergyMeter
-from minilm.train.loop import Score
+from minilm.train.loop import Judged
 from minilm.train.ranks import is_first
 
 PLATEAU, PLATEAU_TOKENS = 0.1, 1_000_000  # so little below the unigram line, in nats, after so many tokens
@@ -67,7 +67,7 @@ class Log:
             write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
         self.is_terminal = is_first() and sys.stderr is not None and sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=start, unit="step", disable=not self.is_terminal, dynamic_ncols=True)
-        self.score: Score | None = None  # the latest
+        self.score: Judged | None = None  # the latest
         self.start, self.said_at = start, start
         self.began = self.mark = time.perf_counter()
 
@@ -97,17 +97,17 @@ class Log:
             left = (now - self.began) / (step - self.start) * (self.steps - step)  # evaluation and saving included
             say(f"step {step}/{self.steps}  loss {loss:.3f}  {tokens / took:,.0f} tokens/s  {left:.0f} s left")
 
-    def evaluation(self, step: int, score: Score) -> None:
+    def evaluation(self, step: int, score: Judged) -> None:
         """A pass over the held-out split after `step` steps."""
         self.score = score
         loss = round(score.loss, 4) if math.isfinite(score.loss) else None
         if step == 0:
             self.loss_before = loss  # as one that goes on reads it
-        self._write({"step": step, "held_out_loss": loss, "held_out_accuracy": round(score.accuracy, 4)})
+        metrics = {f"held_out_{name}": round(value, 4) for name, value in score.metrics.items() if math.isfinite(value)}
+        self._write({"step": step, "held_out_loss": loss, **metrics})
         less = 0.0 if self.unigram is None else self.unigram - score.loss
         gain = "" if self.unigram is None else f"  {abs(less):.2f} {'above' if less < 0 else 'below'} unigram"
-        pairs = "" if score.pair_accuracy is None else f"  pairs {score.pair_accuracy:.1%}"
-        say(f"step {step}  held-out loss {score.loss:.3f}{gain}  accuracy {score.accuracy:.1%}{pairs}")
+        say(f"step {step}  held-out loss {score.loss:.3f}{gain}  {score.says()}")
         if self.unigram is not None and self.spent.tokens >= PLATEAU_TOKENS and score.loss > self.unigram - PLATEAU:
             say(
                 f"it still knows little more than how frequent each word is, after {self.spent.tokens:,} tokens: "

@@ -108,15 +108,16 @@ def fit(
     plan: Plan,
     watch: Watch,
     start: int = 0,
-    evaluate: Callable[[int], None] = lambda step: None,
+    evaluate: Callable[[int], bool] = lambda step: False,
     save: Callable[[int], None] = lambda step: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> int:
     """Train from step `start` to `plan.steps`; the step it got to, which is less if `stop` asked, in any process.
 
-    `batches` are the micro-batches of step after step. `evaluate(step)` and `save(step)` are called after that many
-    steps are done, `stop()` after each. Raises TrainingError at the next look (every `log_every` steps) after a step
-    that was not finite; that step changed nothing, those between it and the look did.
+    `batches` are the micro-batches of step after step. `evaluate(step)`, which says whether that is enough of training,
+    and `save(step)` are called after that many steps are done, `stop()` after each. Raises TrainingError at the next
+    look (every `log_every` steps) after a step that was not finite; that step changed nothing, those between it and the
+    look did.
     """
     forward.train()
     parallel = runtime.ranks.parallel(forward)
@@ -137,9 +138,9 @@ def fit(
             watch.step(done, loss_now, float(norm), fraction, tokens)
             since = _Since(runtime, since.streak)
         if evaluating:
-            evaluate(done)
+            stopping = evaluate(done) or stopping
             forward.train()
-        if saving:
+        if saving or stopping:
             save(done)
         if stopping:
             return done
@@ -178,14 +179,43 @@ class _Since:
             )
 
 
+class Judged(Protocol):
+    """How well a model does on what it was not trained on."""
+
+    loss: float
+
+    @property
+    def value(self) -> float:
+        """Of two models the better one has more of it."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """By name, beside the loss."""
+
+    def says(self) -> str:
+        """The metrics, for the console."""
+
+
 @dataclass(frozen=True)
 class Score:
-    """How well a model predicts what it was not trained on."""
+    """How well a model predicts tokens that it was not trained on."""
 
     loss: float  # nats per target
     accuracy: float  # fraction of targets that rank first
     targets: int
     pair_accuracy: float | None = None  # fraction of pairs of texts told right, where there are any
+
+    @property
+    def value(self) -> float:
+        return -self.loss
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        pairs = {} if self.pair_accuracy is None else {"pairs": self.pair_accuracy}
+        return {"accuracy": self.accuracy} | pairs
+
+    def says(self) -> str:
+        return "  ".join(f"{name} {value:.1%}" for name, value in self.metrics.items())
 
 
 @torch.no_grad()

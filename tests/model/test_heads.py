@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from minilm.batch import Batch, Tokens
 from minilm.errors import ConfigError
 from minilm.model.encoder import bert_config
-from minilm.model.heads import LanguageModel
+from minilm.model.heads import LanguageModel, pooled
 from minilm.train.losses import cross_entropy_sum, language_model_loss
 
 LABEL = torch.tensor([1, 0, 1])
@@ -94,3 +94,21 @@ def test_a_model_without_pairs_has_no_such_head():
 def test_pairs_of_another_model_are_refused(pair, architecture, objective):
     with pytest.raises(ConfigError, match="--pairs order: only a masked BERT has a head for pairs"):
         pair(architecture, objective, pairs="order")
+
+
+@pytest.mark.parametrize("how", ["cls", "mean", "max"])
+def test_documents_of_packed_rows_are_pooled_as_if_alone(how):
+    """Also where padding follows, and after a document of one token; with its gradient."""
+    torch.manual_seed(0)
+    doc = torch.tensor([[0, 0, 0, 1, 2, 2, -1, -1], [0, 0, 0, 0, 0, 1, 1, 1]])
+    tokens = Tokens.packed(torch.ones_like(doc), doc)
+    states = torch.randn(2, 8, 5, dtype=torch.float64, requires_grad=True)
+    found = pooled(states, tokens, how)
+    runs = [states[0, :3], states[0, 3:4], states[0, 4:6], states[1, :5], states[1, 5:]]
+    alone = {"cls": lambda run: run[0], "mean": lambda run: run.mean(dim=0), "max": lambda run: run.amax(dim=0)}[how]
+    expected = torch.stack([alone(run) for run in runs])
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(expected)
+    (mine,) = torch.autograd.grad((found * weight).sum(), states)
+    (theirs,) = torch.autograd.grad((expected * weight).sum(), states)
+    torch.testing.assert_close(mine, theirs)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from minilm.batch import IGNORE, Batch, Tokens
-from minilm.checkpoint.model import write_model
+from minilm.checkpoint.model import read_state, write_model
 from minilm.checkpoint.store import Store
 from minilm.data.loader import Loader, Stretch
 from minilm.data.objectives import CausalLM
@@ -158,6 +158,7 @@ def make_job(tiny, cpu, words, random_rows, tmp_path):
             Store(tmp_path / out),
             evaluate=lambda: Score(1.0, 0.0, 1),
             write_model=lambda directory, state: write_model(directory, model, words, "clm", state=state),
+            read_state=lambda directory: read_state(directory, model),
         )
 
     return job

@@ -1,11 +1,13 @@
 """A job beyond what tests/test_train.py sees of it: a bad step is named, a run goes on, and what began it is kept."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
 from minilm.batch import Batch
+from minilm.checkpoint.store import Store, checkpoints
 from minilm.data.loader import Stretch
 from minilm.errors import CheckpointError
 from minilm.train import job as job_module
@@ -83,6 +85,61 @@ def test_a_model_that_was_trained_before_is_examined_first(make_job):
     again = replace(make_job(), evaluate=job.evaluate, evaluate_first=True)
     assert train(again, plan(8, evaluate_every=4)).loss_before == 6.0
     assert next(losses) == 3.0  # nobody asked
+
+
+# what each evaluation is worth; of how many evaluations without a better one the run ends: where it ends, the best step
+ENDS = {
+    "it is best at the end": ([1.0, 2.0, 3.0, 4.0], 2, 8, 8),
+    "it is best on the way": ([1.0, 4.0, 3.0, 4.0], 3, 8, 4),
+    "it is not getting better": ([3.0, 1.0, 2.0, 4.0], 2, 6, 2),
+    "it is not a number": ([float("nan"), 1.0, float("nan"), float("nan")], 2, 8, 4),
+}
+
+
+@pytest.mark.parametrize("what", ENDS)
+def test_the_best_model_is_kept_and_ends_the_run(make_job, bits, what, monkeypatch, capsys):
+    """Also where it is killed after any step: the run that goes on ends where this one does, with the same bits."""
+    values, patience, end, best = ENDS[what]
+    twice = plan(8, seed=3, log_every=2, evaluate_every=2, save_every=2)
+
+    def job(out, seed=0):
+        made = make_job("adamw", out=out, seed=seed)
+        asked = iter(values[len(list(made.store.out.glob("step-*.done"))) :])
+
+        def evaluate():
+            kept[out].append({name: own.clone() for name, own in made.model.state_dict().items()})
+            return Score(-next(asked), 0.0, 1)
+
+        return replace(made, evaluate=evaluate, patience=patience)
+
+    kept = {"whole": [], "cut": []}
+    whole = job("whole")
+    log = train(whole, twice)
+    assert [line["step"] for line in read_metrics(log.file)][-1] == end
+    assert len(kept["whole"]) == end // 2
+    expected = kept["whole"][best // 2 - 1]
+    assert all(torch.equal(own, expected[name]) for name, own in whole.model.state_dict().items())
+    assert (f"the model of step {best} was the best" in capsys.readouterr().err) == (best != end)
+    steps = [path.name for _, path in checkpoints(whole.store.out)]
+    assert f"step-{best:06d}" in steps
+    assert len(steps) <= 3
+    for number in range(1, end // 2 + 1):  # of evaluations until it is killed
+        made = job("cut")
+
+        def killed(step, write, number=number, out=made.store.out, **more):
+            path = Store(out).save(step, write, **more)
+            (out / f"{path.name}.done").touch()
+            if step == 2 * number:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(made.store, "save", killed)
+            with pytest.raises(KeyboardInterrupt):
+                train(made, twice)
+        made = job("cut", seed=9)
+        train(made, twice)
+        bits.same(bits.of(whole.model), bits.of(made.model))
+        shutil.rmtree(made.store.out)
 
 
 def test_energy_of_one_process_among_several_is_not_that_of_the_run(make_job, monkeypatch):
