@@ -42,4 +42,5 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 def first_line(error: BaseException) -> str:
     """What another library says of an error, as far as one line holds it; its kind, where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (said or [type(error).__name__])[0][:200]

@@ -1,10 +1,12 @@
 """Files that are whole or not there, on the disk and not only in the system's memory, and known by their checksums."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +16,8 @@ from minilm.errors import CheckpointError
 
 MAX_JSON = 64 << 20  # bytes
 MAX_DEPTH = 50
+NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system without them
+_held: set[tuple[int, ...]] = set()  # what `alone` has: process, thread, and the directory's device and inode
 TRIES = 100  # to find a directory that other processes make and rename
 
 
@@ -88,8 +92,9 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def alone(directory: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """`directory`, made if need be, with no other process within this. One that is there is waited for, which `waiting`
-    may say."""
+    """`directory`, made if need be, with no other process or thread within this. One that is there is waited for, which
+    `waiting` may say. Where the file system knows no locks there is none. Raises OSError for a second one of the same
+    thread, as a signal's handler may ask for."""
     tries = 0
     while True:
         try:
@@ -99,19 +104,34 @@ def alone(directory: Path, waiting: Callable[[], None] = lambda: None) -> Iterat
             if (tries := tries + 1) == TRIES:
                 raise
             continue
+        held, process = False, os.getpid()
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        with suppress(OSError):
-            if os.path.samestat(os.fstat(handle), os.stat(directory)):
-                break
-        os.close(handle)  # it was renamed while we waited
-    try:
-        yield
-    finally:
-        os.close(handle)
+            status = os.fstat(handle)
+            key = (process, threading.get_ident(), status.st_dev, status.st_ino)
+            if key in _held:  # in a signal's handler, say: it would wait for itself
+                raise OSError(errno.EDEADLK, "this thread is writing there already", str(directory))
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+            with suppress(OSError):
+                held = os.path.samestat(status, os.stat(directory))
+            if held:
+                _held.add(key)
+                try:
+                    yield
+                finally:
+                    _held.discard(key)
+                return
+        finally:
+            if os.getpid() == process:  # closing is not enough: a child that was forked meanwhile has it open, too
+                with suppress(OSError):
+                    fcntl.flock(handle, fcntl.LOCK_UN)
+            os.close(handle)
 
 
 def sync(directory: Path) -> None:

@@ -148,6 +148,11 @@ def to_hf(state: dict[str, Tensor], model_type: str, kind: str) -> dict[str, Ten
     for name, tensor in state.items():
         theirs = _theirs(name, names)
         out |= {key: part.contiguous() for key, part in zip(theirs, tensor.chunk(len(theirs)), strict=True)}
+    seen: set[int] = set()
+    for key, own in out.items():  # of layers that share their weights each has its own in a file
+        place = 0 if own.is_meta else own.data_ptr()
+        out[key] = own.clone() if place in seen and own.numel() and place else own
+        seen.add(place)
     if odd := [key for key, own in out.items() if own.is_meta or own.dtype not in DTYPES]:
         kind_of_tensor = "has no values" if out[odd[0]].is_meta else f"is of {out[odd[0]].dtype}"
         raise CheckpointError(f"tensor {odd[0]} {kind_of_tensor}; nothing is written")

@@ -125,6 +125,21 @@ def find_model(
     return Path(found)
 
 
+def version_of(directory: Path) -> tuple[int, int] | None:
+    """Of a model there, which changes when another is written: config.json comes last."""
+    try:
+        status = (directory / "config.json").stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def check_version(directory: Path, before: tuple[int, int] | None) -> None:
+    """Raises CheckpointError where the model there is not that of `version_of` before."""
+    if version_of(directory) != before:
+        raise CheckpointError(f"{directory}: was written anew while it was read; read it again")
+
+
 def read_config(directory: Path | str) -> dict[str, Any]:
     """The config.json of a model's directory, all of whose files are as its MANIFEST.json says, if it has one. Raises
     CheckpointError."""

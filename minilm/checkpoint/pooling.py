@@ -12,7 +12,17 @@ POOLINGS = ("cls", "max", "mean")  # in the order in which several are joined
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
 LENGTH = "sentence_bert_config.json"  # also of models that are no BERT
 OF_OLD = ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # in LENGTH's place, once
+# what would make other vectors, and what of it would not
 ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
+OTHER = (
+    "processing_kwargs",
+    "truncate_dim",
+    "tokenizer_name_or_path",
+    "query_length",
+    "document_length",
+    "query_expansion",
+)
+HARMLESS = ("trust_remote_code", "attn_implementation", "use_fast", "low_cpu_mem_usage")
 OWN = "sentence_transformers.models"  # where every version finds these modules
 
 
@@ -23,9 +33,9 @@ class Pooling:
     how: tuple[str, ...] = ("mean",)
     normalize: bool = False  # to length 1
     max_length: int | None = None  # tokens read of a text, where those are fewer than the model's positions
-    prompt: str = ""  # stands before every text, but where one of the next two is another
-    query: str | None = None  # before one that is searched for
-    document: str | None = None  # before one that is searched
+    prompt: str = ""  # stands before every text
+    query: str = ""  # and before one that is searched for
+    document: str = ""  # or searched
     lowercase: bool = False  # the text, whatever the tokenizer does
 
     def __post_init__(self) -> None:
@@ -54,15 +64,20 @@ def read_pooling(directory: Path) -> Pooling | None:
     names = (LENGTH, *(f"sentence_{kind}_config.json" for kind in OF_OLD))
     source = next((each for name in names if os.path.lexists(each := directory / name)), directory / LENGTH)
     reading = _optional(source)
-    for key in (*ARGUMENTS, "processing_kwargs", "truncate_dim"):
-        if reading.get(key):
-            raise CheckpointError(f"{source}: {key} is {reading[key]!r}, which is not supported")
+    for key in (*ARGUMENTS, *OTHER):
+        value = reading.get(key)
+        if isinstance(value, dict) and key in ARGUMENTS:
+            value = {name: each for name, each in value.items() if name not in HARMLESS and each != "auto"}
+        if value:
+            raise CheckpointError(f"{source}: {key} is {value!r}, which is not supported")
     if (task := reading.get("transformer_task", "feature-extraction")) != "feature-extraction":
         raise CheckpointError(f"{source}: transformer_task is {task!r}; only feature-extraction is supported")
     length = reading.get("max_seq_length")
     if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 3):
         raise CheckpointError(f"{source}: max_seq_length is {length!r}; expected a number of tokens")
-    prompts, lowercase = _prompts(directory / PROMPTS), bool(reading.get("do_lower_case", False))
+    prompts, lowercase = _prompts(directory / PROMPTS), reading.get("do_lower_case") or False
+    if not isinstance(lowercase, bool):
+        raise CheckpointError(f"{source}: do_lower_case is {lowercase!r}; expected true or false")
     how = _how(directory, below, any(prompts.values()))
     return Pooling(how, len(kinds) == 3, length, lowercase=lowercase, **prompts)
 
@@ -91,26 +106,32 @@ def _prompts(file: Path) -> dict[str, str]:
     if config.get("truncate_dim"):
         raise CheckpointError(f"{file}: truncate_dim is {config['truncate_dim']!r}, which is not supported")
     name, prompts = config.get("default_prompt_name"), config.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(each, str) for each in prompts.values()):
+    if not isinstance(prompts, dict) or not all(isinstance(each, str | None) for each in prompts.values()):
         raise CheckpointError(f"{file}: prompts holds something else than texts")
     if name is not None and (not isinstance(name, str) or name not in prompts):
         raise CheckpointError(f"{file}: default_prompt_name is {name!r}, and prompts has none of that name")
-    wanted = {"prompt": (name,), "query": ("query",), "document": ("document", "passage", "corpus")}
-    named = {field: next((each for each in names if each in prompts), None) for field, names in wanted.items()}
-    return {field: prompts[each] for field, each in named.items() if each is not None}
+    names = {"prompt": name, "query": "query", "document": "document"}  # no other ones, as sentence-transformers 6
+    return {field: prompts.get(each) or "" for field, each in names.items()}
 
 
 def _optional(file: Path) -> dict[str, Any]:
     return read_json(file) if os.path.lexists(file) else {}
 
 
+def check_place(directory: Path) -> None:
+    """Raises CheckpointError where `write_pooling` could not make its directory."""
+    place = directory / "1_Pooling"
+    if place.is_symlink() or (place.exists() and not place.is_dir()):
+        raise CheckpointError(f"{place}: a link or a file, which nothing is written through; take it away")
+
+
 def write_pooling(directory: Path, pooling: Pooling, width: int) -> None:
     """The files that `read_pooling` reads, as every version of sentence-transformers does; width: of the states.
 
-    Raises CheckpointError where its directory is a link."""
+    Raises CheckpointError as `check_place`.
+    """
     names = {"": "Transformer", "1_Pooling": "Pooling"} | ({"2_Normalize": "Normalize"} if pooling.normalize else {})
-    if (directory / "1_Pooling").is_symlink():
-        raise CheckpointError(f"{directory / '1_Pooling'}: a link, which nothing is written through; take it away")
+    check_place(directory)
     (directory / "1_Pooling").mkdir(exist_ok=True)
     modes = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
     chosen = {key: how in pooling.how for key, how in modes.items()}
@@ -118,8 +139,8 @@ def write_pooling(directory: Path, pooling: Pooling, width: int) -> None:
         chosen = {"pooling_mode": list(pooling.how)}
     write_json(directory / "1_Pooling" / "config.json", {"word_embedding_dimension": width} | chosen)
     write_json(directory / LENGTH, {"max_seq_length": pooling.max_length, "do_lower_case": pooling.lowercase})
-    named = {"query": pooling.query, "document": pooling.document, "default": pooling.prompt or None}
-    prompts = {name: prompt for name, prompt in named.items() if prompt is not None}
+    named = {"query": pooling.query, "document": pooling.document, "default": pooling.prompt}
+    prompts = {name: prompt for name, prompt in named.items() if prompt}
     default = {"default_prompt_name": "default"} if pooling.prompt else {}
     write_json(directory / PROMPTS, {"prompts": prompts} | default if prompts else {})
     numbered = enumerate(names.items())

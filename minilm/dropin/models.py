@@ -11,6 +11,7 @@ C labels.
 import copy
 import inspect
 import logging
+import os
 from contextlib import suppress
 from dataclasses import replace
 from functools import wraps
@@ -25,14 +26,14 @@ from torch.nn import functional as F
 from minilm.batch import IGNORE, Tokens
 from minilm.checkpoint.families import Built
 from minilm.checkpoint.hf import DTYPES, HEAD, entry_of, to_hf
-from minilm.checkpoint.model import find_model, read_weights, shapes_only
-from minilm.checkpoint.pooling import MODULES, Pooling, read_pooling, write_pooling
+from minilm.checkpoint.model import check_version, find_model, read_weights, shapes_only, version_of
+from minilm.checkpoint.pooling import MODULES, Pooling, check_place, read_pooling, write_pooling
 from minilm.checkpoint.weights import INDEX, PICKLE, WHOLE, save_tensors
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.inputs import tokens_of
 from minilm.dropin.outputs import ModelOutput
 from minilm.errors import CheckpointError, ConfigError, first_line
-from minilm.files import alone, sync_entry
+from minilm.files import alone, remove, sync, sync_entry
 from minilm.model.encoder import Encoder, Trace, initialise
 from minilm.model.heads import LMHead, Pooler, Transform, pooled
 from minilm.train.losses import cross_entropy_sum
@@ -63,7 +64,7 @@ class PreTrainedModel(nn.Module):
     def __init_subclass__(cls) -> None:
         """The signature of its forward has its own targets alone: transformers' Trainer reads there what to give it."""
         super().__init_subclass__()
-        if "kind" not in cls.__dict__:  # its parent's is its own
+        if "kind" not in cls.__dict__ or "forward" in cls.__dict__:  # its parent's is its own
             return
         whole, foreign = inspect.signature(PreTrainedModel.forward), {*TARGETS} - {*cls.targets}
 
@@ -184,7 +185,7 @@ class PreTrainedModel(nn.Module):
         directory = find_model(
             name, revision, cache_dir, local_files_only, allow_pickle=use_safetensors is False, token=token
         )
-        before = _version(directory)
+        before = version_of(directory)
         config = PreTrainedConfig.of_directory(directory) if config is None else copy.deepcopy(config)
         config.change(changes | ({} if attn_implementation is None else {"attn_implementation": attn_implementation}))
         chosen = dtype or torch_dtype or "auto"
@@ -214,8 +215,7 @@ class PreTrainedModel(nn.Module):
                 model.pooling = read_pooling(directory)
             except CheckpointError as error:
                 log.warning("%s; left out, and not saved with the model", error)
-        if _version(directory) != before:
-            raise CheckpointError(f"{directory}: was written anew while it was read; read it again")
+        check_version(directory, before)
         return model.eval()
 
     @classmethod
@@ -265,7 +265,7 @@ class PreTrainedModel(nn.Module):
             raise ConfigError("save_pretrained: give the name of a directory")
         directory = Path(directory)
         try:
-            with alone(directory):  # whoever else saves there waits
+            with alone(directory, lambda: log.warning("%s: another save is under way there; waiting", directory)):
                 self._save(directory)
         except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
             raise CheckpointError(f"{directory}: the model cannot be written: {first_line(error)}") from error
@@ -278,21 +278,47 @@ class PreTrainedModel(nn.Module):
         if entry is not None:
             config.minilm = entry
         state = self.state_dict()
+        if odd := [name for name, own in state.items() if not isinstance(own, Tensor)]:
+            raise CheckpointError(f"{odd[0]} is a {type(state[odd[0]]).__name__}, not a tensor; nothing is written")
+        self._check_loadable(state)
         tensors = {_bare(name): own.detach() if own.is_meta else own.detach().cpu() for name, own in state.items()}
-        named, partial = to_hf(tensors, config.model_type, self.kind), directory / f".{WHOLE}.tmp"
-        partial.unlink(missing_ok=True)  # of a dead process; a link is not written through
+        named = to_hf(tensors, config.model_type, self.kind)
+        for stale in directory.glob(".tmp-save-*"):  # nobody else writes here, so their makers are dead
+            remove(stale)
+        aside = directory / f".tmp-save-{os.getpid()}"
         try:
-            save_tensors(named, partial)
-            sync_entry(partial)
+            aside.mkdir()
+            save_tensors(named, aside / WHOLE)
+            if self.pooling is not None:
+                check_place(directory)
+                write_pooling(aside, self.pooling, config.hidden_size)
+            config.save_pretrained(aside)
+            sync(aside)
             for name in ("config.json", "MANIFEST.json", MODULES, INDEX, PICKLE, f"{PICKLE}.index.json"):
                 (directory / name).unlink(missing_ok=True)  # of what was there, config.json first: then it is no model
-            partial.replace(directory / WHOLE)
+            written = [path.relative_to(aside) for path in aside.rglob("*") if path.is_file()]
+            for file in sorted(written, key=lambda file: file.name == "config.json" and len(file.parts) == 1):
+                (directory / file).parent.mkdir(exist_ok=True)
+                (aside / file).replace(directory / file)
+            sync_entry(directory)
         finally:
             with suppress(OSError):
-                partial.unlink(missing_ok=True)
-        if self.pooling is not None:
-            write_pooling(directory, self.pooling, config.hidden_size)
-        config.save_pretrained(directory)
+                remove(aside)
+
+    def _check_loadable(self, state: dict[str, Tensor]) -> None:
+        """Raises CheckpointError where config.json would make a model of other parameters than these."""
+        own = next(each for each in type(self).__mro__ if "kind" in each.__dict__)
+        with shapes_only():
+            made = own(copy.deepcopy(self.config))
+        wanted = {_bare(name): tuple(each.shape) for name, each in made.state_dict().items()}
+        if self.base_model.pooler is None:
+            wanted = {name: shape for name, shape in wanted.items() if not name.startswith("pooler.")}
+        have = {_bare(name): tuple(each.shape) for name, each in state.items()}
+        for name in sorted({*wanted, *have}):
+            if wanted.get(name) != have.get(name):
+                raise CheckpointError(
+                    f"parameter {name} has shape {have.get(name)}; config makes it {wanted.get(name)}"
+                )
 
     # -- what a user of transformers reaches for ----------------------------------------------------
 
@@ -595,15 +621,6 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         raise TypeError(f"labels of {target.dtype}; give whole numbers")
     nats, count = cross_entropy_sum(logits.flatten(0, -2), target.flatten().long())
     return nats / count
-
-
-def _version(directory: Path) -> tuple[int, int] | None:
-    """Of a model there: `save_pretrained` takes config.json away first and writes it last."""
-    try:
-        status = (directory / "config.json").stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
 
 
 def _bare(name: str) -> str:

@@ -31,7 +31,7 @@ from minilm.data.tokenizer_files import (
 )
 from minilm.dropin.outputs import BatchEncoding
 from minilm.errors import ConfigError, DataError, UserError, did_you_mean, first_line
-from minilm.files import read_json
+from minilm.files import alone, read_json
 
 log = logging.getLogger("minilm")
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -155,7 +155,6 @@ class BertTokenizer:
     def save_pretrained(self, directory: Path | str) -> None:
         """tokenizer.json, vocab.txt of a WordPiece, and a tokenizer_config.json, as transformers reads them."""
         directory = Path(directory)
-        os.makedirs(directory, exist_ok=True)
         config = {
             "tokenizer_class": self.tokenizer_class or "PreTrainedTokenizerFast",
             "model_max_length": self.model_max_length,
@@ -169,7 +168,7 @@ class BertTokenizer:
             config["split_special_tokens"] = True
         if self.additional_special_tokens:
             config["extra_special_tokens"] = self.additional_special_tokens
-        with _turn:
+        with _turn, alone(directory):
             self._backend.no_truncation()
             self._backend.no_padding()
             self._backend.encode_special_tokens = False
@@ -221,6 +220,8 @@ class BertTokenizer:
         except (UserError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # tokenizers raises just Exception, and a panic in it not even that
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise  # of a signal's handler: no text's fault
             raise DataError(f"cannot be tokenized: {first_line(error)}") from error
         groups = [[each, *each.overflowing] if return_overflowing_tokens else [each] for each in encoded]
         flat = [encoding for group in groups for encoding in group]
@@ -372,7 +373,7 @@ class BertTokenizer:
         ids = token_ids.tolist() if isinstance(token_ids, torch.Tensor | np.ndarray) else token_ids
         if isinstance(ids, int | np.integer):
             ids = [int(ids)]
-        if len(ids) and isinstance(ids[0], list | tuple | torch.Tensor | np.ndarray):
+        if len(ids) and isinstance(ids[0], list | tuple | torch.Tensor | np.ndarray) and getattr(ids[0], "ndim", 1):
             return self.batch_decode(ids, skip_special_tokens, clean_up_tokenization_spaces)
         text = self._backend.decode([operator.index(id) for id in ids], skip_special_tokens=skip_special_tokens)
         clean = (

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from tokenizers import normalizers
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from minilm.batch import Tokens
-from minilm.checkpoint.model import find_model
+from minilm.checkpoint.model import check_version, find_model, version_of
 from minilm.checkpoint.pooling import Pooling, read_pooling
 from minilm.dropin.models import BertModel
 from minilm.dropin.tokenizer import BertTokenizer
@@ -70,6 +71,7 @@ def read_embedder(
     directory = find_model(
         name, revision, cache_dir, local_files_only, allow_pickle=use_safetensors is False, token=token
     )
+    before = version_of(directory)
     pooling = read_pooling(directory)
     if pooling is None and how is None:
         log.warning("%s: does not say how its states are pooled; the mean over tokens is taken", directory)
@@ -79,7 +81,13 @@ def read_embedder(
     pooling = replace(pooling, normalize=pooling.normalize if normalize is None else normalize)
     model = BertModel.from_pretrained(directory, use_safetensors=use_safetensors)
     model.pooling = pooling
-    return Embedder(model, BertTokenizer.from_pretrained(directory))
+    tokenizer = BertTokenizer.from_pretrained(directory)
+    check_version(directory, before)
+    if pooling.lowercase and not _lowercases(tokenizer):
+        backend = tokenizer.backend_tokenizer
+        own = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+    return Embedder(model, tokenizer)
 
 
 def embed(model: Embedder | Path | str, texts: str | Sequence[str], batch_size: int = BATCH_SIZE) -> Tensor:
@@ -130,9 +138,9 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 @torch.no_grad()
 def _vectors_of(embedder: Embedder, texts: list[str], batch_size: int, prompt: str) -> tuple[Tensor, int]:
     (model, tokenizer), pooling = embedder, embedder.pooling
+    if pooling.lowercase and not _lowercases(tokenizer):
+        raise ConfigError("the model's pooling says lowercase, and the tokenizer does not; take both of read_embedder")
     prompted = [prompt + text for text in texts]
-    if pooling.lowercase:
-        prompted = [text.lower() for text in prompted]
     encoded = tokenizer(prompted, truncation=True, max_length=embedder.length, return_attention_mask=True)
     cut = sum(bool(each.overflowing) for each in encoded.encodings)
     vectors = torch.empty(len(prompted), len(pooling.how) * model.config.hidden_size)
@@ -156,6 +164,11 @@ def _vectors_of(embedder: Embedder, texts: list[str], batch_size: int, prompt: s
         row = int((~vectors.isfinite().all(dim=1)).nonzero()[0])
         raise DataError(f"the model makes no finite vector of {texts[row][:50]!r}; in half precision, try fp32")
     return F.normalize(vectors) if pooling.normalize else vectors, cut
+
+
+def _lowercases(tokenizer: BertTokenizer) -> bool:
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    return normalizer is not None and normalizer.normalize_str("A") == "a"
 
 
 def search(

@@ -1,5 +1,6 @@
 """A save leaves the old model, the new, or what no load takes for one; and it writes nothing that a load refuses."""
 
+import errno
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import minilm
 from minilm.checkpoint.pooling import Pooling
@@ -90,8 +92,10 @@ def test_weights_of_before_are_gone(tmp_path):
     new = minilm.BertModel(config())
     for name in ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.safetensors.index.json"):
         (tmp_path / name).write_text("of before")
-    (tmp_path / ".model.safetensors.tmp").symlink_to("notes.txt")
+    (tmp_path / f".tmp-save-{os.getpid()}").symlink_to("notes.txt")
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / ".tmp-save-1").mkdir()  # of a process that died
+    (tmp_path / ".tmp-save-1" / "model.safetensors").write_text("half")
     new.save_pretrained(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.safetensors", "notes.txt"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -107,14 +111,31 @@ def _more(model):
     return model
 
 
+def _pruned(model):
+    prune.l1_unstructured(model.encoder.layers[0].mlp.inp, "weight", 0.5)
+    return model
+
+
+def _resized(model):
+    model.encoder.embedding.word = nn.Embedding(31, SIZES["hidden_size"])
+    return model
+
+
 BAD = {
+    "a table of another size": (_resized, "parameter encoder.embedding.word.weight has shape (31, 16)"),
+    "a layer too few": (
+        lambda model: setattr(model.encoder, "layers", model.encoder.layers[:0]) or model,
+        "has shape None; config makes it (16,)",
+    ),
+    "a pruned part": (_pruned, "has shape None; config makes it (24, 16)"),
+    "quantised parts": (torch.ao.quantization.quantize_dynamic, "not a tensor; nothing is written"),
     "values that are not finite": (_with_nan, "attention.output.LayerNorm.bias holds values that are not finite"),
     "another dtype": (lambda model: model.to(torch.float8_e4m3fn), "float8_e4m3fn"),
     "no values": (lambda model: model.to("meta"), "has no values; nothing is written"),
-    "a part of one's own": (_more, "parameter more.weight has no place in transformers' files"),
+    "a part of one's own": (_more, "parameter more.bias has shape (2,); config makes it None"),
     "a compiled part": (
         lambda model: setattr(model, "encoder", torch.compile(model.encoder)) or model,
-        "parameter encoder._orig_mod.",
+        "parameter encoder._orig_mod.embedding.norm.bias has shape (16,); config makes it None",
     ),
 }
 
@@ -140,13 +161,86 @@ def test_places_that_cannot_be_written(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
     with pytest.raises(ConfigError, match="give the name of a directory"):
         model.save_pretrained("")
+    model.save_pretrained(tmp_path / "model")
     model.pooling = Pooling()
-    (tmp_path / "model").mkdir()
     (tmp_path / "model" / "1_Pooling").symlink_to(tmp_path)
     with pytest.raises(CheckpointError, match="1_Pooling: a link"):
         model.save_pretrained(tmp_path / "model")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "model"]
+    assert minilm.BertModel.from_pretrained(tmp_path / "model").pooling is None  # the model of before
     shutil.rmtree(tmp_path / "model")
+
+
+def test_a_full_disk_leaves_the_model_of_before(tmp_path, monkeypatch):
+    old, new = (minilm.BertModel(config()) for _ in range(2))
+    old.save_pretrained(tmp_path)
+    new.pooling = Pooling()
+    before = sorted(file.name for file in tmp_path.iterdir())
+
+    def full(directory, pooling, width):
+        (directory / "1_Pooling").mkdir()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("minilm.dropin.models.write_pooling", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        new.save_pretrained(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == before
+    loaded = minilm.BertModel.from_pretrained(tmp_path).get_input_embeddings().weight
+    assert torch.equal(loaded, old.get_input_embeddings().weight)
+
+
+def test_layers_that_share_weights_are_saved(tmp_path):
+    model = minilm.BertModel(config(num_hidden_layers=2))
+    model.encoder.layers[1] = model.encoder.layers[0]
+    model.save_pretrained(tmp_path)
+    ids = torch.arange(10)[None]
+    assert torch.equal(minilm.BertModel.from_pretrained(tmp_path)(ids)[0], model.eval()(ids)[0])
+
+
+def test_a_save_within_a_save_is_refused_and_a_fork_holds_nothing(tmp_path, monkeypatch):
+    model = minilm.BertModel(config())
+    original = minilm.dropin.models.save_tensors
+
+    def meanwhile(*args):
+        with pytest.raises(CheckpointError, match="this thread is writing there already"):  # as a signal's handler may
+            model.save_pretrained(tmp_path)
+        if not (child := os.fork()):
+            signal.pause()
+        children.append(child)
+        original(*args)
+
+    children = []
+    with monkeypatch.context() as patch:
+        patch.setattr("minilm.dropin.models.save_tensors", meanwhile)
+        model.save_pretrained(tmp_path)
+    signal.alarm(60)
+    model.save_pretrained(tmp_path)  # while the child is there
+    signal.alarm(0)
+    os.kill(children[0], signal.SIGKILL)
+    os.waitpid(children[0], 0)
+
+
+@pytest.mark.parametrize("number", [errno.EBADF, errno.ENOLCK])
+def test_a_file_system_without_locks_is_saved_to(tmp_path, monkeypatch, number):
+    def none(*args):
+        raise OSError(number, "none")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    handles = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        minilm.BertModel(config()).save_pretrained(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == handles
+    minilm.BertModel.from_pretrained(tmp_path)
+
+
+def test_a_forward_of_one_s_own_is_called():
+    class Mine(minilm.BertForSequenceClassification):
+        kind = "sequence"
+
+        def forward(self, *args, **more):
+            return "mine"
+
+    assert Mine(config())(torch.ones(1, 3).long()) == "mine"
 
 
 @pytest.mark.parametrize(

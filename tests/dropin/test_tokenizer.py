@@ -304,6 +304,25 @@ def test_a_forked_process_finds_it_whole(tmp_path):
         thread.join()
 
 
+def test_what_a_signal_s_handler_raises_is_no_text_s_fault(tmp_path):
+    save_bert(tmp_path)
+    ours = BertTokenizer.from_pretrained(tmp_path)
+
+    class TimeIsUp(BaseException):
+        pass
+
+    def handler(*args):
+        raise TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(TimeIsUp):
+            [ours([TEXT] * 64) for _ in range(10_000)]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_masks_of_special_tokens_are_theirs(both):
     ours, theirs = both
     ids = ours(TEXT, truncation=True, max_length=12).input_ids

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import minilm
-from minilm.checkpoint.pooling import read_pooling
+from minilm.checkpoint.pooling import OWN, read_pooling
 from minilm.errors import CheckpointError, ConfigError, DataError
 from minilm.evaluation.embed import chunks
 
@@ -171,6 +171,8 @@ class TestOfOneFamily:
             ({"1_Pooling/config.json": {"pooling_mode": []}}, "pooling_mode is []"),
             ({"modules.json": [{"type": "mine.Transformer"}, {"type": "Pooling", "path": "1"}]}, "mine.Transformer"),
             ({"sentence_bert_config.json": {"model_args": {"dtype": "float16"}}}, "model_args is {'dtype': 'float16'}"),
+            ({"sentence_bert_config.json": {"query_length": 4}}, "query_length is 4"),
+            ({"sentence_bert_config.json": {"do_lower_case": "false"}}, "do_lower_case is 'false'"),
             ({"sentence_bert_config.json": {"transformer_task": "fill-mask"}}, "transformer_task is 'fill-mask'"),
             ({"sentence_roberta_config.json": {"max_seq_length": 2}}, "roberta_config.json: max_seq_length is 2"),
             ({"config_sentence_transformers.json": {"truncate_dim": 8}}, "truncate_dim is 8"),
@@ -211,7 +213,7 @@ class TestOfOneFamily:
         assert np.abs(theirs.encode(TEXTS) - minilm.embed(ours, TEXTS).numpy()).max() < 1e-5
 
     def test_queries_and_documents_have_their_prompts(self, encoder, tmp_path):
-        for prompts in ({"query": "the dog ", "passage": "PARIS "}, {"query": "", "document": "the "}):
+        for prompts in ({"query": "the dog ", "passage": "PARIS "}, {"query": "", "document": "the "}, {}):
             theirs = sentence_transformers.SentenceTransformer(
                 modules=[Transformer(str(encoder), do_lower_case=True), TheirPooling(32)],
                 prompts={"usual": "home ", **prompts},
@@ -219,6 +221,7 @@ class TestOfOneFamily:
                 device="cpu",
             )
             theirs.save(str(tmp_path / "theirs"))
+            theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "theirs"), device="cpu")
             asked, found = theirs.encode_query(["a cat"]), theirs.encode_document(["a mat", "cats"])
             expected = torch.cosine_similarity(*map(torch.from_numpy, (asked, found)))
             ours = minilm.read_embedder(tmp_path / "theirs")
@@ -237,6 +240,48 @@ class TestOfOneFamily:
         together = minilm.embed(embedder, TEXTS)
         monkeypatch.undo()
         assert (together - minilm.embed(embedder, TEXTS)).abs().max() < 1e-5
+
+    def test_what_changes_no_vector_is_not_refused(self, encoder):
+        """As sentence-transformers' own defaults; and a prompt of null is none."""
+        modules = [{"path": "", "type": f"{OWN}.Transformer"}, {"path": "1_Pooling", "type": f"{OWN}.Pooling"}]
+        (encoder / "modules.json").write_text(json.dumps(modules))
+        (encoder / "1_Pooling").mkdir()
+        (encoder / "1_Pooling" / "config.json").write_text("{}")
+        arguments = {"model_args": {"trust_remote_code": True, "dtype": "auto"}, "tokenizer_args": {"use_fast": True}}
+        (encoder / "sentence_bert_config.json").write_text(json.dumps(arguments))
+        prompts = {"prompts": {"query": None, "document": "x"}}
+        (encoder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+        assert minilm.read_embedder(encoder).pooling.document == "x"
+
+    def test_lower_casing_leaves_special_tokens(self, encoder, tmp_path):
+        theirs = sentence_transformers.SentenceTransformer(
+            modules=[Transformer(str(encoder), do_lower_case=True), TheirPooling(32)], device="cpu"
+        )
+        theirs.save(str(tmp_path / "theirs"))
+        texts = ["THE [MASK] CAT", "a [SEP] Mat", "ΟΔΟΣ"]
+        ours = minilm.read_embedder(tmp_path / "theirs")
+        assert (minilm.embed(ours, texts) - torch.from_numpy(theirs.encode(texts))).abs().max() < 1e-5
+        file = tmp_path / "theirs" / "sentence_bert_config.json"  # as versions before 6 wrote it
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"do_lower_case": True}))
+        (tmp_path / "theirs" / "tokenizer.json").write_bytes((encoder / "tokenizer.json").read_bytes())
+        theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "theirs"), device="cpu")
+        ours = minilm.read_embedder(tmp_path / "theirs")
+        assert ours.pooling.lowercase
+        assert (minilm.embed(ours, texts) - torch.from_numpy(theirs.encode(texts))).abs().max() < 1e-5
+        with pytest.raises(ConfigError, match="take both of read_embedder"):
+            minilm.embed(ours._replace(tokenizer=minilm.BertTokenizer.from_pretrained(encoder)), texts)
+
+    def test_a_model_that_is_written_anew_while_it_is_read_is_refused(self, encoder, monkeypatch):
+        model = minilm.BertModel.from_pretrained(encoder)
+        original = minilm.evaluation.embed.BertTokenizer.from_pretrained
+
+        def meanwhile(directory):
+            model.save_pretrained(encoder)
+            return original(directory)
+
+        monkeypatch.setattr(minilm.evaluation.embed.BertTokenizer, "from_pretrained", meanwhile)
+        with pytest.raises(CheckpointError, match="was written anew while it was read"):
+            minilm.read_embedder(encoder, how="mean")
 
     def test_a_failure_leaves_the_model_in_training(self, encoder, monkeypatch):
         embedder = minilm.read_embedder(encoder, how="mean")
