@@ -1,4 +1,4 @@
-"""Use a trained model, of any family: vectors of texts, the nearest texts, a mask's fillings."""
+"""Use a trained model, of any family: predictions, vectors of texts, the nearest texts, a mask's fillings."""
 
 import itertools
 import os
@@ -13,11 +13,19 @@ import numpy as np
 import torch
 
 from minilm import cli
+from minilm.checkpoint.model import find_model
 from minilm.data.documents import is_jsonl, lines_of
+from minilm.data.tables import read_table
+from minilm.dropin.inputs import max_tokens
+from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError, printable
 from minilm.evaluation.embed import BATCH_SIZE, chunks, read_embedder, say_cut, search, vectors_of
 from minilm.evaluation.predict import fill_mask, read_masked_lm
+from minilm.tasks.named import named, open_task, read_examples
+from minilm.tasks.report import columns_in_training, columns_of, write_table
+from minilm.tasks.task import outputs_of
 from minilm.train.log import say
+from minilm.train.ranks import Applied
 from minilm.train.runtime import Precision, Runtime
 
 SAY_EVERY = 10  # seconds
@@ -104,6 +112,54 @@ class FillMask(OfModel):
     """How many."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Predict(OfModel):
+    """What a tuned model says of each row of a table; labels are not needed."""
+
+    input: Path
+    """csv, tsv, jsonl, json or parquet, also .gz or .xz."""
+    output: Path
+    """The .csv, .tsv or .jsonl to write: the columns of --input, and what the model says."""
+    text_column: str | None = None
+    """By name, or number from 1; as in training, or found by its name or looks, if not given."""
+    pair_column: str | None = None
+    """Of a second text."""
+    header: bool | None = None
+    """Whether a csv's first row names its columns; as it looks, if not given."""
+
+
+def run_predict(args: Predict) -> None:
+    """A row for each row, in the same order, into a file that is there only when it is whole."""
+    cli.check_result(args.json)
+    cli.check_ranges(args, {"threads": THREADS})
+    if args.output.suffix not in (".csv", ".tsv", ".jsonl") or not args.output.parent.is_dir() or args.output.is_dir():
+        raise ConfigError(f"--output {args.output}: give a .csv, .tsv or .jsonl, in a directory that is there")
+    if args.output.resolve() == args.input.resolve():
+        raise ConfigError(f"--output {args.output}: is the file of --input; give another")
+    table = read_table(args.input, args.header)
+    directory = find_model(args.model, args.revision, allow_pickle=args.allow_pickle, flag="--model")
+    model, task = open_task(directory)
+    tokenizer = BertTokenizer.from_pretrained(directory)
+    trained = columns_in_training(directory, table)
+    text, pair = args.text_column or trained.get("text"), args.pair_column or trained.get("pair")
+    data = read_examples(table, named(task), text, pair, labelled=False)
+    for note in data.notes:
+        say(note)
+    features = task.features(data.examples, tokenizer, max_tokens(model.base_model.encoder.cfg, tokenizer))
+    with args.computing(model):
+        runtime = Runtime.choose(args.device, args.precision, args.threads)
+        outputs, _ = outputs_of(task, Applied(model), features, runtime, wants_loss=False)
+    said = columns_of(task, outputs)
+    write_table(args.output, table, {each.where: row for row, each in enumerate(data.examples)}, said)
+    for why in data.left_out:
+        say(f"nothing said of {why}")
+    if features.cut:
+        say(f"{features.cut} of {len(table.rows)} texts are longer than the model reads and were cut there")
+    say(f"{len(table.rows):,} rows -> {args.output}: {', '.join(said)}")
+    if args.json is not None:
+        cli.write_result(args.json, {"rows": len(table.rows), "cut": features.cut, "columns": [*said]})
+
+
 def run_embed(args: Embed) -> None:
     """Vectors of all lines, streamed into a file that is there only when it is whole."""
     cli.check_result(args.json)
@@ -187,7 +243,12 @@ def run_fill_mask(args: FillMask) -> None:
             print(printable(f"{each.probability:6.1%}  {each.token:16}  {each.text}"))
 
 
-COMMANDS = {"embed": (run_embed, Embed), "search": (run_search, Search), "fill-mask": (run_fill_mask, FillMask)}
+COMMANDS = {
+    "predict": (run_predict, Predict),
+    "embed": (run_embed, Embed),
+    "search": (run_search, Search),
+    "fill-mask": (run_fill_mask, FillMask),
+}
 
 if __name__ == "__main__":
     cli.run_one_of(COMMANDS)

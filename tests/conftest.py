@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import minilm
 from minilm.batch import Tokens
 from minilm.checkpoint.hf import config_to_hf, from_hf, kind_of, to_hf
 from minilm.model.encoder import bert_config, modern_config
@@ -261,3 +262,16 @@ def rule():
         return out
 
     return by_hand
+
+
+@pytest.fixture
+def encoder_directory(tmp_path_factory):
+    """A directory with a small random BERT without a head, that reads 24 tokens, and a tokenizer of a few words."""
+    directory = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    minilm.BertModel(minilm.BertConfig(vocab_size=64, max_position_embeddings=24, **sizes)).save_pretrained(directory)
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] fine great lovely awful poor dull the film was and plot a ##s ."
+    (directory / "vocab.txt").write_text(words.replace(" ", "\n") + "\n")
+    minilm.BertTokenizer(directory / "vocab.txt", model_max_length=24).save_pretrained(directory)
+    return directory

@@ -19,7 +19,9 @@ ORDER = (  # each may import what stands before it; data and model do not know e
     {"minilm.recipes"},
     {"minilm.cli"},
 )
-FILES = sorted([*(ROOT / "minilm").rglob("*.py"), *(ROOT / f"{script}.py" for script in ("train", "evaluate"))])
+FILES = sorted(
+    [*(ROOT / "minilm").rglob("*.py"), *(ROOT / f"{script}.py" for script in ("train", "finetune", "evaluate"))]
+)
 
 
 def imported(file: Path) -> set[str]:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAIN = [line.split("#")[0].strip() for line in re.findall(r"^python train\.py.*$", README, re.MULTILINE)]
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+FINETUNE = [line.split("  #")[0] for line in re.findall(r"^python finetune\.py.*$", README, re.MULTILINE)]
 EVALUATE = [line.split("  #")[0] for line in re.findall(r"^python evaluate\.py.*$", README, re.MULTILINE)]
 
 
@@ -63,6 +64,16 @@ def test_evaluate_commands_and_snippets_run(run, load, tmp_path, capsys):
         exec(snippet, {})
     assert AutoModelForSequenceClassification.from_pretrained("classifier").config.id2label == {0: "bad", 1: "good"}
     (tmp_path / "notes.txt").write_text("a list\nanother one\n")
+    rows = [f"the list {i},{('good', 'bad')[i % 2]}\n" for i in range(30)]
+    (tmp_path / "reviews.csv").write_text("text,label\n" + "".join(rows))
+    (tmp_path / "new.csv").write_text("text\nthe list\n")
+    (tmp_path / "pairs.tsv").write_text("".join(f"the list {i}\tthe words {i}\t{i / 7:.2f}\n" for i in range(30)))
+    assert len(FINETUNE) >= 2
+    finetune = load("finetune.py")
+    for command in FINETUNE:
+        with pytest.raises(SystemExit) as stop:
+            cli.run(finetune.main, finetune.Args, [*shlex.split(command)[2:], "--steps", "2"])
+        assert stop.value.code == 0, capsys.readouterr().err
     assert len(EVALUATE) >= 3
     for command in EVALUATE:
         with pytest.raises(SystemExit) as stop:

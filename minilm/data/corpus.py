@@ -113,14 +113,15 @@ def embedded_corpus(cache_dir: Path) -> Corpus:
     The docstrings of Python's library, NumPy and PyTorch, parsed and never imported, duplicates left out,
     and `pydoc`'s topics: written once as one jsonl file in `cache_dir`, under a hash of the sources' names and sizes.
     """
-    sources = list(_embedded_sources())
+    sources = list(embedded_sources())
     listing = "\n".join(f"{name} {path.stat().st_size}" for name, path in sources)
     file = cache_dir / f"documentation-{hashlib.sha256(listing.encode()).hexdigest()[:16]}.jsonl"
     if not file.exists():
         cache_dir.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.tmp")
         with partial.open("w", encoding="utf-8") as out:
-            for document in dict.fromkeys(_docstrings([path for _, path in sources])):
+            documents = [*docstrings([path for _, path in sources]), *(topics[name] for name in sorted(topics))]
+            for document in dict.fromkeys(documents):
                 out.write(json.dumps({"text": document}) + "\n")
         sync_entry(partial)
         partial.replace(file)
@@ -160,7 +161,7 @@ def vocabulary_sample(documents: Iterable[str], held_out_frac: float, max_chars:
     return list(kept.values())
 
 
-def _embedded_sources() -> Iterator[tuple[str, Path]]:
+def embedded_sources() -> Iterator[tuple[str, Path]]:
     """(name, path) of every Python file to read, in an order that is the same on every machine."""
     roots = {"python": Path(sysconfig.get_paths()["stdlib"])}
     for package in EMBEDDED_PACKAGES:
@@ -172,7 +173,8 @@ def _embedded_sources() -> Iterator[tuple[str, Path]]:
         yield from ((f"{name}/{rel}", path) for rel, path in kept)
 
 
-def _docstrings(paths: list[Path], min_chars: int = 100) -> Iterator[str]:
+def docstrings(paths: list[Path], min_chars: int = 100) -> Iterator[str]:
+    """Those of all modules, classes and functions in Python files."""
     definitions = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for path in paths:
         with reading(path):
@@ -187,7 +189,6 @@ def _docstrings(paths: list[Path], min_chars: int = 100) -> Iterator[str]:
             nodes += [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.stmt | ast.ExceptHandler)]
             if isinstance(node, definitions) and len(text := ast.get_docstring(node) or "") >= min_chars:
                 yield text
-    yield from (topics[name] for name in sorted(topics))
 
 
 def _is_text_name(path: Path) -> bool:

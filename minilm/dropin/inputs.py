@@ -1,4 +1,4 @@
-"""What a call's arguments are to an encoder."""
+"""What a call's arguments are to an encoder, and how much of a text it reads."""
 
 from dataclasses import replace
 
@@ -6,8 +6,14 @@ import torch
 from torch import Tensor
 
 from minilm.batch import AttentionPattern, Tokens
+from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
 from minilm.model.encoder import EncoderConfig
+
+
+def max_tokens(cfg: EncoderConfig, tokenizer: BertTokenizer) -> int:
+    """How many tokens of a text the two read, specials among them."""
+    return min(tokenizer.model_max_length, cfg.max_position_embeddings)
 
 
 def tokens_of(

@@ -256,9 +256,14 @@ class PreTrainedModel(nn.Module):
         named = {_bare(name): part for name, part in self.named_modules()}
         return {prefix[:-1]: named[prefix[:-1]] for prefix in self.head_prefixes if prefix[:-1] in named}
 
-    def save_pretrained(self, directory: Path | str, *, safe_serialization: bool = True) -> None:
+    def save_pretrained(
+        self, directory: Path | str, *, state_dict: dict[str, Tensor] | None = None, safe_serialization: bool = True
+    ) -> None:
         """config.json and model.safetensors, as transformers' Auto classes open them; config.json comes last.
-        safe_serialization is there for transformers' sake: no pickle is written."""
+
+        state_dict: in place of its own, for a model whose tensors are parts or were others. safe_serialization is there
+        for transformers' sake: no pickle is written.
+        """
         if not safe_serialization:
             raise ConfigError("safe_serialization=False would be a pickle; none is written here")
         if str(directory) == "":
@@ -266,18 +271,17 @@ class PreTrainedModel(nn.Module):
         directory = Path(directory)
         try:
             with alone(directory, lambda: log.warning("%s: another save is under way there; waiting", directory)):
-                self._save(directory)
+                self._save(directory, self.state_dict() if state_dict is None else state_dict)
         except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
             raise CheckpointError(f"{directory}: the model cannot be written: {first_line(error)}") from error
 
-    def _save(self, directory: Path) -> None:
+    def _save(self, directory: Path, state: dict[str, Tensor]) -> None:
         config = self.config
         config.architectures, config.dtype = [self.built.architecture], _name_of(self.dtype)
         entry = entry_of(config.to_dict(), self.kind)
         config.__dict__.pop("minilm", None)
         if entry is not None:
             config.minilm = entry
-        state = self.state_dict()
         if odd := [name for name, own in state.items() if not isinstance(own, Tensor)]:
             raise CheckpointError(f"{odd[0]} is a {type(state[odd[0]]).__name__}, not a tensor; nothing is written")
         self._check_loadable(state)

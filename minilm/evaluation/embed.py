@@ -15,10 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 from minilm.batch import Tokens
 from minilm.checkpoint.model import check_version, find_model, version_of
 from minilm.checkpoint.pooling import Pooling, read_pooling
+from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import BertModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
-from minilm.evaluation.predict import max_tokens
 from minilm.model.heads import pooled
 
 log = logging.getLogger("minilm")
@@ -40,7 +40,7 @@ class Embedder(NamedTuple):
     @property
     def length(self) -> int:
         """Tokens that are read of a text."""
-        limit = max_tokens(*self)
+        limit = max_tokens(self.model.encoder.cfg, self.tokenizer)
         return min(limit, self.pooling.max_length or limit)
 
 

@@ -10,7 +10,8 @@ from minilm.checkpoint.hf import config_to_hf, objective_of
 from minilm.checkpoint.model import Pretrained, find_model, shapes_only
 from minilm.data.objectives import ATTENTION
 from minilm.dropin.config import PreTrainedConfig
-from minilm.dropin.models import BertForMaskedLM, PreTrainedModel
+from minilm.dropin.inputs import max_tokens
+from minilm.dropin.models import BertForMaskedLM
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, ConfigError, DataError
 from minilm.model.generate import sample
@@ -30,11 +31,6 @@ class Filling:
     token: str
     probability: float
     text: str  # the whole text with it
-
-
-def max_tokens(model: PreTrainedModel, tokenizer: BertTokenizer) -> int:
-    """How many tokens of a text the two read, specials among them."""
-    return min(tokenizer.model_max_length, model.base_model.encoder.cfg.max_position_embeddings)
 
 
 def read_masked_lm(
@@ -82,7 +78,7 @@ def fill_mask(model: Pretrained | MaskedLM | Path | str, text: str, top_k: int =
     if top_k < 1:
         raise ConfigError(f"top_k is {top_k}; give 1 or more")
     model, tokenizer = _as_masked_lm(model) if isinstance(model, Pretrained) else model
-    limit = max_tokens(model, tokenizer)
+    limit = max_tokens(model.bert.encoder.cfg, tokenizer)
     inputs = tokenizer([text], truncation=True, max_length=limit, return_tensors="pt").to(model.device)
     ids = inputs.input_ids[0].tolist()
     if tokenizer.mask_token_id is None:

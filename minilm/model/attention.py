@@ -5,8 +5,8 @@ A name carries its letters (`q_BHTK`) where one function holds the same thing in
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,28 @@ class LayerContext:
     rope: tuple[Tensor, Tensor] | None
     backend: Backend
     seen: list[Tensor] | None = None  # where the explicit backend leaves its weights for a viewer
+    read: Tensor | None = None  # (N,) flat index into (B, T): the only states that are wanted of the layer
+
+    def wanted(self, x: Tensor) -> Tensor:
+        """What of the layer's input (B, T, D) its output is beside: all of it, or (N, D)."""
+        return x if self.read is None else x.flatten(0, 1)[self.read]
+
+    def of_read(self, T: int) -> Self:
+        """For N queries of one token each: mask (N, 1, 1, T), rotation (N, 1, 1, K)."""
+        row, column = self.read // T, self.read % T
+
+        def at_read(each: Tensor) -> Tensor:
+            return each[row if len(each) > 1 else torch.zeros_like(row), :, column][:, :, None]
+
+        mask = self.mask
+        if mask is not None:
+            mask = at_read(mask.expand(*mask.shape[:2], T, T))
+        if self.is_causal:
+            mask = (torch.arange(T, device=row.device) <= column[:, None])[:, None, None]
+        rope = self.rope
+        if rope is not None:
+            rope = tuple(map(at_read, rope))
+        return replace(self, mask=mask, is_causal=False, rope=rope)
 
 
 def attention_weights(q: Tensor, k: Tensor, ctx: LayerContext) -> Tensor:
@@ -100,16 +122,17 @@ def attention_weights(q: Tensor, k: Tensor, ctx: LayerContext) -> Tensor:
     return scores.softmax(dim=-1)
 
 
-def explicit(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, dropout: float) -> Tensor:
+def explicit(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, drop: nn.Dropout) -> Tensor:
     """Attention as the paper writes it: the definition that the fast backends are tested against."""
-    weights = F.dropout(attention_weights(q, k, ctx), dropout)
+    weights = drop(attention_weights(q, k, ctx))
     if ctx.seen is not None:
         ctx.seen.append(weights)
     return weights @ v
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, dropout: float) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, drop: nn.Dropout) -> Tensor:
     """PyTorch's fused kernels: any device, any mask."""
+    dropout = drop.p if drop.training else 0.0
     return F.scaled_dot_product_attention(q, k, v, attn_mask=ctx.mask, dropout_p=dropout, is_causal=ctx.is_causal)
 
 
@@ -137,13 +160,27 @@ class Attention(nn.Module):
         self.num_attention_heads = num_attention_heads
         self.qkv = MergedLinear(hidden_size, hidden_size, parts=3, bias=bias)
         self.out = nn.Linear(hidden_size, hidden_size, bias=bias)
-        self.dropout = dropout  # of the attention weights
+        self.drop_weights = nn.Dropout(dropout)
         self.drop = nn.Dropout(output_dropout)
 
     def forward(self, x: Tensor, ctx: LayerContext) -> Tensor:
+        if ctx.read is not None:
+            return self._at_read(x, ctx)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_attention_heads, -1))
         q_BHTK, k_BHTK, v_BHTK = qkv.permute(2, 0, 3, 1, 4)
         q_BHTK, k_BHTK = rotate(q_BHTK, ctx.rope), rotate(k_BHTK, ctx.rope)
-        dropout = self.dropout if self.training else 0.0
-        y_BHTK = BACKENDS[ctx.backend](q_BHTK, k_BHTK, v_BHTK, ctx, dropout)
+        y_BHTK = BACKENDS[ctx.backend](q_BHTK, k_BHTK, v_BHTK, ctx, self.drop_weights)
         return self.drop(self.out(y_BHTK.transpose(1, 2).flatten(2)))
+
+    def _at_read(self, x: Tensor, ctx: LayerContext) -> Tensor:
+        """(B, T, D) -> (N, D): keys and values of every token, but queries of those that are read."""
+        (_, T, D), heads = x.shape, self.num_attention_heads
+        bias = self.qkv.bias
+        of_q, of_kv = (None, None) if bias is None else (bias[:D], bias[D:])
+        q_NHK = F.linear(ctx.wanted(x), self.qkv.weight[:D], of_q).unflatten(-1, (heads, -1))
+        kv = F.linear(x, self.qkv.weight[D:], of_kv).unflatten(-1, (2, heads, -1))
+        k_BHTK, v_BHTK = kv.permute(2, 0, 3, 1, 4)
+        own, row = ctx.of_read(T), ctx.read // T
+        q, k = rotate(q_NHK[:, :, None], own.rope), rotate(k_BHTK, ctx.rope)[row]
+        y_NH1K = BACKENDS[ctx.backend](q, k, v_BHTK[row], own, self.drop_weights)
+        return self.drop(self.out(y_NH1K.flatten(1)))

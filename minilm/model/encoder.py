@@ -7,7 +7,7 @@ layer), and plain fields (bias, eps, token types, activation, widths).
 Shape letters: B rows, T tokens per row, D width, F feed-forward width.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -214,7 +214,7 @@ class PostNormBlock(Block):
     """Vaswani et al. 2017, sec. 3.1: the residual stream itself is normed."""
 
     def forward(self, x: Tensor, ctx: LayerContext) -> Tensor:
-        x = self.attention_norm(x + self.attention(x, ctx))
+        x = self.attention_norm(ctx.wanted(x) + self.attention(x, ctx))
         return self.mlp_norm(x + self.mlp(x))
 
 
@@ -222,7 +222,7 @@ class PreNormBlock(Block):
     """Xiong et al. 2020, fig. 1b: the residual stream runs untouched from end to end."""
 
     def forward(self, x: Tensor, ctx: LayerContext) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), ctx)
+        x = ctx.wanted(x) + self.attention(self.attention_norm(x), ctx)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -304,17 +304,27 @@ class Encoder(nn.Module):
             made[spec] = LayerContext(mask, is_causal, rope, backend, seen)
         return made
 
-    def forward(self, tokens: Tokens, embeds: Tensor | None = None, trace: Trace | None = None) -> Tensor:
-        """embeds: (B, T, E) instead of the word table's rows. trace: is filled with states and attention weights."""
+    def forward(
+        self,
+        tokens: Tokens,
+        embeds: Tensor | None = None,
+        trace: Trace | None = None,
+        read: Tensor | None = None,
+    ) -> Tensor:
+        """embeds: (B, T, E) instead of the word table's rows. trace: is filled with states and attention weights.
+
+        read: (N,) flat index into (B, T); the last layer then computes these states alone, (N, D).
+        """
         x = self.embedding(tokens, embeds)
         contexts = self.contexts(tokens, x.dtype, trace)
-        for layer, spec in zip(self.layers, self.cfg.layers, strict=True):
+        for number, (layer, spec) in enumerate(zip(self.layers, self.cfg.layers, strict=True), start=1):
             if trace is not None:
                 trace.states.append(x)
+            ctx = contexts[spec] if number < len(self.layers) else replace(contexts[spec], read=read)
             if self.gradient_checkpointing and self.training:  # Chen et al. 2016
-                x = checkpoint(layer, x, contexts[spec], use_reentrant=False)
+                x = checkpoint(layer, x, ctx, use_reentrant=False)
             else:
-                x = layer(x, contexts[spec])
+                x = layer(x, ctx)
         x = self.final_norm(x)
         if trace is not None:
             trace.states.append(x)

@@ -154,8 +154,8 @@ def _is_metrics(line: object) -> bool:
     return all(isinstance(value, int | float | None) for value in line.values())
 
 
-def plot_loss(metrics: Path, image: Path, unigram: float, training: str = "training") -> bool:
-    """Training and held-out loss over steps, above the line that a model must pass to know more than word
+def plot_loss(metrics: Path, image: Path, unigram: float | None = None, training: str = "training") -> bool:
+    """Training and held-out loss over steps, above the line that a language model must pass to know more than word
     frequencies. training: what the first one is called. False where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         return False
@@ -171,8 +171,9 @@ def plot_loss(metrics: Path, image: Path, unigram: float, training: str = "train
     axes.plot(*zip(*train, strict=True), color="#9ab", linewidth=1, label=training)
     if held:
         axes.plot(*zip(*held, strict=True), color="#c33", marker="o", markersize=4, label="held out")
-    axes.axhline(unigram, color="#555", linestyle="--", linewidth=1, label=f"unigram {unigram:.2f}")
-    axes.set(xlabel="step", ylabel="loss (nats per target)")
+    if unigram is not None:
+        axes.axhline(unigram, color="#555", linestyle="--", linewidth=1, label=f"unigram {unigram:.2f}")
+    axes.set(xlabel="step", ylabel="loss (nats per target)" if unigram is not None else "loss")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(image)

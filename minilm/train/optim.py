@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -41,11 +41,12 @@ def make_optimizers(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-6,
     muon_dtype: torch.dtype = torch.bfloat16,
+    rates: Mapping[nn.Parameter, float] | None = None,
 ) -> list[torch.optim.Optimizer]:
     """AdamW with BERT's groups: no weight decay on biases and norms (google-research/bert, optimization.py).
 
-    With `muon` the matrices go to Muon instead, and AdamW keeps tables, biases and norms. Every group holds
-    its `peak_lr`; `set_learning_rate` scales it.
+    With `muon` the matrices go to Muon instead, and AdamW keeps tables, biases and norms. rates: fractions of `lr` for
+    some of AdamW's parameters. Every group holds its `peak_lr`; `set_learning_rate` scales it.
     """
     matrices, tables, vectors = [], [], []
     parts: dict[nn.Parameter, int] = {}
@@ -59,15 +60,18 @@ def make_optimizers(
             else:
                 (vectors if parameter.ndim < 2 else tables).append(parameter)
     decayed = tables if name == "muon" else tables + matrices
+    alike: dict[tuple[float, float], list[nn.Parameter]] = {(weight_decay, 1.0): [], (0.0, 1.0): []}
+    for decay, members in ((weight_decay, decayed), (0.0, vectors)):
+        for parameter in members:
+            alike.setdefault((decay, (rates or {}).get(parameter, 1.0)), []).append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": members, "weight_decay": decay, "peak_lr": lr * rate} for (decay, rate), members in alike.items()
     ]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)]
     if name == "muon":
         optimizers.append(Muon(matrices, parts, lr=lr, weight_decay=weight_decay, dtype=muon_dtype))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group["peak_lr"] = lr
+        group.setdefault("peak_lr", lr)
     return optimizers
 
 

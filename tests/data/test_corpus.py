@@ -528,7 +528,7 @@ def test_embedded_corpus_is_the_docstrings(write, tmp_path, monkeypatch):
         ("one/copy.py", write("copy.py", SOURCE.format(**texts))),
     ]
     asked = []
-    monkeypatch.setattr(module, "_embedded_sources", lambda: asked.append(1) or iter(sources))
+    monkeypatch.setattr(module, "embedded_sources", lambda: asked.append(1) or iter(sources))
     monkeypatch.setattr(module, "topics", {"b": "topic b", "a": "topic a"})
     cache = tmp_path / "cache" / "deep"
     corpus = embedded_corpus(cache)
@@ -554,6 +554,6 @@ def test_embedded_sources_leave_out_what_is_no_documentation(tmp_path, monkeypat
         file.write_text("")
     monkeypatch.setattr(module.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     monkeypatch.setattr(module, "EMBEDDED_PACKAGES", ())
-    found = list(module._embedded_sources())
+    found = list(module.embedded_sources())
     assert [name for name, _ in found] == ["python/a/c.py", "python/b.py"]
     assert all(path.is_file() for _, path in found)

@@ -158,7 +158,7 @@ def test_a_disk_that_is_full_when_rows_are_packed_is_one_line(corpus, cache, mon
 
 def test_an_embedded_source_that_cannot_be_read_is_named(cache, tmp_path, monkeypatch):
     (tmp_path / "a.py").mkdir()
-    monkeypatch.setattr(corpus_module, "_embedded_sources", lambda: iter([("a", tmp_path / "a.py")]))
+    monkeypatch.setattr(corpus_module, "embedded_sources", lambda: iter([("a", tmp_path / "a.py")]))
     with pytest.raises(DataError, match=r"a\.py: cannot be read .Is a directory."):
         prepare(None, cache, 0.0, vocab_size=64)
 
@@ -166,7 +166,7 @@ def test_an_embedded_source_that_cannot_be_read_is_named(cache, tmp_path, monkey
 def test_without_a_corpus_it_is_the_embedded_one(cache, tmp_path, monkeypatch):
     source = tmp_path / "a.py"
     source.write_text('"""' + "what this module does, at some length. " * 5 + '"""')
-    monkeypatch.setattr(corpus_module, "_embedded_sources", lambda: iter([("a", source)]))
+    monkeypatch.setattr(corpus_module, "embedded_sources", lambda: iter([("a", source)]))
     monkeypatch.setattr(corpus_module, "topics", {f"t{i}": f"topic number {i} of the language" for i in range(50)})
     got = prepare(None, cache, 0.0, vocab_size=64)
     assert len(got.train) == 51

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from minilm.batch import Tokens
 from minilm.model.attention import (
@@ -66,7 +67,7 @@ def test_backends_attend_by_the_rule(batch, rule, backend, layout, reach, assert
     t, window = batch(layout, reach), 5
     q, k, v, y = torch.randn(4, 3, 2, 24, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     inputs = [x.clone().requires_grad_() for x in (q, k, v)]
-    BACKENDS[backend](*inputs, LayerContext(*attention_mask(t, window), None, backend), 0.0).backward(y)
+    BACKENDS[backend](*inputs, LayerContext(*attention_mask(t, window), None, backend), nn.Dropout(0.0)).backward(y)
 
     reference = [x.clone().requires_grad_() for x in (q, k, v)]
     scores = torch.einsum("bhik,bhjk->bhij", *reference[:2]) / 8**0.5
@@ -76,7 +77,7 @@ def test_backends_attend_by_the_rule(batch, rule, backend, layout, reach, assert
     for mine, theirs in zip(inputs, reference, strict=True):
         assert_close(mine.grad, theirs.grad)
     ctx = LayerContext(*attention_mask(t, window), None, backend)
-    assert_close(BACKENDS[backend](q, k, v, ctx, 0.0), out.detach())
+    assert_close(BACKENDS[backend](q, k, v, ctx, nn.Dropout(0.0)), out.detach())
 
 
 def test_attention_weights_sum_to_one_over_the_visible(batch, rule):

@@ -401,3 +401,51 @@ def test_layers_are_not_put_where_nothing_computes_them():
     assert encoder.layer is encoder.layers
     with pytest.raises(AttributeError, match="cannot be put here"):
         encoder.layer = encoder.layers[:1]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("backend", ["explicit", "sdpa"])
+@pytest.mark.parametrize("layout", ["full", "padded", "packed"])
+@pytest.mark.parametrize("attention", ["bidirectional", "causal", "prefix"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_states_that_are_read_are_those_of_all(architecture, backend, layout, attention, checkpointing, exact_float64):
+    """And their gradients; also where one is read twice, and others of a row not at all."""
+    make = bert_config if architecture == "bert" else modern_config
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+    cfg = make(**sizes, intermediate_size=48, max_position_embeddings=32)
+    torch.manual_seed(0)
+    encoder = Encoder(cfg, backend).double()
+    encoder.gradient_checkpointing = checkpointing
+    ids, B, T = torch.randint(5, 50, (3, 16)), 3, 16
+    prefix = (torch.arange(T) < 6).expand(B, T) if attention == "prefix" else None
+    if layout == "full":
+        tokens = Tokens.full(ids, attention, prefix)
+    elif layout == "padded":
+        tokens = Tokens.padded(ids, (torch.arange(T) < torch.tensor([[16], [9], [1]])).long(), attention, prefix)
+    else:
+        doc = torch.tensor([[0] * 5 + [1] * 11, [0] * 16, [0, 1, 1, 2, 2, 2] + [-1] * 10])
+        tokens = Tokens.packed(ids, doc, attention, prefix)
+    read = torch.tensor([0, 3, 15, 17, 17, 33, 37])
+    encoder.eval()
+    whole = encoder(tokens).flatten(0, 1)[read]
+    own = encoder(tokens, read=read)
+    assert own.shape == (7, 32)
+    assert (own - whole).abs().max() < 1e-12
+    weight = torch.randn_like(whole)
+    parameters = list(encoder.parameters())
+    mine = torch.autograd.grad((own * weight).sum(), parameters, allow_unused=True)
+    theirs = torch.autograd.grad((whole * weight).sum(), parameters, allow_unused=True)
+    for a, b in zip(mine, theirs, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or (a - b).abs().max() < 1e-11 * max(1, b.abs().max())
+
+
+def test_only_what_is_read_is_computed():
+    """The last layer's product with its feed-forward is of N tokens."""
+    encoder = Encoder(bert_config(50, 32, 1, 4, 128, max_position_embeddings=64))
+    tokens = Tokens.full(torch.randint(5, 50, (2, 64)))
+    with FlopCounterMode(display=False) as whole:
+        encoder(tokens)
+    with FlopCounterMode(display=False) as part:
+        encoder(tokens, read=torch.tensor([0, 64]))
+    assert part.get_total_flops() < 0.3 * whole.get_total_flops()

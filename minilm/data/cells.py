@@ -1,0 +1,218 @@
+"""The lines of a csv or tsv -> its columns and rows of cells.
+
+What separates the cells, whether quotes enclose them and whether the first row names the columns is decided by looking,
+and said in the notes.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from minilm.data.documents import uncompressed_name
+from minilm.errors import DataError
+
+# names that columns have, the likelier before; a header is known by them
+PAIRS = (  # of two texts
+    *(("text", "text_pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2")),
+    *(("question", "sentence"), ("question", "passage"), ("question", "context"), ("question", "answer")),
+    *(("query", "document"), ("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b")),
+)
+TEXTS = ("text", "sentence", "content", "review", "message", "tweet", "comment", "comment_text")
+TEXTS += ("question", "query", "document")
+LABELS = ("label", "labels", "gold_label", "class", "category", "target", "sentiment", "score", "stars", "rating", "y")
+KNOWN = {*TEXTS, *LABELS, *(name for pair in PAIRS for name in pair), "choices", "sent1", "sent2"}
+NAME = re.compile(r"(?!\d)[#\w][\w.-]{0,30}( [\w.-]{1,30}){0,2}")
+
+SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
+IN_QUOTES = re.compile(r'[^"]*(?:""[^"]*)*')
+LOOKED_AT = 1000  # rows, for what separates the cells and whether there is a header
+
+
+class Cells(NamedTuple):
+    columns: tuple[str, ...]  # of a file without a header "1", "2", ...
+    rows: list[tuple[int, list[str]]]  # (line that it begins on, from 1; a cell for each column)
+    notes: list[str]
+
+
+def cells_of(file: Path, lines: list[str], header: bool | None = None) -> Cells:
+    """The rows that are not blank. header: whether the first names the columns; None: as it looks. Raises DataError
+    naming file and line."""
+    delimiter = _delimiter(file, [line for line in lines[:LOOKED_AT] if line.strip()])
+    quoted = delimiter != "\t" or _are_quotes(line.split("\t") for line in lines if '"' in line)
+    records = list(_records(file, lines, delimiter) if quoted else enumerate((x.split("\t") for x in lines), start=1))
+    rows = [(number, row) for number, row in records if any(cell.strip() for cell in row)]
+    if not rows:
+        raise DataError(f"{file}: holds no row; is it the right file?")
+    notes = [] if _by_name(file) == delimiter else [f"cells are separated by {SEPARATORS[delimiter]}"]
+    if delimiter == "\t" and any('"' in line for line in lines):
+        notes.append(f"quotes {'enclose cells' if quoted else 'are text'}")
+    if blank := len(records) - len(rows):
+        notes.append(f"blank rows: {blank:,}")
+    has_header = _is_header([row for _, row in rows[:LOOKED_AT]]) if header is None else header
+    if header is None:
+        notes.append("its first row names the columns" if has_header else "no header: columns are numbered from 1")
+    if has_header:
+        columns = _names(file, *rows.pop(0))
+        if not rows:
+            raise DataError(f"{file}:1: a header and no row; is it the right file?")
+        if again := next((number for number, row in rows if _stripped(row) == columns), None):
+            raise DataError(f"{file}:{again}: the header stands here again; take the line out")
+    else:
+        [(most, _)] = Counter(len(row) for _, row in rows).most_common(1)
+        columns = tuple(str(number) for number in range(1, most + 1))
+    notes += _as_long(file, columns, rows, more=delimiter == "\t" and not has_header)
+    if quoted:
+        notes += _over_lines(file, delimiter, rows)
+    return Cells(columns, [(number, row[: len(columns)]) for number, row in rows], notes)
+
+
+def plain_name(name: str) -> str:
+    """As the names above are written."""
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
+
+
+def first_twice(names: Iterable[str]) -> str | None:
+    """The first of the names that stands there more than once."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+# -- what separates the cells -------------------------------------------------------------------------
+
+
+def _by_name(file: Path) -> str:
+    """What a file's name says that separates its cells."""
+    return {".csv": ",", ".tsv": "\t", ".txt": "\t"}.get(Path(uncompressed_name(file)).suffix, "")
+
+
+def _delimiter(file: Path, head: list[str]) -> str:
+    """The first that stands equally often in each line; else the first in the first line. In a .txt only tabs."""
+    if uncompressed_name(file).endswith(".txt"):
+        return "\t"
+    plain = [line for line in head if '"' not in line] or head
+    even = (each for each in SEPARATORS if len(counts := {line.count(each) for line in plain}) == 1 and 0 not in counts)
+    in_first = (each for each in SEPARATORS if head and each in head[0])
+    return next(even, "") or ("\t" if _by_name(file) == "\t" else next(in_first, "")) or _by_name(file) or ","
+
+
+def _are_quotes(rows: Iterable[list[str]]) -> bool:
+    """Whether a tsv's quotes enclose cells, and are not text, as in GLUE's."""
+    opened = [cell for row in rows for cell in row if cell.startswith('"')]
+    closed = all(IN_QUOTES.match(cell, 1).end() == len(cell) - 1 for cell in opened)
+    return closed and any('""' in cell[1:-1] for cell in opened)
+
+
+# -- rows ---------------------------------------------------------------------------------------------
+
+
+def _records(file: Path, lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line that it begins on, cells) of each row. A cell in quotes may go over lines; a quote in it is doubled."""
+    numbered = iter(enumerate(lines, start=1))
+    for begins, line in numbered:
+        if '"' not in line and "\r" not in line:
+            yield begins, line.split(delimiter)
+            continue
+        cells, number, at = [], begins, 0
+        while at <= len(line):
+            if not line.startswith('"', at):
+                end = line.find(delimiter, at) % (len(line) + 1)  # where there is none, the line's
+                if "\r" in line[at:end]:
+                    raise DataError(f"{file}:{number}: a \\r in a line; end lines in \\n, or put the cell in quotes")
+                cells.append(line[at:end])
+            else:
+                opened, pieces, at = number, [], at + 1
+                while (end := IN_QUOTES.match(line, at).end()) == len(line):
+                    pieces.append(line[at:])
+                    number, line = next(numbered, (0, ""))
+                    if not number:
+                        raise DataError(f"{file}:{opened}: a quote that is never closed; double it, or take it out")
+                    at = 0
+                cells.append("\n".join([*pieces, line[at:end]]).replace('""', '"'))
+                end += 1
+                if end < len(line) and not line.startswith(delimiter, end):
+                    there = "" if number == opened else f" on line {number}"
+                    raise DataError(
+                        f"{file}:{opened}: behind the quote that closes this one{there} stands text; double the quotes "
+                        f"in a text, and put it in quotes as a whole"
+                    )
+            at = end + 1
+        yield begins, cells
+
+
+def _as_long(file: Path, columns: tuple[str, ...], rows: list[tuple[int, list[str]]], more: bool) -> list[str]:
+    """What is said of rows with more cells than there are columns, where there may be `more`. Raises DataError for a
+    row of another length."""
+    longer = []
+    for number, row in rows:
+        if len(row) < len(columns) or (len(row) > len(columns) and not more):
+            raise DataError(
+                f"{file}:{number}: {len(row)} cells, and there are {len(columns)} columns "
+                f"({', '.join(columns)[:200]}); is a delimiter missing, or does one stand in a text without quotes?"
+            )
+        longer += [number] if len(row) > len(columns) else []
+    if not longer:
+        return []
+    which = f"rows with more than {len(columns)} cells: {len(longer):,}, the first on line {longer[0]}"
+    return [f"{which}; what is more is left out"]
+
+
+def _over_lines(file: Path, delimiter: str, rows: list[tuple[int, list[str]]]) -> list[str]:
+    """What is said of rows that go over several lines. Raises DataError for one whose lines are rows themselves, with
+    values that stand elsewhere in a column of few values, as labels do: a stray quote has swallowed them."""
+    long = [(number, row) for number, row in rows if any("\n" in cell for cell in row)]
+    if not long:
+        return []
+    known = [Counter(column) for column in zip(*(row for _, row in rows), strict=True)]
+    for number, row in long:
+        parts = [line.split(delimiter) for line in delimiter.join(row).split("\n")]
+        if len(row) < 2 or any(len(part) != len(row) for part in parts):
+            continue
+        for own, counts, values in zip(row, known, zip(*parts, strict=True), strict=True):
+            several = set(values)
+            few = 2 * (len(counts) + sum(x not in counts for x in several)) < len(rows) + len(parts)
+            if few and all(x.strip() and counts[x] + values.count(x) - (x == own) > 1 for x in several):
+                raise DataError(
+                    f"{file}:{number}: the quote that is opened here takes in {len(parts)} lines that look like rows; "
+                    f"take it out, or double it"
+                )
+    return [f"rows over several lines, in quotes: {len(long):,}, the first from line {long[0][0]}"]
+
+
+# -- the header ---------------------------------------------------------------------------------------
+
+
+def _is_header(rows: list[list[str]]) -> bool:
+    """Whether a first row names the columns: by names that headers have; or because all of it could be names, none
+    stands further below, and there a column holds numbers or few values."""
+    names = _stripped(rows[0])
+    below = [[row[i].strip() for row in rows[1:] if i < len(row)] for i in range(len(names))]
+    known = [i for i, name in enumerate(names) if plain_name(name) in KNOWN]
+    if len(known) > 1 or (known and names[known[0]] not in below[known[0]]):
+        return True
+    if not names[0]:  # pandas gives its index no name
+        is_index = all(map(str.isdigit, below[0])) and len({*below[0]}) == len(below[0])
+        return is_index and len(names) > 1 and all(map(NAME.fullmatch, names[1:]))
+    if known or len(names) < 2 or len(set(names)) < len(names) or not all(map(NAME.fullmatch, names)):
+        return False
+    if any(name in values for name, values in zip(names, below, strict=True)):
+        return False
+    numbers = re.compile(r"[-+]?[\d.]+")
+    return any(
+        values and (len({*values}) * 2 <= len(values) or all(map(numbers.fullmatch, values))) for values in below
+    )
+
+
+def _names(file: Path, line: int, cells: list[str]) -> tuple[str, ...]:
+    names = _stripped(cells)
+    if "" in names[1:]:  # pandas gives its index no name
+        raise DataError(
+            f"{file}:{line}: column {names.index('', 1) + 1} has no name; name it, or end no line in a delimiter"
+        )
+    if twice := first_twice(names):
+        raise DataError(f"{file}:{line}: column {twice!r} stands there twice; name each column once")
+    return names if names[0] else ("(index)", *names[1:])
+
+
+def _stripped(cells: Iterable[str]) -> tuple[str, ...]:
+    return tuple(cell.strip() for cell in cells)

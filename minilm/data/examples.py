@@ -1,0 +1,290 @@
+"""What a task is learned from: texts and pairs, choices, and (read in `spans`) tagged words and questions.
+
+Strings go in and come out: the tokenizer comes later. A row that cannot be used is named in `Data.left_out`, or is a
+DataError; what was decided by looking (which column is the label?) is said in `Data.notes`.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+from minilm.data.cells import LABELS, PAIRS, TEXTS, first_twice, plain_name
+from minilm.data.tables import Table, listed, parse_json, shown
+from minilm.errors import DataError
+
+Kind = Literal["classification", "multilabel", "regression"]
+LOOKED_AT = 1000  # rows, for which column is which
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+SURROGATE = re.compile("[\ud800-\udfff]")
+ENDING = re.compile(r"(ending|choice|option|answer|sol|solution)_?([0-9]{1,2}|[a-z])")
+BEFORE = (  # the columns of a text, and of what each choice begins with
+    *(("sent1", "sent2"), ("article", "question"), ("passage", "question"), ("context", "question")),
+    *(("context", ""), ("ctx", ""), ("question", ""), ("premise", ""), ("goal", ""), ("sentence", ""), ("text", "")),
+)
+
+
+class Example(NamedTuple):
+    """A text or a pair of texts, and what is said of it."""
+
+    text: str
+    pair: str | None = None
+    label: str | float | tuple[str, ...] | None = None  # of classification, regression, multi-label; None: not known
+    where: str = ""  # file:line
+
+
+class Tagged(NamedTuple):
+    """A sentence, word by word."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...] | None = None  # "O", "B-..." or "I-..."; None: not known
+    where: str = ""
+
+
+class Question(NamedTuple):
+    """A question on a context that may hold the answer (Rajpurkar et al. 2018)."""
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[tuple[int, str], ...] | None = ()  # (start character, text); (): not answerable; None: not known
+    where: str = ""
+
+
+class Choice(NamedTuple):
+    """A text, and what may follow it."""
+
+    text: str
+    choices: tuple[str, ...]
+    label: int | None = None  # which follows, from 0; None: not known
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The examples of a file; its rows are as many as `examples` and `left_out` together."""
+
+    examples: list
+    notes: tuple[str, ...] = ()  # what was decided by looking, a line each, to be printed
+    left_out: tuple[str, ...] = ()  # "file:line: why" of each row that is not used
+    columns: dict[str, str] = field(default_factory=dict)  # role (text, pair, label) -> the column taken for it
+
+
+def as_text(value: Any, where: str, what: str) -> str | None:
+    """A cell as text: a number in its shortest form, true and false as JSON writes them, None for none. Raises
+    DataError."""
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a number of numpy's
+        value = value.item()
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise DataError(f"{where}: the {what} is {value}, which is no number; leave the row out, or give a value")
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+    if isinstance(value, bool | int):
+        return str(value).lower()
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{where}: the {what} is a {type(value).__name__}, not a text; name another column")
+    if value and SURROGATE.search(value):
+        raise DataError(f"{where}: the {what} holds a lone surrogate, which is not a character; take it out")
+    return value
+
+
+# -- texts --------------------------------------------------------------------------------------------
+
+
+def read_texts(
+    table: Table,
+    kind: Kind,
+    text: str | int | None = None,
+    pair: str | int | None = None,
+    label: str | int | None = None,
+    labelled: bool = True,
+) -> Data:
+    """The rows as Examples. text, pair, label: columns by name or number from 1; one that is not given is found by its
+    name or its looks, a pair only where the text is not given either. labelled: whether there is a label; without, for
+    prediction, none is read. Raises DataError."""
+    given = {"text": text, "pair": pair, "label": label}
+    named = {role: table.column(name) for role, name in given.items() if name is not None}
+    if twice := first_twice(named.values()):
+        raise DataError(f"{table.name}: column {twice!r} is taken for two things; name another")
+    columns, notes = _roles(table, kind, named, labelled)
+    labels_of = {"classification": _label, "multilabel": _labels, "regression": _score}[kind]
+    separator = _separator(table, columns["label"]) if kind == "multilabel" and labelled else ""
+    if separator:
+        notes.append(f"labels are separated by {separator!r}")
+    examples, left_out = [], []
+    for where, cells in table.rows:
+        texts = [as_text(cells.get(columns[role]), where, role) for role in ("text", "pair") if role in columns]
+        found = labels_of(cells.get(columns["label"]), where, separator) if labelled else None
+        if missing := [role for role, each in zip(("text", "pair"), texts, strict=False) if not (each or "").strip()]:
+            left_out.append(f"{where}: no {missing[0]}")
+        elif labelled and found is None:
+            left_out.append(f"{where}: no label")
+        else:
+            examples.append(Example(texts[0], texts[1] if len(texts) > 1 else None, found, where))
+    if not examples:
+        raise DataError(f"no row can be used; the first is {left_out[0]}; is it the right column?")
+    different = len({example.label for example in examples})
+    if kind == "classification" and labelled and len(examples) >= 20 and different * 2 > len(examples):
+        notes.append(f"{different:,} labels in {len(examples):,} rows; is {columns['label']!r} the label?")
+    return Data(examples, (*table.notes, *notes), tuple(left_out), columns)
+
+
+def _label(value: Any, where: str, _: str) -> str | None:
+    return (as_text(value, where, "label") or "").strip() or None
+
+
+def _labels(value: Any, where: str, separator: str) -> tuple[str, ...] | None:
+    """None where nothing is said; () for an empty list: none of the labels holds."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        value = parse_json(value, where, 'labels as a list, ["a", "b"]')
+    if isinstance(value, list | tuple):
+        found = tuple((as_text(each, where, "label") or "").strip() for each in value)
+    else:
+        text = (as_text(value, where, "label") or "").strip()
+        parts = text.split(separator) if separator else [text]
+        found = tuple(part.strip() for part in parts) if text else None
+    if found and (twice := first_twice(found)):
+        raise DataError(f"{where}: label {twice!r} stands there twice; give the name of each label that holds, once")
+    if found and "" in found:
+        raise DataError(f"{where}: a label without a name; name it, or take it out")
+    return found
+
+
+def _score(value: Any, where: str, _: str) -> float | None:
+    text = (as_text(value, where, "label") or "").strip()
+    if text and (not NUMBER.fullmatch(text) or not math.isfinite(float(text))):
+        mend = "write 1.5 with a point" if re.fullmatch(r"[0-9]+,[0-9]+", text) else "is it the right column?"
+        raise DataError(f"{where}: the label {shown(text)} is no finite number; {mend}")
+    return float(text) if text else None
+
+
+def _separator(table: Table, column: str) -> str:
+    """What separates the labels in a cell, "" where there is no list in a cell."""
+    cells = [cell for row in table.rows if isinstance(cell := row.cells.get(column), str) and cell.strip()[:1] != "["]
+    return next((each for each in "|;," if any(each in cell for cell in cells)), "")
+
+
+def _roles(table: Table, kind: Kind, named: dict[str, str], labelled: bool) -> tuple[dict[str, str], list[str]]:
+    """The column of each role, and what was decided."""
+    found = dict(named)
+    plain = {plain_name(column): column for column in reversed(table.columns) if column not in named.values()}
+    if "label" not in found and (name := next((name for name in LABELS if name in plain), None)):
+        found["label"] = plain[name]
+    if "text" not in found:
+        partner = plain_name(named.get("pair", ""))
+        pairs = [(a, b) for a, b in PAIRS if a in plain and (b in plain if "pair" not in named else b == partner)]
+        if pairs:
+            found |= {"text": plain[pairs[0][0]], "pair": named.get("pair") or plain[pairs[0][1]]}
+        elif name := next((name for name in TEXTS if name in plain), None):
+            found["text"] = plain[name]
+    if "text" not in found or ("label" not in found and labelled):
+        found |= _by_looks(table, kind, found, labelled)
+    for role in ("label", "text")[not labelled :]:
+        if role not in found:
+            raise DataError(
+                f"{table.name}: which column is the {role}? It has {listed(table.columns)}; give its name, or its "
+                f"number from 1"
+            )
+    columns = {role: found[role] for role in ("text", "pair", "label")[: 2 + labelled] if role in found}
+    if columns.items() <= named.items():
+        return columns, []
+    rest = [column for column in table.columns if column not in columns.values()]
+    said = ", ".join(f"{role} is column {column!r}" for role, column in columns.items())
+    return columns, [said + (f"; not used: {listed(rest)}" if rest else "")]
+
+
+def _by_looks(table: Table, kind: Kind, found: dict[str, str], labelled: bool) -> dict[str, str]:
+    """Roles of columns whose names say nothing: the label has numbers, or the fewest values and some of them again;
+    texts have words."""
+    free = [column for column in table.columns if column not in found.values()]
+    if len(free) > 3:
+        return {}
+    rows = table.rows[:LOOKED_AT]
+    values = {column: [str(row.cells.get(column, "")).strip() for row in rows] for column in free}
+    kinds = {column: len({*cells}) for column, cells in values.items()}
+    words = {column: sum(len(cell.split()) for cell in cells) / len(rows) for column, cells in values.items()}
+    looks = {}
+    if "label" not in found and len(free) > ("text" not in found):
+        fewest = min(kinds.values())
+        fits = [column for column in free if kinds[column] == fewest < len(rows)]
+        if kind == "regression":
+            fits = [column for column in free if all(map(NUMBER.fullmatch, filter(None, values[column])))]
+        if not labelled:  # there may be none
+            fits = [column for column in fits if words[column] <= 2 and kinds[column] * 2 <= len(rows)]
+        if len(fits) == 1:
+            looks["label"] = fits[0]
+            free.remove(fits[0])
+    if "text" not in found:
+        sentences = [column for column in free if words[column] >= 1.5]
+        texts = sentences if len(sentences) == 1 else free
+        if 1 <= len(texts) <= 2 - ("pair" in found):
+            looks |= dict(zip(("text", "pair"), texts, strict=False))
+    return looks
+
+
+# -- choices ------------------------------------------------------------------------------------------
+
+
+def read_choices(table: Table, labelled: bool = True) -> Data:
+    """The rows as Choices: of columns ending0, ending1, ... (as SWAG's), choice_a, ..., or a list `choices`; the label
+    is a number or a letter. labelled: whether there is one; without, none is read. Raises DataError."""
+    plain = {plain_name(column): column for column in reversed(table.columns)}
+    listed_in = next((plain[name] for name in ("choices", "endings", "options") if name in plain), None)
+    families: dict[str, list[tuple[str, str]]] = {}
+    for name, column in plain.items():
+        if match := ENDING.fullmatch(name):
+            families.setdefault(match[1], []).append((match[2].rjust(2), column))
+    family = sorted(max(families.values(), key=len, default=[]))
+    endings = [column for _, column in family]
+    marks = [int(mark) if mark.strip().isdigit() else ord(mark[-1]) for mark, _ in family]
+    if any(b - a != 1 for a, b in pairwise(marks)):
+        raise DataError(f"{table.name}: between {listed(endings)} a choice is missing; give every one a column")
+    before = next(((a, b) for a, b in BEFORE if a in plain and (not b or b in plain)), None)
+    names = ("label", "answer", "answerkey", "answer_key", "correct", "gold", *LABELS)
+    label = next((plain[name] for name in names if name in plain and plain[name] not in endings), None)
+    if before is None or not (listed_in or len(endings) > 1) or (labelled and label is None):
+        lacks = "text" if before is None else "label" if listed_in or len(endings) > 1 else "choices"
+        raise DataError(f"{table.name}: no column for the {lacks} (it has {listed(table.columns)}); name it so")
+    rows, left_out = [], []
+    for where, cells in table.rows:
+        several = cells.get(listed_in) if listed_in else [cells.get(column) for column in endings]
+        if not isinstance(several, list | tuple):
+            raise DataError(f"{where}: {listed_in!r} is no list of texts; give one")
+        begin = (as_text(cells.get(plain[before[1]]), where, before[1]) or "").strip() + " " if before[1] else ""
+        texts = [(as_text(each, where, "choice") or "").strip() for each in several]
+        text = (as_text(cells.get(plain[before[0]]), where, "text") or "").strip()
+        answer = (as_text(cells.get(label), where, "label") or "").strip() if labelled else None
+        if not text or answer == "":
+            left_out.append(f"{where}: no {'label' if text else 'text'}")
+        elif len(texts) < 2 or "" in texts:
+            left_out.append(f"{where}: no text of a choice, or fewer than two of them")
+        else:
+            rows.append((text, tuple((begin + each).strip() for each in texts), answer, where))
+    if not rows:
+        raise DataError(f"no row can be used; the first is {left_out[0]}")
+    columns = {"text": plain[before[0]], "choices": listed_in or ", ".join(endings)}
+    columns |= {"label": label} if labelled else {}
+    notes = [", ".join(f"{role}: column {column!r}" for role, column in columns.items())]
+    if before[1]:
+        notes.append(f"each choice begins with {before[1]!r}")
+    numbers = [int(answer) for _, _, answer, _ in rows if answer and re.fullmatch("[0-9]{1,3}", answer)]
+    most = max(len(texts) for _, texts, _, _ in rows)
+    origin = 1 if numbers and 0 not in numbers and max(numbers) == most else 0
+    if numbers:
+        notes.append(f"labels count from {origin}")
+    examples = [Choice(text, texts, _which(a, len(texts), origin, where), where) for text, texts, a, where in rows]
+    return Data(examples, (*table.notes, *notes), tuple(left_out), columns)
+
+
+def _which(answer: str | None, choices: int, origin: int, where: str) -> int | None:
+    """The choice that a label names, from 0."""
+    if answer is None:
+        return None
+    if re.fullmatch("[A-Za-z]", answer):
+        at = ord(answer.lower()) - ord("a")
+    else:
+        at = int(answer) - origin if re.fullmatch("[0-9]{1,3}", answer) else -1
+    if not 0 <= at < choices:
+        raise DataError(f"{where}: the label {shown(answer)} is none of {choices} choices; give a number or a letter")
+    return at

@@ -1,0 +1,182 @@
+"""Words and stretches of a text that are named: sentences with a tag a word, and questions whose answer stands in a
+context."""
+
+import re
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minilm.data.documents import uncompressed_name
+from minilm.data.examples import Data, Question, Tagged, as_text
+from minilm.data.tables import Table, listed, read_json, read_table, shown, text_lines
+from minilm.errors import DataError
+
+TAG = re.compile(r"O|[BI]-\S+")
+OF_ROWS = (".jsonl", ".ndjson", ".json", ".parquet")
+WORDS_TAGS = (("words", "tokens"), ("tags", "ner_tags"))  # columns of lists
+
+
+# -- tagged words -------------------------------------------------------------------------------------
+
+
+def read_tagged(source: Path | str | Table, column: int | None = None, labelled: bool = True) -> Data:
+    """Sentences as Tagged: of rows with lists `tokens` and `tags`, as in a jsonl; else of a file with one word a line
+    and a blank line after each sentence (Tjong Kim Sang & De Meulder 2003). column: of the tags in such a file, from 1;
+    None: the last. labelled: whether there are tags; without, none are read. Raises DataError."""
+    if not isinstance(source, Table) and uncompressed_name(Path(source)).endswith(OF_ROWS):
+        source = read_table(source)
+    if isinstance(source, Table):
+        sentences, notes, left_out = _tagged_rows(source, labelled)
+    else:
+        sentences, notes, left_out = _tagged_lines(Path(source), column, labelled)
+    if not sentences:
+        name = source.name if isinstance(source, Table) else source
+        raise DataError(f"{name}: holds no sentence; is it the right file?")
+    begun = [
+        sentence.where
+        for sentence in sentences
+        for before, tag in pairwise(("O", *(sentence.tags or ())))
+        if tag[0] == "I" and before[2:] != tag[2:]
+    ]
+    if begun:
+        notes.append(f"entities that begin with I- instead of B-: {len(begun):,}, the first in {begun[0]}")
+    return Data(sentences, tuple(notes), tuple(left_out))
+
+
+def _tagged_lines(file: Path, column: int | None, labelled: bool) -> tuple[list[Tagged], list[str], list[str]]:
+    sentences, words, tags, begins = [], [], [], 0
+    width, separator, dropped = 0, None, 0
+    for number, line in enumerate((*text_lines(file), ""), start=1):
+        if line.startswith("-DOCSTART-"):
+            dropped += 1
+            line = ""
+        if not line.strip():
+            if words:
+                sentences.append(Tagged(tuple(words), tuple(tags) if labelled else None, f"{file}:{begins}"))
+            words, tags = [], []
+            continue
+        where = f"{file}:{number}"
+        separator = separator or ("\t" if "\t" in line else " ")
+        cells = [cell.strip() for cell in line.split(separator) if separator == "\t" or cell]
+        width = width or len(cells)
+        if len(cells) != width:
+            raise DataError(f"{where}: {len(cells)} columns, and {width} before; give each line a word and its tag")
+        if labelled and (width < 2 or not 1 <= (column or width) <= width):
+            which = f"no column {column}" if column else "a word and no tag"
+            raise DataError(f"{where}: {which} ({width} columns); give a word and its tag, by a tab or a space")
+        begins = begins if words else number
+        words.append(_word(cells[0], where))
+        tags += [_tag(cells[(column or width) - 1], where)] if labelled else []
+    notes = [f"-DOCSTART- lines, which are dropped: {dropped:,}"] if dropped else []
+    return sentences, notes, []
+
+
+def _tagged_rows(table: Table, labelled: bool) -> tuple[list[Tagged], list[str], list[str]]:
+    sentences, left_out = [], []
+    for where, cells in table.rows:
+        lists = [next((cells[name] for name in names if name in cells), None) for names in WORDS_TAGS[: 1 + labelled]]
+        for names, each in zip(WORDS_TAGS, lists, strict=False):
+            if not isinstance(each, list | tuple):
+                raise DataError(f"{where}: no list {' or '.join(names)} (it has {listed(cells)}); name it so")
+        if labelled and len(lists[0]) != len(lists[1]):
+            raise DataError(f"{where}: {len(lists[0])} words and {len(lists[1])} tags; give each word one")
+        if not lists[0]:
+            left_out.append(f"{where}: no words")
+            continue
+        words = tuple(_word(as_text(each, where, "word"), where) for each in lists[0])
+        sentences.append(Tagged(words, tuple(_tag(tag, where) for tag in lists[1]) if labelled else None, where))
+    return sentences, list(table.notes), left_out
+
+
+def _word(word: str | None, where: str) -> str:
+    if not word or not word.strip():
+        raise DataError(f"{where}: a tag without a word; give the word")
+    return word
+
+
+def _tag(tag: Any, where: str) -> str:
+    if not isinstance(tag, str) or not TAG.fullmatch(tag):
+        mend = "give its name, not its number" if isinstance(tag, int) else "is it the right column?"
+        raise DataError(f"{where}: the tag {shown(tag)} is none of O, B-name, I-name; {mend}")
+    return tag
+
+
+# -- questions ----------------------------------------------------------------------------------------
+
+
+def read_questions(file: Path | str) -> Data:
+    """The questions of a file in the layout of SQuAD 1.1 or 2.0. Raises DataError."""
+    file, expected = Path(file), '{"data": [{"paragraphs": [{"context": "...", "qas": [...]}]}]}'
+    whole = read_json(file, expected)
+    examples, left_out, moved, dropped, again = [], [], [], [], []
+    first: dict[str, str] = {}  # id -> its question
+    times: Counter[str] = Counter()
+    for d, article in enumerate(_member(whole, "data", list, str(file))):
+        for p, paragraph in enumerate(_member(article, "paragraphs", list, f"{file}: data[{d}]")):
+            place = f"{file}: data[{d}].paragraphs[{p}]"
+            context = _member(paragraph, "context", str, place)
+            for q, row in enumerate(_member(paragraph, "qas", list, place)):
+                where = f"{place}.qas[{q}]"
+                id, question = _member(row, "id", str, where), _member(row, "question", str, where)
+                if first.setdefault(id, question) != question:
+                    raise DataError(f"{where}: id {shown(id)} stands there twice, of two questions; give each its own")
+                times[id] += 1
+                if times[id] > 1:
+                    again.append(where)
+                    id = f"{id}#{times[id]}"
+                if not question.strip() or not context.strip():
+                    left_out.append(f"{where}: no {'context' if question.strip() else 'question'}")
+                    continue
+                found = _answers(row, context, where)
+                if found.why and not found.answers:
+                    left_out.append(f"{where}: {found.why}")
+                    continue
+                dropped += [where] if found.why else []
+                moved += [where] if found.moved else []
+                examples.append(Question(id, question, context, found.answers, where))
+    if not examples:
+        raise DataError(f"{file}: no question to use ({left_out[0] if left_out else 'none at all'}); give {expected}")
+    said = {
+        "questions with an answer that stands elsewhere in the context, and is moved there": moved,
+        "questions with an answer that is not in the context, beside others": dropped,
+        "questions whose id stands there before, which get #2, #3": again,
+    }
+    notes = tuple(f"{what}: {len(places):,}, the first {places[0]}" for what, places in said.items() if places)
+    return Data(examples, notes, tuple(left_out))
+
+
+class _Answers(NamedTuple):
+    answers: tuple[tuple[int, str], ...] | None
+    why: str = ""  # one of them is not used
+    moved: bool = False
+
+
+def _answers(row: dict[str, Any], context: str, where: str) -> _Answers:
+    if row.get("answers") is None:
+        return _Answers(() if row.get("is_impossible") is True else None)
+    answers, why, moved = [], "", False
+    for i, each in enumerate(_member(row, "answers", list, where)):
+        place = f"{where}.answers[{i}]"
+        text, start = _member(each, "text", str, place), _member(each, "answer_start", int, place)
+        if start >= 0 and text.strip() and context.startswith(text, start):
+            answers.append((start, text))
+        elif text.strip() and (at := context.find(text)) >= 0 and context.find(text, at + 1) < 0:
+            answers.append((at, text))
+            moved = True
+        else:
+            why = f"the answer {shown(text)} is not at {start} in the context, nor once elsewhere"
+    if answers and row.get("is_impossible") is True:
+        return _Answers((), "it is_impossible, and has answers")
+    return _Answers(tuple(answers), why, moved)
+
+
+def _member(value: Any, name: str, kind: type, where: str) -> Any:
+    """value[name], which is a `kind`. Raises DataError."""
+    found = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(found, kind) or isinstance(found, bool):
+        named = {list: "list", str: "text", int: "whole number"}[kind]
+        raise DataError(f"{where}: no {named} {name!r}; is this the layout of SQuAD?")
+    if kind is str:
+        as_text(found, where, name)
+    return found

@@ -1,0 +1,146 @@
+"""Two parts of labelled data: how one is split, and whether what was split is fit to train and to judge by."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+from minilm.data.examples import Tagged
+from minilm.data.tables import listed, shown
+from minilm.errors import ConfigError, DataError, did_you_mean
+
+SHOWN = 3  # pairs of rows, as an example
+
+
+# -- labels -------------------------------------------------------------------------------------------
+
+
+def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
+    """What is to be said of the labels of two lists of Example or Tagged. Raises DataError where nothing can be learned
+    from `train`, or where it has none of the labels of `dev`."""
+    if train and len({_said(example) for example in train}) == 1 and not isinstance(train[0], Tagged):
+        only = _said(train[0])
+        what = "has no label" if only is None else f"has the label {shown(only)}"
+        raise DataError(f"{train[0].where}: this row and every other to train on {what}; give rows of two or more")
+    in_train = {label for example in train for label in _labels_of(example)}
+    if train and isinstance(train[0], Tagged) and not in_train:
+        raise DataError(f"{train[0].where}: this sentence and every other to train on has no tag but O; give tags")
+    in_dev = Counter(label for example in dev for label in _labels_of(example))
+    new = {label: count for label, count in in_dev.items() if label not in in_train}
+    if not new:
+        return ()
+    first = next(example.where for example in dev if new.keys() & _labels_of(example))
+    mend = did_you_mean(next(iter(new)), in_train)
+    if new == in_dev:
+        trained = listed(sorted(in_train))
+        raise DataError(f"{first}: the labels here are {listed(new)}, in training {trained}; none is the same{mend}")
+    counts = ", ".join(f"{shown(label)} {count:,}" for label, count in new.items())
+    return (f"labels that no row to train on has: {counts}; the first in {first}{mend}",)
+
+
+def _labels_of(example: Any) -> set[str]:
+    """Names of classes, of a sentence those of its entities; of numbers none."""
+    said = _said(example)
+    if isinstance(example, Tagged):
+        return {tag[2:] for tag in said or () if tag != "O"}
+    return {said} if isinstance(said, str) else set(said) if isinstance(said, tuple) else set()
+
+
+def _said(example: Any) -> Any:
+    """What is said of a text."""
+    return next((getattr(example, name) for name in ("label", "tags", "answers") if hasattr(example, name)), None)
+
+
+# -- a split ------------------------------------------------------------------------------------------
+
+
+def split_dev(
+    examples: Sequence[Any], fraction: float, seed: int, groups: Sequence[Hashable] | None = None
+) -> tuple[list, list]:
+    """(train, dev), both in the order of `examples`; the same for a seed everywhere. dev has `fraction` of the rows, to
+    the nearest, and of each class if the labels are classes; the last row of a class stays in train. groups: one for
+    each example; those of a group stay together, and dev then has at most so many rows. Raises
+    ConfigError, DataError."""
+    if not 0 < fraction < 1:
+        raise ConfigError(f"the fraction of rows to hold out is {fraction}; give one between 0 and 1")
+    if groups is not None and len(groups) != len(examples):
+        raise ConfigError(f"{len(groups)} groups and {len(examples)} examples; give each example its group")
+    classes = [label if isinstance(label := _said(example), str) else "" for example in examples]
+    sizes = Counter(classes)
+    wanted = max(1, int(len(examples) * fraction + 0.5))
+    units: dict[Hashable, list[int]] = {}
+    for i in range(len(examples)):
+        units.setdefault(i if groups is None else groups[i], []).append(i)
+    order = sorted(units.values(), key=lambda unit: hashlib.sha256(f"{seed} {unit[0]}".encode()).digest())
+    taken: Counter[str] = Counter()
+    dev: set[int] = set()
+    # first what each class owes; then, where that is more than a class can give, whatever can be had
+    for most in (_quotas(sizes, wanted), {name: size - 1 for name, size in sizes.items()}):
+        for unit in order:
+            counts = Counter(classes[i] for i in unit)
+            fits = all(taken[name] + count <= min(most[name], sizes[name] - 1) for name, count in counts.items())
+            if fits and unit[0] not in dev and len(dev) + len(unit) <= wanted:
+                dev.update(unit)
+                taken += counts
+    if not dev:
+        what = "classes" if groups is None else "classes or groups"
+        raise DataError(f"of {len(examples):,} rows none can be held out, so small are their {what}; give a dev file")
+    parts = [[], []]
+    for i, example in enumerate(examples):
+        parts[i in dev].append(example)
+    return parts[0], parts[1]
+
+
+def _quotas(sizes: Counter[str], wanted: int) -> dict[str, int]:
+    """`wanted` rows shared among classes by their size: whole parts, then one each by the largest remainder."""
+    total = sizes.total()
+    quotas = {name: size * wanted // total for name, size in sizes.items()}
+    by_remainder = sorted(sizes, key=lambda name: (-(sizes[name] * wanted % total), name))
+    for name in by_remainder[: wanted - sum(quotas.values())]:
+        quotas[name] += 1
+    return quotas
+
+
+# -- repeated texts -----------------------------------------------------------------------------------
+
+
+class Repeats(NamedTuple):
+    """Rows whose texts stand elsewhere too. Texts that differ in case or white space are the same."""
+
+    count: int
+    contradicted: int  # of them with another label there
+    first: tuple[tuple[str, str], ...]  # (file:line, file:line of the same text) of a few
+
+
+def duplicates(examples: Sequence[Any]) -> Repeats:
+    """Rows whose texts stand in an earlier row."""
+    seen: dict[tuple, Any] = {}
+    again = []
+    for example in examples:
+        if (content := _content(example)) in seen:
+            again.append((example, seen[content]))
+        else:
+            seen[content] = example
+    return _repeats(again)
+
+
+def overlap(train: Sequence[Any], dev: Sequence[Any]) -> Repeats:
+    """Rows of dev whose texts stand in train; the pairs are (in dev, in train)."""
+    seen = {_content(example): example for example in reversed(train)}
+    return _repeats([(example, seen[content]) for example in dev if (content := _content(example)) in seen])
+
+
+def _repeats(again: list[tuple[Any, Any]]) -> Repeats:
+    contradicted = sum(_said(one) != _said(other) for one, other in again)
+    return Repeats(len(again), contradicted, tuple((one.where, other.where) for one, other in again[:SHOWN]))
+
+
+def _content(example: Any) -> tuple:
+    """What an example holds beside what is said of it."""
+    fields = example._asdict()
+    texts = [fields[name] for name in fields if name not in ("id", "label", "tags", "answers", "where")]
+    return tuple(tuple(map(_same, text)) if isinstance(text, tuple) else text and _same(text) for text in texts)
+
+
+def _same(text: str) -> str:
+    return " ".join(text.split()).casefold()

@@ -1,0 +1,229 @@
+"""A file of labelled rows -> its rows, each with the line it stands on: csv, tsv, jsonl and json, also as .gz and .xz,
+and parquet. Or the rows that a caller has in hand.
+
+No row is lost: what cannot be one is a DataError that names file and line. What was decided by looking at the file (its
+delimiter, whether it has a header, what its quotes are) is said in `Table.notes`.
+"""
+
+import gzip
+import io
+import json
+import lzma
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minilm.data.cells import cells_of, first_twice
+from minilm.data.documents import MAX_LINE, lines_of, reading, uncompressed_name
+from minilm.errors import DataError, did_you_mean, first_line
+
+WHOLE = 1 << 30  # bytes of a json file, which may be one line
+
+COMPRESSED = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ"}  # how such a file begins
+STARTS = {  # what no text begins with -> what it is, and what to do
+    b"\xff\xfe": "UTF-16; convert it, for example with iconv -f utf-16 -t utf-8",
+    b"\xfe\xff": "UTF-16; convert it, for example with iconv -f utf-16 -t utf-8",
+    COMPRESSED[".gz"]: "compressed by gzip; let its name end in .gz",
+    COMPRESSED[".xz"]: "compressed by xz; let its name end in .xz",
+    b"(\xb5/\xfd": "compressed by zstd; decompress it",
+    b"PAR1\x15": "parquet; let its name end in .parquet",
+    b"PK\x03\x04": "a zip or xlsx; save it as csv, tsv or jsonl",
+    b"\xd0\xcf\x11\xe0": "an xls or doc; save it as csv, tsv or jsonl",
+    b"%PDF-": "a pdf; save it as csv, tsv or jsonl",
+}
+
+
+class Row(NamedTuple):
+    where: str  # file:line on which it begins, for a message
+    cells: dict[str, Any]  # column -> value, of a csv or tsv a string
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a file, in its order."""
+
+    name: str  # of the file, for a message
+    columns: tuple[str, ...]  # of a file without a header "1", "2", ...
+    rows: list[Row]
+    notes: tuple[str, ...] = ()
+
+    def column(self, given: str | int) -> str:
+        """The column of that name, or of that number from 1. Raises DataError."""
+        if given in self.columns:
+            return str(given)
+        if re.fullmatch(r"[0-9]{1,9}", str(given)) and 1 <= int(given) <= len(self.columns):
+            return self.columns[int(given) - 1]
+        mend = did_you_mean(str(given), self.columns) or "; give a name, or a number from 1"
+        raise DataError(f"{self.name}: no column {given!r} (it has {listed(self.columns)}){mend}")
+
+
+def listed(names: Iterable[object], limit: int = 12) -> str:
+    """Names in quotes, for a message; of many the first."""
+    quoted = [shown(name) for name in names]
+    return ", ".join(quoted[:limit]) + (f" and {len(quoted) - limit} more" if len(quoted) > limit else "")
+
+
+def shown(value: object) -> str:
+    """A value in quotes, for a message; of a long one the beginning."""
+    text = str(value)
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")
+
+
+def read_table(file: Path | str, header: bool | None = None) -> Table:
+    """All rows of a file. header: whether a csv's first row names its columns; None: as it looks. Raises DataError."""
+    file = Path(file)
+    name = uncompressed_name(file)
+    if file.suffix.lower() == ".parquet":
+        return _of_objects(str(file), _parquet(file))
+    if name.endswith(".json"):
+        return _of_objects(str(file), _json(file))
+    lines = list(text_lines(file))
+    if name.endswith((".jsonl", ".ndjson")):
+        blank = sum(not line.strip() for line in lines)
+        return _of_objects(str(file), _jsonl(file, lines), (f"blank rows: {blank:,}",) if blank else ())
+    columns, rows, notes = cells_of(file, lines, header)
+    named = [Row(f"{file}:{number}", dict(zip(columns, row, strict=True))) for number, row in rows]
+    return Table(str(file), columns, named, tuple(notes))
+
+
+def table_of(rows: Any, name: str = "the rows") -> Table:
+    """Of a list of dicts, a pandas DataFrame or a `datasets.Dataset`. What is missing in a DataFrame is None here.
+    Raises DataError."""
+    if hasattr(rows, "to_dict") and not hasattr(rows, "column_names"):  # a DataFrame
+        if twice := first_twice(map(str, rows.columns)):
+            raise DataError(f"{name}: column {twice!r} stands there twice; name each column once")
+        rows = [{str(key): _plain(value) for key, value in row.items()} for row in rows.to_dict("records")]
+    if isinstance(rows, dict | str | bytes | Path) or not isinstance(rows, Iterable):
+        kind = f"a {type(rows).__name__}"
+        raise DataError(f"{name}: {kind}; give a list of dicts, one a row (read_table reads a file)")
+    return _of_objects(name, ((f"row {number}", row) for number, row in enumerate(rows, start=1)))
+
+
+def _plain(value: Any) -> Any:
+    """A cell of pandas: None where it is missing, a list where it is an array."""
+    is_nan = isinstance(value, float) and value != value
+    if is_nan or type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    return value.tolist() if getattr(value, "shape", ()) else value
+
+
+# -- text ---------------------------------------------------------------------------------------------
+
+
+def text_lines(file: Path) -> Iterator[str]:
+    """Every line, without its end. Raises DataError naming file and line."""
+    check_text(file)
+    for number, line in enumerate(lines_of(file, MAX_LINE), start=1):
+        if number == 1 and "\r" in line:
+            raise DataError(f"{file}:1: its lines end in \\r alone; convert it, for example with tr '\\r' '\\n'")
+        if len(line) * 4 >= MAX_LINE - 8 and len(line.encode()) >= MAX_LINE - 8:  # then that may not be all of it
+            raise DataError(f"{file}:{number}: a line of more than {MAX_LINE >> 20} MiB; is a line end missing?")
+        yield line
+
+
+def check_text(file: Path) -> None:
+    """Raises DataError for what begins as no text does: a compressed file with a plain name, UTF-16."""
+    check_regular(file)
+    suffix = file.suffix.lower()
+    with reading(file):
+        with file.open("rb") as stream:
+            start = stream.read(8)
+        if start and suffix in COMPRESSED:
+            if not start.startswith(COMPRESSED[suffix]):
+                raise DataError(f"{file}: not compressed, as its name says; take {suffix} off its name")
+            with (gzip if suffix == ".gz" else lzma).open(file) as stream:
+                start = stream.read(8)
+    if what := next((what for begin, what in STARTS.items() if start.startswith(begin)), None):
+        raise DataError(f"{file}:1: {what}")
+    if b"\0" in start:
+        raise DataError(f"{file}:1: a NUL byte: no text, or UTF-16; convert that, as with iconv -f utf-16le -t utf-8")
+
+
+def check_regular(file: Path) -> None:
+    """Raises DataError for a folder, a pipe and what is not there."""
+    with reading(file):
+        if not file.exists():
+            raise DataError(f"{file}: no such file; is the name right?")
+        if not file.is_file():
+            what = "a folder; give a file in it" if file.is_dir() else "no regular file; write it to a file first"
+            raise DataError(f"{file}: {what}")
+
+
+# -- objects ------------------------------------------------------------------------------------------
+
+
+def read_json(file: Path, expected: str) -> Any:
+    """What a json file holds. expected: said where it is none. Raises DataError."""
+    check_text(file)
+    return parse_json("\n".join(lines_of(file, WHOLE)), str(file), expected)
+
+
+def parse_json(text: str, where: str, expected: str) -> Any:
+    """What a JSON text says. Raises DataError, also for a key that stands there twice, NaN and infinity."""
+
+    def of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise DataError(f"{where}: key {first_twice(key for key, _ in pairs)!r} stands there twice; leave one")
+        return found
+
+    def no_number(constant: str) -> None:
+        raise DataError(f"{where}: {constant} is no number; leave the row out, or give null")
+
+    try:
+        return json.loads(text, object_pairs_hook=of_pairs, parse_constant=no_number)
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) and "\n" in text else ""
+        raise DataError(f"{where}{line}: not JSON ({first_line(error)}); expected {expected}") from error
+
+
+def _jsonl(file: Path, lines: list[str]) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield f"{file}:{number}", parse_json(line, f"{file}:{number}", "one JSON object a line")
+
+
+def _json(file: Path) -> Iterator[tuple[str, Any]]:
+    whole = read_json(file, "a list of objects, or one object a line in a .jsonl")
+    if isinstance(whole, dict):  # as {"data": [...]}
+        lists = [value for value in whole.values() if isinstance(value, list)]
+        whole = lists[0] if len(lists) == 1 else whole
+    if not isinstance(whole, list):
+        raise DataError(f"{file}: holds {type(whole).__name__}, not a list of objects; write one object a row")
+    yield from ((f"{file}: row {number}", value) for number, value in enumerate(whole, start=1))
+
+
+def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
+    check_regular(file)
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise DataError(f"{file}: parquet is read by pyarrow; pip install pyarrow, or save it as jsonl") from error
+    with reading(file):
+        raw = file.read_bytes()
+    try:
+        found = ParquetFile(io.BytesIO(raw)).read()
+        if twice := first_twice(found.column_names):
+            raise DataError(f"{file}: column {twice!r} stands there twice; name each column once")
+        rows = found.to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: not parquet, or damaged ({first_line(error)}); write it again") from error
+    yield from ((f"{file}: row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _of_objects(name: str, objects: Iterable[tuple[str, Any]], notes: tuple[str, ...] = ()) -> Table:
+    rows, columns = [], {}
+    for where, value in objects:
+        if not isinstance(value, dict):
+            raise DataError(f"{where}: holds {type(value).__name__}, not an object; write column and value of each")
+        if not all(isinstance(key, str) for key in value):
+            raise DataError(f"{where}: a column that is named by no string ({listed(value)}); name it")
+        rows.append(Row(where, value))
+        columns |= dict.fromkeys(value)
+    if not rows:
+        raise DataError(f"{name}: holds no row; is it the right file?")
+    return Table(name, tuple(columns), rows, notes)

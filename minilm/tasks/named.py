@@ -1,0 +1,93 @@
+"""The tasks by name: how their examples are read, which model learns them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from minilm.data.examples import Data, read_texts
+from minilm.data.tables import Table
+from minilm.dropin.config import PreTrainedConfig
+from minilm.dropin.models import BertForSequenceClassification, PreTrainedModel
+from minilm.errors import CheckpointError, ConfigError
+from minilm.tasks.classification import Classification, MultiLabel
+from minilm.tasks.regression import Regression
+from minilm.tasks.task import Task
+
+TaskName = Literal["classification", "multilabel", "regression"]
+MODELS = {"sequence": BertForSequenceClassification}  # by Task.kind
+
+
+def named(task: Task) -> TaskName:
+    """What a task is called."""
+    return {Classification: "classification", MultiLabel: "multilabel", Regression: "regression"}[type(task)]
+
+
+def read_examples(
+    table: Table,
+    name: TaskName,
+    text: str | None = None,
+    pair: str | None = None,
+    label: str | None = None,
+    labelled: bool = True,
+) -> Data:
+    """The examples of a table, as the task has them; columns by name or number from 1. Raises DataError."""
+    return read_texts(table, name, text, pair, label, labelled)
+
+
+def make_task(
+    name: TaskName, examples: Sequence[Any], weights: Literal["balanced"] | None = None, smoothing: float = 0.0
+) -> Task:
+    """The task that `examples` are of: its labels are theirs, sorted. Raises ConfigError for what it has no use for."""
+    if name != "classification" and (weights or smoothing):
+        raise ConfigError(f"--class-weights, --label-smoothing: of one label of several; leave them out for {name}")
+    if name == "regression":
+        return Regression()
+    if name == "multilabel":
+        return MultiLabel(tuple(sorted({label for each in examples for label in each.label})))
+    counts = Counter(each.label for each in examples)
+    labels = tuple(sorted(counts))
+    balanced = tuple(len(examples) / len(labels) / counts[label] for label in labels)  # on average over examples 1
+    return Classification(labels, balanced if weights else None, smoothing)
+
+
+def open_task(directory: Path) -> tuple[PreTrainedModel, Task]:
+    """A tuned model, and what it was tuned for. Raises CheckpointError for a model without a head of a task."""
+    config = PreTrainedConfig.of_directory(directory)
+    kinds = {built.architecture: kind for kind, built in config.family.classes.items() if kind in MODELS}
+    kind = next((kinds[each] for each in config.architectures or [] if each in kinds), None)
+    if kind is None:
+        told = ", ".join(config.architectures or ["nothing"])
+        raise CheckpointError(f"{directory}: is {told}, which tells no labels; tune it with python finetune.py")
+    model, labels = MODELS[kind].from_pretrained(directory), tuple(config.id2label[i] for i in range(config.num_labels))
+    if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
+        return model, Regression()
+    return model, (MultiLabel if config.problem_type == "multi_label_classification" else Classification)(labels)
+
+
+def model_for(task: Task, directory: Path, seed: int = 0) -> tuple[PreTrainedModel, Task]:
+    """The model of a directory with a head for the task, drawn by `seed` if the directory has none; and the task with
+    its labels in the order of a head that is there. Raises ConfigError for one of other labels, CheckpointError."""
+    config = PreTrainedConfig.of_directory(directory)
+    made, wanted = MODELS[task.kind], task.config()
+    is_head = config.family.classes[task.kind].architecture in (config.architectures or [])
+    if is_head and "id2label" in wanted:
+        own = tuple(config.id2label[i] for i in range(config.num_labels))
+        if {*own} != {*wanted["id2label"].values()}:
+            theirs = ", ".join(map(str, wanted["id2label"].values()))
+            raise ConfigError(
+                f"--model {directory}: tells {', '.join(own)}, and the examples are labelled {theirs}; begin with a "
+                f"model that tells no labels"
+            )
+        order = [wanted["id2label"][i] for i in wanted["id2label"]]
+        weights = getattr(task, "weights", None)
+        if weights is not None:
+            task = replace(task, weights=tuple(weights[order.index(label)] for label in own))
+        task = replace(task, labels=own)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = made.from_pretrained(directory, dtype=torch.float32, **task.config())
+    return model, task

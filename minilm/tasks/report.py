@@ -1,0 +1,211 @@
+"""What a tuned model is worth: beside baselines, in files, and on the console."""
+
+import csv
+import io
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minilm.data.examples import Data, Example
+from minilm.data.tables import Table
+from minilm.files import read_json, write_json, write_whole
+from minilm.tasks.classification import Classification, MultiLabel
+from minilm.tasks.scores import confusion, per_label
+from minilm.tasks.task import Task
+from minilm.tasks.tune import Tuned
+from minilm.train.log import plot_loss, say
+
+SHOWN_LABELS = 40  # in a picture or a table
+BAG_OF_WORDS = "words counted (tf-idf of words and pairs of words, logistic regression)"
+
+
+def write_report(tuned: Tuned, out: Path, train: Data, dev: Data, test: Data | None) -> dict[str, Any]:
+    """predictions.csv, results.json, the pictures and the model card in OUT: the result with the test's scores."""
+    judged = test or dev
+    name = "test" if test else "dev"
+    features = tuned.features(judged.examples)
+    outputs = tuned.outputs(features)
+    result = dict(tuned.result) | {"judged_on": name, "scores": tuned.task.score(outputs, features, judged.examples)}
+    result["baselines"] = baselines(tuned.task, train.examples, judged.examples)
+    result["cut"] = features.cut
+    with (out / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
+        write_predictions(file, tuned.task, outputs, judged.examples)
+    if isinstance(tuned.task, Classification):
+        known = features.target >= 0
+        gold, said = features.target[known], outputs[known].argmax(axis=1)
+        rows = per_label(gold, said, tuned.task.labels)
+        result["labels"] = [row._asdict() for row in rows]
+        if len(tuned.task.labels) <= SHOWN_LABELS:
+            plot_confusion(confusion(gold, said, len(tuned.task.labels)), tuned.task.labels, out / "confusion.png")
+    if not plot_loss(out / "metrics.jsonl", out / "loss.png"):
+        say("no pictures, for matplotlib is missing: pip install 'minilm[eval]'")
+    write_json(out / "results.json", result)
+    write_whole(out / "README.md", card(tuned, out, result))
+    return result
+
+
+def baselines(task: Task, train: list[Example], judged: list[Example]) -> dict[str, dict[str, float]]:
+    """The same scores of what knows nothing of language: the commonest label, and counted words."""
+    if not isinstance(task, Classification):
+        return {}
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    from minilm.tasks.scores import classification_scores
+
+    number = {label: i for i, label in enumerate(task.labels)}
+    gold = np.array([number.get(each.label, -1) for each in judged])
+    target = np.array([number[each.label] for each in train])
+    judged, gold = [each for each, known in zip(judged, gold >= 0, strict=True) if known], gold[gold >= 0]
+    texts, others = ([f"{each.text} {each.pair or ''}" for each in split] for split in (train, judged))
+    majority = np.full(len(gold), np.bincount(target).argmax())
+    found = {"majority": classification_scores(gold, majority, len(number))}
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(texts) > 200 else 1)
+    try:
+        model = LogisticRegression(C=10, max_iter=300).fit(words.fit_transform(texts), target)
+    except ValueError:  # no word in them
+        return found
+    return found | {"bag_of_words": classification_scores(gold, model.predict(words.transform(others)), len(number))}
+
+
+def probabilities(task: Task, outputs: np.ndarray) -> np.ndarray:
+    """Of each label (n, C)."""
+    if isinstance(task, MultiLabel):
+        return 1 / (1 + np.exp(-outputs))
+    shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def columns_of(task: Task, outputs: np.ndarray) -> dict[str, list[Any]]:
+    """What a model says of each example, as columns: its prediction, and the probability of each label."""
+    if not isinstance(task, Classification | MultiLabel):
+        return {"prediction": [f"{value:.6g}" for value in outputs.tolist()]}
+    chances = probabilities(task, outputs)
+    if isinstance(task, MultiLabel):
+        said = ["|".join(np.array(task.labels)[row > 0.5]) for row in chances]
+    else:
+        said = [task.labels[i] for i in chances.argmax(axis=1)]
+    named = {f"p({label})": [f"{p:.6f}" for p in chances[:, i]] for i, label in enumerate(task.labels)}
+    return {"prediction": said} | named
+
+
+def columns_in_training(directory: Path, table: Table) -> dict[str, str]:
+    """The columns by their roles that a model was trained on, where its directory says so and `table` has them."""
+    file = directory / "run.json"
+    settings = read_json(file).get("settings") if file.exists() else None
+    columns = settings.get("columns") if isinstance(settings, dict) else None
+    columns = columns if isinstance(columns, dict) else {}
+    return columns if {columns.get("text"), columns.get("pair")} - {None} <= {*table.columns} else {}
+
+
+def write_table(file: Path, table: Table, places: dict[str, int], more: dict[str, list[Any]]) -> None:
+    """The rows of `table` with more columns, whole or not at all; one that the table has gets a name of its own.
+
+    places: of a row's `where` its place in the columns; what has none is empty there.
+    """
+    named = {name if name not in table.columns else f"{name} (model)": values for name, values in more.items()}
+    places = [places.get(row.where) for row in table.rows]
+    rows = [
+        row.cells | {name: "" if at is None else values[at] for name, values in named.items()}
+        for row, at in zip(table.rows, places, strict=True)
+    ]
+    if file.suffix == ".jsonl":
+        write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return
+    text = io.StringIO()
+    delimiter = "\t" if file.suffix == ".tsv" else ","
+    writer = csv.DictWriter(text, [*table.columns, *named], delimiter=delimiter, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(file, text.getvalue())
+
+
+def write_predictions(file: Any, task: Task, outputs: np.ndarray, examples: list[Example]) -> None:
+    """A csv with a row an example: its text, its label, and what the model says."""
+    said = columns_of(task, outputs)
+    table = csv.writer(file, lineterminator="\n")
+    paired = any(each.pair is not None for each in examples)
+    table.writerow(["where", "text", *(["pair"] if paired else []), "label", *said])
+    for each, *row in zip(examples, *said.values(), strict=True):
+        label = "|".join(each.label) if isinstance(each.label, tuple) else each.label
+        table.writerow([each.where, each.text, *([each.pair] if paired else []), label, *row])
+
+
+def plot_confusion(counts: np.ndarray, labels: tuple[str, ...], image: Path) -> None:
+    """How often each label (a row) was told as which; nothing where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    side = 2.5 + 0.45 * len(labels)
+    figure = Figure(figsize=(side, side), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        color = "white" if shares[row, column] > 0.6 else "black"
+        axes.text(column, row, f"{count:,}", ha="center", va="center", color=color, fontsize=8)
+    names = [label if len(label) <= 24 else f"{label[:23]}…" for label in labels]
+    axes.set_xticks(range(len(labels)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(labels)), names)
+    axes.set(xlabel="told", ylabel="is")
+    figure.savefig(image)
+
+
+def summary(result: dict[str, Any]) -> list[str]:
+    """The figures of a run, one line each."""
+
+    def said(scores: dict[str, float]) -> str:
+        return "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items())
+
+    lines = [f"{result['judged_on']:10} {said(result['scores'])}"]
+    names = {"majority": "always the commonest label", "bag_of_words": BAG_OF_WORDS}
+    lines += [
+        f"baseline   {said(dict([*scores.items()][:2]))}: {names[each]}" for each, scores in result["baselines"].items()
+    ]
+    lines.append(
+        f"cost       {result['seconds']:.0f} s of training, {result['epochs']:.3g} epochs, {result['steps']:,} steps, "
+        f"lr {result['lr']:g}, {result['tokens_per_s']:,.0f} tokens a second, {result['precision']}"
+    )
+    return lines
+
+
+def closing(result: dict[str, Any], out: Path) -> list[str]:
+    """The last lines of a run: its figures, where it is, what to type next."""
+    return [*summary(result), f"saved      {out}", f"next       {next_command(out)}"]
+
+
+def next_command(out: Path) -> str:
+    return f"python evaluate.py predict --model {shlex.quote(str(out))} --input new.csv --output out.csv"
+
+
+def card(tuned: Tuned, out: Path, result: dict[str, Any]) -> str:
+    """README.md of a model directory."""
+    figures = "\n".join(f"    {line}" for line in summary(result))
+    labels = tuned.task.config().get("id2label", {})
+    told = f"It tells {', '.join(map(str, labels.values()))}." if 0 < len(labels) <= SHOWN_LABELS else ""
+    kept = ("steps", "epochs", "lr", "length", "examples", "dev_examples", "precision")
+    rows = "\n".join(f"| {key} | {result[key]} |" for key in kept)
+    return f"""---
+library_name: transformers
+tags: [minilm, {type(tuned.task).__name__.lower()}]
+---
+# {out.absolute().name}
+
+A {tuned.model.config.model_type} tuned with minilm. {told}
+
+{figures}
+
+    {next_command(out)}
+
+| setting | value |
+|---|---|
+{rows}
+
+All figures: `results.json`; what it says of each example: `predictions.csv`.
+"""

@@ -1,0 +1,293 @@
+"""What predictions are worth.
+
+A score is a fraction in [0, 1], a correlation in [-1, 1]; the first entry of a dict of scores is the one that a best
+model is chosen by. A rate of nothing (the precision of a label never predicted) is 0.0, as in scikit-learn and seqeval;
+a mean over no examples is NaN. Nothing warns. No examples at all are a DataError.
+"""
+
+import importlib
+import re
+import string
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from minilm.errors import ConfigError, DataError
+
+Scheme = Literal["IOB1", "IOB2", "IOBES", "BILOU"]
+Span = tuple[str, int, int]  # type, start, end: tokens[start:end]
+Tags = Sequence[Sequence[str]]  # of each sequence
+Gold = Mapping[str, Sequence[str]]  # a question's id -> its gold answers, none where it is not answerable
+LETTERS = {"IOB1": "BI", "IOB2": "BI", "IOBES": "BIES", "BILOU": "BILU"}
+WRITTEN = {"IOB1": "III", "IOB2": "BIB", "IOBES": "BES", "BILOU": "BLU"}  # first and last of several, one alone
+ANY = "BIESLU"
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+class LabelScores(NamedTuple):
+    """One label, or one type of entity."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int  # how many there are in gold
+
+
+def classification_scores(gold: np.ndarray, predicted: np.ndarray, labels: int) -> dict[str, float]:
+    """accuracy, macro_f1, mcc; of two labels also f1, precision and recall of label 1. (n,) int in [0, labels).
+
+    macro_f1 is the mean over labels that occur in gold or predicted, scikit-learn's default. mcc (Matthews 1975; of K
+    labels: Gorodkin 2004) is 0.0 where a side is constant.
+    """
+    gold, predicted = _pair(gold, predicted, np.int64, labels)
+    rows, met = per_label(gold, predicted, [""] * labels), np.union1d(gold, predicted)
+    # scikit-learn warns where one label is all there is
+    mcc = float(_library("sklearn.metrics").matthews_corrcoef(gold, predicted)) if len(met) > 1 else 0.0
+    macro = float(np.mean([rows[label].f1 for label in met]))
+    scores = {"accuracy": float(np.mean(gold == predicted)), "macro_f1": macro, "mcc": mcc}
+    return scores | ({name: getattr(rows[1], name) for name in ("f1", "precision", "recall")} if labels == 2 else {})
+
+
+def per_label(gold: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> list[LabelScores]:
+    """A row for each label, in the order of `names`; (n,) int in [0, len(names))."""
+    gold, predicted = _pair(gold, predicted, np.int64, len(names))
+    rates = _library("sklearn.metrics").precision_recall_fscore_support
+    columns = rates(gold, predicted, labels=range(len(names)), zero_division=0.0)
+    return [LabelScores(*row) for row in zip(names, *(column.tolist() for column in columns), strict=True)]
+
+
+def confusion(gold: np.ndarray, predicted: np.ndarray, n: int) -> np.ndarray:
+    """(n, n) int64: how many of gold label [row] were predicted as label [column]."""
+    return _library("sklearn.metrics").confusion_matrix(*_pair(gold, predicted, np.int64, n), labels=range(n))
+
+
+def multilabel_scores(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """micro_f1, macro_f1 (over all C), subset_accuracy (every label of an example right); (n, C) bool.
+
+    Counted here, for scikit-learn takes one column for two classes, and its micro F1 is then the accuracy.
+    """
+    gold, predicted = _pair(gold, predicted, np.bool_)
+    counts = np.stack([(gold & predicted).sum(0), predicted.sum(0), gold.sum(0)])  # (3, C)
+    micro = _rates(*counts.sum(1).tolist())[0]
+    macro = float(np.mean([_rates(*column)[0] for column in counts.T.tolist()]))
+    return {"micro_f1": micro, "macro_f1": macro, "subset_accuracy": float(np.mean((gold == predicted).all(1)))}
+
+
+def regression_scores(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """spearman (ties share a rank) and pearson, 0.0 where a side is constant; rmse, in gold's units. (n,) float."""
+    gold, predicted = _pair(gold, predicted, np.float64)
+    if not (finite := np.isfinite(gold) & np.isfinite(predicted)).all():
+        raise DataError(f"gold or predicted value {int(np.argmin(finite))} (from 0) is not a finite number")
+    stats = _library("scipy.stats")
+    r = [0.0, 0.0]
+    if len(gold) > 1:
+        with warnings.catch_warnings():  # that a side is constant, or all but constant
+            warnings.simplefilter("ignore")
+            r = np.nan_to_num([stats.spearmanr(gold, predicted)[0], stats.pearsonr(gold, predicted)[0]]).tolist()
+    return {"spearman": r[0], "pearson": r[1], "rmse": float(np.sqrt(np.mean((gold - predicted) ** 2)))}
+
+
+def scheme_of(sequences: Iterable[Sequence[str]]) -> Scheme:
+    """The scheme that tags are written in; BILOU is IOBES, or BIOES, in other letters. DataError: in none.
+
+    In IOB2 each entity begins with B; in IOB1 only one that touches another of its type (Ramshaw and Marcus 1995).
+    Tags of B and I are IOB1 if some entity begins with I and none has a B that IOB1 would not write.
+    """
+    seen, first = set(), set()  # letters; letters of tags that do not follow a tag of their type
+    for tags in sequences:
+        before = ""
+        for letter, kind in map(_parts, tags):
+            seen.add(letter)
+            if kind != before:
+                first.add(letter)
+            before = kind
+    if seen & set("ES") and seen & set("LU"):
+        raise DataError("the tags mix two schemes: E or S is IOBES, L or U is BILOU")
+    if seen & set("ESLU"):
+        return "IOBES" if seen & set("ES") else "BILOU"
+    return "IOB1" if "I" in first and "B" not in first else "IOB2"
+
+
+def spans(tags: Sequence[str], scheme: Scheme | None = None) -> list[Span]:
+    """(type, start, end) of each entity, in order: tokens[start:end]. A tag without a type, as B, has the type "_".
+
+    Ill-formed tags are read as by conlleval and by seqeval's default mode: what does not continue an entity begins one.
+    So one rule reads all schemes; `scheme` only says which letters there may be. DataError: a tag of another scheme.
+    """
+    letters = LETTERS[scheme] if scheme else ANY
+    found, start, inside = [], 0, ""  # inside: the type of the entity that is open
+    for i, tag in enumerate([*tags, "O"]):
+        letter, kind = _parts(tag, letters)
+        if inside and not (letter in "IEL" and kind == inside):
+            found.append((inside, start, i))
+            inside = ""
+        if not inside:
+            start, inside = i, kind
+        if letter in "ESLU":
+            found.append((kind, start, i + 1))
+            inside = ""
+    return found
+
+
+def convert(tags: Sequence[str], old: Scheme, new: Scheme) -> list[str]:
+    """The same entities in scheme `new`, well-formed whatever the tags were."""
+    first, last, alone = WRITTEN[new]
+    out, before = ["O"] * len(tags), None
+    for kind, start, end in spans(tags, old):
+        letters = [first, *"I" * (end - start - 2), last] if end - start > 1 else [alone]
+        if new == "IOB1" and before == (kind, start):
+            letters[0] = "B"
+        out[start:end] = [letter if kind == "_" else f"{letter}-{kind}" for letter in letters]
+        before = kind, end
+    return out
+
+
+def entity_scores(gold: Tags, predicted: Tags) -> dict[str, float]:
+    """f1, precision, recall over all entities, as conlleval and seqeval's default mode count: right is a type with its
+    start and end. Tags of any scheme, as many on both sides.
+    """
+    f1, precision, recall = _rates(*(count.total() for count in _entities(gold, predicted)))
+    return {"f1": f1, "precision": precision, "recall": recall}
+
+
+def per_type(gold: Tags, predicted: Tags) -> list[LabelScores]:
+    """A row for each type of entity in gold or predicted, by name; counted as by `entity_scores`."""
+    right, said, true = _entities(gold, predicted)
+    rates = {kind: _rates(right[kind], said[kind], true[kind]) for kind in sorted(said | true)}
+    return [LabelScores(kind, precision, recall, f1, true[kind]) for kind, (f1, precision, recall) in rates.items()]
+
+
+def normalise(text: str) -> str:
+    """As SQuAD's script compares answers: lower case, no ASCII punctuation, no articles, single spaces."""
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(NO_PUNCTUATION)).split())
+
+
+def answer_scores(predicted: str, gold: Sequence[str]) -> tuple[float, float]:
+    """f1 of the words that two answers share, and exact match: each the best over `gold`. No gold: not answerable.
+
+    As SQuAD 2.0's script has it: gold answers that normalise to "" do not count, and where a side is "", both scores
+    are 1.0 if the other is, too, else 0.0.
+    """
+    golds = [text for text in map(normalise, gold) if text] or [""]
+    said = normalise(predicted)
+    words = Counter(said.split())
+    pairs = [(words, Counter(text.split())) for text in golds]
+    f1 = max(_rates((a & b).total(), a.total(), b.total())[0] for a, b in pairs)
+    return f1 if said else float(golds == [""]), float(said in golds)
+
+
+def span_scores(predictions: Mapping[str, str], gold: Gold) -> dict[str, float]:
+    """f1, exact, f1_answerable, exact_answerable, f1_no_answer: means over questions (Rajpurkar et al. 2016, 2018).
+
+    predictions: a question's id -> its answer, "" for none. NaN: no question is of that kind.
+    """
+    f1, exact = np.array([answer_scores(predictions[i], gold[i]) for i in _questions(gold, predictions)]).T
+    yes = np.array([len(answers) > 0 for answers in gold.values()])
+    kinds = {"f1": f1, "exact": exact, "f1_answerable": f1[yes], "exact_answerable": exact[yes]}
+    kinds["f1_no_answer"] = f1[~yes]
+    return {name: float(values.mean()) if len(values) else np.nan for name, values in kinds.items()}
+
+
+def at_threshold(margin: Mapping[str, float], predictions: Mapping[str, str], threshold: float) -> dict[str, str]:
+    """The predictions, but none ("") where a question's margin is above the threshold."""
+    return {i: "" if margin[i] > threshold else text for i, text in predictions.items()}
+
+
+def best_threshold(margin: Mapping[str, float], predictions: Mapping[str, str], gold: Gold) -> tuple[float, float]:
+    """The lowest threshold at which the answers of `at_threshold` have the best f1, and that f1.
+
+    margin: a question's id -> how much surer the model is of no answer than of predictions[id], in any unit. The
+    threshold is one of the margins or, where no answer at all is best, below them all. One pass over sorted margins, as
+    SQuAD 2.0's script, but that never names an f1 which no threshold has: the script cuts between equal margins, says
+    0.0 for "no answers" though margins be negative, and counts an answer that normalises to "" as an answer.
+    """
+    ids = sorted(_questions(gold, predictions, margin), key=margin.__getitem__)
+    margins = np.array([margin[i] for i in ids], np.float64)
+    if not (margins > -np.inf).all():
+        raise DataError("a question's margin is NaN or -inf")
+    answered = np.array([answer_scores(predictions[i], gold[i])[0] for i in ids])
+    silent = np.array([answer_scores("", gold[i])[0] for i in ids])
+    ends = np.flatnonzero(np.append(margins[1:] != margins[:-1], True))  # the last of equal margins
+    thresholds = [min(0.0, np.nextafter(margins[0], -np.inf)), *margins[ends]]
+    totals = silent.sum() + np.append(0.0, np.cumsum(answered - silent)[ends])
+    best = int(np.argmax(totals > totals.max() - 1e-9))  # the lowest, however the sums are rounded
+    return float(thresholds[best]), float(totals[best] / len(ids))
+
+
+def paired_interval(a: np.ndarray, b: np.ndarray, seed: int = 0, draws: int = 10_000) -> tuple[float, float, float]:
+    """(mean of a - b, low, high): its 95 % interval, by the percentile bootstrap over examples (Efron and Tibshirani
+    1993, ch. 13). a, b (n,): what two models score on the same examples.
+    """
+    a, b = _pair(a, b, np.float64)
+    difference, rng = a - b, np.random.default_rng(seed)
+    means = [difference[rng.integers(len(a), size=len(a))].mean() for _ in range(draws)]
+    low, high = np.quantile(means, (0.025, 0.975)).tolist()
+    return float(difference.mean()), low, high
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, sd, half width) of a few seeds' scores: mean ± half width is Student's 95 % interval, sd has n - 1 below
+    the line. Of one value sd and half width are NaN.
+    """
+    n = len(_some(values))
+    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1)) if n > 1 else np.nan
+    return mean, sd, float(_library("scipy.stats").t.ppf(0.975, n - 1)) * sd / n**0.5
+
+
+def _library(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"scores need {error.name}, which is not installed: pip install 'minilm[eval]'") from error
+
+
+def _some(examples: Any) -> Any:
+    if len(examples) == 0:
+        raise DataError("no examples to score")
+    return examples
+
+
+def _pair(gold: np.ndarray, predicted: np.ndarray, dtype: type, labels: int | None = None) -> list[np.ndarray]:
+    """Both as `dtype`, without loss; of one shape, with something in it and all in [0, labels)."""
+    assert np.shape(gold) == np.shape(predicted), (np.shape(gold), np.shape(predicted))
+    pair = [np.asarray(_some(side)).astype(dtype, casting="safe") for side in (gold, predicted)]
+    assert labels is None or (min(map(np.min, pair)) >= 0 and max(map(np.max, pair)) < labels), labels
+    return pair
+
+
+def _rates(right: int, said: int, true: int) -> tuple[float, float, float]:
+    """f1, precision, recall of counts: those that are right, those that are predicted, those in gold."""
+    return 2 * right / max(said + true, 1), right / max(said, 1), right / max(true, 1)
+
+
+def _parts(tag: str, letters: str = ANY) -> tuple[str, str]:
+    """(letter, type) of a tag; O has the type ""."""
+    letter, _, kind = tag.partition("-")
+    if tag != "O" and letter not in tuple(letters):
+        raise DataError(f"tag {tag!r} is neither O nor a TYPE after one of {', '.join(letters)}, as in B-TYPE")
+    return letter, kind or "_" if tag != "O" else ""
+
+
+def _entities(gold: Tags, predicted: Tags) -> tuple[Counter[str], ...]:
+    """How many there are of each type: those that are right, those that are predicted, those in gold."""
+    right, said, true = counts = Counter(), Counter(), Counter()
+    for a, b in zip(_some(gold), predicted, strict=True):
+        assert len(a) == len(b), (len(a), len(b))
+        found, wanted = set(spans(b)), set(spans(a))
+        right.update(kind for kind, *_ in found & wanted)
+        said.update(kind for kind, *_ in found)
+        true.update(kind for kind, *_ in wanted)
+    return counts
+
+
+def _questions(gold: Gold, *told: Mapping[str, Any]) -> list[str]:
+    """The ids in gold; each is in the others, too."""
+    for question in (i for i in _some(gold) if not all(i in one for one in told)):
+        raise DataError(f"nothing is predicted of question {question!r}")
+    return list(gold)

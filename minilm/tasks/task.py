@@ -1,0 +1,199 @@
+"""What a labelled task is to the loop: features, a head, a loss, and what its numbers are worth.
+
+Shape letters: N features of a batch, B rows, T tokens per row, C labels.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minilm.batch import OnDevice, Tokens
+from minilm.data.packing import best_fit
+from minilm.dropin.models import PreTrainedModel
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.train.ranks import Applied
+from minilm.train.runtime import Runtime
+
+STEP, LONGER = 8, 72  # tokens: a row's length is a multiple; by how much it may exceed its longest feature
+DEAR = 600  # tokens of a row whose attention costs as much as all else
+TOKENIZED = 1024  # texts at a time
+EVALUATED_AT_ONCE = 1 << 12  # tokens of one batch
+
+
+@dataclass(frozen=True)
+class Features:
+    """Tokenised examples, one after the other. An example may make several, as a long context of a question does."""
+
+    ids: np.ndarray  # (tokens,) int32
+    types: np.ndarray  # (tokens,) int8; which text of a pair
+    offsets: np.ndarray  # (n + 1,) int64
+    target: np.ndarray  # (n, ...), or, where the task is one of tokens, (tokens,)
+    example: np.ndarray  # (n,) int64; which one a feature is of
+    cut: int = 0  # examples that are longer than what is read of them
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each, (n,)."""
+        return np.diff(self.offsets)
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether each token has a target."""
+        return len(self.target) != len(self)
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """Of these features' tokens, where they are in `ids`."""
+        lengths = self.lengths[rows]
+        ends = lengths.cumsum()
+        return np.arange(ends[-1]) + np.repeat(self.offsets[rows] - (ends - lengths), lengths)
+
+
+@dataclass(frozen=True)
+class TaskBatch(OnDevice):
+    """Packed features, and what is to be said of them."""
+
+    tokens: Tokens
+    where: Tensor  # (M,) int64; flat index into (B, T) of all tokens that are no padding
+    target: Tensor  # (N, ...) or (M,)
+    count: int  # N, or targets among the M
+    size: int  # M
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """How well a model does on examples that it was not trained on."""
+
+    loss: float
+    metrics: dict[str, float]  # the first one decides between models
+
+    @property
+    def value(self) -> float:
+        return next(iter(self.metrics.values()))
+
+    def says(self) -> str:
+        return "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.metrics.items())
+
+
+class Task(ABC):
+    """One kind of question that is asked of texts."""
+
+    kind: ClassVar[str]  # of the class of models, in checkpoint.families
+
+    def config(self) -> dict[str, Any]:
+        """What the model's config says of it: names of labels, and the kind of problem."""
+        return {}
+
+    @abstractmethod
+    def features(self, examples: Sequence[Any], tokenizer: BertTokenizer, length: int) -> Features:
+        """`examples`, at most `length` tokens each."""
+
+    @abstractmethod
+    def loss(self, model: PreTrainedModel, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+        """(sum, count), as in minilm.train.losses."""
+
+    @abstractmethod
+    def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
+        """What is said of each feature, (N, ...), or of each token, (M, ...)."""
+
+    @abstractmethod
+    def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Any]) -> dict[str, float]:
+        """The metrics of `outputs` of all features; the first one decides between models."""
+
+
+def tokenized(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: BertTokenizer, length: int) -> Features:
+    """A feature of each text or pair, without targets. What a text writes out, as [SEP], is text."""
+    ids, types, lengths, cut = [], [], [], 0
+    for at in range(0, len(texts), TOKENIZED):
+        encoded = tokenizer(
+            list(texts[at : at + TOKENIZED]),
+            None if pairs is None else list(pairs[at : at + TOKENIZED]),
+            truncation=True,
+            max_length=length,
+            split_special_tokens=True,
+            return_token_type_ids=True,
+        )
+        ids += [np.array(each, np.int32) for each in encoded.input_ids]
+        types += [np.array(each, np.int8) for each in encoded.token_type_ids]
+        cut += sum(bool(each.overflowing) for each in encoded.encodings)
+    lengths = [len(each) for each in ids]
+    flat_types = np.concatenate(types)
+    if "token_type_ids" not in tokenizer.model_input_names:
+        flat_types = np.zeros_like(flat_types)
+    n = len(texts)
+    return Features(
+        np.concatenate(ids), flat_types, np.cumsum([0, *lengths]), np.zeros(n), np.arange(n, dtype=np.int64), cut
+    )
+
+
+def batch_of(features: Features, rows: np.ndarray, row_length: int | None = None) -> tuple[TaskBatch, np.ndarray]:
+    """Features `rows`, packed without padding between them; and the rows in the order in which they are there.
+
+    row_length: T; None: what costs least.
+    """
+    lengths = features.lengths[rows]
+    T, row_of = _layout(lengths) if row_length is None else (row_length, best_fit(lengths, row_length))
+    order = np.argsort(row_of, kind="stable")
+    rows, lengths, row_of = rows[order], lengths[order], row_of[order]
+    first = np.flatnonzero(np.diff(row_of, prepend=-1))  # of each row
+    starts = lengths.cumsum() - lengths
+    column = starts - np.repeat(starts[first], np.diff(first, append=len(rows)))
+    where = np.repeat(row_of * T + column - starts, lengths) + np.arange(lengths.sum())
+    places = features.places(rows)
+
+    def filled(values: np.ndarray, rest: int) -> Tensor:
+        flat = np.full((row_of[-1] + 1) * T, rest, np.int64)
+        flat[where] = values
+        return torch.from_numpy(flat.reshape(-1, T))
+
+    doc = filled(np.repeat(np.arange(len(rows)), lengths), -1)
+    tokens = Tokens.packed(filled(features.ids[places], 0), doc, token_type_ids=filled(features.types[places], 0))
+    target = torch.from_numpy(features.target[places if features.of_tokens else rows])
+    count = int((target >= 0).sum()) if features.of_tokens else len(rows)
+    return TaskBatch(tokens, torch.from_numpy(where), target, count, len(where)), rows
+
+
+def _layout(lengths: np.ndarray) -> tuple[int, np.ndarray]:
+    """(T, the row of each feature): what costs least, of rows as long as the longest feature or a bit longer. A token
+    costs more in a longer row, by its attention."""
+    longest = -(-int(lengths.max()) // STEP) * STEP
+    tried = [(T, best_fit(lengths, T)) for T in range(longest, longest + LONGER, STEP)]
+    return min(tried, key=lambda each: each[0] * (each[1].max() + 1) * (DEAR + each[0]))
+
+
+@torch.no_grad()
+def outputs_of(
+    task: Task, forward: Applied, features: Features, runtime: Runtime, wants_loss: bool = True
+) -> tuple[np.ndarray, float]:
+    """What the model says of all features, and its mean loss (NaN, if that is not wanted). Leaves it in eval mode."""
+    forward.eval()
+    found: np.ndarray | None = None
+    nats = count = 0.0
+    for rows in _by_length(features):
+        batch, rows = batch_of(features, rows)
+        moved = batch.to(runtime.device, non_blocking=True)
+        with runtime.autocast():
+            said = forward(task.outputs, moved).float().cpu().numpy()
+            if wants_loss:
+                nats += float(forward(task.loss, moved)[0])
+        count += batch.count
+        places = features.places(rows) if features.of_tokens else rows
+        if found is None:
+            found = np.zeros((len(features.target), *said.shape[1:]), np.float32)
+        found[places] = said
+    return found, nats / count if wants_loss and count else float("nan")
+
+
+def _by_length(features: Features) -> Iterator[np.ndarray]:
+    """Features for a batch at a time, the longest first."""
+    order = np.argsort(-features.lengths, kind="stable")
+    ends = features.lengths[order].cumsum()
+    bounds = np.searchsorted(ends, np.arange(EVALUATED_AT_ONCE, ends[-1] + EVALUATED_AT_ONCE, EVALUATED_AT_ONCE))
+    yield from (part for part in np.split(order, np.unique(bounds.clip(1, len(order)))) if len(part))

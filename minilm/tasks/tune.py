@@ -1,0 +1,277 @@
+"""Train a task: examples and a model in, a tuned model out, by the loop of pretraining."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minilm.checkpoint.model import weights_fingerprint
+from minilm.checkpoint.store import Store, manifest_fault
+from minilm.data.draws import shuffled
+from minilm.dropin.inputs import max_tokens
+from minilm.dropin.models import PreTrainedModel
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import ConfigError, DataError
+from minilm.tasks.task import Features, Task, TaskBatch, TaskScore, batch_of, outputs_of
+from minilm.train.dropout import cheapen
+from minilm.train.job import Job, begin, finish, runtime_of, train
+from minilm.train.log import say
+from minilm.train.loop import Optimizers, Plan
+from minilm.train.optim import lr_fraction, make_optimizers
+from minilm.train.ranks import Applied
+from minilm.train.runtime import Runtime, peak_memory_mb
+
+RATES = ((10e6, 2e-4), (60e6, 5e-5), (200e6, 3e-5), (math.inf, 2e-5))  # parameters below -> peak learning rate
+LONGEST = 512  # tokens of an example, unless more are asked for
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a task is trained."""
+
+    epochs: float = 3.0
+    steps: int | None = None  # instead of epochs
+    batch_size: int = 32  # examples of a step
+    lr: float | None = None  # peak; None: by the model's size
+    weight_decay: float = 0.01  # of matrices and tables, decoupled
+    warmup_frac: float = 0.1  # of the steps; then linearly to 0
+    max_norm: float = 1.0
+    length: int | None = None  # tokens read of an example; None: as many as the model reads, and at most LONGEST
+    evaluate_every: int | None = None  # steps; None: each epoch
+    patience: int = 3  # evaluations without a better one that end the run; the best model is kept
+    frozen_layers: int = 0  # the embedding and so many layers, from the first on, stay as they are; 0: nothing does
+    layer_decay: float = 1.0  # of the learning rate, from a layer to the one below (Clark et al. 2020, app. B)
+    gradient_checkpointing: bool = False
+    tokens_at_once: int = 1 << 14  # of a step, more are computed one after the other
+    seed: int = 0  # of the head, the order of examples, and dropout
+
+    def rate(self, model: nn.Module) -> float:
+        """The peak learning rate."""
+        parameters = sum(each.numel() for each in model.parameters())
+        return self.lr or next(rate for below, rate in RATES if parameters < below)
+
+
+class ExampleBatches:
+    """The features of step after step, packed. Every epoch is another order, and a step may span two."""
+
+    def __init__(self, features: Features, tuning: Tuning, row_length: int | None = None, pinned: bool = False) -> None:
+        self.features, self.tuning, self.row_length, self.pinned = features, tuning, row_length, pinned
+        per_epoch = len(features) / tuning.batch_size
+        self.steps = tuning.steps or max(1, math.ceil(tuning.epochs * per_epoch))
+
+    def epochs(self) -> float:
+        return self.steps * self.tuning.batch_size / len(self.features)
+
+    def order(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(epoch, row) of all features of a step; (batch_size,) int64 each."""
+        n = len(self.features)
+        number = torch.arange(step * self.tuning.batch_size, (step + 1) * self.tuning.batch_size)
+        epoch = number // n
+        return epoch.numpy(), shuffled(self.tuning.seed, epoch, number % n, n).numpy()
+
+    def micro_batches(self, step: int) -> list[TaskBatch]:
+        """A pure function."""
+        _, rows = self.order(step)
+        tokens = self.features.lengths[rows].cumsum()
+        parts = np.array_split(rows, math.ceil(int(tokens[-1]) / self.tuning.tokens_at_once))
+        made = [batch_of(self.features, part, self.row_length)[0] for part in parts if len(part)]
+        return [each.pin_memory() for each in made] if self.pinned else made
+
+    def steps_from(self, step: int) -> Iterator[list[TaskBatch]]:
+        """Endless, the next ones prepared while the last are used."""
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            coming = worker.submit(self.micro_batches, step)
+            while True:
+                made = coming.result()
+                step += 1
+                coming = worker.submit(self.micro_batches, step)
+                yield made
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of it."""
+
+    model: PreTrainedModel
+    tokenizer: BertTokenizer
+    task: Task
+    runtime: Runtime
+    length: int  # tokens read of an example
+    result: dict[str, Any]
+
+    def features(self, examples: Sequence[Any]) -> Features:
+        return self.task.features(examples, self.tokenizer, self.length)
+
+    def outputs(self, features: Features) -> np.ndarray:
+        """What the model says of each example, or of each of its tokens."""
+        return outputs_of(self.task, Applied(self.model), features, self.runtime, wants_loss=False)[0]
+
+
+def tune(
+    task: Task,
+    model: PreTrainedModel,
+    tokenizer: BertTokenizer,
+    examples: Sequence[Any],
+    dev: Sequence[Any],
+    tuning: Tuning,
+    store: Store,
+    settings: dict[str, Any] | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    resume: str = "auto",
+) -> Tuned:
+    """Train `model` in place, from its newest checkpoint in `store`, if there is one. The caller holds the store.
+
+    settings: what else decides the weights. Raises ConfigError, CheckpointError, and DataError where there is nothing
+    to learn.
+    """
+    length = length_of(tuning, model, tokenizer)
+    features, dev_features = (task.features(each, tokenizer, length) for each in (examples, dev))
+    if not len(features) or not len(dev_features):
+        raise DataError("no example to learn from" if not len(features) else "no example to evaluate on")
+    asked = (settings or {}) | {"task": repr(task), "model": weights_fingerprint(model), **asdict(tuning)}
+    data = _fingerprint(features, dev_features)
+    choices = {
+        name: each for name, each in (("precision", precision), ("threads", threads)) if each not in ("auto", None)
+    }
+    run = store.earlier_run(asked, choices, resume)
+    if run and run.settings["data"] != data:
+        raise ConfigError(f"--out {store.out}: began with other examples; use the same, or another --out")
+    runtime = runtime_of(run, device, precision, threads)
+    row_length = length if runtime.device.type == "cuda" else None
+    batches = ExampleBatches(features, tuning, row_length, runtime.device.type == "cuda")
+    backend = run.backend if run else _backend(model, runtime, length)
+    model.base_model.encoder.backend = backend
+    finished = run is not None and run.result is not None
+    if finished and (fault := manifest_fault(store.out)):
+        say(f"{store.out} is finished, but {fault}: the model is written again")
+        run, finished = replace(run, result=None), False
+    if finished:
+        say(f"{store.out} is finished; for another run choose another --out")
+        model.load_state_dict(_read_state(model, store.out))
+        model.to(runtime.device).eval()
+        return Tuned(model, tokenizer, task, runtime, length, run.result)
+
+    optimizers = _prepared(model, tuning, runtime)
+    forward = Applied(model)
+    say(_described(model, features, runtime, backend, store))
+
+    def evaluate() -> TaskScore:
+        outputs, loss = outputs_of(task, forward, dev_features, runtime)
+        return TaskScore(loss, task.score(outputs, dev_features, dev))
+
+    def write_model(directory: Path, state: dict[str, Tensor]) -> None:
+        model.save_pretrained(directory, state_dict=state)
+        tokenizer.save_pretrained(directory)
+
+    job = Job(
+        asked | {"data": data},
+        forward,
+        task.loss,
+        optimizers,
+        batches,
+        runtime,
+        store,
+        evaluate=evaluate,
+        write_model=write_model,
+        read_state=lambda directory: _read_state(model, directory),
+        patience=tuning.patience,
+    )
+    plan = _plan(tuning, batches)
+    run = run or begin(job, plan.steps, backend)
+    log = train(job, plan)
+    score = evaluate()
+    result = {
+        "loss": score.loss,
+        **score.metrics,
+        "steps": plan.steps,
+        "epochs": batches.epochs(),
+        "examples": len(examples),
+        "dev_examples": len(dev),
+        "tokens": log.spent.tokens,
+        "seconds": log.spent.seconds,
+        "tokens_per_s": log.spent.tokens / max(1e-9, log.spent.seconds),
+        "lr": tuning.rate(model),
+        "length": length,
+        "precision": runtime.precision,
+        "peak_mb": peak_memory_mb(runtime.device),
+    }
+    finish(job, run, model.state_dict(), "", result)
+    return Tuned(model, tokenizer, task, runtime, length, result)
+
+
+def length_of(tuning: Tuning, model: PreTrainedModel, tokenizer: BertTokenizer) -> int:
+    """Tokens that are read of an example. Raises ConfigError for more than the model reads."""
+    limit = max_tokens(model.base_model.encoder.cfg, tokenizer)
+    if tuning.length is not None and tuning.length > limit:
+        raise ConfigError(f"--length {tuning.length}: the model reads {limit} tokens")
+    return tuning.length or min(limit, LONGEST)
+
+
+def _backend(model: PreTrainedModel, runtime: Runtime, length: int) -> str:
+    """The faster attention: on a CPU torch's fused kernel knows no dropout, and what it falls back to is slow."""
+    drops = model.base_model.encoder.cfg.attention_dropout > 0
+    return "explicit" if drops and runtime.device.type == "cpu" and length <= LONGEST else runtime.backend(length)
+
+
+def _prepared(model: PreTrainedModel, tuning: Tuning, runtime: Runtime) -> Optimizers:
+    """What updates the model, which is put on its device in fp32; what is frozen has no gradient."""
+    encoder = model.base_model.encoder
+    layers = len(encoder.layers)
+    if not 0 <= tuning.frozen_layers <= layers:
+        raise ConfigError(f"--frozen-layers {tuning.frozen_layers}: the model has {layers} layers")
+    model.float().to(runtime.device).requires_grad_(True)
+    encoder.gradient_checkpointing = tuning.gradient_checkpointing
+    cheapen(model)
+    stages = [encoder.embedding, *encoder.layers]  # from below
+    if tuning.frozen_layers:
+        for stage in stages[: tuning.frozen_layers + 1]:
+            stage.requires_grad_(False)
+    rates = {}
+    for above, stage in enumerate(reversed(stages), start=1):
+        rates |= dict.fromkeys(stage.parameters(), tuning.layer_decay**above)
+    return make_optimizers(model, "adamw", tuning.rate(model), tuning.weight_decay, rates=rates)
+
+
+def _plan(tuning: Tuning, batches: ExampleBatches) -> Plan:
+    steps, warmup = batches.steps, math.ceil(tuning.warmup_frac * batches.steps)
+    each = tuning.evaluate_every or min(steps, math.ceil(len(batches.features) / tuning.batch_size))
+    return Plan(
+        steps=steps,
+        schedule=lambda step: lr_fraction("linear", step, steps, warmup),
+        max_norm=tuning.max_norm,
+        seed=tuning.seed,
+        evaluate_every=each,
+        save_every=each,  # so that the best model is there
+    )
+
+
+def _read_state(model: PreTrainedModel, directory: Path) -> dict[str, Tensor]:
+    return type(model).from_pretrained(directory, dtype=torch.float32).state_dict()
+
+
+def _described(model: PreTrainedModel, features: Features, runtime: Runtime, backend: str, store: Store) -> str:
+    parameters = sum(each.numel() for each in model.parameters())
+    tokens = int(features.lengths.sum())
+    return (
+        f"{parameters / 1e6:.1f} M parameters on {runtime.describe()}, {backend} attention; {tokens:,} tokens in "
+        f"{len(features):,} examples; into {store.out}"
+    )
+
+
+def _fingerprint(*splits: Features) -> str:
+    """Of all that is learned from and evaluated on: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for features in splits:
+        for array in (features.ids, features.types, features.offsets, features.target):
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,610 @@
+"""Examples of labelled data: what is read from which file, what is left out and said, what is refused; and how a part
+is held out."""
+
+import json
+import lzma
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minilm.data.examples import Choice, Example, Question, Tagged, read_choices, read_texts
+from minilm.data.spans import read_questions, read_tagged
+from minilm.data.splits import check_labels, duplicates, overlap, split_dev
+from minilm.data.tables import read_table, table_of
+from minilm.errors import ConfigError, DataError
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "finetune"
+
+
+@pytest.fixture
+def file(tmp_path):
+    """file(name, content): such a file."""
+
+    def write(name, content):
+        (tmp_path / name).write_bytes(
+            content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
+        )
+        return tmp_path / name
+
+    return write
+
+
+# -- every kind of file that is odd -------------------------------------------------------------------
+
+
+def texts(kind="classification", **columns):
+    return lambda file: read_texts(read_table(file), kind, **columns)
+
+
+def classes(file):
+    return read_texts(read_table(file), "classification")
+
+
+def several(file):
+    return read_texts(read_table(file), "multilabel")
+
+
+def scores(file):
+    return read_texts(read_table(file), "regression")
+
+
+def unlabelled(file):
+    return read_texts(read_table(file), "classification", labelled=False)
+
+
+def choices(file):
+    return read_choices(read_table(file))
+
+
+def squad(*rows, context="the cat sat on the mat"):
+    """A file of questions with (id, answers) each."""
+    qas = [{"id": id, "question": "who?", "answers": answers} for id, answers in rows]
+    return json.dumps({"data": [{"paragraphs": [{"context": context, "qas": qas}]}]})
+
+
+def at(start, text):
+    return {"answer_start": start, "text": text}
+
+
+def jsonl(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+T, L = "text,label\n", "label,text\n"
+ODD = [
+    # (name, content, reader, what the message says, or (rows used, rows left out))
+    # texts and labels
+    ("a.csv", "text,label\na,1\nb,0\n", classes, (2, 0)),
+    ("a.csv", T + "a,1\n", classes, (1, 0)),
+    ("a.csv", T + ",1\nb,0\n", classes, (1, 1)),
+    ("a.csv", T + "a,\nb,0\n", classes, (1, 1)),
+    ("a.csv", T + "a, \n  ,0\nc,1\n", classes, (1, 2)),
+    ("a.csv", T + "a,\nb,\n", classes, "no row can be used; the first is {file}:2: no label"),
+    ("a.csv", "text,note\na,b c\nb,d e\n", classes, "{file}: which column is the label? It has 'text', 'note'"),
+    ("a.csv", "label,a,b,c,d\n1,2,3,4,5\n", classes, "{file}: which column is the text?"),
+    ("a.tsv", "good film\nbad film\n", classes, "{file}: which column is the"),
+    ("a.csv", "id,text\n1,a\n2,b\n3,c\n", classes, "{file}: which column is the label?"),
+    ("a.tsv", "good\tfine\nbad\tpoor\n", classes, "{file}: which column is the label?"),
+    ("a.tsv", "good film\t1\nbad film\t0\n", classes, "{file}: which column is the label?"),
+    (
+        "a.csv",
+        T + "a,1\n",
+        texts(label="lable"),
+        "{file}: no column 'lable' (it has 'text', 'label'); did you mean label?",
+    ),
+    ("a.csv", T + "a,1\n", texts(label=3), "{file}: no column 3"),
+    ("a.csv", T + "a,1\n", texts(text="label", label=2), "{file}: column 'label' is taken for two things"),
+    ("a.csv", "sentence1,sentence2,label\na,b,1\na,,0\n,b,0\n", classes, (1, 2)),
+    ("a.csv", T + "a\u2028b,1\nc,0\n", classes, (2, 0)),
+    ("a.csv", "\ufeff" + T + "a,1\n", classes, (1, 0)),
+    ("a.csv", T + "a,1\n\n\nb,0\n", classes, (2, 0)),
+    ("a.csv", T + "a,1\nb\n", classes, "{file}:3: 1 cells"),
+    ("a.csv", T + '"a,1\nb,0\n', classes, "{file}:2: a quote that is never closed"),
+    ("a.csv", b"text,label\ncaf\xe9,1\n", classes, "{file}:2: not UTF-8"),
+    ("a.csv", (T + "a,1\n").encode("utf-16"), classes, "{file}:1: UTF-16"),
+    ("a.jsonl", jsonl({"text": "a", "label": 1}, {"text": "b"}, {"label": 1}), classes, (1, 2)),
+    ("a.jsonl", jsonl({"text": "a", "label": 1}, {"text": None, "label": 1}), classes, (1, 1)),
+    ("a.jsonl", jsonl({"text": ["a"], "label": 1}), classes, "{file}:1: the text is a list, not a text"),
+    ("a.jsonl", jsonl({"text": "a", "label": 0}, {"text": "a", "label": {}}), classes, "{file}:2: the label is a dict"),
+    ("a.jsonl", jsonl({"text": "a\ud800", "label": 1}), classes, "{file}:1: the text holds a lone surrogate"),
+    ("a.jsonl", b'{"text": "a", "label": NaN}\n', classes, "{file}:1: NaN is no number"),
+    ("a.jsonl", b'{"text": "a", "label": 1e999}\n', classes, "{file}:1: the label is inf, which is no number"),
+    ("a.json", '[{"text": "a", "label": "x"}, {"text": "", "label": "y"}]', classes, (1, 1)),
+    # for prediction
+    ("a.csv", T + "a,\nb,0\n", unlabelled, (2, 0)),
+    ("a.csv", "text\na\n\nb\n", unlabelled, (2, 0)),
+    ("a.csv", "text,id\na,1\n,2\n", unlabelled, (1, 1)),
+    ("a.txt", "good film\nbad film, really\n", unlabelled, (2, 0)),
+    ("a.csv", "a,b,c,d\nx,y,z,w\n", unlabelled, "{file}: which column is the text?"),
+    # numbers
+    ("a.csv", T + "a,1.5\nb,-2e3\nc, .5 \nd,\n", scores, (3, 1)),
+    ("a.csv", T + "a,1\nb,nan\n", scores, "{file}:3: the label 'nan' is no finite number"),
+    ("a.csv", T + "a,inf\n", scores, "{file}:2: the label 'inf' is no finite number"),
+    ("a.csv", T + "a,1e999\n", scores, "{file}:2: the label '1e999' is no finite number"),
+    ("a.csv", T + "a,good\n", scores, "{file}:2: the label 'good' is no finite number; is it the right column?"),
+    ("a.csv", T + "a,1_000\n", scores, "{file}:2: the label '1_000' is no finite number"),
+    ("a.csv", T + "a,\u0663\n", scores, "{file}:2: the label"),
+    ("a.csv", "text;label\na;1,5\n", scores, "{file}:2: the label '1,5' is no finite number; write 1.5 with a point"),
+    ("a.jsonl", jsonl({"text": "a", "label": 1}, {"text": "b", "label": True}), scores, "{file}:2: the label 'true'"),
+    ("a.jsonl", b'{"text": "a", "label": Infinity}\n', scores, "{file}:1: Infinity is no number"),
+    # several labels
+    ("a.csv", T + "a,x|y\nb,\nc,x\n", several, (2, 1)),
+    ("a.jsonl", jsonl({"text": "a", "labels": ["x", "y"]}, {"text": "b", "labels": []}), several, (2, 0)),
+    ("a.jsonl", jsonl({"text": "a", "labels": [0, 1, 0]}), several, "{file}:1: label '0' stands there twice"),
+    ("a.jsonl", jsonl({"text": "a", "labels": ["x", " "]}), several, "{file}:1: a label without a name"),
+    ("a.csv", T + "a,x|\n", several, "{file}:2: a label without a name"),
+    ("a.tsv", "text\tlabel\na\t['x', 'y']\n", several, "{file}:2: not JSON"),
+    ("a.jsonl", jsonl({"text": "a", "label": ["x"]}), classes, "{file}:1: the label is a list"),
+    # tagged words
+    ("a.conll", "EU B-ORG\nrejects O\n\nPeter B-PER\n", read_tagged, (2, 0)),
+    ("a.conll", "-DOCSTART- -X- O\n\nEU NN B-ORG\n\n\n\nPeter NN B-PER", read_tagged, (2, 0)),
+    ("a.conll", "EU\tB-ORG\r\n\r\nNew York\tB-LOC\r\n", read_tagged, (2, 0)),
+    ("a.conll", "a\u2028b O\na\u00a0b O\n", read_tagged, (1, 0)),
+    ("a.conll", "EU B-ORG\nrejects\n", read_tagged, "{file}:2: 1 columns, and 2 before"),
+    ("a.conll", "EU B-ORG\nNew York B-LOC\n", read_tagged, "{file}:2: 3 columns, and 2 before"),
+    ("a.conll", "EU\nrejects\n", read_tagged, "{file}:1: a word and no tag (1 columns)"),
+    ("a.conll", "EU NNP\n", read_tagged, "{file}:1: the tag 'NNP' is none of O, B-name, I-name"),
+    ("a.conll", "EU B-\n", read_tagged, "{file}:1: the tag 'B-' is none of"),
+    ("a.conll", "EU o\n", read_tagged, "{file}:1: the tag 'o' is none of"),
+    ("a.conll", "EU\tO\n\tO\n", read_tagged, "{file}:2: a tag without a word"),
+    ("a.conll", "EU O\n", lambda file: read_tagged(file, column=3), "{file}:1: no column 3 (2 columns)"),
+    ("a.conll", "", read_tagged, "{file}: holds no sentence"),
+    ("a.conll", "-DOCSTART- O\n\n\n", read_tagged, "{file}: holds no sentence"),
+    ("a.conll", b"EU O\ncaf\xe9 O\n", read_tagged, "{file}:2: not UTF-8"),
+    ("a.conll", "EU O\rin O\r", read_tagged, "{file}:1: its lines end in \\r alone"),
+    (
+        "a.jsonl",
+        jsonl({"tokens": ["a", "b"], "ner_tags": ["O", "B-x"]}, {"tokens": [], "ner_tags": []}),
+        read_tagged,
+        (1, 1),
+    ),
+    ("a.jsonl", jsonl({"words": ["a", "b"], "tags": ["O"]}), read_tagged, "{file}:1: 2 words and 1 tags"),
+    (
+        "a.jsonl",
+        jsonl({"words": ["a"], "tags": [3]}),
+        read_tagged,
+        "{file}:1: the tag '3' is none of O, B-name, I-name; give",
+    ),
+    ("a.jsonl", jsonl({"words": "a b", "tags": ["O"]}), read_tagged, "{file}:1: no list words or tokens"),
+    ("a.jsonl", jsonl({"words": ["a"]}), read_tagged, "{file}:1: no list tags or ner_tags (it has 'words')"),
+    ("a.jsonl", jsonl({"words": [None], "tags": ["O"]}), read_tagged, "{file}:1: a tag without a word"),
+    # questions
+    ("a.json", squad(("a", [at(4, "cat")]), ("b", [])), read_questions, (2, 0)),
+    ("a.json", squad(("a", [at(0, "cat")])), read_questions, (1, 0)),
+    ("a.json", squad(("a", [at(1, "the")]), ("b", [at(4, "cat")])), read_questions, (1, 1)),
+    ("a.json", squad(("a", [at(4, "dog")]), ("b", [at(4, "cat")])), read_questions, (1, 1)),
+    ("a.json", squad(("a", [at(3, "aa")]), ("b", []), context="aaab"), read_questions, (1, 1)),
+    ("a.json", squad(("a", [at(4, " ")]), ("b", [at(3, "")]), ("c", [])), read_questions, (1, 2)),
+    (
+        "a.json",
+        squad(("a", [at(4, "dog")])),
+        read_questions,
+        "{file}: no question to use ({file}: data[0].paragraphs[0].qas[0]",
+    ),
+    (
+        "a.json",
+        squad(("a", [at("4", "cat")])),
+        read_questions,
+        "{file}: data[0].paragraphs[0].qas[0].answers[0]: no whole",
+    ),
+    ("a.json", squad(("a", [at(True, "cat")])), read_questions, "answers[0]: no whole number 'answer_start'"),
+    ("a.json", squad(("a", "cat")), read_questions, "{file}: data[0].paragraphs[0].qas[0]: no list 'answers'"),
+    ("a.json", squad((7, [])), read_questions, "{file}: data[0].paragraphs[0].qas[0]: no text 'id'"),
+    ("a.json", squad(("a", []), context=None), read_questions, "{file}: data[0].paragraphs[0]: no text 'context'"),
+    ("a.json", squad(("a", []), context="\ud800"), read_questions, "the context holds a lone surrogate"),
+    ("a.json", '{"data": []}', read_questions, "{file}: no question to use (none at all)"),
+    ("a.json", '{"rows": []}', read_questions, "{file}: no list 'data'"),
+    ("a.json", "[1]", read_questions, "{file}: no list 'data'"),
+    ("a.json", '{"data": [3]}', read_questions, "{file}: data[0]: no list 'paragraphs'"),
+    ("a.json", squad(("a", []))[:-9], read_questions, "{file}: not JSON"),
+    ("a.json", "", read_questions, "{file}: not JSON"),
+    ("a.json.xz", lzma.compress(squad(("a", [])).encode())[:-9], read_questions, "{file}: damaged or cut short"),
+    # choices
+    ("a.csv", "sent1,sent2,ending0,ending1,label\na,b,c,d,1\na,b,c,,0\na,b,c,d,\n", choices, (1, 2)),
+    ("a.csv", "question,choice_a,choice_b,answer\na,c,d,A\n,c,d,B\na,c,d,b\n", choices, (2, 1)),
+    ("a.jsonl", jsonl({"text": "a", "choices": ["x", "y", "z"], "label": 2}), choices, (1, 0)),
+    (
+        "a.jsonl",
+        jsonl({"text": "a", "choices": ["x"], "label": 0}, {"text": "a", "choices": ["x", "y"], "label": 0}),
+        choices,
+        (1, 1),
+    ),
+    (
+        "a.csv",
+        "question,choice_a,choice_b,answer\na,c,d,A\na,c,d,C\n",
+        choices,
+        "{file}:3: the label 'C' is none of 2 choices",
+    ),
+    ("a.csv", "text,ending0,ending1,label\na,c,d,0\na,c,d,2\n", choices, "{file}:3: the label '2' is none of 2"),
+    ("a.csv", "text,ending0,ending1,label\na,c,d,-1\n", choices, "{file}:2: the label '-1' is none of 2"),
+    (
+        "a.csv",
+        "text,ending0,ending2,label\na,c,d,1\n",
+        choices,
+        "{file}: between 'ending0', 'ending2' a choice is missing",
+    ),
+    ("a.csv", "text,label\na,1\n", choices, "{file}: no column for the choices (it has 'text', 'label')"),
+    ("a.csv", "ending0,ending1,label\na,b,1\n", choices, "{file}: no column for the text"),
+    ("a.csv", "text,ending0,ending1\na,b,c\n", choices, "{file}: no column for the label"),
+    ("a.jsonl", jsonl({"text": "a", "choices": {"text": []}, "label": 2}), choices, "{file}:1: 'choices' is no list"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "reader", "expected"), ODD, ids=range(len(ODD)))
+def test_an_odd_file_is_one_line_or_counted(file, name, content, reader, expected):
+    path = file(name, content)
+    if isinstance(expected, str):
+        with pytest.raises(DataError) as caught:
+            reader(path)
+        assert expected.replace("{file}", str(path)) in str(caught.value)
+        assert "\n" not in str(caught.value)
+        return
+    data = reader(path)
+    assert (len(data.examples), len(data.left_out)) == expected
+    places = [example.where for example in data.examples] + [
+        re.match(r"(.*?): no |(.*?): the ", o)[0] for o in data.left_out
+    ]
+    assert all(place.startswith(str(path)) for place in places)
+    assert len(set(places)) == sum(expected)
+    assert not any("\n" in line for line in (*data.notes, *data.left_out))
+    if reader not in (read_tagged, read_questions):
+        assert len(read_table(path).rows) == sum(expected)
+
+
+# -- texts --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "columns"),
+    [
+        ("text,label\na,1\n", "classification", {"text": "text", "label": "label"}),
+        ("id,Sentence,Gold-Label\n1,a,x\n", "classification", {"text": "Sentence", "label": "Gold-Label"}),
+        (
+            "label,premise,hypothesis\n1,a,b\n",
+            "classification",
+            {"text": "premise", "pair": "hypothesis", "label": "label"},
+        ),
+        (
+            "question,sentence,label\na,b,1\n",
+            "classification",
+            {"text": "question", "pair": "sentence", "label": "label"},
+        ),
+        (
+            "sentence1,sentence2,score\na,b,1\n",
+            "regression",
+            {"text": "sentence1", "pair": "sentence2", "label": "score"},
+        ),
+        ("remark,kind\nso good,x\nbad,y\nok,x\nno,y\n", "classification", {"text": "remark", "label": "kind"}),
+        ("1\tgood film\n0\tbad film\n1\tok then\n", "classification", {"text": "2", "label": "1"}),
+        ("good film\t1\nbad film\t0\nok then\t1\n", "classification", {"text": "1", "label": "2"}),
+        (
+            "a b\tc d\t1\na b\te f\t0\ng h\ti j\t1\nk l\tm n\t0\n",
+            "classification",
+            {"text": "1", "pair": "2", "label": "3"},
+        ),
+        ("i1\tgood film\tx\ni2\tbad film\ty\ni3\tok then\tx\n", "classification", {"text": "2", "label": "3"}),
+        ("good film\tx\nbad film\tx\n", "classification", {"text": "1", "label": "2"}),
+        ("good film\t1.5\nbad film\t0.25\n", "regression", {"text": "1", "label": "2"}),
+    ],
+)
+def test_columns_are_found_and_said(file, content, kind, columns):
+    data = read_texts(read_table(file("a.csv", content)), kind)
+    assert data.columns == columns
+    assert all(f"{role} is column {column!r}" in data.notes[-1] for role, column in columns.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "columns"),
+    [
+        ("label,text\n1,a\n", {"text": "text"}),
+        ("good film\nbad film\n", {"text": "1"}),
+        ("1\tgood film\n0\tbad film\n1\tok then\n0\tno no\n", {"text": "2"}),
+        ("how are you\tI am fine\nwhat is it\tit is that\n", {"text": "1", "pair": "2"}),
+    ],
+)
+def test_columns_for_prediction(file, content, columns):
+    data = read_texts(read_table(file("a.tsv", content.replace(",", "\t"))), "classification", labelled=False)
+    assert data.columns == columns
+    assert {example.label for example in data.examples} == {None}
+
+
+def test_columns_by_word_of_the_caller(file):
+    table = read_table(file("a.tsv", "x\t0001\t5.0\ta b\tc d\ny\t0002\t2.5\te f\tg h\n"))
+    data = read_texts(table, "regression", text=4, pair="5", label=3)
+    assert [each[:3] for each in data.examples] == [("a b", "c d", 5.0), ("e f", "g h", 2.5)]
+    assert data.notes == table.notes  # nothing was decided by looking
+    with_names = read_table(file("b.csv", "text,text_pair,label,y\na,b,1,x\nb,c,0,z\n"))
+    assert [each[:3] for each in read_texts(with_names, "classification", text="text_pair", label="y").examples] == [
+        *(("b", None, "x"), ("c", None, "z"))
+    ]
+    assert read_texts(with_names, "classification", pair="text_pair").columns["text"] == "text"
+    of_two = read_table(file("c.csv", "premise,hypothesis,sentence1,sentence2,label\na,b,c,d,1\n"))
+    assert read_texts(of_two, "classification", pair="sentence2").columns["text"] == "sentence1"
+
+
+def test_labels_are_the_strings_of_the_file(file):
+    rows = [1, "1", 1.0, True, False, 0.5, " so ", "01", -3, 10**20, "é"]
+    data = classes(file("a.jsonl", jsonl(*({"text": "a", "label": label} for label in rows))))
+    assert [example.label for example in data.examples] == [
+        *("1", "1", "1", "true", "false", "0.5", "so", "01", "-3", str(10**20), "é")
+    ]
+    data = read_texts(table_of([{"text": "a ", "label": 1}, {"text": 2, "label": None}]), "classification")
+    assert data.examples == [Example("a ", None, "1", "row 1")]
+    assert data.left_out == ("row 2: no label",)
+
+
+def test_numbers_of_numpy_are_numbers():
+    rows = [{"text": "a", "label": label} for label in (np.int64(3), np.float32(0.5), np.bool_(True))]
+    assert [each.label for each in read_texts(table_of(rows), "classification").examples] == ["3", "0.5", "true"]
+    with pytest.raises(DataError, match="row 1: the label is nan"):
+        read_texts(table_of([{"text": "a", "label": float("nan")}]), "regression")
+
+
+def test_several_labels(file):
+    for cells, separator in (("x|y, z", "|"), ("x;y, z", ";"), ("x,y", ",")):
+        data = several(file("a.tsv", f"text\tlabel\na\t{cells}\nb\tx\n"))
+        assert [each.label for each in data.examples] == [tuple(re.split(rf" *[{separator}] *", cells)), ("x",)]
+        assert data.notes[-1] == f"labels are separated by {separator!r}"
+    data = several(
+        file("a.jsonl", jsonl(*({"text": "a", "label": label} for label in (["x", 1, True], [], '["y"]', "z w"))))
+    )
+    assert [each.label for each in data.examples] == [("x", "1", "true"), (), ("y",), ("z w",)]
+
+
+def test_a_label_for_every_row_is_said(file):
+    data = classes(file("a.csv", T + "".join(f"a,{i}.5\n" for i in range(30))))
+    assert data.notes[-1] == "30 labels in 30 rows; is 'label' the label?"
+
+
+# -- words, questions, choices ------------------------------------------------------------------------
+
+
+def test_tagged_words(file):
+    path = file(
+        "a.txt", "-DOCSTART- -X- O O\n\nEU NNP I-ORG B-ORG\nin NN O O\n\n\nPeter NN I-PER B-PER\nB NN I-PER I-PER\n"
+    )
+    data = read_tagged(path)
+    assert data.examples == [
+        Tagged(("EU", "in"), ("B-ORG", "O"), f"{path}:3"),
+        Tagged(("Peter", "B"), ("B-PER", "I-PER"), f"{path}:7"),
+    ]
+    assert data.notes == ("-DOCSTART- lines, which are dropped: 1",)
+    by_number = read_tagged(path, column=3)
+    assert by_number.examples[1].tags == ("I-PER", "I-PER")
+    assert by_number.notes[-1] == f"entities that begin with I- instead of B-: 2, the first in {path}:3"
+    assert [each.tags for each in read_tagged(path, labelled=False).examples] == [None, None]
+    assert read_tagged(file("b.txt", "so\nit\n\nis\n"), labelled=False).examples[0][:2] == (("so", "it"), None)
+    data = read_tagged(file("a.jsonl", jsonl({"tokens": ["New York", "is"], "ner_tags": ["B-LOC", "O"]})))
+    assert data.examples[0][:2] == (("New York", "is"), ("B-LOC", "O"))
+    data = read_tagged(table_of([{"words": ("a",), "tags": ("O",)}]))
+    assert data.examples == [Tagged(("a",), ("O",), "row 1")]
+
+
+def test_questions(file):
+    context = "ab cat ab dog"
+    qas = [
+        {"id": "1", "question": "q", "answers": [at(3, "cat"), at(0, "ab")]},
+        {"id": "2", "question": "q", "answers": [at(4, "cat")]},
+        {"id": "3", "question": "q", "answers": [at(-3, "dog"), at(1, "ab")]},
+        {"id": "4", "question": "q", "answers": [], "is_impossible": True},
+        {"id": "5", "question": "q"},
+        {"id": "6", "question": "q", "answers": [at(3, "cat")], "is_impossible": True},
+        {"id": "1", "question": "q", "answers": [at(7, "ab")]},
+        {"id": "7", "question": " ", "answers": []},
+    ]
+    path = file("a.json", json.dumps({"version": "2", "data": [{"paragraphs": [{"context": context, "qas": qas}]}]}))
+    data = read_questions(path)
+    place = f"{path}: data[0].paragraphs[0].qas"
+    assert data.examples == [
+        Question("1", "q", context, ((3, "cat"), (0, "ab")), f"{place}[0]"),
+        Question("2", "q", context, ((3, "cat"),), f"{place}[1]"),
+        Question("3", "q", context, ((10, "dog"),), f"{place}[2]"),
+        Question("4", "q", context, (), f"{place}[3]"),
+        Question("5", "q", context, None, f"{place}[4]"),
+        Question("1#2", "q", context, ((7, "ab"),), f"{place}[6]"),
+    ]
+    assert data.left_out == (f"{place}[5]: it is_impossible, and has answers", f"{place}[7]: no question")
+    assert data.notes == (
+        f"questions with an answer that stands elsewhere in the context, and is moved there: 2, the first {place}[1]",
+        f"questions with an answer that is not in the context, beside others: 1, the first {place}[2]",
+        f"questions whose id stands there before, which get #2, #3: 1, the first {place}[6]",
+    )
+    qas[1] |= {"id": "1", "question": "other"}
+    path.write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": qas}]}]}))
+    with pytest.raises(DataError, match=r"qas\[1\]: id '1' stands there twice, of two questions"):
+        read_questions(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("sent1,sent2,ending0,ending1,label\nA man,He,runs.,sits.,1\n", ("A man", ("He runs.", "He sits."), 1)),
+        ("question,choice_b,choice_a,answer\nq,x,y,b\n", ("q", ("y", "x"), 1)),
+        ("premise,choice1,choice2,label\np,x,y,1\np,x,y,0\n", ("p", ("x", "y"), 1)),
+        ("premise,choice1,choice2,label\np,x,y,2\np,x,y,1\n", ("p", ("x", "y"), 1)),
+        (
+            "text," + ",".join(f"ending{i}" for i in range(11)) + ",label\nt,a,b,c,d,e,f,g,h,i,j,k,10\n",
+            ("t", tuple("abcdefghijk"), 10),
+        ),
+    ],
+)
+def test_choices(file, content, expected):
+    path = file("a.csv", content)
+    assert choices(path).examples[0] == Choice(*expected, f"{path}:2")
+    assert read_choices(read_table(path), labelled=False).examples[0].label is None
+
+
+# -- two parts ----------------------------------------------------------------------------------------
+
+
+def rows(*labels):
+    return [Example(f"text {i}", None, label, f"f:{i}") for i, label in enumerate(labels, start=1)]
+
+
+def test_what_is_said_of_labels():
+    assert check_labels(rows("a", "b"), rows("b", "a", "a")) == ()
+    [note] = check_labels(rows("pos", "neg"), rows("neg", "Pos", "Pos", "x"))
+    assert note == "labels that no row to train on has: 'Pos' 2, 'x' 1; the first in f:2; did you mean pos?"
+    assert check_labels(rows(("a", "b"), ()), rows(("a", "c"))) == (
+        "labels that no row to train on has: 'c' 1; the first in f:1",
+    )
+    assert check_labels(rows(1.0, 2.0), rows(3.0)) == ()
+    assert check_labels([Tagged(("w",), ("B-x",), "f:1")], [Tagged(("w", "v"), ("I-x", "O"), "f:9")]) == ()
+    for train, dev, said in (
+        (rows("a", "a"), rows("a"), "f:1: this row and every other to train on has the label 'a'"),
+        (rows(("a",), ("a",)), rows(("a",)), "f:1: this row and every other"),
+        (rows(3.0, 3.0), rows(1.0), "f:1: this row and every other to train on has the label '3.0'"),
+        (rows(None, None), rows("a"), "f:1: this row and every other to train on has no label"),
+        (rows("0", "1"), rows("no", "yes"), "f:1: the labels here are 'no', 'yes', in training '0', '1'; none"),
+        ([Tagged(("w",), ("O",), "f:1")], [], "f:1: this sentence and every other to train on has no tag but O"),
+    ):
+        with pytest.raises(DataError) as caught:
+            check_labels(train, dev)
+        assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 0.5, 0.9])
+def test_a_split_has_each_class_by_its_size(fraction):
+    rng = random.Random(0)
+    examples = rows(*rng.choices("abcd", weights=(60, 30, 9, 1), k=997), "once")
+    train, dev = split_dev(examples, fraction, seed=3)
+    assert len(dev) == int(998 * fraction + 0.5)
+    assert sorted(train + dev, key=lambda each: int(each.where[2:])) == examples
+    assert [examples.index(each) for each in dev] == sorted(examples.index(each) for each in dev)
+    sizes = Counter(each.label for each in examples)
+    for label, count in Counter(each.label for each in dev).items():
+        assert abs(count - sizes[label] * fraction) < 2
+    assert {each.label for each in train} == set(sizes)
+    assert split_dev(examples, fraction, seed=3) == (train, dev)
+    assert split_dev(examples, fraction, seed=4) != (train, dev)
+
+
+def test_a_split_is_the_same_everywhere():
+    _, dev = split_dev(rows(*"ababababab"), 0.4, seed=0)
+    assert [each.where for each in dev] == ["f:2", "f:5", "f:7", "f:8"]
+
+
+def test_small_classes_stay_in_train():
+    for seed in range(20):
+        train, dev = split_dev(rows(*"aabbccddee", "f"), 0.45, seed)
+        assert len(dev) == 5
+        assert {each.label for each in train} == set("abcdef")
+        train, dev = split_dev(rows(*"aabb", *"cdefgh"), 0.9, seed)
+        assert sorted(each.label for each in dev) == ["a", "b"]
+
+
+def test_groups_stay_together():
+    examples = rows(*("ab"[i % 2] for i in range(300)))
+    groups = [i // 7 for i in range(300)]
+    train, dev = split_dev(examples, 0.2, seed=1, groups=groups)
+    assert 50 <= len(dev) <= 60
+    of = dict(zip(examples, groups, strict=True))
+    assert not {of[each] for each in train} & {of[each] for each in dev}
+
+
+def test_a_split_of_what_has_no_classes():
+    train, dev = split_dev(rows(*(i / 10 for i in range(50))), 0.1, seed=0)
+    assert (len(train), len(dev)) == (45, 5)
+    questions = [Question(str(i), "q", "c", (), f"f:{i}") for i in range(10)]
+    assert len(split_dev(questions, 0.3, seed=0)[1]) == 3
+
+
+@pytest.mark.parametrize(
+    ("examples", "fraction", "groups", "error", "said"),
+    [
+        (rows("a", "b"), 0, None, ConfigError, "give one between 0 and 1"),
+        (rows("a", "b"), float("nan"), None, ConfigError, "give one between 0 and 1"),
+        (rows("a", "b"), 0.5, [1], ConfigError, "1 groups and 2 examples"),
+        (rows("a", "b"), 0.5, None, DataError, "of 2 rows none can be held out"),
+        (rows("a", "a"), 0.5, [1, 1], DataError, "of 2 rows none can be held out"),
+        ([], 0.5, None, DataError, "of 0 rows none can be held out"),
+    ],
+)
+def test_a_split_that_cannot_be(examples, fraction, groups, error, said):
+    with pytest.raises(error, match=said):
+        split_dev(examples, fraction, 0, groups)
+
+
+def test_texts_that_stand_there_twice():
+    one = [
+        Example("So it is", None, "a", "f:1"),
+        Example("so  it IS", None, "b", "f:2"),
+        Example("so", "it is", "a", "f:3"),
+    ]
+    assert duplicates(one) == (1, 1, (("f:2", "f:1"),))
+    assert duplicates([one[0], one[0]]).count == 1
+    assert overlap(one[:1], one) == (2, 1, (("f:1", "f:1"), ("f:2", "f:1")))
+    assert overlap(one[2:], one[:2]) == (0, 0, ())
+    assert overlap(one[:2], one[:1]).first == (("f:1", "f:1"),)  # the first of the same
+    words = [
+        Tagged(("a", "b"), ("O", "O"), "f:1"),
+        Tagged(("a b",), ("O",), "f:2"),
+        Tagged(("A", "b"), ("O", "O"), "f:3"),
+    ]
+    assert duplicates(words) == (1, 0, (("f:3", "f:1"),))
+    questions = [Question("1", "q", "c", (), "f:1"), Question("2", "q", "c", ((0, "c"),), "f:2")]
+    assert duplicates(questions) == (1, 1, (("f:2", "f:1"),))
+    assert len(duplicates([one[0]] * 9).first) == 3
+
+
+# -- real files ---------------------------------------------------------------------------------------
+
+
+def real(name):
+    if not (DATA / name).exists():
+        pytest.skip("no such data")
+    return DATA / name
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("sst2/train.tsv", {"0": 3310, "1": 3610}),
+        ("sst2/dev.tsv", {"0": 428, "1": 444}),
+        ("sst2/test.tsv", {"0": 912, "1": 909}),
+        ("sst2/glue_train.tsv.xz", {"0": 29780, "1": 37569}),
+        ("sst2/glue_dev.tsv", {"0": 428, "1": 444}),
+        ("sms-spam/SMSSpamCollection", {"ham": 4827, "spam": 747}),
+    ],
+)
+def test_real_texts(name, labels):
+    data = classes(real(name))
+    assert Counter(each.label for each in data.examples) == labels
+    assert data.left_out == ()
+    assert not any("\r" in each.text for each in data.examples)
+
+
+@pytest.mark.parametrize(("name", "count"), [("train", 5749), ("dev", 1500), ("test", 1379)])
+def test_real_scores(name, count):
+    data = texts("regression", text=6, pair=7, label=5)(real(f"sts-b/sts-{name}.csv"))
+    assert (len(data.examples), data.left_out) == (count, ())
+    assert all(0 <= each.label <= 5 and each.pair for each in data.examples)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "answerable"),
+    [
+        ("xquad.en.json", 1190, 1190),
+        ("subjqa_train.json.xz", 4906, 2030),
+        ("subjqa_dev.json.xz", 546, 234),
+        ("subjqa_test.json.xz", 1251, 508),
+    ],
+)
+def test_real_questions(name, count, answerable):
+    data = read_questions(real(f"qa/{name}"))
+    assert (len(data.examples), sum(bool(each.answers) for each in data.examples)) == (count, answerable)
+    assert data.left_out == ()
+    assert len({each.id for each in data.examples}) == count
+    assert all(each.context.startswith(text, start) for each in data.examples for start, text in each.answers)
+
+
+def test_a_part_of_real_texts():
+    examples = classes(real("sms-spam/SMSSpamCollection")).examples
+    train, dev = split_dev(examples, 0.1, seed=0)
+    assert Counter(each.label for each in dev) == {"ham": 482, "spam": 75}
+    assert check_labels(train, dev) == ()
+    assert duplicates(examples).count > 400 > overlap(train, dev).count > 20

@@ -1,0 +1,176 @@
+"""Features, and packed batches of them: what a padded batch would say and learn, example by example."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from minilm.data.examples import Example
+from minilm.dropin.models import BertForSequenceClassification
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.tasks.classification import Classification, MultiLabel
+from minilm.tasks.named import model_for
+from minilm.tasks.regression import Regression
+from minilm.tasks.task import Features, batch_of, outputs_of
+from minilm.train.ranks import Applied
+from minilm.train.runtime import Runtime
+
+LABELS = ("bad", "good")
+
+
+@pytest.fixture
+def cpu():
+    return Runtime(torch.device("cpu"), "fp32", "test", torch.get_num_threads())
+
+
+def test_features_are_the_tokenizers(directory, reviews):
+    """By hand on three lines: ids, which text, targets; what a text writes out is text, and what is cut is counted."""
+    tokenizer = BertTokenizer.from_pretrained(directory)
+    examples = [Example("fine.", "a film", "good"), Example("[SEP]", "the", "bad"), Example("a " * 30, "plot", "good")]
+    features = Classification(LABELS).features(examples, tokenizer, 12)
+    id = tokenizer.convert_tokens_to_ids
+    first = [id(token) for token in ("[CLS]", "fine", ".", "[SEP]", "a", "film", "[SEP]")]
+    assert features.ids[:7].tolist() == first
+    assert features.types[:7].tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert features.offsets.tolist() == [0, 7, 7 + len(features.ids[7:-12]), len(features.ids)]
+    unknown = features.ids[features.offsets[1] : features.offsets[2]].tolist()
+    assert unknown.count(tokenizer.sep_token_id) == 2
+    assert unknown.count(tokenizer.unk_token_id) > 0
+    assert (features.target.tolist(), features.example.tolist(), features.cut) == ([1, 0, 1], [0, 1, 2], 1)
+
+
+@pytest.mark.parametrize("row_length", [None, 24])
+def test_each_feature_is_in_a_batch_once_and_whole(directory, reviews, row_length):
+    tokenizer = BertTokenizer.from_pretrained(directory)
+    features = Classification(LABELS).features(reviews(40, pairs=True), tokenizer, 24)
+    asked = np.array([7, 3, 3, 39, 0, *range(10, 30)])
+    batch, rows = batch_of(features, asked, row_length)
+    assert sorted(rows) == sorted(asked)
+    tokens = batch.tokens
+    assert row_length in (None, tokens.input_ids.shape[1])
+    flat = {name: getattr(tokens, name).flatten() for name in ("input_ids", "token_type_ids", "position", "key")}
+    assert batch.size == int(flat["key"].sum()) == len(batch.where) == features.lengths[asked].sum()
+    assert torch.equal(batch.where.sort().values, flat["key"].nonzero().flatten())
+    begin = 0
+    for row, first in zip(rows, tokens.cls.tolist(), strict=True):
+        place = slice(features.offsets[row], features.offsets[row + 1])
+        length = place.stop - place.start
+        own = batch.where[begin : begin + length]
+        begin += length
+        assert own[0] == first
+        assert flat["input_ids"][own].tolist() == features.ids[place].tolist()
+        assert flat["token_type_ids"][own].tolist() == features.types[place].tolist()
+        assert flat["position"][own].tolist() == list(range(length))
+    assert batch.target.tolist() == features.target[rows].tolist()
+    assert batch.count == len(asked)
+
+
+def test_rows_are_nearly_full():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 60, 200)
+    n = int(lengths.sum())
+    features = Features(np.ones(n, np.int32), np.zeros(n, np.int8), np.cumsum([0, *lengths]), lengths, np.arange(200))
+    for at in range(0, 192, 32):
+        batch, _ = batch_of(features, np.arange(at, at + 32))
+        assert batch.size / batch.tokens.input_ids.numel() > 0.9
+
+
+def padded(model, features, rows):
+    """Logits and inputs of a batch that transformers would make."""
+    parts = [slice(features.offsets[row], features.offsets[row + 1]) for row in rows]
+    columns = (features.ids, features.types, np.ones_like(features.ids))
+    ids, types, mask = (
+        pad_sequence([torch.from_numpy(column[part].astype(np.int64)) for part in parts], True) for column in columns
+    )
+    return model(input_ids=ids, token_type_ids=types, attention_mask=mask).logits
+
+
+TASKS = {
+    "classification": Classification(LABELS),
+    "weighted": Classification(LABELS, weights=(0.5, 1.5)),
+    "smoothed": Classification(LABELS, smoothing=0.2),
+    "multi-label": MultiLabel(("bad", "good", "other")),
+    "regression": Regression(),
+}
+
+
+def of_task(task, examples):
+    """The same examples with labels of the task."""
+    if isinstance(task, Regression):
+        return [each._replace(label=float(len(each.text))) for each in examples]
+    if isinstance(task, MultiLabel):
+        return [each._replace(label=(each.label, "other")[: 1 + i % 2]) for i, each in enumerate(examples)]
+    return examples
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("split", [1, 3])
+def test_packed_is_padded(directory, reviews, name, split, exact_float64):
+    """Loss and every gradient in float64, of all at once or in parts; by the loss that transformers' class has."""
+    task = TASKS[name]
+    model, task = model_for(task, directory)
+    model.double()
+    examples = of_task(task, reviews(12, pairs=True))
+    features = task.features(examples, BertTokenizer.from_pretrained(directory), 24)
+    for rows in np.array_split(np.arange(12), split):
+        nats, count = task.loss(model, batch_of(features, rows)[0])
+        assert int(count) == len(rows)
+        (nats / 12).backward()
+    packed = {name: own.grad.clone() for name, own in model.named_parameters()}
+    model.zero_grad()
+    logits = padded(model, features, range(12))
+    target = torch.from_numpy(features.target)
+    if name == "multi-label":
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, target.double())
+    elif name == "regression":
+        loss = (logits[:, 0] - target.double()).square().mean()
+    else:
+        weights = None if task.weights is None else logits.new_tensor(task.weights)
+        smooth = torch.nn.CrossEntropyLoss(weights, reduction="none", label_smoothing=task.smoothing)
+        loss = smooth(logits, target).mean()
+    loss.backward()
+    for name, own in model.named_parameters():
+        assert (own.grad - packed[name]).abs().max() < 1e-9 * max(1, own.grad.abs().max()), name
+
+
+@pytest.mark.parametrize("name", ["classification", "regression"])
+def test_outputs_are_in_the_order_of_the_examples(directory, reviews, name, cpu, monkeypatch):
+    """Whatever their lengths, and in batches of any size."""
+    task = TASKS[name]
+    model, task = model_for(task, directory)
+    model.eval()
+    examples = of_task(task, reviews(30))
+    features = task.features(examples, BertTokenizer.from_pretrained(directory), 24)
+    with torch.no_grad():
+        alone = torch.cat([padded(model, features, [row]) for row in range(30)]).numpy()
+    for at_once in (1, 50, 1 << 12):
+        monkeypatch.setattr("minilm.tasks.task.EVALUATED_AT_ONCE", at_once)
+        found, loss = outputs_of(task, Applied(model), features, cpu)
+        assert np.abs(found.reshape(alone.shape) - alone).max() < 1e-5
+        if name == "classification":
+            rows = torch.log_softmax(torch.from_numpy(alone), 1)[range(30), features.target]
+            assert loss == pytest.approx(-rows.mean().item(), rel=1e-5)
+
+
+def test_labels_are_matched_by_name(directory, tmp_path):
+    """With a head that is there, in its order; one of other labels is refused."""
+    first, task = model_for(Classification(("a", "b", "c"), weights=(1.0, 2.0, 3.0)), directory)
+    assert (task.labels, first.config.id2label) == (("a", "b", "c"), {0: "a", 1: "b", 2: "c"})
+    turned = BertForSequenceClassification.from_pretrained(directory, id2label={0: "c", 1: "a", 2: "b"})
+    turned.save_pretrained(tmp_path / "turned")
+    model, task = model_for(Classification(("a", "b", "c"), weights=(1.0, 2.0, 3.0)), tmp_path / "turned")
+    assert torch.equal(model.classifier.weight, turned.classifier.weight)
+    assert (task.labels, task.weights) == (("c", "a", "b"), (3.0, 1.0, 2.0))
+    with pytest.raises(ValueError, match="tells c, a, b, and the examples are labelled a, d"):
+        model_for(Classification(("a", "d")), tmp_path / "turned")
+
+
+def test_a_new_head_is_drawn_by_the_seed_alone(directory):
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    one, _ = model_for(Classification(LABELS), directory, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    again, _ = model_for(Classification(LABELS), directory, seed=1)
+    other, _ = model_for(Classification(LABELS), directory, seed=2)
+    assert torch.equal(one.classifier.weight, again.classifier.weight)
+    assert not torch.equal(one.classifier.weight, other.classifier.weight)

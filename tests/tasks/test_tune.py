@@ -1,0 +1,214 @@
+"""Tuning: it learns, goes on as if it had never stopped, and each setting does what it says."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minilm.checkpoint.store import Store
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import ConfigError, DataError
+from minilm.tasks.classification import Classification
+from minilm.tasks.named import make_task, model_for, open_task
+from minilm.tasks.tune import ExampleBatches, Tuning, tune
+from minilm.train.log import read_metrics
+
+QUICK = Tuning(epochs=6, batch_size=8, lr=3e-3, length=24, patience=100)
+
+
+@pytest.fixture
+def go(directory, reviews, tmp_path):
+    """go(out, tuning, task): a run of 48 examples, 16 to choose by, in tmp_path/out."""
+
+    def run(out="run", tuning=QUICK, task=None, examples=None, dev=None, seed=0, **more):
+        examples, dev = examples or reviews(48), dev or reviews(16, seed=9)
+        model, task = model_for(task or make_task("classification", examples), directory, seed)
+        store = Store(tmp_path / out)
+        with store.hold():
+            return tune(
+                task,
+                model,
+                BertTokenizer.from_pretrained(directory),
+                examples,
+                dev,
+                tuning,
+                store,
+                device="cpu",
+                precision="fp32",
+                **more,
+            )
+
+    return run
+
+
+def weights(tuned):
+    return {name: own.clone() for name, own in tuned.model.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(own, b[name]) for name, own in a.items())
+
+
+def test_it_learns_and_what_it_wrote_says_the_same(go, reviews, tmp_path):
+    longer = replace(QUICK, epochs=20, lr=5e-3)
+    tuned = go(tuning=longer)
+    assert tuned.result["accuracy"] >= 0.95
+    model, task = open_task(tmp_path / "run")
+    assert task == Classification(("bad", "good"))
+    assert same(weights(tuned), model.state_dict())
+    assert model.config.id2label == {0: "bad", 1: "good"}
+    features = tuned.features(reviews(60, seed=3))
+    assert (tuned.outputs(features).argmax(axis=1) == features.target).mean() >= 0.85
+    again = go(tuning=longer)
+    assert again.result == tuned.result
+    assert same(weights(again), weights(tuned))
+
+
+def test_going_on_is_going_through(go, tmp_path):
+    """Stopped after any epoch, it ends with the same bits."""
+    whole = weights(go("whole"))
+    steps = [line["step"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl") if "held_out_loss" in line]
+    assert len(steps) == 6
+    for stop in (steps[0], steps[3]):
+
+        class Stopped(Exception):
+            pass
+
+        def save(self, step, write, real=Store.save, stop=stop, **more):
+            found = real(self, step, write, **more)
+            if step == stop:
+                raise Stopped
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Store, "save", save)
+            with pytest.raises(Stopped):
+                go(f"cut{stop}")
+        torch.manual_seed(stop)
+        assert same(weights(go(f"cut{stop}")), whole)
+
+
+def test_packing_changes_nothing(go, directory, reviews):
+    """After 12 steps without dropout: the weights of a loop over padded batches of the same examples."""
+    examples = reviews(48, pairs=True)
+    tuning = replace(QUICK, steps=12, warmup_frac=0.25, lr=1e-3, evaluate_every=12)
+    model, task = model_for(make_task("classification", examples), directory)
+
+    def without(model):
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+
+    without(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minilm.tasks.tune.cheapen", without)
+        tuned = go(tuning=tuning, examples=examples, dev=examples)
+    features = task.features(examples, BertTokenizer.from_pretrained(directory), 24)
+    batches = ExampleBatches(features, tuning)
+    decayed = [own for own in model.parameters() if own.ndim > 1]
+    plain = [own for own in model.parameters() if own.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], lr=1e-3, eps=1e-6
+    )
+    model.train()
+    tokenizer = BertTokenizer.from_pretrained(directory)
+    for step in range(12):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * ((step + 1) / 3 if step < 3 else (12 - step) / 9)
+        rows = [examples[row] for row in batches.order(step)[1]]
+        texts, pairs = [each.text for each in rows], [each.pair for each in rows]
+        inputs = tokenizer(texts, pairs, padding=True, truncation=True, max_length=24, return_tensors="pt")
+        loss = model(**inputs, labels=torch.tensor([task.labels.index(each.label) for each in rows])).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    own = model.state_dict()
+    assert max((own[name] - other).abs().max().item() for name, other in weights(tuned).items()) < 1e-5
+
+
+def test_each_setting_does_something(go, directory):
+    """Other weights than without it; and what is to stay as it was stays."""
+    short = replace(QUICK, epochs=1)
+    plain = weights(go("plain", short))
+    before, _ = model_for(Classification(("bad", "good")), directory)
+    start = before.state_dict()
+    lower, upper = (f"bert.encoder.layers.{i}.mlp.inp.weight" for i in (0, 1))
+    for name, changed in {
+        "layer_decay": replace(short, layer_decay=0.5),
+        "frozen_layers": replace(short, frozen_layers=1),
+        "weight_decay": replace(short, weight_decay=1.0),
+        "warmup_frac": replace(short, warmup_frac=0.9),
+        "seed": replace(short, seed=1),
+        "max_norm": replace(short, max_norm=1e-3),
+    }.items():
+        found = weights(go(name, changed))
+        assert not same(found, plain), name
+        if name == "frozen_layers":
+            frozen = [key for key in found if key.startswith(("bert.encoder.embedding", "bert.encoder.layers.0"))]
+            assert all(torch.equal(found[key], start[key]) for key in frozen)
+            assert not torch.equal(found[upper], start[upper])
+        if name == "layer_decay":  # the lower, the less it moves
+            moved = {
+                key: ((found[key] - start[key]).abs().mean() / (plain[key] - start[key]).abs().mean()).item()
+                for key in (upper, lower, "classifier.weight")
+            }
+            assert moved[lower] < 0.7 * moved[upper]
+            assert moved["classifier.weight"] == pytest.approx(1, abs=0.3)
+    same_bits = weights(go("checkpointed", replace(short, gradient_checkpointing=True)))
+    assert max((same_bits[key] - plain[key]).abs().max() for key in plain) < 1e-4
+
+
+def test_class_weights_count_rare_labels_more(go, reviews):
+    examples = [each for each in reviews(200) if each.label == "good" or int(each.where[4:]) % 10 == 0]
+    examples = examples[:60]
+    balanced = make_task("classification", examples, "balanced")
+    counts = {label: sum(each.label == label for each in examples) for label in balanced.labels}
+    for label, weight in zip(balanced.labels, balanced.weights, strict=True):
+        assert weight == pytest.approx(60 / 2 / counts[label])
+    short = replace(QUICK, epochs=4, lr=5e-4, evaluate_every=1000)
+    features = None
+    chances = {}
+    for name, task in (("plain", make_task("classification", examples)), ("balanced", balanced)):
+        tuned = go(name, short, task, examples)
+        features = features or tuned.features(reviews(40, seed=5))
+        logits = torch.from_numpy(tuned.outputs(features))
+        chances[name] = logits.softmax(1)[:, 0].mean().item()
+    assert chances["balanced"] > chances["plain"] + 0.05
+
+
+def test_patience_ends_it_and_the_best_is_kept(go, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.9, 0.6, 0.7, 0.8, 0.8])
+    monkeypatch.setattr(Classification, "score", lambda self, *args: {"accuracy": next(scores)})
+    tuned = go(tuning=replace(QUICK, patience=2))
+    evaluated = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "held_out_loss" in line]
+    assert evaluated == [6, 12, 18, 24]
+    monkeypatch.undo()
+    again = iter([0.5, 0.9])
+    monkeypatch.setattr(Classification, "score", lambda self, *args: {"accuracy": next(again, 0.1)})
+    second = go("two", replace(QUICK, patience=100))
+    twelve = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert twelve["result"]["steps"] == 36
+    assert same(weights(tuned), weights(second))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"tuning": replace(QUICK, length=25)}, ConfigError, "--length 25: the model reads 24 tokens"),
+        ({"tuning": replace(QUICK, frozen_layers=3)}, ConfigError, "--frozen-layers 3: the model has 2 layers"),
+    ],
+)
+def test_what_cannot_be_is_said(go, changes, error, said):
+    with pytest.raises(error, match=said):
+        go(**changes)
+
+
+def test_other_examples_are_another_run(go, reviews):
+    go()
+    with pytest.raises(ConfigError, match="began with other examples"):
+        go(examples=reviews(48, seed=4))
+    with pytest.raises(ConfigError, match="began with lr"):
+        go(tuning=replace(QUICK, lr=1e-3))
+    assert issubclass(DataError, ValueError)

@@ -1,0 +1,156 @@
+"""finetune.py and `evaluate.py predict` on small tables: what they write, say and refuse."""
+
+import csv
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+from transformers import pipeline
+
+from minilm import cli
+
+
+@pytest.fixture(scope="module")
+def script(load):
+    return load("finetune.py")
+
+
+@pytest.fixture(scope="module")
+def evaluate(load):
+    return load("evaluate.py")
+
+
+WORDS = {"good": ["fine", "great", "lovely"], "bad": ["awful", "poor", "dull"]}
+PLAIN = ["the", "film", "was", "and", "plot", "a"]
+
+
+@pytest.fixture
+def go(script, evaluate, encoder_directory, tmp_path, monkeypatch, capsys):
+    """go("finetune" or a command of evaluate.py, *argv) -> (status, stdout, stderr), in a directory with train.csv."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        (f"{' '.join(PLAIN[: i % 6])} {WORDS[label][i % 3]}", label) for i in range(60) for label in ("good", "bad")
+    ]
+    with open("train.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("review", "verdict"), *rows])
+    Path("new.csv").write_text("id,review\n7,the film was great\n8,dull\n9,\n")
+
+    def run(command, *argv):
+        start = partial(cli.run_one_of, evaluate.COMMANDS, [command, "--device", "cpu", *argv])
+        if command == "finetune":
+            own = ("--model", str(encoder_directory), "--device", "cpu", "--precision", "fp32")
+            start = partial(cli.run, script.main, script.Args, [*own, *argv])
+        with pytest.raises(SystemExit) as stop:
+            start()
+        out, err = capsys.readouterr()
+        return stop.value.code, out, err
+
+    return run
+
+
+FLAGS = ("--train", "train.csv", "--out", "out", "--epochs", "8", "--lr", "5e-3", "--batch-size", "8")
+
+
+def test_from_a_table_to_predictions(go, tmp_path):
+    status, out, err = go("finetune", *FLAGS, "--json", "result.json")
+    assert status == 0, err
+    assert "text is column 'review', label is column 'verdict'" in err
+    assert "a tenth of the examples, 12, chooses the best model" in err
+    assert "next       python evaluate.py predict --model out --input new.csv --output out.csv" in out
+    result = json.loads(Path("result.json").read_text())
+    assert result == json.loads(Path("out/results.json").read_text())
+    assert result["scores"]["accuracy"] >= 0.9
+    assert result["baselines"]["majority"]["accuracy"] == 0.5
+    assert 0.5 <= result["baselines"]["bag_of_words"]["accuracy"] <= 1
+    assert [row["name"] for row in result["labels"]] == ["bad", "good"]
+    names = {path.name for path in Path("out").iterdir()}
+    assert names >= {"config.json", "model.safetensors", "README.md", "loss.png", "confusion.png", "predictions.csv"}
+    with open("out/predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    assert sum(row["label"] == row["prediction"] for row in rows) / 12 == result["scores"]["accuracy"]
+    status, _, err = go("predict", "--model", "out", "--input", "new.csv", "--output", "said.csv")
+    assert status == 0
+    assert "nothing said of new.csv:4: no text" in err
+    with open("said.csv") as file:
+        said = list(csv.DictReader(file))
+    assert [row["id"] for row in said] == ["7", "8", "9"]
+    assert [row["prediction"] for row in said] == ["good", "bad", ""]
+    assert float(said[0]["p(good)"]) + float(said[0]["p(bad)"]) == pytest.approx(1, abs=1e-5)
+    theirs = pipeline("text-classification", "out", top_k=None)(["the film was great"])[0]
+    assert {each["label"]: each["score"] for each in theirs} == {
+        name: pytest.approx(float(said[0][f"p({name})"]), abs=1e-4) for name in ("good", "bad")
+    }
+    status, out, err = go("finetune", *FLAGS)
+    assert (status, "out is finished" in err) == (0, True)
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_other_tasks(go, task):
+    label = {"multilabel": ["a", "b|a", "b", "a"], "regression": ["0.5", "1", "2.5", "-1"]}[task]
+    rows = [{"text": f"{PLAIN[i % 6]} {WORDS['good'][i % 3]}", "label": label[i % 4]} for i in range(40)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ("--train", "rows.jsonl", "--out", "out", "--steps", "4", "--task", task)
+    status, _, err = go("finetune", *flags)
+    assert status == 0, err
+    status, _, err = go("predict", "--model", "out", "--input", "rows.jsonl", "--output", "said.jsonl")
+    assert status == 0, err
+    said = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in said] == [row["text"] for row in rows]
+    assert all(set(row["prediction"].split("|")) <= {"a", "b", ""} for row in said if task == "multilabel")
+    assert all(abs(float(row["prediction"])) < 9 for row in said if task == "regression")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--train", "none.csv"), "none.csv"),
+        (("--dev", "train.csv"), "--dev train.csv: goes with --train"),
+        (("--task", "regression"), "give examples of it with --train"),
+        (("--train", "train.csv", "--text-column", "reviw"), "did you mean review?"),
+        (("--train", "train.csv", "--label-column", "9"), "no column '9'"),
+        (
+            ("--train", "train.csv", "--label-column", "2", "--task", "regression"),
+            "train.csv:2: the label 'good' is no finite number",
+        ),
+        (("--train", "one.csv"), "this row and every other to train on has the label 'a'"),
+        (
+            ("--train", "train.csv", "--dev", "other.csv", "--label-column", "2"),
+            "the labels here are 'c', 'd', in training 'bad', 'good'",
+        ),
+        (("--train", "train.csv", "--epochs", "2", "--steps", "9"), "--epochs and --steps: two budgets at once"),
+        (("--train", "train.csv", "--length", "25"), "--length 25: the model reads 24 tokens"),
+        (("--train", "train.csv", "--frozen-layers", "3"), "--frozen-layers 3: the model has 2 layers"),
+        (("--train", "train.csv", "--task", "multilabel", "--class-weights", "balanced"), "leave them out for multil"),
+        (("--train", "train.csv", "--lr", "nan"), "--lr nan: not a finite number"),
+    ],
+)
+def test_what_cannot_be_is_one_line(go, argv, said, tmp_path):
+    Path("one.csv").write_text("text,label\n" + "".join(f"a{i},a\n" for i in range(9)))
+    Path("other.csv").write_text("review,verdict\nfine,c\npoor,d\n")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    status, out, err = go("finetune", "--out", "out", *argv)
+    assert (status, out) == (2, "")
+    assert said in err.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--model", "encoder", "--input", "new.csv", "--output", "said.csv"), "encoder: is BertModel, which tells no"),
+        (
+            ("--model", "encoder", "--input", "new.csv", "--output", "new.csv"),
+            "new.csv: is the file of --input",
+        ),
+        (("--model", "encoder", "--input", "new.csv", "--output", "said.txt"), "give a .csv, .tsv or .jsonl"),
+        (("--model", "encoder", "--input", "none.csv", "--output", "said.csv"), "none.csv"),
+    ],
+)
+def test_predictions_that_cannot_be(go, encoder_directory, argv, said, tmp_path):
+    Path("encoder").symlink_to(encoder_directory)
+    status, out, err = go("predict", *argv)
+    assert (status, out) == (2, "")
+    assert said in err.splitlines()[-1]
+    assert not Path("said.csv").exists()
