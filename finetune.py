@@ -4,8 +4,8 @@ The path of an example: tables -> examples (minilm/data), a task and its feature
 pretraining (minilm/train), and to disk (minilm/checkpoint).
 """
 
-from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,18 +14,29 @@ from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
 from minilm.data.examples import Data
 from minilm.data.libraries import embedded_examples
-from minilm.data.splits import check_labels, overlap, split_dev
+from minilm.data.splits import check_labels, folds, overlap, split_dev
 from minilm.data.tables import read_table
+from minilm.data.tokenizer import Tokenizer
+from minilm.dropin.config import BertConfig
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError
-from minilm.tasks.named import TaskName, make_task, model_for, read_examples
-from minilm.tasks.report import closing, write_report
+from minilm.files import write_json
+from minilm.tasks.named import TaskName, make_task, model_for, new_model, read_examples
+from minilm.tasks.report import check_lines, closing, next_command, said, write_report
+from minilm.tasks.scores import spread
 from minilm.tasks.task import Task
 from minilm.tasks.tune import Tuning, tune
 from minilm.train.log import say
 
 QUICK = Path("checkpoints/quick-mlm")
+SCRATCH = {  # a model that has learned nothing
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 512,
+    "max_position_embeddings": 256,
+}
 DEV = 0.1  # of the examples, where no --dev is given
 SHOWN = 5  # rows that are left out
 
@@ -54,6 +65,12 @@ class Args:
     """Of the label, or the number."""
     header: bool | None = None
     """Whether a csv's first row names its columns; as it looks, if not given."""
+    seeds: int = 1
+    """Runs of other seeds, from --seed on: the mean of their scores, and how sure it is."""
+    kfold: int | None = None
+    """Runs that are each tested on another of so many parts of --train; labels are as frequent in each."""
+    group_column: str | None = None
+    """With --kfold: rows with the same value there stay in one part."""
     check: bool = False
     """Say what is in the files, and stop."""
     epochs: float | None = None
@@ -82,6 +99,10 @@ class Args:
     """Of the learning rate, from each layer to the one below."""
     frozen_layers: int = 0
     """The embedding and so many layers, from the first on, stay as they are."""
+    lora_rank: int = 0
+    """Small matrices of this rank, added to those of q, k and v, learn in place of the encoder; merged when saved."""
+    lora_alpha: float = 16.0
+    """What they add is alpha / rank times their product."""
     gradient_checkpointing: bool = False
     """Compute every layer again in the backward pass instead of keeping it: less memory, a third more time."""
     seed: int = 0
@@ -111,54 +132,110 @@ RANGES = {  # inclusive
     "label_smoothing": (0.0, 0.9),
     "layer_decay": (0.1, 1.0),
     "frozen_layers": (0, 1000),
+    "lora_rank": (0, 1024),
+    "lora_alpha": (1e-3, 1e4),
     "seed": (0, 2**58),
+    "seeds": (1, 1000),
+    "kfold": (2, 1000),
     "threads": (1, 1024),
 }
 
 
 def main(args: Args) -> None:
-    """One run, from flags to the last line."""
+    """One run, or several, from flags to the last line."""
     cli.check_ranges(args, RANGES)
     cli.check_result(args.json)
     if args.epochs is not None and args.steps is not None:
         raise ConfigError("--epochs and --steps: two budgets at once; give one")
-    train, dev, test = load(args)
+    if args.kfold and (args.seeds > 1 or args.dev or args.test or args.train is None):
+        raise ConfigError("--kfold: splits --train by itself; leave out --dev, --test and --seeds")
+    if args.group_column and not args.kfold:
+        raise ConfigError(f"--group-column {args.group_column}: goes with --kfold")
+    out = args.out or Path("checkpoints") / ("libraries" if args.train is None else args.train.name.split(".")[0])
+    runs = list(load(args))
     if args.check:
+        for line in check(args, runs[0]):
+            print(line)
         return
-    name = "libraries" if args.train is None else args.train.name.split(".")[0]
-    store = Store(args.out or Path("checkpoints") / name)
-    store.check_writable()
-    task = make_task(args.task, train.examples, args.class_weights, args.label_smoothing)
-    model, tokenizer, task, settings = load_model(args, task)
-    own = {field.name for field in fields(Tuning)} - {"epochs"}
-    chosen = {each: getattr(args, each) for each in own if hasattr(args, each)}
-    tuning = Tuning(**chosen, **({} if args.epochs is None else {"epochs": args.epochs}))
-    with ExitStack() as held:
-        held.enter_context(store.hold())
-        tuned = tune(
-            task,
-            model,
-            tokenizer,
-            train.examples,
-            dev.examples,
-            tuning,
-            store,
-            settings | {"columns": train.columns},
-            args.device,
-            args.precision,
-            args.threads,
-            args.resume,
-        )
-        result = write_report(tuned, store.out, train, dev, test)
-    lines = closing(result, store.out)
+    result, lines = one(args, out, runs[0]) if len(runs) == 1 else several(args, out, runs)
     for line in lines:
         say(line) if args.json == "-" else print(line)
     if args.json:
         cli.write_result(args.json, result)
 
 
-def load(args: Args) -> tuple[Data, Data, Data | None]:
-    """The examples to learn from, to choose by, and to test on, which may be none; what is in them is said."""
+@dataclass(frozen=True)
+class Run:
+    """What one run learns from."""
+
+    name: str  # of its directory, "" for OUT itself
+    seed: int
+    train: Data
+    dev: Data
+    test: Data | None
+
+
+def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
+    """Train, and say what came of it: (the result, the last lines)."""
+    store = Store(out)
+    store.check_writable()
+    task = make_task(args.task, run.train.examples, args.class_weights, args.label_smoothing)
+    model, tokenizer, task, settings = load_model(args, task, run)
+    own = {field.name for field in fields(Tuning)} - {"epochs", "seed"}
+    chosen = {each: getattr(args, each) for each in own if hasattr(args, each)}
+    tuning = Tuning(**chosen, seed=run.seed, **({} if args.epochs is None else {"epochs": args.epochs}))
+    with store.hold():
+        tuned = tune(
+            task,
+            model,
+            tokenizer,
+            run.train.examples,
+            run.dev.examples,
+            tuning,
+            store,
+            settings | {"columns": run.train.columns},
+            args.device,
+            args.precision,
+            args.threads,
+            args.resume,
+        )
+        result = write_report(tuned, out, run.train, run.dev, run.test)
+    return result, closing(result, out)
+
+
+def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], list[str]]:
+    """Each in a directory of its own in OUT; the mean of their scores with its interval."""
+    results = []
+    for run in runs:
+        say(f"{run.name} of {len(runs)}")
+        result, _ = one(args, out / run.name, run)
+        say(f"{run.name}: {said(result['scores'])}")
+        results.append(result)
+    found = spread([each["scores"] for each in results])
+    name = runs[0].name.split("-")[0]
+    result = {"runs": {run.name: each["scores"] for run, each in zip(runs, results, strict=True)}, "scores": found}
+    write_json(out / "results.json", result)
+    lines = [
+        f"{metric.replace('_', ' '):18} {each['mean']:.4f} +- {each['half_width']:.4f} (95 % interval of the mean of "
+        f"{len(runs)} {name}s), sd {each['sd']:.4f}"
+        for metric, each in found.items()
+    ]
+    best = max(runs, key=lambda run: next(iter(result["runs"][run.name].values())))
+    return result, [*lines, f"saved      {out}", f"next       {next_command(out / best.name)}"]
+
+
+def check(args: Args, run: Run) -> Iterator[str]:
+    """What is in the files, against the model."""
+    directory = model_directory(args)
+    tokenizer = BertTokenizer.from_pretrained(directory) if directory else None
+    for name, split in (("train", run.train), ("dev", run.dev), ("test", run.test)):
+        if split is not None:
+            yield from check_lines(name, split, tokenizer, args.length)
+
+
+def load(args: Args) -> Iterator[Run]:
+    """The runs that are asked for, with their examples; what is in these is said."""
+    groups: list[str] | None = None
     if args.train is None:
         for name in ("dev", "test", "text_column", "pair_column", "label_column", "header"):
             if (value := getattr(args, name)) is not None:
@@ -168,13 +245,19 @@ def load(args: Args) -> tuple[Data, Data, Data | None]:
         say("no --train: learning which library a documentation text is from (its own names and paths are blanked)")
         train, dev, test = (Data(split) for split in embedded_examples())
     else:
-        train = read(args, "train", args.train)
-        dev = None if args.dev is None else read(args, "dev", args.dev)
-        test = None if args.test is None else read(args, "test", args.test)
-        if dev is None:
-            parts = split_dev(train.examples, DEV, args.seed)
-            train, dev = (Data(part, columns=train.columns) for part in parts)
-            say(f"no --dev: a tenth of the examples, {len(dev.examples):,}, chooses the best model")
+        train, groups = read(args, "train", args.train)
+        dev = None if args.dev is None else read(args, "dev", args.dev)[0]
+        test = None if args.test is None else read(args, "test", args.test)[0]
+    if args.kfold:
+        for i, (rest, fold) in enumerate(folds(train.examples, args.kfold, args.seed, groups), start=1):
+            inner, chosen = split_dev(rest, DEV, args.seed)
+            parts = (replace(train, examples=part) for part in (inner, chosen, fold))
+            yield Run(f"fold-{i}", args.seed, *parts)
+        return
+    if dev is None:
+        parts = split_dev(train.examples, DEV, args.seed)
+        train, dev = (replace(train, examples=part) for part in parts)
+        say(f"no --dev: a tenth of the examples, {len(dev.examples):,}, chooses the best model")
     for name, split in (("dev", dev), ("test", test)):
         if split is not None:
             for note in check_labels(train.examples, split.examples):
@@ -183,31 +266,46 @@ def load(args: Args) -> tuple[Data, Data, Data | None]:
                 say(f"{name}: {again.count:,} texts stand in the training examples, too; the first {again.first[0][0]}")
     uses = ((train, "learn from"), (dev, "choose by"), (test, "test on"))
     say("examples: " + ", ".join(f"{len(split.examples):,} to {use}" for split, use in uses if split))
-    return train, dev, test
+    for seed in range(args.seed, args.seed + args.seeds):
+        yield Run(f"seed-{seed}" if args.seeds > 1 else "", seed, train, dev, test)
 
 
-def read(args: Args, name: str, file: Path) -> Data:
-    """One file's examples; what was decided by looking, and which rows are left out, is said."""
-    data = read_examples(
-        read_table(file, args.header), args.task, args.text_column, args.pair_column, args.label_column
-    )
+def read(args: Args, name: str, file: Path) -> tuple[Data, list[str] | None]:
+    """One file's examples, and which of them belong together; what was decided by looking, and which rows are left out,
+    is said."""
+    table = read_table(file, args.header)
+    data = read_examples(table, args.task, args.text_column, args.pair_column, args.label_column)
     for note in data.notes:
         say(f"{name}: {note}")
     for why in data.left_out[:SHOWN]:
         say(f"left out: {why}")
     if len(data.left_out) > SHOWN:
         say(f"left out: {len(data.left_out) - SHOWN:,} more rows of {file}")
-    return data
+    if args.group_column is None:
+        return data, None
+    column = table.column(args.group_column)
+    of_row = {row.where: str(row.cells.get(column)) for row in table.rows}
+    return data, [of_row[each.where] for each in data.examples]
 
 
-def load_model(args: Args, task: Task) -> tuple[PreTrainedModel, BertTokenizer, Task, dict[str, Any]]:
+def model_directory(args: Args) -> Path | None:
+    """Of the model to begin with; None: there is none, and it begins from scratch."""
+    if args.model is not None:
+        return find_model(args.model, flag="--model")
+    return QUICK if (QUICK / "config.json").exists() else None
+
+
+def load_model(args: Args, task: Task, run: Run) -> tuple[PreTrainedModel, BertTokenizer, Task, dict[str, Any]]:
     """The model to begin with, its tokenizer, the task as its head has it, and what a run remembers of it."""
-    directory = QUICK if args.model is None else find_model(args.model, flag="--model")
-    if args.model is None and not (QUICK / "config.json").exists():
-        raise ConfigError(f"--model: {QUICK} is not there; run python train.py, or name a model")
-    model, task = model_for(task, directory, args.seed)
-    say(f"beginning with {directory}")
-    return model, BertTokenizer.from_pretrained(directory), task, {"model_name": str(args.model or QUICK)}
+    if directory := model_directory(args):
+        model, task = model_for(task, directory, run.seed)
+        say(f"beginning with {directory}")
+        return model, BertTokenizer.from_pretrained(directory), task, {"model_name": str(args.model or QUICK)}
+    say(f"beginning from scratch: {QUICK} is not there (python train.py makes it), and no --model is named")
+    words = Tokenizer.train(text for each in run.train.examples for text in (each.text, each.pair) if text)
+    tokenizer = BertTokenizer(words.backend, model_max_length=SCRATCH["max_position_embeddings"])
+    config = BertConfig(vocab_size=words.vocab_size, **SCRATCH)
+    return new_model(task, config, run.seed), tokenizer, task, {"model_name": "from scratch"}
 
 
 if __name__ == "__main__":

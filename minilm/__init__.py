@@ -25,6 +25,7 @@ _HOME = {
     "search": "minilm.evaluation.embed",
     "MaskedLM": "minilm.evaluation.predict",
     "read_masked_lm": "minilm.evaluation.predict",
+    "finetune": "minilm.tasks.finetune",
     "UserError": "minilm.errors",
     "BatchEncoding": "minilm.dropin.outputs",
     "BertTokenizer": "minilm.dropin.tokenizer",

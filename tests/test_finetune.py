@@ -86,6 +86,57 @@ def test_from_a_table_to_predictions(go, tmp_path):
     assert (status, "out is finished" in err) == (0, True)
 
 
+@pytest.mark.parametrize("flags", [("--seeds", "2"), ("--kfold", "3"), ("--kfold", "3", "--group-column", "review")])
+def test_several_runs(go, flags):
+    """Each is a run of its own, with its own model; the mean of their scores is that of the files."""
+    status, out, err = go("finetune", *FLAGS, *flags, "--json", "result.json")
+    assert status == 0, err
+    result = json.loads(Path("result.json").read_text())
+    names = ["seed-0", "seed-1"] if "--seeds" in flags else ["fold-1", "fold-2", "fold-3"]
+    assert list(result["runs"]) == names
+    own = [json.loads(Path("out", name, "results.json").read_text()) for name in names]
+    assert [each["scores"] for each in own] == list(result["runs"].values())
+    found = [each["scores"]["accuracy"] for each in own]
+    assert result["scores"]["accuracy"]["mean"] == pytest.approx(sum(found) / len(found))
+    assert f"95 % interval of the mean of {len(names)}" in out
+    weights = {Path("out", name, "model.safetensors").read_bytes() for name in names}
+    assert len(weights) == len(names)
+    if "--kfold" in flags:
+        rows = [[*csv.DictReader(Path("out", name, "predictions.csv").read_text().splitlines())] for name in names]
+        assert sorted(row["where"] for part in rows for row in part) == sorted(f"train.csv:{i}" for i in range(2, 122))
+        texts = [{row["text"] for row in part} for part in rows]
+        assert sum(map(len, texts)) == len(set.union(*texts))
+
+
+def test_check_says_what_is_there_and_stops(go, tmp_path):
+    Path("few.csv").write_text("review,verdict\nfine,good\nfine,bad\n" + "unheard of " * 20 + ",bad\n,good\n")
+    flags = ("--label-column", "verdict", "--text-column", "review")
+    status, out, err = go("finetune", "--train", "few.csv", "--dev", "train.csv", *flags, "--check", "--out", "out")
+    assert status == 0, err
+    assert "train      3 rows used, 1 left out" in out
+    assert "labels     2: bad 2, good 1" in out
+    assert "twice      1 texts, 1 of them with another label; few.csv:3 is few.csv:2" in out
+    assert "longer than 24, and so to be cut: 1 rows" in out
+    assert "of the tokens are [UNK]" in out
+    assert "left out: few.csv:5" in err
+    assert not Path("out").exists()
+
+
+def test_alone_it_begins_from_scratch_and_says_so(script, tmp_path, monkeypatch, capsys):
+    """Where there is no checkpoints/quick-mlm; on a few of the embedded examples."""
+    monkeypatch.chdir(tmp_path)
+    whole = script.embedded_examples
+    monkeypatch.setattr(script, "embedded_examples", lambda: [part[::20] for part in whole()])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(script.main, script.Args, ["--device", "cpu", "--steps", "3"])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 0, err
+    assert "beginning from scratch: checkpoints/quick-mlm is not there" in err
+    assert "always the commonest label" in out
+    assert "logistic regression" in out
+    assert Path("checkpoints/libraries/results.json").exists()
+
+
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
 def test_other_tasks(go, task):
     label = {"multilabel": ["a", "b|a", "b", "a"], "regression": ["0.5", "1", "2.5", "-1"]}[task]
@@ -123,6 +174,9 @@ def test_other_tasks(go, task):
         (("--train", "train.csv", "--length", "25"), "--length 25: the model reads 24 tokens"),
         (("--train", "train.csv", "--frozen-layers", "3"), "--frozen-layers 3: the model has 2 layers"),
         (("--train", "train.csv", "--task", "multilabel", "--class-weights", "balanced"), "leave them out for multil"),
+        (("--train", "train.csv", "--kfold", "3", "--dev", "train.csv"), "--kfold: splits --train by itself"),
+        (("--train", "train.csv", "--kfold", "99"), "rows of different texts make no 99 parts"),
+        (("--train", "train.csv", "--group-column", "review"), "--group-column review: goes with --kfold"),
         (("--train", "train.csv", "--lr", "nan"), "--lr nan: not a finite number"),
     ],
 )

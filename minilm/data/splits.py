@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from minilm.data.examples import Tagged
@@ -89,6 +89,33 @@ def split_dev(
     for i, example in enumerate(examples):
         parts[i in dev].append(example)
     return parts[0], parts[1]
+
+
+def folds(
+    examples: Sequence[Any], k: int, seed: int, groups: Sequence[Hashable] | None = None
+) -> Iterator[tuple[list, list]]:
+    """k times (the rest, a part), the parts disjoint and together all examples, each in their order; every class is as
+    frequent in each part, or, with groups, each group whole in one. Rows of the same texts stay together. The same for
+    a seed everywhere. Raises DataError where there are fewer than k rows, or groups."""
+    keys = [_content(each) for each in examples] if groups is None else list(groups)
+    units: dict[Hashable, list[int]] = {}
+    for i, key in enumerate(keys):
+        units.setdefault(key, []).append(i)
+    if len(units) < k:
+        what = "rows of different texts" if groups is None else "groups"
+        raise DataError(f"{len(units)} {what} make no {k} parts; give a smaller --kfold")
+
+    def order(unit: list[int]) -> tuple[str, bytes]:
+        label = _said(examples[unit[0]])
+        return (label if isinstance(label, str) else ""), hashlib.sha256(f"{seed} {unit[0]}".encode()).digest()
+
+    part_of = [0] * len(examples)
+    for number, unit in enumerate(sorted(units.values(), key=order)):
+        for i in unit:
+            part_of[i] = number % k
+    for part in range(k):
+        rest = [each for each, own in zip(examples, part_of, strict=True) if own != part]
+        yield rest, [each for each, own in zip(examples, part_of, strict=True) if own == part]
 
 
 def _quotas(sizes: Counter[str], wanted: int) -> dict[str, int]:

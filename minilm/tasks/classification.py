@@ -62,6 +62,14 @@ class Classification(Task):
         """Logits (N, C)."""
         return logits_of(model, batch)
 
+    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        """(n, C)."""
+        shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+        return shifted / shifted.sum(axis=1, keepdims=True)
+
+    def decode(self, outputs: np.ndarray) -> list[str]:
+        return [self.labels[i] for i in outputs.argmax(axis=1)]
+
     def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, float]:
         known = features.target >= 0  # a label that no training example has is always told wrong
         gold = np.where(known, features.target, len(self.labels))
@@ -95,6 +103,13 @@ class MultiLabel(Task):
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
         """Logits (N, C)."""
         return logits_of(model, batch)
+
+    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        """(n, C)."""
+        return 1 / (1 + np.exp(-outputs))
+
+    def decode(self, outputs: np.ndarray) -> list[tuple[str, ...]]:
+        return [tuple(np.array(self.labels)[row > 0].tolist()) for row in outputs]
 
     def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, float]:
         return multilabel_scores(features.target > 0, outputs > 0)

@@ -91,3 +91,11 @@ def model_for(task: Task, directory: Path, seed: int = 0) -> tuple[PreTrainedMod
         torch.manual_seed(seed)
         model = made.from_pretrained(directory, dtype=torch.float32, **task.config())
     return model, task
+
+
+def new_model(task: Task, config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """With random weights, drawn by the seed."""
+    config.change(task.config())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MODELS[task.kind](config)

@@ -39,5 +39,8 @@ class Regression(Task):
         """(N,)."""
         return logits_of(model, batch).squeeze(1)
 
+    def decode(self, outputs: np.ndarray) -> list[float]:
+        return outputs.tolist()
+
     def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, float]:
         return regression_scores(features.target, outputs)

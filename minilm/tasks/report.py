@@ -4,18 +4,21 @@ import csv
 import io
 import json
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minilm.data.examples import Data, Example
+from minilm.data.splits import duplicates
 from minilm.data.tables import Table
+from minilm.dropin.tokenizer import BertTokenizer
 from minilm.files import read_json, write_json, write_whole
-from minilm.tasks.classification import Classification, MultiLabel
+from minilm.tasks.classification import Classification, MultiLabel, of_texts
 from minilm.tasks.scores import confusion, per_label
 from minilm.tasks.task import Task
-from minilm.tasks.tune import Tuned
+from minilm.tasks.tune import LONGEST, Tuned
 from minilm.train.log import plot_loss, say
 
 SHOWN_LABELS = 40  # in a picture or a table
@@ -71,25 +74,14 @@ def baselines(task: Task, train: list[Example], judged: list[Example]) -> dict[s
     return found | {"bag_of_words": classification_scores(gold, model.predict(words.transform(others)), len(number))}
 
 
-def probabilities(task: Task, outputs: np.ndarray) -> np.ndarray:
-    """Of each label (n, C)."""
-    if isinstance(task, MultiLabel):
-        return 1 / (1 + np.exp(-outputs))
-    shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
-
-
 def columns_of(task: Task, outputs: np.ndarray) -> dict[str, list[Any]]:
     """What a model says of each example, as columns: its prediction, and the probability of each label."""
+    said = task.decode(outputs)
     if not isinstance(task, Classification | MultiLabel):
-        return {"prediction": [f"{value:.6g}" for value in outputs.tolist()]}
-    chances = probabilities(task, outputs)
-    if isinstance(task, MultiLabel):
-        said = ["|".join(np.array(task.labels)[row > 0.5]) for row in chances]
-    else:
-        said = [task.labels[i] for i in chances.argmax(axis=1)]
+        return {"prediction": [f"{value:.6g}" for value in said]}
+    chances = task.probabilities(outputs)
     named = {f"p({label})": [f"{p:.6f}" for p in chances[:, i]] for i, label in enumerate(task.labels)}
-    return {"prediction": said} | named
+    return {"prediction": ["|".join(each) if isinstance(each, tuple) else each for each in said]} | named
 
 
 def columns_in_training(directory: Path, table: Table) -> dict[str, str]:
@@ -157,12 +149,44 @@ def plot_confusion(counts: np.ndarray, labels: tuple[str, ...], image: Path) -> 
     figure.savefig(image)
 
 
+def said(scores: dict[str, float]) -> str:
+    """Scores for the console."""
+    return "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items())
+
+
+def check_lines(name: str, data: Data, tokenizer: BertTokenizer | None, length: int | None) -> list[str]:
+    """What is in a file: rows, labels, lengths against what is read, texts that stand there twice, unknown words."""
+    lines = [f"{name:10} {len(data.examples):,} rows used, {len(data.left_out):,} left out"]
+    labels = Counter(label for each in data.examples for label in labels_of(each))
+    if labels:
+        shown = ", ".join(f"{label} {count:,}" for label, count in labels.most_common(SHOWN_LABELS))
+        lines.append(f"labels     {len(labels):,}: {shown}")
+    if (again := duplicates(data.examples)).count:
+        one, other = again.first[0]
+        lines.append(
+            f"twice      {again.count:,} texts, {again.contradicted:,} of them with another label; {one} is {other}"
+        )
+    if tokenizer is not None and data.examples and isinstance(data.examples[0], Example):
+        features = of_texts(data.examples, tokenizer, 1 << 20)
+        limit = length or min(tokenizer.model_max_length, LONGEST)
+        low, median, high = np.quantile(features.lengths, [0, 0.5, 1])
+        lines.append(
+            f"tokens     {low:.0f} to {high:.0f} a row, median {median:.0f}; longer than {limit}, and so to be cut: "
+            f"{(features.lengths > limit).sum():,} rows"
+        )
+        unknown = (features.ids == (-1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id)).mean()
+        lines.append(f"unknown    {unknown:.2%} of the tokens are {tokenizer.unk_token}")
+    return lines
+
+
+def labels_of(example: Any) -> tuple[str, ...]:
+    """Names of classes, none where it is a number."""
+    label = getattr(example, "label", None)
+    return (label,) if isinstance(label, str) else label if isinstance(label, tuple) else ()
+
+
 def summary(result: dict[str, Any]) -> list[str]:
     """The figures of a run, one line each."""
-
-    def said(scores: dict[str, float]) -> str:
-        return "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items())
-
     lines = [f"{result['judged_on']:10} {said(result['scores'])}"]
     names = {"majority": "always the commonest label", "bag_of_words": BAG_OF_WORDS}
     lines += [

@@ -240,6 +240,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, sd, float(_library("scipy.stats").t.ppf(0.975, n - 1)) * sd / n**0.5
 
 
+def spread(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Of each score of several runs its mean, sd and half width, as `mean_interval` has them."""
+    names = ("mean", "sd", "half_width")
+    return {key: dict(zip(names, mean_interval([each[key] for each in scores]), strict=True)) for key in scores[0]}
+
+
 def _library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)

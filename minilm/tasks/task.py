@@ -104,6 +104,10 @@ class Task(ABC):
         """What is said of each feature, (N, ...), or of each token, (M, ...)."""
 
     @abstractmethod
+    def decode(self, outputs: np.ndarray) -> list[Any]:
+        """What is said of each example, as its label would be."""
+
+    @abstractmethod
     def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Any]) -> dict[str, float]:
         """The metrics of `outputs` of all features; the first one decides between models."""
 

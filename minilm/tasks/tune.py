@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from minilm.checkpoint.model import weights_fingerprint
 from minilm.checkpoint.store import Store, manifest_fault
+from minilm.checkpoint.weights import load_tensors, save_tensors
 from minilm.data.draws import shuffled
+from minilm.data.examples import Example
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
@@ -24,11 +26,13 @@ from minilm.train.dropout import cheapen
 from minilm.train.job import Job, begin, finish, runtime_of, train
 from minilm.train.log import say
 from minilm.train.loop import Optimizers, Plan
+from minilm.train.lora import adapt, merge, merged_state
 from minilm.train.optim import lr_fraction, make_optimizers
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime, peak_memory_mb
 
 RATES = ((10e6, 2e-4), (60e6, 5e-5), (200e6, 3e-5), (math.inf, 2e-5))  # parameters below -> peak learning rate
+ADAPTER = "adapter.safetensors"
 LONGEST = 512  # tokens of an example, unless more are asked for
 
 
@@ -48,6 +52,8 @@ class Tuning:
     patience: int = 3  # evaluations without a better one that end the run; the best model is kept
     frozen_layers: int = 0  # the embedding and so many layers, from the first on, stay as they are; 0: nothing does
     layer_decay: float = 1.0  # of the learning rate, from a layer to the one below (Clark et al. 2020, app. B)
+    lora_rank: int = 0  # of small matrices that learn in place of the encoder (Hu et al. 2021); 0: the encoder learns
+    lora_alpha: float = 16.0  # what they add is alpha / rank times their product
     gradient_checkpointing: bool = False
     tokens_at_once: int = 1 << 14  # of a step, more are computed one after the other
     seed: int = 0  # of the head, the order of examples, and dropout
@@ -109,6 +115,12 @@ class Tuned:
     def features(self, examples: Sequence[Any]) -> Features:
         return self.task.features(examples, self.tokenizer, self.length)
 
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Any]:
+        """What it says of each text or pair: a label, several, or a number."""
+        paired = [None] * len(texts) if pairs is None else pairs
+        examples = [Example(text, pair) for text, pair in zip(texts, paired, strict=True)]
+        return self.task.decode(self.outputs(self.features(examples))) if examples else []
+
     def outputs(self, features: Features) -> np.ndarray:
         """What the model says of each example, or of each of its tokens."""
         return outputs_of(self.task, Applied(self.model), features, self.runtime, wants_loss=False)[0]
@@ -169,8 +181,16 @@ def tune(
         return TaskScore(loss, task.score(outputs, dev_features, dev))
 
     def write_model(directory: Path, state: dict[str, Tensor]) -> None:
-        model.save_pretrained(directory, state_dict=state)
+        plain, adapters = merged_state(model, state)
+        model.save_pretrained(directory, state_dict=plain)
         tokenizer.save_pretrained(directory)
+        if adapters:
+            save_tensors({name: own.cpu() for name, own in adapters.items()}, directory / ADAPTER)
+
+    def read_state(directory: Path) -> dict[str, Tensor]:
+        plain = _read_state(model, directory)
+        kept = {name: own for name, own in model.state_dict().items() if name not in plain}  # the frozen matrices
+        return plain | kept | (load_tensors(directory / ADAPTER) if tuning.lora_rank else {})
 
     job = Job(
         asked | {"data": data},
@@ -182,7 +202,7 @@ def tune(
         store,
         evaluate=evaluate,
         write_model=write_model,
-        read_state=lambda directory: _read_state(model, directory),
+        read_state=read_state,
         patience=tuning.patience,
     )
     plan = _plan(tuning, batches)
@@ -205,6 +225,7 @@ def tune(
         "peak_mb": peak_memory_mb(runtime.device),
     }
     finish(job, run, model.state_dict(), "", result)
+    merge(model)
     return Tuned(model, tokenizer, task, runtime, length, result)
 
 
@@ -228,9 +249,15 @@ def _prepared(model: PreTrainedModel, tuning: Tuning, runtime: Runtime) -> Optim
     layers = len(encoder.layers)
     if not 0 <= tuning.frozen_layers <= layers:
         raise ConfigError(f"--frozen-layers {tuning.frozen_layers}: the model has {layers} layers")
+    if tuning.lora_rank and tuning.frozen_layers:
+        raise ConfigError("--lora-rank: freezes the whole encoder; leave out --frozen-layers")
     model.float().to(runtime.device).requires_grad_(True)
     encoder.gradient_checkpointing = tuning.gradient_checkpointing
     cheapen(model)
+    if tuning.lora_rank:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(tuning.seed)
+            adapt(model, encoder, tuning.lora_rank, tuning.lora_alpha)
     stages = [encoder.embedding, *encoder.layers]  # from below
     if tuning.frozen_layers:
         for stage in stages[: tuning.frozen_layers + 1]:

@@ -13,7 +13,7 @@ import pytest
 
 from minilm.data.examples import Choice, Example, Question, Tagged, read_choices, read_texts
 from minilm.data.spans import read_questions, read_tagged
-from minilm.data.splits import check_labels, duplicates, overlap, split_dev
+from minilm.data.splits import check_labels, duplicates, folds, overlap, split_dev
 from minilm.data.tables import read_table, table_of
 from minilm.errors import ConfigError, DataError
 
@@ -608,3 +608,29 @@ def test_a_part_of_real_texts():
     assert Counter(each.label for each in dev) == {"ham": 482, "spam": 75}
     assert check_labels(train, dev) == ()
     assert duplicates(examples).count > 400 > overlap(train, dev).count > 20
+
+
+@pytest.mark.parametrize("k", [2, 5])
+def test_folds_are_parts_with_equal_shares_of_each_label(k):
+    examples = [Example(f"text {i}", label=("a", "b", "c")[(i % 10 > 5) + (i % 10 > 8)]) for i in range(100)]
+    parts = list(folds(examples, k, seed=1))
+    assert sorted(each for _, part in parts for each in part) == sorted(examples)
+    for rest, part in parts:
+        assert len(rest) + len(part) == 100
+        assert not {*rest} & {*part}
+        assert [each for each in examples if each in {*rest}] == rest
+        for label, count in Counter(each.label for each in examples).items():
+            assert abs(sum(each.label == label for each in part) - count / k) < 1
+    assert parts == list(folds(examples, k, seed=1))
+    assert parts != list(folds(examples, k, seed=2))
+
+
+def test_folds_keep_together_what_belongs_together():
+    examples = [Example(f"text {i % 30}", label="ab"[i % 2], where=f"row {i}") for i in range(60)]
+    for _, part in folds(examples, 3, 0):
+        assert all(count == 2 for count in Counter(each.text for each in part).values())
+    groups = [i // 10 for i in range(60)]
+    held = [{int(each.where[4:]) // 10 for each in part} for _, part in folds(examples, 3, 0, groups)]
+    assert sorted(group for own in held for group in own) == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(DataError, match="6 groups make no 7 parts"):
+        list(folds(examples, 7, 0, groups))

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import minilm
 from minilm.checkpoint.store import Store
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
@@ -65,9 +67,10 @@ def test_it_learns_and_what_it_wrote_says_the_same(go, reviews, tmp_path):
     assert same(weights(again), weights(tuned))
 
 
-def test_going_on_is_going_through(go, tmp_path):
+@pytest.mark.parametrize("tuning", [QUICK, replace(QUICK, lora_rank=2)], ids=["plain", "lora"])
+def test_going_on_is_going_through(go, tmp_path, tuning):
     """Stopped after any epoch, it ends with the same bits."""
-    whole = weights(go("whole"))
+    whole = weights(go("whole", tuning))
     steps = [line["step"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl") if "held_out_loss" in line]
     assert len(steps) == 6
     for stop in (steps[0], steps[3]):
@@ -84,9 +87,9 @@ def test_going_on_is_going_through(go, tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Store, "save", save)
             with pytest.raises(Stopped):
-                go(f"cut{stop}")
+                go(f"cut{stop}", tuning)
         torch.manual_seed(stop)
-        assert same(weights(go(f"cut{stop}")), whole)
+        assert same(weights(go(f"cut{stop}", tuning)), whole)
 
 
 def test_packing_changes_nothing(go, directory, reviews):
@@ -160,6 +163,26 @@ def test_each_setting_does_something(go, directory):
     assert max((same_bits[key] - plain[key]).abs().max() for key in plain) < 1e-4
 
 
+def test_lora_learns_beside_a_frozen_encoder_and_is_merged(go, directory, tmp_path, reviews):
+    """q, k and v each by a rank of their own; the rest of the encoder stays to the last bit."""
+    before = model_for(Classification(("bad", "good")), directory)[0].state_dict()
+    tuned = go("lora", replace(QUICK, lora_rank=2, epochs=20, lr=2e-2))
+    found = weights(tuned)
+    assert found.keys() == before.keys()
+    for name, own in found.items():
+        delta = own - before[name]
+        if name.endswith("qkv.weight"):
+            ranks = [torch.linalg.matrix_rank(part, tol=1e-5).item() for part in delta.chunk(3)]
+            assert ranks == [2, 2, 2], name
+        elif name.startswith("bert.encoder"):
+            assert not delta.any(), name
+    assert found["classifier.weight"].ne(before["classifier.weight"]).any()
+    assert tuned.result["accuracy"] > 0.7
+    assert same(found, open_task(tmp_path / "lora")[0].state_dict())
+    adapter = load_file(tmp_path / "lora" / "adapter.safetensors")
+    assert sorted({tuple(own.shape) for own in adapter.values()}) == [(3, 2, 32), (3, 32, 2)]
+
+
 def test_class_weights_count_rare_labels_more(go, reviews):
     examples = [each for each in reviews(200) if each.label == "good" or int(each.where[4:]) % 10 == 0]
     examples = examples[:60]
@@ -212,3 +235,27 @@ def test_other_examples_are_another_run(go, reviews):
     with pytest.raises(ConfigError, match="began with lr"):
         go(tuning=replace(QUICK, lr=1e-3))
     assert issubclass(DataError, ValueError)
+
+
+def test_as_a_function_of_rows(directory, reviews, tmp_path):
+    rows = [{"text": each.text, "label": each.label} for each in reviews(48)]
+    dev = [{"text": each.text, "label": each.label} for each in reviews(16, seed=9)]
+    settings = {"epochs": 20, "lr": 5e-3, "batch_size": 8, "patience": 100, "precision": "fp32"}
+    tuned = minilm.finetune(directory, rows, dev, device="cpu", **settings)
+    examples = reviews(60, seed=3)
+    said = tuned.predict([each.text for each in examples])
+    assert sum(each.label == own for each, own in zip(examples, said, strict=True)) >= 50
+    assert tuned.predict([]) == []
+    kept = minilm.finetune(directory, rows, rows[:10], out=tmp_path / "kept", steps=2, device="cpu", precision="fp32")
+    assert kept.result["dev_examples"] == 10
+    assert minilm.BertForSequenceClassification.from_pretrained(tmp_path / "kept").config.id2label == {
+        0: "bad",
+        1: "good",
+    }
+    with pytest.raises(TypeError, match="epoch"):
+        minilm.finetune(directory, rows, epoch=3)
+    with pytest.raises(DataError, match="no column 'words'"):
+        minilm.finetune(directory, rows, text="words")
+    numbers = [{"text": "the film", "score": i / 3} for i in range(20)]
+    tuned = minilm.finetune(directory, numbers, task="regression", steps=1, device="cpu", precision="fp32")
+    assert isinstance(tuned.predict(["the film"])[0], float)

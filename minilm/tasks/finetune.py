@@ -1,0 +1,71 @@
+"""Fine-tuning as a function of rows in hand."""
+
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from minilm.checkpoint.model import find_model
+from minilm.checkpoint.store import Store
+from minilm.data.splits import check_labels, split_dev
+from minilm.data.tables import table_of
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.tasks.named import TaskName, make_task, model_for, read_examples
+from minilm.tasks.tune import Tuned, Tuning, tune
+from minilm.train.log import say
+
+DEV = 0.1  # of the rows, where none are given to choose by
+
+
+def finetune(
+    model: Path | str,
+    rows: Any,
+    dev: Any = None,
+    *,
+    task: TaskName = "classification",
+    text: str | int | None = None,
+    pair: str | int | None = None,
+    label: str | int | None = None,
+    out: Path | str | None = None,
+    class_weights: Literal["balanced"] | None = None,
+    label_smoothing: float = 0.0,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    **tuning: Any,
+) -> Tuned:
+    """A model tuned on rows: `.predict(texts)`, `.model`, `.result` with the scores of its best epoch.
+
+    model: a directory or a name on the hub. rows, dev: lists of dicts, a DataFrame or a `datasets.Dataset`; a tenth of
+    the rows, if `dev` is None. text, pair, label: columns, found by their names or looks, if not given. out: where the
+    run is kept, and gone on with; None: nowhere. tuning: fields of `Tuning`, as epochs or lr.
+
+    Raises UserError in one line for what cannot be, TypeError for a keyword that there is none of.
+    """
+    settings, directory = Tuning(**tuning), find_model(model)
+    data = read_examples(table_of(rows), task, text, pair, label)
+    if dev is None:
+        examples, chosen = split_dev(data.examples, DEV, settings.seed)
+    else:
+        examples, chosen = data.examples, read_examples(table_of(dev, "dev"), task, text, pair, label).examples
+    for note in (*data.notes, *check_labels(examples, chosen), *(f"left out: {why}" for why in data.left_out)):
+        say(note)
+    made = make_task(task, examples, class_weights, label_smoothing)
+    network, made = model_for(made, directory, settings.seed)
+    tokenizer = BertTokenizer.from_pretrained(directory)
+    with tempfile.TemporaryDirectory() as scratch:
+        store = Store(Path(scratch) / "run" if out is None else Path(out))
+        store.check_writable()
+        with store.hold():
+            return tune(
+                made,
+                network,
+                tokenizer,
+                examples,
+                chosen,
+                settings,
+                store,
+                {"columns": data.columns},
+                device,
+                precision,
+                threads,
+            )
