@@ -2,9 +2,10 @@
 same anywhere, and any number of processes shares the rows of a step without talking about it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ EVALUATED_AT_ONCE = 1 << 12  # tokens of one batch
 
 
 Kind = tuple[int, int]  # of a step: tokens a row, rows
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -115,14 +117,8 @@ class Loader:
         return made
 
     def steps_from(self, step: int) -> Iterator[list[Batch]]:
-        """Endless micro-batches of step after step, the next ones prepared while the last are used."""
-        with ThreadPoolExecutor(max_workers=1) as worker:
-            coming = worker.submit(self.micro_batches, step)
-            while True:
-                made = coming.result()
-                step += 1
-                coming = worker.submit(self.micro_batches, step)
-                yield made
+        """Endless micro-batches of step after step."""
+        return made_ahead(self.micro_batches, step)
 
     def progress(self, step: int) -> float:
         """From 0 in the first step to 1 in the last."""
@@ -133,6 +129,17 @@ class Loader:
         stretch, _ = self.at(step)
         slots = self.objective.slots(stretch.length, self.progress(step))
         return stretch.rows * stretch.length, stretch.length, stretch.rows * slots
+
+
+def made_ahead(make: Callable[[int], Made], step: int) -> Iterator[Made]:
+    """make(step), make(step + 1) and so on without end, each made while the one before is used."""
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        coming = worker.submit(make, step)
+        while True:
+            made = coming.result()
+            step += 1
+            coming = worker.submit(make, step)
+            yield made
 
 
 def check_divisible(stretches: Sequence[Stretch], world: int) -> None:

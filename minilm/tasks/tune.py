@@ -3,7 +3,6 @@
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from minilm.checkpoint.store import Store, manifest_fault
 from minilm.checkpoint.weights import load_tensors, save_tensors
 from minilm.data.draws import shuffled
 from minilm.data.examples import Example
+from minilm.data.loader import made_ahead
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
@@ -91,14 +91,8 @@ class ExampleBatches:
         return [each.pin_memory() for each in made] if self.pinned else made
 
     def steps_from(self, step: int) -> Iterator[list[TaskBatch]]:
-        """Endless, the next ones prepared while the last are used."""
-        with ThreadPoolExecutor(max_workers=1) as worker:
-            coming = worker.submit(self.micro_batches, step)
-            while True:
-                made = coming.result()
-                step += 1
-                coming = worker.submit(self.micro_batches, step)
-                yield made
+        """Endless."""
+        return made_ahead(self.micro_batches, step)
 
 
 @dataclass(frozen=True)

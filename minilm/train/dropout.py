@@ -15,12 +15,12 @@ class CheapDropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         dropped = round(self.p * LEVELS)  # of the levels
-        if not self.training or not dropped or x.device.type != "cpu":
+        if not self.training or dropped in (0, LEVELS) or x.device.type != "cpu":
             return super().forward(x)
         seed = int(torch.randint(1 << 62, ()))
         draws = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)[: x.numel()]
         kept = torch.from_numpy(draws).ge(dropped - LEVELS // 2).view(x.shape)
-        return torch.ops.aten.native_dropout_backward(x, kept, LEVELS / max(1, LEVELS - dropped))  # x kept scale
+        return torch.ops.aten.native_dropout_backward(x, kept, LEVELS / (LEVELS - dropped))  # x kept scale
 
 
 def cheapen(model: nn.Module) -> None:
