@@ -4,10 +4,13 @@ The path of an example: tables -> examples (minilm/data), a task and its feature
 pretraining (minilm/train), and to disk (minilm/checkpoint).
 """
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import nn
 
 from minilm import cli
 from minilm.checkpoint.model import find_model
@@ -37,6 +40,7 @@ SCRATCH = {  # a model that has learned nothing
     "intermediate_size": 512,
     "max_position_embeddings": 256,
 }
+OVERFIT_STEPS, LEARNED = 100, 0.05  # steps on one batch, and the loss that it then has
 DEV = 0.1  # of the examples, where no --dev is given
 SHOWN = 5  # rows that are left out
 
@@ -73,6 +77,8 @@ class Args:
     """With --kfold: rows with the same value there stay in one part."""
     check: bool = False
     """Say what is in the files, and stop."""
+    overfit_batch: bool = False
+    """Learn one batch by heart, without dropout, and stop: what cannot has a fault in its labels or settings."""
     epochs: float | None = None
     """Passes over the examples; 3, if not given."""
     steps: int | None = None
@@ -157,7 +163,12 @@ def main(args: Args) -> None:
         for line in check(args, runs[0]):
             print(line)
         return
-    result, lines = one(args, out, runs[0]) if len(runs) == 1 else several(args, out, runs)
+    if args.overfit_batch:
+        result, lines = overfit(args, runs[0])
+    elif len(runs) == 1:
+        result, lines = one(args, out, runs[0])
+    else:
+        result, lines = several(args, out, runs)
     for line in lines:
         say(line) if args.json == "-" else print(line)
     if args.json:
@@ -173,6 +184,34 @@ class Run:
     train: Data
     dev: Data
     test: Data | None
+
+
+def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
+    """Train on one batch, in a directory that is removed: (its figures, what they mean)."""
+    few = replace(run.train, examples=run.train.examples[:: max(1, len(run.train.examples) // args.batch_size)])
+    few = replace(few, examples=few.examples[: args.batch_size])
+    task = make_task(args.task, run.train.examples)
+    model, tokenizer, task, _ = load_model(args, task, run)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    tuning = Tuning(
+        steps=args.steps or OVERFIT_STEPS,
+        batch_size=len(few.examples),
+        lr=args.lr,
+        length=args.length,
+        evaluate_every=10**9,
+        seed=run.seed,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        store = Store(Path(scratch) / "run")
+        with store.hold():
+            device = args.device, args.precision, args.threads
+            result = tune(task, model, tokenizer, few.examples, few.examples, tuning, store, None, *device).result
+    found = f"{len(few.examples)} examples after {result['steps']} steps: loss {result['loss']:.4f}"
+    learned = result["loss"] < LEARNED
+    what = "it learns them" if learned else "it does NOT learn them: look at their labels, at --lr and --length"
+    return result | {"learned": learned}, [f"{found}; {what}"]
 
 
 def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:

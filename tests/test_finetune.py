@@ -122,6 +122,19 @@ def test_check_says_what_is_there_and_stops(go, tmp_path):
     assert not Path("out").exists()
 
 
+def test_a_batch_is_learned_by_heart_or_not(go):
+    """As it should be; and where the labels contradict each other, it is said."""
+    flags = ("--train", "train.csv", "--batch-size", "8", "--overfit-batch", "--out", "out")
+    status, out, err = go("finetune", *flags, "--lr", "1e-2")
+    assert status == 0, err
+    assert "8 examples after 100 steps" in out
+    assert "; it learns them" in out
+    assert not Path("out").exists()
+    Path("odd.csv").write_text("text,label\n" + "".join(f"the film,{('a', 'b')[i // 8 % 2]}\n" for i in range(64)))
+    out = go("finetune", *flags, "--train", "odd.csv", "--lr", "1e-2")[1]
+    assert "it does NOT learn them" in out
+
+
 def test_alone_it_begins_from_scratch_and_says_so(script, tmp_path, monkeypatch, capsys):
     """Where there is no checkpoints/quick-mlm; on a few of the embedded examples."""
     monkeypatch.chdir(tmp_path)

@@ -75,11 +75,14 @@ def baselines(task: Task, train: list[Example], judged: list[Example]) -> dict[s
 
 
 def columns_of(task: Task, outputs: np.ndarray) -> dict[str, list[Any]]:
-    """What a model says of each example, as columns: its prediction, and the probability of each label."""
+    """What a model says of each example, as columns: its prediction, and the probability of each label, or of very many
+    that of the one it tells."""
     said = task.decode(outputs)
     if not isinstance(task, Classification | MultiLabel):
         return {"prediction": [f"{value:.6g}" for value in said]}
     chances = task.probabilities(outputs)
+    if len(task.labels) > SHOWN_LABELS and isinstance(task, Classification):
+        return {"prediction": said, "p": [f"{p:.6f}" for p in chances.max(axis=1)]}
     named = {f"p({label})": [f"{p:.6f}" for p in chances[:, i]] for i, label in enumerate(task.labels)}
     return {"prediction": ["|".join(each) if isinstance(each, tuple) else each for each in said]} | named
 
