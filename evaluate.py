@@ -15,14 +15,15 @@ import torch
 from minilm import cli
 from minilm.checkpoint.model import find_model
 from minilm.data.documents import is_jsonl, lines_of
-from minilm.data.tables import read_table
+from minilm.data.tables import Table, check_regular
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError, printable
 from minilm.evaluation.embed import BATCH_SIZE, chunks, read_embedder, say_cut, search, vectors_of
 from minilm.evaluation.predict import fill_mask, read_masked_lm
-from minilm.tasks.named import named, open_task, read_examples
-from minilm.tasks.report import columns_in_training, columns_of, write_table
+from minilm.tasks.named import named, open_task, read_examples, read_source
+from minilm.tasks.report import columns_in_training, columns_of, write_table, write_tags
+from minilm.tasks.tagging import Tagging, without_token
 from minilm.tasks.task import outputs_of
 from minilm.train.log import say
 from minilm.train.ranks import Applied
@@ -114,12 +115,13 @@ class FillMask(OfModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(OfModel):
-    """What a tuned model says of each row of a table; labels are not needed."""
+    """What a tuned model says of each row of a table, or of each word; labels are not needed."""
 
     input: Path
-    """csv, tsv, jsonl, json or parquet, also .gz or .xz."""
+    """csv, tsv, jsonl, json or parquet, also .gz or .xz; for tags one word a line (CoNLL), or lists of words."""
     output: Path
-    """The .csv, .tsv or .jsonl to write: the columns of --input, and what the model says."""
+    """The .csv, .tsv or .jsonl to write, of tags a .conll, .tsv or .jsonl: the columns of --input, and what the model
+    says."""
     text_column: str | None = None
     """By name, or number from 1; as in training, or found by its name or looks, if not given."""
     pair_column: str | None = None
@@ -132,32 +134,47 @@ def run_predict(args: Predict) -> None:
     """A row for each row, in the same order, into a file that is there only when it is whole."""
     cli.check_result(args.json)
     cli.check_ranges(args, {"threads": THREADS})
-    if args.output.suffix not in (".csv", ".tsv", ".jsonl") or not args.output.parent.is_dir() or args.output.is_dir():
-        raise ConfigError(f"--output {args.output}: give a .csv, .tsv or .jsonl, in a directory that is there")
+    suffix = args.output.suffix
+    if suffix not in (".csv", ".tsv", ".jsonl", ".conll") or not args.output.parent.is_dir() or args.output.is_dir():
+        raise ConfigError(
+            f"--output {args.output}: give a .csv, .tsv or .jsonl, of tags a .conll, .tsv or .jsonl, in a directory "
+            f"that is there"
+        )
     if args.output.resolve() == args.input.resolve():
         raise ConfigError(f"--output {args.output}: is the file of --input; give another")
-    table = read_table(args.input, args.header)
+    check_regular(args.input)
     directory = find_model(args.model, args.revision, allow_pickle=args.allow_pickle, flag="--model")
     model, task = open_task(directory)
+    if suffix == (".csv" if isinstance(task, Tagging) else ".conll"):
+        raise ConfigError(f"--output {args.output}: {directory} is for {named(task)}; give a file that ends otherwise")
+    source = read_source(args.input, named(task), args.header)
     tokenizer = BertTokenizer.from_pretrained(directory)
-    trained = columns_in_training(directory, table)
+    trained = columns_in_training(directory, source) if isinstance(source, Table) else {}
     text, pair = args.text_column or trained.get("text"), args.pair_column or trained.get("pair")
-    data = read_examples(table, named(task), text, pair, labelled=False)
+    data = read_examples(source, named(task), text, pair, labelled=False)
     for note in data.notes:
         say(note)
     features = task.features(data.examples, tokenizer, max_tokens(model.base_model.encoder.cfg, tokenizer))
     with args.computing(model):
         runtime = Runtime.choose(args.device, args.precision, args.threads)
         outputs, _ = outputs_of(task, Applied(model), features, runtime, wants_loss=False)
-    said = columns_of(task, outputs)
-    write_table(args.output, table, {each.where: row for row, each in enumerate(data.examples)}, said)
+    if isinstance(task, Tagging):
+        said = {"prediction": task.decode(outputs, features, data.examples)}
+        write_tags(args.output, source, data.examples, said["prediction"])
+    else:
+        said = columns_of(task, outputs, features, data.examples)
+        write_table(args.output, source, {each.where: row for row, each in enumerate(data.examples)}, said)
     for why in data.left_out:
         say(f"nothing said of {why}")
+    rows = len(data.examples) + len(data.left_out)
     if features.cut:
-        say(f"{features.cut} of {len(table.rows)} texts are longer than the model reads and were cut there")
-    say(f"{len(table.rows):,} rows -> {args.output}: {', '.join(said)}")
+        how = "read in parts" if features.of_tokens else "cut there"
+        say(f"{features.cut} of {rows} texts are longer than the model reads and were {how}")
+    if isinstance(task, Tagging) and (silent := without_token(features, data.examples)):
+        say(f"words that the tokenizer drops, tagged O: {silent:,}")
+    say(f"{rows:,} rows -> {args.output}: {', '.join(said)}")
     if args.json is not None:
-        cli.write_result(args.json, {"rows": len(table.rows), "cut": features.cut, "columns": [*said]})
+        cli.write_result(args.json, {"rows": rows, "cut": features.cut, "columns": [*said]})
 
 
 def run_embed(args: Embed) -> None:

@@ -18,14 +18,14 @@ from minilm.checkpoint.store import Store
 from minilm.data.examples import Data
 from minilm.data.libraries import embedded_examples
 from minilm.data.splits import check_labels, folds, overlap, split_dev
-from minilm.data.tables import read_table
+from minilm.data.tables import Table
 from minilm.data.tokenizer import Tokenizer
 from minilm.dropin.config import BertConfig
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError
 from minilm.files import write_json
-from minilm.tasks.named import TaskName, make_task, model_for, new_model, read_examples
+from minilm.tasks.named import TaskName, make_task, model_for, new_model, read_examples, read_source
 from minilm.tasks.report import check_lines, closing, next_command, said, write_report
 from minilm.tasks.scores import spread
 from minilm.tasks.task import Task
@@ -50,7 +50,8 @@ class Args:
     """Fine-tune a model on labelled examples. Alone, it learns from which library a documentation text is."""
 
     train: Path | None = None
-    """csv, tsv, jsonl, json or parquet, also .gz or .xz; an embedded labelled set, if not given."""
+    """csv, tsv, jsonl, json or parquet, also .gz or .xz; of tags one word a line (CoNLL), or lists words and tags; an
+    embedded labelled set, if not given."""
     dev: Path | None = None
     """Examples by which the best model is chosen; a tenth of --train, if not given."""
     test: Path | None = None
@@ -66,7 +67,7 @@ class Args:
     pair_column: str | None = None
     """Of a second text."""
     label_column: str | None = None
-    """Of the label, or the number."""
+    """Of the label, or the number; of tags by its number, the last if not given."""
     header: bool | None = None
     """Whether a csv's first row names its columns; as it looks, if not given."""
     seeds: int = 1
@@ -259,8 +260,9 @@ def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], lis
         f"{len(runs)} {name}s), sd {each['sd']:.4f}"
         for metric, each in found.items()
     ]
-    best = max(runs, key=lambda run: next(iter(result["runs"][run.name].values())))
-    return result, [*lines, f"saved      {out}", f"next       {next_command(out / best.name)}"]
+    best = max(range(len(runs)), key=lambda i: next(iter(results[i]["scores"].values())))
+    command = next_command(out / runs[best].name, results[best])
+    return result, [*lines, f"saved      {out}", f"next       {command}"]
 
 
 def check(args: Args, run: Run) -> Iterator[str]:
@@ -312,8 +314,8 @@ def load(args: Args) -> Iterator[Run]:
 def read(args: Args, name: str, file: Path) -> tuple[Data, list[str] | None]:
     """One file's examples, and which of them belong together; what was decided by looking, and which rows are left out,
     is said."""
-    table = read_table(file, args.header)
-    data = read_examples(table, args.task, args.text_column, args.pair_column, args.label_column)
+    source = read_source(file, args.task, args.header)
+    data = read_examples(source, args.task, args.text_column, args.pair_column, args.label_column)
     for note in data.notes:
         say(f"{name}: {note}")
     for why in data.left_out[:SHOWN]:
@@ -322,8 +324,10 @@ def read(args: Args, name: str, file: Path) -> tuple[Data, list[str] | None]:
         say(f"left out: {len(data.left_out) - SHOWN:,} more rows of {file}")
     if args.group_column is None:
         return data, None
-    column = table.column(args.group_column)
-    of_row = {row.where: str(row.cells.get(column)) for row in table.rows}
+    if not isinstance(source, Table):
+        raise ConfigError(f"--group-column {args.group_column}: {file} has no columns")
+    column = source.column(args.group_column)
+    of_row = {row.where: str(row.cells.get(column)) for row in source.rows}
     return data, [of_row[each.where] for each in data.examples]
 
 

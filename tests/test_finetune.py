@@ -166,10 +166,78 @@ def test_other_tasks(go, task):
     assert all(abs(float(row["prediction"])) < 9 for row in said if task == "regression")
 
 
+def sentences():
+    """Of up to five words, with their tags."""
+    found = []
+    for i in range(60):
+        good, bad = WORDS["good"][i % 3], WORDS["bad"][i // 3 % 3]
+        words = [("the", "O"), (good, "B-good"), ("films", "I-good"), ("was", "O"), (bad, "B-bad")]
+        found.append(words[i // 9 % 2 * 3 : 3 + i // 18 % 2 * 2])
+    return [each for each in found if each]
+
+
+def test_tags_of_words(go):
+    """From one word a line to its tag, in lines and in lists."""
+    lines = ["".join(f"{word} {tag}\n" for word, tag in each) for each in sentences()]
+    Path("a.conll").write_text("-DOCSTART- O\n\n" + "\n".join(lines))
+    flags = ("--train", "a.conll", "--out", "out", "--epochs", "12", "--lr", "5e-3", "--batch-size", "8")
+    status, out, err = go("finetune", "--task", "tagging", *flags, "--json", "result.json")
+    assert status == 0, err
+    assert "train: the scheme of the tags is IOB2" in err
+    assert "new.conll --output out.conll" in out
+    assert "the commonest tag of each word in training" in out
+    result = json.loads(Path("result.json").read_text())
+    assert result["scores"]["f1"] >= 0.95
+    assert result["baselines"]["commonest_tag"]["f1"] == 1
+    assert {row["name"]: row["support"] for row in result["types"]}["good"] == 4
+    rows = [line.split("\t") for line in Path("out/predictions.conll").read_text().splitlines()]
+    assert sum(row == [""] for row in rows) == 4
+    told = [row for row in rows if row != [""]]
+    assert sum(gold == said for _, gold, said in told) / len(told) == result["scores"]["accuracy"]
+    assert not {"predictions.csv", "confusion.png"} & {path.name for path in Path("out").iterdir()}
+    Path("new.conll").write_text(
+        "-DOCSTART-\n\nthe\nfine\nfilms\nwas\ndull\n\n\x01\nthe\n" + "\n" + "the\nfine\nfilms\n" * 9
+    )
+    status, _, err = go("predict", "--model", "out", "--input", "new.conll", "--output", "said.conll")
+    assert status == 0, err
+    assert "1 of 3 texts are longer than the model reads and were read in parts" in err
+    assert "words that the tokenizer drops, tagged O: 1" in err
+    said = Path("said.conll").read_text().splitlines()
+    assert said[:9] == ["-DOCSTART-", "", "the O", "fine B-good", "films I-good", "was O", "dull B-bad", "", "\x01 O"]
+    assert len(said) == 11 + 27
+    assert all(line.count(" ") == 1 for line in said[11:])
+    Path("new.jsonl").write_text('{"id": 3, "tokens": ["New film", "fine", "films"]}\n{"id": 4, "tokens": []}\n')
+    status, _, err = go(
+        "predict", "--model", "out", "--input", "new.jsonl", "--output", "said.jsonl", "--json", "n.json"
+    )
+    assert status == 0, err
+    assert json.loads(Path("n.json").read_text()) == {"rows": 2, "cut": 0, "columns": ["prediction"]}
+    said = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]
+    assert said[0] == {"id": 3, "tokens": ["New film", "fine", "films"], "prediction": ["O", "B-good", "I-good"]}
+    assert said[1]["id"] == 4
+    status, _, err = go("predict", "--model", "out", "--input", "new.jsonl", "--output", "said.tsv")
+    assert status == 0, err
+    assert Path("said.tsv").read_text() == "New film\tO\nfine\tB-good\nfilms\tI-good\n\n"
+    for argv, why in (
+        (("--input", "new.conll", "--output", "said.csv"), "said.csv: out is for tagging"),
+        (("--input", "none.conll", "--output", "none.jsonl"), "none.conll: no such file"),
+        (("--input", "new.conll", "--output", "none.jsonl", "--text-column", "1"), "leave them out for tagging"),
+    ):
+        status, out, err = go("predict", "--model", "out", *argv)
+        assert (status, out) == (2, "")
+        assert why in err.splitlines()[-1]
+    assert not Path("none.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
         (("--train", "none.csv"), "none.csv"),
+        (("--task", "tagging"), "give examples of it with --train"),
+        (("--train", "train.csv", "--task", "tagging"), "train.csv:1: a word and no tag (1 columns)"),
+        (("--train", "bad.conll", "--task", "tagging"), "bad.conll:2: the tag 'x' is none of O, B-name"),
+        (("--train", "o.conll", "--task", "tagging"), "every other to train on has no tag but O"),
+        (("--train", "o.conll", "--task", "tagging", "--label-column", "x"), "--label-column x: for tagging"),
         (("--dev", "train.csv"), "--dev train.csv: goes with --train"),
         (("--task", "regression"), "give examples of it with --train"),
         (("--train", "train.csv", "--text-column", "reviw"), "did you mean review?"),
@@ -194,6 +262,8 @@ def test_other_tasks(go, task):
     ],
 )
 def test_what_cannot_be_is_one_line(go, argv, said, tmp_path):
+    Path("bad.conll").write_text("a O\nb x\n")
+    Path("o.conll").write_text("a O\n\n" * 9)
     Path("one.csv").write_text("text,label\n" + "".join(f"a{i},a\n" for i in range(9)))
     Path("other.csv").write_text("review,verdict\nfine,c\npoor,d\n")
     before = sorted(path.name for path in tmp_path.iterdir())

@@ -3,6 +3,7 @@ context."""
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from minilm.data.examples import Data, Question, Tagged, as_text
 from minilm.data.tables import Table, listed, read_json, read_table, shown, text_lines
 from minilm.errors import DataError
 
-TAG = re.compile(r"O|[BI]-\S+")
+TAG = re.compile(r"O|[BIESLU]-\S+")  # of IOB1, IOB2; IOBES; BILOU
 OF_ROWS = (".jsonl", ".ndjson", ".json", ".parquet")
 WORDS_TAGS = (("words", "tokens"), ("tags", "ner_tags"))  # columns of lists
 
@@ -24,7 +25,7 @@ def read_tagged(source: Path | str | Table, column: int | None = None, labelled:
     """Sentences as Tagged: of rows with lists `tokens` and `tags`, as in a jsonl; else of a file with one word a line
     and a blank line after each sentence (Tjong Kim Sang & De Meulder 2003). column: of the tags in such a file, from 1;
     None: the last. labelled: whether there are tags; without, none are read. Raises DataError."""
-    if not isinstance(source, Table) and uncompressed_name(Path(source)).endswith(OF_ROWS):
+    if not isinstance(source, Table) and not is_one_word_a_line(Path(source)):
         source = read_table(source)
     if isinstance(source, Table):
         sentences, notes, left_out = _tagged_rows(source, labelled)
@@ -33,15 +34,43 @@ def read_tagged(source: Path | str | Table, column: int | None = None, labelled:
     if not sentences:
         name = source.name if isinstance(source, Table) else source
         raise DataError(f"{name}: holds no sentence; is it the right file?")
+    _check_letters(sentences)
     begun = [
-        sentence.where
+        (tag[:2], sentence.where)
         for sentence in sentences
         for before, tag in pairwise(("O", *(sentence.tags or ())))
-        if tag[0] == "I" and before[2:] != tag[2:]
+        if tag[0] in "IEL" and (before[2:] != tag[2:] or before[0] in "ESLU")
     ]
     if begun:
-        notes.append(f"entities that begin with I- instead of B-: {len(begun):,}, the first in {begun[0]}")
+        letters = " or ".join(sorted({letter for letter, _ in begun}))
+        notes.append(f"entities that begin with {letters} instead of B-: {len(begun):,}, the first in {begun[0][1]}")
     return Data(sentences, tuple(notes), tuple(left_out))
+
+
+def is_one_word_a_line(file: Path) -> bool:
+    """Whether tagged words in a file of that name stand one a line; else they are lists in its rows."""
+    return not uncompressed_name(file).endswith(OF_ROWS)
+
+
+def with_column(file: Path, tags: Iterable[str]) -> Iterator[str]:
+    """The lines of a file with one word a line, and as one more column the tag of each word."""
+    coming, separator = iter(tags), None
+    for line in text_lines(file):
+        if line.startswith("-DOCSTART-") or not line.strip():
+            yield line
+        else:
+            separator = separator or ("\t" if "\t" in line else " ")
+            cells = line if separator == "\t" else line.rstrip()
+            yield f"{cells}{separator}{next(coming)}"
+
+
+def _check_letters(sentences: list[Tagged]) -> None:
+    """Raises DataError where tags are written in two schemes."""
+    met: set[str] = set()
+    for sentence in sentences:
+        met |= {tag[0] for tag in sentence.tags or ()}
+        if met & {*"ES"} and met & {*"LU"}:
+            raise DataError(f"{sentence.where}: tags of E- or S- are IOBES, of L- or U- BILOU; write all in one scheme")
 
 
 def _tagged_lines(file: Path, column: int | None, labelled: bool) -> tuple[list[Tagged], list[str], list[str]]:
@@ -98,7 +127,7 @@ def _word(word: str | None, where: str) -> str:
 def _tag(tag: Any, where: str) -> str:
     if not isinstance(tag, str) or not TAG.fullmatch(tag):
         mend = "give its name, not its number" if isinstance(tag, int) else "is it the right column?"
-        raise DataError(f"{where}: the tag {shown(tag)} is none of O, B-name, I-name; {mend}")
+        raise DataError(f"{where}: the tag {shown(tag)} is none of O, B-name, I-name (or E-, S-, L-, U-name); {mend}")
     return tag
 
 

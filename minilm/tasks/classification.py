@@ -67,7 +67,7 @@ class Classification(Task):
         shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
         return shifted / shifted.sum(axis=1, keepdims=True)
 
-    def decode(self, outputs: np.ndarray) -> list[str]:
+    def decode(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> list[str]:
         return [self.labels[i] for i in outputs.argmax(axis=1)]
 
     def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, float]:
@@ -108,7 +108,7 @@ class MultiLabel(Task):
         """(n, C)."""
         return 1 / (1 + np.exp(-outputs))
 
-    def decode(self, outputs: np.ndarray) -> list[tuple[str, ...]]:
+    def decode(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> list[tuple[str, ...]]:
         return [tuple(np.array(self.labels)[row > 0].tolist()) for row in outputs]
 
     def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The tasks by name: how their examples are read, which model learns them."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,45 +10,71 @@ from typing import Any, Literal
 import torch
 
 from minilm.data.examples import Data, read_texts
-from minilm.data.tables import Table
+from minilm.data.spans import is_one_word_a_line, read_tagged
+from minilm.data.tables import Table, read_table
 from minilm.dropin.config import PreTrainedConfig
-from minilm.dropin.models import BertForSequenceClassification, PreTrainedModel
+from minilm.dropin.models import BertForSequenceClassification, BertForTokenClassification, PreTrainedModel
 from minilm.errors import CheckpointError, ConfigError
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.regression import Regression
+from minilm.tasks.scores import scheme_of
+from minilm.tasks.tagging import Tagging
 from minilm.tasks.task import Task
 
-TaskName = Literal["classification", "multilabel", "regression"]
-MODELS = {"sequence": BertForSequenceClassification}  # by Task.kind
+TaskName = Literal["classification", "multilabel", "regression", "tagging"]
+MODELS = {"sequence": BertForSequenceClassification, "token": BertForTokenClassification}  # by Task.kind
+NAMES = {Classification: "classification", MultiLabel: "multilabel", Regression: "regression", Tagging: "tagging"}
 
 
 def named(task: Task) -> TaskName:
     """What a task is called."""
-    return {Classification: "classification", MultiLabel: "multilabel", Regression: "regression"}[type(task)]
+    return NAMES[type(task)]
+
+
+def read_source(file: Path, name: TaskName, header: bool | None = None) -> Table | Path:
+    """What the examples of a file are read from: its table, or the file itself where it has none. Raises DataError."""
+    return file if name == "tagging" and is_one_word_a_line(file) else read_table(file, header)
 
 
 def read_examples(
-    table: Table,
+    source: Table | Path,
     name: TaskName,
     text: str | None = None,
     pair: str | None = None,
     label: str | None = None,
     labelled: bool = True,
 ) -> Data:
-    """The examples of a table, as the task has them; columns by name or number from 1. Raises DataError."""
-    return read_texts(table, name, text, pair, label, labelled)
+    """The examples of a `read_source`, as the task has them; columns by name or number from 1. Raises DataError."""
+    if name == "tagging":
+        return _read_tagged(source, text or pair, label, labelled)
+    return read_texts(source, name, text, pair, label, labelled)
+
+
+def _read_tagged(source: Table | Path, text: str | None, label: str | None, labelled: bool) -> Data:
+    if text is not None:
+        raise ConfigError("--text-column, --pair-column: of tables of texts; leave them out for tagging")
+    if label is not None and (isinstance(source, Table) or not re.fullmatch("[1-9][0-9]{0,3}", label)):
+        raise ConfigError(f"--label-column {label}: for tagging the number of a column where one word stands a line")
+    data = read_tagged(source, label and int(label), labelled)
+    tags = [each.tags or () for each in data.examples]
+    if any(tag != "O" for sentence in tags for tag in sentence):
+        data = replace(data, notes=(*data.notes, f"the scheme of the tags is {scheme_of(tags)}"))
+    return data
 
 
 def make_task(
     name: TaskName, examples: Sequence[Any], weights: Literal["balanced"] | None = None, smoothing: float = 0.0
 ) -> Task:
-    """The task that `examples` are of: its labels are theirs, sorted. Raises ConfigError for what it has no use for."""
+    """The task that `examples` are of: its labels are theirs, sorted, O before other tags. Raises ConfigError for what
+    it has no use for."""
     if name != "classification" and (weights or smoothing):
         raise ConfigError(f"--class-weights, --label-smoothing: of one label of several; leave them out for {name}")
     if name == "regression":
         return Regression()
     if name == "multilabel":
         return MultiLabel(tuple(sorted({label for each in examples for label in each.label})))
+    if name == "tagging":
+        return Tagging(("O", *sorted({tag for each in examples for tag in each.tags} - {"O"})))
     counts = Counter(each.label for each in examples)
     labels = tuple(sorted(counts))
     balanced = tuple(len(examples) / len(labels) / counts[label] for label in labels)  # on average over examples 1
@@ -63,6 +90,8 @@ def open_task(directory: Path) -> tuple[PreTrainedModel, Task]:
         told = ", ".join(config.architectures or ["nothing"])
         raise CheckpointError(f"{directory}: is {told}, which tells no labels; tune it with python finetune.py")
     model, labels = MODELS[kind].from_pretrained(directory), tuple(config.id2label[i] for i in range(config.num_labels))
+    if kind == "token":
+        return model, Tagging(labels)
     if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
         return model, Regression()
     return model, (MultiLabel if config.problem_type == "multi_label_classification" else Classification)(labels)

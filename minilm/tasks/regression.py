@@ -39,7 +39,7 @@ class Regression(Task):
         """(N,)."""
         return logits_of(model, batch).squeeze(1)
 
-    def decode(self, outputs: np.ndarray) -> list[float]:
+    def decode(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> list[float]:
         return outputs.tolist()
 
     def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, float]:

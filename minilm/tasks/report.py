@@ -5,19 +5,23 @@ import io
 import json
 import shlex
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minilm.data.examples import Data, Example
+from minilm.data.examples import Data, Example, Tagged
+from minilm.data.spans import with_column
 from minilm.data.splits import duplicates
 from minilm.data.tables import Table
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.files import read_json, write_json, write_whole
 from minilm.tasks.classification import Classification, MultiLabel, of_texts
-from minilm.tasks.scores import confusion, per_label
-from minilm.tasks.task import Task
+from minilm.tasks.scores import confusion, per_label, per_type
+from minilm.tasks.tagging import Tagging, commonest_tags, tag_scores, without_token
+from minilm.tasks.task import Features, Task
 from minilm.tasks.tune import LONGEST, Tuned
 from minilm.train.log import plot_loss, say
 
@@ -26,7 +30,7 @@ BAG_OF_WORDS = "words counted (tf-idf of words and pairs of words, logistic regr
 
 
 def write_report(tuned: Tuned, out: Path, train: Data, dev: Data, test: Data | None) -> dict[str, Any]:
-    """predictions.csv, results.json, the pictures and the model card in OUT: the result with the test's scores."""
+    """The predictions, results.json, the pictures and the model card in OUT: the result with the test's scores."""
     judged = test or dev
     name = "test" if test else "dev"
     features = tuned.features(judged.examples)
@@ -34,8 +38,17 @@ def write_report(tuned: Tuned, out: Path, train: Data, dev: Data, test: Data | N
     result = dict(tuned.result) | {"judged_on": name, "scores": tuned.task.score(outputs, features, judged.examples)}
     result["baselines"] = baselines(tuned.task, train.examples, judged.examples)
     result["cut"] = features.cut
-    with (out / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
-        write_predictions(file, tuned.task, outputs, judged.examples)
+    result["predictions"] = "predictions.conll" if isinstance(tuned.task, Tagging) else "predictions.csv"
+    if isinstance(tuned.task, Tagging):
+        gold, said = [each.tags for each in judged.examples], tuned.task.decode(outputs, features, judged.examples)
+        result["types"] = [row._asdict() for row in per_type(gold, said)]
+        result["words_without_token"] = without_token(features, judged.examples)
+        words = [each.words for each in judged.examples]
+        write_whole(out / result["predictions"], word_lines(zip(words, gold, said, strict=True)))
+    else:
+        with (out / result["predictions"]).open("w", encoding="utf-8", newline="") as file:
+            said = columns_of(tuned.task, outputs, features, judged.examples)
+            write_predictions(file, said, judged.examples)
     if isinstance(tuned.task, Classification):
         known = features.target >= 0
         gold, said = features.target[known], outputs[known].argmax(axis=1)
@@ -50,8 +63,10 @@ def write_report(tuned: Tuned, out: Path, train: Data, dev: Data, test: Data | N
     return result
 
 
-def baselines(task: Task, train: list[Example], judged: list[Example]) -> dict[str, dict[str, float]]:
-    """The same scores of what knows nothing of language: the commonest label, and counted words."""
+def baselines(task: Task, train: list[Any], judged: list[Any]) -> dict[str, dict[str, float]]:
+    """The same scores of what knows nothing of language: the commonest label, also of each word; counted words."""
+    if isinstance(task, Tagging):
+        return {"commonest_tag": tag_scores([each.tags for each in judged], commonest_tags(train, judged))}
     if not isinstance(task, Classification):
         return {}
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -74,10 +89,10 @@ def baselines(task: Task, train: list[Example], judged: list[Example]) -> dict[s
     return found | {"bag_of_words": classification_scores(gold, model.predict(words.transform(others)), len(number))}
 
 
-def columns_of(task: Task, outputs: np.ndarray) -> dict[str, list[Any]]:
+def columns_of(task: Task, outputs: np.ndarray, features: Features, examples: Sequence[Any]) -> dict[str, list[Any]]:
     """What a model says of each example, as columns: its prediction, and the probability of each label, or of very many
     that of the one it tells."""
-    said = task.decode(outputs)
+    said = task.decode(outputs, features, examples)
     if not isinstance(task, Classification | MultiLabel):
         return {"prediction": [f"{value:.6g}" for value in said]}
     chances = task.probabilities(outputs)
@@ -118,9 +133,34 @@ def write_table(file: Path, table: Table, places: dict[str, int], more: dict[str
     write_whole(file, text.getvalue())
 
 
-def write_predictions(file: Any, task: Task, outputs: np.ndarray, examples: list[Example]) -> None:
+def write_tags(file: Path, source: Table | Path, examples: Sequence[Tagged], tags: Sequence[Sequence[str]]) -> None:
+    """The words of `source` and the tag of each, whole or not at all: lists in a .jsonl, else one word a line, its tag
+    the last column."""
+    if file.suffix != ".jsonl":
+        if isinstance(source, Path):
+            text = "".join(f"{line}\n" for line in with_column(source, chain.from_iterable(tags)))
+        else:
+            text = word_lines(zip((each.words for each in examples), tags, strict=True))
+        write_whole(file, text)
+    elif isinstance(source, Table):
+        write_table(file, source, {each.where: row for row, each in enumerate(examples)}, {"prediction": [*tags]})
+    else:
+        rows = [{"words": each.words, "prediction": own} for each, own in zip(examples, tags, strict=True)]
+        write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def word_lines(sentences: Iterable[tuple[Sequence[str], ...]]) -> str:
+    """One word a line, a blank line after each sentence; of each sentence its columns, the words first. White space in
+    a word is one space."""
+    lines = []
+    for columns in sentences:
+        lines += ["\t".join(" ".join(cell.split()) for cell in row) for row in zip(*columns, strict=True)]
+        lines.append("")
+    return "\n".join([*lines, ""])
+
+
+def write_predictions(file: Any, said: dict[str, list[Any]], examples: list[Example]) -> None:
     """A csv with a row an example: its text, its label, and what the model says."""
-    said = columns_of(task, outputs)
     table = csv.writer(file, lineterminator="\n")
     paired = any(each.pair is not None for each in examples)
     table.writerow(["where", "text", *(["pair"] if paired else []), "label", *said])
@@ -183,7 +223,9 @@ def check_lines(name: str, data: Data, tokenizer: BertTokenizer | None, length: 
 
 
 def labels_of(example: Any) -> tuple[str, ...]:
-    """Names of classes, none where it is a number."""
+    """Names of classes, or of entities; none where it is a number."""
+    if isinstance(example, Tagged):
+        return tuple(tag for tag in example.tags or () if tag != "O")
     label = getattr(example, "label", None)
     return (label,) if isinstance(label, str) else label if isinstance(label, tuple) else ()
 
@@ -192,6 +234,7 @@ def summary(result: dict[str, Any]) -> list[str]:
     """The figures of a run, one line each."""
     lines = [f"{result['judged_on']:10} {said(result['scores'])}"]
     names = {"majority": "always the commonest label", "bag_of_words": BAG_OF_WORDS}
+    names["commonest_tag"] = "the commonest tag of each word in training"
     lines += [
         f"baseline   {said(dict([*scores.items()][:2]))}: {names[each]}" for each, scores in result["baselines"].items()
     ]
@@ -204,11 +247,12 @@ def summary(result: dict[str, Any]) -> list[str]:
 
 def closing(result: dict[str, Any], out: Path) -> list[str]:
     """The last lines of a run: its figures, where it is, what to type next."""
-    return [*summary(result), f"saved      {out}", f"next       {next_command(out)}"]
+    return [*summary(result), f"saved      {out}", f"next       {next_command(out, result)}"]
 
 
-def next_command(out: Path) -> str:
-    return f"python evaluate.py predict --model {shlex.quote(str(out))} --input new.csv --output out.csv"
+def next_command(out: Path, result: dict[str, Any]) -> str:
+    suffix = Path(result["predictions"]).suffix
+    return f"python evaluate.py predict --model {shlex.quote(str(out))} --input new{suffix} --output out{suffix}"
 
 
 def card(tuned: Tuned, out: Path, result: dict[str, Any]) -> str:
@@ -228,11 +272,11 @@ A {tuned.model.config.model_type} tuned with minilm. {told}
 
 {figures}
 
-    {next_command(out)}
+    {next_command(out, result)}
 
 | setting | value |
 |---|---|
 {rows}
 
-All figures: `results.json`; what it says of each example: `predictions.csv`.
+All figures: `results.json`; what it says of each example: `{result["predictions"]}`.
 """

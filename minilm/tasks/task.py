@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from minilm.batch import OnDevice, Tokens
+from minilm.data.examples import Example
 from minilm.data.packing import best_fit
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
@@ -32,9 +33,10 @@ class Features:
     ids: np.ndarray  # (tokens,) int32
     types: np.ndarray  # (tokens,) int8; which text of a pair
     offsets: np.ndarray  # (n + 1,) int64
-    target: np.ndarray  # (n, ...), or, where the task is one of tokens, (tokens,)
+    target: np.ndarray  # (n, ...), or, of a task of tokens, (tokens,)
     example: np.ndarray  # (n,) int64; which one a feature is of
     cut: int = 0  # examples that are longer than what is read of them
+    word: np.ndarray | None = None  # (tokens,) int32 of a task of tokens; the word that begins there, or -1
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -47,7 +49,7 @@ class Features:
     @property
     def of_tokens(self) -> bool:
         """Whether each token has a target."""
-        return len(self.target) != len(self)
+        return self.word is not None
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """Of these features' tokens, where they are in `ids`."""
@@ -91,6 +93,10 @@ class Task(ABC):
         """What the model's config says of it: names of labels, and the kind of problem."""
         return {}
 
+    def asked(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Any]:
+        """Examples without labels."""
+        return [Example(*each) for each in zip(texts, [None] * len(texts) if pairs is None else pairs, strict=True)]
+
     @abstractmethod
     def features(self, examples: Sequence[Any], tokenizer: BertTokenizer, length: int) -> Features:
         """`examples`, at most `length` tokens each."""
@@ -104,7 +110,7 @@ class Task(ABC):
         """What is said of each feature, (N, ...), or of each token, (M, ...)."""
 
     @abstractmethod
-    def decode(self, outputs: np.ndarray) -> list[Any]:
+    def decode(self, outputs: np.ndarray, features: Features, examples: Sequence[Any]) -> list[Any]:
         """What is said of each example, as its label would be."""
 
     @abstractmethod

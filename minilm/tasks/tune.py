@@ -15,7 +15,6 @@ from minilm.checkpoint.model import weights_fingerprint
 from minilm.checkpoint.store import Store, manifest_fault
 from minilm.checkpoint.weights import load_tensors, save_tensors
 from minilm.data.draws import shuffled
-from minilm.data.examples import Example
 from minilm.data.loader import made_ahead
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import PreTrainedModel
@@ -109,11 +108,12 @@ class Tuned:
     def features(self, examples: Sequence[Any]) -> Features:
         return self.task.features(examples, self.tokenizer, self.length)
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Any]:
-        """What it says of each text or pair: a label, several, or a number."""
-        paired = [None] * len(texts) if pairs is None else pairs
-        examples = [Example(text, pair) for text, pair in zip(texts, paired, strict=True)]
-        return self.task.decode(self.outputs(self.features(examples))) if examples else []
+    def predict(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Any]:
+        """What it says of each text or pair: a label, several, or a number; of lists of words, a tag each."""
+        if not (examples := self.task.asked(texts, pairs)):
+            return []
+        features = self.features(examples)
+        return self.task.decode(self.outputs(features), features, examples)
 
     def outputs(self, features: Features) -> np.ndarray:
         """What the model says of each example, or of each of its tokens."""

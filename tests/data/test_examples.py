@@ -167,7 +167,7 @@ ODD = [
         "a.jsonl",
         jsonl({"words": ["a"], "tags": [3]}),
         read_tagged,
-        "{file}:1: the tag '3' is none of O, B-name, I-name; give",
+        "{file}:1: the tag '3' is none of O, B-name, I-name (or E-, S-, L-, U-name); give",
     ),
     ("a.jsonl", jsonl({"words": "a b", "tags": ["O"]}), read_tagged, "{file}:1: no list words or tokens"),
     ("a.jsonl", jsonl({"words": ["a"]}), read_tagged, "{file}:1: no list tags or ner_tags (it has 'words')"),

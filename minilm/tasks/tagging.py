@@ -1,0 +1,138 @@
+"""A tag for each word of a sentence, as which entity it is a part of.
+
+Shape letters: M tokens of a batch, C tags.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from minilm.batch import IGNORE
+from minilm.data.examples import Tagged
+from minilm.dropin.models import PreTrainedModel
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.tasks.scores import Tags, entity_scores
+from minilm.tasks.task import TOKENIZED, Features, Task, TaskBatch
+from minilm.train.losses import cross_entropy_sum
+
+
+@dataclass(frozen=True)
+class Tagging(Task):
+    """A tag for each word, told at the first of its tokens (Devlin et al. 2018, sec. 5.3)."""
+
+    kind: ClassVar[str] = "token"
+    labels: tuple[str, ...]  # in the order of the model's outputs
+
+    def config(self) -> dict[str, Any]:
+        return {"id2label": dict(enumerate(self.labels))}
+
+    def features(self, examples: Sequence[Tagged], tokenizer: BertTokenizer, length: int) -> Features:
+        """A sentence of more than `length` tokens makes several features, each of whole words. Of a word that alone is
+        longer, the first tokens are read. cut: sentences that are not read in one piece."""
+        number = {label: i for i, label in enumerate(self.labels)}
+        ids, begins, target, example, cut = [], [], [], [], 0
+        for row, (all_ids, word) in enumerate(_encoded(examples, tokenizer)):
+            tags = examples[row].tags or (None,) * len(examples[row].words)
+            known = np.array([number.get(tag, IGNORE) for tag in tags], np.int64)
+            first = np.diff(word, prepend=-1) > 0  # a special token's word is -1
+            starts = np.where(first, word, -1)
+            targets = np.where(first, known[word], IGNORE)
+            cut += len(all_ids) > length
+            for places in _parts(word, length):
+                ids.append(all_ids[places])
+                begins.append(starts[places])
+                target.append(targets[places])
+                example.append(row)
+        flat = np.concatenate(ids)
+        return Features(
+            flat,
+            np.zeros(len(flat), np.int8),
+            np.cumsum([0, *map(len, ids)]),
+            np.concatenate(target),
+            np.array(example, np.int64),
+            cut,
+            np.concatenate(begins),
+        )
+
+    def loss(self, model: PreTrainedModel, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+        return cross_entropy_sum(self.outputs(model, batch), batch.target)
+
+    def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
+        """Logits (M, C)."""
+        states = model.base_model.encoder(batch.tokens)
+        return model.outputs_of(states.flatten(0, 1)[batch.where], batch.tokens)["logits"]
+
+    def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Tagged]) -> dict[str, float]:
+        return tag_scores([each.tags for each in examples], self.decode(outputs, features, examples))
+
+    def asked(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Tagged]:
+        return [Tagged(tuple(words.split() if isinstance(words, str) else words)) for words in texts]
+
+    def decode(self, outputs: np.ndarray, features: Features, examples: Sequence[Tagged]) -> list[list[str]]:
+        """The likeliest tag of each word; O of a word without a token."""
+        sizes = [len(each.words) for each in examples]
+        ends = np.cumsum(sizes)
+        begins = features.word >= 0
+        example = np.repeat(features.example, features.lengths)[begins]
+        tags = np.full(ends[-1], "O", object)
+        tags[(ends - sizes)[example] + features.word[begins]] = np.array(self.labels, object)[
+            outputs[begins].argmax(axis=1)
+        ]
+        return [each.tolist() for each in np.split(tags, ends[:-1])]
+
+
+def tag_scores(gold: Tags, predicted: Tags) -> dict[str, float]:
+    """f1, precision and recall of entities, and accuracy of tags."""
+    right = [a == b for a, b in zip(chain.from_iterable(gold), chain.from_iterable(predicted), strict=True)]
+    return entity_scores(gold, predicted) | {"accuracy": float(np.mean(right))}
+
+
+def without_token(features: Features, examples: Sequence[Tagged]) -> int:
+    """Words that the tokenizer drops, as those of control characters."""
+    return sum(len(each.words) for each in examples) - int((features.word >= 0).sum())
+
+
+def commonest_tags(train: Sequence[Tagged], judged: Sequence[Tagged]) -> list[list[str]]:
+    """The tags of what knows no context: a word's commonest tag in training; O of other words."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for each in train:
+        for word, tag in zip(each.words, each.tags, strict=True):
+            counts[word][tag] += 1
+    commonest = {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
+    return [[commonest.get(word, "O") for word in each.words] for each in judged]
+
+
+def _encoded(examples: Sequence[Tagged], tokenizer: BertTokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of each sentence its ids (tokens,) int32, with special tokens, and of each the word (tokens,) int32, or -1. What
+    a word writes out, as [SEP], is text.
+
+    A byte-level vocabulary knows the begin of a word by the space before it; WordPiece drops the space.
+    """
+    for at in range(0, len(examples), TOKENIZED):
+        sentences = [each.words for each in examples[at : at + TOKENIZED]]
+        spaced = [[first, *(f" {word}" for word in rest)] for first, *rest in sentences]
+        encoded = tokenizer(spaced, is_split_into_words=True, split_special_tokens=True, verbose=False)
+        for each in encoded.encodings:
+            words = [-1 if word is None else word for word in each.word_ids]
+            yield np.array(each.ids, np.int32), np.array(words, np.int32)
+
+
+def _parts(word: np.ndarray, length: int) -> Iterator[list[int]]:
+    """Places of a sentence's tokens in feature after feature: whole words, as many as fit, between its special tokens.
+    A sentence without tokens makes one, too."""
+    of_words = np.flatnonzero(word >= 0)
+    begin, end = (of_words[0], of_words[-1] + 1) if len(of_words) else (len(word), len(word))
+    before, after = [*range(begin)], [*range(end, len(word))]
+    room, part = length - len(before) - len(after), []
+    for start, stop in pairwise([*(np.flatnonzero(np.diff(word[begin:end], prepend=-1)) + begin), end]):
+        places = range(start, min(stop, start + room))
+        if len(part) + len(places) > room:
+            yield before + part + after
+            part = []
+        part += places
+    yield before + part + after
