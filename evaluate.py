@@ -1,6 +1,8 @@
 """Use a trained model, of any family: predictions, vectors of texts, the nearest texts, a mask's fillings."""
 
 import itertools
+import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -15,16 +17,21 @@ import torch
 from minilm import cli
 from minilm.checkpoint.model import find_model
 from minilm.data.documents import is_jsonl, lines_of
+from minilm.data.examples import Question
 from minilm.data.tables import Table, check_regular
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError, printable
 from minilm.evaluation.embed import BATCH_SIZE, chunks, read_embedder, say_cut, search, vectors_of
 from minilm.evaluation.predict import fill_mask, read_masked_lm
+from minilm.files import write_json, write_whole
+from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.named import named, open_task, read_examples, read_source
-from minilm.tasks.report import columns_in_training, columns_of, write_table, write_tags
+from minilm.tasks.report import columns_in_training, columns_of, length_in_training, write_table, write_tags
+from minilm.tasks.span import Span, SpanFeatures
 from minilm.tasks.tagging import Tagging, without_token
 from minilm.tasks.task import outputs_of
+from minilm.tasks.tune import LONGEST
 from minilm.train.log import say
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Precision, Runtime
@@ -115,66 +122,93 @@ class FillMask(OfModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(OfModel):
-    """What a tuned model says of each row of a table, or of each word; labels are not needed."""
+    """What a tuned model says of each row of a table, of each word, or to each question; labels are not needed."""
 
     input: Path
-    """csv, tsv, jsonl, json or parquet, also .gz or .xz; for tags one word a line (CoNLL), or lists of words."""
+    """csv, tsv, jsonl, json or parquet, also .gz or .xz; for tags one word a line (CoNLL), or lists of words; of
+    questions a json is SQuAD's."""
     output: Path
-    """The .csv, .tsv or .jsonl to write, of tags a .conll, .tsv or .jsonl: the columns of --input, and what the model
-    says."""
+    """The .csv, .tsv or .jsonl to write: the columns of --input, and what the model says. Of tags a .conll, .tsv or
+    .jsonl; of questions a .json, as SQuAD's script takes answers, or a .jsonl."""
     text_column: str | None = None
     """By name, or number from 1; as in training, or found by its name or looks, if not given."""
     pair_column: str | None = None
-    """Of a second text."""
+    """Of a second text; --text-column is a question's, and this its context's."""
     header: bool | None = None
     """Whether a csv's first row names its columns; as it looks, if not given."""
+
+
+ENDINGS = {Tagging: (".conll", ".tsv", ".jsonl"), Span: (".json", ".jsonl"), None: (".csv", ".tsv", ".jsonl")}
 
 
 def run_predict(args: Predict) -> None:
     """A row for each row, in the same order, into a file that is there only when it is whole."""
     cli.check_result(args.json)
     cli.check_ranges(args, {"threads": THREADS})
-    suffix = args.output.suffix
-    if suffix not in (".csv", ".tsv", ".jsonl", ".conll") or not args.output.parent.is_dir() or args.output.is_dir():
-        raise ConfigError(
-            f"--output {args.output}: give a .csv, .tsv or .jsonl, of tags a .conll, .tsv or .jsonl, in a directory "
-            f"that is there"
-        )
+    if args.output.suffix not in itertools.chain(*ENDINGS.values()):
+        raise ConfigError(f"--output {args.output}: give a .csv, .tsv or .jsonl, of tags a .conll, of answers a .json")
+    if not args.output.parent.is_dir() or args.output.is_dir():
+        raise ConfigError(f"--output {args.output}: give a file in a directory that is there")
     if args.output.resolve() == args.input.resolve():
         raise ConfigError(f"--output {args.output}: is the file of --input; give another")
     check_regular(args.input)
     directory = find_model(args.model, args.revision, allow_pickle=args.allow_pickle, flag="--model")
     model, task = open_task(directory)
-    if suffix == (".csv" if isinstance(task, Tagging) else ".conll"):
-        raise ConfigError(f"--output {args.output}: {directory} is for {named(task)}; give a file that ends otherwise")
+    endings = ENDINGS.get(type(task), ENDINGS[None])
+    if args.output.suffix not in endings:
+        raise ConfigError(f"--output {args.output}: give one of {', '.join(endings)} for the task {named(task)}")
     source = read_source(args.input, named(task), args.header)
-    tokenizer = BertTokenizer.from_pretrained(directory)
-    trained = columns_in_training(directory, source) if isinstance(source, Table) else {}
+    has_columns = isinstance(source, Table) and not isinstance(task, Tagging | MultipleChoice)
+    trained = columns_in_training(directory, source) if has_columns else {}
     text, pair = args.text_column or trained.get("text"), args.pair_column or trained.get("pair")
     data = read_examples(source, named(task), text, pair, labelled=False)
     for note in data.notes:
         say(note)
-    features = task.features(data.examples, tokenizer, max_tokens(model.base_model.encoder.cfg, tokenizer))
+    tokenizer = BertTokenizer.from_pretrained(directory)
+    length = min(max_tokens(model.base_model.encoder.cfg, tokenizer), length_in_training(directory) or LONGEST)
+    features = task.features(data.examples, tokenizer, length)
     with args.computing(model):
         runtime = Runtime.choose(args.device, args.precision, args.threads)
         outputs, _ = outputs_of(task, Applied(model), features, runtime, wants_loss=False)
+    counts = {"rows": len(data.examples) + len(data.left_out), "cut": features.cut, "length": length}
     if isinstance(task, Tagging):
-        said = {"prediction": task.decode(outputs, features, data.examples)}
-        write_tags(args.output, source, data.examples, said["prediction"])
+        write_tags(args.output, source, data.examples, task.decode(outputs, features, data.examples))
+        counts["words_without_token"] = without_token(features, data.examples)
+    elif isinstance(task, Span):
+        counts["no_answer"] = write_answers(args.output, task, outputs, features, data.examples)
     else:
-        said = columns_of(task, outputs, features, data.examples)
-        write_table(args.output, source, {each.where: row for row, each in enumerate(data.examples)}, said)
+        places = {each.where: row for row, each in enumerate(data.examples)}
+        write_table(args.output, source, places, columns_of(task, outputs, features, data.examples))
     for why in data.left_out:
         say(f"nothing said of {why}")
-    rows = len(data.examples) + len(data.left_out)
-    if features.cut:
-        how = "read in parts" if features.of_tokens else "cut there"
-        say(f"{features.cut} of {rows} texts are longer than the model reads and were {how}")
-    if isinstance(task, Tagging) and (silent := without_token(features, data.examples)):
-        say(f"words that the tokenizer drops, tagged O: {silent:,}")
-    say(f"{rows:,} rows -> {args.output}: {', '.join(said)}")
+    for name, count in counts.items():
+        if count and name in WORDS:
+            say(f"{WORDS[name]}: {count:,}")
+    say(f"{counts['rows']:,} rows -> {args.output}")
     if args.json is not None:
-        cli.write_result(args.json, {"rows": rows, "cut": features.cut, "columns": [*said]})
+        cli.write_result(args.json, counts)
+
+
+WORDS = {
+    "cut": "longer than what is read at once, and so cut or read in parts",
+    "words_without_token": "words that the tokenizer drops, tagged O",
+    "no_answer": "questions without an answer",
+}
+
+
+def write_answers(file: Path, task: Span, outputs: np.ndarray, features: SpanFeatures, examples: list[Question]) -> int:
+    """The answer to each question, "" for none: by its id, or a line each with its margin; how many have none."""
+    answers, margins = task.answers(outputs, features, examples)
+    if file.suffix == ".json":
+        write_json(file, answers)
+    else:
+        finite = {id: margin if math.isfinite(margin) else None for id, margin in margins.items()}
+        rows = (
+            {"id": each.id, "question": each.question, "prediction": answers[each.id], "margin": finite[each.id]}
+            for each in examples
+        )
+        write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return sum(not text for text in answers.values())
 
 
 def run_embed(args: Embed) -> None:

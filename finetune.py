@@ -5,7 +5,7 @@ pretraining (minilm/train), and to disk (minilm/checkpoint).
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from torch import nn
 from minilm import cli
 from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
-from minilm.data.examples import Data
+from minilm.data.examples import Data, Question
 from minilm.data.libraries import embedded_examples
 from minilm.data.splits import check_labels, folds, overlap, split_dev
 from minilm.data.tables import Table
@@ -50,8 +50,8 @@ class Args:
     """Fine-tune a model on labelled examples. Alone, it learns from which library a documentation text is."""
 
     train: Path | None = None
-    """csv, tsv, jsonl, json or parquet, also .gz or .xz; of tags one word a line (CoNLL), or lists words and tags; an
-    embedded labelled set, if not given."""
+    """csv, tsv, jsonl, json or parquet, also .gz or .xz; of tags one word a line (CoNLL), or lists words and tags; of
+    questions SQuAD's json; an embedded labelled set, if not given."""
     dev: Path | None = None
     """Examples by which the best model is chosen; a tenth of --train, if not given."""
     test: Path | None = None
@@ -65,7 +65,7 @@ class Args:
     text_column: str | None = None
     """By name, or number from 1; found by its name or looks, and said, if not given."""
     pair_column: str | None = None
-    """Of a second text."""
+    """Of a second text; for span --text-column is the question's, and this the context's."""
     label_column: str | None = None
     """Of the label, or the number; of tags by its number, the last if not given."""
     header: bool | None = None
@@ -209,8 +209,8 @@ def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
         with store.hold():
             device = args.device, args.precision, args.threads
             result = tune(task, model, tokenizer, few.examples, few.examples, tuning, store, None, *device).result
-    found = f"{len(few.examples)} examples after {result['steps']} steps: loss {result['loss']:.4f}"
-    learned = result["loss"] < LEARNED
+    found = f"{len(few.examples)} examples after {result['steps']} steps: loss {result['dev']['loss']:.4f}"
+    learned = result["dev"]["loss"] < LEARNED
     what = "it learns them" if learned else "it does NOT learn them: look at their labels, at --lr and --length"
     return result | {"learned": learned}, [f"{found}; {what}"]
 
@@ -260,7 +260,8 @@ def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], lis
         f"{len(runs)} {name}s), sd {each['sd']:.4f}"
         for metric, each in found.items()
     ]
-    best = max(range(len(runs)), key=lambda i: next(iter(results[i]["scores"].values())))
+    metric = next(iter(found))
+    best = max(range(len(runs)), key=lambda i: results[i]["dev"].get(metric, 0.0))  # nothing is chosen by a test
     command = next_command(out / runs[best].name, results[best])
     return result, [*lines, f"saved      {out}", f"next       {command}"]
 
@@ -291,12 +292,12 @@ def load(args: Args) -> Iterator[Run]:
         test = None if args.test is None else read(args, "test", args.test)[0]
     if args.kfold:
         for i, (rest, fold) in enumerate(folds(train.examples, args.kfold, args.seed, groups), start=1):
-            inner, chosen = split_dev(rest, DEV, args.seed)
+            inner, chosen = split_dev(rest, DEV, args.seed, contexts(rest))
             parts = (replace(train, examples=part) for part in (inner, chosen, fold))
             yield Run(f"fold-{i}", args.seed, *parts)
         return
     if dev is None:
-        parts = split_dev(train.examples, DEV, args.seed)
+        parts = split_dev(train.examples, DEV, args.seed, contexts(train.examples))
         train, dev = (replace(train, examples=part) for part in parts)
         say(f"no --dev: a tenth of the examples, {len(dev.examples):,}, chooses the best model")
     for name, split in (("dev", dev), ("test", test)):
@@ -323,12 +324,17 @@ def read(args: Args, name: str, file: Path) -> tuple[Data, list[str] | None]:
     if len(data.left_out) > SHOWN:
         say(f"left out: {len(data.left_out) - SHOWN:,} more rows of {file}")
     if args.group_column is None:
-        return data, None
+        return data, contexts(data.examples)
     if not isinstance(source, Table):
         raise ConfigError(f"--group-column {args.group_column}: {file} has no columns")
     column = source.column(args.group_column)
     of_row = {row.where: str(row.cells.get(column)) for row in source.rows}
     return data, [of_row[each.where] for each in data.examples]
+
+
+def contexts(examples: Sequence[Any]) -> list[str] | None:
+    """What questions are on, that belong together by it; None of examples that are no questions."""
+    return [each.context for each in examples] if examples and isinstance(examples[0], Question) else None
 
 
 def model_directory(args: Args) -> Path | None:

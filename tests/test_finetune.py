@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import pipeline
 
+import minilm
 from minilm import cli
 
 
@@ -166,6 +167,27 @@ def test_other_tasks(go, task):
     assert all(abs(float(row["prediction"])) < 9 for row in said if task == "regression")
 
 
+def test_which_ending_follows(go):
+    """Of a table with SWAG's columns."""
+    lines = ["id,sent1,sent2,ending0,ending1,label"]
+    for i in range(40):
+        endings = [f"was {WORDS['good'][i % 3]}", f"was {WORDS['bad'][i // 3 % 3]}"]
+        lines.append(f"{i},the film,a plot,{','.join(endings[:: 1 - i % 2 * 2])},{i % 2}")
+    Path("swag.csv").write_text("\n".join(lines) + "\n")
+    flags = ("--task", "choice", "--train", "swag.csv", "--out", "out", "--epochs", "15", "--lr", "5e-3")
+    status, out, err = go("finetune", *flags, "--batch-size", "8", "--patience", "20")
+    assert status == 0, err
+    assert "accuracy 0.5000: by chance" in out
+    assert json.loads(Path("out/results.json").read_text())["scores"]["accuracy"] == 1
+    status, _, err = go("predict", "--model", "out", "--input", "swag.csv", "--output", "said.csv")
+    assert status == 0, err
+    rows = [*csv.DictReader(Path("said.csv").read_text().splitlines())]
+    assert all(row["choice"].endswith(row["ending" + row["prediction"]]) for row in rows)
+    assert sum(row["prediction"] == row["label"] for row in rows) >= 38
+    status, _, err = go("finetune", *flags, "--label-column", "label")
+    assert (status, "choices are found by their columns' names" in err) == (2, True)
+
+
 def sentences():
     """Of up to five words, with their tags."""
     found = []
@@ -200,7 +222,7 @@ def test_tags_of_words(go):
     )
     status, _, err = go("predict", "--model", "out", "--input", "new.conll", "--output", "said.conll")
     assert status == 0, err
-    assert "1 of 3 texts are longer than the model reads and were read in parts" in err
+    assert "cut or read in parts: 1" in err
     assert "words that the tokenizer drops, tagged O: 1" in err
     said = Path("said.conll").read_text().splitlines()
     assert said[:9] == ["-DOCSTART-", "", "the O", "fine B-good", "films I-good", "was O", "dull B-bad", "", "\x01 O"]
@@ -211,7 +233,7 @@ def test_tags_of_words(go):
         "predict", "--model", "out", "--input", "new.jsonl", "--output", "said.jsonl", "--json", "n.json"
     )
     assert status == 0, err
-    assert json.loads(Path("n.json").read_text()) == {"rows": 2, "cut": 0, "columns": ["prediction"]}
+    assert json.loads(Path("n.json").read_text()) == {"rows": 2, "cut": 0, "length": 24, "words_without_token": 0}
     said = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]
     assert said[0] == {"id": 3, "tokens": ["New film", "fine", "films"], "prediction": ["O", "B-good", "I-good"]}
     assert said[1]["id"] == 4
@@ -219,7 +241,7 @@ def test_tags_of_words(go):
     assert status == 0, err
     assert Path("said.tsv").read_text() == "New film\tO\nfine\tB-good\nfilms\tI-good\n\n"
     for argv, why in (
-        (("--input", "new.conll", "--output", "said.csv"), "said.csv: out is for tagging"),
+        (("--input", "new.conll", "--output", "said.csv"), "said.csv: give one of .conll, .tsv, .jsonl"),
         (("--input", "none.conll", "--output", "none.jsonl"), "none.conll: no such file"),
         (("--input", "new.conll", "--output", "none.jsonl", "--text-column", "1"), "leave them out for tagging"),
     ):
@@ -227,6 +249,155 @@ def test_tags_of_words(go):
         assert (status, out) == (2, "")
         assert why in err.splitlines()[-1]
     assert not Path("none.jsonl").exists()
+
+
+def squad(file, n, first=0, impossible=True):
+    """n questions, two a context; of every other context the answer is its only word of WORDS."""
+    paragraphs = []
+    for i in range(first, first + n, 2):
+        answerable = not impossible or i % 4 == 0
+        words = [PLAIN[(i * i + k) % 6] for k in range(3 + i % 25)]
+        words.insert(i % 3, WORDS["good"][i // 4 % 3] if answerable else "plot")
+        answers = [{"text": words[i % 3], "answer_start": len(" ".join([*words[: i % 3], ""]))}]
+        qas = [
+            {"id": f"q{i + k}", "question": f"the {PLAIN[k]}", "answers": answers if answerable else []}
+            for k in range(2)
+        ]
+        paragraphs.append({"context": " ".join(words) + f" {i}", "qas": qas})
+    Path(file).write_text(json.dumps({"version": "v2.0", "data": [{"title": "a", "paragraphs": paragraphs}]}))
+
+
+SPAN = ("--task", "span", "--out", "out", "--epochs", "20", "--lr", "4e-3", "--batch-size", "8")
+
+
+def test_questions_from_a_file_to_answers(go):
+    """The threshold that dev chose is that of the test, of `predict` and of config.json."""
+    squad("train.json", 48)
+    squad("dev.json", 24, 100)
+    squad("test.json", 24, 200)
+    files = ("--train", "train.json", "--dev", "dev.json", "--test", "test.json")
+    flags = (*SPAN, *files, "--evaluate-every", "60", "--length", "16")
+    status, out, err = go("finetune", *flags, "--json", "result.json")
+    assert status == 0, err
+    assert "next       python evaluate.py predict --model out --input new.json --output out.json" in out
+    result = json.loads(Path("result.json").read_text(), parse_constant=pytest.fail)
+    assert [*result["scores"]] == ["f1", "exact", "f1_answerable", "exact_answerable", "f1_no_answer"]
+    assert result["scores"]["f1"] >= 0.8
+    kinds = {"f1_answerable": 0, "exact_answerable": 0, "f1_no_answer": 1}
+    assert result["baselines"] == {"no_answer": {"f1": 0.5, "exact": 0.5} | kinds}
+    config = json.loads(Path("out/config.json").read_text())
+    assert config["no_answer_threshold"] == result["no_answer_threshold"]
+    said = json.loads(Path("out/predictions.json").read_text())
+    assert [*said] == [f"q{i}" for i in range(200, 224)]
+    flags = ("--model", "out", "--input", "test.json", "--output", "said.json", "--json", "counts.json")
+    status, _, err = go("predict", *flags)
+    silent = sum(not text for text in said.values())
+    counts = {"rows": 24, "cut": 0, "length": 16, "no_answer": silent}  # tokens of a window, as in training
+    assert json.loads(Path("counts.json").read_text()) == counts
+    assert (status, json.loads(Path("said.json").read_text())) == (0, said), err
+    assert f"questions without an answer: {silent}" in err
+    assert "24 rows -> said.json" in err
+
+    table = [json.loads(line) for line in rows_of("test.json")]
+    Path("new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    with open("new.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("q", "text"), *((row["question"], row["context"]) for row in table), ("a", "")])
+    status, _, err = go("predict", "--model", "out", "--input", "new.jsonl", "--output", "said.jsonl")
+    assert status == 0, err
+    lines = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]
+    assert {line["id"]: line["prediction"] for line in lines} == said
+    assert all((line["margin"] > config["no_answer_threshold"]) == (line["prediction"] == "") for line in lines)
+    columns = ("--text-column", "q", "--pair-column", "2")
+    status, _, err = go("predict", "--model", "out", "--input", "new.csv", "--output", "csv.json", *columns)
+    assert status == 0, err
+    assert [*json.loads(Path("csv.json").read_text()).values()] == [*said.values()]
+    assert "nothing said of new.csv:26: no context" in err
+    Path("out/MANIFEST.json").unlink()
+    for threshold, silent in ((-1e9, 24), (1e9, 0), (None, 0)):
+        Path("out/config.json").write_text(json.dumps(config | {"no_answer_threshold": threshold}))
+        status, _, err = go("predict", "--model", "out", "--input", "test.json", "--output", "said.json")
+        assert status == 0, err
+        assert sum(not text for text in json.loads(Path("said.json").read_text()).values()) == silent
+
+
+def rows_of(file):
+    """The questions of a SQuAD file, a JSON object each."""
+    for paragraph in json.loads(Path(file).read_text())["data"][0]["paragraphs"]:
+        for row in paragraph["qas"]:
+            yield json.dumps({"id": row["id"], "question": row["question"], "context": paragraph["context"]})
+
+
+def test_questions_without_dev(go):
+    """A context is on one side; where all questions are answerable, all are answered."""
+    squad("train.json", 80, impossible=False)
+    status, _, err = go("finetune", *SPAN[:4], "--steps", "2", "--train", "train.json")
+    assert status == 0, err
+    assert "examples: 72 to learn from, 8 to choose by" in err
+    assert "stand in the training examples" not in err
+    said = json.loads(Path("out/predictions.json").read_text())
+    assert all(said.values())
+    numbers = sorted(int(id[1:]) for id in said)
+    assert [*zip(numbers[::2], numbers[1::2], strict=True)] == [(i, i + 1) for i in numbers[::2]]
+    assert json.loads(Path("out/config.json").read_text())["no_answer_threshold"] is None
+    assert json.loads(Path("out/results.json").read_text(), parse_constant=pytest.fail)["scores"].keys() == {
+        *("f1", "exact", "f1_answerable", "exact_answerable")
+    }
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--train", "none.json"), "none.json: no such file"),
+        (("--train", "train.csv"), "train.csv: which column is the question? It has 'review', 'verdict'; name it"),
+        (("--train", "unknown.json"), "no question to use (unknown.json: data[0].paragraphs[0].qas[0]: no answers)"),
+        (("--train", "silent.json"), "this question and every other to train on has no answer"),
+        (("--train", "list.json"), "list.json: no list 'data'; is this the layout of SQuAD?"),
+        (("--train", "cut.json"), "cut.json: not JSON"),
+        (("--train", "one.json"), "so small are their classes or groups; give a dev file"),
+        (("--train", "good.json", "--text-column", "q"), "--text-column, --pair-column: a .json of questions has no"),
+        (("--train", "train.csv", "--label-column", "2"), "--label-column 2: a .json of questions has no columns"),
+        (("--train", "good.json", "--length", "4"), "--length 4: no room for a question and its context"),
+        (("--train", "good.json", "--label-smoothing", "0.1"), "leave them out for span"),
+        (("--train", "good.json", "--test", "train.csv"), "which column is the question?"),
+    ],
+)
+def test_questions_that_cannot_be_are_one_line(go, argv, said, tmp_path):
+    squad("good.json", 40)
+    squad("one.json", 2)
+    good = Path("good.json").read_text()
+    Path("cut.json").write_text(good[:-20])
+    Path("list.json").write_text("[1]")
+    paragraphs = [{"context": "a film", "qas": [{"id": "1", "question": "a"}]}]
+    Path("unknown.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    paragraphs[0]["qas"][0]["answers"] = []
+    Path("silent.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    dev = () if "one.json" in argv else ("--dev", "good.json")
+    status, out, err = go("finetune", "--task", "span", "--out", "out", *argv, *dev)
+    assert (status, out) == (2, "")
+    assert said in err.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--input", "good.json", "--output", "said.csv"), "--output said.csv: give one of .json, .jsonl for the task"),
+        (("--input", "new.csv", "--output", "said.json"), "new.csv: which column is the question?"),
+        (("--input", "none.json", "--output", "said.json"), "none.json: no such file"),
+        (("--input", "list.json", "--output", "said.json"), "no list 'data'; is this the layout of SQuAD?"),
+    ],
+)
+def test_answers_that_cannot_be(go, encoder_directory, argv, said):
+    squad("good.json", 4)
+    Path("list.json").write_text("[1]")
+    minilm.BertForQuestionAnswering.from_pretrained(encoder_directory).save_pretrained("span")
+    minilm.BertTokenizer.from_pretrained(encoder_directory).save_pretrained("span")
+    status, out, err = go("predict", "--model", "span", *argv)
+    assert (status, out) == (2, "")
+    assert said in err.splitlines()[-1]
+    assert not Path(argv[-1]).exists()
+    assert go("predict", "--model", "span", "--input", "good.json", "--output", "said.json")[0] == 0  # by anyone
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minilm.data.cells import plain_name
 from minilm.data.documents import uncompressed_name
 from minilm.data.examples import Data, Question, Tagged, as_text
 from minilm.data.tables import Table, listed, read_json, read_table, shown, text_lines
@@ -15,6 +16,7 @@ from minilm.errors import DataError
 
 TAG = re.compile(r"O|[BIESLU]-\S+")  # of IOB1, IOB2; IOBES; BILOU
 OF_ROWS = (".jsonl", ".ndjson", ".json", ".parquet")
+SQUAD = '{"data": [{"paragraphs": [{"context": "...", "qas": [...]}]}]}'
 WORDS_TAGS = (("words", "tokens"), ("tags", "ner_tags"))  # columns of lists
 
 
@@ -134,45 +136,88 @@ def _tag(tag: Any, where: str) -> str:
 # -- questions ----------------------------------------------------------------------------------------
 
 
-def read_questions(file: Path | str) -> Data:
-    """The questions of a file in the layout of SQuAD 1.1 or 2.0. Raises DataError."""
-    file, expected = Path(file), '{"data": [{"paragraphs": [{"context": "...", "qas": [...]}]}]}'
-    whole = read_json(file, expected)
+def read_questions(
+    source: Path | str | Table,
+    question: str | int | None = None,
+    context: str | int | None = None,
+    labelled: bool = False,
+) -> Data:
+    """The questions of a file in the layout of SQuAD 1.1 or 2.0; or of rows with a question and a context, each in a
+    column by that name or the one given, and the answers as there or in two lists, `text` and `answer_start`.
+    labelled: a question whose answers are not known is left out. Raises DataError."""
+    notes, columns = (), {}
+    if isinstance(source, Table):
+        columns = {"text": question, "pair": context}
+        named = {plain_name(column): column for column in reversed(source.columns)}
+        for role, name in zip(columns, ("question", "context"), strict=True):
+            if columns[role] is None and name not in named:
+                raise DataError(f"{source.name}: which column is the {name}? It has {listed(source.columns)}; name it")
+            columns[role] = named[name] if columns[role] is None else source.column(columns[role])
+        if columns["text"] == columns["pair"]:
+            raise DataError(f"{source.name}: column {columns['text']!r} is taken for two things; name another")
+        name, notes, rows = source.name, source.notes, _question_rows(source, columns, labelled)
+    else:
+        name, rows = source, _squad_rows(Path(source))
     examples, left_out, moved, dropped, again = [], [], [], [], []
     first: dict[str, str] = {}  # id -> its question
     times: Counter[str] = Counter()
-    for d, article in enumerate(_member(whole, "data", list, str(file))):
-        for p, paragraph in enumerate(_member(article, "paragraphs", list, f"{file}: data[{d}]")):
-            place = f"{file}: data[{d}].paragraphs[{p}]"
-            context = _member(paragraph, "context", str, place)
-            for q, row in enumerate(_member(paragraph, "qas", list, place)):
-                where = f"{place}.qas[{q}]"
-                id, question = _member(row, "id", str, where), _member(row, "question", str, where)
-                if first.setdefault(id, question) != question:
-                    raise DataError(f"{where}: id {shown(id)} stands there twice, of two questions; give each its own")
-                times[id] += 1
-                if times[id] > 1:
-                    again.append(where)
-                    id = f"{id}#{times[id]}"
-                if not question.strip() or not context.strip():
-                    left_out.append(f"{where}: no {'context' if question.strip() else 'question'}")
-                    continue
-                found = _answers(row, context, where)
-                if found.why and not found.answers:
-                    left_out.append(f"{where}: {found.why}")
-                    continue
-                dropped += [where] if found.why else []
-                moved += [where] if found.moved else []
-                examples.append(Question(id, question, context, found.answers, where))
+    for where, context, row in rows:
+        id, question = _member(row, "id", str, where), _member(row, "question", str, where)
+        if first.setdefault(id, question) != question:
+            raise DataError(f"{where}: id {shown(id)} stands there twice, of two questions; give each its own")
+        times[id] += 1
+        if times[id] > 1:
+            again.append(where)
+            id = f"{id}#{times[id]}"
+        if not question.strip() or not context.strip():
+            left_out.append(f"{where}: no {'context' if question.strip() else 'question'}")
+            continue
+        found = _answers(row, context, where)
+        if found.why and not found.answers:
+            left_out.append(f"{where}: {found.why}")
+            continue
+        if labelled and found.answers is None:
+            left_out.append(f"{where}: no answers")
+            continue
+        dropped += [where] if found.why else []
+        moved += [where] if found.moved else []
+        examples.append(Question(id, question, context, found.answers, where))
     if not examples:
-        raise DataError(f"{file}: no question to use ({left_out[0] if left_out else 'none at all'}); give {expected}")
+        raise DataError(f"{name}: no question to use ({left_out[0] if left_out else 'none at all'}); give {SQUAD}")
     said = {
         "questions with an answer that stands elsewhere in the context, and is moved there": moved,
         "questions with an answer that is not in the context, beside others": dropped,
         "questions whose id stands there before, which get #2, #3": again,
     }
-    notes = tuple(f"{what}: {len(places):,}, the first {places[0]}" for what, places in said.items() if places)
-    return Data(examples, notes, tuple(left_out))
+    notes += tuple(f"{what}: {len(places):,}, the first {places[0]}" for what, places in said.items() if places)
+    return Data(examples, notes, tuple(left_out), columns)
+
+
+def _squad_rows(file: Path) -> Iterator[tuple[str, str, Any]]:
+    """(where, context, the question with its answers)."""
+    for d, article in enumerate(_member(read_json(file, SQUAD), "data", list, str(file))):
+        for p, paragraph in enumerate(_member(article, "paragraphs", list, f"{file}: data[{d}]")):
+            place = f"{file}: data[{d}].paragraphs[{p}]"
+            context = _member(paragraph, "context", str, place)
+            for q, row in enumerate(_member(paragraph, "qas", list, place)):
+                yield f"{place}.qas[{q}]", context, row
+
+
+def _question_rows(table: Table, columns: dict[str, str], labelled: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """The same of a table. A row without an id has its number."""
+    for number, (where, cells) in enumerate(table.rows, start=1):
+        question, context = (as_text(cells.get(columns[role]), where, role) or "" for role in ("text", "pair"))
+        row = {"id": as_text(cells.get("id"), where, "id") or str(number), "question": question}
+        if labelled:
+            answers = cells.get("answers")
+            if isinstance(answers, dict):  # as `datasets` has them
+                texts, starts = (_member(answers, each, list, where) for each in ("text", "answer_start"))
+                if len(texts) != len(starts):
+                    raise DataError(f"{where}: {len(texts)} answers and {len(starts)} starts; give each text one")
+                pairs = zip(texts, starts, strict=True)
+                answers = [{"text": text, "answer_start": start} for text, start in pairs]
+            row |= {"answers": answers, "is_impossible": cells.get("is_impossible")}
+        yield where, context, row
 
 
 class _Answers(NamedTuple):

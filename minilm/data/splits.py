@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from minilm.data.examples import Tagged
+from minilm.data.examples import Question, Tagged
 from minilm.data.tables import listed, shown
 from minilm.errors import ConfigError, DataError, did_you_mean
 
@@ -16,8 +16,15 @@ SHOWN = 3  # pairs of rows, as an example
 
 
 def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
-    """What is to be said of the labels of two lists of Example or Tagged. Raises DataError where nothing can be learned
-    from `train`, or where it has none of the labels of `dev`."""
+    """What is to be said of the labels of two lists of Example or Tagged, and of the answers of two of Question. Raises
+    DataError where nothing can be learned from `train`, or where it has none of the labels of `dev`."""
+    if train and isinstance(train[0], Question):
+        if not any(each.answers for each in train):
+            raise DataError(f"{train[0].where}: this question and every other to train on has no answer; give some")
+        silent = sum(not each.answers for each in dev)
+        if silent and all(each.answers for each in train):
+            return (f"questions without an answer: {silent:,}, and none to train on is: each will get one",)
+        return ()
     if train and len({_said(example) for example in train}) == 1 and not isinstance(train[0], Tagged):
         only = _said(train[0])
         what = "has no label" if only is None else f"has the label {shown(only)}"

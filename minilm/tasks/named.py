@@ -9,21 +9,42 @@ from typing import Any, Literal
 
 import torch
 
-from minilm.data.examples import Data, read_texts
-from minilm.data.spans import is_one_word_a_line, read_tagged
+from minilm.data.documents import uncompressed_name
+from minilm.data.examples import Data, read_choices, read_texts
+from minilm.data.spans import is_one_word_a_line, read_questions, read_tagged
 from minilm.data.tables import Table, read_table
 from minilm.dropin.config import PreTrainedConfig
-from minilm.dropin.models import BertForSequenceClassification, BertForTokenClassification, PreTrainedModel
+from minilm.dropin.models import (
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    PreTrainedModel,
+)
 from minilm.errors import CheckpointError, ConfigError
+from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.regression import Regression
 from minilm.tasks.scores import scheme_of
+from minilm.tasks.span import Span
 from minilm.tasks.tagging import Tagging
 from minilm.tasks.task import Task
 
-TaskName = Literal["classification", "multilabel", "regression", "tagging"]
-MODELS = {"sequence": BertForSequenceClassification, "token": BertForTokenClassification}  # by Task.kind
-NAMES = {Classification: "classification", MultiLabel: "multilabel", Regression: "regression", Tagging: "tagging"}
+TaskName = Literal["classification", "multilabel", "regression", "tagging", "span", "choice"]
+MODELS = {  # by Task.kind
+    "sequence": BertForSequenceClassification,
+    "token": BertForTokenClassification,
+    "span": BertForQuestionAnswering,
+    "choice": BertForMultipleChoice,
+}
+NAMES = {
+    Classification: "classification",
+    MultiLabel: "multilabel",
+    Regression: "regression",
+    Tagging: "tagging",
+    Span: "span",
+    MultipleChoice: "choice",
+}
 
 
 def named(task: Task) -> TaskName:
@@ -33,7 +54,8 @@ def named(task: Task) -> TaskName:
 
 def read_source(file: Path, name: TaskName, header: bool | None = None) -> Table | Path:
     """What the examples of a file are read from: its table, or the file itself where it has none. Raises DataError."""
-    return file if name == "tagging" and is_one_word_a_line(file) else read_table(file, header)
+    of_squad = name == "span" and uncompressed_name(file).endswith(".json")
+    return file if of_squad or (name == "tagging" and is_one_word_a_line(file)) else read_table(file, header)
 
 
 def read_examples(
@@ -47,6 +69,15 @@ def read_examples(
     """The examples of a `read_source`, as the task has them; columns by name or number from 1. Raises DataError."""
     if name == "tagging":
         return _read_tagged(source, text or pair, label, labelled)
+    if name == "choice":
+        if text or pair or label:
+            raise ConfigError("--text-column, --pair-column, --label-column: choices are found by their columns' names")
+        return read_choices(source, labelled)
+    if name == "span":
+        if label is not None or (isinstance(source, Path) and (text or pair)):
+            which = "--text-column, --pair-column" if label is None else f"--label-column {label}"
+            raise ConfigError(f"{which}: a .json of questions has no columns, and answers of a table are in `answers`")
+        return read_questions(source, *(() if isinstance(source, Path) else (text, pair)), labelled=labelled)
     return read_texts(source, name, text, pair, label, labelled)
 
 
@@ -71,8 +102,12 @@ def make_task(
         raise ConfigError(f"--class-weights, --label-smoothing: of one label of several; leave them out for {name}")
     if name == "regression":
         return Regression()
+    if name == "span":
+        return Span(threshold=None if all(each.answers for each in examples) else 0.0)
     if name == "multilabel":
         return MultiLabel(tuple(sorted({label for each in examples for label in each.label})))
+    if name == "choice":
+        return MultipleChoice()
     if name == "tagging":
         return Tagging(("O", *sorted({tag for each in examples for tag in each.tags} - {"O"})))
     counts = Counter(each.label for each in examples)
@@ -92,6 +127,10 @@ def open_task(directory: Path) -> tuple[PreTrainedModel, Task]:
     model, labels = MODELS[kind].from_pretrained(directory), tuple(config.id2label[i] for i in range(config.num_labels))
     if kind == "token":
         return model, Tagging(labels)
+    if kind == "span":
+        return model, Span().as_saved(config)
+    if kind == "choice":
+        return model, MultipleChoice()
     if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
         return model, Regression()
     return model, (MultiLabel if config.problem_type == "multi_label_classification" else Classification)(labels)
@@ -102,7 +141,8 @@ def model_for(task: Task, directory: Path, seed: int = 0) -> tuple[PreTrainedMod
     its labels in the order of a head that is there. Raises ConfigError for one of other labels, CheckpointError."""
     config = PreTrainedConfig.of_directory(directory)
     made, wanted = MODELS[task.kind], task.config()
-    is_head = config.family.classes[task.kind].architecture in (config.architectures or [])
+    built = config.family.classes.get(task.kind)  # a family without it is refused below
+    is_head = built is not None and built.architecture in (config.architectures or [])
     if is_head and "id2label" in wanted:
         own = tuple(config.id2label[i] for i in range(config.num_labels))
         if {*own} != {*wanted["id2label"].values()}:
@@ -118,13 +158,14 @@ def model_for(task: Task, directory: Path, seed: int = 0) -> tuple[PreTrainedMod
         task = replace(task, labels=own)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = made.from_pretrained(directory, dtype=torch.float32, **task.config())
+        config.update(task.config())
+        model = made.from_pretrained(directory, config=config, dtype=torch.float32)
     return model, task
 
 
 def new_model(task: Task, config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     """With random weights, drawn by the seed."""
-    config.change(task.config())
+    config.update(task.config())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MODELS[task.kind](config)

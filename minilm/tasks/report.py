@@ -18,14 +18,17 @@ from minilm.data.splits import duplicates
 from minilm.data.tables import Table
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.files import read_json, write_json, write_whole
+from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.classification import Classification, MultiLabel, of_texts
 from minilm.tasks.scores import confusion, per_label, per_type
+from minilm.tasks.span import THRESHOLD, Span, scores_of
 from minilm.tasks.tagging import Tagging, commonest_tags, tag_scores, without_token
 from minilm.tasks.task import Features, Task
 from minilm.tasks.tune import LONGEST, Tuned
 from minilm.train.log import plot_loss, say
 
 SHOWN_LABELS = 40  # in a picture or a table
+PREDICTIONS = {Tagging: "predictions.conll", Span: "predictions.json"}  # of other tasks predictions.csv
 BAG_OF_WORDS = "words counted (tf-idf of words and pairs of words, logistic regression)"
 
 
@@ -38,13 +41,16 @@ def write_report(tuned: Tuned, out: Path, train: Data, dev: Data, test: Data | N
     result = dict(tuned.result) | {"judged_on": name, "scores": tuned.task.score(outputs, features, judged.examples)}
     result["baselines"] = baselines(tuned.task, train.examples, judged.examples)
     result["cut"] = features.cut
-    result["predictions"] = "predictions.conll" if isinstance(tuned.task, Tagging) else "predictions.csv"
+    result["predictions"] = PREDICTIONS.get(type(tuned.task), "predictions.csv")
     if isinstance(tuned.task, Tagging):
         gold, said = [each.tags for each in judged.examples], tuned.task.decode(outputs, features, judged.examples)
         result["types"] = [row._asdict() for row in per_type(gold, said)]
         result["words_without_token"] = without_token(features, judged.examples)
         words = [each.words for each in judged.examples]
         write_whole(out / result["predictions"], word_lines(zip(words, gold, said, strict=True)))
+    elif isinstance(tuned.task, Span):
+        result |= tuned.task.config()
+        write_json(out / result["predictions"], tuned.task.answers(outputs, features, judged.examples)[0])
     else:
         with (out / result["predictions"]).open("w", encoding="utf-8", newline="") as file:
             said = columns_of(tuned.task, outputs, features, judged.examples)
@@ -64,9 +70,14 @@ def write_report(tuned: Tuned, out: Path, train: Data, dev: Data, test: Data | N
 
 
 def baselines(task: Task, train: list[Any], judged: list[Any]) -> dict[str, dict[str, float]]:
-    """The same scores of what knows nothing of language: the commonest label, also of each word; counted words."""
+    """The same scores of what knows nothing of language: the commonest label, or tag of a word; counted words; never an
+    answer."""
     if isinstance(task, Tagging):
         return {"commonest_tag": tag_scores([each.tags for each in judged], commonest_tags(train, judged))}
+    if isinstance(task, MultipleChoice):
+        return {"chance": {"accuracy": float(np.mean([1 / len(each.choices) for each in judged]))}}
+    if isinstance(task, Span):
+        return {"no_answer": scores_of(dict.fromkeys((each.id for each in judged), ""), judged)}
     if not isinstance(task, Classification):
         return {}
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -93,6 +104,9 @@ def columns_of(task: Task, outputs: np.ndarray, features: Features, examples: Se
     """What a model says of each example, as columns: its prediction, and the probability of each label, or of very many
     that of the one it tells."""
     said = task.decode(outputs, features, examples)
+    if isinstance(task, MultipleChoice):
+        texts = [each.choices[i] for each, i in zip(examples, said, strict=True)]
+        return {"prediction": said, "choice": texts}
     if not isinstance(task, Classification | MultiLabel):
         return {"prediction": [f"{value:.6g}" for value in said]}
     chances = task.probabilities(outputs)
@@ -109,6 +123,14 @@ def columns_in_training(directory: Path, table: Table) -> dict[str, str]:
     columns = settings.get("columns") if isinstance(settings, dict) else None
     columns = columns if isinstance(columns, dict) else {}
     return columns if {columns.get("text"), columns.get("pair")} - {None} <= {*table.columns} else {}
+
+
+def length_in_training(directory: Path) -> int | None:
+    """Tokens that were read of an example, where a model's directory says so."""
+    file = directory / "run.json"
+    result = read_json(file).get("result") if file.exists() else None
+    length = result.get("length") if isinstance(result, dict) else None
+    return length if isinstance(length, int) and length > 0 else None
 
 
 def write_table(file: Path, table: Table, places: dict[str, int], more: dict[str, list[Any]]) -> None:
@@ -162,7 +184,7 @@ def word_lines(sentences: Iterable[tuple[Sequence[str], ...]]) -> str:
 def write_predictions(file: Any, said: dict[str, list[Any]], examples: list[Example]) -> None:
     """A csv with a row an example: its text, its label, and what the model says."""
     table = csv.writer(file, lineterminator="\n")
-    paired = any(each.pair is not None for each in examples)
+    paired = any(getattr(each, "pair", None) is not None for each in examples)
     table.writerow(["where", "text", *(["pair"] if paired else []), "label", *said])
     for each, *row in zip(examples, *said.values(), strict=True):
         label = "|".join(each.label) if isinstance(each.label, tuple) else each.label
@@ -233,8 +255,8 @@ def labels_of(example: Any) -> tuple[str, ...]:
 def summary(result: dict[str, Any]) -> list[str]:
     """The figures of a run, one line each."""
     lines = [f"{result['judged_on']:10} {said(result['scores'])}"]
-    names = {"majority": "always the commonest label", "bag_of_words": BAG_OF_WORDS}
-    names["commonest_tag"] = "the commonest tag of each word in training"
+    names = {"majority": "always the commonest label", "bag_of_words": BAG_OF_WORDS, "no_answer": "never an answer"}
+    names |= {"commonest_tag": "the commonest tag of each word in training", "chance": "by chance"}
     lines += [
         f"baseline   {said(dict([*scores.items()][:2]))}: {names[each]}" for each, scores in result["baselines"].items()
     ]
@@ -260,8 +282,8 @@ def card(tuned: Tuned, out: Path, result: dict[str, Any]) -> str:
     figures = "\n".join(f"    {line}" for line in summary(result))
     labels = tuned.task.config().get("id2label", {})
     told = f"It tells {', '.join(map(str, labels.values()))}." if 0 < len(labels) <= SHOWN_LABELS else ""
-    kept = ("steps", "epochs", "lr", "length", "examples", "dev_examples", "precision")
-    rows = "\n".join(f"| {key} | {result[key]} |" for key in kept)
+    kept = ("steps", "epochs", "lr", "length", "examples", "dev_examples", "precision", THRESHOLD)
+    rows = "\n".join(f"| {key} | {result[key]} |" for key in kept if key in result)
     return f"""---
 library_name: transformers
 tags: [minilm, {type(tuned.task).__name__.lower()}]

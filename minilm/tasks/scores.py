@@ -241,9 +241,16 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def spread(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Of each score of several runs its mean, sd and half width, as `mean_interval` has them."""
+    """Of each score that all of several runs have its mean, sd and half width, as `mean_interval` has them."""
     names = ("mean", "sd", "half_width")
-    return {key: dict(zip(names, mean_interval([each[key] for each in scores]), strict=True)) for key in scores[0]}
+    shared = [key for key in scores[0] if all(key in each for each in scores)]
+    return {key: dict(zip(names, mean_interval([each[key] for each in scores]), strict=True)) for key in shared}
+
+
+def check_libraries() -> None:
+    """Raises ConfigError where what scores are computed by is not installed."""
+    for name in ("sklearn.metrics", "scipy.stats"):
+        _library(name)
 
 
 def _library(name: str) -> ModuleType:

@@ -6,7 +6,7 @@ Shape letters: N features of a batch, B rows, T tokens per row, C labels.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from minilm.batch import OnDevice, Tokens
 from minilm.data.examples import Example
 from minilm.data.packing import best_fit
+from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.train.ranks import Applied
@@ -50,6 +51,20 @@ class Features:
     def of_tokens(self) -> bool:
         """Whether each token has a target."""
         return self.word is not None
+
+    @property
+    def units(self) -> np.ndarray:
+        """(u + 1,): where what is learned from together begins, and ends; here each feature by itself."""
+        return np.arange(len(self) + 1)
+
+    def of_units(self, units: np.ndarray) -> np.ndarray:
+        """The features of some units."""
+        bounds = self.units
+        return np.concatenate([np.arange(bounds[unit], bounds[unit + 1]) for unit in units])
+
+    def count(self, rows: np.ndarray) -> int:
+        """What is to be told of these features."""
+        return int((self.target[self.places(rows)] >= 0).sum()) if self.of_tokens else len(rows)
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """Of these features' tokens, where they are in `ids`."""
@@ -97,6 +112,10 @@ class Task(ABC):
         """Examples without labels."""
         return [Example(*each) for each in zip(texts, [None] * len(texts) if pairs is None else pairs, strict=True)]
 
+    def as_saved(self, config: PreTrainedConfig) -> Self:
+        """With what a saved model's config says beside its labels. Raises CheckpointError."""
+        return self
+
     @abstractmethod
     def features(self, examples: Sequence[Any], tokenizer: BertTokenizer, length: int) -> Features:
         """`examples`, at most `length` tokens each."""
@@ -108,6 +127,10 @@ class Task(ABC):
     @abstractmethod
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
         """What is said of each feature, (N, ...), or of each token, (M, ...)."""
+
+    def fitted(self, outputs: np.ndarray, features: Features, examples: Sequence[Any]) -> Self:
+        """With what is chosen by examples that the model was not trained on, as a threshold."""
+        return self
 
     @abstractmethod
     def decode(self, outputs: np.ndarray, features: Features, examples: Sequence[Any]) -> list[Any]:
@@ -166,8 +189,7 @@ def batch_of(features: Features, rows: np.ndarray, row_length: int | None = None
     doc = filled(np.repeat(np.arange(len(rows)), lengths), -1)
     tokens = Tokens.packed(filled(features.ids[places], 0), doc, token_type_ids=filled(features.types[places], 0))
     target = torch.from_numpy(features.target[places if features.of_tokens else rows])
-    count = int((target >= 0).sum()) if features.of_tokens else len(rows)
-    return TaskBatch(tokens, torch.from_numpy(where), target, count, len(where)), rows
+    return TaskBatch(tokens, torch.from_numpy(where), target, features.count(rows), len(where)), rows
 
 
 def _layout(lengths: np.ndarray) -> tuple[int, np.ndarray]:
@@ -194,16 +216,18 @@ def outputs_of(
             if wants_loss:
                 nats += float(forward(task.loss, moved)[0])
         count += batch.count
-        places = features.places(rows) if features.of_tokens else rows
+        of_tokens = len(said) == batch.size  # more than the features, each of which has two at least
         if found is None:
-            found = np.zeros((len(features.target), *said.shape[1:]), np.float32)
-        found[places] = said
+            found = np.zeros((len(features.ids) if of_tokens else len(features), *said.shape[1:]), np.float32)
+        found[features.places(rows) if of_tokens else rows] = said
     return found, nats / count if wants_loss and count else float("nan")
 
 
 def _by_length(features: Features) -> Iterator[np.ndarray]:
-    """Features for a batch at a time, the longest first."""
-    order = np.argsort(-features.lengths, kind="stable")
-    ends = features.lengths[order].cumsum()
+    """Features for a batch at a time, the longest first, whole units each."""
+    begins = features.units[:-1]
+    order = np.argsort(-np.maximum.reduceat(features.lengths, begins), kind="stable")
+    ends = np.add.reduceat(features.lengths, begins)[order].cumsum()
     bounds = np.searchsorted(ends, np.arange(EVALUATED_AT_ONCE, ends[-1] + EVALUATED_AT_ONCE, EVALUATED_AT_ONCE))
-    yield from (part for part in np.split(order, np.unique(bounds.clip(1, len(order)))) if len(part))
+    parts = np.split(order, np.unique(bounds.clip(1, len(order))))
+    yield from (features.of_units(part) for part in parts if len(part))

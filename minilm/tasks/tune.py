@@ -20,6 +20,7 @@ from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
+from minilm.tasks.scores import check_libraries
 from minilm.tasks.task import Features, Task, TaskBatch, TaskScore, batch_of, outputs_of
 from minilm.train.dropout import cheapen
 from minilm.train.job import Job, begin, finish, runtime_of, train
@@ -32,6 +33,7 @@ from minilm.train.runtime import Runtime, peak_memory_mb
 
 RATES = ((10e6, 2e-4), (60e6, 5e-5), (200e6, 3e-5), (math.inf, 2e-5))  # parameters below -> peak learning rate
 ADAPTER = "adapter.safetensors"
+FASTER_LORA = 10  # than where the whole encoder learns
 LONGEST = 512  # tokens of an example, unless more are asked for
 
 
@@ -60,7 +62,8 @@ class Tuning:
     def rate(self, model: nn.Module) -> float:
         """The peak learning rate."""
         parameters = sum(each.numel() for each in model.parameters())
-        return self.lr or next(rate for below, rate in RATES if parameters < below)
+        usual = next(rate for below, rate in RATES if parameters < below)
+        return self.lr or usual * (FASTER_LORA if self.lora_rank else 1)
 
 
 class ExampleBatches:
@@ -68,25 +71,26 @@ class ExampleBatches:
 
     def __init__(self, features: Features, tuning: Tuning, row_length: int | None = None, pinned: bool = False) -> None:
         self.features, self.tuning, self.row_length, self.pinned = features, tuning, row_length, pinned
-        per_epoch = len(features) / tuning.batch_size
-        self.steps = tuning.steps or max(1, math.ceil(tuning.epochs * per_epoch))
+        begins = features.units[:-1]
+        self.size_of = np.add.reduceat(features.lengths, begins)  # tokens of each unit
+        self.steps = tuning.steps or max(1, math.ceil(tuning.epochs * len(begins) / tuning.batch_size))
 
     def epochs(self) -> float:
-        return self.steps * self.tuning.batch_size / len(self.features)
+        return self.steps * self.tuning.batch_size / len(self.size_of)
 
     def order(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(epoch, row) of all features of a step; (batch_size,) int64 each."""
-        n = len(self.features)
+        """(epoch, unit of features) of a step; (batch_size,) int64 each."""
+        n = len(self.size_of)
         number = torch.arange(step * self.tuning.batch_size, (step + 1) * self.tuning.batch_size)
         epoch = number // n
         return epoch.numpy(), shuffled(self.tuning.seed, epoch, number % n, n).numpy()
 
     def micro_batches(self, step: int) -> list[TaskBatch]:
         """A pure function."""
-        _, rows = self.order(step)
-        tokens = self.features.lengths[rows].cumsum()
-        parts = np.array_split(rows, math.ceil(int(tokens[-1]) / self.tuning.tokens_at_once))
-        made = [batch_of(self.features, part, self.row_length)[0] for part in parts if len(part)]
+        _, units = self.order(step)
+        parts = np.array_split(units, math.ceil(int(self.size_of[units].sum()) / self.tuning.tokens_at_once))
+        rows = [self.features.of_units(part) for part in parts if len(part)]
+        made = [batch_of(self.features, part, self.row_length)[0] for part in rows]
         return [each.pin_memory() for each in made] if self.pinned else made
 
     def steps_from(self, step: int) -> Iterator[list[TaskBatch]]:
@@ -139,6 +143,7 @@ def tune(
     settings: what else decides the weights. Raises ConfigError, CheckpointError, and DataError where there is nothing
     to learn.
     """
+    check_libraries()  # before the work, and not after its first epoch
     length = length_of(tuning, model, tokenizer)
     features, dev_features = (task.features(each, tokenizer, length) for each in (examples, dev))
     if not len(features) or not len(dev_features):
@@ -162,17 +167,19 @@ def tune(
         run, finished = replace(run, result=None), False
     if finished:
         say(f"{store.out} is finished; for another run choose another --out")
-        model.load_state_dict(_read_state(model, store.out))
+        saved = type(model).from_pretrained(store.out, dtype=torch.float32)
+        model.load_state_dict(saved.state_dict())
         model.to(runtime.device).eval()
-        return Tuned(model, tokenizer, task, runtime, length, run.result)
+        return Tuned(model, tokenizer, task.as_saved(saved.config), runtime, length, run.result)
 
     optimizers = _prepared(model, tuning, runtime)
     forward = Applied(model)
     say(_described(model, features, runtime, backend, store))
 
-    def evaluate() -> TaskScore:
+    def evaluate() -> tuple[Task, TaskScore]:
         outputs, loss = outputs_of(task, forward, dev_features, runtime)
-        return TaskScore(loss, task.score(outputs, dev_features, dev))
+        fitted = task.fitted(outputs, dev_features, dev)
+        return fitted, TaskScore(loss, fitted.score(outputs, dev_features, dev))
 
     def write_model(directory: Path, state: dict[str, Tensor]) -> None:
         plain, adapters = merged_state(model, state)
@@ -194,7 +201,7 @@ def tune(
         batches,
         runtime,
         store,
-        evaluate=evaluate,
+        evaluate=lambda: evaluate()[1],
         write_model=write_model,
         read_state=read_state,
         patience=tuning.patience,
@@ -202,12 +209,12 @@ def tune(
     plan = _plan(tuning, batches)
     run = run or begin(job, plan.steps, backend)
     log = train(job, plan)
-    score = evaluate()
+    fitted, score = evaluate()
+    model.config.update(fitted.config())
     result = {
-        "loss": score.loss,
-        **score.metrics,
-        "steps": plan.steps,
-        "epochs": batches.epochs(),
+        "dev": {"loss": score.loss, **score.metrics},
+        "steps": log.done,  # fewer than planned, where nothing got better
+        "epochs": batches.epochs() * log.done / plan.steps,
         "examples": len(examples),
         "dev_examples": len(dev),
         "tokens": log.spent.tokens,
@@ -220,7 +227,7 @@ def tune(
     }
     finish(job, run, model.state_dict(), "", result)
     merge(model)
-    return Tuned(model, tokenizer, task, runtime, length, result)
+    return Tuned(model, tokenizer, fitted, runtime, length, result)
 
 
 def length_of(tuning: Tuning, model: PreTrainedModel, tokenizer: BertTokenizer) -> int:
@@ -264,7 +271,7 @@ def _prepared(model: PreTrainedModel, tuning: Tuning, runtime: Runtime) -> Optim
 
 def _plan(tuning: Tuning, batches: ExampleBatches) -> Plan:
     steps, warmup = batches.steps, math.ceil(tuning.warmup_frac * batches.steps)
-    each = tuning.evaluate_every or min(steps, math.ceil(len(batches.features) / tuning.batch_size))
+    each = tuning.evaluate_every or min(steps, math.ceil(len(batches.size_of) / tuning.batch_size))
     return Plan(
         steps=steps,
         schedule=lambda step: lr_fraction("linear", step, steps, warmup),

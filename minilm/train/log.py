@@ -68,7 +68,7 @@ class Log:
         self.is_terminal = is_first() and sys.stderr is not None and sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=start, unit="step", disable=not self.is_terminal, dynamic_ncols=True)
         self.score: Judged | None = None  # the latest
-        self.start, self.said_at = start, start
+        self.start, self.said_at, self.done = start, start, start
         self.began = self.mark = time.perf_counter()
 
     def tick(self, step: int) -> None:
@@ -78,7 +78,7 @@ class Log:
     def step(self, step: int, loss: float, norm: float, lr_fraction: float, tokens: int) -> None:
         """`tokens` more tokens, up to `step`, at a mean `loss` in nats per target."""
         now = time.perf_counter()
-        took, self.mark = now - self.mark, now
+        took, self.mark, self.done = now - self.mark, now, step
         joules = self.meter.spent() if self.meter else None
         self.spent = self.spent.plus(tokens, took, joules)
         line = {

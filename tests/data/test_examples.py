@@ -74,6 +74,24 @@ def jsonl(*rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+def rows_of_questions(file):
+    return read_questions(read_table(file), labelled=True)
+
+
+def unlabelled_questions(file):
+    return read_questions(read_table(file))
+
+
+CAT = {"question": "who?", "context": "the cat sat"}
+QUESTIONS = jsonl(
+    CAT | {"id": "a", "answers": {"text": ["cat", "the cat"], "answer_start": [4, 0]}},  # as `datasets` has them
+    CAT | {"id": "b", "answers": [at(4, "cat")]},
+    CAT | {"id": "c", "answers": {"text": [], "answer_start": []}},
+    CAT | {"answers": [at(0, "the")]},
+    CAT | {"id": "d", "answers": [at(0, "dog")]},
+    CAT | {"id": "e"},
+    {"question": "who?", "answers": []},
+)
 T, L = "text,label\n", "label,text\n"
 ODD = [
     # (name, content, reader, what the message says, or (rows used, rows left out))
@@ -203,6 +221,22 @@ ODD = [
     ("a.json", squad(("a", []))[:-9], read_questions, "{file}: not JSON"),
     ("a.json", "", read_questions, "{file}: not JSON"),
     ("a.json.xz", lzma.compress(squad(("a", [])).encode())[:-9], read_questions, "{file}: damaged or cut short"),
+    ("a.jsonl", QUESTIONS, rows_of_questions, (4, 3)),
+    ("a.csv", "id,Question,context\n1,who?,the cat\n2,,the cat\n3,who?,\n", unlabelled_questions, (1, 2)),
+    ("a.csv", "id,who,context\n1,who?,the cat\n", unlabelled_questions, "{file}: which column is the question? It has"),
+    (
+        "a.csv",
+        "id,question,text\n1,who?,the cat\n",
+        unlabelled_questions,
+        "{file}: which column is the context? It has",
+    ),
+    (
+        "a.jsonl",
+        jsonl({"question": "q", "context": "a cat", "answers": {"text": ["cat"], "answer_start": []}}),
+        rows_of_questions,
+        "{file}:1: 1 answers and 0 starts; give each text one",
+    ),
+    ("a.csv", "question,context,answers\nq,a cat,cat\n", rows_of_questions, "{file}:2: no list 'answers'"),
     # choices
     ("a.csv", "sent1,sent2,ending0,ending1,label\na,b,c,d,1\na,b,c,,0\na,b,c,d,\n", choices, (1, 2)),
     ("a.csv", "question,choice_a,choice_b,answer\na,c,d,A\n,c,d,B\na,c,d,b\n", choices, (2, 1)),
@@ -419,6 +453,29 @@ def test_questions(file):
         read_questions(path)
 
 
+def test_questions_in_rows(file):
+    """With any of two ways to write answers; a row without an id has its number."""
+    path = file("a.jsonl", QUESTIONS)
+    data = rows_of_questions(path)
+    answers = {each.id: each.answers for each in data.examples}
+    assert answers == {"a": ((4, "cat"), (0, "the cat")), "b": ((4, "cat"),), "c": (), "4": ((0, "the"),)}
+    assert data.columns == {"text": "question", "pair": "context"}
+    assert data.left_out[1:] == (f"{path}:6: no answers", f"{path}:7: no context")
+    path = file("b.csv", "q,text\nwho?,the cat\n")
+    data = read_questions(read_table(path), "q", 2)
+    assert data.examples == [Question("1", "who?", "the cat", None, f"{path}:2")]
+    with pytest.raises(DataError, match="column 'text' is taken for two things"):
+        read_questions(read_table(path), 2, "text")
+
+
+def test_questions_whose_answers_nobody_knows_are_left_out(file):
+    qas = [{"id": "1", "question": "q"}, {"id": "2", "question": "q", "is_impossible": True}]
+    path = file("a.json", json.dumps({"data": [{"paragraphs": [{"context": "a", "qas": qas}]}]}))
+    assert [each.id for each in read_questions(path).examples] == ["1", "2"]
+    data = read_questions(path, labelled=True)
+    assert ([each.id for each in data.examples], len(data.left_out)) == (["2"], 1)
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -504,6 +561,18 @@ def test_groups_stay_together():
     assert 50 <= len(dev) <= 60
     of = dict(zip(examples, groups, strict=True))
     assert not {of[each] for each in train} & {of[each] for each in dev}
+
+
+def test_answers_of_two_files():
+    """Questions need no answer in common; what training has none of is said."""
+    one, two = Question("1", "q", "c", ((0, "c"),), "f:1"), Question("2", "q", "d", ((0, "d"),), "f:2")
+    none = Question("3", "q", "e", (), "f:3")
+    assert check_labels([one, one], [two]) == check_labels([one, none], [two, none]) == ()
+    assert check_labels([one], [two, none]) == (
+        "questions without an answer: 1, and none to train on is: each will get one",
+    )
+    with pytest.raises(DataError, match="f:3: this question and every other to train on has no answer"):
+        check_labels([none, none], [one])
 
 
 def test_a_split_of_what_has_no_classes():

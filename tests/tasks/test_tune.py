@@ -55,7 +55,7 @@ def same(a, b):
 def test_it_learns_and_what_it_wrote_says_the_same(go, reviews, tmp_path):
     longer = replace(QUICK, epochs=20, lr=5e-3)
     tuned = go(tuning=longer)
-    assert tuned.result["accuracy"] >= 0.95
+    assert tuned.result["dev"]["accuracy"] >= 0.95
     model, task = open_task(tmp_path / "run")
     assert task == Classification(("bad", "good"))
     assert same(weights(tuned), model.state_dict())
@@ -177,7 +177,7 @@ def test_lora_learns_beside_a_frozen_encoder_and_is_merged(go, directory, tmp_pa
         elif name.startswith("bert.encoder"):
             assert not delta.any(), name
     assert found["classifier.weight"].ne(before["classifier.weight"]).any()
-    assert tuned.result["accuracy"] > 0.7
+    assert tuned.result["dev"]["accuracy"] > 0.7
     assert same(found, open_task(tmp_path / "lora")[0].state_dict())
     adapter = load_file(tmp_path / "lora" / "adapter.safetensors")
     assert sorted({tuple(own.shape) for own in adapter.values()}) == [(3, 2, 32), (3, 32, 2)]
@@ -212,7 +212,7 @@ def test_patience_ends_it_and_the_best_is_kept(go, tmp_path, monkeypatch):
     monkeypatch.setattr(Classification, "score", lambda self, *args: {"accuracy": next(again, 0.1)})
     second = go("two", replace(QUICK, patience=100))
     twelve = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert twelve["result"]["steps"] == 36
+    assert (twelve["steps"], twelve["result"]["steps"], twelve["result"]["epochs"]) == (36, 24, 4)
     assert same(weights(tuned), weights(second))
 
 

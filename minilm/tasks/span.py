@@ -1,0 +1,201 @@
+"""Where the answer to a question stands in a context, if it stands there: SQuAD 1.1 and 2.0.
+
+A context longer than the model reads is read in windows that overlap, each behind the question. A window without the
+answer has its first token, [CLS], as the target (Devlin et al. 2018, sec. 4.2 and 4.3).
+
+Shape letters: N windows of a batch, M tokens of them, L tokens of the longest.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from minilm.data.examples import Question
+from minilm.dropin.config import PreTrainedConfig
+from minilm.dropin.models import PreTrainedModel
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import CheckpointError, ConfigError, DataError
+from minilm.tasks.scores import at_threshold, best_threshold, span_scores
+from minilm.tasks.task import TOKENIZED, Features, Task, TaskBatch
+
+THRESHOLD = "no_answer_threshold"  # in config.json
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanFeatures(Features):
+    """Windows; those of a question are one after the other."""
+
+    chars: np.ndarray  # (tokens, 2) int32; start and end in the context, -1 outside of it
+
+
+@dataclass(frozen=True)
+class Span(Task):
+    """The start and the end of the answer, by a softmax over the tokens of a window for each."""
+
+    kind: ClassVar[str] = "span"
+    stride: int = 128  # tokens that a window shares with the one before; at most half of its part of the context
+    max_answer: int = 30  # tokens
+    threshold: float | None = 0.0  # of the margin above which nothing is answered; None: something always is
+
+    def config(self) -> dict[str, Any]:
+        return {THRESHOLD: self.threshold}
+
+    def as_saved(self, config: PreTrainedConfig) -> Self:
+        threshold = getattr(config, THRESHOLD, None)
+        is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+        if threshold is not None and not (is_number and math.isfinite(threshold)):
+            raise CheckpointError(f"config.json: {THRESHOLD} is {threshold!r}; give a number, or null for none")
+        return replace(self, threshold=threshold)
+
+    def features(self, examples: Sequence[Question], tokenizer: BertTokenizer, length: int) -> SpanFeatures:
+        """The windows of each question; target (n, 2): the tokens at which its first answer starts and ends.
+
+        cut: questions that would take more than half of a window.
+        """
+        if length < tokenizer.num_special_tokens_to_add(pair=True) + 2:
+            raise ConfigError(f"--length {length}: no room for a question and its context; give more")
+        ids, types, chars, target, question_of = [], [], [], [], []
+        cut = 0
+        for at in range(0, len(examples), TOKENIZED):
+            part = examples[at : at + TOKENIZED]
+            texts = [each.question for each in part], [each.context for each in part]
+            encoded = tokenizer(*texts, truncation=False, split_special_tokens=True, verbose=False)
+            for row, (each, encoding) in enumerate(zip(part, encoded.encodings, strict=True), start=at):
+                text_of = np.array([-1 if text is None else text for text in encoding.sequence_ids])
+                found, is_cut = windows(text_of, length, self.stride)
+                cut += is_cut
+                own = np.where(text_of[:, None] == 1, np.array(encoding.offsets, np.int32), -1)
+                gold = _tokens_of_answer(each, own)
+                of_ids, of_types = np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int8)
+                for window in found:
+                    ids.append(of_ids[window])
+                    types.append(of_types[window])
+                    chars.append(own[window])
+                    target.append(np.searchsorted(window, gold) if np.isin(gold, window).all() else (0, 0))
+                    question_of.append(row)
+        flat_types = np.concatenate(types)
+        return SpanFeatures(
+            np.concatenate(ids),
+            flat_types if "token_type_ids" in tokenizer.model_input_names else np.zeros_like(flat_types),
+            np.cumsum([0, *map(len, ids)]),
+            np.array(target, np.int64),
+            np.array(question_of, np.int64),
+            cut,
+            chars=np.concatenate(chars),
+        )
+
+    def loss(self, model: PreTrainedModel, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+        """The mean of start and end, summed over windows."""
+        logits = self.outputs(model, batch)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        first, N, L = batch.tokens.cls, len(batch.target), batch.tokens.max_len
+        window = torch.searchsorted(first, batch.where, right=True) - 1
+        place = window * L + batch.where - first[window]
+        padded = logits.new_full((N * L, 2), -torch.inf).index_copy(0, place, logits).view(N, L, 2)
+        return F.cross_entropy(padded, batch.target, reduction="sum") / 2, torch.tensor(N)
+
+    def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
+        """Logits of the start and of the end, (M, 2)."""
+        found = model.outputs_of(model.base_model.encoder(batch.tokens), batch.tokens)
+        logits = torch.stack((found["start_logits"], found["end_logits"]), dim=-1)
+        return logits.flatten(0, 1).index_select(0, batch.where)
+
+    def best_spans(
+        self, outputs: np.ndarray, features: SpanFeatures, examples: Sequence[Question]
+    ) -> tuple[dict[str, str], dict[str, float]]:
+        """Of each question, by its id: the likeliest span of its context, by the sum of two logits; and its margin, by
+        how much [CLS] is likelier in the window where it is least likely (Devlin et al. 2018, sec. 4.3)."""
+        logits = np.nan_to_num(outputs.astype(np.float64))  # of a model that has diverged
+        start, end = np.where(features.chars[:, :1] >= 0, logits, -np.inf).T
+        window = np.repeat(np.arange(len(features)), features.lengths)
+        best, last = start + end, np.arange(len(start))  # of the spans that start at a token
+        for more in range(1, self.max_answer):
+            total = start[:-more] + end[more:]
+            places = np.flatnonzero((total > best[:-more]) & (window[:-more] == window[more:]))
+            best[places], last[places] = total[places], places + more
+        first = np.searchsorted(features.example, np.arange(len(examples)))  # window of a question
+        top = np.maximum.reduceat(best, features.offsets[first])
+        cls = np.minimum.reduceat(logits[features.offsets[:-1]].sum(axis=1), first)
+        question = features.example[window]
+        places = np.flatnonzero(best == top[question])
+        places = places[np.unique(question[places], return_index=True)[1]]
+        chars = zip(features.chars[places, 0].tolist(), features.chars[last[places], 1].tolist(), strict=True)
+        texts = [each.context[a:b].strip() for each, (a, b) in zip(examples, chars, strict=True)]
+        names = [each.id for each in examples]
+        return dict(zip(names, texts, strict=True)), dict(zip(names, (cls - top).tolist(), strict=True))
+
+    def asked(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Question]:
+        """Questions on contexts."""
+        if pairs is None:
+            raise DataError("a question needs a context: give `pairs`, one for each")
+        numbered = enumerate(zip(texts, pairs, strict=True))
+        return [Question(str(i), question, context, None) for i, (question, context) in numbered]
+
+    def decode(self, outputs: np.ndarray, features: SpanFeatures, examples: Sequence[Question]) -> list[str]:
+        answers, _ = self.answers(outputs, features, examples)
+        return [answers[each.id] for each in examples]
+
+    def answers(
+        self, outputs: np.ndarray, features: SpanFeatures, examples: Sequence[Question]
+    ) -> tuple[dict[str, str], dict[str, float]]:
+        """Of each question, by its id: its answer, "" where the margin is above the threshold; and the margin."""
+        spans, margins = self.best_spans(outputs, features, examples)
+        return spans if self.threshold is None else at_threshold(margins, spans, self.threshold), margins
+
+    def fitted(self, outputs: np.ndarray, features: SpanFeatures, examples: Sequence[Question]) -> Self:
+        """With the threshold that is best for these questions: the lowest such, halfway to the next margin, so that no
+        rounding decides."""
+        if self.threshold is None:
+            return self
+        spans, margins = self.best_spans(outputs, features, examples)
+        below, _ = best_threshold(margins, spans, gold_answers(examples))
+        above = min((margin for margin in margins.values() if below < margin < math.inf), default=below + 1)
+        return replace(self, threshold=(below + above) / 2)
+
+    def score(self, outputs: np.ndarray, features: SpanFeatures, examples: Sequence[Question]) -> dict[str, float]:
+        return scores_of(self.answers(outputs, features, examples)[0], examples)
+
+
+def gold_answers(examples: Sequence[Question]) -> dict[str, list[str]]:
+    """As `scores` takes them."""
+    return {each.id: [text for _, text in each.answers] for each in examples}
+
+
+def scores_of(answers: dict[str, str], examples: Sequence[Question]) -> dict[str, float]:
+    """`span_scores`, but for the kinds that no question is of."""
+    scores = span_scores(answers, gold_answers(examples))
+    return {name: value for name, value in scores.items() if not math.isnan(value)}
+
+
+def windows(text_of: np.ndarray, length: int, stride: int) -> tuple[list[np.ndarray], bool]:
+    """The places of each window's tokens in a question with its whole context, and whether the question is cut.
+
+    text_of: of each token 0 if it is the question's, 1 the context's, -1 neither's. As the tokenizers cut the second
+    text, but with a stride that leaves each window half of its context as new, and a question that leaves it half of
+    the tokens.
+    """
+    question, context = np.flatnonzero(text_of == 0), np.flatnonzero(text_of == 1)
+    free = length - int((text_of < 0).sum())
+    kept = min(len(question), max(free // 2, free - len(context)))
+    room = free - kept
+    step = room - min(stride, room // 2)
+    rest = np.delete(np.arange(len(text_of)), np.concatenate([question[kept:], context]))
+    border = np.searchsorted(rest, context[0]) if len(context) else len(rest)
+    starts = range(0, max(len(context) - room, 0) + step, step)
+    found = [np.concatenate([rest[:border], context[at : at + room], rest[border:]]) for at in starts]
+    return found, kept < len(question)
+
+
+def _tokens_of_answer(question: Question, chars: np.ndarray) -> np.ndarray:
+    """The first and the last token that a question's first answer has a character of; (-1, -1) where it has none."""
+    if not question.answers:
+        return np.array([-1, -1])
+    start, text = question.answers[0]
+    inside = np.flatnonzero((chars[:, 1] > start) & (chars[:, 0] < start + len(text)) & (chars[:, 0] >= 0))
+    return inside[[0, -1]] if len(inside) else np.array([-1, -1])
