@@ -4,6 +4,7 @@ The path of an example: tables -> examples (minilm/data), a task and its feature
 pretraining (minilm/train), and to disk (minilm/checkpoint).
 """
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -150,6 +151,8 @@ RANGES = {  # inclusive
 
 def main(args: Args) -> None:
     """One run, or several, from flags to the last line."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("WORLD_SIZE is set, as by torchrun: fine-tuning runs in one process; start it by python")
     cli.check_ranges(args, RANGES)
     cli.check_result(args.json)
     if args.epochs is not None and args.steps is not None:

@@ -123,6 +123,14 @@ def test_check_says_what_is_there_and_stops(go, tmp_path):
     assert not Path("out").exists()
 
 
+def test_several_processes_are_refused(go, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    status, _, err = go("finetune", *FLAGS)
+    assert (status, "fine-tuning runs in one process" in err) == (2, True)
+    assert not Path("out").exists()
+
+
 def test_a_batch_is_learned_by_heart_or_not(go):
     """As it should be; and where the labels contradict each other, it is said."""
     flags = ("--train", "train.csv", "--batch-size", "8", "--overfit-batch", "--out", "out")
