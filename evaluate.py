@@ -1,8 +1,6 @@
 """Use a trained model, of any family: predictions, vectors of texts, the nearest texts, a mask's fillings."""
 
 import itertools
-import json
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -17,18 +15,23 @@ import torch
 from minilm import cli
 from minilm.checkpoint.model import find_model
 from minilm.data.documents import is_jsonl, lines_of
-from minilm.data.examples import Question
 from minilm.data.tables import Table, check_regular
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError, printable
 from minilm.evaluation.embed import BATCH_SIZE, chunks, read_embedder, say_cut, search, vectors_of
 from minilm.evaluation.predict import fill_mask, read_masked_lm
-from minilm.files import write_json, write_whole
 from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.named import named, open_task, read_examples, read_source
-from minilm.tasks.report import columns_in_training, columns_of, length_in_training, write_table, write_tags
-from minilm.tasks.span import Span, SpanFeatures
+from minilm.tasks.report import (
+    columns_in_training,
+    columns_of,
+    length_in_training,
+    write_answers,
+    write_table,
+    write_tags,
+)
+from minilm.tasks.span import Span
 from minilm.tasks.tagging import Tagging, without_token
 from minilm.tasks.task import outputs_of
 from minilm.tasks.tune import LONGEST
@@ -63,12 +66,16 @@ class OfModel:
         """As `from_pretrained` takes them."""
         return {"revision": self.revision, "use_safetensors": False if self.allow_pickle else None}
 
-    def computing(self, model: torch.nn.Module) -> AbstractContextManager:
-        """Moves `model` to its device; what is computed within is as precise as asked for."""
+    def runtime(self, model: torch.nn.Module) -> Runtime:
+        """Moves `model` to its device."""
         runtime = Runtime.choose(self.device, self.precision, self.threads)
         torch.set_float32_matmul_precision("highest")  # fp32 is not TF32: figures are to be those of any machine
         model.to(runtime.device)
-        return runtime.autocast()
+        return runtime
+
+    def computing(self, model: torch.nn.Module) -> AbstractContextManager:
+        """Moves `model` to its device; what is computed within is as precise as asked for."""
+        return self.runtime(model).autocast()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +145,11 @@ class Predict(OfModel):
     """Whether a csv's first row names its columns; as it looks, if not given."""
 
 
+WORDS = {
+    "cut": "longer than what is read at once, and so cut or read in parts",
+    "words_without_token": "words that the tokenizer drops, tagged O",
+    "no_answer": "questions without an answer",
+}
 ENDINGS = {Tagging: (".conll", ".tsv", ".jsonl"), Span: (".json", ".jsonl"), None: (".csv", ".tsv", ".jsonl")}
 
 
@@ -167,9 +179,7 @@ def run_predict(args: Predict) -> None:
     tokenizer = BertTokenizer.from_pretrained(directory)
     length = min(max_tokens(model.base_model.encoder.cfg, tokenizer), length_in_training(directory) or LONGEST)
     features = task.features(data.examples, tokenizer, length)
-    with args.computing(model):
-        runtime = Runtime.choose(args.device, args.precision, args.threads)
-        outputs, _ = outputs_of(task, Applied(model), features, runtime, wants_loss=False)
+    outputs, _ = outputs_of(task, Applied(model), features, args.runtime(model), wants_loss=False)
     counts = {"rows": len(data.examples) + len(data.left_out), "cut": features.cut, "length": length}
     if isinstance(task, Tagging):
         write_tags(args.output, source, data.examples, task.decode(outputs, features, data.examples))
@@ -187,28 +197,6 @@ def run_predict(args: Predict) -> None:
     say(f"{counts['rows']:,} rows -> {args.output}")
     if args.json is not None:
         cli.write_result(args.json, counts)
-
-
-WORDS = {
-    "cut": "longer than what is read at once, and so cut or read in parts",
-    "words_without_token": "words that the tokenizer drops, tagged O",
-    "no_answer": "questions without an answer",
-}
-
-
-def write_answers(file: Path, task: Span, outputs: np.ndarray, features: SpanFeatures, examples: list[Question]) -> int:
-    """The answer to each question, "" for none: by its id, or a line each with its margin; how many have none."""
-    answers, margins = task.answers(outputs, features, examples)
-    if file.suffix == ".json":
-        write_json(file, answers)
-    else:
-        finite = {id: margin if math.isfinite(margin) else None for id, margin in margins.items()}
-        rows = (
-            {"id": each.id, "question": each.question, "prediction": answers[each.id], "margin": finite[each.id]}
-            for each in examples
-        )
-        write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return sum(not text for text in answers.values())
 
 
 def run_embed(args: Embed) -> None:

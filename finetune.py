@@ -26,10 +26,11 @@ from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError
 from minilm.files import write_json
+from minilm.tasks.finetune import DEV
 from minilm.tasks.named import TaskName, make_task, model_for, new_model, read_examples, read_source
-from minilm.tasks.report import check_lines, closing, next_command, said, write_report
+from minilm.tasks.report import check_lines, closing, next_command, write_report
 from minilm.tasks.scores import spread
-from minilm.tasks.task import Task
+from minilm.tasks.task import Task, said
 from minilm.tasks.tune import Tuning, tune
 from minilm.train.log import say
 
@@ -42,7 +43,6 @@ SCRATCH = {  # a model that has learned nothing
     "max_position_embeddings": 256,
 }
 OVERFIT_STEPS, LEARNED = 100, 0.05  # steps on one batch, and the loss that it then has
-DEV = 0.1  # of the examples, where no --dev is given
 SHOWN = 5  # rows that are left out
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,11 @@ def write_whole(file: Path, text: str) -> None:
 def write_json(file: Path, value: dict[str, Any] | list[Any]) -> None:
     """`write_whole` of an object or a list."""
     write_whole(file, json.dumps(value, indent=2) + "\n")
+
+
+def write_jsonl(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """`write_whole` of an object a line."""
+    write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def remove(path: Path) -> None:

@@ -97,7 +97,7 @@ def embed(model: Embedder | Path | str, texts: str | Sequence[str], batch_size: 
     model: of `read_embedder`, or what it reads. Raises DataError for what is no text.
     """
     embedder = model if isinstance(model, Embedder) else read_embedder(model)
-    vectors, cut = vectors_of(embedder, [texts] if isinstance(texts, str) else list(texts), batch_size)
+    vectors, cut = vectors_of(embedder, [texts] if isinstance(texts, str) else texts, batch_size)
     say_cut(cut, len(vectors), embedder)
     return vectors[0] if isinstance(texts, str) else vectors
 

@@ -151,10 +151,9 @@ def model_for(task: Task, directory: Path, seed: int = 0) -> tuple[PreTrainedMod
                 f"--model {directory}: tells {', '.join(own)}, and the examples are labelled {theirs}; begin with a "
                 f"model that tells no labels"
             )
-        order = [wanted["id2label"][i] for i in wanted["id2label"]]
         weights = getattr(task, "weights", None)
         if weights is not None:
-            task = replace(task, weights=tuple(weights[order.index(label)] for label in own))
+            task = replace(task, weights=tuple(weights[task.labels.index(label)] for label in own))
         task = replace(task, labels=own)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -2,7 +2,7 @@
 
 import csv
 import io
-import json
+import math
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from minilm.data.examples import Data, Example, Tagged
+from minilm.data.examples import Data, Example, Question, Tagged
 from minilm.data.spans import with_column
 from minilm.data.splits import duplicates
 from minilm.data.tables import Table
 from minilm.dropin.tokenizer import BertTokenizer
-from minilm.files import read_json, write_json, write_whole
+from minilm.files import read_json, write_json, write_jsonl, write_whole
 from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.classification import Classification, MultiLabel, of_texts
 from minilm.tasks.scores import confusion, per_label, per_type
-from minilm.tasks.span import THRESHOLD, Span, scores_of
+from minilm.tasks.span import THRESHOLD, Span, SpanFeatures, scores_of
 from minilm.tasks.tagging import Tagging, commonest_tags, tag_scores, without_token
-from minilm.tasks.task import Features, Task
+from minilm.tasks.task import Features, Task, said
 from minilm.tasks.tune import LONGEST, Tuned
 from minilm.train.log import plot_loss, say
 
@@ -145,7 +145,7 @@ def write_table(file: Path, table: Table, places: dict[str, int], more: dict[str
         for row, at in zip(table.rows, places, strict=True)
     ]
     if file.suffix == ".jsonl":
-        write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_jsonl(file, rows)
         return
     text = io.StringIO()
     delimiter = "\t" if file.suffix == ".tsv" else ","
@@ -168,7 +168,22 @@ def write_tags(file: Path, source: Table | Path, examples: Sequence[Tagged], tag
         write_table(file, source, {each.where: row for row, each in enumerate(examples)}, {"prediction": [*tags]})
     else:
         rows = [{"words": each.words, "prediction": own} for each, own in zip(examples, tags, strict=True)]
-        write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_jsonl(file, rows)
+
+
+def write_answers(file: Path, task: Span, outputs: np.ndarray, features: SpanFeatures, examples: list[Question]) -> int:
+    """The answer to each question, "" for none: by its id, or a line each with its margin; how many have none."""
+    answers, margins = task.answers(outputs, features, examples)
+    if file.suffix == ".json":
+        write_json(file, answers)
+    else:
+        finite = {id: margin if math.isfinite(margin) else None for id, margin in margins.items()}
+        rows = (
+            {"id": each.id, "question": each.question, "prediction": answers[each.id], "margin": finite[each.id]}
+            for each in examples
+        )
+        write_jsonl(file, rows)
+    return sum(not text for text in answers.values())
 
 
 def word_lines(sentences: Iterable[tuple[Sequence[str], ...]]) -> str:
@@ -212,11 +227,6 @@ def plot_confusion(counts: np.ndarray, labels: tuple[str, ...], image: Path) -> 
     axes.set_yticks(range(len(labels)), names)
     axes.set(xlabel="told", ylabel="is")
     figure.savefig(image)
-
-
-def said(scores: dict[str, float]) -> str:
-    """Scores for the console."""
-    return "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items())
 
 
 def check_lines(name: str, data: Data, tokenizer: BertTokenizer | None, length: int | None) -> list[str]:

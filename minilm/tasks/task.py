@@ -96,7 +96,12 @@ class TaskScore:
         return next(iter(self.metrics.values()))
 
     def says(self) -> str:
-        return "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.metrics.items())
+        return said(self.metrics)
+
+
+def said(scores: dict[str, float]) -> str:
+    """Scores for the console."""
+    return "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items())
 
 
 class Task(ABC):
@@ -143,7 +148,7 @@ class Task(ABC):
 
 def tokenized(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: BertTokenizer, length: int) -> Features:
     """A feature of each text or pair, without targets. What a text writes out, as [SEP], is text."""
-    ids, types, lengths, cut = [], [], [], 0
+    ids, types, cut = [], [], 0
     for at in range(0, len(texts), TOKENIZED):
         encoded = tokenizer(
             list(texts[at : at + TOKENIZED]),
@@ -156,13 +161,12 @@ def tokenized(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Bert
         ids += [np.array(each, np.int32) for each in encoded.input_ids]
         types += [np.array(each, np.int8) for each in encoded.token_type_ids]
         cut += sum(bool(each.overflowing) for each in encoded.encodings)
-    lengths = [len(each) for each in ids]
     flat_types = np.concatenate(types)
     if "token_type_ids" not in tokenizer.model_input_names:
         flat_types = np.zeros_like(flat_types)
     n = len(texts)
     return Features(
-        np.concatenate(ids), flat_types, np.cumsum([0, *lengths]), np.zeros(n), np.arange(n, dtype=np.int64), cut
+        np.concatenate(ids), flat_types, np.cumsum([0, *map(len, ids)]), np.zeros(n), np.arange(n, dtype=np.int64), cut
     )
 
 
