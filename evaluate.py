@@ -15,26 +15,17 @@ import torch
 from minilm import cli
 from minilm.checkpoint.model import find_model
 from minilm.data.documents import is_jsonl, lines_of
-from minilm.data.tables import Table, check_regular
+from minilm.data.examples import Data
+from minilm.data.tables import check_regular
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError, printable
 from minilm.evaluation.embed import BATCH_SIZE, chunks, read_embedder, say_cut, search, vectors_of
 from minilm.evaluation.predict import fill_mask, read_masked_lm
-from minilm.tasks.choice import MultipleChoice
-from minilm.tasks.named import named, open_task, read_examples, read_source
-from minilm.tasks.report import (
-    columns_in_training,
-    columns_of,
-    length_in_training,
-    write_answers,
-    write_table,
-    write_tags,
-)
-from minilm.tasks.span import Span
-from minilm.tasks.tagging import Tagging, without_token
+from minilm.tasks.named import TASKS, open_task, read_examples, read_source
+from minilm.tasks.report import columns_in_training, length_in_training
 from minilm.tasks.task import outputs_of
-from minilm.tasks.tune import LONGEST
+from minilm.tasks.tune import Tuning, length_of
 from minilm.train.log import say
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Precision, Runtime
@@ -150,14 +141,13 @@ WORDS = {
     "words_without_token": "words that the tokenizer drops, tagged O",
     "no_answer": "questions without an answer",
 }
-ENDINGS = {Tagging: (".conll", ".tsv", ".jsonl"), Span: (".json", ".jsonl"), None: (".csv", ".tsv", ".jsonl")}
 
 
 def run_predict(args: Predict) -> None:
     """A row for each row, in the same order, into a file that is there only when it is whole."""
     cli.check_result(args.json)
     cli.check_ranges(args, {"threads": THREADS})
-    if args.output.suffix not in itertools.chain(*ENDINGS.values()):
+    if args.output.suffix not in itertools.chain(*(each.endings for each in TASKS.values())):
         raise ConfigError(f"--output {args.output}: give a .csv, .tsv or .jsonl, of tags a .conll, of answers a .json")
     if not args.output.parent.is_dir() or args.output.is_dir():
         raise ConfigError(f"--output {args.output}: give a file in a directory that is there")
@@ -166,29 +156,20 @@ def run_predict(args: Predict) -> None:
     check_regular(args.input)
     directory = find_model(args.model, args.revision, allow_pickle=args.allow_pickle, flag="--model")
     model, task = open_task(directory)
-    endings = ENDINGS.get(type(task), ENDINGS[None])
-    if args.output.suffix not in endings:
-        raise ConfigError(f"--output {args.output}: give one of {', '.join(endings)} for the task {named(task)}")
-    source = read_source(args.input, named(task), args.header)
-    has_columns = isinstance(source, Table) and not isinstance(task, Tagging | MultipleChoice)
-    trained = columns_in_training(directory, source) if has_columns else {}
-    text, pair = args.text_column or trained.get("text"), args.pair_column or trained.get("pair")
-    data = read_examples(source, named(task), text, pair, labelled=False)
+    if args.output.suffix not in task.endings:
+        raise ConfigError(f"--output {args.output}: give one of {', '.join(task.endings)} for the task {task.name}")
+    source = read_source(args.input, task.name, args.header)
+    trained = Data([], columns=columns_in_training(directory))
+    data = read_examples(source, task.name, args.text_column, args.pair_column, labelled=False, like=trained)
     for note in data.notes:
         say(note)
     tokenizer = BertTokenizer.from_pretrained(directory)
-    length = min(max_tokens(model.base_model.encoder.cfg, tokenizer), length_in_training(directory) or LONGEST)
+    usual = length_of(Tuning(), model, tokenizer)
+    length = min(max_tokens(model.base_model.encoder.cfg, tokenizer), length_in_training(directory) or usual)
     features = task.features(data.examples, tokenizer, length)
     outputs, _ = outputs_of(task, Applied(model), features, args.runtime(model), wants_loss=False)
     counts = {"rows": len(data.examples) + len(data.left_out), "cut": features.cut, "length": length}
-    if isinstance(task, Tagging):
-        write_tags(args.output, source, data.examples, task.decode(outputs, features, data.examples))
-        counts["words_without_token"] = without_token(features, data.examples)
-    elif isinstance(task, Span):
-        counts["no_answer"] = write_answers(args.output, task, outputs, features, data.examples)
-    else:
-        places = {each.where: row for row, each in enumerate(data.examples)}
-        write_table(args.output, source, places, columns_of(task, outputs, features, data.examples))
+    counts |= task.write(args.output, source, outputs, features, data.examples)
     for why in data.left_out:
         say(f"nothing said of {why}")
     for name, count in counts.items():

@@ -6,7 +6,7 @@ pretraining (minilm/train), and to disk (minilm/checkpoint).
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,22 +16,24 @@ from torch import nn
 from minilm import cli
 from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
-from minilm.data.examples import Data, Question
+from minilm.data.examples import Data
 from minilm.data.libraries import embedded_examples
 from minilm.data.splits import check_labels, folds, overlap, split_dev
 from minilm.data.tables import Table
 from minilm.data.tokenizer import Tokenizer
-from minilm.dropin.config import BertConfig
+from minilm.dropin.config import BertConfig, PreTrainedConfig
+from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError
 from minilm.files import write_json
-from minilm.tasks.finetune import DEV
+from minilm.tasks.finetune import DEV, say_notes
 from minilm.tasks.named import TaskName, make_task, model_for, new_model, read_examples, read_source
 from minilm.tasks.report import check_lines, closing, next_command, write_report
 from minilm.tasks.scores import spread
 from minilm.tasks.task import Task, said
-from minilm.tasks.tune import Tuning, tune
+from minilm.tasks.tune import LONGEST, Tuning, tune
+from minilm.tasks.tune import RANGES as TUNING_RANGES
 from minilm.train.log import say
 
 QUICK = Path("checkpoints/quick-mlm")
@@ -42,8 +44,7 @@ SCRATCH = {  # a model that has learned nothing
     "intermediate_size": 512,
     "max_position_embeddings": 256,
 }
-OVERFIT_STEPS, LEARNED = 100, 0.05  # steps on one batch, and the loss that it then has
-SHOWN = 5  # rows that are left out
+OVERFIT_STEPS, LEARNED = 100, 0.05  # steps on one batch, and the loss that it then has, of a usual one
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Args:
     kfold: int | None = None
     """Runs that are each tested on another of so many parts of --train; labels are as frequent in each."""
     group_column: str | None = None
-    """With --kfold: rows with the same value there stay in one part."""
+    """Rows with the same value there stay together, in a part of --kfold or where a tenth is held out."""
     check: bool = False
     """Say what is in the files, and stop."""
     overfit_batch: bool = False
@@ -127,26 +128,7 @@ class Args:
     """Write the result there; alone or -, to standard output."""
 
 
-RANGES = {  # inclusive
-    "epochs": (1e-3, 1e4),
-    "steps": (1, 10**9),
-    "batch_size": (1, 10**5),
-    "lr": (1e-9, 1.0),
-    "length": (4, 2**16),
-    "evaluate_every": (1, 10**9),
-    "patience": (1, 10**6),
-    "weight_decay": (0.0, 10.0),
-    "warmup_frac": (0.0, 0.9),
-    "label_smoothing": (0.0, 0.9),
-    "layer_decay": (0.1, 1.0),
-    "frozen_layers": (0, 1000),
-    "lora_rank": (0, 1024),
-    "lora_alpha": (1e-3, 1e4),
-    "seed": (0, 2**58),
-    "seeds": (1, 1000),
-    "kfold": (2, 1000),
-    "threads": (1, 1024),
-}
+RANGES = TUNING_RANGES | {"label_smoothing": (0.0, 0.9), "seeds": (1, 1000), "kfold": (2, 1000), "threads": (1, 1024)}
 
 
 def main(args: Args) -> None:
@@ -158,9 +140,11 @@ def main(args: Args) -> None:
     if args.epochs is not None and args.steps is not None:
         raise ConfigError("--epochs and --steps: two budgets at once; give one")
     if args.kfold and (args.seeds > 1 or args.dev or args.test or args.train is None):
-        raise ConfigError("--kfold: splits --train by itself; leave out --dev, --test and --seeds")
-    if args.group_column and not args.kfold:
-        raise ConfigError(f"--group-column {args.group_column}: goes with --kfold")
+        raise ConfigError("--kfold: splits what --train names by itself; name that, and no --dev, --test or --seeds")
+    if args.group_column and (args.train is None or args.dev):
+        raise ConfigError(f"--group-column {args.group_column}: of --train that is split; leave out --dev, or this")
+    if args.check and args.json:
+        raise ConfigError("--json: --check has no result to write; leave one of them out")
     out = args.out or Path("checkpoints") / ("libraries" if args.train is None else args.train.name.split(".")[0])
     runs = list(load(args))
     if args.check:
@@ -199,21 +183,25 @@ def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    tuning = Tuning(
-        steps=args.steps or OVERFIT_STEPS,
-        batch_size=len(few.examples),
-        lr=args.lr,
-        length=args.length,
-        evaluate_every=10**9,
-        seed=run.seed,
-    )
+    more = {"steps": args.steps or OVERFIT_STEPS, "batch_size": len(few.examples), "evaluate_every": 10**9}
+    tuning = replace(tuning_of(args, run.seed), **more)
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(Path(scratch) / "run")
         with store.hold():
-            device = args.device, args.precision, args.threads
-            result = tune(task, model, tokenizer, few.examples, few.examples, tuning, store, None, *device).result
+            result = tune(
+                task,
+                model,
+                tokenizer,
+                few.examples,
+                few.examples,
+                tuning,
+                store,
+                device=args.device,
+                precision=args.precision,
+                threads=args.threads,
+            ).result
     found = f"{len(few.examples)} examples after {result['steps']} steps: loss {result['dev']['loss']:.4f}"
-    learned = result["dev"]["loss"] < LEARNED
+    learned = result["dev"]["loss"] < LEARNED * task.scale(few.examples)
     what = "it learns them" if learned else "it does NOT learn them: look at their labels, at --lr and --length"
     return result | {"learned": learned}, [f"{found}; {what}"]
 
@@ -224,9 +212,6 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
     store.check_writable()
     task = make_task(args.task, run.train.examples, args.class_weights, args.label_smoothing)
     model, tokenizer, task, settings = load_model(args, task, run)
-    own = {field.name for field in fields(Tuning)} - {"epochs", "seed"}
-    chosen = {each: getattr(args, each) for each in own if hasattr(args, each)}
-    tuning = Tuning(**chosen, seed=run.seed, **({} if args.epochs is None else {"epochs": args.epochs}))
     with store.hold():
         tuned = tune(
             task,
@@ -234,16 +219,22 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
             tokenizer,
             run.train.examples,
             run.dev.examples,
-            tuning,
+            tuning_of(args, run.seed),
             store,
             settings | {"columns": run.train.columns},
-            args.device,
-            args.precision,
-            args.threads,
-            args.resume,
+            device=args.device,
+            precision=args.precision,
+            threads=args.threads,
+            resume=args.resume,
         )
         result = write_report(tuned, out, run.train, run.dev, run.test)
     return result, closing(result, out)
+
+
+def tuning_of(args: Args, seed: int) -> Tuning:
+    """The flags that have a field's name there."""
+    given = {field.name: getattr(args, field.name, None) for field in fields(Tuning)}
+    return Tuning(**{name: value for name, value in given.items() if value is not None} | {"seed": seed})
 
 
 def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], list[str]]:
@@ -272,10 +263,13 @@ def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], lis
 def check(args: Args, run: Run) -> Iterator[str]:
     """What is in the files, against the model."""
     directory = model_directory(args)
-    tokenizer = BertTokenizer.from_pretrained(directory) if directory else None
+    tokenizer, length = None, args.length or LONGEST
+    if directory:
+        tokenizer = BertTokenizer.from_pretrained(directory)
+        length = min(length, max_tokens(PreTrainedConfig.of_directory(directory).encoder(), tokenizer))
     for name, split in (("train", run.train), ("dev", run.dev), ("test", run.test)):
         if split is not None:
-            yield from check_lines(name, split, tokenizer, args.length)
+            yield from check_lines(name, split, tokenizer, length)
 
 
 def load(args: Args) -> Iterator[Run]:
@@ -291,16 +285,19 @@ def load(args: Args) -> Iterator[Run]:
         train, dev, test = (Data(split) for split in embedded_examples())
     else:
         train, groups = read(args, "train", args.train)
-        dev = None if args.dev is None else read(args, "dev", args.dev)[0]
-        test = None if args.test is None else read(args, "test", args.test)[0]
+        dev = None if args.dev is None else read(args, "dev", args.dev, train)[0]
+        test = None if args.test is None else read(args, "test", args.test, train)[0]
     if args.kfold:
+        group_of = dict(zip(map(id, train.examples), groups or [], strict=False))
         for i, (rest, fold) in enumerate(folds(train.examples, args.kfold, args.seed, groups), start=1):
-            inner, chosen = split_dev(rest, DEV, args.seed, contexts(rest))
+            inner, chosen = split_dev(rest, DEV, args.seed, groups and [group_of[id(each)] for each in rest])
+            for note in {*check_labels(inner, chosen), *check_labels(inner, fold)}:
+                say(f"fold-{i}: {note}")
             parts = (replace(train, examples=part) for part in (inner, chosen, fold))
             yield Run(f"fold-{i}", args.seed, *parts)
         return
     if dev is None:
-        parts = split_dev(train.examples, DEV, args.seed, contexts(train.examples))
+        parts = split_dev(train.examples, DEV, args.seed, groups)
         train, dev = (replace(train, examples=part) for part in parts)
         say(f"no --dev: a tenth of the examples, {len(dev.examples):,}, chooses the best model")
     for name, split in (("dev", dev), ("test", test)):
@@ -315,29 +312,19 @@ def load(args: Args) -> Iterator[Run]:
         yield Run(f"seed-{seed}" if args.seeds > 1 else "", seed, train, dev, test)
 
 
-def read(args: Args, name: str, file: Path) -> tuple[Data, list[str] | None]:
-    """One file's examples, and which of them belong together; what was decided by looking, and which rows are left out,
-    is said."""
+def read(args: Args, name: str, file: Path, like: Data | None = None) -> tuple[Data, list[str] | None]:
+    """One file's examples, in columns as `like` was read; of --train, which of them belong together, where that is
+    asked for. What was decided by looking, and which rows are left out, is said."""
     source = read_source(file, args.task, args.header)
-    data = read_examples(source, args.task, args.text_column, args.pair_column, args.label_column)
-    for note in data.notes:
-        say(f"{name}: {note}")
-    for why in data.left_out[:SHOWN]:
-        say(f"left out: {why}")
-    if len(data.left_out) > SHOWN:
-        say(f"left out: {len(data.left_out) - SHOWN:,} more rows of {file}")
-    if args.group_column is None:
-        return data, contexts(data.examples)
+    data = read_examples(source, args.task, args.text_column, args.pair_column, args.label_column, like=like)
+    say_notes(name, data)
+    if args.group_column is None or like is not None:
+        return data, None
     if not isinstance(source, Table):
         raise ConfigError(f"--group-column {args.group_column}: {file} has no columns")
     column = source.column(args.group_column)
     of_row = {row.where: str(row.cells.get(column)) for row in source.rows}
     return data, [of_row[each.where] for each in data.examples]
-
-
-def contexts(examples: Sequence[Any]) -> list[str] | None:
-    """What questions are on, that belong together by it; None of examples that are no questions."""
-    return [each.context for each in examples] if examples and isinstance(examples[0], Question) else None
 
 
 def model_directory(args: Args) -> Path | None:
@@ -357,7 +344,8 @@ def load_model(args: Args, task: Task, run: Run) -> tuple[PreTrainedModel, BertT
     words = Tokenizer.train(text for each in run.train.examples for text in (each.text, each.pair) if text)
     tokenizer = BertTokenizer(words.backend, model_max_length=SCRATCH["max_position_embeddings"])
     config = BertConfig(vocab_size=words.vocab_size, **SCRATCH)
-    return new_model(task, config, run.seed), tokenizer, task, {"model_name": "from scratch"}
+    model, task = new_model(task, config, run.seed)
+    return model, tokenizer, task, {"model_name": "from scratch"}
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def go(script, evaluate, encoder_directory, tmp_path, monkeypatch, capsys):
         out, err = capsys.readouterr()
         return stop.value.code, out, err
 
+    run.script = script
     return run
 
 
@@ -155,8 +156,129 @@ def test_alone_it_begins_from_scratch_and_says_so(script, tmp_path, monkeypatch,
     assert stop.value.code == 0, err
     assert "beginning from scratch: checkpoints/quick-mlm is not there" in err
     assert "always the commonest label" in out
-    assert "logistic regression" in out
+    assert "words counted" in out
     assert Path("checkpoints/libraries/results.json").exists()
+
+
+def test_labels_that_training_has_not(go):
+    """In dev and in the test are always told wrong, and do not end the run; of two labels and of several at once."""
+    Path("dev.csv").write_text("review,verdict\nfine,good\npoor,bad\npoor,other\nfine,other\n")
+    status, _, err = go("finetune", *FLAGS, "--dev", "dev.csv", "--test", "dev.csv")
+    assert status == 0, err
+    assert "dev: labels that no row to train on has: 'other' 2; the first in dev.csv:4" in err
+    result = json.loads(Path("out/results.json").read_text())
+    assert result["scores"]["accuracy"] == 0.5
+    assert (result["scores"]["recall"], result["scores"]["precision"]) == (1.0, 0.5)
+    rows = [{"text": f"{PLAIN[i % 6]} {WORDS['good'][i % 3]}", "label": [["a"], ["a", "b"]][i % 2]} for i in range(40)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("one.jsonl").write_text(
+        json.dumps({"text": "fine", "label": ["a"]}) + "\n" + json.dumps({"text": "a", "label": ["c"]})
+    )
+    flags = ("--train", "rows.jsonl", "--dev", "one.jsonl", "--task", "multilabel", "--steps", "2", "--out", "several")
+    status, _, err = go("finetune", *flags)
+    assert status == 0, err
+    assert json.loads(Path("several/results.json").read_text())["scores"]["subset_accuracy"] <= 0.5
+
+
+def test_dev_is_read_as_train_was(go):
+    """Its columns, and what separates labels; so that a comma in a label stays one."""
+    texts = [f"{PLAIN[i % 6]} {WORDS['good'][i % 3]}" for i in range(20)]
+    lines = [f"{text}\t{['Food, drink|News', 'News'][i % 2]}\tx y" for i, text in enumerate(texts)]
+    Path("train.tsv").write_text("\n".join(["body\ttopics\tnote", *lines]))
+    Path("dev.tsv").write_text("text\tlabel\tbody\ttopics\tnote\nq\tq\tfine\tFood, drink\tx y\nq\tq\tpoor\tNews\tx y\n")
+    own = ("--text-column", "body", "--label-column", "topics", "--steps", "2", "--task", "multilabel", "--out", "out")
+    status, _, err = go("finetune", "--train", "train.tsv", "--dev", "dev.tsv", *own)
+    assert status == 0, err
+    assert "labels that no row" not in err
+    assert json.loads(Path("out/config.json").read_text())["id2label"] == {"0": "Food, drink", "1": "News"}
+    assert "fine" in Path("out/predictions.csv").read_text()
+
+
+def test_groups_stay_together(go):
+    """Of a held-out tenth, and of the one within each fold."""
+    rows = [
+        (i // 6, f"{PLAIN[i % 6]} {WORDS[['good', 'bad'][i % 2]][i % 3]}", ["good", "bad"][i % 2]) for i in range(60)
+    ]
+    Path("people.csv").write_text("who,text,label\n" + "".join(f"{who},{text},{label}\n" for who, text, label in rows))
+    who = {f"people.csv:{i}": row[0] for i, row in enumerate(rows, start=2)}
+    flags = ("--train", "people.csv", "--steps", "1", "--group-column", "who", "--out", "out")
+    status, _, err = go("finetune", *flags)
+    assert status == 0, err
+    with open("out/predictions.csv") as file:
+        dev = [who[row["where"]] for row in csv.DictReader(file)]
+    assert len(dev) == 6
+    assert len({*dev}) == 1
+    assert "9 examples" not in err
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        import minilm.data.splits as splits
+
+        patch.setattr(go.script, "split_dev", lambda *given: seen.append(splits.split_dev(*given)) or seen[-1])
+        assert go("finetune", *flags, "--kfold", "2", "--out", "folds")[0] == 0
+    assert len(seen) == 2
+    for inner, chosen in seen:
+        assert not {who[each.where] for each in inner} & {who[each.where] for each in chosen}
+
+
+def test_numbers_by_heart(go):
+    """Whether they are learned is measured by their spread."""
+    lines = [f"{WORDS[label][i % 3]} {PLAIN[i]},{[50, 54][label == 'good']}" for i in range(4) for label in WORDS]
+    Path("numbers.csv").write_text("text,score\n" + "\n".join(lines))
+    flags = ("--train", "numbers.csv", "--task", "regression", "--batch-size", "8", "--overfit-batch", "--lr", "1e-2")
+    status, out, err = go("finetune", *flags, "--steps", "300")
+    assert status == 0, err
+    assert "; it learns them" in out
+    Path("wide.csv").write_text("text,score\n" + "\n".join(f"the film {i},{i * 9}" for i in range(20)))
+    status, _, err = go("finetune", "--train", "wide.csv", "--task", "regression", "--steps", "1", "--out", "out")
+    assert status == 0, err
+    assert "the labels vary by 5" in err
+
+
+def test_similarity(go, tmp_path):
+    """From pairs to a directory that predicts, embeds and searches."""
+    lines = [
+        f"the film was {a}\tthe plot was {b}\t{4.0 if a == b else 0.5}" for a in WORDS["good"] for b in WORDS["good"]
+    ]
+    Path("pairs.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *lines * 6]))
+    flags = (
+        "--train",
+        "pairs.tsv",
+        "--task",
+        "similarity",
+        "--out",
+        "out",
+        "--epochs",
+        "4",
+        "--lr",
+        "3e-3",
+        "--test",
+        "pairs.tsv",
+    )
+    status, out, err = go("finetune", *flags)
+    assert status == 0, err
+    result = json.loads(Path("out/results.json").read_text())
+    assert result["scores"]["spearman"] > 0.8
+    assert result["baselines"]["shared_words"].keys() == {"spearman", "pearson"}
+    assert "the words that both texts have" in out
+    status, _, err = go("predict", "--model", "out", "--input", "pairs.tsv", "--output", "said.tsv")
+    assert status == 0, err
+    with open("said.tsv") as file:
+        said = [float(row["prediction"]) for row in csv.DictReader(file, delimiter="\t")]
+    same, other = ([value for i, value in enumerate(said) if (i % 9 % 4 == 0) == wanted] for wanted in (True, False))
+    assert min(same) > max(other)
+    Path("texts.txt").write_text("the film was fine\nthe film was great\n")
+    assert go("embed", "--model", "out", "--data", "texts.txt", "--out", "texts.npy")[0] == 0
+
+
+def test_predictions_of_predictions(go):
+    """Each time in a column of its own."""
+    assert go("finetune", *FLAGS, "--steps", "1", "--epochs", "1")[0] == 2
+    flags = ("finetune", "--train", "train.csv", "--out", "out", "--steps", "1")
+    assert go(*flags)[0] == 0
+    for old, new in (("new.csv", "1.csv"), ("1.csv", "2.csv"), ("2.csv", "3.csv")):
+        assert go("predict", "--model", "out", "--input", old, "--output", new)[0] == 0
+    head = Path("3.csv").read_text().splitlines()[0].split(",")
+    assert len({*head}) == len(head) == 2 + 3 * 3
 
 
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
@@ -434,9 +556,18 @@ def test_answers_that_cannot_be(go, encoder_directory, argv, said):
         (("--train", "train.csv", "--length", "25"), "--length 25: the model reads 24 tokens"),
         (("--train", "train.csv", "--frozen-layers", "3"), "--frozen-layers 3: the model has 2 layers"),
         (("--train", "train.csv", "--task", "multilabel", "--class-weights", "balanced"), "leave them out for multil"),
-        (("--train", "train.csv", "--kfold", "3", "--dev", "train.csv"), "--kfold: splits --train by itself"),
+        (("--train", "train.csv", "--kfold", "3", "--dev", "train.csv"), "--kfold: splits what --train names"),
+        (("--kfold", "3"), "--kfold: splits what --train names by itself; name that"),
+        (("--train", "one.csv", "--kfold", "3"), "this row and every other to train on has the label 'a'"),
+        (("--train", "pairs.csv", "--dev", "train.csv"), "training read two texts a row, and here one would be read"),
+        (("--train", "train.csv", "--task", "similarity", "--label-column", "1"), "is no finite number"),
+        (("--train", "numbers.csv", "--task", "similarity"), "similarity is of two texts; name the second one's"),
+        (("--train", "train.csv", "--check", "--json", "x.json"), "--json: --check has no result"),
         (("--train", "train.csv", "--kfold", "99"), "rows of different texts make no 99 parts"),
-        (("--train", "train.csv", "--group-column", "review"), "--group-column review: goes with --kfold"),
+        (
+            ("--train", "train.csv", "--dev", "train.csv", "--group-column", "review"),
+            "--group-column review: of --train that is split",
+        ),
         (("--train", "train.csv", "--lr", "nan"), "--lr nan: not a finite number"),
     ],
 )
@@ -445,6 +576,8 @@ def test_what_cannot_be_is_one_line(go, argv, said, tmp_path):
     Path("o.conll").write_text("a O\n\n" * 9)
     Path("one.csv").write_text("text,label\n" + "".join(f"a{i},a\n" for i in range(9)))
     Path("other.csv").write_text("review,verdict\nfine,c\npoor,d\n")
+    Path("pairs.csv").write_text("sentence1,sentence2,verdict\n" + "fine,poor,bad\nfine,fine,good\n" * 5)
+    Path("numbers.csv").write_text("text,score\n" + "fine,1\npoor,2\n" * 5)
     before = sorted(path.name for path in tmp_path.iterdir())
     status, out, err = go("finetune", "--out", "out", *argv)
     assert (status, out) == (2, "")

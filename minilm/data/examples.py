@@ -69,6 +69,7 @@ class Data:
     notes: tuple[str, ...] = ()  # what was decided by looking, a line each, to be printed
     left_out: tuple[str, ...] = ()  # "file:line: why" of each row that is not used
     columns: dict[str, str] = field(default_factory=dict)  # role (text, pair, label) -> the column taken for it
+    separator: str = ""  # of several labels in a cell
 
 
 def as_text(value: Any, where: str, what: str) -> str | None:
@@ -99,17 +100,19 @@ def read_texts(
     pair: str | int | None = None,
     label: str | int | None = None,
     labelled: bool = True,
+    separator: str | None = None,
 ) -> Data:
     """The rows as Examples. text, pair, label: columns by name or number from 1; one that is not given is found by its
     name or its looks, a pair only where the text is not given either. labelled: whether there is a label; without, for
-    prediction, none is read. Raises DataError."""
+    prediction, none is read. separator: of several labels in a cell, None: as it looks. Raises DataError."""
     given = {"text": text, "pair": pair, "label": label}
     named = {role: table.column(name) for role, name in given.items() if name is not None}
     if twice := first_twice(named.values()):
         raise DataError(f"{table.name}: column {twice!r} is taken for two things; name another")
     columns, notes = _roles(table, kind, named, labelled)
     labels_of = {"classification": _label, "multilabel": _labels, "regression": _score}[kind]
-    separator = _separator(table, columns["label"]) if kind == "multilabel" and labelled else ""
+    if separator is None:
+        separator = _separator(table, columns["label"]) if kind == "multilabel" and labelled else ""
     if separator:
         notes.append(f"labels are separated by {separator!r}")
     examples, left_out = [], []
@@ -127,7 +130,7 @@ def read_texts(
     different = len({example.label for example in examples})
     if kind == "classification" and labelled and len(examples) >= 20 and different * 2 > len(examples):
         notes.append(f"{different:,} labels in {len(examples):,} rows; is {columns['label']!r} the label?")
-    return Data(examples, (*table.notes, *notes), tuple(left_out), columns)
+    return Data(examples, (*table.notes, *notes), tuple(left_out), columns, separator)
 
 
 def _label(value: Any, where: str, _: str) -> str | None:

@@ -3,13 +3,15 @@
 import hashlib
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
+from statistics import pstdev
 from typing import Any, NamedTuple
 
-from minilm.data.examples import Question, Tagged
+from minilm.data.examples import Choice, Question, Tagged
 from minilm.data.tables import listed, shown
 from minilm.errors import ConfigError, DataError, did_you_mean
 
 SHOWN = 3  # pairs of rows, as an example
+WIDE = 10.0  # standard deviation of numbers
 
 
 # -- labels -------------------------------------------------------------------------------------------
@@ -25,10 +27,14 @@ def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
         if silent and all(each.answers for each in train):
             return (f"questions without an answer: {silent:,}, and none to train on is: each will get one",)
         return ()
+    if train and isinstance(train[0], Choice):
+        return ()
     if train and len({_said(example) for example in train}) == 1 and not isinstance(train[0], Tagged):
         only = _said(train[0])
         what = "has no label" if only is None else f"has the label {shown(only)}"
         raise DataError(f"{train[0].where}: this row and every other to train on {what}; give rows of two or more")
+    if train and isinstance(_said(train[0]), float) and (spread := pstdev(map(_said, train))) > WIDE:
+        return (f"the labels vary by {spread:.3g}; numbers that vary by about 1 are learned sooner: scale them",)
     in_train = {label for example in train for label in _labels_of(example)}
     if train and isinstance(train[0], Tagged) and not in_train:
         raise DataError(f"{train[0].where}: this sentence and every other to train on has no tag but O; give tags")
@@ -66,8 +72,9 @@ def split_dev(
 ) -> tuple[list, list]:
     """(train, dev), both in the order of `examples`; the same for a seed everywhere. dev has `fraction` of the rows, to
     the nearest, and of each class if the labels are classes; the last row of a class stays in train. groups: one for
-    each example; those of a group stay together, and dev then has at most so many rows. Raises
-    ConfigError, DataError."""
+    each example, None: of questions their contexts; those of a group stay together, and dev then has at most so many
+    rows, or the smallest group. Raises ConfigError, DataError."""
+    groups = _contexts(examples) if groups is None else groups
     if not 0 < fraction < 1:
         raise ConfigError(f"the fraction of rows to hold out is {fraction}; give one between 0 and 1")
     if groups is not None and len(groups) != len(examples):
@@ -89,6 +96,10 @@ def split_dev(
             if fits and unit[0] not in dev and len(dev) + len(unit) <= wanted:
                 dev.update(unit)
                 taken += counts
+    for unit in sorted(order, key=len) if groups is not None and not dev else ():
+        if all(count < sizes[name] for name, count in Counter(classes[i] for i in unit).items()):
+            dev.update(unit)
+            break
     if not dev:
         what = "classes" if groups is None else "classes or groups"
         raise DataError(f"of {len(examples):,} rows none can be held out, so small are their {what}; give a dev file")
@@ -104,6 +115,7 @@ def folds(
     """k times (the rest, a part), the parts disjoint and together all examples, each in their order; every class is as
     frequent in each part, or, with groups, each group whole in one. Rows of the same texts stay together. The same for
     a seed everywhere. Raises DataError where there are fewer than k rows, or groups."""
+    groups = _contexts(examples) if groups is None else groups
     keys = [_content(each) for each in examples] if groups is None else list(groups)
     units: dict[Hashable, list[int]] = {}
     for i, key in enumerate(keys):
@@ -123,6 +135,11 @@ def folds(
     for part in range(k):
         rest = [each for each, own in zip(examples, part_of, strict=True) if own != part]
         yield rest, [each for each, own in zip(examples, part_of, strict=True) if own == part]
+
+
+def _contexts(examples: Sequence[Any]) -> list[str] | None:
+    """What questions are on; None of examples that are no questions."""
+    return [each.context for each in examples] if examples and isinstance(examples[0], Question) else None
 
 
 def _quotas(sizes: Counter[str], wanted: int) -> dict[str, int]:

@@ -113,12 +113,12 @@ class LayerContext:
 
 def attention_weights(q: Tensor, k: Tensor, ctx: LayerContext) -> Tensor:
     """softmax(q k^T / sqrt(K)) over the visible keys, (B, H, T, T). Vaswani et al. 2017, eq. 1."""
-    scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+    scores = q / q.shape[-1] ** 0.5 @ k.transpose(-2, -1)
     mask = ctx.mask
     if ctx.is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
     return scores.softmax(dim=-1)
 
 

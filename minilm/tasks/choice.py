@@ -6,7 +6,7 @@ Shape letters: N features of a batch, G examples of it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -16,43 +16,38 @@ from minilm.data.examples import Choice
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
+from minilm.tasks.baselines import Scores
 from minilm.tasks.classification import logits_of
-from minilm.tasks.task import Features, Task, TaskBatch, tokenized
-
-
-class ChoiceFeatures(Features):
-    """A feature of each choice, with the text before it; those of an example are one after the other."""
-
-    @property
-    def units(self) -> np.ndarray:
-        return np.searchsorted(self.example, np.arange(self.example[-1] + 2))
-
-    def count(self, rows: np.ndarray) -> int:
-        return len(np.unique(self.example[rows]))
+from minilm.tasks.task import Features, GroupedFeatures, Task, TaskBatch, tokenized
 
 
 @dataclass(frozen=True)
 class MultipleChoice(Task):
     """A softmax over the choices of an example, of one logit each (Devlin et al. 2018, sec. 4.4)."""
 
+    name: ClassVar[str] = "choice"
     kind: ClassVar[str] = "choice"
 
+    @classmethod
+    def of(cls, examples: Sequence[Choice]) -> Self:
+        return cls()
+
     def features(self, examples: Sequence[Choice], tokenizer: BertTokenizer, length: int) -> Features:
-        """target (n, 2): the example, and 1 where the choice is the one that goes with it."""
+        """A feature of each choice, with the text before it. target (n,): 1 for the choice that goes with it, 0 for
+        others."""
         of = [(row, i, each) for row, each in enumerate(examples) for i in range(len(each.choices))]
         texts, choices = [each.text for _, _, each in of], [each.choices[i] for _, i, each in of]
         made = tokenized(texts, choices, tokenizer, length)
         values = {field.name: getattr(made, field.name) for field in fields(made)}
-        target = np.array([(row, i == each.label) for row, i, each in of], np.int64)
-        return ChoiceFeatures(**values | {"target": target, "example": target[:, 0]})
+        target = np.array([i == each.label for _, i, each in of], np.int64)
+        return GroupedFeatures(**values | {"target": target, "example": np.array([row for row, _, _ in of])})
 
-    def loss(self, model: PreTrainedModel, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-        logits = self.outputs(model, batch)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        _, example = batch.target[:, 0].unique(return_inverse=True)
-        top = logits.detach().new_full((batch.count,), -torch.inf).scatter_reduce(0, example, logits.detach(), "amax")
+    def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+        logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        empty, example = logits.detach().new_full((batch.count,), -torch.inf), batch.group
+        top = empty.scatter_reduce(0, example, logits.detach(), "amax")
         sums = torch.zeros_like(top).index_add(0, example, (logits - top[example]).exp())
-        nats = (top + sums.log()).sum() - (logits * batch.target[:, 1]).sum()
+        nats = (top + sums.log()).sum() - (logits * batch.target).sum()
         return nats, torch.tensor(batch.count)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
@@ -72,3 +67,10 @@ class MultipleChoice(Task):
     def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Choice]) -> dict[str, float]:
         said = self.decode(outputs, features, examples)
         return {"accuracy": float(np.mean([each.label == own for each, own in zip(examples, said, strict=True)]))}
+
+    def columns(self, outputs: np.ndarray, features: Features, examples: Sequence[Choice]) -> dict[str, list[Any]]:
+        said = self.decode(outputs, features, examples)
+        return {"prediction": said, "choice": [each.choices[i] for each, i in zip(examples, said, strict=True)]}
+
+    def baselines(self, train: Sequence[Choice], judged: Sequence[Choice]) -> Scores:
+        return {"chance": {"accuracy": float(np.mean([1 / len(each.choices) for each in judged]))}}

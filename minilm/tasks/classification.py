@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from minilm.data.examples import Example
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
-from minilm.tasks.scores import classification_scores, multilabel_scores
+from minilm.tasks.baselines import Scores, of_labels
+from minilm.tasks.predictions import SHOWN_LABELS
+from minilm.tasks.scores import classification_scores, confusion, multilabel_scores, per_label
 from minilm.tasks.task import Features, Task, TaskBatch, tokenized
 
 
@@ -38,10 +40,15 @@ def logits_of(model: PreTrainedModel, batch: TaskBatch) -> Tensor:
 class Classification(Task):
     """One label. Devlin et al. 2018, sec. 4.1."""
 
+    name: ClassVar[str] = "classification"
     kind: ClassVar[str] = "sequence"
     labels: tuple[str, ...]  # in the order of the model's outputs
     weights: tuple[float, ...] | None = None  # of a label's examples in the loss; on average 1
     smoothing: float = 0.0  # of the target, towards all labels alike (Szegedy et al. 2016, sec. 7)
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> Self:
+        return cls(tuple(sorted({each.label for each in examples})))
 
     def config(self) -> dict[str, Any]:
         return {"id2label": dict(enumerate(self.labels)), "problem_type": "single_label_classification"}
@@ -51,16 +58,15 @@ class Classification(Task):
         target = np.array([number.get(each.label, -100) for each in examples], np.int64)  # -100: not known
         return replace(of_texts(examples, tokenizer, length), target=target)
 
-    def loss(self, model: PreTrainedModel, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-        logits = logits_of(model, batch)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        weights = None if self.weights is None else logits.new_tensor(self.weights)
-        nats = F.cross_entropy(logits, batch.target, weights, reduction="sum", label_smoothing=self.smoothing)
-        return nats, (batch.target >= 0).sum()
-
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
         """Logits (N, C)."""
         return logits_of(model, batch)
+
+    def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+        logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        weights = None if self.weights is None else logits.new_tensor(self.weights)
+        nats = F.cross_entropy(logits, batch.target, weights, reduction="sum", label_smoothing=self.smoothing)
+        return nats, (batch.target >= 0).sum()
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """(n, C)."""
@@ -75,13 +81,37 @@ class Classification(Task):
         gold = np.where(known, features.target, len(self.labels))
         return classification_scores(gold, outputs.argmax(axis=1), len(self.labels))
 
+    def columns(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, list[Any]]:
+        """The likeliest label, and the probability of each, or of very many that of the one told."""
+        said, chances = self.decode(outputs, features, examples), self.probabilities(outputs)
+        if len(self.labels) > SHOWN_LABELS:
+            return {"prediction": said, "p": [f"{p:.6f}" for p in chances.max(axis=1)]}
+        return {"prediction": said} | columns_of(chances, self.labels)
+
+    def details(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, Any]:
+        """A row for each label; and how often each was told as which, if they are not very many."""
+        known = features.target >= 0
+        gold, said = features.target[known], outputs[known].argmax(axis=1)
+        found: dict[str, Any] = {"labels": [row._asdict() for row in per_label(gold, said, self.labels)]}
+        if len(self.labels) <= SHOWN_LABELS:
+            found["confusion"] = confusion(gold, said, len(self.labels)).tolist()
+        return found
+
+    def baselines(self, train: Sequence[Example], judged: Sequence[Example]) -> Scores:
+        return of_labels(train, judged, self.labels)
+
 
 @dataclass(frozen=True)
 class MultiLabel(Task):
     """Any number of labels, each told by itself."""
 
+    name: ClassVar[str] = "multilabel"
     kind: ClassVar[str] = "sequence"
     labels: tuple[str, ...]
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> Self:
+        return cls(tuple(sorted({label for each in examples for label in each.label})))
 
     def config(self) -> dict[str, Any]:
         return {"id2label": dict(enumerate(self.labels)), "problem_type": "multi_label_classification"}
@@ -93,16 +123,15 @@ class MultiLabel(Task):
             target[row, [number[label] for label in each.label or () if label in number]] = 1
         return replace(of_texts(examples, tokenizer, length), target=target)
 
-    def loss(self, model: PreTrainedModel, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-        """The mean over labels, summed over texts."""
-        logits = logits_of(model, batch)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        nats = F.binary_cross_entropy_with_logits(logits, batch.target.to(logits.dtype), reduction="sum")
-        return nats / len(self.labels), torch.tensor(len(batch.target))
-
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
         """Logits (N, C)."""
         return logits_of(model, batch)
+
+    def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+        """The mean over labels, summed over texts."""
+        logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        nats = F.binary_cross_entropy_with_logits(logits, batch.target.to(logits.dtype), reduction="sum")
+        return nats / len(self.labels), torch.tensor(len(batch.target))
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """(n, C)."""
@@ -112,4 +141,21 @@ class MultiLabel(Task):
         return [tuple(np.array(self.labels)[row > 0].tolist()) for row in outputs]
 
     def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, float]:
-        return multilabel_scores(features.target > 0, outputs > 0)
+        gold, predicted = features.target > 0, outputs > 0
+        others = np.array([[not {*each.label} <= {*self.labels}] for each in examples])  # labels that are never told
+        if others.any():
+            gold, predicted = np.hstack([gold, others]), np.hstack([predicted, np.zeros_like(others)])
+        return multilabel_scores(gold, predicted)
+
+    def columns(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, list[Any]]:
+        """The labels that hold, and the probability of each."""
+        said = ["|".join(each) for each in self.decode(outputs, features, examples)]
+        return {"prediction": said} | columns_of(self.probabilities(outputs), self.labels)
+
+    def baselines(self, train: Sequence[Example], judged: Sequence[Example]) -> Scores:
+        return {}
+
+
+def columns_of(chances: np.ndarray, labels: Sequence[str]) -> dict[str, list[str]]:
+    """Probabilities (n, C) as a column for each label."""
+    return {f"p({label})": [f"{p:.6f}" for p in chances[:, i]] for i, label in enumerate(labels)}

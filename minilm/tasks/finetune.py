@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
+from minilm.data.examples import Data
 from minilm.data.splits import check_labels, split_dev
 from minilm.data.tables import table_of
 from minilm.dropin.tokenizer import BertTokenizer
@@ -14,6 +15,7 @@ from minilm.tasks.tune import Tuned, Tuning, tune
 from minilm.train.log import say
 
 DEV = 0.1  # of the rows, where none are given to choose by
+SHOWN = 5  # rows that are left out
 
 
 def finetune(
@@ -43,12 +45,15 @@ def finetune(
     """
     settings, directory = Tuning(**tuning), find_model(model)
     data = read_examples(table_of(rows), task, text, pair, label)
+    say_notes("rows", data)
     if dev is None:
         examples, chosen = split_dev(data.examples, DEV, settings.seed)
     else:
-        examples, chosen = data.examples, read_examples(table_of(dev, "dev"), task, text, pair, label).examples
-    for note in (*data.notes, *check_labels(examples, chosen), *(f"left out: {why}" for why in data.left_out)):
-        say(note)
+        other = read_examples(table_of(dev, "dev"), task, text, pair, label, like=data)
+        say_notes("dev", other)
+        examples, chosen = data.examples, other.examples
+    for note in check_labels(examples, chosen):
+        say(f"dev: {note}")
     made = make_task(task, examples, class_weights, label_smoothing)
     network, made = model_for(made, directory, settings.seed)
     tokenizer = BertTokenizer.from_pretrained(directory)
@@ -65,7 +70,17 @@ def finetune(
                 settings,
                 store,
                 {"columns": data.columns},
-                device,
-                precision,
-                threads,
+                device=device,
+                precision=precision,
+                threads=threads,
             )
+
+
+def say_notes(name: str, data: Data) -> None:
+    """What was decided by looking, and which rows are left out."""
+    for note in data.notes:
+        say(f"{name}: {note}")
+    for why in data.left_out[:SHOWN]:
+        say(f"left out: {why}")
+    if len(data.left_out) > SHOWN:
+        say(f"left out: {len(data.left_out) - SHOWN:,} more of {name}")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from minilm.checkpoint.pooling import read_pooling
 from minilm.data.documents import uncompressed_name
 from minilm.data.examples import Data, read_choices, read_texts
 from minilm.data.spans import is_one_word_a_line, read_questions, read_tagged
@@ -19,37 +20,30 @@ from minilm.dropin.models import (
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
+    BertModel,
     PreTrainedModel,
 )
-from minilm.errors import CheckpointError, ConfigError
+from minilm.errors import CheckpointError, ConfigError, DataError
 from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.regression import Regression
 from minilm.tasks.scores import scheme_of
+from minilm.tasks.similarity import Similarity
 from minilm.tasks.span import Span
 from minilm.tasks.tagging import Tagging
 from minilm.tasks.task import Task
 
-TaskName = Literal["classification", "multilabel", "regression", "tagging", "span", "choice"]
+TaskName = Literal["classification", "multilabel", "regression", "similarity", "tagging", "span", "choice"]
+TASKS: dict[str, type[Task]] = {
+    each.name: each for each in (Classification, MultiLabel, Regression, Similarity, Tagging, Span, MultipleChoice)
+}
 MODELS = {  # by Task.kind
     "sequence": BertForSequenceClassification,
     "token": BertForTokenClassification,
     "span": BertForQuestionAnswering,
     "choice": BertForMultipleChoice,
+    "model": BertModel,
 }
-NAMES = {
-    Classification: "classification",
-    MultiLabel: "multilabel",
-    Regression: "regression",
-    Tagging: "tagging",
-    Span: "span",
-    MultipleChoice: "choice",
-}
-
-
-def named(task: Task) -> TaskName:
-    """What a task is called."""
-    return NAMES[type(task)]
 
 
 def read_source(file: Path, name: TaskName, header: bool | None = None) -> Table | Path:
@@ -65,20 +59,35 @@ def read_examples(
     pair: str | None = None,
     label: str | None = None,
     labelled: bool = True,
+    like: Data | None = None,
 ) -> Data:
-    """The examples of a `read_source`, as the task has them; columns by name or number from 1. Raises DataError."""
+    """The examples of a `read_source`, as the task has them; columns by name or number from 1. like: what training
+    read, whose columns and separator are taken where the table has them. Raises DataError."""
     if name == "tagging":
         return _read_tagged(source, text or pair, label, labelled)
     if name == "choice":
         if text or pair or label:
             raise ConfigError("--text-column, --pair-column, --label-column: choices are found by their columns' names")
         return read_choices(source, labelled)
+    columns, roles = {"text": text, "pair": pair, "label": label}, ("text", "pair", "label")[: 2 + labelled]
+    if like is not None and isinstance(source, Table):
+        trained = {role: like.columns[role] for role in roles if role in like.columns}
+        if {*trained.values()} <= {*source.columns}:
+            columns = {role: own or trained.get(role) for role, own in columns.items()}
     if name == "span":
         if label is not None or (isinstance(source, Path) and (text or pair)):
             which = "--text-column, --pair-column" if label is None else f"--label-column {label}"
             raise ConfigError(f"{which}: a .json of questions has no columns, and answers of a table are in `answers`")
-        return read_questions(source, *(() if isinstance(source, Path) else (text, pair)), labelled=labelled)
-    return read_texts(source, name, text, pair, label, labelled)
+        named = {} if isinstance(source, Path) else {"question": columns["text"], "context": columns["pair"]}
+        return read_questions(source, **named, labelled=labelled)
+    kind = "regression" if name == "similarity" else name
+    data = read_texts(source, kind, **columns, labelled=labelled, separator=like.separator if like else None)
+    if name == "similarity" and "pair" not in data.columns:
+        raise DataError(f"{source.name}: similarity is of two texts; name the second one's column, --pair-column")
+    if like is not None and like.columns and ("pair" in data.columns) != ("pair" in like.columns):
+        there, here = ("two texts", "one") if "pair" in like.columns else ("one text", "two")
+        raise DataError(f"{source.name}: training read {there} a row, and here {here} would be read; name the columns")
+    return data
 
 
 def _read_tagged(source: Table | Path, text: str | None, label: str | None, labelled: bool) -> Data:
@@ -98,22 +107,16 @@ def make_task(
 ) -> Task:
     """The task that `examples` are of: its labels are theirs, sorted, O before other tags. Raises ConfigError for what
     it has no use for."""
-    if name != "classification" and (weights or smoothing):
+    task = TASKS[name].of(examples)
+    if not 0 <= smoothing < 1:
+        raise ConfigError(f"--label-smoothing {smoothing}: give a value from 0 to 0.9")
+    if not (weights or smoothing):
+        return task
+    if not isinstance(task, Classification):
         raise ConfigError(f"--class-weights, --label-smoothing: of one label of several; leave them out for {name}")
-    if name == "regression":
-        return Regression()
-    if name == "span":
-        return Span(threshold=None if all(each.answers for each in examples) else 0.0)
-    if name == "multilabel":
-        return MultiLabel(tuple(sorted({label for each in examples for label in each.label})))
-    if name == "choice":
-        return MultipleChoice()
-    if name == "tagging":
-        return Tagging(("O", *sorted({tag for each in examples for tag in each.tags} - {"O"})))
     counts = Counter(each.label for each in examples)
-    labels = tuple(sorted(counts))
-    balanced = tuple(len(examples) / len(labels) / counts[label] for label in labels)  # on average over examples 1
-    return Classification(labels, balanced if weights else None, smoothing)
+    balanced = tuple(len(examples) / len(counts) / counts[label] for label in task.labels)  # on average over examples 1
+    return replace(task, weights=balanced if weights else None, smoothing=smoothing)
 
 
 def open_task(directory: Path) -> tuple[PreTrainedModel, Task]:
@@ -121,16 +124,18 @@ def open_task(directory: Path) -> tuple[PreTrainedModel, Task]:
     config = PreTrainedConfig.of_directory(directory)
     kinds = {built.architecture: kind for kind, built in config.family.classes.items() if kind in MODELS}
     kind = next((kinds[each] for each in config.architectures or [] if each in kinds), None)
-    if kind is None:
+    if kind is None or (kind == "model" and read_pooling(directory) is None):
         told = ", ".join(config.architectures or ["nothing"])
         raise CheckpointError(f"{directory}: is {told}, which tells no labels; tune it with python finetune.py")
     model, labels = MODELS[kind].from_pretrained(directory), tuple(config.id2label[i] for i in range(config.num_labels))
     if kind == "token":
         return model, Tagging(labels)
     if kind == "span":
-        return model, Span().as_saved(config)
+        return model, Span().as_saved(model)
     if kind == "choice":
         return model, MultipleChoice()
+    if kind == "model":
+        return model, Similarity().as_saved(model)
     if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
         return model, Regression()
     return model, (MultiLabel if config.problem_type == "multi_label_classification" else Classification)(labels)
@@ -159,12 +164,14 @@ def model_for(task: Task, directory: Path, seed: int = 0) -> tuple[PreTrainedMod
         torch.manual_seed(seed)
         config.update(task.config())
         model = made.from_pretrained(directory, config=config, dtype=torch.float32)
-    return model, task
+    return model, task.with_model(model)
 
 
-def new_model(task: Task, config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+def new_model(task: Task, config: PreTrainedConfig, seed: int = 0) -> tuple[PreTrainedModel, Task]:
     """With random weights, drawn by the seed."""
     config.update(task.config())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MODELS[task.kind](config)
+        model = MODELS[task.kind](config)
+    model.untrained = tuple(name for name, _ in model.named_children())
+    return model, task.with_model(model)

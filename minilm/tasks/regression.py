@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minilm.data.examples import Example
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
+from minilm.tasks.baselines import Scores, of_numbers
 from minilm.tasks.classification import logits_of, of_texts
 from minilm.tasks.scores import regression_scores
 from minilm.tasks.task import Features, Task, TaskBatch
@@ -21,7 +22,18 @@ from minilm.tasks.task import Features, Task, TaskBatch
 class Regression(Task):
     """A number, by the squared error."""
 
+    name: ClassVar[str] = "regression"
     kind: ClassVar[str] = "sequence"
+    mean: float = 0.0  # which a new head begins with
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> Self:
+        return cls(float(np.mean([each.label for each in examples])))
+
+    def with_model(self, model: PreTrainedModel) -> Self:
+        if "classifier" in model.untrained:
+            nn.init.constant_(model.classifier.bias, self.mean)
+        return self
 
     def config(self) -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": "regression"}
@@ -30,17 +42,25 @@ class Regression(Task):
         target = np.array([np.nan if each.label is None else each.label for each in examples], np.float32)
         return replace(of_texts(examples, tokenizer, length), target=target)
 
-    def loss(self, model: PreTrainedModel, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-        found = self.outputs(model, batch)
-        found = found.to(torch.promote_types(found.dtype, torch.float32))
-        return F.mse_loss(found, batch.target.to(found.dtype), reduction="sum"), torch.tensor(len(batch.target))
-
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
         """(N,)."""
         return logits_of(model, batch).squeeze(1)
+
+    def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+        found = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        return F.mse_loss(found, batch.target.to(found.dtype), reduction="sum"), torch.tensor(len(batch.target))
 
     def decode(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> list[float]:
         return outputs.tolist()
 
     def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, float]:
         return regression_scores(features.target, outputs)
+
+    def scale(self, examples: Sequence[Example]) -> float:
+        return float(np.var([each.label for each in examples]))
+
+    def columns(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, list[Any]]:
+        return {"prediction": [f"{value:.6g}" for value in outputs]}
+
+    def baselines(self, train: Sequence[Example], judged: Sequence[Example]) -> Scores:
+        return of_numbers(train, judged)

@@ -40,13 +40,14 @@ class LabelScores(NamedTuple):
 
 
 def classification_scores(gold: np.ndarray, predicted: np.ndarray, labels: int) -> dict[str, float]:
-    """accuracy, macro_f1, mcc; of two labels also f1, precision and recall of label 1. (n,) int in [0, labels).
+    """accuracy, macro_f1, mcc; of two labels also f1, precision and recall of label 1. (n,) int in [0, labels); in gold
+    `labels` itself is any other one, which nothing tells.
 
     macro_f1 is the mean over labels that occur in gold or predicted, scikit-learn's default. mcc (Matthews 1975; of K
     labels: Gorodkin 2004) is 0.0 where a side is constant.
     """
-    gold, predicted = _pair(gold, predicted, np.int64, labels)
-    rows, met = per_label(gold, predicted, [""] * labels), np.union1d(gold, predicted)
+    gold, predicted = _pair(gold, predicted, np.int64, labels + 1)
+    rows, met = per_label(gold, predicted, [""] * (labels + 1)), np.union1d(gold, predicted)
     # scikit-learn warns where one label is all there is
     mcc = float(_library("sklearn.metrics").matthews_corrcoef(gold, predicted)) if len(met) > 1 else 0.0
     macro = float(np.mean([rows[label].f1 for label in met]))
@@ -247,7 +248,7 @@ def spread(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]
     return {key: dict(zip(names, mean_interval([each[key] for each in scores]), strict=True)) for key in shared}
 
 
-def check_libraries() -> None:
+def check_installed() -> None:
     """Raises ConfigError where what scores are computed by is not installed."""
     for name in ("sklearn.metrics", "scipy.stats"):
         _library(name)

@@ -9,6 +9,7 @@ Shape letters: N windows of a batch, M tokens of them, L tokens of the longest.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,10 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minilm.data.examples import Question
-from minilm.dropin.config import PreTrainedConfig
+from minilm.data.tables import Table
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, ConfigError, DataError
+from minilm.files import write_json, write_jsonl
+from minilm.tasks.baselines import Scores
 from minilm.tasks.scores import at_threshold, best_threshold, span_scores
 from minilm.tasks.task import TOKENIZED, Features, Task, TaskBatch
 
@@ -38,16 +41,22 @@ class SpanFeatures(Features):
 class Span(Task):
     """The start and the end of the answer, by a softmax over the tokens of a window for each."""
 
+    name: ClassVar[str] = "span"
     kind: ClassVar[str] = "span"
+    endings: ClassVar[tuple[str, ...]] = (".json", ".jsonl")
     stride: int = 128  # tokens that a window shares with the one before; at most half of its part of the context
     max_answer: int = 30  # tokens
     threshold: float | None = 0.0  # of the margin above which nothing is answered; None: something always is
 
+    @classmethod
+    def of(cls, examples: Sequence[Question]) -> Self:
+        return cls(threshold=None if all(each.answers for each in examples) else 0.0)
+
     def config(self) -> dict[str, Any]:
         return {THRESHOLD: self.threshold}
 
-    def as_saved(self, config: PreTrainedConfig) -> Self:
-        threshold = getattr(config, THRESHOLD, None)
+    def as_saved(self, model: PreTrainedModel) -> Self:
+        threshold = getattr(model.config, THRESHOLD, None)
         is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
         if threshold is not None and not (is_number and math.isfinite(threshold)):
             raise CheckpointError(f"config.json: {THRESHOLD} is {threshold!r}; give a number, or null for none")
@@ -90,10 +99,9 @@ class Span(Task):
             chars=np.concatenate(chars),
         )
 
-    def loss(self, model: PreTrainedModel, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+    def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         """The mean of start and end, summed over windows."""
-        logits = self.outputs(model, batch)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         first, N, L = batch.tokens.cls, len(batch.target), batch.tokens.max_len
         window = torch.searchsorted(first, batch.where, right=True) - 1
         place = window * L + batch.where - first[window]
@@ -161,6 +169,35 @@ class Span(Task):
     def score(self, outputs: np.ndarray, features: SpanFeatures, examples: Sequence[Question]) -> dict[str, float]:
         return scores_of(self.answers(outputs, features, examples)[0], examples)
 
+    def details(self, outputs: np.ndarray, features: SpanFeatures, examples: Sequence[Question]) -> dict[str, Any]:
+        """The threshold."""
+        return self.config()
+
+    def baselines(self, train: Sequence[Question], judged: Sequence[Question]) -> Scores:
+        return {"no_answer": scores_of(dict.fromkeys((each.id for each in judged), ""), judged)}
+
+    def write(
+        self,
+        file: Path,
+        source: Table | Path | None,
+        outputs: np.ndarray,
+        features: SpanFeatures,
+        examples: Sequence[Question],
+    ) -> dict[str, int]:
+        """The answers, "" for none, by the questions' ids, as SQuAD's script takes them; or a line each with its
+        margin."""
+        answers, margins = self.answers(outputs, features, examples)
+        if file.suffix == ".json":
+            write_json(file, answers)
+        else:
+            finite = {id: margin if math.isfinite(margin) else None for id, margin in margins.items()}
+            rows = [
+                {"id": each.id, "question": each.question, "prediction": answers[each.id], "margin": finite[each.id]}
+                for each in examples
+            ]
+            write_jsonl(file, rows)
+        return {"no_answer": sum(not text for text in answers.values())}
+
 
 def gold_answers(examples: Sequence[Question]) -> dict[str, list[str]]:
     """As `scores` takes them."""
@@ -184,7 +221,7 @@ def windows(text_of: np.ndarray, length: int, stride: int) -> tuple[list[np.ndar
     free = length - int((text_of < 0).sum())
     kept = min(len(question), max(free // 2, free - len(context)))
     room = free - kept
-    step = room - min(stride, room // 2)
+    step = max(1, room - min(stride, room // 2))
     rest = np.delete(np.arange(len(text_of)), np.concatenate([question[kept:], context]))
     border = np.searchsorted(rest, context[0]) if len(context) else len(rest)
     starts = range(0, max(len(context) - room, 0) + step, step)

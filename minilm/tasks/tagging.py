@@ -3,20 +3,24 @@
 Shape letters: M tokens of a batch, C tags.
 """
 
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from torch import Tensor
 
 from minilm.batch import IGNORE
 from minilm.data.examples import Tagged
+from minilm.data.tables import Table
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
-from minilm.tasks.scores import Tags, entity_scores
+from minilm.errors import DataError
+from minilm.tasks.baselines import Scores, commonest_tags
+from minilm.tasks.predictions import write_tags
+from minilm.tasks.scores import Tags, entity_scores, per_type
 from minilm.tasks.task import TOKENIZED, Features, Task, TaskBatch
 from minilm.train.losses import cross_entropy_sum
 
@@ -25,8 +29,14 @@ from minilm.train.losses import cross_entropy_sum
 class Tagging(Task):
     """A tag for each word, told at the first of its tokens (Devlin et al. 2018, sec. 5.3)."""
 
+    name: ClassVar[str] = "tagging"
     kind: ClassVar[str] = "token"
+    endings: ClassVar[tuple[str, ...]] = (".conll", ".tsv", ".jsonl")
     labels: tuple[str, ...]  # in the order of the model's outputs
+
+    @classmethod
+    def of(cls, examples: Sequence[Tagged]) -> Self:
+        return cls(("O", *sorted({tag for each in examples for tag in each.tags} - {"O"})))
 
     def config(self) -> dict[str, Any]:
         return {"id2label": dict(enumerate(self.labels))}
@@ -59,19 +69,41 @@ class Tagging(Task):
             np.concatenate(begins),
         )
 
-    def loss(self, model: PreTrainedModel, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-        return cross_entropy_sum(self.outputs(model, batch), batch.target)
-
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
         """Logits (M, C)."""
         states = model.base_model.encoder(batch.tokens)
         return model.outputs_of(states.flatten(0, 1)[batch.where], batch.tokens)["logits"]
 
+    def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+        return cross_entropy_sum(outputs, batch.target)
+
     def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Tagged]) -> dict[str, float]:
         return tag_scores([each.tags for each in examples], self.decode(outputs, features, examples))
 
+    def details(self, outputs: np.ndarray, features: Features, examples: Sequence[Tagged]) -> dict[str, Any]:
+        """A row for each type of entity."""
+        rows = per_type([each.tags for each in examples], self.decode(outputs, features, examples))
+        return {"types": [row._asdict() for row in rows]}
+
+    def baselines(self, train: Sequence[Tagged], judged: Sequence[Tagged]) -> Scores:
+        return {"commonest_tag": tag_scores([each.tags for each in judged], commonest_tags(train, judged))}
+
+    def write(
+        self,
+        file: Path,
+        source: Table | Path | None,
+        outputs: np.ndarray,
+        features: Features,
+        examples: Sequence[Tagged],
+    ) -> dict[str, int]:
+        write_tags(file, source, examples, self.decode(outputs, features, examples))
+        return {"words_without_token": without_token(features, examples)}
+
     def asked(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Tagged]:
-        return [Tagged(tuple(words.split() if isinstance(words, str) else words)) for words in texts]
+        sentences = [tuple(words.split() if isinstance(words, str) else words) for words in texts]
+        if () in sentences:
+            raise DataError(f"sentence {sentences.index(())} (from 0) has no word; leave it out")
+        return [Tagged(words) for words in sentences]
 
     def decode(self, outputs: np.ndarray, features: Features, examples: Sequence[Tagged]) -> list[list[str]]:
         """The likeliest tag of each word; O of a word without a token."""
@@ -95,16 +127,6 @@ def tag_scores(gold: Tags, predicted: Tags) -> dict[str, float]:
 def without_token(features: Features, examples: Sequence[Tagged]) -> int:
     """Words that the tokenizer drops, as those of control characters."""
     return sum(len(each.words) for each in examples) - int((features.word >= 0).sum())
-
-
-def commonest_tags(train: Sequence[Tagged], judged: Sequence[Tagged]) -> list[list[str]]:
-    """The tags of what knows no context: a word's commonest tag in training; O of other words."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for each in train:
-        for word, tag in zip(each.words, each.tags, strict=True):
-            counts[word][tag] += 1
-    commonest = {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
-    return [[commonest.get(word, "O") for word in each.words] for each in judged]
 
 
 def _encoded(examples: Sequence[Tagged], tokenizer: BertTokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -6,6 +6,7 @@ Shape letters: N features of a batch, B rows, T tokens per row, C labels.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -15,9 +16,11 @@ from torch import Tensor
 from minilm.batch import OnDevice, Tokens
 from minilm.data.examples import Example
 from minilm.data.packing import best_fit
-from minilm.dropin.config import PreTrainedConfig
+from minilm.data.tables import Table
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
+from minilm.tasks.baselines import Scores
+from minilm.tasks.predictions import places, table_of_examples, write_table
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime
 
@@ -57,13 +60,18 @@ class Features:
         """(u + 1,): where what is learned from together begins, and ends; here each feature by itself."""
         return np.arange(len(self) + 1)
 
+    def groups(self, rows: np.ndarray) -> np.ndarray:
+        """Of each of these features, which are of whole units, the unit it is of, counted from 0; of one that stands
+        there twice another each time."""
+        return np.arange(len(rows))
+
     def of_units(self, units: np.ndarray) -> np.ndarray:
         """The features of some units."""
         bounds = self.units
         return np.concatenate([np.arange(bounds[unit], bounds[unit + 1]) for unit in units])
 
     def count(self, rows: np.ndarray) -> int:
-        """What is to be told of these features."""
+        """Targets of these features that the loss is a mean over."""
         return int((self.target[self.places(rows)] >= 0).sum()) if self.of_tokens else len(rows)
 
     def places(self, rows: np.ndarray) -> np.ndarray:
@@ -73,6 +81,20 @@ class Features:
         return np.arange(ends[-1]) + np.repeat(self.offsets[rows] - (ends - lengths), lengths)
 
 
+class GroupedFeatures(Features):
+    """Of which those of an example, one after the other, are read and learned from together."""
+
+    @property
+    def units(self) -> np.ndarray:
+        return np.searchsorted(self.example, np.arange(self.example[-1] + 2))
+
+    def groups(self, rows: np.ndarray) -> np.ndarray:
+        return np.isin(rows, self.units[:-1]).cumsum() - 1
+
+    def count(self, rows: np.ndarray) -> int:
+        return int(np.isin(rows, self.units[:-1]).sum())
+
+
 @dataclass(frozen=True)
 class TaskBatch(OnDevice):
     """Packed features, and what is to be said of them."""
@@ -80,6 +102,7 @@ class TaskBatch(OnDevice):
     tokens: Tokens
     where: Tensor  # (M,) int64; flat index into (B, T) of all tokens that are no padding
     target: Tensor  # (N, ...) or (M,)
+    group: Tensor  # (N,) int64; features of the same one are read together
     count: int  # N, or targets among the M
     size: int  # M
 
@@ -107,7 +130,14 @@ def said(scores: dict[str, float]) -> str:
 class Task(ABC):
     """One kind of question that is asked of texts."""
 
+    name: ClassVar[str]  # as a user says it
     kind: ClassVar[str]  # of the class of models, in checkpoint.families
+    endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".jsonl")  # of files of predictions; the first is the usual
+
+    @classmethod
+    @abstractmethod
+    def of(cls, examples: Sequence[Any]) -> Self:
+        """The task that `examples` are of: its labels are theirs."""
 
     def config(self) -> dict[str, Any]:
         """What the model's config says of it: names of labels, and the kind of problem."""
@@ -117,8 +147,12 @@ class Task(ABC):
         """Examples without labels."""
         return [Example(*each) for each in zip(texts, [None] * len(texts) if pairs is None else pairs, strict=True)]
 
-    def as_saved(self, config: PreTrainedConfig) -> Self:
-        """With what a saved model's config says beside its labels. Raises CheckpointError."""
+    def with_model(self, model: PreTrainedModel) -> Self:
+        """With what a model that is to be trained says of how it reads texts."""
+        return self
+
+    def as_saved(self, model: PreTrainedModel) -> Self:
+        """With what a trained model says beside its labels. Raises CheckpointError."""
         return self
 
     @abstractmethod
@@ -126,12 +160,16 @@ class Task(ABC):
         """`examples`, at most `length` tokens each."""
 
     @abstractmethod
-    def loss(self, model: PreTrainedModel, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-        """(sum, count), as in minilm.train.losses."""
-
-    @abstractmethod
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
         """What is said of each feature, (N, ...), or of each token, (M, ...)."""
+
+    @abstractmethod
+    def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+        """(sum, count), as in minilm.train.losses."""
+
+    def loss(self, model: PreTrainedModel, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+        """`loss_of` what the model says."""
+        return self.loss_of(self.outputs(model, batch), batch)
 
     def fitted(self, outputs: np.ndarray, features: Features, examples: Sequence[Any]) -> Self:
         """With what is chosen by examples that the model was not trained on, as a threshold."""
@@ -144,6 +182,37 @@ class Task(ABC):
     @abstractmethod
     def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Any]) -> dict[str, float]:
         """The metrics of `outputs` of all features; the first one decides between models."""
+
+    def scale(self, examples: Sequence[Any]) -> float:
+        """The size of a loss that is neither good nor bad: 1 nat, or of numbers their variance."""
+        return 1.0
+
+    @abstractmethod
+    def baselines(self, train: Sequence[Any], judged: Sequence[Any]) -> Scores:
+        """The same metrics of what is to be beaten."""
+
+    def details(self, outputs: np.ndarray, features: Features, examples: Sequence[Any]) -> dict[str, Any]:
+        """What else a report has, beside the metrics."""
+        return {}
+
+    def columns(self, outputs: np.ndarray, features: Features, examples: Sequence[Any]) -> dict[str, list[Any]]:
+        """What is said of each example, for a table."""
+        return {"prediction": self.decode(outputs, features, examples)}
+
+    def write(
+        self,
+        file: Path,
+        source: Table | Path | None,
+        outputs: np.ndarray,
+        features: Features,
+        examples: Sequence[Any],
+    ) -> dict[str, int]:
+        """What is said of each example, beside what `source`, of which they were read, has; None: beside the examples
+        themselves. Returns counts of what a reader should know."""
+        table = table_of_examples(examples) if source is None else source
+        place = range(len(examples)) if source is None else places(source, examples)
+        write_table(file, table, place, self.columns(outputs, features, examples))
+        return {}
 
 
 def tokenized(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: BertTokenizer, length: int) -> Features:
@@ -171,13 +240,15 @@ def tokenized(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Bert
 
 
 def batch_of(features: Features, rows: np.ndarray, row_length: int | None = None) -> tuple[TaskBatch, np.ndarray]:
-    """Features `rows`, packed without padding between them; and the rows in the order in which they are there.
+    """Features `rows`, whole units, packed without padding between them; and the rows in the order in which they are
+    there.
 
     row_length: T; None: what costs least.
     """
     lengths = features.lengths[rows]
     T, row_of = _layout(lengths) if row_length is None else (row_length, best_fit(lengths, row_length))
     order = np.argsort(row_of, kind="stable")
+    count, group = features.count(rows), torch.from_numpy(features.groups(rows)[order])
     rows, lengths, row_of = rows[order], lengths[order], row_of[order]
     first = np.flatnonzero(np.diff(row_of, prepend=-1))  # of each row
     starts = lengths.cumsum() - lengths
@@ -193,7 +264,7 @@ def batch_of(features: Features, rows: np.ndarray, row_length: int | None = None
     doc = filled(np.repeat(np.arange(len(rows)), lengths), -1)
     tokens = Tokens.packed(filled(features.ids[places], 0), doc, token_type_ids=filled(features.types[places], 0))
     target = torch.from_numpy(features.target[places if features.of_tokens else rows])
-    return TaskBatch(tokens, torch.from_numpy(where), target, features.count(rows), len(where)), rows
+    return TaskBatch(tokens, torch.from_numpy(where), target, group, count, len(where)), rows
 
 
 def _layout(lengths: np.ndarray) -> tuple[int, np.ndarray]:
@@ -216,10 +287,11 @@ def outputs_of(
         batch, rows = batch_of(features, rows)
         moved = batch.to(runtime.device, non_blocking=True)
         with runtime.autocast():
-            said = forward(task.outputs, moved).float().cpu().numpy()
+            told = forward(task.outputs, moved)
             if wants_loss:
-                nats += float(forward(task.loss, moved)[0])
-        count += batch.count
+                own, targets = task.loss_of(told, moved)
+                nats, count = nats + float(own), count + float(targets)
+        said = told.float().cpu().numpy()
         of_tokens = len(said) == batch.size  # more than the features, each of which has two at least
         if found is None:
             found = np.zeros((len(features.ids) if of_tokens else len(features), *said.shape[1:]), np.float32)

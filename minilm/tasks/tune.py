@@ -20,9 +20,9 @@ from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
-from minilm.tasks.scores import check_libraries
+from minilm.tasks.scores import check_installed
 from minilm.tasks.task import Features, Task, TaskBatch, TaskScore, batch_of, outputs_of
-from minilm.train.dropout import cheapen
+from minilm.train.cheap import as_before, cheapen
 from minilm.train.job import Job, begin, finish, runtime_of, train
 from minilm.train.log import say
 from minilm.train.loop import Optimizers, Plan
@@ -37,9 +37,27 @@ FASTER_LORA = 10  # than where the whole encoder learns
 LONGEST = 512  # tokens of an example, unless more are asked for
 
 
+RANGES = {  # of a Tuning's fields, both ends included
+    "epochs": (1e-3, 1e4),
+    "steps": (1, 10**9),
+    "batch_size": (1, 10**5),
+    "lr": (1e-9, 1.0),
+    "weight_decay": (0.0, 10.0),
+    "warmup_frac": (0.0, 0.9),
+    "length": (4, 2**16),
+    "evaluate_every": (1, 10**9),
+    "patience": (1, 10**6),
+    "frozen_layers": (0, 1000),
+    "layer_decay": (0.1, 1.0),
+    "lora_rank": (0, 1024),
+    "lora_alpha": (1e-3, 1e4),
+    "seed": (0, 2**58),
+}
+
+
 @dataclass(frozen=True)
 class Tuning:
-    """How a task is trained."""
+    """How a task is trained. Raises ConfigError for what is outside RANGES."""
 
     epochs: float = 3.0
     steps: int | None = None  # instead of epochs
@@ -59,6 +77,11 @@ class Tuning:
     tokens_at_once: int = 1 << 14  # of a step, more are computed one after the other
     seed: int = 0  # of the head, the order of examples, and dropout
 
+    def __post_init__(self) -> None:
+        for name, (low, high) in RANGES.items():
+            if (value := getattr(self, name)) is not None and not low <= value <= high:
+                raise ConfigError(f"{name} is {value}; give a value from {low:g} to {high:g}")
+
     def rate(self, model: nn.Module) -> float:
         """The peak learning rate."""
         parameters = sum(each.numel() for each in model.parameters())
@@ -73,6 +96,7 @@ class ExampleBatches:
         self.features, self.tuning, self.row_length, self.pinned = features, tuning, row_length, pinned
         begins = features.units[:-1]
         self.size_of = np.add.reduceat(features.lengths, begins)  # tokens of each unit
+        self._orders: dict[int, np.ndarray] = {}  # of the last epoch
         self.steps = tuning.steps or max(1, math.ceil(tuning.epochs * len(begins) / tuning.batch_size))
 
     def epochs(self) -> float:
@@ -80,10 +104,18 @@ class ExampleBatches:
 
     def order(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, unit of features) of a step; (batch_size,) int64 each."""
-        n = len(self.size_of)
-        number = torch.arange(step * self.tuning.batch_size, (step + 1) * self.tuning.batch_size)
-        epoch = number // n
-        return epoch.numpy(), shuffled(self.tuning.seed, epoch, number % n, n).numpy()
+        number = np.arange(step * self.tuning.batch_size, (step + 1) * self.tuning.batch_size)
+        epoch, place = np.divmod(number, len(self.size_of))
+        units = [self._order_of(int(each))[place[epoch == each]] for each in np.unique(epoch)]
+        return epoch, np.concatenate(units)
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        """The units of an epoch; made once, for one step's own part costs as much."""
+        if epoch not in self._orders:
+            n = len(self.size_of)
+            numbers = torch.full((n,), epoch), torch.arange(n)
+            self._orders = {epoch: shuffled(self.tuning.seed, *numbers, n).numpy()}
+        return self._orders[epoch]
 
     def micro_batches(self, step: int) -> list[TaskBatch]:
         """A pure function."""
@@ -113,7 +145,10 @@ class Tuned:
         return self.task.features(examples, self.tokenizer, self.length)
 
     def predict(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Any]:
-        """What it says of each text or pair: a label, several, or a number; of lists of words, a tag each."""
+        """What it says of each text or pair: a label, several, or a number; of lists of words, a tag each; to a
+        question on a context its answer; of choices the number, from 0. Raises DataError for a text in no list."""
+        if isinstance(texts, str):
+            raise DataError("predict takes a list of texts; give one, [text]")
         if not (examples := self.task.asked(texts, pairs)):
             return []
         features = self.features(examples)
@@ -133,6 +168,7 @@ def tune(
     tuning: Tuning,
     store: Store,
     settings: dict[str, Any] | None = None,
+    *,
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
@@ -143,7 +179,7 @@ def tune(
     settings: what else decides the weights. Raises ConfigError, CheckpointError, and DataError where there is nothing
     to learn.
     """
-    check_libraries()  # before the work, and not after its first epoch
+    check_installed()  # before the work, and not after its first epoch
     length = length_of(tuning, model, tokenizer)
     features, dev_features = (task.features(each, tokenizer, length) for each in (examples, dev))
     if not len(features) or not len(dev_features):
@@ -170,16 +206,21 @@ def tune(
         saved = type(model).from_pretrained(store.out, dtype=torch.float32)
         model.load_state_dict(saved.state_dict())
         model.to(runtime.device).eval()
-        return Tuned(model, tokenizer, task.as_saved(saved.config), runtime, length, run.result)
+        return Tuned(model, tokenizer, task.as_saved(saved), runtime, length, run.result)
 
     optimizers = _prepared(model, tuning, runtime)
     forward = Applied(model)
     say(_described(model, features, runtime, backend, store))
 
-    def evaluate() -> tuple[Task, TaskScore]:
+    best: list[tuple[Task, TaskScore]] = []  # the one that is kept, if this process evaluated it
+
+    def evaluate() -> TaskScore:
         outputs, loss = outputs_of(task, forward, dev_features, runtime)
         fitted = task.fitted(outputs, dev_features, dev)
-        return fitted, TaskScore(loss, fitted.score(outputs, dev_features, dev))
+        score = TaskScore(loss, fitted.score(outputs, dev_features, dev))
+        if not best or score.value > best[0][1].value or math.isnan(best[0][1].value):
+            best[:] = [(fitted, score)]
+        return score
 
     def write_model(directory: Path, state: dict[str, Tensor]) -> None:
         plain, adapters = merged_state(model, state)
@@ -201,15 +242,18 @@ def tune(
         batches,
         runtime,
         store,
-        evaluate=lambda: evaluate()[1],
+        evaluate=evaluate,
         write_model=write_model,
         read_state=read_state,
         patience=tuning.patience,
     )
     plan = _plan(tuning, batches)
-    run = run or begin(job, plan.steps, backend)
+    begun, run = run is not None, run or begin(job, plan.steps, backend)
     log = train(job, plan)
-    fitted, score = evaluate()
+    if begun:
+        best.clear()
+        evaluate()
+    fitted, score = best[0]
     model.config.update(fitted.config())
     result = {
         "dev": {"loss": score.loss, **score.metrics},
@@ -227,6 +271,7 @@ def tune(
     }
     finish(job, run, model.state_dict(), "", result)
     merge(model)
+    as_before(model)
     return Tuned(model, tokenizer, fitted, runtime, length, result)
 
 
@@ -235,7 +280,8 @@ def length_of(tuning: Tuning, model: PreTrainedModel, tokenizer: BertTokenizer) 
     limit = max_tokens(model.base_model.encoder.cfg, tokenizer)
     if tuning.length is not None and tuning.length > limit:
         raise ConfigError(f"--length {tuning.length}: the model reads {limit} tokens")
-    return tuning.length or min(limit, LONGEST)
+    usual = model.pooling.max_length if model.pooling else None
+    return tuning.length or min(limit, LONGEST, usual or LONGEST)
 
 
 def _backend(model: PreTrainedModel, runtime: Runtime, length: int) -> str:
@@ -254,7 +300,7 @@ def _prepared(model: PreTrainedModel, tuning: Tuning, runtime: Runtime) -> Optim
         raise ConfigError("--lora-rank: freezes the whole encoder; leave out --frozen-layers")
     model.float().to(runtime.device).requires_grad_(True)
     encoder.gradient_checkpointing = tuning.gradient_checkpointing
-    cheapen(model)
+    cheapen(model, encoder.embedding.word)
     if tuning.lora_rank:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(tuning.seed)

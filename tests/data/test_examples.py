@@ -578,8 +578,11 @@ def test_answers_of_two_files():
 def test_a_split_of_what_has_no_classes():
     train, dev = split_dev(rows(*(i / 10 for i in range(50))), 0.1, seed=0)
     assert (len(train), len(dev)) == (45, 5)
-    questions = [Question(str(i), "q", "c", (), f"f:{i}") for i in range(10)]
-    assert len(split_dev(questions, 0.3, seed=0)[1]) == 3
+    questions = [Question(str(i), "q", f"c{i // 2}", (), f"f:{i}") for i in range(20)]
+    train, dev = split_dev(questions, 0.3, seed=0)
+    assert len(dev) == 6
+    assert not {each.context for each in train} & {each.context for each in dev}
+    assert len(split_dev(rows(*"ab" * 15), 0.1, 0, groups=[i // 6 for i in range(30)])[1]) == 6  # the least there is
 
 
 @pytest.mark.parametrize(

@@ -35,12 +35,14 @@ def test_features_by_hand(directory):
     tokenizer = BertTokenizer.from_pretrained(directory)
     examples = [Choice("the film", ("fine", "was dull"), 1), Choice("a", ("plot", "and", "the"), 0)]
     features = MultipleChoice().features(examples, tokenizer, 24)
-    assert features.target.tolist() == [[0, 0], [0, 1], [1, 1], [1, 0], [1, 0]]
+    assert features.target.tolist() == [0, 1, 1, 0, 0]
+    assert features.example.tolist() == [0, 0, 1, 1, 1]
     assert features.units.tolist() == [0, 2, 5]
     tokens = tokenizer.convert_ids_to_tokens(features.ids[features.offsets[1] : features.offsets[2]].tolist())
     assert tokens == ["[CLS]", "the", "film", "[SEP]", "was", "dull", "[SEP]"]
     assert features.of_units(np.array([1, 0])).tolist() == [2, 3, 4, 0, 1]
-    assert features.count(np.array([0, 1, 4])) == 2
+    assert features.groups(np.array([2, 3, 4, 0, 1, 0, 1])).tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert features.count(np.array([2, 3, 4, 0, 1, 0, 1])) == 3
 
 
 def test_loss_and_gradients_are_the_class_s_own(directory, exact_float64):
@@ -50,7 +52,8 @@ def test_loss_and_gradients_are_the_class_s_own(directory, exact_float64):
     model.double()
     tokenizer = BertTokenizer.from_pretrained(directory)
     features = task.features(examples, tokenizer, 24)
-    nats, count = task.loss(model, batch_of(features, np.random.default_rng(0).permutation(18))[0])
+    rows = features.of_units(np.random.default_rng(0).permutation(6))
+    nats, count = task.loss(model, batch_of(features, rows)[0])
     assert int(count) == 6
     (nats / 6).backward()
     packed = {name: own.grad.clone() for name, own in model.named_parameters()}
@@ -79,8 +82,8 @@ def test_choices_of_an_example_stay_together(directory, monkeypatch):
     assert len(made) > 1
     assert sum(each.count for each in made) == 4
     for each in made:
-        for example in each.target[:, 0].unique().tolist():
-            assert int((each.target[:, 0] == example).sum()) == len(examples[example].choices)
+        assert {*each.group.bincount().tolist()} <= {2, 3, 4}
+        assert each.target.sum() == each.count == len(each.group.bincount())
     cpu = Runtime(torch.device("cpu"), "fp32", "test", torch.get_num_threads())
     found = []
     for at_once in (1, 100, 1 << 12):
@@ -92,6 +95,17 @@ def test_choices_of_an_example_stay_together(directory, monkeypatch):
     parts = np.split(found[0][0], features.units[1:-1])
     nats = [-torch.tensor(part).log_softmax(0)[each.label].item() for part, each in zip(parts, examples, strict=True)]
     assert found[0][1] == pytest.approx(np.mean(nats), rel=1e-4)
+
+
+def test_an_example_that_a_step_has_twice_counts_twice(directory, exact_float64):
+    """As where a step is larger than the set, or spans two epochs."""
+    task, examples = MultipleChoice(), questions(3)
+    model, _ = model_for(task, directory)
+    model.double().eval()
+    features = task.features(examples, BertTokenizer.from_pretrained(directory), 24)
+    once, twice = (task.loss(model, batch_of(features, features.of_units(np.array(each)))[0]) for each in ([1], [1, 1]))
+    assert (twice[0] - 2 * once[0]).abs() < 1e-12
+    assert (int(once[1]), int(twice[1])) == (1, 2)
 
 
 def test_it_learns(directory, tmp_path):

@@ -387,7 +387,7 @@ def test_a_family_without_such_a_head_is_refused(tmp_path):
 @pytest.mark.parametrize("value", ["0.5", True, float("inf"), [1]])
 def test_a_threshold_that_is_no_number_is_refused(directory, value):
     model, task = model_for(Span(), directory)
-    assert task.as_saved(model.config).threshold == 0.0
+    assert task.as_saved(model).threshold == 0.0
     model.config.update({THRESHOLD: value})
     with pytest.raises(CheckpointError, match="no_answer_threshold is"):
-        task.as_saved(model.config)
+        task.as_saved(model)

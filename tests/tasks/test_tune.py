@@ -14,6 +14,7 @@ from minilm.errors import ConfigError, DataError
 from minilm.tasks.classification import Classification
 from minilm.tasks.named import make_task, model_for, open_task
 from minilm.tasks.tune import ExampleBatches, Tuning, tune
+from minilm.train.cheap import cheapen
 from minilm.train.log import read_metrics
 
 QUICK = Tuning(epochs=6, batch_size=8, lr=3e-3, length=24, patience=100)
@@ -92,13 +93,25 @@ def test_going_on_is_going_through(go, tmp_path, tuning):
         assert same(weights(go(f"cut{stop}", tuning)), whole)
 
 
+@pytest.mark.parametrize("odd", [{"batch_size": 0}, {"lr": 0.0}, {"steps": 0}, {"epochs": float("nan")}, {"seed": -1}])
+def test_settings_that_cannot_be(odd):
+    with pytest.raises(ConfigError, match=f"{next(iter(odd))} is .*; give a value from"):
+        Tuning(**odd)
+
+
+def test_one_text_is_no_list(go):
+    with pytest.raises(DataError, match="predict takes a list of texts"):
+        go(tuning=replace(QUICK, steps=1)).predict("fine")
+
+
 def test_packing_changes_nothing(go, directory, reviews):
     """After 12 steps without dropout: the weights of a loop over padded batches of the same examples."""
     examples = reviews(48, pairs=True)
     tuning = replace(QUICK, steps=12, warmup_frac=0.25, lr=1e-3, evaluate_every=12)
     model, task = model_for(make_task("classification", examples), directory)
 
-    def without(model):
+    def without(model, table=None):
+        cheapen(model, table)
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0

@@ -1,4 +1,5 @@
-"""Cheap dropout is dropout: its rate, its mean, one mask both ways, and draws of torch's generator alone."""
+"""Cheap dropout is dropout: its rate, its mean, one mask both ways, and draws of torch's generator alone. A cheap table
+has torch's gradients, step after step."""
 
 import copy
 import math
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from minilm.train.dropout import CheapDropout, cheapen
+from minilm.train.cheap import CheapDropout, CheapEmbedding, as_before, cheapen
 
 N = 200_000
 
@@ -60,3 +61,33 @@ def test_a_model_keeps_its_names_and_its_modes():
     ]
     cheapen(other)
     assert type(other[1]) is CheapDropout
+
+
+@pytest.mark.parametrize("padding", [None, 2])
+def test_a_table_s_gradients_are_torch_s(padding):
+    """Of several micro-batches a step, of rows that are there once, twice and no more, with clipping in between."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Embedding(9, 4, padding_idx=padding), nn.Linear(4, 1)).double()
+    cheap = copy.deepcopy(plain)
+    cheapen(cheap, cheap[0])
+    assert type(cheap[0]) is CheapEmbedding
+    assert cheap.state_dict().keys() == plain.state_dict().keys()
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=0.1) for model in (plain, cheap)]
+    for step in range(5):
+        batches = [torch.randint(9 - step, (2, 3)) for _ in range(1 + step % 2)]
+        for model in (plain, cheap):
+            for batch in batches:
+                model(batch).square().sum().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        for own, theirs in zip(cheap.parameters(), plain.parameters(), strict=True):
+            assert (own.grad - theirs.grad).abs().max() < 1e-12
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    for own, theirs in zip(cheap.parameters(), plain.parameters(), strict=True):
+        assert (own - theirs).abs().max() < 1e-12
+    with torch.no_grad():
+        assert torch.equal(cheap[0](torch.arange(9)), cheap[0].weight)
+    as_before(cheap)
+    assert [type(each) for each in cheap] == [nn.Embedding, nn.Linear]
+    assert cheap[0].weight is next(iter(cheap.parameters()))

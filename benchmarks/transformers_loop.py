@@ -1,0 +1,226 @@
+"""Fine-tuning as transformers' documentation and course have it: a plain loop, batches padded to their longest example.
+
+Of pairs, tags and questions the features are made as in its example scripts, and answers are taken from logits so.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    get_linear_schedule_with_warmup,
+)
+
+from benchmarks.labelled import LabelledSet, Splits
+from minilm.tasks.scores import at_threshold, best_threshold, classification_scores, regression_scores, span_scores
+from minilm.tasks.span import gold_answers
+from minilm.tasks.tagging import tag_scores
+
+BATCH, AT_ONCE = 32, 64  # examples of a step, and of the test
+STRIDE, BEST, MAX_ANSWER = 128, 20, 30  # of questions, as run_qa.py
+Rows = list[dict[str, Any]]
+
+
+class Side(NamedTuple):
+    """What differs from task to task."""
+
+    model: Callable[[], nn.Module]
+    rows: Callable[[list[Any]], Rows]  # tokenised, with "labels" or what takes their place
+    scores: Callable[[nn.Module], dict[str, float]]  # on the test
+
+
+class Loop:
+    """A run: `seconds` of tokenising and training, `tokens` that were no padding, `scores` of the test."""
+
+    def __init__(
+        self, name: str, labelled: LabelledSet, splits: Splits, seed: int, precision: str, steps: int | None = None
+    ) -> None:
+        self.name, self.set, self.splits, self.precision = name, labelled, splits, precision
+        self.tokenizer = AutoTokenizer.from_pretrained(name)
+        torch.manual_seed(seed)
+        sides = {"tagging": self._tags, "span": self._questions}
+        of = sides.get(labelled.task, self._texts)()
+        model = of.model()
+        began = time.perf_counter()
+        self.steps, self.tokens = self._train(model, of.rows(splits.train), steps)
+        self.seconds = time.perf_counter() - began
+        self.scores = {} if steps else of.scores(model.eval())
+
+    def _train(self, model: nn.Module, rows: Rows, steps: int | None) -> tuple[int, int]:
+        loader = DataLoader(rows, BATCH, shuffle=True, collate_fn=self._padded)
+        steps = steps or round(len(loader) * self.set.epochs)
+        plain = [own for own in model.parameters() if own.ndim < 2]
+        decayed = [own for own in model.parameters() if own.ndim >= 2]
+        groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=self.set.lr, eps=1e-6, fused=True)
+        schedule = get_linear_schedule_with_warmup(optimizer, round(0.1 * steps), steps)
+        model.train()
+        step = tokens = 0
+        while step < steps:
+            for batch in loader:
+                with self._autocast():
+                    loss = model(**batch).loss
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad(set_to_none=True)
+                tokens += int(batch["attention_mask"].sum())
+                if (step := step + 1) == steps:
+                    break
+        return steps, tokens
+
+    def _autocast(self) -> Any:
+        return torch.autocast("cpu", torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+    def _padded(self, rows: Rows) -> dict[str, Tensor]:
+        kept = ("input_ids", "token_type_ids", "attention_mask")
+        batch = self.tokenizer.pad(
+            [{key: row[key] for key in kept if key in row} for row in rows], return_tensors="pt"
+        ).data
+        if isinstance(rows[0].get("labels"), list):  # a label a token
+            labels = [torch.tensor(row["labels"]) for row in rows]
+            batch["labels"] = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
+        else:
+            batch |= {
+                key: torch.tensor([row[key] for row in rows])
+                for key in ("labels", "start_positions", "end_positions")
+                if key in rows[0]
+            }
+        return batch
+
+    @torch.no_grad()
+    def _logits(self, model: nn.Module, rows: Rows, *names: str) -> Iterator[tuple[np.ndarray, ...]]:
+        """Of each row."""
+        for at in range(0, len(rows), AT_ONCE):
+            part = rows[at : at + AT_ONCE]
+            with self._autocast():
+                outputs = model(**self._padded(part))
+            yield from zip(*(outputs[name].float().numpy() for name in names), strict=True)
+
+    # -- texts and pairs ------------------------------------------------------------------------------
+
+    def _texts(self) -> Side:
+        regression = self.set.task == "regression"
+        labels = [] if regression else sorted({each.label for each in self.splits.train})
+
+        def model() -> nn.Module:
+            return AutoModelForSequenceClassification.from_pretrained(
+                self.name, num_labels=max(1, len(labels)), dtype=torch.float32
+            )
+
+        def rows(examples: list[Any]) -> Rows:
+            pairs = None if examples[0].pair is None else [each.pair for each in examples]
+            texts = [each.text for each in examples]
+            encoded = self.tokenizer(texts, pairs, truncation=True, max_length=self.set.length)
+            targets = [float(each.label) if regression else labels.index(each.label) for each in examples]
+            return [{key: encoded[key][i] for key in encoded} | {"labels": own} for i, own in enumerate(targets)]
+
+        def scores(model: nn.Module) -> dict[str, float]:
+            test = rows(self.splits.test)
+            found = np.stack([logits for (logits,) in self._logits(model, test, "logits")])
+            gold = np.array([row["labels"] for row in test])
+            if regression:
+                return regression_scores(gold, found[:, 0])
+            return classification_scores(gold, found.argmax(axis=1), len(labels))
+
+        return Side(model, rows, scores)
+
+    # -- tags -----------------------------------------------------------------------------------------
+
+    def _tags(self) -> Side:
+        labels = ["O", *sorted({tag for each in self.splits.train for tag in each.tags} - {"O"})]
+
+        def model() -> nn.Module:
+            return AutoModelForTokenClassification.from_pretrained(
+                self.name, num_labels=len(labels), dtype=torch.float32
+            )
+
+        def rows(examples: list[Any]) -> Rows:
+            found = []
+            for each in examples:
+                encoded = self.tokenizer(
+                    list(each.words), is_split_into_words=True, truncation=True, max_length=self.set.length
+                )
+                words = encoded.word_ids()
+                first = [word is not None and word != before for before, word in pairwise([None, *words])]
+                own = [labels.index(each.tags[words[i]]) if first[i] else -100 for i in range(len(words))]
+                found.append(dict(encoded) | {"labels": own, "words": words, "first": first})
+            return found
+
+        def scores(model: nn.Module) -> dict[str, float]:
+            test, told = rows(self.splits.test), []
+            for row, each, (logits,) in zip(test, self.splits.test, self._logits(model, test, "logits"), strict=True):
+                tags = ["O"] * len(each.words)
+                for place, (word, is_first) in enumerate(zip(row["words"], row["first"], strict=True)):
+                    if is_first:
+                        tags[word] = labels[logits[place].argmax()]
+                told.append(tags)
+            return tag_scores([each.tags for each in self.splits.test], told)
+
+        return Side(model, rows, scores)
+
+    # -- questions ------------------------------------------------------------------------------------
+
+    def _questions(self) -> Side:
+        def model() -> nn.Module:
+            return AutoModelForQuestionAnswering.from_pretrained(self.name, dtype=torch.float32)
+
+        def rows(examples: list[Any]) -> Rows:
+            encoded = self.tokenizer(
+                [each.question for each in examples],
+                [each.context for each in examples],
+                truncation="only_second",
+                max_length=self.set.length,
+                stride=STRIDE,
+                return_overflowing_tokens=True,
+                return_offsets_mapping=True,
+            )
+            found = []
+            for i, of in enumerate(encoded["overflow_to_sample_mapping"]):
+                texts, offsets = encoded.sequence_ids(i), encoded["offset_mapping"][i]
+                inside = [place for place, text in enumerate(texts) if text == 1]
+                start = end = 0
+                if examples[of].answers:
+                    begin, text = examples[of].answers[0]
+                    stop = begin + len(text)
+                    if inside and offsets[inside[0]][0] <= begin and offsets[inside[-1]][1] >= stop:
+                        start = max(place for place in inside if offsets[place][0] <= begin)
+                        end = min(place for place in inside if offsets[place][1] >= stop)
+                row = {key: encoded[key][i] for key in ("input_ids", "token_type_ids", "attention_mask")}
+                row |= {"start_positions": start, "end_positions": end, "of": of}
+                found.append(row | {"spans": [offsets[j] if texts[j] == 1 else None for j in range(len(texts))]})
+            return found
+
+        def answers(model: nn.Module, examples: list[Any]) -> tuple[dict[str, str], dict[str, float]]:
+            read = rows(examples)
+            best: dict[int, tuple[float, str]] = {}
+            null: dict[int, float] = {}
+            for row, (start, end) in zip(read, self._logits(model, read, "start_logits", "end_logits"), strict=True):
+                of, spans = row["of"], row["spans"]
+                null[of] = min(null.get(of, np.inf), float(start[0] + end[0]))
+                for a in start.argsort()[::-1][:BEST]:
+                    for b in end.argsort()[::-1][:BEST]:
+                        if a <= b < a + MAX_ANSWER and b < len(spans) and spans[a] and spans[b]:
+                            text = examples[of].context[spans[a][0] : spans[b][1]]
+                            best[of] = max(best.get(of, (-np.inf, "")), (float(start[a] + end[b]), text))
+            told = {each.id: best.get(i, (-1e9, ""))[1] for i, each in enumerate(examples)}
+            return told, {each.id: null[i] - best.get(i, (-1e9, ""))[0] for i, each in enumerate(examples)}
+
+        def scores(model: nn.Module) -> dict[str, float]:
+            told, margins = answers(model, self.splits.dev)
+            threshold, _ = best_threshold(margins, told, gold_answers(self.splits.dev))
+            told, margins = answers(model, self.splits.test)
+            return span_scores(at_threshold(margins, told, threshold), gold_answers(self.splits.test))
+
+        return Side(model, rows, scores)

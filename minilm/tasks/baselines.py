@@ -1,0 +1,76 @@
+"""What a model is to be better than: guesses that know nothing of language, and words that are counted."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from minilm.data.examples import Example, Tagged
+from minilm.tasks.scores import classification_scores, regression_scores
+
+Scores = dict[str, dict[str, float]]  # of each baseline by its name
+SAID = {  # of each name
+    "majority": "always the commonest label",
+    "bag_of_words": "words counted (tf-idf of words and pairs of words, a linear model)",
+    "shared_words": "the words that both texts have, of all that they have",
+    "no_answer": "never an answer",
+    "commonest_tag": "the commonest tag of each word in training",
+    "chance": "by chance",
+}
+
+
+def of_labels(train: Sequence[Example], judged: Sequence[Example], labels: Sequence[str]) -> Scores:
+    """The commonest label; and counted words, with logistic regression."""
+    number = {label: i for i, label in enumerate(labels)}
+    judged = [each for each in judged if each.label in number]
+    gold, target = (np.array([number[each.label] for each in split]) for split in (judged, train))
+    majority = np.full(len(gold), np.bincount(target).argmax())
+    found = {"majority": classification_scores(gold, majority, len(labels))}
+    if (counted := _counted(train, judged)) is None:
+        return found
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=10, max_iter=300).fit(counted[0], target)
+    return found | {"bag_of_words": classification_scores(gold, model.predict(counted[1]), len(labels))}
+
+
+def of_numbers(train: Sequence[Example], judged: Sequence[Example]) -> Scores:
+    """Of pairs the words that they share, of texts counted words, with ridge regression."""
+    gold = np.array([each.label for each in judged], np.float64)
+    if judged[0].pair is not None:
+        scores = regression_scores(gold, np.array([_shared(each) for each in judged]))
+        return {"shared_words": {name: scores[name] for name in ("spearman", "pearson")}}
+    if (counted := _counted(train, judged)) is None:
+        return {}
+    from sklearn.linear_model import Ridge
+
+    model = Ridge().fit(counted[0], [each.label for each in train])
+    return {"bag_of_words": regression_scores(gold, model.predict(counted[1]))}
+
+
+def commonest_tags(train: Sequence[Tagged], judged: Sequence[Tagged]) -> list[list[str]]:
+    """A word's commonest tag in training; O of other words."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for each in train:
+        for word, tag in zip(each.words, each.tags, strict=True):
+            counts[word][tag] += 1
+    commonest = {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
+    return [[commonest.get(word, "O") for word in each.words] for each in judged]
+
+
+def _counted(train: Sequence[Example], judged: Sequence[Example]) -> tuple | None:
+    """Both as sparse matrices, a column a word or pair of words; None where there is no word in them."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts, others = ([f"{each.text} {each.pair or ''}" for each in split] for split in (train, judged))
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(texts) > 200 else 1)
+    try:
+        return words.fit_transform(texts), words.transform(others)
+    except ValueError:
+        return None
+
+
+def _shared(pair: Example) -> float:
+    """Jaccard's index of the words of two texts."""
+    one, other = ({*text.lower().split()} for text in (pair.text, pair.pair))
+    return len(one & other) / max(1, len(one | other))

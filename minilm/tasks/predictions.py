@@ -1,0 +1,91 @@
+"""Predictions in files: a table's rows with more columns, words with their tags. Each file is whole or not there."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from minilm.data.examples import Tagged
+from minilm.data.spans import with_column
+from minilm.data.tables import Row, Table
+from minilm.files import write_jsonl, write_whole
+
+SHOWN_LABELS = 40  # in a table or a picture
+
+
+def table_of_examples(examples: Sequence[Any]) -> Table:
+    """Their texts and labels, for a file of what is said of them; each row is as its example's `where` says."""
+    fields = [name for name in examples[0]._fields if name != "where"]
+    if all(getattr(each, "pair", None) is None for each in examples):
+        fields = [name for name in fields if name != "pair"]
+    rows = [
+        Row(each.where, {"where": each.where} | {name: _cell(getattr(each, name)) for name in fields})
+        for each in examples
+    ]
+    return Table("examples", ("where", *fields), rows)
+
+
+def _cell(value: Any) -> Any:
+    return "|".join(value) if isinstance(value, tuple) else value
+
+
+def write_table(file: Path, table: Table, place: Sequence[int | None], more: dict[str, list[Any]]) -> None:
+    """The rows of `table` with more columns: a .jsonl, a .tsv or a csv; one that the table has gets a name of its own.
+
+    place: of each row its place in the columns; what has none is empty there.
+    """
+    named = {}
+    for name, values in more.items():
+        while name in table.columns:
+            name += " (model)"
+        named[name] = values
+    rows = [
+        row.cells | {name: "" if at is None else values[at] for name, values in named.items()}
+        for row, at in zip(table.rows, place, strict=True)
+    ]
+    if file.suffix == ".jsonl":
+        write_jsonl(file, rows)
+        return
+    text = io.StringIO()
+    delimiter = "\t" if file.suffix == ".tsv" else ","
+    writer = csv.DictWriter(text, [*table.columns, *named], delimiter=delimiter, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(file, text.getvalue())
+
+
+def places(table: Table, examples: Sequence[Any]) -> list[int | None]:
+    """Of each row of `table` which of `examples` it is."""
+    number = {each.where: row for row, each in enumerate(examples)}
+    return [number.get(row.where) for row in table.rows]
+
+
+def write_tags(
+    file: Path, source: Table | Path | None, examples: Sequence[Tagged], tags: Sequence[Sequence[str]]
+) -> None:
+    """The words of `source` and the tag of each: lists in a .jsonl, else one word a line, its tag the last column; with
+    no source the words of `examples`, and the tags that they have before those told."""
+    if file.suffix == ".jsonl":
+        if isinstance(source, Table):
+            write_table(file, source, places(source, examples), {"prediction": [*tags]})
+        else:
+            rows = zip(examples, tags, strict=True)
+            write_jsonl(file, [{"words": each.words, "prediction": own} for each, own in rows])
+    elif isinstance(source, Path):
+        write_whole(file, "".join(f"{line}\n" for line in with_column(source, chain.from_iterable(tags))))
+    else:
+        known = source is None and all(each.tags is not None for each in examples)
+        columns = zip(examples, tags, strict=True)
+        write_whole(file, _word_lines((each.words, *([each.tags] if known else []), own) for each, own in columns))
+
+
+def _word_lines(sentences: Iterable[tuple[Sequence[str], ...]]) -> str:
+    """One word a line, a blank line after each sentence; of each sentence its columns, the words first. White space in
+    a word is one space."""
+    lines = []
+    for columns in sentences:
+        lines += ["\t".join(" ".join(cell.split()) for cell in row) for row in zip(*columns, strict=True)]
+        lines.append("")
+    return "\n".join([*lines, ""])

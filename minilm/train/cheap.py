@@ -1,0 +1,100 @@
+"""Parts of a model that cost little on a CPU, and what training makes of them: dropout and the table of words."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LEVELS = 1 << 16  # of a draw
+
+
+class CheapDropout(nn.Dropout):
+    """nn.Dropout with masks of 16-bit draws, made ten times as fast: torch's generator draws them one by one.
+
+    The rate is the nearest multiple of 2^-16. The draws (SFC64, as numpy has it) depend on torch's generator alone.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropped = round(self.p * LEVELS)  # of the levels
+        if not self.training or dropped in (0, LEVELS) or x.device.type != "cpu":
+            return super().forward(x)
+        seed = int(torch.randint(1 << 62, ()))
+        draws = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)[: x.numel()]
+        kept = torch.from_numpy(draws).ge(dropped - LEVELS // 2).view(x.shape)
+        return torch.ops.aten.native_dropout_backward(x, kept, LEVELS / (LEVELS - dropped))  # x kept scale
+
+
+class CheapEmbedding(nn.Embedding):
+    """nn.Embedding whose gradient is one tensor, kept from step to step, of which only the rows last written to are
+    made zero again: torch asks the system for a whole new table of zeros each step.
+
+    Its backward pass adds to `weight.grad` itself, so it is for one process and a table that nothing else reads.
+    """
+
+    kept: Tensor | None = None  # the gradient
+    written: list[Tensor]  # the ids of its rows that are not zero
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if ids.device.type != "cpu" or not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return super().forward(ids)
+        return _Rows.apply(self.weight, ids, self)
+
+    def add_gradient(self, ids: Tensor, gradient: Tensor) -> None:
+        """ids (n,), gradient (n, D)."""
+        if self.weight.grad is None:  # a new step
+            if self.kept is None:
+                self.kept = torch.zeros_like(self.weight)
+            else:
+                self.kept[torch.cat(self.written)] = 0
+            self.written, self.weight.grad = [], self.kept
+        if self.padding_idx is not None:
+            is_read = ids != self.padding_idx
+            ids, gradient = ids[is_read], gradient[is_read]
+        self.weight.grad.index_add_(0, ids, gradient)
+        self.written.append(ids)
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, table: CheapEmbedding) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.table = table
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
+        (ids,) = ctx.saved_tensors
+        ctx.table.add_gradient(ids.flatten(), gradient.flatten(0, -2))
+        return None, None, None
+
+
+def cheapen(model: nn.Module, table: nn.Embedding | None = None) -> None:
+    """Every nn.Dropout of the model so, and `table`; its parameters and their names stay."""
+    for parent, name, child in _children(model):
+        if type(child) is nn.Dropout:
+            setattr(parent, name, CheapDropout(child.p).train(child.training))
+        elif child is table:
+            setattr(parent, name, _like(child, CheapEmbedding))
+
+
+def as_before(model: nn.Module) -> None:
+    """Plain modules again."""
+    for parent, name, child in _children(model):
+        if type(child) is CheapDropout:
+            setattr(parent, name, nn.Dropout(child.p).train(child.training))
+        elif type(child) is CheapEmbedding:
+            setattr(parent, name, _like(child, nn.Embedding))
+
+
+def _children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    return [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
+
+
+def _like(table: nn.Embedding, kind: type[nn.Embedding]) -> nn.Embedding:
+    """Another kind of table with the same parameter."""
+    with torch.device("meta"):
+        made = kind(*table.weight.shape, table.padding_idx)
+    made.weight = table.weight
+    return made.train(table.training)
