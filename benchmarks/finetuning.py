@@ -41,7 +41,7 @@ class Args:
     """A directory that both libraries open."""
     data: Path
     """The directory of the set's files."""
-    set: Literal["sst2", "sst2-phrases", "sms", "stsb", "subjqa", "capitals"] = "sst2"
+    set: Literal["sst2", "sst2-phrases", "sms", "stsb", "stsb-vectors", "subjqa", "capitals"] = "sst2"
     """What is learned."""
     seeds: int = 3
     """Runs of each side."""
@@ -131,8 +131,10 @@ def one(args: Args) -> dict[str, Any]:
     from minilm.checkpoint.store import Store
     from minilm.dropin.tokenizer import BertTokenizer
     from minilm.tasks.named import make_task, model_for
+    from minilm.tasks.scores import check_installed
     from minilm.tasks.tune import Tuning, tune
 
+    check_installed()  # whose import would be timed
     model, task = model_for(make_task(labelled.task, splits.train), Path(args.model), args.seed)
     tokenizer = BertTokenizer.from_pretrained(args.model)
     tuning = Tuning(labelled.epochs, args.steps, BATCH, labelled.lr, length=labelled.length, seed=args.seed)

@@ -99,6 +99,7 @@ SETS = {
     "sst2-phrases": LabelledSet("classification", sst2_phrases, "accuracy", epochs=2, length=64),
     "sms": LabelledSet("classification", sms, "f1", epochs=5),
     "stsb": LabelledSet("regression", stsb, "spearman", epochs=4),
+    "stsb-vectors": LabelledSet("similarity", stsb, "spearman", epochs=4),
     "subjqa": LabelledSet("span", subjqa, "f1_answerable", epochs=2, length=384),
     "capitals": LabelledSet("tagging", capitals, "f1", lr=1e-4),
 }

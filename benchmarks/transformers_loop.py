@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
+    AutoModel,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
     get_linear_schedule_with_warmup,
 )
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from benchmarks.labelled import LabelledSet, Splits
 from minilm.tasks.scores import at_threshold, best_threshold, classification_scores, regression_scores, span_scores
@@ -39,6 +41,21 @@ class Side(NamedTuple):
     scores: Callable[[nn.Module], dict[str, float]]  # on the test
 
 
+class _Cosine(nn.Module):
+    """The cosine of the mean states of two texts, as sentence-transformers' CosineSimilarityLoss has it."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, labels: Tensor, **inputs: Tensor) -> Any:
+        key = inputs["attention_mask"][..., None]
+        states = self.encoder(**inputs).last_hidden_state
+        vectors = (states * key).sum(dim=1) / key.sum(dim=1)
+        cosine = nn.functional.cosine_similarity(vectors[::2], vectors[1::2])
+        return SequenceClassifierOutput(loss=nn.functional.mse_loss(cosine.float(), labels[::2]), logits=cosine)
+
+
 class Loop:
     """A run: `seconds` of tokenising and training, `tokens` that were no padding, `scores` of the test."""
 
@@ -48,7 +65,7 @@ class Loop:
         self.name, self.set, self.splits, self.precision = name, labelled, splits, precision
         self.tokenizer = AutoTokenizer.from_pretrained(name)
         torch.manual_seed(seed)
-        sides = {"tagging": self._tags, "span": self._questions}
+        sides = {"tagging": self._tags, "span": self._questions, "similarity": self._pairs}
         of = sides.get(labelled.task, self._texts)()
         model = of.model()
         began = time.perf_counter()
@@ -85,6 +102,8 @@ class Loop:
 
     def _padded(self, rows: Rows) -> dict[str, Tensor]:
         kept = ("input_ids", "token_type_ids", "attention_mask")
+        if "other" in rows[0]:  # two texts that are read apart, one after the other
+            rows = [each for row in rows for each in (row, row["other"] | {"labels": row["labels"]})]
         batch = self.tokenizer.pad(
             [{key: row[key] for key in kept if key in row} for row in rows], return_tensors="pt"
         ).data
@@ -135,6 +154,27 @@ class Loop:
             return classification_scores(gold, found.argmax(axis=1), len(labels))
 
         return Side(model, rows, scores)
+
+    # -- pairs read apart -----------------------------------------------------------------------------
+
+    def _pairs(self) -> Side:
+        top = max(each.label for each in self.splits.train)
+
+        def rows(examples: list[Any]) -> Rows:
+            sides = ([each.text for each in examples], [each.pair for each in examples])
+            one, other = (self.tokenizer(texts, truncation=True, max_length=self.set.length) for texts in sides)
+            return [
+                {key: one[key][i] for key in one}
+                | {"other": {key: other[key][i] for key in other}, "labels": each.label / top}
+                for i, each in enumerate(examples)
+            ]
+
+        def scores(model: nn.Module) -> dict[str, float]:
+            test = rows(self.splits.test)
+            found = [cosine for (cosine,) in self._logits(model, test, "logits")]
+            return regression_scores(np.array([row["labels"] for row in test]), np.array(found))
+
+        return Side(lambda: _Cosine(AutoModel.from_pretrained(self.name, dtype=torch.float32)), rows, scores)
 
     # -- tags -----------------------------------------------------------------------------------------
 

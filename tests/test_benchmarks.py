@@ -1,6 +1,7 @@
 """The benchmarks run: what they measure is for a quiet machine, not for a test."""
 
 import json
+import lzma
 from functools import partial
 from pathlib import Path
 
@@ -40,3 +41,47 @@ def test_the_reference_has_one_objective(plain_loop, capsys):
         cli.run(plain_loop.main, plain_loop.Args, ["--library", "transformers", "--objective", "clm"])
     assert stop.value.code == 2
     assert "--objective clm: BertForMaskedLM has only mlm" in capsys.readouterr().err
+
+
+def files_of(name, directory):
+    """A few examples in the files of a labelled set."""
+    words = ["fine", "poor", "great", "dull"]
+    texts = [f"the film was {words[i % 4]} and a plot" for i in range(24)]
+    if name == "sst2":
+        for part in ("train", "dev", "test"):
+            lines = [f"{i % 2}\t{text}\n" for i, text in enumerate(texts)]
+            (directory / f"{part}.tsv").write_text("".join(lines))
+    elif name == "sms":
+        lines = [f"{('ham', 'spam')[i % 2]}\t{text}\n" for i, text in enumerate(texts)]
+        (directory / "SMSSpamCollection").write_text("".join(lines))
+    elif name in ("stsb", "stsb-vectors"):
+        lines = [f"a\tb\tc\t{i}\t{i % 5}.000\t{text}\t{texts[i - 1]}\n" for i, text in enumerate(texts)]
+        for part in ("train", "dev", "test"):
+            (directory / f"sts-{part}.csv").write_text("".join(lines))
+    elif name == "subjqa":
+        paragraphs = []
+        for i, text in enumerate(texts):
+            answers = [{"text": words[i % 4], "answer_start": 13}] if i % 3 else []
+            question = {"id": f"q{i}", "question": "was a film", "answers": answers}
+            paragraphs.append({"context": text, "qas": [question]})
+        data = json.dumps({"version": "2.0", "data": [{"title": "a", "paragraphs": paragraphs}]}).encode()
+        for part in ("train", "dev", "test"):
+            (directory / f"subjqa_{part}.json.xz").write_bytes(lzma.compress(data))
+    else:
+        sentences = [f"A Film was {words[i % 4].title()} and the Plot Great number {i}." for i in range(30)]
+        (directory / "enwiki-valid.txt.xz").write_bytes(lzma.compress(" ".join(sentences).encode()))
+
+
+@pytest.mark.parametrize("name", ["sst2", "sms", "stsb", "stsb-vectors", "subjqa", "capitals"])
+def test_finetuning(load, encoder_directory, tmp_path, monkeypatch, name):
+    """Both sides learn every set at the same settings and tell the same scores of its test."""
+    module = load("benchmarks/finetuning.py")
+    monkeypatch.setattr("benchmarks.transformers_loop.STRIDE", 4)
+    monkeypatch.setattr("benchmarks.labelled.SENTENCES", (20, 5, 5))
+    files_of(name, tmp_path)
+    common = {"model": str(encoder_directory), "data": tmp_path, "set": name, "precision": "fp32", "length": 24}
+    found = [module.one(module.Args(**common, side=side, epochs=2, lr=1e-3)) for side in module.SIDES]
+    assert found[0]["steps"] == found[1]["steps"]
+    assert {*found[0]["scores"]} >= {*found[1]["scores"]}
+    assert module.SETS[name].metric in found[1]["scores"]
+    assert all(-1 <= each["scores"][module.SETS[name].metric] <= 1 for each in found)

@@ -94,7 +94,6 @@ def _children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
 
 def _like(table: nn.Embedding, kind: type[nn.Embedding]) -> nn.Embedding:
     """Another kind of table with the same parameter."""
-    with torch.device("meta"):
-        made = kind(*table.weight.shape, table.padding_idx)
+    made = kind(*table.weight.shape, table.padding_idx, _weight=table.weight.detach())
     made.weight = table.weight
     return made.train(table.training)
