@@ -44,10 +44,10 @@ class CheapEmbedding(nn.Embedding):
     def add_gradient(self, ids: Tensor, gradient: Tensor) -> None:
         """ids (n,), gradient (n, D)."""
         if self.weight.grad is None:  # a new step
-            if self.kept is None:
-                self.kept = torch.zeros_like(self.weight)
-            else:
+            if self.kept is not None:
                 self.kept[torch.cat(self.written)] = 0
+            if self.kept is None or self.kept[0].any():  # clipping by a norm that is NaN made all of it NaN
+                self.kept = torch.zeros_like(self.weight)
             self.written, self.weight.grad = [], self.kept
         if self.padding_idx is not None:
             is_read = ids != self.padding_idx

@@ -88,6 +88,12 @@ def test_a_table_s_gradients_are_torch_s(padding):
         assert (own - theirs).abs().max() < 1e-12
     with torch.no_grad():
         assert torch.equal(cheap[0](torch.arange(9)), cheap[0].weight)
+    (cheap(torch.tensor([[3, 4]])) * math.nan).sum().backward()
+    nn.utils.clip_grad_norm_(cheap.parameters(), 0.5)
+    cheap.zero_grad()
+    cheap(torch.tensor([[3, 4]])).sum().backward()
+    assert cheap[0].weight.grad.isfinite().all()
+    assert cheap[0].weight.grad.any(dim=1).nonzero().flatten().tolist() == [3, 4]
     as_before(cheap)
     assert [type(each) for each in cheap] == [nn.Embedding, nn.Linear]
     assert cheap[0].weight is next(iter(cheap.parameters()))
