@@ -288,7 +288,7 @@ def load(args: Args) -> Iterator[Run]:
         dev = None if args.dev is None else read(args, "dev", args.dev, train)[0]
         test = None if args.test is None else read(args, "test", args.test, train)[0]
     if args.kfold:
-        group_of = dict(zip(map(id, train.examples), groups or [], strict=False))
+        group_of = {} if groups is None else dict(zip(map(id, train.examples), groups, strict=True))
         for i, (rest, fold) in enumerate(folds(train.examples, args.kfold, args.seed, groups), start=1):
             inner, chosen = split_dev(rest, DEV, args.seed, groups and [group_of[id(each)] for each in rest])
             for note in {*check_labels(inner, chosen), *check_labels(inner, fold)}:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.import_time import cpu
-from benchmarks.labelled import SETS
+from benchmarks.labelled import SETS, LabelledSet
 from minilm import cli
 
 ROOT = Path(__file__).parent.parent
@@ -95,11 +95,16 @@ def main(args: Args) -> None:
     print(f"\n{statistics.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
+def labelled_set(args: Args) -> LabelledSet:
+    """With what is asked for in place of its own settings."""
+    return replace(SETS[args.set], **{name: value for name in CHOSEN if (value := getattr(args, name)) is not None})
+
+
 def settings(args: Args) -> dict[str, Any]:
     """What both sides share, as a line of the results has it."""
-    of = SETS[args.set]
-    chosen = {name: getattr(of if getattr(args, name) is None else args, name) for name in CHOSEN}
-    return {"set": args.set} | chosen | {"steps_asked": args.steps, "precision": args.precision}
+    labelled = labelled_set(args)
+    shared = {name: getattr(labelled, name) for name in CHOSEN}
+    return {"set": args.set} | shared | {"steps_asked": args.steps, "precision": args.precision}
 
 
 def machine() -> dict[str, str]:
@@ -119,8 +124,7 @@ def measured(args: Args, side: str, seed: int) -> dict[str, Any]:
 
 def one(args: Args) -> dict[str, Any]:
     """One side's figures."""
-    chosen = {name: value for name in CHOSEN if (value := getattr(args, name)) is not None}
-    labelled = replace(SETS[args.set], **chosen)
+    labelled = labelled_set(args)
     splits = labelled.read(args.data)
     if args.side == "transformers":
         from benchmarks.transformers_loop import Loop

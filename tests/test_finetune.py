@@ -122,6 +122,12 @@ def test_check_says_what_is_there_and_stops(go, tmp_path):
     assert "of the tokens are [UNK]" in out
     assert "left out: few.csv:5" in err
     assert not Path("out").exists()
+    question = {"id": "q", "question": "was a film", "answers": [{"text": "fine", "answer_start": 4}]}
+    paragraphs = [{"context": f"the fine {word}", "qas": [question | {"id": word}]} for word in PLAIN]
+    Path("squad.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    out = go("finetune", "--train", "squad.json", "--task", "span", "--check")[1]
+    assert "train      5 rows used, 0 left out" in out
+    assert "labels" not in out
 
 
 def test_several_processes_are_refused(go, monkeypatch):

@@ -35,14 +35,14 @@ def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
         raise DataError(f"{train[0].where}: this row and every other to train on {what}; give rows of two or more")
     if train and isinstance(_said(train[0]), float) and (spread := pstdev(map(_said, train))) > WIDE:
         return (f"the labels vary by {spread:.3g}; numbers that vary by about 1 are learned sooner: scale them",)
-    in_train = {label for example in train for label in _labels_of(example)}
+    in_train = {label for example in train for label in labels_of(example)}
     if train and isinstance(train[0], Tagged) and not in_train:
         raise DataError(f"{train[0].where}: this sentence and every other to train on has no tag but O; give tags")
-    in_dev = Counter(label for example in dev for label in _labels_of(example))
+    in_dev = Counter(label for example in dev for label in labels_of(example))
     new = {label: count for label, count in in_dev.items() if label not in in_train}
     if not new:
         return ()
-    first = next(example.where for example in dev if new.keys() & _labels_of(example))
+    first = next(example.where for example in dev if not new.keys().isdisjoint(labels_of(example)))
     mend = did_you_mean(next(iter(new)), in_train)
     if new == in_dev:
         trained = listed(sorted(in_train))
@@ -51,12 +51,12 @@ def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
     return (f"labels that no row to train on has: {counts}; the first in {first}{mend}",)
 
 
-def _labels_of(example: Any) -> set[str]:
-    """Names of classes, of a sentence those of its entities; of numbers none."""
-    said = _said(example)
+def labels_of(example: Any) -> tuple[str, ...]:
+    """Names of classes, of a sentence those of its entities, each once; of what has no names none."""
     if isinstance(example, Tagged):
-        return {tag[2:] for tag in said or () if tag != "O"}
-    return {said} if isinstance(said, str) else set(said) if isinstance(said, tuple) else set()
+        return tuple(dict.fromkeys(tag[2:] for tag in example.tags or () if tag != "O"))
+    label = getattr(example, "label", None)
+    return (label,) if isinstance(label, str) else label if isinstance(label, tuple) else ()
 
 
 def _said(example: Any) -> Any:

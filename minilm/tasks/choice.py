@@ -5,7 +5,7 @@ Shape letters: N features of a batch, G examples of it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,6 +19,7 @@ from minilm.errors import DataError
 from minilm.tasks.baselines import Scores
 from minilm.tasks.classification import logits_of
 from minilm.tasks.task import Features, GroupedFeatures, Task, TaskBatch, tokenized
+from minilm.train.losses import widened
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,11 @@ class MultipleChoice(Task):
         of = [(row, i, each) for row, each in enumerate(examples) for i in range(len(each.choices))]
         texts, choices = [each.text for _, _, each in of], [each.choices[i] for _, i, each in of]
         made = tokenized(texts, choices, tokenizer, length)
-        values = {field.name: getattr(made, field.name) for field in fields(made)}
         target = np.array([i == each.label for _, i, each in of], np.int64)
-        return GroupedFeatures(**values | {"target": target, "example": np.array([row for row, _, _ in of])})
+        return GroupedFeatures.of(made, target, np.array([row for row, _, _ in of]))
 
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-        logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        logits = widened(outputs)
         empty, example = logits.detach().new_full((batch.count,), -torch.inf), batch.group
         top = empty.scatter_reduce(0, example, logits.detach(), "amax")
         sums = torch.zeros_like(top).index_add(0, example, (logits - top[example]).exp())

@@ -16,6 +16,7 @@ from minilm.tasks.baselines import Scores, of_labels
 from minilm.tasks.predictions import SHOWN_LABELS
 from minilm.tasks.scores import classification_scores, confusion, multilabel_scores, per_label
 from minilm.tasks.task import Features, Task, TaskBatch, tokenized
+from minilm.train.losses import widened
 
 
 def of_texts(examples: Sequence[Example], tokenizer: BertTokenizer, length: int) -> Features:
@@ -63,7 +64,7 @@ class Classification(Task):
         return logits_of(model, batch)
 
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-        logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        logits = widened(outputs)
         weights = None if self.weights is None else logits.new_tensor(self.weights)
         nats = F.cross_entropy(logits, batch.target, weights, reduction="sum", label_smoothing=self.smoothing)
         return nats, (batch.target >= 0).sum()
@@ -129,7 +130,7 @@ class MultiLabel(Task):
 
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         """The mean over labels, summed over texts."""
-        logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        logits = widened(outputs)
         nats = F.binary_cross_entropy_with_logits(logits, batch.target.to(logits.dtype), reduction="sum")
         return nats / len(self.labels), torch.tensor(len(batch.target))
 

@@ -16,10 +16,21 @@ from minilm.tasks.baselines import Scores, of_numbers
 from minilm.tasks.classification import logits_of, of_texts
 from minilm.tasks.scores import regression_scores
 from minilm.tasks.task import Features, Task, TaskBatch
+from minilm.train.losses import widened
+
+
+class NumberTask(Task):
+    """A task whose labels are numbers."""
+
+    def columns(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, list[Any]]:
+        return {"prediction": [f"{value:.6g}" for value in self.decode(outputs, features, examples)]}
+
+    def baselines(self, train: Sequence[Example], judged: Sequence[Example]) -> Scores:
+        return of_numbers(train, judged)
 
 
 @dataclass(frozen=True)
-class Regression(Task):
+class Regression(NumberTask):
     """A number, by the squared error."""
 
     name: ClassVar[str] = "regression"
@@ -47,7 +58,7 @@ class Regression(Task):
         return logits_of(model, batch).squeeze(1)
 
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-        found = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        found = widened(outputs)
         return F.mse_loss(found, batch.target.to(found.dtype), reduction="sum"), torch.tensor(len(batch.target))
 
     def decode(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> list[float]:
@@ -58,9 +69,3 @@ class Regression(Task):
 
     def scale(self, examples: Sequence[Example]) -> float:
         return float(np.var([each.label for each in examples]))
-
-    def columns(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, list[Any]]:
-        return {"prediction": [f"{value:.6g}" for value in outputs]}
-
-    def baselines(self, train: Sequence[Example], judged: Sequence[Example]) -> Scores:
-        return of_numbers(train, judged)

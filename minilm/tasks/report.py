@@ -2,13 +2,14 @@
 
 import shlex
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minilm.data.examples import Data, Example, Tagged
-from minilm.data.splits import duplicates
+from minilm.data.splits import duplicates, labels_of
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.files import read_json, write_json, write_whole
 from minilm.tasks.baselines import SAID
@@ -84,7 +85,7 @@ def plot_confusion(counts: np.ndarray, labels: tuple[str, ...], image: Path) -> 
 def check_lines(name: str, data: Data, tokenizer: BertTokenizer | None, length: int) -> list[str]:
     """What is in a file: rows, labels, lengths against what is read, texts that stand there twice, unknown words."""
     lines = [f"{name:10} {len(data.examples):,} rows used, {len(data.left_out):,} left out"]
-    labels = Counter(label for each in data.examples for label in _labels_of(each))
+    labels = Counter(label for each in data.examples for label in _counted_labels(each))
     if labels:
         shown = ", ".join(f"{label} {count:,}" for label, count in labels.most_common(SHOWN_LABELS))
         lines.append(f"labels     {len(labels):,}: {shown}")
@@ -105,12 +106,9 @@ def check_lines(name: str, data: Data, tokenizer: BertTokenizer | None, length: 
     return lines
 
 
-def _labels_of(example: Any) -> tuple[str, ...]:
-    """Names of classes, of a sentence those of its entities; none where it is a number."""
-    if isinstance(example, Tagged):
-        return tuple(kind for kind, _, _ in spans(example.tags or ()))
-    label = getattr(example, "label", None)
-    return (label,) if isinstance(label, str) else label if isinstance(label, tuple) else ()
+def _counted_labels(example: Any) -> Iterable[str]:
+    """Names of classes, of a sentence that of each of its entities; none where it is a number."""
+    return (kind for kind, _, _ in spans(example.tags or ())) if isinstance(example, Tagged) else labels_of(example)
 
 
 def summary(result: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ Shape letters: N features of a batch, two of each example; D width.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -21,16 +21,17 @@ from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, DataError
 from minilm.model.heads import pooled
-from minilm.tasks.baselines import Scores, of_numbers
+from minilm.tasks.regression import NumberTask
 from minilm.tasks.scores import regression_scores
-from minilm.tasks.task import Features, GroupedFeatures, Task, TaskBatch, tokenized
+from minilm.tasks.task import Features, GroupedFeatures, TaskBatch, tokenized
+from minilm.train.losses import widened
 
 RANGE = "similarity_range"  # in config.json
 MEAN = Pooling()
 
 
 @dataclass(frozen=True)
-class Similarity(Task):
+class Similarity(NumberTask):
     """A number for two texts, learned by the squared error of their cosine."""
 
     name: ClassVar[str] = "similarity"
@@ -67,17 +68,15 @@ class Similarity(Task):
         """Two of each example; target (n,): its label as a cosine."""
         texts = [self.pooling.prompt + text for each in examples for text in (each.text, each.pair)]
         made = tokenized([text.lower() for text in texts] if self.pooling.lowercase else texts, None, tokenizer, length)
-        values = {field.name: getattr(made, field.name) for field in fields(made)}
         example = np.repeat(np.arange(len(examples)), 2)
         label = np.array([np.nan if each.label is None else each.label for each in examples], np.float64)
         cosine = np.repeat((label - self.low) / (self.high - self.low), 2)
-        return GroupedFeatures(**values | {"target": cosine.astype(np.float32), "example": example})
+        return GroupedFeatures.of(made, cosine.astype(np.float32), example)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
         """Cosines (N,): of both features of an example the same."""
         states = model.base_model.encoder(batch.tokens)
-        vectors = torch.cat([pooled(states, batch.tokens, how) for how in self.pooling.how], dim=1)
-        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        vectors = widened(torch.cat([pooled(states, batch.tokens, how) for how in self.pooling.how], dim=1))
         order = batch.group.argsort(stable=True)  # an example's two are neighbours
         one, other = vectors[order].unflatten(0, (-1, 2)).unbind(1)
         cosine = F.cosine_similarity(one, other)
@@ -95,9 +94,3 @@ class Similarity(Task):
 
     def scale(self, examples: Sequence[Example]) -> float:
         return float(np.var([each.label for each in examples])) / (self.high - self.low) ** 2
-
-    def columns(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, list[Any]]:
-        return {"prediction": [f"{value:.6g}" for value in self.decode(outputs, features, examples)]}
-
-    def baselines(self, train: Sequence[Example], judged: Sequence[Example]) -> Scores:
-        return of_numbers(train, judged)

@@ -26,6 +26,7 @@ from minilm.files import write_json, write_jsonl
 from minilm.tasks.baselines import Scores
 from minilm.tasks.scores import at_threshold, best_threshold, span_scores
 from minilm.tasks.task import TOKENIZED, Features, Task, TaskBatch
+from minilm.train.losses import widened
 
 THRESHOLD = "no_answer_threshold"  # in config.json
 
@@ -101,7 +102,7 @@ class Span(Task):
 
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         """The mean of start and end, summed over windows."""
-        logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        logits = widened(outputs)
         first, N, L = batch.tokens.cls, len(batch.target), batch.tokens.max_len
         window = torch.searchsorted(first, batch.where, right=True) - 1
         place = window * L + batch.where - first[window]

@@ -5,7 +5,7 @@ Shape letters: N features of a batch, B rows, T tokens per row, C labels.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -83,6 +83,12 @@ class Features:
 
 class GroupedFeatures(Features):
     """Of which those of an example, one after the other, are read and learned from together."""
+
+    @classmethod
+    def of(cls, made: Features, target: np.ndarray, example: np.ndarray) -> Self:
+        """The features `made`, of these examples and with these targets; (n,) each."""
+        values = {field.name: getattr(made, field.name) for field in fields(made)}
+        return cls(**values | {"target": target, "example": example})
 
     @property
     def units(self) -> np.ndarray:

@@ -19,13 +19,17 @@ CHUNK = {
 }  # targets whose logits exist at once: on a CPU they should stay in its cache
 
 
+def widened(x: Tensor) -> Tensor:
+    """In fp32 at least, as what is reduced is to be."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def cross_entropy_sum(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Summed negative log-likelihood, in nats, and how many targets it sums.
 
     logits (N, V), any float dtype, reduced in fp32 at least; target (N,) int64 in [0, V), or IGNORE.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    nats = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
+    nats = F.cross_entropy(widened(logits), target, ignore_index=IGNORE, reduction="sum")
     return nats, (target != IGNORE).sum()
 
 

@@ -2,9 +2,14 @@
 
 import random
 
+import numpy as np
 import pytest
+import torch
 
 from minilm.data.examples import Example
+from minilm.tasks.task import outputs_of
+from minilm.train.ranks import Applied
+from minilm.train.runtime import Runtime
 
 GOOD, BAD, PLAIN = ["fine", "great", "lovely"], ["awful", "poor", "dull"], ["the", "film", "was", "and", "plot", "a"]
 
@@ -31,3 +36,20 @@ def reviews():
         return found
 
     return make
+
+
+@pytest.fixture
+def same_outputs(monkeypatch):
+    """same_outputs(task, model, features) -> (outputs, loss), which are the same in batches of any size."""
+
+    def evaluate(task, model, features):
+        cpu, found = Runtime(torch.device("cpu"), "fp32", "test", torch.get_num_threads()), []
+        for at_once in (1, 100, 1 << 12):
+            monkeypatch.setattr("minilm.tasks.task.EVALUATED_AT_ONCE", at_once)
+            found.append(outputs_of(task, Applied(model), features, cpu))
+        for outputs, loss in found[1:]:
+            assert np.abs(outputs - found[0][0]).max() < 1e-5
+            assert loss == pytest.approx(found[0][1], rel=1e-5)
+        return found[0]
+
+    return evaluate

@@ -11,10 +11,8 @@ from minilm.data.examples import Choice
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.named import model_for, open_task
-from minilm.tasks.task import batch_of, outputs_of
+from minilm.tasks.task import batch_of
 from minilm.tasks.tune import ExampleBatches, Tuning
-from minilm.train.ranks import Applied
-from minilm.train.runtime import Runtime
 
 PLAIN = ["the", "film", "was", "and", "plot", "a"]
 
@@ -71,7 +69,7 @@ def test_loss_and_gradients_are_the_class_s_own(directory, exact_float64):
         assert (own.grad - packed[name]).abs().max() < 1e-9 * max(1, own.grad.abs().max()), name
 
 
-def test_choices_of_an_example_stay_together(directory, monkeypatch):
+def test_choices_of_an_example_stay_together(directory, same_outputs):
     """In batches of any size, of training and of evaluation, whose loss is the mean over examples."""
     task, examples = MultipleChoice(), questions(20)
     model, _ = model_for(task, directory)
@@ -84,17 +82,10 @@ def test_choices_of_an_example_stay_together(directory, monkeypatch):
     for each in made:
         assert {*each.group.bincount().tolist()} <= {2, 3, 4}
         assert each.target.sum() == each.count == len(each.group.bincount())
-    cpu = Runtime(torch.device("cpu"), "fp32", "test", torch.get_num_threads())
-    found = []
-    for at_once in (1, 100, 1 << 12):
-        monkeypatch.setattr("minilm.tasks.task.EVALUATED_AT_ONCE", at_once)
-        found.append(outputs_of(task, Applied(model), features, cpu))
-    for outputs, loss in found[1:]:
-        assert np.abs(outputs - found[0][0]).max() < 1e-5
-        assert loss == pytest.approx(found[0][1], rel=1e-5)
-    parts = np.split(found[0][0], features.units[1:-1])
+    outputs, loss = same_outputs(task, model, features)
+    parts = np.split(outputs, features.units[1:-1])
     nats = [-torch.tensor(part).log_softmax(0)[each.label].item() for part, each in zip(parts, examples, strict=True)]
-    assert found[0][1] == pytest.approx(np.mean(nats), rel=1e-4)
+    assert loss == pytest.approx(np.mean(nats), rel=1e-4)
 
 
 def test_an_example_that_a_step_has_twice_counts_twice(directory, exact_float64):

@@ -16,10 +16,8 @@ from minilm.data.examples import Example
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.tasks.named import make_task, model_for, open_task
 from minilm.tasks.similarity import Similarity
-from minilm.tasks.task import batch_of, outputs_of
+from minilm.tasks.task import batch_of
 from minilm.tasks.tune import ExampleBatches, Tuning
-from minilm.train.ranks import Applied
-from minilm.train.runtime import Runtime
 
 PLAIN = ["the", "film", "was", "and", "plot", "a"]
 
@@ -84,7 +82,7 @@ def test_loss_and_gradients_are_those_of_the_written_out_formula(directory, exac
             assert (own.grad - packed[name]).abs().max() < 1e-9 * max(1, own.grad.abs().max()), name
 
 
-def test_the_texts_of_an_example_stay_together(directory, monkeypatch):
+def test_the_texts_of_an_example_stay_together(directory, same_outputs):
     """In batches of any size, of training and of evaluation."""
     examples = pairs(20)
     model, task = model_for(make_task("similarity", examples), directory)
@@ -94,15 +92,8 @@ def test_the_texts_of_an_example_stay_together(directory, monkeypatch):
     assert len(made) > 1
     assert sum(each.count for each in made) == 8
     assert all((each.group.bincount() == 2).all() for each in made)
-    cpu = Runtime(torch.device("cpu"), "fp32", "test", torch.get_num_threads())
-    found = []
-    for at_once in (1, 100, 1 << 12):
-        monkeypatch.setattr("minilm.tasks.task.EVALUATED_AT_ONCE", at_once)
-        found.append(outputs_of(task, Applied(model), features, cpu))
-    for outputs, loss in found[1:]:
-        assert np.abs(outputs - found[0][0]).max() < 1e-5
-        assert loss == pytest.approx(found[0][1], rel=1e-5)
-    assert found[0][1] == pytest.approx(((found[0][0] - features.target) ** 2).mean(), rel=1e-5)
+    outputs, loss = same_outputs(task, model, features)
+    assert loss == pytest.approx(((outputs - features.target) ** 2).mean(), rel=1e-5)
 
 
 def test_an_example_that_a_step_has_twice_counts_twice(directory, exact_float64):
