@@ -75,6 +75,7 @@ def files_of(name, directory):
 @pytest.mark.parametrize("name", ["sst2", "sms", "stsb", "stsb-vectors", "subjqa", "capitals"])
 def test_finetuning(load, encoder_directory, tmp_path, monkeypatch, name):
     """Both sides learn every set at the same settings and tell the same scores of its test."""
+    monkeypatch.syspath_prepend(ROOT)  # as in `python -m benchmarks.finetuning`
     module = load("benchmarks/finetuning.py")
     monkeypatch.setattr("benchmarks.transformers_loop.STRIDE", 4)
     monkeypatch.setattr("benchmarks.labelled.SENTENCES", (20, 5, 5))
