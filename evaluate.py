@@ -24,7 +24,7 @@ from minilm.evaluation.embed import BATCH_SIZE, chunks, read_embedder, say_cut, 
 from minilm.evaluation.predict import fill_mask, read_masked_lm
 from minilm.tasks.named import TASKS, open_task, read_examples, read_source
 from minilm.tasks.report import columns_in_training, length_in_training
-from minilm.tasks.task import outputs_of
+from minilm.tasks.task import Predictions, outputs_of
 from minilm.tasks.tune import Tuning, length_of
 from minilm.train.log import say
 from minilm.train.ranks import Applied
@@ -169,7 +169,7 @@ def run_predict(args: Predict) -> None:
     features = task.features(data.examples, tokenizer, length)
     outputs, _ = outputs_of(task, Applied(model), features, args.runtime(model), wants_loss=False)
     counts = {"rows": len(data.examples) + len(data.left_out), "cut": features.cut, "length": length}
-    counts |= task.write(args.output, source, outputs, features, data.examples)
+    counts |= task.write(args.output, source, Predictions(outputs, features, data.examples))
     for why in data.left_out:
         say(f"nothing said of {why}")
     for name, count in counts.items():

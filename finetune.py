@@ -291,7 +291,7 @@ def load(args: Args) -> Iterator[Run]:
         group_of = {} if groups is None else dict(zip(map(id, train.examples), groups, strict=True))
         for i, (rest, fold) in enumerate(folds(train.examples, args.kfold, args.seed, groups), start=1):
             inner, chosen = split_dev(rest, DEV, args.seed, groups and [group_of[id(each)] for each in rest])
-            for note in {*check_labels(inner, chosen), *check_labels(inner, fold)}:
+            for note in dict.fromkeys([*check_labels(inner, chosen), *check_labels(inner, fold)]):
                 say(f"fold-{i}: {note}")
             parts = (replace(train, examples=part) for part in (inner, chosen, fold))
             yield Run(f"fold-{i}", args.seed, *parts)

@@ -148,8 +148,7 @@ def one(args: Args) -> dict[str, Any]:
             began = time.perf_counter()
             tuned = tune(task, model, tokenizer, splits.train, splits.dev, tuning, store, precision=args.precision)
             seconds = time.perf_counter() - began
-    features = tuned.features(splits.test)
-    scores = {} if args.steps else tuned.task.score(tuned.outputs(features), features, splits.test)
+    scores = {} if args.steps else tuned.task.score(tuned.predictions(splits.test))
     found = {"seconds": seconds, "tokens_per_s": tuned.result["tokens"] / seconds, "steps": tuned.result["steps"]}
     return found | {"step_tokens_per_s": tuned.result["tokens_per_s"], "scores": scores}
 

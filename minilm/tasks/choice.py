@@ -18,7 +18,7 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
 from minilm.tasks.baselines import Scores
 from minilm.tasks.classification import logits_of
-from minilm.tasks.task import Features, GroupedFeatures, Task, TaskBatch, tokenized
+from minilm.tasks.task import Features, GroupedFeatures, Predictions, Task, TaskBatch, tokenized
 from minilm.train.losses import widened
 
 
@@ -60,17 +60,18 @@ class MultipleChoice(Task):
             raise DataError("a text needs its choices: give `pairs`, a list for each")
         return [Choice(text, tuple(choices)) for text, choices in zip(texts, pairs, strict=True)]
 
-    def decode(self, outputs: np.ndarray, features: Features, examples: Sequence[Choice]) -> list[int]:
+    def decode(self, predictions: Predictions) -> list[int]:
         """From 0."""
-        return [int(part.argmax()) for part in np.split(outputs, features.units[1:-1])]
+        return [int(part.argmax()) for part in np.split(predictions.outputs, predictions.features.units[1:-1])]
 
-    def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Choice]) -> dict[str, float]:
-        said = self.decode(outputs, features, examples)
-        return {"accuracy": float(np.mean([each.label == own for each, own in zip(examples, said, strict=True)]))}
+    def score(self, predictions: Predictions) -> dict[str, float]:
+        pairs = zip(predictions.examples, self.decode(predictions), strict=True)
+        return {"accuracy": float(np.mean([each.label == choice for each, choice in pairs]))}
 
-    def columns(self, outputs: np.ndarray, features: Features, examples: Sequence[Choice]) -> dict[str, list[Any]]:
-        said = self.decode(outputs, features, examples)
-        return {"prediction": said, "choice": [each.choices[i] for each, i in zip(examples, said, strict=True)]}
+    def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
+        decoded = self.decode(predictions)
+        texts = [each.choices[i] for each, i in zip(predictions.examples, decoded, strict=True)]
+        return {"prediction": decoded, "choice": texts}
 
     def baselines(self, train: Sequence[Choice], judged: Sequence[Choice]) -> Scores:
         return {"chance": {"accuracy": float(np.mean([1 / len(each.choices) for each in judged]))}}

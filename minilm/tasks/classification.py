@@ -15,7 +15,7 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.tasks.baselines import Scores, of_labels
 from minilm.tasks.predictions import SHOWN_LABELS
 from minilm.tasks.scores import classification_scores, confusion, multilabel_scores, per_label
-from minilm.tasks.task import Features, Task, TaskBatch, tokenized
+from minilm.tasks.task import Features, Predictions, Task, TaskBatch, tokenized
 from minilm.train.losses import widened
 
 
@@ -74,28 +74,28 @@ class Classification(Task):
         shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
         return shifted / shifted.sum(axis=1, keepdims=True)
 
-    def decode(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> list[str]:
-        return [self.labels[i] for i in outputs.argmax(axis=1)]
+    def decode(self, predictions: Predictions) -> list[str]:
+        return [self.labels[i] for i in predictions.outputs.argmax(axis=1)]
 
-    def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, float]:
-        known = features.target >= 0  # a label that no training example has is always told wrong
-        gold = np.where(known, features.target, len(self.labels))
-        return classification_scores(gold, outputs.argmax(axis=1), len(self.labels))
+    def score(self, predictions: Predictions) -> dict[str, float]:
+        target = predictions.features.target
+        gold = np.where(target >= 0, target, len(self.labels))  # a label unseen in training is never predicted
+        return classification_scores(gold, predictions.outputs.argmax(axis=1), len(self.labels))
 
-    def columns(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, list[Any]]:
+    def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
         """The likeliest label, and the probability of each, or of very many that of the one told."""
-        said, chances = self.decode(outputs, features, examples), self.probabilities(outputs)
+        decoded, chances = self.decode(predictions), self.probabilities(predictions.outputs)
         if len(self.labels) > SHOWN_LABELS:
-            return {"prediction": said, "p": [f"{p:.6f}" for p in chances.max(axis=1)]}
-        return {"prediction": said} | columns_of(chances, self.labels)
+            return {"prediction": decoded, "p": [f"{p:.6f}" for p in chances.max(axis=1)]}
+        return {"prediction": decoded} | columns_of(chances, self.labels)
 
-    def details(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, Any]:
+    def details(self, predictions: Predictions) -> dict[str, Any]:
         """A row for each label; and how often each was told as which, if they are not very many."""
-        known = features.target >= 0
-        gold, said = features.target[known], outputs[known].argmax(axis=1)
-        found: dict[str, Any] = {"labels": [row._asdict() for row in per_label(gold, said, self.labels)]}
+        known = predictions.features.target >= 0
+        gold, predicted = predictions.features.target[known], predictions.outputs[known].argmax(axis=1)
+        found: dict[str, Any] = {"labels": [row._asdict() for row in per_label(gold, predicted, self.labels)]}
         if len(self.labels) <= SHOWN_LABELS:
-            found["confusion"] = confusion(gold, said, len(self.labels)).tolist()
+            found["confusion"] = confusion(gold, predicted, len(self.labels)).tolist()
         return found
 
     def baselines(self, train: Sequence[Example], judged: Sequence[Example]) -> Scores:
@@ -138,20 +138,21 @@ class MultiLabel(Task):
         """(n, C)."""
         return 1 / (1 + np.exp(-outputs))
 
-    def decode(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> list[tuple[str, ...]]:
-        return [tuple(np.array(self.labels)[row > 0].tolist()) for row in outputs]
+    def decode(self, predictions: Predictions) -> list[tuple[str, ...]]:
+        return [tuple(np.array(self.labels)[row > 0].tolist()) for row in predictions.outputs]
 
-    def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, float]:
-        gold, predicted = features.target > 0, outputs > 0
-        others = np.array([[not {*each.label} <= {*self.labels}] for each in examples])  # labels that are never told
+    def score(self, predictions: Predictions) -> dict[str, float]:
+        gold, predicted = predictions.features.target > 0, predictions.outputs > 0
+        unseen = [[not {*each.label} <= {*self.labels}] for each in predictions.examples]
+        others = np.array(unseen)  # labels that are never predicted
         if others.any():
             gold, predicted = np.hstack([gold, others]), np.hstack([predicted, np.zeros_like(others)])
         return multilabel_scores(gold, predicted)
 
-    def columns(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, list[Any]]:
+    def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
         """The labels that hold, and the probability of each."""
-        said = ["|".join(each) for each in self.decode(outputs, features, examples)]
-        return {"prediction": said} | columns_of(self.probabilities(outputs), self.labels)
+        decoded = ["|".join(each) for each in self.decode(predictions)]
+        return {"prediction": decoded} | columns_of(self.probabilities(predictions.outputs), self.labels)
 
     def baselines(self, train: Sequence[Example], judged: Sequence[Example]) -> Scores:
         return {}

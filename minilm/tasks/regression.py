@@ -15,15 +15,15 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.tasks.baselines import Scores, of_numbers
 from minilm.tasks.classification import logits_of, of_texts
 from minilm.tasks.scores import regression_scores
-from minilm.tasks.task import Features, Task, TaskBatch
+from minilm.tasks.task import Features, Predictions, Task, TaskBatch
 from minilm.train.losses import widened
 
 
 class NumberTask(Task):
     """A task whose labels are numbers."""
 
-    def columns(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, list[Any]]:
-        return {"prediction": [f"{value:.6g}" for value in self.decode(outputs, features, examples)]}
+    def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
+        return {"prediction": [f"{value:.6g}" for value in self.decode(predictions)]}
 
     def baselines(self, train: Sequence[Example], judged: Sequence[Example]) -> Scores:
         return of_numbers(train, judged)
@@ -61,11 +61,11 @@ class Regression(NumberTask):
         found = widened(outputs)
         return F.mse_loss(found, batch.target.to(found.dtype), reduction="sum"), torch.tensor(len(batch.target))
 
-    def decode(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> list[float]:
-        return outputs.tolist()
+    def decode(self, predictions: Predictions) -> list[float]:
+        return predictions.outputs.tolist()
 
-    def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, float]:
-        return regression_scores(features.target, outputs)
+    def score(self, predictions: Predictions) -> dict[str, float]:
+        return regression_scores(predictions.features.target, predictions.outputs)
 
     def scale(self, examples: Sequence[Example]) -> float:
         return float(np.var([each.label for each in examples]))

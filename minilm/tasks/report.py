@@ -26,14 +26,13 @@ def write_report(tuned: Tuned, out: Path, train: Data, dev: Data, test: Data | N
     """The predictions, results.json, the pictures and the model card in OUT: the result with the test's scores."""
     judged = test or dev
     name = "test" if test else "dev"
-    features = tuned.features(judged.examples)
-    outputs = tuned.outputs(features)
-    result = dict(tuned.result) | {"judged_on": name, "scores": tuned.task.score(outputs, features, judged.examples)}
+    predictions = tuned.predictions(judged.examples)
+    result = dict(tuned.result) | {"judged_on": name, "scores": tuned.task.score(predictions)}
     result["baselines"] = tuned.task.baselines(train.examples, judged.examples)
-    result["cut"] = features.cut
-    result |= tuned.task.details(outputs, features, judged.examples)
+    result["cut"] = predictions.features.cut
+    result |= tuned.task.details(predictions)
     result["predictions"] = f"predictions{tuned.task.endings[0]}"
-    result |= tuned.task.write(out / result["predictions"], None, outputs, features, judged.examples)
+    result |= tuned.task.write(out / result["predictions"], None, predictions)
     if "confusion" in result:
         plot_confusion(np.array(result["confusion"]), tuned.task.labels, out / "confusion.png")
     if not plot_loss(out / "metrics.jsonl", out / "loss.png"):

@@ -23,7 +23,7 @@ from minilm.errors import CheckpointError, DataError
 from minilm.model.heads import pooled
 from minilm.tasks.regression import NumberTask
 from minilm.tasks.scores import regression_scores
-from minilm.tasks.task import Features, GroupedFeatures, TaskBatch, tokenized
+from minilm.tasks.task import Features, GroupedFeatures, Predictions, TaskBatch, tokenized
 from minilm.train.losses import widened
 
 RANGE = "similarity_range"  # in config.json
@@ -85,12 +85,12 @@ class Similarity(NumberTask):
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         return F.mse_loss(outputs, batch.target.to(outputs.dtype), reduction="sum") / 2, torch.tensor(batch.count)
 
-    def decode(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> list[float]:
-        return (self.low + (self.high - self.low) * outputs[::2].astype(np.float64)).tolist()
+    def decode(self, predictions: Predictions) -> list[float]:
+        return (self.low + (self.high - self.low) * predictions.outputs[::2].astype(np.float64)).tolist()
 
-    def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Example]) -> dict[str, float]:
-        gold = np.array([each.label for each in examples], np.float64)
-        return regression_scores(gold, np.array(self.decode(outputs, features, examples)))
+    def score(self, predictions: Predictions) -> dict[str, float]:
+        gold = np.array([each.label for each in predictions.examples], np.float64)
+        return regression_scores(gold, np.array(self.decode(predictions)))
 
     def scale(self, examples: Sequence[Example]) -> float:
         return float(np.var([each.label for each in examples])) / (self.high - self.low) ** 2

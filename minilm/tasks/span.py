@@ -25,7 +25,7 @@ from minilm.errors import CheckpointError, ConfigError, DataError
 from minilm.files import write_json, write_jsonl
 from minilm.tasks.baselines import Scores
 from minilm.tasks.scores import at_threshold, best_threshold, span_scores
-from minilm.tasks.task import TOKENIZED, Features, Task, TaskBatch
+from minilm.tasks.task import TOKENIZED, Features, Predictions, Task, TaskBatch
 from minilm.train.losses import widened
 
 THRESHOLD = "no_answer_threshold"  # in config.json
@@ -115,11 +115,10 @@ class Span(Task):
         logits = torch.stack((found["start_logits"], found["end_logits"]), dim=-1)
         return logits.flatten(0, 1).index_select(0, batch.where)
 
-    def best_spans(
-        self, outputs: np.ndarray, features: SpanFeatures, examples: Sequence[Question]
-    ) -> tuple[dict[str, str], dict[str, float]]:
+    def best_spans(self, predictions: Predictions) -> tuple[dict[str, str], dict[str, float]]:
         """Of each question, by its id: the likeliest span of its context, by the sum of two logits; and its margin, by
         how much [CLS] is likelier in the window where it is least likely (Devlin et al. 2018, sec. 4.3)."""
+        outputs, features, examples = predictions
         logits = np.nan_to_num(outputs.astype(np.float64))  # of a model that has diverged
         start, end = np.where(features.chars[:, :1] >= 0, logits, -np.inf).T
         window = np.repeat(np.arange(len(features)), features.lengths)
@@ -146,55 +145,46 @@ class Span(Task):
         numbered = enumerate(zip(texts, pairs, strict=True))
         return [Question(str(i), question, context, None) for i, (question, context) in numbered]
 
-    def decode(self, outputs: np.ndarray, features: SpanFeatures, examples: Sequence[Question]) -> list[str]:
-        answers, _ = self.answers(outputs, features, examples)
-        return [answers[each.id] for each in examples]
+    def decode(self, predictions: Predictions) -> list[str]:
+        answers, _ = self.answers(predictions)
+        return [answers[each.id] for each in predictions.examples]
 
-    def answers(
-        self, outputs: np.ndarray, features: SpanFeatures, examples: Sequence[Question]
-    ) -> tuple[dict[str, str], dict[str, float]]:
+    def answers(self, predictions: Predictions) -> tuple[dict[str, str], dict[str, float]]:
         """Of each question, by its id: its answer, "" where the margin is above the threshold; and the margin."""
-        spans, margins = self.best_spans(outputs, features, examples)
+        spans, margins = self.best_spans(predictions)
         return spans if self.threshold is None else at_threshold(margins, spans, self.threshold), margins
 
-    def fitted(self, outputs: np.ndarray, features: SpanFeatures, examples: Sequence[Question]) -> Self:
+    def fitted(self, predictions: Predictions) -> Self:
         """With the threshold that is best for these questions: the lowest such, halfway to the next margin, so that no
         rounding decides."""
         if self.threshold is None:
             return self
-        spans, margins = self.best_spans(outputs, features, examples)
-        below, _ = best_threshold(margins, spans, gold_answers(examples))
+        spans, margins = self.best_spans(predictions)
+        below, _ = best_threshold(margins, spans, gold_answers(predictions.examples))
         above = min((margin for margin in margins.values() if below < margin < math.inf), default=below + 1)
         return replace(self, threshold=(below + above) / 2)
 
-    def score(self, outputs: np.ndarray, features: SpanFeatures, examples: Sequence[Question]) -> dict[str, float]:
-        return scores_of(self.answers(outputs, features, examples)[0], examples)
+    def score(self, predictions: Predictions) -> dict[str, float]:
+        return scores_of(self.answers(predictions)[0], predictions.examples)
 
-    def details(self, outputs: np.ndarray, features: SpanFeatures, examples: Sequence[Question]) -> dict[str, Any]:
+    def details(self, predictions: Predictions) -> dict[str, Any]:
         """The threshold."""
         return self.config()
 
     def baselines(self, train: Sequence[Question], judged: Sequence[Question]) -> Scores:
         return {"no_answer": scores_of(dict.fromkeys((each.id for each in judged), ""), judged)}
 
-    def write(
-        self,
-        file: Path,
-        source: Table | Path | None,
-        outputs: np.ndarray,
-        features: SpanFeatures,
-        examples: Sequence[Question],
-    ) -> dict[str, int]:
+    def write(self, file: Path, source: Table | Path | None, predictions: Predictions) -> dict[str, int]:
         """The answers, "" for none, by the questions' ids, as SQuAD's script takes them; or a line each with its
         margin."""
-        answers, margins = self.answers(outputs, features, examples)
+        answers, margins = self.answers(predictions)
         if file.suffix == ".json":
             write_json(file, answers)
         else:
             finite = {id: margin if math.isfinite(margin) else None for id, margin in margins.items()}
             rows = [
                 {"id": each.id, "question": each.question, "prediction": answers[each.id], "margin": finite[each.id]}
-                for each in examples
+                for each in predictions.examples
             ]
             write_jsonl(file, rows)
         return {"no_answer": sum(not text for text in answers.values())}

@@ -21,7 +21,7 @@ from minilm.errors import DataError
 from minilm.tasks.baselines import Scores, commonest_tags
 from minilm.tasks.predictions import write_tags
 from minilm.tasks.scores import Tags, entity_scores, per_type
-from minilm.tasks.task import TOKENIZED, Features, Task, TaskBatch
+from minilm.tasks.task import TOKENIZED, Features, Predictions, Task, TaskBatch
 from minilm.train.losses import cross_entropy_sum
 
 
@@ -77,27 +77,20 @@ class Tagging(Task):
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         return cross_entropy_sum(outputs, batch.target)
 
-    def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Tagged]) -> dict[str, float]:
-        return tag_scores([each.tags for each in examples], self.decode(outputs, features, examples))
+    def score(self, predictions: Predictions) -> dict[str, float]:
+        return tag_scores([each.tags for each in predictions.examples], self.decode(predictions))
 
-    def details(self, outputs: np.ndarray, features: Features, examples: Sequence[Tagged]) -> dict[str, Any]:
+    def details(self, predictions: Predictions) -> dict[str, Any]:
         """A row for each type of entity."""
-        rows = per_type([each.tags for each in examples], self.decode(outputs, features, examples))
+        rows = per_type([each.tags for each in predictions.examples], self.decode(predictions))
         return {"types": [row._asdict() for row in rows]}
 
     def baselines(self, train: Sequence[Tagged], judged: Sequence[Tagged]) -> Scores:
         return {"commonest_tag": tag_scores([each.tags for each in judged], commonest_tags(train, judged))}
 
-    def write(
-        self,
-        file: Path,
-        source: Table | Path | None,
-        outputs: np.ndarray,
-        features: Features,
-        examples: Sequence[Tagged],
-    ) -> dict[str, int]:
-        write_tags(file, source, examples, self.decode(outputs, features, examples))
-        return {"words_without_token": without_token(features, examples)}
+    def write(self, file: Path, source: Table | Path | None, predictions: Predictions) -> dict[str, int]:
+        write_tags(file, source, predictions.examples, self.decode(predictions))
+        return {"words_without_token": without_token(predictions.features, predictions.examples)}
 
     def asked(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Tagged]:
         sentences = [tuple(words.split() if isinstance(words, str) else words) for words in texts]
@@ -105,8 +98,9 @@ class Tagging(Task):
             raise DataError(f"sentence {sentences.index(())} (from 0) has no word; leave it out")
         return [Tagged(words) for words in sentences]
 
-    def decode(self, outputs: np.ndarray, features: Features, examples: Sequence[Tagged]) -> list[list[str]]:
+    def decode(self, predictions: Predictions) -> list[list[str]]:
         """The likeliest tag of each word; O of a word without a token."""
+        outputs, features, examples = predictions
         sizes = [len(each.words) for each in examples]
         ends = np.cumsum(sizes)
         begins = features.word >= 0

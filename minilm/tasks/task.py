@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -113,6 +113,14 @@ class TaskBatch(OnDevice):
     size: int  # M
 
 
+class Predictions(NamedTuple):
+    """What a model says of examples."""
+
+    outputs: np.ndarray  # (n, ...) of all features, or (tokens, ...) of all their tokens
+    features: Features
+    examples: Sequence[Any]
+
+
 @dataclass(frozen=True)
 class TaskScore:
     """How well a model does on examples that it was not trained on."""
@@ -177,17 +185,17 @@ class Task(ABC):
         """`loss_of` what the model says."""
         return self.loss_of(self.outputs(model, batch), batch)
 
-    def fitted(self, outputs: np.ndarray, features: Features, examples: Sequence[Any]) -> Self:
+    def fitted(self, predictions: Predictions) -> Self:
         """With what is chosen by examples that the model was not trained on, as a threshold."""
         return self
 
     @abstractmethod
-    def decode(self, outputs: np.ndarray, features: Features, examples: Sequence[Any]) -> list[Any]:
+    def decode(self, predictions: Predictions) -> list[Any]:
         """What is said of each example, as its label would be."""
 
     @abstractmethod
-    def score(self, outputs: np.ndarray, features: Features, examples: Sequence[Any]) -> dict[str, float]:
-        """The metrics of `outputs` of all features; the first one decides between models."""
+    def score(self, predictions: Predictions) -> dict[str, float]:
+        """The metrics; the first one decides between models."""
 
     def scale(self, examples: Sequence[Any]) -> float:
         """The size of a loss that is neither good nor bad: 1 nat, or of numbers their variance."""
@@ -197,27 +205,20 @@ class Task(ABC):
     def baselines(self, train: Sequence[Any], judged: Sequence[Any]) -> Scores:
         """The same metrics of what is to be beaten."""
 
-    def details(self, outputs: np.ndarray, features: Features, examples: Sequence[Any]) -> dict[str, Any]:
+    def details(self, predictions: Predictions) -> dict[str, Any]:
         """What else a report has, beside the metrics."""
         return {}
 
-    def columns(self, outputs: np.ndarray, features: Features, examples: Sequence[Any]) -> dict[str, list[Any]]:
+    def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
         """What is said of each example, for a table."""
-        return {"prediction": self.decode(outputs, features, examples)}
+        return {"prediction": self.decode(predictions)}
 
-    def write(
-        self,
-        file: Path,
-        source: Table | Path | None,
-        outputs: np.ndarray,
-        features: Features,
-        examples: Sequence[Any],
-    ) -> dict[str, int]:
+    def write(self, file: Path, source: Table | Path | None, predictions: Predictions) -> dict[str, int]:
         """What is said of each example, beside what `source`, of which they were read, has; None: beside the examples
         themselves. Returns counts of what a reader should know."""
-        table = table_of_examples(examples) if source is None else source
-        place = range(len(examples)) if source is None else places(source, examples)
-        write_table(file, table, place, self.columns(outputs, features, examples))
+        table = table_of_examples(predictions.examples) if source is None else source
+        place = range(len(predictions.examples)) if source is None else places(source, predictions.examples)
+        write_table(file, table, place, self.columns(predictions))
         return {}
 
 

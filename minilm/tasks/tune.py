@@ -21,7 +21,7 @@ from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
 from minilm.tasks.scores import check_installed
-from minilm.tasks.task import Features, Task, TaskBatch, TaskScore, batch_of, outputs_of
+from minilm.tasks.task import Features, Predictions, Task, TaskBatch, TaskScore, batch_of, outputs_of
 from minilm.train.cheap import as_before, cheapen
 from minilm.train.job import Job, begin, finish, runtime_of, train
 from minilm.train.log import say
@@ -141,9 +141,6 @@ class Tuned:
     length: int  # tokens read of an example
     result: dict[str, Any]
 
-    def features(self, examples: Sequence[Any]) -> Features:
-        return self.task.features(examples, self.tokenizer, self.length)
-
     def predict(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Any]:
         """What it says of each text or pair: a label, several, or a number; of lists of words, a tag each; to a
         question on a context its answer; of choices the number, from 0. Raises DataError for a text in no list."""
@@ -151,12 +148,13 @@ class Tuned:
             raise DataError("predict takes a list of texts; give one, [text]")
         if not (examples := self.task.asked(texts, pairs)):
             return []
-        features = self.features(examples)
-        return self.task.decode(self.outputs(features), features, examples)
+        return self.task.decode(self.predictions(examples))
 
-    def outputs(self, features: Features) -> np.ndarray:
-        """What the model says of each example, or of each of its tokens."""
-        return outputs_of(self.task, Applied(self.model), features, self.runtime, wants_loss=False)[0]
+    def predictions(self, examples: Sequence[Any]) -> Predictions:
+        """What the model says of them."""
+        features = self.task.features(examples, self.tokenizer, self.length)
+        outputs, _ = outputs_of(self.task, Applied(self.model), features, self.runtime, wants_loss=False)
+        return Predictions(outputs, features, examples)
 
 
 def tune(
@@ -216,8 +214,9 @@ def tune(
 
     def evaluate() -> TaskScore:
         outputs, loss = outputs_of(task, forward, dev_features, runtime)
-        fitted = task.fitted(outputs, dev_features, dev)
-        score = TaskScore(loss, fitted.score(outputs, dev_features, dev))
+        predictions = Predictions(outputs, dev_features, dev)
+        fitted = task.fitted(predictions)
+        score = TaskScore(loss, fitted.score(predictions))
         if not best or score.value > best[0][1].value or math.isnan(best[0][1].value):
             best[:] = [(fitted, score)]
         return score

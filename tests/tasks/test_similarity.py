@@ -16,7 +16,7 @@ from minilm.data.examples import Example
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.tasks.named import make_task, model_for, open_task
 from minilm.tasks.similarity import Similarity
-from minilm.tasks.task import batch_of
+from minilm.tasks.task import Predictions, batch_of
 from minilm.tasks.tune import ExampleBatches, Tuning
 
 PLAIN = ["the", "film", "was", "and", "plot", "a"]
@@ -45,7 +45,7 @@ def test_features_by_hand(directory):
     assert features.target.tolist() == [0, 0, 1, 1, 0.25, 0.25]
     assert features.example.tolist() == [0, 0, 1, 1, 2, 2]
     assert features.units.tolist() == [0, 2, 4, 6]
-    assert task.decode(np.array([0, 0, 0.5, 0.5, -1, -1]), features, examples) == [1.0, 3.0, -3.0]
+    assert task.decode(Predictions(np.array([0, 0, 0.5, 0.5, -1, -1]), features, examples)) == [1.0, 3.0, -3.0]
 
 
 @pytest.mark.parametrize("how", [("mean",), ("cls",), ("max",), ("cls", "mean")])

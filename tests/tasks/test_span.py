@@ -22,7 +22,7 @@ from minilm.errors import CheckpointError, ConfigError
 from minilm.tasks.named import make_task, model_for, open_task
 from minilm.tasks.scores import span_scores
 from minilm.tasks.span import THRESHOLD, Span, gold_answers, windows
-from minilm.tasks.task import batch_of, outputs_of
+from minilm.tasks.task import Predictions, batch_of, outputs_of
 from minilm.tasks.tune import Tuning, tune
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime
@@ -202,7 +202,7 @@ def test_decoding_gives_back_each_answer(kind, length, tokenizer):
     features = task.features(examples, made, length)
     assert len(features) > 1.5 * len(examples)
     assert features.cut == 0
-    texts, margins = task.answers(gold_logits(features), features, examples)
+    texts, margins = task.answers(Predictions(gold_logits(features), features, examples))
     assert [*texts] == [*margins] == [each.id for each in examples]
     for i, each in enumerate(examples):
         assert (features.target[features.example == i] > 0).any() == bool(each.answers)
@@ -219,8 +219,9 @@ def test_decoding_is_the_best_of_all_spans(tokenizer):
         task = Span(stride=3, max_answer=max_answer, threshold=0.5)
         features = task.features(examples, tokenizer, 14)
         outputs = np.random.default_rng(max_answer).normal(size=(len(features.ids), 2)).astype(np.float32)
-        answers, margins = task.answers(outputs, features, examples)
-        always, _ = replace(task, threshold=None).answers(outputs, features, examples)
+        predictions = Predictions(outputs, features, examples)
+        answers, margins = task.answers(predictions)
+        always, _ = replace(task, threshold=None).answers(predictions)
         for i, each in enumerate(examples):
             spans, cls = [], []
             for row in np.flatnonzero(features.example == i):
@@ -239,9 +240,10 @@ def test_decoding_is_the_best_of_all_spans(tokenizer):
 def test_a_context_of_no_tokens_has_no_answer(tokenizer):
     examples = [Question("a", "film", "\u200b\u00ad", ()), question("b", "film", "the plot", "plot")]
     features = Span().features(examples, tokenizer, 24)
-    answers, margins = Span(threshold=None).answers(np.zeros((len(features.ids), 2)), features, examples)
+    predictions = Predictions(np.zeros((len(features.ids), 2)), features, examples)
+    answers, margins = Span(threshold=None).answers(predictions)
     assert (answers["a"], margins["a"], answers["b"]) == ("", np.inf, "the")
-    fitted = Span().fitted(np.zeros((len(features.ids), 2)), features, examples)
+    fitted = Span().fitted(predictions)
     assert np.isfinite(fitted.threshold)
 
 
@@ -323,8 +325,7 @@ def test_it_learns_and_transformers_says_the_same(go, tmp_path):
     tuned = go(examples, examples)
     assert tuned.result["dev"]["f1"] >= 0.95
     assert [*tuned.result["dev"]][1:] == ["f1", "exact", "f1_answerable", "exact_answerable", "f1_no_answer"]
-    features = tuned.features(examples)
-    answers, margins = tuned.task.answers(tuned.outputs(features), features, examples)
+    answers, margins = tuned.task.answers(tuned.predictions(examples))
     assert span_scores(answers, gold_answers(examples))["f1"] == tuned.result["dev"]["f1"]
     _, task = open_task(tmp_path / "run")
     assert task == tuned.task
@@ -355,8 +356,7 @@ def test_without_unanswerable_questions_something_is_always_said(go, tmp_path):
     assert tuned.task.threshold is None
     assert open_task(tmp_path / "run")[1].threshold is None
     assert "f1_no_answer" not in tuned.result
-    features = tuned.features(asked(24))
-    assert all(tuned.task.answers(tuned.outputs(features), features, asked(24))[0].values())
+    assert all(tuned.task.answers(tuned.predictions(asked(24)))[0].values())
 
 
 def test_the_threshold_is_the_best_for_dev(tokenizer):
@@ -365,13 +365,14 @@ def test_the_threshold_is_the_best_for_dev(tokenizer):
     task = Span(stride=4)
     features = task.features(examples, tokenizer, 24)
     outputs = gold_logits(features) + np.random.default_rng(0).normal(size=(len(features.ids), 2)) * 0.4
-    fitted = task.fitted(outputs, features, examples)
-    best = fitted.score(outputs, features, examples)["f1"]
-    margins = task.answers(outputs, features, examples)[1]
-    others = [replace(task, threshold=margin).score(outputs, features, examples)["f1"] for margin in margins.values()]
+    predictions = Predictions(outputs, features, examples)
+    fitted = task.fitted(predictions)
+    best = fitted.score(predictions)["f1"]
+    margins = task.answers(predictions)[1]
+    others = [replace(task, threshold=margin).score(predictions)["f1"] for margin in margins.values()]
     assert best == pytest.approx(max(others), abs=1e-12)
-    assert best > task.score(outputs, features, examples)["f1"] - 1e-12
-    assert replace(task, threshold=None).fitted(outputs, features, examples).threshold is None
+    assert best > task.score(predictions)["f1"] - 1e-12
+    assert replace(task, threshold=None).fitted(predictions).threshold is None
     assert make_task("span", examples).threshold == 0.0
     assert make_task("span", asked(9, impossible=False)).threshold is None
 

@@ -21,7 +21,7 @@ from minilm.tasks.named import make_task, model_for, open_task, read_examples, r
 from minilm.tasks.predictions import write_tags
 from minilm.tasks.scores import convert, per_type, spans
 from minilm.tasks.tagging import Tagging, tag_scores, without_token
-from minilm.tasks.task import batch_of, outputs_of
+from minilm.tasks.task import Predictions, batch_of, outputs_of
 from minilm.tasks.tune import Tuning, tune
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime
@@ -111,7 +111,7 @@ def test_each_token_may_be_a_feature(tokenizer):
     assert len(features) == len(features.target) == 2
     batch, _ = batch_of(features, np.array([0, 1]))
     assert (features.of_tokens, batch.count, batch.size) == (True, 2, 2)
-    assert TASK.decode(np.eye(4)[[1, 0]], features, examples) == [["B-bad"], ["O"]]
+    assert TASK.decode(Predictions(np.eye(4)[[1, 0]], features, examples)) == [["B-bad"], ["O"]]
 
 
 def test_a_word_of_bytes_begins_with_its_space(sentences):
@@ -141,11 +141,11 @@ def test_what_is_split_is_put_together(tokenizer, sentences, length):
     assert features.lengths.max() <= length
     logits = np.eye(4)[np.maximum(features.target, 0)]
     wanted = [["O" if w == "\x01" else t for w, t in zip(e.words, e.tags, strict=True)] for e in examples]
-    assert TASK.decode(logits, features, examples) == wanted == [[*each.tags] for each in examples]
-    assert TASK.score(logits, features, examples) == {"f1": 1, "precision": 1, "recall": 1, "accuracy": 1}
+    assert TASK.decode(Predictions(logits, features, examples)) == wanted == [[*each.tags] for each in examples]
+    assert TASK.score(Predictions(logits, features, examples)) == {"f1": 1, "precision": 1, "recall": 1, "accuracy": 1}
     unknown = TASK.features([each._replace(tags=None) for each in examples], tokenizer, length)
     assert (unknown.target == -100).all()
-    assert TASK.decode(logits, unknown, examples) == wanted
+    assert TASK.decode(Predictions(logits, unknown, examples)) == wanted
     dropped = sum(word == "\x01" for each in examples for word in each.words)
     assert without_token(features, examples) == dropped > 0
 
@@ -220,9 +220,8 @@ def test_it_learns_and_others_see_the_same(tuned, sentences, tokenizer, tmp_path
     _, task = open_task(tmp_path / "run")
     assert task == TASK
     examples = sentences(30, seed=3, most=10)
-    features = tuned.features(examples)
-    said = task.decode(tuned.outputs(features), features, examples)
-    score = tuned.task.score(tuned.outputs(features), features, examples)
+    said = task.decode(tuned.predictions(examples))
+    score = tuned.task.score(tuned.predictions(examples))
     assert score["f1"] == pytest.approx(f1_score([[*each.tags] for each in examples], said))
     tags = pipeline("token-classification", str(tmp_path / "run"), ignore_labels=[])
     for example, own in zip(examples, said, strict=True):
@@ -239,9 +238,10 @@ def test_entities_of_wrong_tags_are_as_seqeval_has_them(directory, tokenizer, se
     examples = sentences(40)
     features = task.features(examples, tokenizer, 24)
     outputs, _ = outputs_of(task, Applied(model), features, cpu)
-    gold, said = [[*each.tags] for each in examples], task.decode(outputs, features, examples)
+    predictions = Predictions(outputs, features, examples)
+    gold, said = [[*each.tags] for each in examples], task.decode(predictions)
     assert {*said[0], *said[1], *said[2]} > {"O"}
-    score = task.score(outputs, features, examples)
+    score = task.score(predictions)
     assert [*score] == ["f1", "precision", "recall", "accuracy"]
     assert score["f1"] == pytest.approx(f1_score(gold, said))
     words = [a == b for one, other in zip(gold, said, strict=True) for a, b in zip(one, other, strict=True)]

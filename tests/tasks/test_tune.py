@@ -61,8 +61,7 @@ def test_it_learns_and_what_it_wrote_says_the_same(go, reviews, tmp_path):
     assert task == Classification(("bad", "good"))
     assert same(weights(tuned), model.state_dict())
     assert model.config.id2label == {0: "bad", 1: "good"}
-    features = tuned.features(reviews(60, seed=3))
-    assert (tuned.outputs(features).argmax(axis=1) == features.target).mean() >= 0.85
+    assert task.score(tuned.predictions(reviews(60, seed=3)))["accuracy"] >= 0.85
     again = go(tuning=longer)
     assert again.result == tuned.result
     assert same(weights(again), weights(tuned))
@@ -204,12 +203,10 @@ def test_class_weights_count_rare_labels_more(go, reviews):
     for label, weight in zip(balanced.labels, balanced.weights, strict=True):
         assert weight == pytest.approx(60 / 2 / counts[label])
     short = replace(QUICK, epochs=4, lr=5e-4, evaluate_every=1000)
-    features = None
     chances = {}
     for name, task in (("plain", make_task("classification", examples)), ("balanced", balanced)):
         tuned = go(name, short, task, examples)
-        features = features or tuned.features(reviews(40, seed=5))
-        logits = torch.from_numpy(tuned.outputs(features))
+        logits = torch.from_numpy(tuned.predictions(reviews(40, seed=5)).outputs)
         chances[name] = logits.softmax(1)[:, 0].mean().item()
     assert chances["balanced"] > chances["plain"] + 0.05
 
