@@ -5,7 +5,8 @@
 Each side runs in processes of its own, one after the other in turn, over the same seeds. Timed are tokenising and
 training, not imports, loading or the test; minilm evaluates and saves each epoch within that time and keeps its best
 model, the loop does neither. The loop pads each batch to its longest example and has torch's fused AdamW, as minilm.
-Tokens are real ones, padding not counted. Each run is a line of --results, and is not run again where that has it.
+Tokens are real ones, padding not counted. Each run is a line of --results, and is not run again where that has it;
+`load` is how many processes ran on average in its last five minutes.
 """
 
 import json
@@ -30,6 +31,7 @@ from minilm import cli
 ROOT = Path(__file__).parent.parent
 SIDES = ("transformers", "minilm")
 BATCH = 32
+BUSY = 1.25  # processes that run, for each core, where something else does, too
 CHOSEN = ("epochs", "lr", "length")  # of a set's own settings
 
 
@@ -75,14 +77,17 @@ def main(args: Args) -> None:
             what = settings(args) | {"side": side, "seed": seed} | machine()
             row = next((row for row in rows if what.items() <= row.items()), None)
             if row is None:
-                row = what | measured(args, side, seed) | {"date": str(date.today())}
+                row = what | measured(args, side, seed) | {"load": os.getloadavg()[1]} | when()
                 if args.results:
                     with args.results.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(row) + "\n")
                 print(json.dumps(row), file=sys.stderr, flush=True)
             found[side].append(row)
     metric = SETS[args.set].metric
-    print(f"{', '.join(machine().values())}, {args.precision}")
+    load = max(row["load"] for runs in found.values() for row in runs)
+    print(f"{', '.join(machine().values())}, {args.precision}, load {load:.1f}")
+    if load > BUSY * len(os.sched_getaffinity(0)):
+        print("Other work ran beside it: its seconds are worth nothing, its scores what they are.")
     print(f"`python -m benchmarks.finetuning {' '.join(sys.argv[1:])}`\n")
     print(f"| {args.set} | seconds | tokens a second | test {metric} | of each seed |\n|---|---|---|---|---|")
     for side, runs in found.items():
@@ -111,6 +116,12 @@ def machine() -> dict[str, str]:
     """Where it runs."""
     cores = f"{len(os.sched_getaffinity(0))} cores of an {cpu()}, {torch.backends.cpu.get_cpu_capability()}"
     return {"cpu": cores} | {name: f"{name} {metadata.version(name)}" for name in ("torch", "transformers")}
+
+
+def when() -> dict[str, str]:
+    """The day, and which commit, if it runs where one is checked out."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return {"date": str(date.today()), "commit": git.stdout.strip()}
 
 
 def measured(args: Args, side: str, seed: int) -> dict[str, Any]:
