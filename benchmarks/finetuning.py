@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from importlib import metadata
@@ -25,7 +26,7 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.import_time import cpu
-from benchmarks.labelled import SETS, LabelledSet
+from benchmarks.labelled import SETS, LabelledSet, Splits
 from minilm import cli
 
 ROOT = Path(__file__).parent.parent
@@ -142,7 +143,7 @@ def one(args: Args) -> dict[str, Any]:
 
         loop = Loop(args.model, labelled, splits, args.seed, args.precision, args.steps)
         found = {"seconds": loop.seconds, "tokens_per_s": loop.tokens / loop.seconds, "steps": loop.steps}
-        return found | {"scores": loop.scores}
+        return found | {"scores": {} if args.steps else scores_of(splits, loop.scores)}
     from minilm.checkpoint.store import Store
     from minilm.dropin.tokenizer import BertTokenizer
     from minilm.tasks.named import make_task, model_for
@@ -159,9 +160,21 @@ def one(args: Args) -> dict[str, Any]:
             began = time.perf_counter()
             tuned = tune(task, model, tokenizer, splits.train, splits.dev, tuning, store, precision=args.precision)
             seconds = time.perf_counter() - began
-    scores = {} if args.steps else tuned.task.score(tuned.predictions(splits.test))
+
+    def score(examples: Sequence[Any]) -> dict[str, float]:
+        predictions = tuned.predictions(examples)
+        return task.score(predictions) | task.details(predictions).get("over_no_answer", {})
+
+    task = tuned.task
+    scores = {} if args.steps else scores_of(splits, score)
     found = {"seconds": seconds, "tokens_per_s": tuned.result["tokens"] / seconds, "steps": tuned.result["steps"]}
     return found | {"step_tokens_per_s": tuned.result["tokens_per_s"], "scores": scores}
+
+
+def scores_of(splits: Splits, score: Callable[[Sequence[Any]], dict[str, float]]) -> dict[str, float]:
+    """Of the test, and of what is unseen."""
+    unseen = score(splits.unseen) if splits.unseen else {}
+    return score(splits.test) | {f"unseen_{name}": value for name, value in unseen.items()}
 
 
 if __name__ == "__main__":

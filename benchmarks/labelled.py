@@ -1,7 +1,7 @@
 """The labelled sets that fine-tuning is measured on, read from files as their makers publish them."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -21,11 +21,12 @@ SENTENCES = 5000, 500, 1000  # of Wikipedia: to learn from, to choose by, to tes
 
 
 class Splits(NamedTuple):
-    """Examples to learn from, to choose by, to test on."""
+    """Examples to learn from, to choose by, to test on; and those of another set, that are tested on, too."""
 
     train: list[Any]
     dev: list[Any]
     test: list[Any]
+    unseen: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,10 @@ def stsb(directory: Path) -> Splits:
 
 
 def subjqa(directory: Path) -> Splits:
-    """Questions on reviews, most of them without an answer (Bjerva et al. 2020), in SQuAD 2.0's layout."""
-    names = ("train", "dev", "test")
-    return Splits(*(read_questions(directory / f"subjqa_{name}.json.xz").examples for name in names))
+    """Questions on reviews, most of them without an answer (Bjerva et al. 2020), in SQuAD 2.0's layout. Unseen:
+    questions on Wikipedia's paragraphs (Artetxe et al. 2020), all of them with an answer."""
+    names = ("subjqa_train.json.xz", "subjqa_dev.json.xz", "subjqa_test.json.xz", "xquad.en.json")
+    return Splits(*(read_questions(directory / name).examples for name in names))
 
 
 def capitals(directory: Path) -> Splits:

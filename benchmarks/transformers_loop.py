@@ -38,7 +38,7 @@ class Side(NamedTuple):
 
     model: Callable[[], nn.Module]
     rows: Callable[[list[Any]], Rows]  # tokenised, with "labels" or what takes their place
-    scores: Callable[[nn.Module], dict[str, float]]  # on the test
+    scores: Callable[[nn.Module, list[Any]], dict[str, float]]  # on examples
 
 
 class _Cosine(nn.Module):
@@ -57,7 +57,7 @@ class _Cosine(nn.Module):
 
 
 class Loop:
-    """A run: `seconds` of tokenising and training, `tokens` that were no padding, `scores` of the test."""
+    """A run: `seconds` of tokenising and training, `tokens` that were no padding, and `scores` of examples."""
 
     def __init__(
         self, name: str, labelled: LabelledSet, splits: Splits, seed: int, precision: str, steps: int | None = None
@@ -66,12 +66,14 @@ class Loop:
         self.tokenizer = AutoTokenizer.from_pretrained(name)
         torch.manual_seed(seed)
         sides = {"tagging": self._tags, "span": self._questions, "similarity": self._pairs}
-        of = sides.get(labelled.task, self._texts)()
-        model = of.model()
+        self._of = sides.get(labelled.task, self._texts)()
+        self.model = self._of.model()
         began = time.perf_counter()
-        self.steps, self.tokens = self._train(model, of.rows(splits.train), steps)
+        self.steps, self.tokens = self._train(self.model, self._of.rows(splits.train), steps)
         self.seconds = time.perf_counter() - began
-        self.scores = {} if steps else of.scores(model.eval())
+
+    def scores(self, examples: list[Any]) -> dict[str, float]:
+        return self._of.scores(self.model.eval(), examples)
 
     def _train(self, model: nn.Module, rows: Rows, steps: int | None) -> tuple[int, int]:
         loader = DataLoader(rows, BATCH, shuffle=True, collate_fn=self._padded)
@@ -145,8 +147,8 @@ class Loop:
             targets = [float(each.label) if regression else labels.index(each.label) for each in examples]
             return [{key: encoded[key][i] for key in encoded} | {"labels": own} for i, own in enumerate(targets)]
 
-        def scores(model: nn.Module) -> dict[str, float]:
-            test = rows(self.splits.test)
+        def scores(model: nn.Module, examples: list[Any]) -> dict[str, float]:
+            test = rows(examples)
             found = np.stack([logits for (logits,) in self._logits(model, test, "logits")])
             gold = np.array([row["labels"] for row in test])
             if regression:
@@ -169,8 +171,8 @@ class Loop:
                 for i, each in enumerate(examples)
             ]
 
-        def scores(model: nn.Module) -> dict[str, float]:
-            test = rows(self.splits.test)
+        def scores(model: nn.Module, examples: list[Any]) -> dict[str, float]:
+            test = rows(examples)
             found = [cosine for (cosine,) in self._logits(model, test, "logits")]
             return regression_scores(np.array([row["labels"] for row in test]), np.array(found))
 
@@ -198,15 +200,15 @@ class Loop:
                 found.append(dict(encoded) | {"labels": own, "words": words, "first": first})
             return found
 
-        def scores(model: nn.Module) -> dict[str, float]:
-            test, told = rows(self.splits.test), []
-            for row, each, (logits,) in zip(test, self.splits.test, self._logits(model, test, "logits"), strict=True):
+        def scores(model: nn.Module, examples: list[Any]) -> dict[str, float]:
+            test, told = rows(examples), []
+            for row, each, (logits,) in zip(test, examples, self._logits(model, test, "logits"), strict=True):
                 tags = ["O"] * len(each.words)
                 for place, (word, is_first) in enumerate(zip(row["words"], row["first"], strict=True)):
                     if is_first:
                         tags[word] = labels[logits[place].argmax()]
                 told.append(tags)
-            return tag_scores([each.tags for each in self.splits.test], told)
+            return tag_scores([each.tags for each in examples], told)
 
         return Side(model, rows, scores)
 
@@ -257,10 +259,10 @@ class Loop:
             told = {each.id: best.get(i, (-1e9, ""))[1] for i, each in enumerate(examples)}
             return told, {each.id: null[i] - best.get(i, (-1e9, ""))[0] for i, each in enumerate(examples)}
 
-        def scores(model: nn.Module) -> dict[str, float]:
+        def scores(model: nn.Module, examples: list[Any]) -> dict[str, float]:
             told, margins = answers(model, self.splits.dev)
             threshold, _ = best_threshold(margins, told, gold_answers(self.splits.dev))
-            told, margins = answers(model, self.splits.test)
-            return span_scores(at_threshold(margins, told, threshold), gold_answers(self.splits.test))
+            told, margins = answers(model, examples)
+            return span_scores(at_threshold(margins, told, threshold), gold_answers(examples))
 
         return Side(model, rows, scores)

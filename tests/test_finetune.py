@@ -421,6 +421,10 @@ def test_questions_from_a_file_to_answers(go):
     assert result["scores"]["f1"] >= 0.8
     kinds = {"f1_answerable": 0, "exact_answerable": 0, "f1_no_answer": 1}
     assert result["baselines"] == {"no_answer": {"f1": 0.5, "exact": 0.5} | kinds}
+    f1, low, high = result["over_no_answer"].values()
+    assert f1 == pytest.approx(result["scores"]["f1"] - 0.5)
+    assert low < f1 < high < low + 0.8
+    assert f"above it   {f1:+.4f} f1, {low:+.4f} to {high:+.4f}" in out
     config = json.loads(Path("out/config.json").read_text())
     assert config["no_answer_threshold"] == result["no_answer_threshold"]
     said = json.loads(Path("out/predictions.json").read_text())

@@ -24,7 +24,7 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, ConfigError, DataError
 from minilm.files import write_json, write_jsonl
 from minilm.tasks.baselines import Scores
-from minilm.tasks.scores import at_threshold, best_threshold, span_scores
+from minilm.tasks.scores import answer_scores, at_threshold, best_threshold, paired_interval, span_scores
 from minilm.tasks.task import TOKENIZED, Features, Predictions, Task, TaskBatch
 from minilm.train.losses import widened
 
@@ -168,8 +168,13 @@ class Span(Task):
         return scores_of(self.answers(predictions)[0], predictions.examples)
 
     def details(self, predictions: Predictions) -> dict[str, Any]:
-        """The threshold."""
-        return self.config()
+        """The threshold; and by how much f1 is above that of no answer at all, with its 95 % interval."""
+        answers, _ = self.answers(predictions)
+        gold = gold_answers(predictions.examples)
+        own = np.array([answer_scores(answers[id], texts)[0] for id, texts in gold.items()])
+        none = np.array([answer_scores("", texts)[0] for texts in gold.values()])
+        names = ("f1_over_no_answer", "low", "high")
+        return self.config() | {"over_no_answer": dict(zip(names, paired_interval(own, none), strict=True))}
 
     def baselines(self, train: Sequence[Question], judged: Sequence[Question]) -> Scores:
         return {"no_answer": scores_of(dict.fromkeys((each.id for each in judged), ""), judged)}
