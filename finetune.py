@@ -1,4 +1,4 @@
-"""Fine-tune a model on labelled examples: a table in, a model directory out that tells the labels of new texts.
+"""Fine-tune a model on labelled examples: a table in, a model directory out that predicts the labels of new ones.
 
 The path of an example: tables -> examples (minilm/data), a task and its features (minilm/tasks), the loop of
 pretraining (minilm/train), and to disk (minilm/checkpoint).
@@ -18,7 +18,7 @@ from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
 from minilm.data.examples import Data
 from minilm.data.libraries import embedded_examples
-from minilm.data.splits import check_labels, folds, overlap, split_dev
+from minilm.data.splits import check_labels, folds, split_dev
 from minilm.data.tables import Table
 from minilm.data.tokenizer import Tokenizer
 from minilm.dropin.config import BertConfig, PreTrainedConfig
@@ -27,7 +27,7 @@ from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError
 from minilm.files import write_json
-from minilm.tasks.finetune import DEV, say_notes
+from minilm.tasks.finetune import DEV, held_out, say_compared, say_notes
 from minilm.tasks.named import TaskName, make_task, model_for, new_model, read_examples, read_source
 from minilm.tasks.report import check_lines, closing, next_command, write_report
 from minilm.tasks.scores import spread
@@ -297,15 +297,10 @@ def load(args: Args) -> Iterator[Run]:
             yield Run(f"fold-{i}", args.seed, *parts)
         return
     if dev is None:
-        parts = split_dev(train.examples, DEV, args.seed, groups)
-        train, dev = (replace(train, examples=part) for part in parts)
-        say(f"no --dev: a tenth of the examples, {len(dev.examples):,}, chooses the best model")
+        train, dev = held_out(train, args.seed, groups)
     for name, split in (("dev", dev), ("test", test)):
         if split is not None:
-            for note in check_labels(train.examples, split.examples):
-                say(f"{name}: {note}")
-            if (again := overlap(train.examples, split.examples)).count:
-                say(f"{name}: {again.count:,} texts stand in the training examples, too; the first {again.first[0][0]}")
+            say_compared(name, train, split)
     uses = ((train, "learn from"), (dev, "choose by"), (test, "test on"))
     say("examples: " + ", ".join(f"{len(split.examples):,} to {use}" for split, use in uses if split))
     for seed in range(args.seed, args.seed + args.seeds):

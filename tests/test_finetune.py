@@ -58,7 +58,7 @@ def test_from_a_table_to_predictions(go, tmp_path):
     status, out, err = go("finetune", *FLAGS, "--json", "result.json")
     assert status == 0, err
     assert "text is column 'review', label is column 'verdict'" in err
-    assert "a tenth of the examples, 12, chooses the best model" in err
+    assert "a tenth of those to learn from, 12, chooses the best model" in err
     assert "next       python evaluate.py predict --model out --input new.csv --output out.csv" in out
     result = json.loads(Path("result.json").read_text())
     assert result == json.loads(Path("out/results.json").read_text())
@@ -598,7 +598,7 @@ def test_what_cannot_be_is_one_line(go, argv, said, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (("--model", "encoder", "--input", "new.csv", "--output", "said.csv"), "encoder: is BertModel, which tells no"),
+        (("--model", "encoder", "--input", "new.csv", "--output", "said.csv"), "encoder: is BertModel, which predicts"),
         (
             ("--model", "encoder", "--input", "new.csv", "--output", "new.csv"),
             "new.csv: is the file of --input",

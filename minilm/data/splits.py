@@ -18,7 +18,7 @@ WIDE = 10.0  # standard deviation of numbers
 
 
 def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
-    """What is to be said of the labels of two lists of Example or Tagged, and of the answers of two of Question. Raises
+    """Notes on the labels of two lists of Example or Tagged, and of the answers of two of Question. Raises
     DataError where nothing can be learned from `train`, or where it has none of the labels of `dev`."""
     if train and isinstance(train[0], Question):
         if not any(each.answers for each in train):

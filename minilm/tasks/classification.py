@@ -83,14 +83,14 @@ class Classification(Task):
         return classification_scores(gold, predictions.outputs.argmax(axis=1), len(self.labels))
 
     def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
-        """The likeliest label, and the probability of each, or of very many that of the one told."""
+        """The likeliest label, and the probability of each, or of very many only that of the likeliest."""
         decoded, chances = self.decode(predictions), self.probabilities(predictions.outputs)
         if len(self.labels) > SHOWN_LABELS:
             return {"prediction": decoded, "p": [f"{p:.6f}" for p in chances.max(axis=1)]}
         return {"prediction": decoded} | columns_of(chances, self.labels)
 
     def details(self, predictions: Predictions) -> dict[str, Any]:
-        """A row for each label; and how often each was told as which, if they are not very many."""
+        """A row for each label; and a confusion matrix, if they are not very many."""
         known = predictions.features.target >= 0
         gold, predicted = predictions.features.target[known], predictions.outputs[known].argmax(axis=1)
         found: dict[str, Any] = {"labels": [row._asdict() for row in per_label(gold, predicted, self.labels)]}
@@ -104,7 +104,7 @@ class Classification(Task):
 
 @dataclass(frozen=True)
 class MultiLabel(Task):
-    """Any number of labels, each told by itself."""
+    """Any number of labels, each predicted by itself."""
 
     name: ClassVar[str] = "multilabel"
     kind: ClassVar[str] = "sequence"

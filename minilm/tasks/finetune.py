@@ -1,13 +1,15 @@
 """Fine-tuning as a function of rows in hand."""
 
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
 from minilm.data.examples import Data
-from minilm.data.splits import check_labels, split_dev
+from minilm.data.splits import check_labels, overlap, split_dev
 from minilm.data.tables import table_of
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.tasks.named import TaskName, make_task, model_for, read_examples
@@ -47,14 +49,12 @@ def finetune(
     data = read_examples(table_of(rows), task, text, pair, label)
     say_notes("rows", data)
     if dev is None:
-        examples, chosen = split_dev(data.examples, DEV, settings.seed)
+        data, other = held_out(data, settings.seed)
     else:
         other = read_examples(table_of(dev, "dev"), task, text, pair, label, like=data)
         say_notes("dev", other)
-        examples, chosen = data.examples, other.examples
-    for note in check_labels(examples, chosen):
-        say(f"dev: {note}")
-    made = make_task(task, examples, class_weights, label_smoothing)
+    say_compared("dev", data, other)
+    made = make_task(task, data.examples, class_weights, label_smoothing)
     network, made = model_for(made, directory, settings.seed)
     tokenizer = BertTokenizer.from_pretrained(directory)
     with tempfile.TemporaryDirectory() as scratch:
@@ -65,8 +65,8 @@ def finetune(
                 made,
                 network,
                 tokenizer,
-                examples,
-                chosen,
+                data.examples,
+                other.examples,
                 settings,
                 store,
                 {"columns": data.columns},
@@ -74,6 +74,21 @@ def finetune(
                 precision=precision,
                 threads=threads,
             )
+
+
+def held_out(data: Data, seed: int, groups: Sequence[str] | None = None) -> tuple[Data, Data]:
+    """(The rest, a tenth of the examples); which is said."""
+    rest, dev = (replace(data, examples=part) for part in split_dev(data.examples, DEV, seed, groups))
+    say(f"no dev examples: a tenth of those to learn from, {len(dev.examples):,}, chooses the best model")
+    return rest, dev
+
+
+def say_compared(name: str, train: Data, other: Data) -> None:
+    """What others have that is not in training: labels; and what they should not have: its texts. Raises DataError."""
+    for note in check_labels(train.examples, other.examples):
+        say(f"{name}: {note}")
+    if (again := overlap(train.examples, other.examples)).count:
+        say(f"{name}: {again.count:,} texts stand in the training examples, too; the first {again.first[0][0]}")
 
 
 def say_notes(name: str, data: Data) -> None:

@@ -125,8 +125,8 @@ def open_task(directory: Path) -> tuple[PreTrainedModel, Task]:
     kinds = {built.architecture: kind for kind, built in config.family.classes.items() if kind in MODELS}
     kind = next((kinds[each] for each in config.architectures or [] if each in kinds), None)
     if kind is None or (kind == "model" and read_pooling(directory) is None):
-        told = ", ".join(config.architectures or ["nothing"])
-        raise CheckpointError(f"{directory}: is {told}, which tells no labels; tune it with python finetune.py")
+        what = ", ".join(config.architectures or ["nothing"])
+        raise CheckpointError(f"{directory}: is {what}, which predicts no labels; tune it with python finetune.py")
     model, labels = MODELS[kind].from_pretrained(directory), tuple(config.id2label[i] for i in range(config.num_labels))
     if kind == "token":
         return model, Tagging(labels)
@@ -153,8 +153,8 @@ def model_for(task: Task, directory: Path, seed: int = 0) -> tuple[PreTrainedMod
         if {*own} != {*wanted["id2label"].values()}:
             theirs = ", ".join(map(str, wanted["id2label"].values()))
             raise ConfigError(
-                f"--model {directory}: tells {', '.join(own)}, and the examples are labelled {theirs}; begin with a "
-                f"model that tells no labels"
+                f"--model {directory}: predicts {', '.join(own)}, and the examples are labelled {theirs}; begin with a "
+                f"model that has no labels"
             )
         weights = getattr(task, "weights", None)
         if weights is not None:

@@ -16,7 +16,7 @@ SHOWN_LABELS = 40  # in a table or a picture
 
 
 def table_of_examples(examples: Sequence[Any]) -> Table:
-    """Their texts and labels, for a file of what is said of them; each row is as its example's `where` says."""
+    """Their texts and labels, for a file of predictions; each row is as its example's `where` says."""
     fields = [name for name in examples[0]._fields if name != "where"]
     if all(getattr(each, "pair", None) is None for each in examples):
         fields = [name for name in fields if name != "pair"]
@@ -66,7 +66,7 @@ def write_tags(
     file: Path, source: Table | Path | None, examples: Sequence[Tagged], tags: Sequence[Sequence[str]]
 ) -> None:
     """The words of `source` and the tag of each: lists in a .jsonl, else one word a line, its tag the last column; with
-    no source the words of `examples`, and the tags that they have before those told."""
+    no source the words of `examples`, and the tags that they have before those predicted."""
     if file.suffix == ".jsonl":
         if isinstance(source, Table):
             write_table(file, source, places(source, examples), {"prediction": [*tags]})

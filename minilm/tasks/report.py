@@ -59,7 +59,7 @@ def length_in_training(directory: Path) -> int | None:
 
 
 def plot_confusion(counts: np.ndarray, labels: tuple[str, ...], image: Path) -> None:
-    """How often each label (a row) was told as which; nothing where matplotlib is not installed."""
+    """A picture of a confusion matrix, a true label a row; nothing where matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -77,7 +77,7 @@ def plot_confusion(counts: np.ndarray, labels: tuple[str, ...], image: Path) -> 
     names = [label if len(label) <= 24 else f"{label[:23]}…" for label in labels]
     axes.set_xticks(range(len(labels)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), names)
-    axes.set(xlabel="told", ylabel="is")
+    axes.set(xlabel="predicted", ylabel="true")
     figure.savefig(image)
 
 
@@ -140,7 +140,7 @@ def card(tuned: Tuned, out: Path, result: dict[str, Any]) -> str:
     """README.md of a model directory."""
     figures = "\n".join(f"    {line}" for line in summary(result))
     labels = tuned.task.config().get("id2label", {})
-    told = f"It tells {', '.join(map(str, labels.values()))}." if 0 < len(labels) <= SHOWN_LABELS else ""
+    predicts = f"It predicts {', '.join(map(str, labels.values()))}." if 0 < len(labels) <= SHOWN_LABELS else ""
     kept = ("steps", "epochs", "lr", "length", "examples", "dev_examples", "precision", THRESHOLD)
     rows = "\n".join(f"| {key} | {result[key]} |" for key in kept if key in result)
     return f"""---
@@ -149,7 +149,7 @@ tags: [minilm, {tuned.task.name}]
 ---
 # {out.absolute().name}
 
-A {tuned.model.config.model_type} tuned with minilm. {told}
+A {tuned.model.config.model_type} tuned with minilm. {predicts}
 
 {figures}
 

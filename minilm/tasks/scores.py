@@ -41,7 +41,7 @@ class LabelScores(NamedTuple):
 
 def classification_scores(gold: np.ndarray, predicted: np.ndarray, labels: int) -> dict[str, float]:
     """accuracy, macro_f1, mcc; of two labels also f1, precision and recall of label 1. (n,) int in [0, labels); in gold
-    `labels` itself is any other one, which nothing tells.
+    `labels` itself is any other one, which is never predicted.
 
     macro_f1 is the mean over labels that occur in gold or predicted, scikit-learn's default. mcc (Matthews 1975; of K
     labels: Gorodkin 2004) is 0.0 where a side is constant.

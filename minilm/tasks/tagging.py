@@ -27,7 +27,7 @@ from minilm.train.losses import cross_entropy_sum
 
 @dataclass(frozen=True)
 class Tagging(Task):
-    """A tag for each word, told at the first of its tokens (Devlin et al. 2018, sec. 5.3)."""
+    """A tag for each word, predicted at the first of its tokens (Devlin et al. 2018, sec. 5.3)."""
 
     name: ClassVar[str] = "tagging"
     kind: ClassVar[str] = "token"

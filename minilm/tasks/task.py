@@ -103,7 +103,7 @@ class GroupedFeatures(Features):
 
 @dataclass(frozen=True)
 class TaskBatch(OnDevice):
-    """Packed features, and what is to be said of them."""
+    """Packed features, and their targets."""
 
     tokens: Tokens
     where: Tensor  # (M,) int64; flat index into (B, T) of all tokens that are no padding
@@ -175,7 +175,7 @@ class Task(ABC):
 
     @abstractmethod
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
-        """What is said of each feature, (N, ...), or of each token, (M, ...)."""
+        """What the model says of each feature, (N, ...), or of each token, (M, ...)."""
 
     @abstractmethod
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
@@ -191,7 +191,7 @@ class Task(ABC):
 
     @abstractmethod
     def decode(self, predictions: Predictions) -> list[Any]:
-        """What is said of each example, as its label would be."""
+        """A prediction for each example, as its label would be."""
 
     @abstractmethod
     def score(self, predictions: Predictions) -> dict[str, float]:
@@ -210,11 +210,11 @@ class Task(ABC):
         return {}
 
     def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
-        """What is said of each example, for a table."""
+        """Columns of a table of predictions."""
         return {"prediction": self.decode(predictions)}
 
     def write(self, file: Path, source: Table | Path | None, predictions: Predictions) -> dict[str, int]:
-        """What is said of each example, beside what `source`, of which they were read, has; None: beside the examples
+        """A file of predictions, beside what `source`, of which they were read, has; None: beside the examples
         themselves. Returns counts of what a reader should know."""
         table = table_of_examples(predictions.examples) if source is None else source
         place = range(len(predictions.examples)) if source is None else places(source, predictions.examples)
@@ -294,15 +294,15 @@ def outputs_of(
         batch, rows = batch_of(features, rows)
         moved = batch.to(runtime.device, non_blocking=True)
         with runtime.autocast():
-            told = forward(task.outputs, moved)
+            outputs = forward(task.outputs, moved)
             if wants_loss:
-                own, targets = task.loss_of(told, moved)
+                own, targets = task.loss_of(outputs, moved)
                 nats, count = nats + float(own), count + float(targets)
-        said = told.float().cpu().numpy()
-        of_tokens = len(said) == batch.size  # more than the features, each of which has two at least
+        outputs = outputs.float().cpu().numpy()
+        of_tokens = len(outputs) == batch.size  # more than the features, each of which has two at least
         if found is None:
-            found = np.zeros((len(features.ids) if of_tokens else len(features), *said.shape[1:]), np.float32)
-        found[features.places(rows) if of_tokens else rows] = said
+            found = np.zeros((len(features.ids) if of_tokens else len(features), *outputs.shape[1:]), np.float32)
+        found[features.places(rows) if of_tokens else rows] = outputs
     return found, nats / count if wants_loss and count else float("nan")
 
 

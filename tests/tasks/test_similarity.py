@@ -157,5 +157,5 @@ def test_a_range_that_is_none_is_refused(directory, tmp_path, bounds):
 
 
 def test_an_encoder_alone_is_no_similarity(directory):
-    with pytest.raises(ValueError, match="is BertModel, which tells no labels"):
+    with pytest.raises(ValueError, match="is BertModel, which predicts no labels"):
         open_task(directory)

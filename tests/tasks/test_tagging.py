@@ -355,7 +355,7 @@ def test_tags_are_matched_by_name(directory, tmp_path):
     model, task = model_for(Tagging(("O", "B-x", "I-x")), tmp_path / "turned")
     assert torch.equal(model.classifier.weight, turned.classifier.weight)
     assert task == Tagging(("I-x", "O", "B-x"))
-    with pytest.raises(ConfigError, match="tells I-x, O, B-x, and the examples are labelled O, B-y"):
+    with pytest.raises(ConfigError, match="predicts I-x, O, B-x, and the examples are labelled O, B-y"):
         model_for(Tagging(("O", "B-y")), tmp_path / "turned")
     with pytest.raises(ConfigError, match="leave them out for tagging"):
         make_task("tagging", [Tagged(("a",), ("B-x",))], weights="balanced")

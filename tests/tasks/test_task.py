@@ -161,7 +161,7 @@ def test_labels_are_matched_by_name(directory, tmp_path):
     model, task = model_for(Classification(("a", "b", "c"), weights=(1.0, 2.0, 3.0)), tmp_path / "turned")
     assert torch.equal(model.classifier.weight, turned.classifier.weight)
     assert (task.labels, task.weights) == (("c", "a", "b"), (3.0, 1.0, 2.0))
-    with pytest.raises(ValueError, match="tells c, a, b, and the examples are labelled a, d"):
+    with pytest.raises(ValueError, match="predicts c, a, b, and the examples are labelled a, d"):
         model_for(Classification(("a", "d")), tmp_path / "turned")
 
 
