@@ -27,6 +27,7 @@ NAME = re.compile(r"(?!\d)[#\w][\w.-]{0,30}( [\w.-]{1,30}){0,2}")
 
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 IN_QUOTES = re.compile(r'[^"]*(?:""[^"]*)*')
+DECIMAL = re.compile(r"(?<=\d),(?=\d)")
 LOOKED_AT = 1000  # rows, for what separates the cells and whether there is a header
 
 
@@ -91,6 +92,8 @@ def _delimiter(file: Path, head: list[str]) -> str:
     if uncompressed_name(file).endswith(".txt"):
         return "\t"
     plain = [line for line in head if '"' not in line] or head
+    if all(";" in line for line in plain):  # then 4,5 is a number
+        plain = [DECIMAL.sub("", line) for line in plain]
     even = (each for each in SEPARATORS if len(counts := {line.count(each) for line in plain}) == 1 and 0 not in counts)
     in_first = (each for each in SEPARATORS if head and each in head[0])
     return next(even, "") or ("\t" if _by_name(file) == "\t" else next(in_first, "")) or _by_name(file) or ","

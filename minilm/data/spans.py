@@ -140,7 +140,7 @@ def read_questions(
     source: Path | str | Table,
     question: str | int | None = None,
     context: str | int | None = None,
-    labelled: bool = False,
+    labelled: bool = True,
 ) -> Data:
     """The questions of a file in the layout of SQuAD 1.1 or 2.0; or of rows with a question and a context, each in a
     column by that name or the one given, and the answers as there or in two lists, `text` and `answer_start`.

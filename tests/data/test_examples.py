@@ -75,11 +75,11 @@ def jsonl(*rows):
 
 
 def rows_of_questions(file):
-    return read_questions(read_table(file), labelled=True)
+    return read_questions(read_table(file))
 
 
 def unlabelled_questions(file):
-    return read_questions(read_table(file))
+    return read_questions(read_table(file), labelled=False)
 
 
 CAT = {"question": "who?", "context": "the cat sat"}
@@ -431,7 +431,7 @@ def test_questions(file):
         {"id": "7", "question": " ", "answers": []},
     ]
     path = file("a.json", json.dumps({"version": "2", "data": [{"paragraphs": [{"context": context, "qas": qas}]}]}))
-    data = read_questions(path)
+    data = read_questions(path, labelled=False)
     place = f"{path}: data[0].paragraphs[0].qas"
     assert data.examples == [
         Question("1", "q", context, ((3, "cat"), (0, "ab")), f"{place}[0]"),
@@ -462,7 +462,7 @@ def test_questions_in_rows(file):
     assert data.columns == {"text": "question", "pair": "context"}
     assert data.left_out[1:] == (f"{path}:6: no answers", f"{path}:7: no context")
     path = file("b.csv", "q,text\nwho?,the cat\n")
-    data = read_questions(read_table(path), "q", 2)
+    data = read_questions(read_table(path), "q", 2, labelled=False)
     assert data.examples == [Question("1", "who?", "the cat", None, f"{path}:2")]
     with pytest.raises(DataError, match="column 'text' is taken for two things"):
         read_questions(read_table(path), 2, "text")
@@ -471,8 +471,8 @@ def test_questions_in_rows(file):
 def test_questions_whose_answers_nobody_knows_are_left_out(file):
     qas = [{"id": "1", "question": "q"}, {"id": "2", "question": "q", "is_impossible": True}]
     path = file("a.json", json.dumps({"data": [{"paragraphs": [{"context": "a", "qas": qas}]}]}))
-    assert [each.id for each in read_questions(path).examples] == ["1", "2"]
-    data = read_questions(path, labelled=True)
+    assert [each.id for each in read_questions(path, labelled=False).examples] == ["1", "2"]
+    data = read_questions(path)
     assert ([each.id for each in data.examples], len(data.left_out)) == (["2"], 1)
 
 

@@ -113,6 +113,7 @@ def test_quotes_of_a_tsv_are_looked_at_to_its_end(table):
     ("content", "name", "cells", "said"),
     [
         ("text\tlabel\na\t1\n", "rows.csv", ["a", "1"], "cells are separated by tabs"),
+        ("a b;4,5\nc;1,0\n", "rows.csv", ["a b", "4,5"], "cells are separated by semicolons"),
         ("a;1\nb;0\n", "rows.csv", ["a", "1"], "cells are separated by semicolons"),
         ("good, really;1\nb;0\nc;1\n", "rows.csv", ["good, really", "1"], "cells are separated by semicolons"),
         ("a,1\nb,0\n", "rows.tsv", ["a", "1"], "cells are separated by commas"),
