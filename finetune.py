@@ -26,7 +26,7 @@ from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError
-from minilm.files import write_json
+from minilm.files import finite, write_json
 from minilm.tasks.finetune import DEV, held_out, say_compared, say_notes
 from minilm.tasks.named import TaskName, make_task, model_for, new_model, read_examples, read_source
 from minilm.tasks.report import check_lines, closing, next_command, write_report
@@ -248,7 +248,7 @@ def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], lis
     found = spread([each["scores"] for each in results])
     name = runs[0].name.split("-")[0]
     result = {"runs": {run.name: each["scores"] for run, each in zip(runs, results, strict=True)}, "scores": found}
-    write_json(out / "results.json", result)
+    write_json(out / "results.json", finite(result))
     lines = [
         f"{metric.replace('_', ' '):18} {each['mean']:.4f} +- {each['half_width']:.4f} (95 % interval of the mean of "
         f"{len(runs)} {name}s), sd {each['sd']:.4f}"

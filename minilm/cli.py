@@ -18,7 +18,7 @@ import torch
 import tyro
 
 from minilm.errors import ConfigError, UserError, did_you_mean
-from minilm.files import write_whole
+from minilm.files import finite, write_whole
 from minilm.train.ranks import have_met, is_first, leave, lost_contact
 
 Args = TypeVar("Args")
@@ -143,7 +143,7 @@ def check_result(target: str | None) -> None:
 
 def write_result(target: str, result: dict[str, Any]) -> None:
     """`result` as JSON into a file, or on standard output for "-"."""
-    text, file = json.dumps(result, indent=2) + "\n", Path(target)
+    text, file = json.dumps(finite(result), indent=2) + "\n", Path(target)
     try:
         if target == "-":
             sys.stdout.write(text)

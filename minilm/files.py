@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -80,6 +81,15 @@ def write_whole(file: Path, text: str) -> None:
 def write_json(file: Path, value: dict[str, Any] | list[Any]) -> None:
     """`write_whole` of an object or a list."""
     write_whole(file, json.dumps(value, indent=2) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """`value` for JSON, which has no NaN and no infinity: null in their place."""
+    if isinstance(value, dict):
+        return {key: finite(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_jsonl(file: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -327,6 +327,11 @@ def test_write_result(tmp_path, capsys):
     cli.write_result(str(tmp_path / "r.json"), result)
     assert json.loads((tmp_path / "r.json").read_text()) == result
     assert capsys.readouterr().out == ""
+    cli.write_result("-", {"dev": {"loss": float("nan")}, "all": [1.0, float("-inf")]})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "dev": {"loss": None},
+        "all": [1.0, None],
+    }
 
 
 def test_a_result_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):

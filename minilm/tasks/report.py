@@ -11,7 +11,7 @@ import numpy as np
 from minilm.data.examples import Data, Example, Tagged
 from minilm.data.splits import duplicates, labels_of
 from minilm.dropin.tokenizer import BertTokenizer
-from minilm.files import read_json, write_json, write_whole
+from minilm.files import finite, read_json, write_json, write_whole
 from minilm.tasks.baselines import SAID
 from minilm.tasks.classification import of_texts
 from minilm.tasks.predictions import SHOWN_LABELS
@@ -37,7 +37,7 @@ def write_report(tuned: Tuned, out: Path, train: Data, dev: Data, test: Data | N
         plot_confusion(np.array(result["confusion"]), tuned.task.labels, out / "confusion.png")
     if not plot_loss(out / "metrics.jsonl", out / "loss.png"):
         say("no pictures, for matplotlib is missing: pip install 'minilm[eval]'")
-    write_json(out / "results.json", result)
+    write_json(out / "results.json", finite(result))
     write_whole(out / "README.md", card(tuned, out, result))
     return result
 
