@@ -217,7 +217,7 @@ def tune(
         predictions = Predictions(outputs, dev_features, dev)
         fitted = task.fitted(predictions)
         score = TaskScore(loss, fitted.score(predictions))
-        if not best or score.value > best[0][1].value or math.isnan(best[0][1].value):
+        if not best or score.value >= best[0][1].value or math.isnan(best[0][1].value):
             best[:] = [(fitted, score)]
         return score
 

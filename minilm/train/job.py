@@ -181,16 +181,16 @@ def train(job: Job, plan: Plan) -> Log:
 
 
 def _best(history: list[tuple[int, float]]) -> int:
-    """The step whose model was worth most; the first of several."""
-    return max(history, key=lambda each: (each[1], -each[0]))[0]
+    """The step whose model was worth most; the last of several, for it has learned more."""
+    return max(history, key=lambda each: (each[1], each[0]))[0]
 
 
 def _is_enough(history: list[tuple[int, float]], patience: int | None) -> bool:
     """Whether the last `patience` evaluations were all no better than one before."""
     if patience is None or not history:
         return False
-    best = _best(history)
-    return sum(step > best for step, _ in history) >= patience
+    values = [value for _, value in history]
+    return len(values) - 1 - values.index(max(values)) >= patience
 
 
 def _load(job: Job, checkpoint: Path) -> None:

@@ -90,7 +90,9 @@ def test_a_model_that_was_trained_before_is_examined_first(make_job):
 # what each evaluation is worth; of how many evaluations without a better one the run ends: where it ends, the best step
 ENDS = {
     "it is best at the end": ([1.0, 2.0, 3.0, 4.0], 2, 8, 8),
-    "it is best on the way": ([1.0, 4.0, 3.0, 4.0], 3, 8, 4),
+    "it is best on the way": ([1.0, 4.0, 3.0, 2.0], 3, 8, 4),
+    "it is as good again": ([1.0, 4.0, 3.0, 4.0], 3, 8, 8),
+    "it is not better again": ([4.0, 3.0, 4.0, 5.0], 2, 6, 6),
     "it is not getting better": ([3.0, 1.0, 2.0, 4.0], 2, 6, 2),
     "it is not a number": ([float("nan"), 1.0, float("nan"), float("nan")], 2, 8, 4),
 }
