@@ -145,7 +145,7 @@ WORDS = {
 
 def run_predict(args: Predict) -> None:
     """A row for each row, in the same order, into a file that is there only when it is whole."""
-    cli.check_result(args.json)
+    cli.check_result(args.json, input=args.input, output=args.output)
     cli.check_ranges(args, {"threads": THREADS})
     if args.output.suffix not in itertools.chain(*(each.endings for each in TASKS.values())):
         raise ConfigError(f"--output {args.output}: give a .csv, .tsv or .jsonl, of tags a .conll, of answers a .json")
@@ -161,7 +161,8 @@ def run_predict(args: Predict) -> None:
     source = read_source(args.input, task.name, args.header)
     trained = Data([], columns=columns_in_training(directory))
     data = read_examples(source, task.name, args.text_column, args.pair_column, labelled=False, like=trained)
-    for note in data.notes:
+    columns = ", ".join(f"{role} is column {column!r}" for role, column in data.columns.items())
+    for note in data.notes if any(columns in note for note in data.notes) else (*data.notes, columns):
         say(note)
     tokenizer = BertTokenizer.from_pretrained(directory)
     usual = length_of(Tuning(), model, tokenizer)

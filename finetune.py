@@ -5,6 +5,7 @@ pretraining (minilm/train), and to disk (minilm/checkpoint).
 """
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -18,7 +19,7 @@ from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
 from minilm.data.examples import Data
 from minilm.data.libraries import embedded_examples
-from minilm.data.splits import check_labels, folds, split_dev
+from minilm.data.splits import check_labels, folds, split_dev, texts_of
 from minilm.data.tables import Table
 from minilm.data.tokenizer import Tokenizer
 from minilm.dropin.config import BertConfig, PreTrainedConfig
@@ -128,7 +129,12 @@ class Args:
     """Write the result there; alone or -, to standard output."""
 
 
-RANGES = TUNING_RANGES | {"label_smoothing": (0.0, 0.9), "seeds": (1, 1000), "kfold": (2, 1000), "threads": (1, 1024)}
+RANGES = {name: ends for name, ends in TUNING_RANGES.items() if hasattr(Args, name)} | {
+    "label_smoothing": (0.0, 0.9),
+    "seeds": (1, 1000),
+    "kfold": (2, 1000),
+    "threads": (1, 1024),
+}
 
 
 def main(args: Args) -> None:
@@ -136,7 +142,9 @@ def main(args: Args) -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("WORLD_SIZE is set, as by torchrun: fine-tuning runs in one process; start it by python")
     cli.check_ranges(args, RANGES)
-    cli.check_result(args.json)
+    cli.check_result(args.json, train=args.train, dev=args.dev, test=args.test)
+    if args.seed + args.seeds - 1 > RANGES["seed"][1]:
+        raise ConfigError(f"--seed {args.seed}: leaves no --seeds {args.seeds}; give a smaller one")
     if args.epochs is not None and args.steps is not None:
         raise ConfigError("--epochs and --steps: two budgets at once; give one")
     if args.kfold and (args.seeds > 1 or args.dev or args.test or args.train is None):
@@ -239,6 +247,7 @@ def tuning_of(args: Args, seed: int) -> Tuning:
 
 def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], list[str]]:
     """Each in a directory of its own in OUT; the mean of their scores with its interval."""
+    check_several(out)
     results = []
     for run in runs:
         say(f"{run.name} of {len(runs)}")
@@ -258,6 +267,14 @@ def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], lis
     best = max(range(len(runs)), key=lambda i: results[i]["dev"].get(metric, 0.0))  # nothing is chosen by a test
     command = next_command(out / runs[best].name, results[best])
     return result, [*lines, f"saved      {out}", f"next       {command}"]
+
+
+def check_several(out: Path) -> None:
+    """Raises ConfigError where OUT holds something else than several runs."""
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    strangers = {name for name in names if not re.fullmatch("(seed|fold)-[0-9]+", name)}
+    if strangers - ({"results.json"} if len(names) > 1 else set()):
+        raise ConfigError(f"--out {out}: holds {min(strangers)} and not several runs; choose an empty directory")
 
 
 def check(args: Args, run: Run) -> Iterator[str]:
@@ -293,8 +310,8 @@ def load(args: Args) -> Iterator[Run]:
             inner, chosen = split_dev(rest, DEV, args.seed, groups and [group_of[id(each)] for each in rest])
             for note in dict.fromkeys([*check_labels(inner, chosen), *check_labels(inner, fold)]):
                 say(f"fold-{i}: {note}")
-            parts = (replace(train, examples=part) for part in (inner, chosen, fold))
-            yield Run(f"fold-{i}", args.seed, *parts)
+            parts = (replace(train, examples=part, left_out=()) for part in (chosen, fold))
+            yield Run(f"fold-{i}", args.seed, replace(train, examples=inner), *parts)
         return
     if dev is None:
         train, dev = held_out(train, args.seed, groups)
@@ -334,9 +351,9 @@ def load_model(args: Args, task: Task, run: Run) -> tuple[PreTrainedModel, BertT
     if directory := model_directory(args):
         model, task = model_for(task, directory, run.seed)
         say(f"beginning with {directory}")
-        return model, BertTokenizer.from_pretrained(directory), task, {"model_name": str(args.model or QUICK)}
+        return model, BertTokenizer.from_pretrained(directory), task, {"model_name": str(Path(args.model or QUICK))}
     say(f"beginning from scratch: {QUICK} is not there (python train.py makes it), and no --model is named")
-    words = Tokenizer.train(text for each in run.train.examples for text in (each.text, each.pair) if text)
+    words = Tokenizer.train(text for each in run.train.examples for text in texts_of(each))
     tokenizer = BertTokenizer(words.backend, model_max_length=SCRATCH["max_position_embeddings"])
     config = BertConfig(vocab_size=words.vocab_size, **SCRATCH)
     model, task = new_model(task, config, run.seed)

@@ -129,13 +129,17 @@ def check_ranges(args: Any, ranges: dict[str, tuple[float, float]]) -> None:
             raise ConfigError(f"{flag(name)} {value}: give a value from {low:g} to {high:g}")
 
 
-def check_result(target: str | None) -> None:
-    """Raises ConfigError where `write_result` could not write, before hours of work for it."""
+def check_result(target: str | None, **files: Path | None) -> None:
+    """Raises ConfigError where `write_result` could not write, before hours of work for it; or would write over one of
+    `files`, by the names of their flags."""
     if target == "-" and sys.stdout is None:
         raise ConfigError("--json: standard output is closed; name a file")
     if target in (None, "-"):
         return
     file = Path(target)
+    for name, other in files.items():
+        if other is not None and other.resolve() == file.resolve():
+            raise ConfigError(f"--json {target}: is the file of {flag(name)}; give another")
     existing = file if file.exists() else file.parent
     if file.is_dir() or not existing.exists() or not os.access(existing, os.W_OK):
         raise ConfigError(f"--json {target}: cannot be written; give a file in a directory that is there and writable")

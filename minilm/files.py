@@ -68,7 +68,7 @@ def write_whole(file: Path, text: str) -> None:
     partial = file.with_name(f".{file.name}.tmp")
     partial.unlink(missing_ok=True)  # of a dead process; a link is not written through
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character, or a name's odd byte
         sync_entry(partial)
         partial.replace(file)
     except OSError:
@@ -94,7 +94,7 @@ def finite(value: Any) -> Any:
 
 def write_jsonl(file: Path, rows: Iterable[dict[str, Any]]) -> None:
     """`write_whole` of an object a line."""
-    write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_whole(file, "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows))
 
 
 def remove(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Flags from a dataclass; whatever a user can mend is one line on stderr and status 2."""
 
 import json
+import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -332,6 +333,13 @@ def test_write_result(tmp_path, capsys):
         "dev": {"loss": None},
         "all": [1.0, None],
     }
+
+
+def test_a_result_writes_over_no_input(tmp_path):
+    file = tmp_path / "rows.csv"
+    cli.check_result(str(tmp_path / "r.json"), train=file, dev=None)
+    with pytest.raises(ConfigError, match=re.escape("rows.csv: is the file of --train; give another")):
+        cli.check_result(f"{tmp_path}/./rows.csv", train=file)  # also one that is yet to be written
 
 
 def test_a_result_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):

@@ -299,7 +299,7 @@ def test_other_tasks(go, task):
     assert status == 0, err
     said = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]
     assert [row["text"] for row in said] == [row["text"] for row in rows]
-    assert all(set(row["prediction"].split("|")) <= {"a", "b", ""} for row in said if task == "multilabel")
+    assert all({*row["prediction"]} <= {"a", "b"} for row in said if task == "multilabel")
     assert all(abs(float(row["prediction"])) < 9 for row in said if task == "regression")
 
 
@@ -322,6 +322,19 @@ def test_which_ending_follows(go):
     assert sum(row["prediction"] == row["label"] for row in rows) >= 38
     status, _, err = go("finetune", *flags, "--label-column", "label")
     assert (status, "choices are found by their columns' names" in err) == (2, True)
+
+
+def test_choices_of_dev_are_counted_as_those_of_training(go):
+    """Also where the last choice is never right there."""
+    for name, last in (("train", 3), ("dev", 2)):
+        lines = [f"the film,was {WORDS['good'][i % 3]},a plot,the plot,{i % last + 1}" for i in range(30)]
+        Path(f"{name}.csv").write_text("\n".join(["question,choice1,choice2,choice3,label", *lines]) + "\n")
+    flags = ("--task", "choice", "--train", "train.csv", "--dev", "dev.csv", "--out", "out", "--steps", "2")
+    status, _, err = go("finetune", *flags)
+    assert status == 0, err
+    assert err.count("labels count from 1") == 2
+    rows = [*csv.DictReader(Path("out/predictions.csv").read_text().splitlines())]
+    assert {row["label"] for row in rows} == {"0", "1"}
 
 
 def sentences():
@@ -371,11 +384,14 @@ def test_tags_of_words(go):
     assert status == 0, err
     assert json.loads(Path("n.json").read_text()) == {"rows": 2, "cut": 0, "length": 24, "words_without_token": 0}
     said = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]
-    assert said[0] == {"id": 3, "tokens": ["New film", "fine", "films"], "prediction": ["O", "B-good", "I-good"]}
+    tags = said[0].pop("prediction")
+    assert (len(tags), tags[2]) == (3, "I-good")
+    assert said[0] == {"id": 3, "tokens": ["New film", "fine", "films"]}
     assert said[1]["id"] == 4
     status, _, err = go("predict", "--model", "out", "--input", "new.jsonl", "--output", "said.tsv")
     assert status == 0, err
-    assert Path("said.tsv").read_text() == "New film\tO\nfine\tB-good\nfilms\tI-good\n\n"
+    rows = zip(("New film", "fine", "films"), tags, strict=True)
+    assert Path("said.tsv").read_text() == "".join(f"{word}\t{tag}\n" for word, tag in rows) + "\n"
     for argv, why in (
         (("--input", "new.conll", "--output", "said.csv"), "said.csv: give one of .conll, .tsv, .jsonl"),
         (("--input", "none.conll", "--output", "none.jsonl"), "none.conll: no such file"),
@@ -613,3 +629,110 @@ def test_predictions_that_cannot_be(go, encoder_directory, argv, said, tmp_path)
     assert (status, out) == (2, "")
     assert said in err.splitlines()[-1]
     assert not Path("said.csv").exists()
+
+
+# -- what was found by attacking it -------------------------------------------------------------------
+
+
+def test_a_damaged_result_is_made_again(go, monkeypatch):
+    """Where the best model is that of the first of many checkpoints, too."""
+    worth = iter([0.5, 0.9, *[0.4] * 100])
+    monkeypatch.setattr("minilm.tasks.classification.Classification.score", lambda *_: {"accuracy": next(worth)})
+    flags = (*FLAGS[:4], "--steps", "12", "--evaluate-every", "2", "--patience", "100")
+    status, _, err = go("finetune", *flags)
+    assert status == 0, err
+    assert "was the best: it is kept" in err
+    whole = Path("out/model.safetensors").read_bytes()
+    Path("out/model.safetensors").write_bytes(whole[:1000])
+    status, _, err = go("finetune", *flags)
+    assert (status, "the model is written again" in err) == (0, True), err
+    assert Path("out/model.safetensors").read_bytes() == whole
+
+
+def test_every_task_begins_from_scratch(go, capsys):
+    """The vocabulary is made of all that its examples have to read."""
+    squad("train.json", 24)
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8").split()
+    Path("a.conll").write_text("\n\n".join(f"film O\n{word} B-x" for word in readme[:800]) + "\n")
+    lines = [f"the film,{readme[i].replace(',', '')} a,a plot,{i % 2}".replace('"', "") for i in range(800)]
+    Path("choices.csv").write_text("\n".join(["question,choice1,choice2,label", *lines]) + "\n")
+    for task, file in (("span", "train.json"), ("tagging", "a.conll"), ("choice", "choices.csv")):
+        argv = ["--task", task, "--train", file, "--out", task, "--steps", "2", "--device", "cpu", "--length", "64"]
+        with pytest.raises(SystemExit) as stop:
+            cli.run(go.script.main, go.script.Args, argv)
+        assert stop.value.code == 0, capsys.readouterr().err
+        words = json.loads(Path(task, "tokenizer.json").read_text())["model"]["vocab"]
+        assert "film" in words
+
+
+def test_several_runs_take_no_other_directory(go):
+    Path("mine").mkdir()
+    Path("mine/results.json").write_text("{}")
+    for seeds in (("--seeds", "2"), ("--kfold", "2")):
+        status, _, err = go("finetune", "--train", "train.csv", "--out", "mine", "--steps", "2", *seeds)
+        assert (status, "--out mine: holds results.json and not several runs" in err) == (2, True), err
+    assert [path.name for path in Path("mine").iterdir()] == ["results.json"]
+    assert go("finetune", "--train", "train.csv", "--out", "one", "--steps", "2")[0] == 0
+    status, _, err = go("finetune", "--train", "train.csv", "--out", "one", "--steps", "2", "--seeds", "2")
+    assert (status, "and not several runs" in err) == (2, True), err
+
+
+def test_results_write_over_no_input(go):
+    for command, *flags in (
+        ("finetune", "--train", "train.csv", "--json", "train.csv"),
+        ("finetune", "--train", "train.csv", "--dev", "new.csv", "--json", "./new.csv"),
+        ("predict", "--model", "out", "--input", "new.csv", "--output", "said.csv", "--json", "new.csv"),
+        ("predict", "--model", "out", "--input", "new.csv", "--output", "said.csv", "--json", "said.csv"),
+    ):
+        status, _, err = go(command, *flags)
+        assert (status, "is the file of --" in err) == (2, True), err
+
+
+def test_baselines_and_tables_are_of_the_same_rows_as_the_scores(go):
+    """A label that training does not have counts as wrong everywhere; and one that looks like a formula is a name."""
+    kinds = ("$\\frac$", "$^$")
+    train = [(f"the film {i}", kinds[i % 2]) for i in range(40)]
+    test = [(f"a plot {i}", (*kinds, "new", "new")[i % 4]) for i in range(40)]
+    for name, rows in (("a.csv", train), ("b.csv", test)):
+        with open(name, "w", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *rows])
+    status, _, err = go("finetune", "--train", "a.csv", "--test", "b.csv", "--out", "out", "--steps", "2")
+    assert status == 0, err
+    result = json.loads(Path("out/results.json").read_text())
+    assert result["baselines"]["majority"]["accuracy"] == 0.25
+    assert [(row["name"], row["support"]) for row in result["labels"]] == [*((k, 10) for k in kinds), ("(unseen)", 20)]
+    assert sum(map(sum, result["confusion"])) == 40
+    assert result["confusion"][2][2] == 0
+
+
+def test_what_is_written_is_read_again(go):
+    """Ends of lines of all kinds, half characters, numbers that json has not, and numbers to the last digit."""
+    rows = [{"text": f"{PLAIN[i % 6]} film", "label": 1e6 + i / 3} for i in range(30)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ("--task", "regression", "--train", "rows.jsonl", "--dev", "rows.jsonl", "--out", "out", "--steps", "2")
+    status, _, err = go("finetune", *flags)
+    assert status == 0, err
+    result = json.loads(Path("out/results.json").read_text())
+    with open("out/predictions.csv", newline="") as file:
+        said = [(float(row["label"]), float(row["prediction"])) for row in csv.DictReader(file)]
+    assert sum((a - b) ** 2 for a, b in said) / 30 == pytest.approx(result["scores"]["rmse"] ** 2, rel=1e-4)
+    Path("new.jsonl").write_text('{"text": "a\\rfilm", "note": "x\\ry"}\n{"text": "b", "note": "\\ud800"}\n')
+    for name in ("said.csv", "said.jsonl"):
+        status, _, err = go("predict", "--model", "out", "--input", "new.jsonl", "--output", name)
+        assert status == 0, err
+        assert "text is column 'text'" in err
+    with open("said.csv", newline="") as file:
+        assert [row["text"] for row in csv.DictReader(file)] == ["a\rfilm", "b"]
+    assert [json.loads(line)["text"] for line in Path("said.jsonl").read_text().splitlines()] == ["a\rfilm", "b"]
+    Path("big.csv").write_text("text,label\n" + "a,1e300\n" * 30)
+    status, _, err = go("finetune", "--task", "regression", "--train", "big.csv", "--out", "big")
+    assert (status, "big.csv:2: the label '1e300' is too large" in err) == (2, True), err
+
+
+def test_check_counts_each_row_once(go):
+    lines = [f"a film {i},{'' if i % 10 == 3 else 'xy'[i % 2]}" for i in range(40)]
+    Path("rows.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    status, out, err = go("finetune", "--train", "rows.csv", "--check")
+    assert status == 0, err
+    used = [line.split() for line in out.splitlines() if "rows used" in line]
+    assert [(line[0], line[1], line[4]) for line in used] == [("train", "32", "4"), ("dev", "4", "0")]

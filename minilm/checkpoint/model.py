@@ -4,6 +4,7 @@ training goes on from, training/ beside them.
 
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,6 +105,8 @@ def find_model(
     """
     if os.path.exists(name):
         return Path(name)
+    if re.match(r"[./~]", str(name)):
+        raise CheckpointError(f"{flag} {name}: no such directory")
     from huggingface_hub import snapshot_download  # which takes longer to import than all of this package
 
     try:

@@ -142,8 +142,8 @@ class Store:
         if run.steps < 1 or run.settings.get("steps") not in (None, run.steps):
             raise CheckpointError(f"{file}: steps is {run.steps}; choose another --out")
         asked_for = settings | choices
-        for key in (asked_for | was).keys() - {"data"}:
-            now = asked_for.get(key)
+        for key in sorted((asked_for | was).keys() - {"data"}, key=lambda key: (key == "model", key)):
+            now = asked_for.get(key)  # the model last: it is another one with another seed, too
             if was.get(key) != now:
                 if was.get(key) is None:
                     began, asked = f"without {key}", f"with {now}"

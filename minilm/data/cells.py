@@ -27,6 +27,7 @@ NAME = re.compile(r"(?!\d)[#\w][\w.-]{0,30}( [\w.-]{1,30}){0,2}")
 
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 IN_QUOTES = re.compile(r'[^"]*(?:""[^"]*)*')
+NUMBER = re.compile(r"\s*[+-]?[0-9]*\.?[0-9]+\s*")
 DECIMAL = re.compile(r"(?<=\d),(?=\d)")
 LOOKED_AT = 1000  # rows, for what separates the cells and whether there is a header
 
@@ -43,7 +44,7 @@ def cells_of(file: Path, lines: list[str], header: bool | None = None) -> Cells:
     delimiter = _delimiter(file, [line for line in lines[:LOOKED_AT] if line.strip()])
     quoted = delimiter != "\t" or _are_quotes(line.split("\t") for line in lines if '"' in line)
     records = list(_records(file, lines, delimiter) if quoted else enumerate((x.split("\t") for x in lines), start=1))
-    rows = [(number, row) for number, row in records if any(cell.strip() for cell in row)]
+    rows = [(number, row) for number, row in records if any(cell.strip() for cell in row) or lines[number - 1] == '""']
     if not rows:
         raise DataError(f"{file}: holds no row; is it the right file?")
     notes = [] if _by_name(file) == delimiter else [f"cells are separated by {SEPARATORS[delimiter]}"]
@@ -162,19 +163,21 @@ def _as_long(file: Path, columns: tuple[str, ...], rows: list[tuple[int, list[st
 
 def _over_lines(file: Path, delimiter: str, rows: list[tuple[int, list[str]]]) -> list[str]:
     """What is said of rows that go over several lines. Raises DataError for one whose lines are rows themselves, with
-    values that stand elsewhere in a column of few values, as labels do: a stray quote has swallowed them."""
+    values that stand elsewhere in a column of few values, or numbers in one of numbers, as labels do: a stray quote has
+    swallowed them."""
     long = [(number, row) for number, row in rows if any("\n" in cell for cell in row)]
     if not long:
         return []
     known = [Counter(column) for column in zip(*(row for _, row in rows), strict=True)]
     for number, row in long:
-        parts = [line.split(delimiter) for line in delimiter.join(row).split("\n")]
-        if len(row) < 2 or any(len(part) != len(row) for part in parts):
+        parts = [line.split(delimiter) for line in delimiter.join(row).split("\n") if line.strip()]
+        if len(row) < 2 or len(parts) < 2 or any(len(part) != len(row) for part in parts):
             continue
         for own, counts, values in zip(row, known, zip(*parts, strict=True), strict=True):
             several = set(values)
             few = 2 * (len(counts) + sum(x not in counts for x in several)) < len(rows) + len(parts)
-            if few and all(x.strip() and counts[x] + values.count(x) - (x == own) > 1 for x in several):
+            known_before = few and all(x.strip() and counts[x] + values.count(x) - (x == own) > 1 for x in several)
+            if known_before or (all(map(NUMBER.fullmatch, several)) and all(map(NUMBER.fullmatch, counts))):
                 raise DataError(
                     f"{file}:{number}: the quote that is opened here takes in {len(parts)} lines that look like rows; "
                     f"take it out, or double it"

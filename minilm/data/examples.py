@@ -16,6 +16,7 @@ from minilm.errors import DataError
 
 Kind = Literal["classification", "multilabel", "regression"]
 LOOKED_AT = 1000  # rows, for which column is which
+LARGEST = 1e12  # of numbers to learn: squares of errors must fit in fp32
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 SURROGATE = re.compile("[\ud800-\udfff]")
 ENDING = re.compile(r"(ending|choice|option|answer|sol|solution)_?([0-9]{1,2}|[a-z])")
@@ -70,6 +71,7 @@ class Data:
     left_out: tuple[str, ...] = ()  # "file:line: why" of each row that is not used
     columns: dict[str, str] = field(default_factory=dict)  # role (text, pair, label) -> the column taken for it
     separator: str = ""  # of several labels in a cell
+    origin: int | None = None  # of labels that are numbers of choices: 0 or 1
 
 
 def as_text(value: Any, where: str, what: str) -> str | None:
@@ -159,6 +161,8 @@ def _score(value: Any, where: str, _: str) -> float | None:
     if text and (not NUMBER.fullmatch(text) or not math.isfinite(float(text))):
         mend = "write 1.5 with a point" if re.fullmatch(r"[0-9]+,[0-9]+", text) else "is it the right column?"
         raise DataError(f"{where}: the label {shown(text)} is no finite number; {mend}")
+    if text and abs(float(text)) > LARGEST:
+        raise DataError(f"{where}: the label {shown(text)} is too large to learn; give it in a larger unit")
     return float(text) if text else None
 
 
@@ -229,9 +233,10 @@ def _by_looks(table: Table, kind: Kind, found: dict[str, str], labelled: bool) -
 # -- choices ------------------------------------------------------------------------------------------
 
 
-def read_choices(table: Table, labelled: bool = True) -> Data:
+def read_choices(table: Table, labelled: bool = True, origin: int | None = None) -> Data:
     """The rows as Choices: of columns ending0, ending1, ... (as SWAG's), choice_a, ..., or a list `choices`; the label
-    is a number or a letter. labelled: whether there is one; without, none is read. Raises DataError."""
+    is a number or a letter. labelled: whether there is one; without, none is read. origin: which number is the first
+    choice's, 0 or 1; None: as it looks. Raises DataError."""
     plain = {plain_name(column): column for column in reversed(table.columns)}
     listed_in = next((plain[name] for name in ("choices", "endings", "options") if name in plain), None)
     families: dict[str, list[tuple[str, str]]] = {}
@@ -273,11 +278,12 @@ def read_choices(table: Table, labelled: bool = True) -> Data:
         notes.append(f"each choice begins with {before[1]!r}")
     numbers = [int(answer) for _, _, answer, _ in rows if answer and re.fullmatch("[0-9]{1,3}", answer)]
     most = max(len(texts) for _, texts, _, _ in rows)
-    origin = 1 if numbers and 0 not in numbers and max(numbers) == most else 0
+    if origin is None:
+        origin = 1 if numbers and 0 not in numbers and max(numbers) == most else 0
     if numbers:
         notes.append(f"labels count from {origin}")
     examples = [Choice(text, texts, _which(a, len(texts), origin, where), where) for text, texts, a, where in rows]
-    return Data(examples, (*table.notes, *notes), tuple(left_out), columns)
+    return Data(examples, (*table.notes, *notes), tuple(left_out), columns, origin=origin if numbers else None)
 
 
 def _which(answer: str | None, choices: int, origin: int, where: str) -> int | None:

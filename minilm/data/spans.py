@@ -2,9 +2,8 @@
 context."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,16 +53,18 @@ def is_one_word_a_line(file: Path) -> bool:
     return not uncompressed_name(file).endswith(OF_ROWS)
 
 
-def with_column(file: Path, tags: Iterable[str]) -> Iterator[str]:
-    """The lines of a file with one word a line, and as one more column the tag of each word."""
-    coming, separator = iter(tags), None
+def with_column(file: Path, tags: Iterable[str], tabs: bool = False) -> Iterator[str]:
+    """The lines of a file with one word a line, and as one more column the tag of each word. tabs: between columns, in
+    place of the spaces of the file."""
+    coming, separator = iter(tags), ""
     for line in text_lines(file):
         if line.startswith("-DOCSTART-") or not line.strip():
             yield line
         else:
             separator = separator or ("\t" if "\t" in line else " ")
-            cells = line if separator == "\t" else line.rstrip()
-            yield f"{cells}{separator}{next(coming)}"
+            if separator == " ":
+                line = "\t".join(line.split()) if tabs else line.rstrip()
+            yield line + ("\t" if tabs else separator) + next(coming)
 
 
 def _check_letters(sentences: list[Tagged]) -> None:
@@ -160,15 +161,16 @@ def read_questions(
         name, rows = source, _squad_rows(Path(source))
     examples, left_out, moved, dropped, again = [], [], [], [], []
     first: dict[str, str] = {}  # id -> its question
-    times: Counter[str] = Counter()
+    rows = list(rows)
+    own, taken = {str(row.get("id")) for _, _, row in rows}, set()
     for where, context, row in rows:
         id, question = _member(row, "id", str, where), _member(row, "question", str, where)
         if first.setdefault(id, question) != question:
             raise DataError(f"{where}: id {shown(id)} stands there twice, of two questions; give each its own")
-        times[id] += 1
-        if times[id] > 1:
+        if id in taken:
             again.append(where)
-            id = f"{id}#{times[id]}"
+            id = next(each for i in count(2) if (each := f"{id}#{i}") not in own | taken)
+        taken.add(id)
         if not question.strip() or not context.strip():
             left_out.append(f"{where}: no {'context' if question.strip() else 'question'}")
             continue

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
+from itertools import chain
 from statistics import pstdev
 from typing import Any, NamedTuple
 
@@ -102,7 +103,9 @@ def split_dev(
             break
     if not dev:
         what = "classes" if groups is None else "classes or groups"
-        raise DataError(f"of {len(examples):,} rows none can be held out, so small are their {what}; give a dev file")
+        where = f"{examples[0].where}: " if examples else ""
+        what = f"{where}of {len(examples):,} rows none can be held out, so small are their {what}"
+        raise DataError(f"{what}; give a dev file")
     parts = [[], []]
     for i, example in enumerate(examples):
         parts[i in dev].append(example)
@@ -186,11 +189,15 @@ def _repeats(again: list[tuple[Any, Any]]) -> Repeats:
     return Repeats(len(again), contradicted, tuple((one.where, other.where) for one, other in again[:SHOWN]))
 
 
-def _content(example: Any) -> tuple:
-    """What an example holds beside what is said of it."""
+def texts_of(example: Any) -> tuple[str, ...]:
+    """All that an example has to read."""
     fields = example._asdict()
     texts = [fields[name] for name in fields if name not in ("id", "label", "tags", "answers", "where")]
-    return tuple(tuple(map(_same, text)) if isinstance(text, tuple) else text and _same(text) for text in texts)
+    return tuple(chain.from_iterable(text if isinstance(text, tuple) else (text,) for text in texts if text))
+
+
+def _content(example: Any) -> tuple[str, ...]:
+    return tuple(map(_same, texts_of(example)))
 
 
 def _same(text: str) -> str:

@@ -22,8 +22,7 @@ SAID = {  # of each name
 def of_labels(train: Sequence[Example], judged: Sequence[Example], labels: Sequence[str]) -> Scores:
     """The commonest label; and counted words, with logistic regression."""
     number = {label: i for i, label in enumerate(labels)}
-    judged = [each for each in judged if each.label in number]
-    gold, target = (np.array([number[each.label] for each in split]) for split in (judged, train))
+    gold, target = (np.array([number.get(each.label, len(labels)) for each in split]) for split in (judged, train))
     majority = np.full(len(gold), np.bincount(target).argmax())
     found = {"majority": classification_scores(gold, majority, len(labels))}
     if (counted := _counted(train, judged)) is None:

@@ -58,6 +58,8 @@ class MultipleChoice(Task):
         """Texts, and the choices of each."""
         if pairs is None:
             raise DataError("a text needs its choices: give `pairs`, a list for each")
+        if any(isinstance(choices, str) or len(choices) < 2 for choices in pairs):
+            raise DataError("each text needs two choices or more: give `pairs` a list of them for each")
         return [Choice(text, tuple(choices)) for text, choices in zip(texts, pairs, strict=True)]
 
     def decode(self, predictions: Predictions) -> list[int]:

@@ -18,6 +18,8 @@ from minilm.tasks.scores import classification_scores, confusion, multilabel_sco
 from minilm.tasks.task import Features, Predictions, Task, TaskBatch, tokenized
 from minilm.train.losses import widened
 
+UNSEEN = "(unseen)"
+
 
 def of_texts(examples: Sequence[Example], tokenizer: BertTokenizer, length: int) -> Features:
     """A feature of each text or pair."""
@@ -78,9 +80,12 @@ class Classification(Task):
         return [self.labels[i] for i in predictions.outputs.argmax(axis=1)]
 
     def score(self, predictions: Predictions) -> dict[str, float]:
+        return classification_scores(self._gold(predictions), predictions.outputs.argmax(axis=1), len(self.labels))
+
+    def _gold(self, predictions: Predictions) -> np.ndarray:
+        """(n,): the number of each label; of one that no training example has, the number of labels."""
         target = predictions.features.target
-        gold = np.where(target >= 0, target, len(self.labels))  # a label unseen in training is never predicted
-        return classification_scores(gold, predictions.outputs.argmax(axis=1), len(self.labels))
+        return np.where(target >= 0, target, len(self.labels))
 
     def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
         """The likeliest label, and the probability of each, or of very many only that of the likeliest."""
@@ -90,12 +95,13 @@ class Classification(Task):
         return {"prediction": decoded} | columns_of(chances, self.labels)
 
     def details(self, predictions: Predictions) -> dict[str, Any]:
-        """A row for each label; and a confusion matrix, if they are not very many."""
-        known = predictions.features.target >= 0
-        gold, predicted = predictions.features.target[known], predictions.outputs[known].argmax(axis=1)
-        found: dict[str, Any] = {"labels": [row._asdict() for row in per_label(gold, predicted, self.labels)]}
+        """A row for each label; and a confusion matrix, if they are not very many. What no training example has is
+        UNSEEN, and never predicted."""
+        gold, predicted = self._gold(predictions), predictions.outputs.argmax(axis=1)
+        names = [*self.labels, UNSEEN][: max(len(self.labels), int(gold.max()) + 1)]
+        found: dict[str, Any] = {"labels": [row._asdict() for row in per_label(gold, predicted, names)]}
         if len(self.labels) <= SHOWN_LABELS:
-            found["confusion"] = confusion(gold, predicted, len(self.labels)).tolist()
+            found["confusion"] = confusion(gold, predicted, len(names)).tolist()
         return found
 
     def baselines(self, train: Sequence[Example], judged: Sequence[Example]) -> Scores:
@@ -151,8 +157,8 @@ class MultiLabel(Task):
 
     def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
         """The labels that hold, and the probability of each."""
-        decoded = ["|".join(each) for each in self.decode(predictions)]
-        return {"prediction": decoded} | columns_of(self.probabilities(predictions.outputs), self.labels)
+        chances = self.probabilities(predictions.outputs)
+        return {"prediction": self.decode(predictions)} | columns_of(chances, self.labels)
 
     def baselines(self, train: Sequence[Example], judged: Sequence[Example]) -> Scores:
         return {}

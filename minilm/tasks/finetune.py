@@ -12,7 +12,8 @@ from minilm.data.examples import Data
 from minilm.data.splits import check_labels, overlap, split_dev
 from minilm.data.tables import table_of
 from minilm.dropin.tokenizer import BertTokenizer
-from minilm.tasks.named import TaskName, make_task, model_for, read_examples
+from minilm.errors import ConfigError, did_you_mean
+from minilm.tasks.named import TASKS, TaskName, make_task, model_for, read_examples
 from minilm.tasks.tune import Tuned, Tuning, tune
 from minilm.train.log import say
 
@@ -45,6 +46,8 @@ def finetune(
 
     Raises UserError in one line for what cannot be, TypeError for a keyword that there is none of.
     """
+    if task not in TASKS:
+        raise ConfigError(f"task {task!r} is none of {', '.join(TASKS)}{did_you_mean(str(task), TASKS)}")
     settings, directory = Tuning(**tuning), find_model(model)
     data = read_examples(table_of(rows), task, text, pair, label)
     say_notes("rows", data)
@@ -78,9 +81,10 @@ def finetune(
 
 def held_out(data: Data, seed: int, groups: Sequence[str] | None = None) -> tuple[Data, Data]:
     """(The rest, a tenth of the examples); which is said."""
-    rest, dev = (replace(data, examples=part) for part in split_dev(data.examples, DEV, seed, groups))
+    rest, dev = split_dev(data.examples, DEV, seed, groups)
+    data, dev = replace(data, examples=rest), replace(data, examples=dev, left_out=())
     say(f"no dev examples: a tenth of those to learn from, {len(dev.examples):,}, chooses the best model")
-    return rest, dev
+    return data, dev
 
 
 def say_compared(name: str, train: Data, other: Data) -> None:

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,7 +69,7 @@ def read_examples(
     if name == "choice":
         if text or pair or label:
             raise ConfigError("--text-column, --pair-column, --label-column: choices are found by their columns' names")
-        return read_choices(source, labelled)
+        return read_choices(source, labelled, like.origin if like else None)
     columns, roles = {"text": text, "pair": pair, "label": label}, ("text", "pair", "label")[: 2 + labelled]
     if like is not None and isinstance(source, Table):
         trained = {role: like.columns[role] for role in roles if role in like.columns}
@@ -108,8 +109,10 @@ def make_task(
     """The task that `examples` are of: its labels are theirs, sorted, O before other tags. Raises ConfigError for what
     it has no use for."""
     task = TASKS[name].of(examples)
-    if not 0 <= smoothing < 1:
+    if not isinstance(smoothing, Real) or not 0 <= smoothing < 1:
         raise ConfigError(f"--label-smoothing {smoothing}: give a value from 0 to 0.9")
+    if weights not in (None, "balanced"):
+        raise ConfigError(f"--class-weights {weights}: give balanced, or leave it out")
     if not (weights or smoothing):
         return task
     if not isinstance(task, Classification):
@@ -136,6 +139,8 @@ def open_task(directory: Path) -> tuple[PreTrainedModel, Task]:
         return model, MultipleChoice()
     if kind == "model":
         return model, Similarity().as_saved(model)
+    if config.problem_type == "regression" and config.num_labels > 1:
+        raise CheckpointError(f"{directory}: predicts {config.num_labels} numbers a text, and here one is")
     if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
         return model, Regression()
     return model, (MultiLabel if config.problem_type == "multi_label_classification" else Classification)(labels)

@@ -21,14 +21,9 @@ def table_of_examples(examples: Sequence[Any]) -> Table:
     if all(getattr(each, "pair", None) is None for each in examples):
         fields = [name for name in fields if name != "pair"]
     rows = [
-        Row(each.where, {"where": each.where} | {name: _cell(getattr(each, name)) for name in fields})
-        for each in examples
+        Row(each.where, {"where": each.where} | {name: getattr(each, name) for name in fields}) for each in examples
     ]
     return Table("examples", ("where", *fields), rows)
-
-
-def _cell(value: Any) -> Any:
-    return "|".join(value) if isinstance(value, tuple) else value
 
 
 def write_table(file: Path, table: Table, place: Sequence[int | None], more: dict[str, list[Any]]) -> None:
@@ -48,12 +43,20 @@ def write_table(file: Path, table: Table, place: Sequence[int | None], more: dic
     if file.suffix == ".jsonl":
         write_jsonl(file, rows)
         return
+    columns = [*table.columns, *named]
+    cells = (columns, *([row.get(column, "") for column in columns] for row in rows))
+    write_whole(file, "".join(_csv_line(row, "\t" if file.suffix == ".tsv" else ",") for row in cells))
+
+
+def _csv_line(cells: Iterable[Any], delimiter: str) -> str:
+    """With a cell in quotes where it holds a line's end: csv does so with the ends that it is to write."""
     text = io.StringIO()
-    delimiter = "\t" if file.suffix == ".tsv" else ","
-    writer = csv.DictWriter(text, [*table.columns, *named], delimiter=delimiter, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(file, text.getvalue())
+    csv.writer(text, delimiter=delimiter, lineterminator="\r\n").writerow(map(_cell, cells))
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _cell(value: Any) -> Any:
+    return "|".join(value) if isinstance(value, tuple) else value
 
 
 def places(table: Table, examples: Sequence[Any]) -> list[int | None]:
@@ -74,7 +77,8 @@ def write_tags(
             rows = zip(examples, tags, strict=True)
             write_jsonl(file, [{"words": each.words, "prediction": own} for each, own in rows])
     elif isinstance(source, Path):
-        write_whole(file, "".join(f"{line}\n" for line in with_column(source, chain.from_iterable(tags))))
+        lines = with_column(source, chain.from_iterable(tags), tabs=file.suffix == ".tsv")
+        write_whole(file, "".join(f"{line}\n" for line in lines))
     else:
         known = source is None and all(each.tags is not None for each in examples)
         columns = zip(examples, tags, strict=True)

@@ -23,7 +23,7 @@ class NumberTask(Task):
     """A task whose labels are numbers."""
 
     def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
-        return {"prediction": [f"{value:.6g}" for value in self.decode(predictions)]}
+        return {"prediction": [f"{value:.9g}" for value in self.decode(predictions)]}
 
     def baselines(self, train: Sequence[Example], judged: Sequence[Example]) -> Scores:
         return of_numbers(train, judged)
@@ -65,7 +65,8 @@ class Regression(NumberTask):
         return predictions.outputs.tolist()
 
     def score(self, predictions: Predictions) -> dict[str, float]:
-        return regression_scores(predictions.features.target, predictions.outputs)
+        gold = np.array([each.label for each in predictions.examples], np.float64)
+        return regression_scores(gold, predictions.outputs.astype(np.float64))
 
     def scale(self, examples: Sequence[Example]) -> float:
         return float(np.var([each.label for each in examples]))

@@ -1,8 +1,9 @@
 """What a tuned model is worth: beside baselines, in files, and on the console."""
 
 import shlex
+import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from minilm.data.examples import Data, Example, Tagged
 from minilm.data.splits import duplicates, labels_of
 from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import printable
 from minilm.files import finite, read_json, write_json, write_whole
 from minilm.tasks.baselines import SAID
 from minilm.tasks.classification import of_texts
@@ -34,7 +36,7 @@ def write_report(tuned: Tuned, out: Path, train: Data, dev: Data, test: Data | N
     result["predictions"] = f"predictions{tuned.task.endings[0]}"
     result |= tuned.task.write(out / result["predictions"], None, predictions)
     if "confusion" in result:
-        plot_confusion(np.array(result["confusion"]), tuned.task.labels, out / "confusion.png")
+        plot_confusion(np.array(result["confusion"]), [row["name"] for row in result["labels"]], out / "confusion.png")
     if not plot_loss(out / "metrics.jsonl", out / "loss.png"):
         say("no pictures, for matplotlib is missing: pip install 'minilm[eval]'")
     write_json(out / "results.json", finite(result))
@@ -58,7 +60,7 @@ def length_in_training(directory: Path) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
-def plot_confusion(counts: np.ndarray, labels: tuple[str, ...], image: Path) -> None:
+def plot_confusion(counts: np.ndarray, labels: Sequence[str], image: Path) -> None:
     """A picture of a confusion matrix, a true label a row; nothing where matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -74,11 +76,12 @@ def plot_confusion(counts: np.ndarray, labels: tuple[str, ...], image: Path) -> 
     for (row, column), count in np.ndenumerate(counts):
         color = "white" if shares[row, column] > 0.6 else "black"
         axes.text(column, row, f"{count:,}", ha="center", va="center", color=color, fontsize=8)
-    names = [label if len(label) <= 24 else f"{label[:23]}…" for label in labels]
-    axes.set_xticks(range(len(labels)), names, rotation=45, ha="right")
-    axes.set_yticks(range(len(labels)), names)
+    names = [printable(label if len(label) <= 24 else f"{label[:23]}…") for label in labels]
+    axes.set_xticks(range(len(labels)), names, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(range(len(labels)), names, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
-    figure.savefig(image)
+    with warnings.catch_warnings(action="ignore"):  # a letter that its font lacks
+        figure.savefig(image)
 
 
 def check_lines(name: str, data: Data, tokenizer: BertTokenizer | None, length: int) -> list[str]:
@@ -86,7 +89,7 @@ def check_lines(name: str, data: Data, tokenizer: BertTokenizer | None, length: 
     lines = [f"{name:10} {len(data.examples):,} rows used, {len(data.left_out):,} left out"]
     labels = Counter(label for each in data.examples for label in _counted_labels(each))
     if labels:
-        shown = ", ".join(f"{label} {count:,}" for label, count in labels.most_common(SHOWN_LABELS))
+        shown = ", ".join(f"{printable(label)} {count:,}" for label, count in labels.most_common(SHOWN_LABELS))
         lines.append(f"labels     {len(labels):,}: {shown}")
     if (again := duplicates(data.examples)).count:
         one, other = again.first[0]
@@ -100,8 +103,9 @@ def check_lines(name: str, data: Data, tokenizer: BertTokenizer | None, length: 
             f"tokens     {low:.0f} to {high:.0f} a row, median {median:.0f}; longer than {length}, and so to be cut: "
             f"{(features.lengths > length).sum():,} rows"
         )
-        unknown = (features.ids == (-1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id)).mean()
-        lines.append(f"unknown    {unknown:.2%} of the tokens are {tokenizer.unk_token}")
+        of_text = ~np.isin(features.ids, [tokenizer.cls_token_id, tokenizer.sep_token_id])
+        unknown = (features.ids == (-1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id)).sum()
+        lines.append(f"unknown    {unknown / max(1, of_text.sum()):.2%} of the tokens are {tokenizer.unk_token}")
     return lines
 
 

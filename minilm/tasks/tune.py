@@ -3,7 +3,8 @@
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,12 @@ RANGES = {  # of a Tuning's fields, both ends included
     "length": (4, 2**16),
     "evaluate_every": (1, 10**9),
     "patience": (1, 10**6),
+    "max_norm": (1e-9, 1e9),
     "frozen_layers": (0, 1000),
     "layer_decay": (0.1, 1.0),
     "lora_rank": (0, 1024),
     "lora_alpha": (1e-3, 1e4),
+    "tokens_at_once": (1, 1 << 24),
     "seed": (0, 2**58),
 }
 
@@ -78,9 +81,14 @@ class Tuning:
     seed: int = 0  # of the head, the order of examples, and dropout
 
     def __post_init__(self) -> None:
+        types = {field.name: field.type for field in fields(self)}
         for name, (low, high) in RANGES.items():
-            if (value := getattr(self, name)) is not None and not low <= value <= high:
-                raise ConfigError(f"{name} is {value}; give a value from {low:g} to {high:g}")
+            value, number = getattr(self, name), Integral if types[name] in (int, int | None) else Real
+            if value is None and getattr(Tuning, name) is None:
+                continue
+            if not isinstance(value, number) or isinstance(value, bool) or not low <= value <= high:
+                what = "whole number" if number is Integral else "value"
+                raise ConfigError(f"{name} is {value!r}; give a {what} from {low:g} to {high:g}")
 
     def rate(self, model: nn.Module) -> float:
         """The peak learning rate."""
@@ -144,8 +152,10 @@ class Tuned:
     def predict(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Any]:
         """What it says of each text or pair: a label, several, or a number; of lists of words, a tag each; to a
         question on a context its answer; of choices the number, from 0. Raises DataError for a text in no list."""
-        if isinstance(texts, str):
+        if isinstance(texts, str) or not hasattr(texts, "__len__"):
             raise DataError("predict takes a list of texts; give one, [text]")
+        if pairs is not None and len(pairs) != len(texts):
+            raise DataError(f"{len(texts):,} texts and {len(pairs):,} pairs; give each text its own")
         if not (examples := self.task.asked(texts, pairs)):
             return []
         return self.task.decode(self.predictions(examples))
@@ -195,7 +205,7 @@ def tune(
     batches = ExampleBatches(features, tuning, row_length, runtime.device.type == "cuda")
     backend = run.backend if run else _backend(model, runtime, length)
     model.base_model.encoder.backend = backend
-    finished = run is not None and run.result is not None
+    finished = run is not None and bool(run.result)
     if finished and (fault := manifest_fault(store.out)):
         say(f"{store.out} is finished, but {fault}: the model is written again")
         run, finished = replace(run, result=None), False
@@ -268,7 +278,7 @@ def tune(
         "precision": runtime.precision,
         "peak_mb": peak_memory_mb(runtime.device),
     }
-    finish(job, run, model.state_dict(), "", result)
+    finish(job, run, model.state_dict(), "", result, log.best)
     merge(model)
     as_before(model)
     return Tuned(model, tokenizer, fitted, runtime, length, result)

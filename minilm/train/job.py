@@ -99,16 +99,19 @@ def begin(job: Job, steps: int, backend: str) -> Run:
     return run
 
 
-def finish(job: Job, run: Run, weights: dict[str, Tensor], card: str, result: dict[str, Any]) -> None:
-    """The final model with its card in OUT, and in run.json what it came to."""
+def finish(
+    job: Job, run: Run, weights: dict[str, Tensor], card: str, result: dict[str, Any], best: int | None = None
+) -> None:
+    """The final model with its card in OUT, and in run.json what it came to. The newest checkpoint stays, and that of
+    step `best`: the same command makes the model of them again, where it is damaged."""
 
     def write(directory: Path) -> None:
         job.write_model(directory, weights)
         (directory / "README.md").write_text(card, encoding="utf-8")
 
     job.store.finish(write)
-    job.store.prune(keep=1)
     job.store.write_run(replace(run, result=result))
+    job.store.prune(keep=1, spared=best)
 
 
 def train(job: Job, plan: Plan) -> Log:
@@ -172,10 +175,10 @@ def train(job: Job, plan: Plan) -> Log:
         say(f"stopped and saved at step {done:,}; the same command, unless with --resume never, goes on from there")
         sys.exit(128 + (signals.received or signal.SIGTERM))  # where another process got it
     if job.patience and history:
-        best, last = _best(history), history[-1][0]
-        if best != last:
-            say(f"the model of step {best:,} was the best: it is kept")
-            ranks.agreed(lambda: _load(job, job.store.checkpoint(best)))
+        log.best = _best(history)
+        if log.best != history[-1][0]:
+            say(f"the model of step {log.best:,} was the best: it is kept")
+            ranks.agreed(lambda: _load(job, job.store.checkpoint(log.best)))
     job.model.eval()
     return log
 

@@ -68,6 +68,7 @@ class Log:
         self.is_terminal = is_first() and sys.stderr is not None and sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=start, unit="step", disable=not self.is_terminal, dynamic_ncols=True)
         self.score: Judged | None = None  # the latest
+        self.best: int | None = None  # the step whose model is kept, where that is chosen
         self.start, self.said_at, self.done = start, start, start
         self.began = self.mark = time.perf_counter()
 

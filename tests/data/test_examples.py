@@ -447,6 +447,9 @@ def test_questions(file):
         f"questions with an answer that is not in the context, beside others: 1, the first {place}[2]",
         f"questions whose id stands there before, which get #2, #3: 1, the first {place}[6]",
     )
+    qas[1] |= {"id": "1#2", "question": "other"}  # a name of its own is not taken away
+    path.write_text(json.dumps({"version": "2", "data": [{"paragraphs": [{"context": context, "qas": qas}]}]}))
+    assert [each.id for each in read_questions(path, labelled=False).examples] == ["1", "1#2", "3", "4", "5", "1#3"]
     qas[1] |= {"id": "1", "question": "other"}
     path.write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": qas}]}]}))
     with pytest.raises(DataError, match=r"qas\[1\]: id '1' stands there twice, of two questions"):

@@ -163,6 +163,8 @@ def test_what_pythons_csv_writes_is_read(table):
     [
         ('text,label\n"a,1\nb,0\nc,1\nd",0\n', True),
         ('text,label\nx,1\ny,0\n"a,1\nb",0\n', True),
+        ('text,label\nx,1\ny,0\n"a,1\n\nb",0\n', True),
+        ('text,score\nx,1.5\ny,2.5\n"a,3.5\nb",4.5\n', True),
         ('label,text\n1,x\n0,y\n1,"a\n0,b"\n', True),
         ('id,text,label\n1,x,a\n2,y,b\n3,"so,a\n4,it",b\n', True),
         ('text,label\nx,1\ny,0\n"Dear all, hello\nGoodbye",0\n', False),

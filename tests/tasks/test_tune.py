@@ -1,8 +1,10 @@
 """Tuning: it learns, goes on as if it had never stopped, and each setting does what it says."""
 
 import json
+import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -92,10 +94,40 @@ def test_going_on_is_going_through(go, tmp_path, tuning):
         assert same(weights(go(f"cut{stop}", tuning)), whole)
 
 
-@pytest.mark.parametrize("odd", [{"batch_size": 0}, {"lr": 0.0}, {"steps": 0}, {"epochs": float("nan")}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"batch_size": 0},
+        {"batch_size": 2.5},
+        {"batch_size": None},
+        {"lr": 0.0},
+        {"lr": "3e-5"},
+        {"steps": 0},
+        {"steps": True},
+        {"epochs": float("nan")},
+        {"seed": -1},
+        {"max_norm": -1},
+        {"tokens_at_once": 0},
+    ],
+)
 def test_settings_that_cannot_be(odd):
-    with pytest.raises(ConfigError, match=f"{next(iter(odd))} is .*; give a value from"):
+    with pytest.raises(ConfigError, match=f"{next(iter(odd))} is .*; give a (value|whole number) from"):
         Tuning(**odd)
+    assert Tuning(batch_size=np.int64(8), lr=np.float32(0.5)).batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ({"task": "clasification"}, "did you mean classification?"),
+        ({"class_weights": "x"}, "give balanced"),
+        ({"label_smoothing": "0.1"}, "give a value from 0 to 0.9"),
+    ],
+)
+def test_keywords_that_cannot_be(directory, odd, said):
+    rows = [{"text": "the film", "label": label} for label in "ab" * 10]
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        minilm.finetune(directory, rows, **odd)
 
 
 def test_one_text_is_no_list(go):
