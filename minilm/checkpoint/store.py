@@ -146,9 +146,9 @@ class Store:
             now = asked_for.get(key)  # the model last: it is another one with another seed, too
             if was.get(key) != now:
                 if was.get(key) is None:
-                    began, asked = f"without {key}", f"with {now}"
+                    began, asked = f"without {key}", f"with {_cut(now)}"
                 else:
-                    began, asked = f"with {key} {was[key]}", "without" if now is None else now
+                    began, asked = f"with {key} {_cut(was[key])}", "without" if now is None else _cut(now)
                 raise ConfigError(f"--out {self.out}: began {began}, not {asked}; use the same, or another --out")
         return run
 
@@ -221,6 +221,11 @@ class Store:
                 f"{kept[-1] if kept else 'the start'}"
             ) from error
         return partial
+
+
+def _cut(value: Any, most: int = 200) -> str:
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def checkpoints(out: Path) -> list[tuple[int, Path]]:

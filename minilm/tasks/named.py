@@ -38,6 +38,7 @@ TaskName = Literal["classification", "multilabel", "regression", "similarity", "
 TASKS: dict[str, type[Task]] = {
     each.name: each for each in (Classification, MultiLabel, Regression, Similarity, Tagging, Span, MultipleChoice)
 }
+SHOWN = 20  # labels in a message
 MODELS = {  # by Task.kind
     "sequence": BertForSequenceClassification,
     "token": BertForTokenClassification,
@@ -156,10 +157,10 @@ def model_for(task: Task, directory: Path, seed: int = 0) -> tuple[PreTrainedMod
     if is_head and "id2label" in wanted:
         own = tuple(config.id2label[i] for i in range(config.num_labels))
         if {*own} != {*wanted["id2label"].values()}:
-            theirs = ", ".join(map(str, wanted["id2label"].values()))
+            here, there = _some(own), _some([*wanted["id2label"].values()])
             raise ConfigError(
-                f"--model {directory}: predicts {', '.join(own)}, and the examples are labelled {theirs}; begin with a "
-                f"model that has no labels"
+                f"--model {directory}: predicts {here}, and the examples are labelled {there}; begin with a model that "
+                f"has no labels"
             )
         weights = getattr(task, "weights", None)
         if weights is not None:
@@ -170,6 +171,10 @@ def model_for(task: Task, directory: Path, seed: int = 0) -> tuple[PreTrainedMod
         config.update(task.config())
         model = made.from_pretrained(directory, config=config, dtype=torch.float32)
     return model, task.with_model(model)
+
+
+def _some(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:SHOWN]) + (f" and {len(labels) - SHOWN:,} more" if len(labels) > SHOWN else "")
 
 
 def new_model(task: Task, config: PreTrainedConfig, seed: int = 0) -> tuple[PreTrainedModel, Task]:
