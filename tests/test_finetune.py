@@ -293,8 +293,18 @@ def test_other_tasks(go, task):
     rows = [{"text": f"{PLAIN[i % 6]} {WORDS['good'][i % 3]}", "label": label[i % 4]} for i in range(40)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ("--train", "rows.jsonl", "--out", "out", "--steps", "4", "--task", task)
-    status, _, err = go("finetune", *flags)
+    status, out, err = go("finetune", *flags)
     assert status == 0, err
+    assert "of         4 examples, which chose the model, too" in out
+    if task == "multilabel":
+        result = json.loads(Path("out/results.json").read_text())
+        with open("out/predictions.csv") as file:
+            gold = [row["label"].split("|") for row in csv.DictReader(file)]
+        assert [*result["baselines"]] == ["every_label", "bag_of_words"]
+        held = sum(map(len, gold))
+        assert result["baselines"]["every_label"]["micro_f1"] == pytest.approx(2 * held / (2 * len(gold) + held))
+        supports = {row["name"]: row["support"] for row in result["labels"]}
+        assert supports == {name: sum(name in each for each in gold) for name in "ab"}
     status, _, err = go("predict", "--model", "out", "--input", "rows.jsonl", "--output", "said.jsonl")
     assert status == 0, err
     said = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]

@@ -124,7 +124,8 @@ def read_texts(
         if missing := [role for role, each in zip(("text", "pair"), texts, strict=False) if not (each or "").strip()]:
             left_out.append(f"{where}: no {missing[0]}")
         elif labelled and found is None:
-            left_out.append(f"{where}: no label")
+            mend = "; write [] where none holds" if kind == "multilabel" else ""
+            left_out.append(f"{where}: no label{mend}")
         else:
             examples.append(Example(texts[0], texts[1] if len(texts) > 1 else None, found, where))
     if not examples:

@@ -1,16 +1,18 @@
 """What a model is to be better than: guesses that know nothing of language, and words that are counted."""
 
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
 from minilm.data.examples import Example, Tagged
-from minilm.tasks.scores import classification_scores, regression_scores
+from minilm.tasks.scores import classification_scores, label_set_scores, label_sets, regression_scores
 
 Scores = dict[str, dict[str, float]]  # of each baseline by its name
 SAID = {  # of each name
     "majority": "always the commonest label",
+    "every_label": "always every label",
     "bag_of_words": "words counted (tf-idf of words and pairs of words, a linear model)",
     "shared_words": "the words that both texts have, of all that they have",
     "no_answer": "never an answer",
@@ -31,6 +33,22 @@ def of_labels(train: Sequence[Example], judged: Sequence[Example], labels: Seque
 
     model = LogisticRegression(C=10, max_iter=300).fit(counted[0], target)
     return found | {"bag_of_words": classification_scores(gold, model.predict(counted[1]), len(labels))}
+
+
+def of_label_sets(train: Sequence[Example], judged: Sequence[Example], labels: Sequence[str]) -> Scores:
+    """Every label; and counted words, with logistic regression for each label by itself."""
+    gold = [each.label for each in judged]
+    found = {"every_label": label_set_scores(gold, np.ones((len(gold), len(labels)), bool), labels)}
+    if (counted := _counted(train, judged)) is None:
+        return found
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+
+    with warnings.catch_warnings(action="ignore"):  # of a label that every row has, or none
+        model = OneVsRestClassifier(LogisticRegression(C=10, max_iter=300))
+        model.fit(counted[0], label_sets([each.label for each in train], labels).astype(int))
+    predicted = model.predict(counted[1]).reshape(len(gold), len(labels)) > 0
+    return found | {"bag_of_words": label_set_scores(gold, predicted, labels)}
 
 
 def of_numbers(train: Sequence[Example], judged: Sequence[Example]) -> Scores:

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from minilm.data.examples import Example
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
-from minilm.tasks.baselines import Scores, of_labels
+from minilm.tasks.baselines import Scores, of_label_sets, of_labels
 from minilm.tasks.predictions import SHOWN_LABELS
-from minilm.tasks.scores import classification_scores, confusion, multilabel_scores, per_label
+from minilm.tasks.scores import classification_scores, confusion, label_set_scores, per_label
 from minilm.tasks.task import Features, Predictions, Task, TaskBatch, tokenized
 from minilm.train.losses import widened
 
@@ -148,12 +148,14 @@ class MultiLabel(Task):
         return [tuple(np.array(self.labels)[row > 0].tolist()) for row in predictions.outputs]
 
     def score(self, predictions: Predictions) -> dict[str, float]:
+        return label_set_scores([each.label for each in predictions.examples], predictions.outputs > 0, self.labels)
+
+    def details(self, predictions: Predictions) -> dict[str, Any]:
+        """A row for each label."""
         gold, predicted = predictions.features.target > 0, predictions.outputs > 0
-        unseen = [[not {*each.label} <= {*self.labels}] for each in predictions.examples]
-        others = np.array(unseen)  # labels that are never predicted
-        if others.any():
-            gold, predicted = np.hstack([gold, others]), np.hstack([predicted, np.zeros_like(others)])
-        return multilabel_scores(gold, predicted)
+        held = zip(self.labels, gold.T.astype(int), predicted.T.astype(int), strict=True)
+        rows = [per_label(own, told, ["", label])[1] for label, own, told in held]
+        return {"labels": [row._asdict() for row in rows]}
 
     def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
         """The labels that hold, and the probability of each."""
@@ -161,7 +163,7 @@ class MultiLabel(Task):
         return {"prediction": self.decode(predictions)} | columns_of(chances, self.labels)
 
     def baselines(self, train: Sequence[Example], judged: Sequence[Example]) -> Scores:
-        return {}
+        return of_label_sets(train, judged, self.labels)
 
 
 def columns_of(chances: np.ndarray, labels: Sequence[str]) -> dict[str, list[str]]:

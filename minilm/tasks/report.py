@@ -29,7 +29,11 @@ def write_report(tuned: Tuned, out: Path, train: Data, dev: Data, test: Data | N
     judged = test or dev
     name = "test" if test else "dev"
     predictions = tuned.predictions(judged.examples)
-    result = dict(tuned.result) | {"judged_on": name, "scores": tuned.task.score(predictions)}
+    result = dict(tuned.result) | {
+        "judged_on": name,
+        "judged": len(judged.examples),
+        "scores": tuned.task.score(predictions),
+    }
     result["baselines"] = tuned.task.baselines(train.examples, judged.examples)
     result["cut"] = predictions.features.cut
     result |= tuned.task.details(predictions)
@@ -116,10 +120,13 @@ def _counted_labels(example: Any) -> Iterable[str]:
 
 def summary(result: dict[str, Any]) -> list[str]:
     """The figures of a run, one line each."""
-    lines = [f"{result['judged_on']:10} {said(result['scores'])}"]
-    lines += [
-        f"baseline   {said(dict([*scores.items()][:2]))}: {SAID[each]}" for each, scores in result["baselines"].items()
-    ]
+    scores, baselines = result["scores"], result["baselines"]
+    chose = ", which chose the model, too: of others expect less" if result["judged_on"] == "dev" else ""
+    lines = [f"{result['judged_on']:10} {said(scores)}", f"of         {result['judged']:,} examples{chose}"]
+    lines += [f"baseline   {said(dict([*own.items()][:2]))}: {SAID[each]}" for each, own in baselines.items()]
+    metric = next(iter(scores))
+    if beaten := [SAID[each] for each, own in baselines.items() if own[metric] >= scores[metric]]:
+        lines.append(f"warning    no better than {beaten[-1]}")
     if over := result.get("over_no_answer"):
         mean, low, high = over.values()
         lines.append(f"above it   {mean:+.4f} f1, {low:+.4f} to {high:+.4f} by a bootstrap over questions (95 %)")
@@ -144,16 +151,19 @@ def card(tuned: Tuned, out: Path, result: dict[str, Any]) -> str:
     """README.md of a model directory."""
     figures = "\n".join(f"    {line}" for line in summary(result))
     labels = tuned.task.config().get("id2label", {})
-    predicts = f"It predicts {', '.join(map(str, labels.values()))}." if 0 < len(labels) <= SHOWN_LABELS else ""
-    kept = ("steps", "epochs", "lr", "length", "examples", "dev_examples", "precision", THRESHOLD)
-    rows = "\n".join(f"| {key} | {result[key]} |" for key in kept if key in result)
+    predicts = f" It predicts {', '.join(map(str, labels.values()))}." if 0 < len(labels) <= SHOWN_LABELS else ""
+    kept = ("model_name", "seed", "steps", "epochs", "lr", "length", "examples", "dev_examples", "precision", THRESHOLD)
+    values = {key: result[key] for key in kept if key in result}
+    rows = "\n".join(
+        f"| {key} | {f'{value:.6g}' if isinstance(value, float) else value} |" for key, value in values.items()
+    )
     return f"""---
 library_name: transformers
 tags: [minilm, {tuned.task.name}]
 ---
 # {out.absolute().name}
 
-A {tuned.model.config.model_type} tuned with minilm. {predicts}
+A {tuned.model.config.model_type} tuned with minilm.{predicts}
 
 {figures}
 

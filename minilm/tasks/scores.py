@@ -10,7 +10,7 @@ import re
 import string
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
@@ -78,6 +78,19 @@ def multilabel_scores(gold: np.ndarray, predicted: np.ndarray) -> dict[str, floa
     micro = _rates(*counts.sum(1).tolist())[0]
     macro = float(np.mean([_rates(*column)[0] for column in counts.T.tolist()]))
     return {"micro_f1": micro, "macro_f1": macro, "subset_accuracy": float(np.mean((gold == predicted).all(1)))}
+
+
+def label_sets(gold: Sequence[Collection[str]], labels: Sequence[str]) -> np.ndarray:
+    """(n, C) bool, whether an example has a label; or (n, C + 1) where some have others, as one more."""
+    held = np.array([[label in each for label in labels] for each in gold])
+    others = np.array([[not {*each} <= {*labels}] for each in gold])
+    return np.hstack([held, others]) if others.any() else held
+
+
+def label_set_scores(gold: Sequence[Collection[str]], predicted: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
+    """`multilabel_scores` of labels by name. predicted (n, C) bool; a label that is not among `labels` is missed."""
+    held = label_sets(gold, labels)
+    return multilabel_scores(held, np.pad(predicted, ((0, 0), (0, held.shape[1] - len(labels)))))
 
 
 def regression_scores(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:

@@ -274,10 +274,13 @@ def tune(
         "seconds": log.spent.seconds,
         "tokens_per_s": log.spent.tokens / max(1e-9, log.spent.seconds),
         "lr": tuning.rate(model),
+        "seed": tuning.seed,
         "length": length,
         "precision": runtime.precision,
         "peak_mb": peak_memory_mb(runtime.device),
     }
+    if "model_name" in asked:
+        result["model_name"] = asked["model_name"]
     finish(job, run, model.state_dict(), "", result, log.best)
     merge(model)
     as_before(model)
