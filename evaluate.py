@@ -15,7 +15,7 @@ import torch
 from minilm import cli
 from minilm.checkpoint.model import find_model
 from minilm.data.documents import is_jsonl, lines_of
-from minilm.data.examples import Data
+from minilm.data.examples import Data, named_columns
 from minilm.data.tables import check_regular
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
@@ -161,9 +161,11 @@ def run_predict(args: Predict) -> None:
     source = read_source(args.input, task.name, args.header)
     trained = Data([], columns=columns_in_training(directory))
     data = read_examples(source, task.name, args.text_column, args.pair_column, labelled=False, like=trained)
-    columns = ", ".join(f"{role} is column {column!r}" for role, column in data.columns.items())
-    for note in data.notes if any(columns in note for note in data.notes) else (*data.notes, columns):
+    for note in data.notes:
         say(note)
+    columns = named_columns(data.columns)
+    if columns and not any(note.startswith(columns) for note in data.notes):  # as in training, and so not looked for
+        say(columns)
     tokenizer = BertTokenizer.from_pretrained(directory)
     usual = length_of(Tuning(), model, tokenizer)
     length = min(max_tokens(model.base_model.encoder.cfg, tokenizer), length_in_training(directory) or usual)

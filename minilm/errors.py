@@ -4,7 +4,7 @@ The commands turn these into that one line and exit status 2; a library user cat
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MAX_LINE = 2000  # characters
 
@@ -32,6 +32,16 @@ class CheckpointError(UserError):
 def printable(text: str) -> str:
     """One line that moves no cursor and rings no bell: a space for each character that has no look of its own."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def cut(text: str, most: int) -> str:
+    """At most so many letters of it, and dots for the others."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """At most so many of them, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

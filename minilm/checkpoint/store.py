@@ -17,10 +17,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from minilm.errors import CheckpointError, ConfigError
+from minilm.errors import CheckpointError, ConfigError, cut
 from minilm.files import read_json, regular_file, sha256, sync, sync_entry, write_json
 
 FORMAT = 1  # of MANIFEST.json, run.json and training/state.json
+SHOWN = 200  # letters of a setting, in a message
 KEPT = 2  # checkpoints of a run, beside the one that is being written
 
 
@@ -146,9 +147,12 @@ class Store:
             now = asked_for.get(key)  # the model last: it is another one with another seed, too
             if was.get(key) != now:
                 if was.get(key) is None:
-                    began, asked = f"without {key}", f"with {_cut(now)}"
+                    began, asked = f"without {key}", f"with {cut(str(now), SHOWN)}"
                 else:
-                    began, asked = f"with {key} {_cut(was[key])}", "without" if now is None else _cut(now)
+                    began, asked = (
+                        f"with {key} {cut(str(was[key]), SHOWN)}",
+                        "without" if now is None else cut(str(now), SHOWN),
+                    )
                 raise ConfigError(f"--out {self.out}: began {began}, not {asked}; use the same, or another --out")
         return run
 
@@ -221,11 +225,6 @@ class Store:
                 f"{kept[-1] if kept else 'the start'}"
             ) from error
         return partial
-
-
-def _cut(value: Any, most: int = 200) -> str:
-    text = str(value)
-    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def checkpoints(out: Path) -> list[tuple[int, Path]]:

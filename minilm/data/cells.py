@@ -27,7 +27,7 @@ NAME = re.compile(r"(?!\d)[#\w][\w.-]{0,30}( [\w.-]{1,30}){0,2}")
 
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 IN_QUOTES = re.compile(r'[^"]*(?:""[^"]*)*')
-NUMBER = re.compile(r"\s*[+-]?[0-9]*\.?[0-9]+\s*")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 DECIMAL = re.compile(r"(?<=\d),(?=\d)")
 LOOKED_AT = 1000  # rows, for what separates the cells and whether there is a header
 
@@ -177,7 +177,7 @@ def _over_lines(file: Path, delimiter: str, rows: list[tuple[int, list[str]]]) -
             several = set(values)
             few = 2 * (len(counts) + sum(x not in counts for x in several)) < len(rows) + len(parts)
             known_before = few and all(x.strip() and counts[x] + values.count(x) - (x == own) > 1 for x in several)
-            if known_before or (all(map(NUMBER.fullmatch, several)) and all(map(NUMBER.fullmatch, counts))):
+            if known_before or all(NUMBER.fullmatch(x.strip()) for x in several | counts.keys()):
                 raise DataError(
                     f"{file}:{number}: the quote that is opened here takes in {len(parts)} lines that look like rows; "
                     f"take it out, or double it"

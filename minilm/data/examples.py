@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
-from minilm.data.cells import LABELS, PAIRS, TEXTS, first_twice, plain_name
+from minilm.data.cells import LABELS, NUMBER, PAIRS, TEXTS, first_twice, plain_name
 from minilm.data.tables import Table, listed, parse_json, shown
 from minilm.errors import DataError
 
 Kind = Literal["classification", "multilabel", "regression"]
 LOOKED_AT = 1000  # rows, for which column is which
 LARGEST = 1e12  # of numbers to learn: squares of errors must fit in fp32
-NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 SURROGATE = re.compile("[\ud800-\udfff]")
 ENDING = re.compile(r"(ending|choice|option|answer|sol|solution)_?([0-9]{1,2}|[a-z])")
 BEFORE = (  # the columns of a text, and of what each choice begins with
@@ -198,8 +197,12 @@ def _roles(table: Table, kind: Kind, named: dict[str, str], labelled: bool) -> t
     if columns.items() <= named.items():
         return columns, []
     rest = [column for column in table.columns if column not in columns.values()]
-    said = ", ".join(f"{role} is column {column!r}" for role, column in columns.items())
-    return columns, [said + (f"; not used: {listed(rest)}" if rest else "")]
+    return columns, [named_columns(columns) + (f"; not used: {listed(rest)}" if rest else "")]
+
+
+def named_columns(columns: dict[str, str]) -> str:
+    """Which column is taken for what, for the console."""
+    return ", ".join(f"{role} is column {column!r}" for role, column in columns.items())
 
 
 def _by_looks(table: Table, kind: Kind, found: dict[str, str], labelled: bool) -> dict[str, str]:
@@ -274,7 +277,7 @@ def read_choices(table: Table, labelled: bool = True, origin: int | None = None)
         raise DataError(f"no row can be used; the first is {left_out[0]}")
     columns = {"text": plain[before[0]], "choices": listed_in or ", ".join(endings)}
     columns |= {"label": label} if labelled else {}
-    notes = [", ".join(f"{role}: column {column!r}" for role, column in columns.items())]
+    notes = [named_columns(columns)]
     if before[1]:
         notes.append(f"each choice begins with {before[1]!r}")
     numbers = [int(answer) for _, _, answer, _ in rows if answer and re.fullmatch("[0-9]{1,3}", answer)]

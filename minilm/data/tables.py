@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from minilm.data.cells import cells_of, first_twice
 from minilm.data.documents import MAX_LINE, lines_of, reading, uncompressed_name
-from minilm.errors import DataError, did_you_mean, first_line
+from minilm.errors import DataError, cut, did_you_mean, first_line, some
 
 WHOLE = 1 << 30  # bytes of a json file, which may be one line
 
@@ -61,14 +61,12 @@ class Table:
 
 def listed(names: Iterable[object], limit: int = 12) -> str:
     """Names in quotes, for a message; of many the first."""
-    quoted = [shown(name) for name in names]
-    return ", ".join(quoted[:limit]) + (f" and {len(quoted) - limit} more" if len(quoted) > limit else "")
+    return some([shown(name) for name in names], limit)
 
 
 def shown(value: object) -> str:
     """A value in quotes, for a message; of a long one the beginning."""
-    text = str(value)
-    return repr(text if len(text) <= 60 else f"{text[:60]}...")
+    return repr(cut(str(value), 60))
 
 
 def read_table(file: Path | str, header: bool | None = None) -> Table:

@@ -14,7 +14,7 @@ from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.tasks.baselines import Scores, of_label_sets, of_labels
 from minilm.tasks.predictions import SHOWN_LABELS
-from minilm.tasks.scores import classification_scores, confusion, label_set_scores, per_label
+from minilm.tasks.scores import classification_scores, confusion, label_set_scores, label_sets, per_label
 from minilm.tasks.task import Features, Predictions, Task, TaskBatch, tokenized
 from minilm.train.losses import widened
 
@@ -124,11 +124,8 @@ class MultiLabel(Task):
         return {"id2label": dict(enumerate(self.labels)), "problem_type": "multi_label_classification"}
 
     def features(self, examples: Sequence[Example], tokenizer: BertTokenizer, length: int) -> Features:
-        number = {label: i for i, label in enumerate(self.labels)}
-        target = np.zeros((len(examples), len(self.labels)), np.float32)
-        for row, each in enumerate(examples):
-            target[row, [number[label] for label in each.label or () if label in number]] = 1
-        return replace(of_texts(examples, tokenizer, length), target=target)
+        target = label_sets([each.label or () for each in examples], self.labels)
+        return replace(of_texts(examples, tokenizer, length), target=target.astype(np.float32))
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
         """Logits (N, C)."""
@@ -154,7 +151,7 @@ class MultiLabel(Task):
         """A row for each label."""
         gold, predicted = predictions.features.target > 0, predictions.outputs > 0
         held = zip(self.labels, gold.T.astype(int), predicted.T.astype(int), strict=True)
-        rows = [per_label(own, told, ["", label])[1] for label, own, told in held]
+        rows = [per_label(own, said, ["", label])[1] for label, own, said in held]
         return {"labels": [row._asdict() for row in rows]}
 
     def columns(self, predictions: Predictions) -> dict[str, list[Any]]:

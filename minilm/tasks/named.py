@@ -24,7 +24,7 @@ from minilm.dropin.models import (
     BertModel,
     PreTrainedModel,
 )
-from minilm.errors import CheckpointError, ConfigError, DataError
+from minilm.errors import CheckpointError, ConfigError, DataError, some
 from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.regression import Regression
@@ -157,7 +157,7 @@ def model_for(task: Task, directory: Path, seed: int = 0) -> tuple[PreTrainedMod
     if is_head and "id2label" in wanted:
         own = tuple(config.id2label[i] for i in range(config.num_labels))
         if {*own} != {*wanted["id2label"].values()}:
-            here, there = _some(own), _some([*wanted["id2label"].values()])
+            here, there = some(own, SHOWN), some([*wanted["id2label"].values()], SHOWN)
             raise ConfigError(
                 f"--model {directory}: predicts {here}, and the examples are labelled {there}; begin with a model that "
                 f"has no labels"
@@ -171,10 +171,6 @@ def model_for(task: Task, directory: Path, seed: int = 0) -> tuple[PreTrainedMod
         config.update(task.config())
         model = made.from_pretrained(directory, config=config, dtype=torch.float32)
     return model, task.with_model(model)
-
-
-def _some(labels: Sequence[str]) -> str:
-    return ", ".join(labels[:SHOWN]) + (f" and {len(labels) - SHOWN:,} more" if len(labels) > SHOWN else "")
 
 
 def new_model(task: Task, config: PreTrainedConfig, seed: int = 0) -> tuple[PreTrainedModel, Task]:

@@ -81,16 +81,22 @@ def multilabel_scores(gold: np.ndarray, predicted: np.ndarray) -> dict[str, floa
 
 
 def label_sets(gold: Sequence[Collection[str]], labels: Sequence[str]) -> np.ndarray:
-    """(n, C) bool, whether an example has a label; or (n, C + 1) where some have others, as one more."""
-    held = np.array([[label in each for label in labels] for each in gold])
-    others = np.array([[not {*each} <= {*labels}] for each in gold])
-    return np.hstack([held, others]) if others.any() else held
+    """(n, C) bool: whether an example has a label; others are left out."""
+    number = {label: i for i, label in enumerate(labels)}
+    held = np.zeros((len(gold), len(labels)), np.bool_)
+    for row, each in enumerate(gold):
+        held[row, [number[label] for label in each if label in number]] = True
+    return held
 
 
 def label_set_scores(gold: Sequence[Collection[str]], predicted: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
-    """`multilabel_scores` of labels by name. predicted (n, C) bool; a label that is not among `labels` is missed."""
-    held = label_sets(gold, labels)
-    return multilabel_scores(held, np.pad(predicted, ((0, 0), (0, held.shape[1] - len(labels)))))
+    """`multilabel_scores` of labels by name. predicted (n, C) bool; labels that are not among `labels` are missed, as
+    one more label."""
+    held, known = label_sets(gold, labels), {*labels}
+    others = np.array([[not known.issuperset(each)] for each in gold])
+    if others.any():
+        held, predicted = np.hstack([held, others]), np.hstack([predicted, np.zeros_like(others)])
+    return multilabel_scores(held, predicted)
 
 
 def regression_scores(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:

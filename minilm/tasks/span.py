@@ -186,9 +186,8 @@ class Span(Task):
         if file.suffix == ".json":
             write_json(file, answers)
         else:
-            finite = {id: margin if math.isfinite(margin) else None for id, margin in margins.items()}
             rows = [
-                {"id": each.id, "question": each.question, "prediction": answers[each.id], "margin": finite[each.id]}
+                {"id": each.id, "question": each.question, "prediction": answers[each.id], "margin": margins[each.id]}
                 for each in predictions.examples
             ]
             write_jsonl(file, rows)
