@@ -3,10 +3,10 @@
     python -m benchmarks.finetuning --set sst2 --model DIR --data DIR --results benchmarks/results/finetuning.jsonl
 
 Each side runs in processes of its own, one after the other in turn, over the same seeds. Timed are tokenising and
-training, not imports, loading or the test; minilm evaluates and saves each epoch within that time and keeps its best
-model, the loop does neither. The loop pads each batch to its longest example and has torch's fused AdamW, as minilm.
+training, not imports, loading or the test. Both sides have their last model, not the best by dev; minilm evaluates and
+saves it within that time. The loop pads each batch to its longest example and has torch's fused AdamW, as minilm.
 Tokens are real ones, padding not counted. Each run is a line of --results, and is not run again where that has it;
-`load` is how many processes ran on average in its last five minutes.
+`load` is how many processes ran on average.
 """
 
 import json
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from importlib import metadata
@@ -32,6 +33,8 @@ from minilm import cli
 ROOT = Path(__file__).parent.parent
 SIDES = ("transformers", "minilm")
 BATCH = 32
+NEVER = 10**9  # steps between evaluations; one follows the last step
+LOOK_EVERY = 30  # seconds
 BUSY = 1.25  # processes that run, for each core, where something else does, too
 CHOSEN = ("epochs", "lr", "length")  # of a set's own settings
 
@@ -78,7 +81,7 @@ def main(args: Args) -> None:
             what = settings(args) | {"side": side, "seed": seed} | machine()
             row = next((row for row in rows if what.items() <= row.items()), None)
             if row is None:
-                row = what | measured(args, side, seed) | {"load": os.getloadavg()[1]} | when()
+                row = what | measured(args, side, seed) | when()
                 if args.results:
                     with args.results.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(row) + "\n")
@@ -126,12 +129,19 @@ def when() -> dict[str, str]:
 
 
 def measured(args: Args, side: str, seed: int) -> dict[str, Any]:
-    """One side's figures, of a process of its own."""
+    """One side's figures, of a process of its own; and how many ran, on average of looks at it."""
     names = ("set", "model", "data", "epochs", "lr", "length", "steps", "precision")
     flags = [f"--{name}={value}" for name in names if (value := getattr(args, name)) is not None]
     command = [sys.executable, "-m", "benchmarks.finetuning", *flags, f"--side={side}", f"--seed={seed}"]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    loads: list[float] = []
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_EVERY)
+            loads.append(os.getloadavg()[0])
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        return json.loads(process.stdout.read().splitlines()[-1]) | {"load": statistics.mean(loads)}
 
 
 def one(args: Args) -> dict[str, Any]:
@@ -153,7 +163,15 @@ def one(args: Args) -> dict[str, Any]:
     check_installed()  # whose import would be timed
     model, task = model_for(make_task(labelled.task, splits.train), Path(args.model), args.seed)
     tokenizer = BertTokenizer.from_pretrained(args.model)
-    tuning = Tuning(labelled.epochs, args.steps, BATCH, labelled.lr, length=labelled.length, seed=args.seed)
+    tuning = Tuning(
+        labelled.epochs,
+        args.steps,
+        BATCH,
+        labelled.lr,
+        length=labelled.length,
+        evaluate_every=NEVER,
+        seed=args.seed,
+    )
     with tempfile.TemporaryDirectory() as directory:
         store = Store(Path(directory) / "run")
         with store.hold():
@@ -163,9 +181,8 @@ def one(args: Args) -> dict[str, Any]:
 
     def score(examples: Sequence[Any]) -> dict[str, float]:
         predictions = tuned.predictions(examples)
-        return task.score(predictions) | task.details(predictions).get("over_no_answer", {})
+        return tuned.task.score(predictions) | tuned.task.details(predictions).get("over_no_answer", {})
 
-    task = tuned.task
     scores = {} if args.steps else scores_of(splits, score)
     found = {"seconds": seconds, "tokens_per_s": tuned.result["tokens"] / seconds, "steps": tuned.result["steps"]}
     return found | {"step_tokens_per_s": tuned.result["tokens_per_s"], "scores": scores}
