@@ -23,7 +23,7 @@ from minilm.errors import ConfigError, DataError, printable
 from minilm.evaluation.embed import BATCH_SIZE, chunks, read_embedder, say_cut, search, vectors_of
 from minilm.evaluation.predict import fill_mask, read_masked_lm
 from minilm.tasks.named import TASKS, open_task, read_examples, read_source
-from minilm.tasks.report import columns_in_training, length_in_training
+from minilm.tasks.report import read_in_training
 from minilm.tasks.task import Predictions, outputs_of
 from minilm.tasks.tune import Tuning, length_of
 from minilm.train.log import say
@@ -155,11 +155,12 @@ def run_predict(args: Predict) -> None:
         raise ConfigError(f"--output {args.output}: is the file of --input; give another")
     check_regular(args.input)
     directory = find_model(args.model, args.revision, allow_pickle=args.allow_pickle, flag="--model")
-    model, task = open_task(directory)
+    model, task = open_task(directory, use_safetensors=False if args.allow_pickle else None)
     if args.output.suffix not in task.endings:
         raise ConfigError(f"--output {args.output}: give one of {', '.join(task.endings)} for the task {task.name}")
     source = read_source(args.input, task.name, args.header)
-    trained = Data([], columns=columns_in_training(directory))
+    columns, trained_length = read_in_training(directory)
+    trained = Data([], columns=columns)
     data = read_examples(source, task.name, args.text_column, args.pair_column, labelled=False, like=trained)
     for note in data.notes:
         say(note)
@@ -168,7 +169,7 @@ def run_predict(args: Predict) -> None:
         say(columns)
     tokenizer = BertTokenizer.from_pretrained(directory)
     usual = length_of(Tuning(), model, tokenizer)
-    length = min(max_tokens(model.base_model.encoder.cfg, tokenizer), length_in_training(directory) or usual)
+    length = min(max_tokens(model.base_model.encoder.cfg, tokenizer), trained_length or usual)
     features = task.features(data.examples, tokenizer, length)
     outputs, _ = outputs_of(task, Applied(model), features, args.runtime(model), wants_loss=False)
     counts = {"rows": len(data.examples) + len(data.left_out), "cut": features.cut, "length": length}

@@ -17,24 +17,23 @@ from torch import nn
 from minilm import cli
 from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
-from minilm.data.examples import Data
+from minilm.data.examples import Data, as_text
 from minilm.data.libraries import embedded_examples
-from minilm.data.splits import check_labels, folds, split_dev, texts_of
+from minilm.data.splits import folds, split_dev, texts_of
 from minilm.data.tables import Table
 from minilm.data.tokenizer import Tokenizer
-from minilm.dropin.config import BertConfig, PreTrainedConfig
-from minilm.dropin.inputs import max_tokens
+from minilm.dropin.config import BertConfig
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
-from minilm.errors import ConfigError
+from minilm.errors import ConfigError, DataError
 from minilm.files import finite, write_json
 from minilm.tasks.finetune import DEV, held_out, say_compared, say_notes
 from minilm.tasks.named import TaskName, make_task, model_for, new_model, read_examples, read_source
-from minilm.tasks.report import check_lines, closing, next_command, write_report
+from minilm.tasks.report import baseline_line, check_lines, closing, next_command, write_report
 from minilm.tasks.scores import spread
 from minilm.tasks.task import Task, said
-from minilm.tasks.tune import LONGEST, Tuning, tune
 from minilm.tasks.tune import RANGES as TUNING_RANGES
+from minilm.tasks.tune import Tuning, length_of, tune
 from minilm.train.log import say
 
 QUICK = Path("checkpoints/quick-mlm")
@@ -63,6 +62,8 @@ class Args:
     """What is learned."""
     model: str | None = None
     """A directory, or a name on the Hugging Face hub; checkpoints/quick-mlm, if not given."""
+    new_head: bool = False
+    """Begin with a new head, whatever --model predicts."""
     out: Path | None = None
     """Where everything goes; checkpoints/NAME-OF-TRAIN, if not given."""
     text_column: str | None = None
@@ -76,7 +77,7 @@ class Args:
     seeds: int = 1
     """Runs of other seeds, from --seed on: the mean of their scores, and how sure it is."""
     kfold: int | None = None
-    """Runs that are each tested on another of so many parts of --train; labels are as frequent in each."""
+    """Runs that are each tested on another of so many parts of --train; a label is about as frequent in each."""
     group_column: str | None = None
     """Rows with the same value there stay together, in a part of --kfold or where a tenth is held out."""
     check: bool = False
@@ -84,19 +85,19 @@ class Args:
     overfit_batch: bool = False
     """Learn one batch by heart, without dropout, and stop: what cannot has a fault in its labels or settings."""
     epochs: float | None = None
-    """Passes over the examples; 3, if not given."""
+    """Passes over the examples; 3, if not given, and of few examples as many as make 200 steps."""
     steps: int | None = None
     """Instead of --epochs."""
     batch_size: int = 32
-    """Examples of a step."""
+    """Examples of a step; of long contexts their windows, of long sentences to tag their parts."""
     lr: float | None = None
     """Peak learning rate; by the model's size, if not given."""
     length: int | None = None
     """Tokens read of an example; as many as the model reads, at most 512, if not given."""
     evaluate_every: int | None = None
-    """Steps between evaluations; an epoch, if not given."""
+    """Steps between evaluations; an epoch, if not given, or a twentieth of the run where that is longer."""
     patience: int = 3
-    """Evaluations without a better one that end the run; the best model is kept in any case."""
+    """Evaluations, none better and none of a lower loss, that end the run; the best model is kept in any case."""
     weight_decay: float = 0.01
     """Of matrices and tables, decoupled."""
     warmup_frac: float = 0.1
@@ -105,6 +106,8 @@ class Args:
     """balanced: each label counts alike in the loss, however rare."""
     label_smoothing: float = 0.0
     """Of the targets, towards all labels alike."""
+    positive_label: str | None = None
+    """Of two labels the one whose f1, precision and recall are scored; the second one, if not given."""
     layer_decay: float = 1.0
     """Of the learning rate, from each layer to the one below."""
     frozen_layers: int = 0
@@ -149,6 +152,10 @@ def main(args: Args) -> None:
         raise ConfigError("--epochs and --steps: two budgets at once; give one")
     if args.kfold and (args.seeds > 1 or args.dev or args.test or args.train is None):
         raise ConfigError("--kfold: splits what --train names by itself; name that, and no --dev, --test or --seeds")
+    if args.overfit_batch:
+        apart = ("seeds", "kfold", "class_weights", "label_smoothing", "positive_label")
+        if given := [cli.flag(name) for name in apart if getattr(args, name) != getattr(Args, name)]:
+            raise ConfigError(f"{given[0]}: does not go with --overfit-batch; leave one of them out")
     if args.group_column and (args.train is None or args.dev):
         raise ConfigError(f"--group-column {args.group_column}: of --train that is split; leave out --dev, or this")
     if args.check and args.json:
@@ -191,8 +198,10 @@ def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    more = {"steps": args.steps or OVERFIT_STEPS, "batch_size": len(few.examples), "evaluate_every": 10**9}
-    tuning = replace(tuning_of(args, run.seed), **more)
+    tuning = tuning_of(args, run.seed)
+    units = len(task.features(few.examples, tokenizer, length_of(tuning, model, tokenizer)).units) - 1
+    more = {"steps": args.steps or OVERFIT_STEPS, "batch_size": units, "evaluate_every": 10**9}
+    tuning = replace(tuning, **more)
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(Path(scratch) / "run")
         with store.hold():
@@ -218,8 +227,9 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
     """Train, and say what came of it: (the result, the last lines)."""
     store = Store(out)
     store.check_writable()
-    task = make_task(args.task, run.train.examples, args.class_weights, args.label_smoothing)
-    model, tokenizer, task, settings = load_model(args, task, run)
+    labels = (args.class_weights, args.label_smoothing, args.positive_label)
+    task = make_task(args.task, run.train.examples, *labels)
+    model, tokenizer, task, about = load_model(args, task, run)
     with store.hold():
         tuned = tune(
             task,
@@ -229,7 +239,7 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
             run.dev.examples,
             tuning_of(args, run.seed),
             store,
-            settings | {"columns": run.train.columns},
+            about | {"columns": run.train.columns},
             device=args.device,
             precision=args.precision,
             threads=args.threads,
@@ -249,22 +259,29 @@ def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], lis
     """Each in a directory of its own in OUT; the mean of their scores with its interval."""
     check_several(out)
     results = []
-    for run in runs:
-        say(f"{run.name} of {len(runs)}")
+    for number, run in enumerate(runs, start=1):
+        say(f"{run.name}: {number} of {len(runs)}")
         result, _ = one(args, out / run.name, run)
         say(f"{run.name}: {said(result['scores'])}")
         results.append(result)
     found = spread([each["scores"] for each in results])
     name = runs[0].name.split("-")[0]
-    result = {"runs": {run.name: each["scores"] for run, each in zip(runs, results, strict=True)}, "scores": found}
+    shared = [each for each in results[0]["baselines"] if all(each in result["baselines"] for result in results)]
+    baselines = {each: spread([result["baselines"][each] for result in results]) for each in shared}
+    of_runs = {run.name: each["scores"] for run, each in zip(runs, results, strict=True)}
+    result = {"runs": of_runs, "scores": found, "baselines": baselines}
     write_json(out / "results.json", finite(result))
     lines = [
         f"{metric.replace('_', ' '):18} {each['mean']:.4f} +- {each['half_width']:.4f} (95 % interval of the mean of "
         f"{len(runs)} {name}s), sd {each['sd']:.4f}"
         for metric, each in found.items()
     ]
+    lines += [
+        baseline_line(each, {metric: own["mean"] for metric, own in scores.items()})
+        for each, scores in baselines.items()
+    ]
     metric = next(iter(found))
-    best = max(range(len(runs)), key=lambda i: results[i]["dev"].get(metric, 0.0))  # nothing is chosen by a test
+    best = max(range(len(runs)), key=lambda i: results[i]["dev"][metric])  # nothing is chosen by a test
     command = next_command(out / runs[best].name, results[best])
     return result, [*lines, f"saved      {out}", f"next       {command}"]
 
@@ -280,13 +297,15 @@ def check_several(out: Path) -> None:
 def check(args: Args, run: Run) -> Iterator[str]:
     """What is in the files, against the model."""
     directory = model_directory(args)
-    tokenizer, length = None, args.length or LONGEST
+    task = make_task(args.task, run.train.examples)
+    tokenizer, length = None, 0
     if directory:
+        model, task = model_for(task, directory, run.seed, args.new_head)
         tokenizer = BertTokenizer.from_pretrained(directory)
-        length = min(length, max_tokens(PreTrainedConfig.of_directory(directory).encoder(), tokenizer))
+        length = length_of(tuning_of(args, run.seed), model, tokenizer)
     for name, split in (("train", run.train), ("dev", run.dev), ("test", run.test)):
         if split is not None:
-            yield from check_lines(name, split, tokenizer, length)
+            yield from check_lines(name, split, task, tokenizer, length)
 
 
 def load(args: Args) -> Iterator[Run]:
@@ -308,10 +327,10 @@ def load(args: Args) -> Iterator[Run]:
         group_of = {} if groups is None else dict(zip(map(id, train.examples), groups, strict=True))
         for i, (rest, fold) in enumerate(folds(train.examples, args.kfold, args.seed, groups), start=1):
             inner, chosen = split_dev(rest, DEV, args.seed, groups and [group_of[id(each)] for each in rest])
-            for note in dict.fromkeys([*check_labels(inner, chosen), *check_labels(inner, fold)]):
-                say(f"fold-{i}: {note}")
-            parts = (replace(train, examples=part, left_out=()) for part in (chosen, fold))
-            yield Run(f"fold-{i}", args.seed, replace(train, examples=inner), *parts)
+            parts = [replace(train, examples=part, left_out=()) for part in (inner, chosen, fold)]
+            say_compared(f"fold-{i}", parts[0], parts[1])
+            say_compared(f"fold-{i}", parts[0], parts[2])
+            yield Run(f"fold-{i}", args.seed, replace(train, examples=inner), *parts[1:])
         return
     if dev is None:
         train, dev = held_out(train, args.seed, groups)
@@ -335,8 +354,12 @@ def read(args: Args, name: str, file: Path, like: Data | None = None) -> tuple[D
     if not isinstance(source, Table):
         raise ConfigError(f"--group-column {args.group_column}: {file} has no columns")
     column = source.column(args.group_column)
-    of_row = {row.where: str(row.cells.get(column)) for row in source.rows}
-    return data, [of_row[each.where] for each in data.examples]
+    of_row = {row.where: as_text(row.cells.get(column), row.where, "group") for row in source.rows}
+    groups = [of_row[each.where] for each in data.examples]
+    if not all(groups):
+        where = next(each.where for each, group in zip(data.examples, groups, strict=True) if not group)
+        raise DataError(f"{where}: no group in column {column!r}; give it one, or leave the row out")
+    return data, groups
 
 
 def model_directory(args: Args) -> Path | None:
@@ -347,10 +370,10 @@ def model_directory(args: Args) -> Path | None:
 
 
 def load_model(args: Args, task: Task, run: Run) -> tuple[PreTrainedModel, BertTokenizer, Task, dict[str, Any]]:
-    """The model to begin with, its tokenizer, the task as its head has it, and what a run remembers of it."""
+    """The model to begin with, its tokenizer, the task as its head has it, and what the result tells of it."""
     if directory := model_directory(args):
-        model, task = model_for(task, directory, run.seed)
-        say(f"beginning with {directory}")
+        model, task = model_for(task, directory, run.seed, args.new_head)
+        say(f"beginning with {directory}" + (", and a new head" if args.new_head else ""))
         return model, BertTokenizer.from_pretrained(directory), task, {"model_name": str(Path(args.model or QUICK))}
     say(f"beginning from scratch: {QUICK} is not there (python train.py makes it), and no --model is named")
     words = Tokenizer.train(text for each in run.train.examples for text in texts_of(each))

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import pipeline
 
 import minilm
@@ -101,6 +103,9 @@ def test_several_runs(go, flags):
     found = [each["scores"]["accuracy"] for each in own]
     assert result["scores"]["accuracy"]["mean"] == pytest.approx(sum(found) / len(found))
     assert f"95 % interval of the mean of {len(names)}" in out
+    majority = [each["baselines"]["majority"]["accuracy"] for each in own]
+    assert result["baselines"]["majority"]["accuracy"]["mean"] == pytest.approx(sum(majority) / len(names))
+    assert "always the commonest label" in out
     weights = {Path("out", name, "model.safetensors").read_bytes() for name in names}
     assert len(weights) == len(names)
     if "--kfold" in flags:
@@ -108,6 +113,45 @@ def test_several_runs(go, flags):
         assert sorted(row["where"] for part in rows for row in part) == sorted(f"train.csv:{i}" for i in range(2, 122))
         texts = [{row["text"] for row in part} for part in rows]
         assert sum(map(len, texts)) == len(set.union(*texts))
+
+
+def test_a_pickle_is_read_where_that_is_allowed(go):
+    assert go("finetune", "--train", "train.csv", "--steps", "1", "--out", "out")[0] == 0
+    predict = ("predict", "--model", "out", "--input", "new.csv", "--output")
+    assert go(*predict, "said.csv")[0] == 0
+    torch.save(load_file("out/model.safetensors"), "out/pytorch_model.bin")
+    for name in ("model.safetensors", "MANIFEST.json"):
+        Path("out", name).unlink()
+    status, _, err = go(*predict, "no.csv")
+    assert (status, "--allow-pickle" in err, Path("no.csv").exists()) == (2, True, False)
+    assert go(*predict, "again.csv", "--allow-pickle")[0] == 0
+    assert Path("again.csv").read_bytes() == Path("said.csv").read_bytes()
+
+
+def test_the_positive_label_and_a_new_head(go):
+    """Scores of either label; a model that has learned others."""
+    rows = [f"the {word} film,{name}" for i in range(10) for name in WORDS for word in WORDS[name]] + ["a plot,bad"] * 9
+    Path("uneven.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    flags = ("--train", "uneven.csv", "--steps", "1", "--out")
+    for positive, more in (("good", ()), ("bad", ("--positive-label", "bad"))):
+        status, out, err = go("finetune", *flags, positive, *more)
+        assert status == 0, err
+        assert f"f1         and precision, recall: of '{positive}'" in out
+        result = json.loads(Path(positive, "results.json").read_text())
+        row = next(row for row in result["labels"] if row["name"] == result["positive_label"] == positive)
+        assert [result["scores"][name] for name in ("f1", "precision", "recall")] == [
+            row[name] for name in ("f1", "precision", "recall")
+        ]
+    majority = result["baselines"]["majority"]
+    assert majority["recall"] == 1 > majority["precision"] > 0.5
+    others = ("--model", "bad", "--train", "train.csv", "--label-column", "review", "--text-column", "verdict")
+    Path("train.csv").write_text("verdict,review\n" + "fine,yes\nno plot,no\n" * 20)
+    status, _, err = go("finetune", *others, "--steps", "1")
+    assert (status, "predicts bad, good, and the examples are labelled no, yes; begin with" in err) == (2, True), err
+    status, _, err = go("finetune", *others, "--steps", "1", "--new-head", "--out", "others")
+    assert status == 0, err
+    assert "beginning with bad, and a new head" in err
+    assert json.loads(Path("others/config.json").read_text())["id2label"] == {"0": "no", "1": "yes"}
 
 
 def test_check_says_what_is_there_and_stops(go, tmp_path):
@@ -589,6 +633,14 @@ def test_answers_that_cannot_be(go, encoder_directory, argv, said):
         (("--train", "train.csv", "--length", "25"), "--length 25: the model reads 24 tokens"),
         (("--train", "train.csv", "--frozen-layers", "3"), "--frozen-layers 3: the model has 2 layers"),
         (("--train", "train.csv", "--task", "multilabel", "--class-weights", "balanced"), "leave them out for multil"),
+        (
+            ("--train", "train.csv", "--positive-label", "c"),
+            "--positive-label c: the labels are bad and good; give one",
+        ),
+        (
+            ("--train", "train.csv", "--task", "multilabel", "--positive-label", "good"),
+            "and here are not two; leave it",
+        ),
         (("--train", "train.csv", "--kfold", "3", "--dev", "train.csv"), "--kfold: splits what --train names"),
         (("--kfold", "3"), "--kfold: splits what --train names by itself; name that"),
         (("--train", "one.csv", "--kfold", "3"), "this row and every other to train on has the label 'a'"),
@@ -602,6 +654,9 @@ def test_answers_that_cannot_be(go, encoder_directory, argv, said):
             "--group-column review: of --train that is split",
         ),
         (("--train", "train.csv", "--lr", "nan"), "--lr nan: not a finite number"),
+        (("--train", "groups.csv", "--group-column", "who"), "groups.csv:3: no group in column 'who'; give it one"),
+        (("--train", "train.csv", "--overfit-batch", "--seeds", "2"), "--seeds: does not go with --overfit-batch"),
+        (("--train", "train.csv", "--overfit-batch", "--class-weights", "balanced"), "--class-weights: does not go"),
     ],
 )
 def test_what_cannot_be_is_one_line(go, argv, said, tmp_path):
@@ -611,6 +666,7 @@ def test_what_cannot_be_is_one_line(go, argv, said, tmp_path):
     Path("other.csv").write_text("review,verdict\nfine,c\npoor,d\n")
     Path("pairs.csv").write_text("sentence1,sentence2,verdict\n" + "fine,poor,bad\nfine,fine,good\n" * 5)
     Path("numbers.csv").write_text("text,score\n" + "fine,1\npoor,2\n" * 5)
+    Path("groups.csv").write_text("text,label,who\nfine,a,x\npoor,b,\n" + "dull,b,y\n" * 9)
     before = sorted(path.name for path in tmp_path.iterdir())
     status, out, err = go("finetune", "--out", "out", *argv)
     assert (status, out) == (2, "")

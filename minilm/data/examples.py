@@ -194,10 +194,10 @@ def _roles(table: Table, kind: Kind, named: dict[str, str], labelled: bool) -> t
                 f"number from 1"
             )
     columns = {role: found[role] for role in ("text", "pair", "label")[: 2 + labelled] if role in found}
-    if columns.items() <= named.items():
-        return columns, []
     rest = [column for column in table.columns if column not in columns.values()]
-    return columns, [named_columns(columns) + (f"; not used: {listed(rest)}" if rest else "")]
+    notes = [] if columns.items() <= named.items() else [named_columns(columns)]
+    notes += [f"not used: {listed(rest)}"] if rest else []
+    return columns, ["; ".join(notes)] if notes else []
 
 
 def named_columns(columns: dict[str, str]) -> str:

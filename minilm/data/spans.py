@@ -174,7 +174,7 @@ def read_questions(
         if not question.strip() or not context.strip():
             left_out.append(f"{where}: no {'context' if question.strip() else 'question'}")
             continue
-        found = _answers(row, context, where)
+        found = _answers(row, context, where) if labelled else _Answers(None)
         if found.why and not found.answers:
             left_out.append(f"{where}: {found.why}")
             continue

@@ -35,7 +35,7 @@ def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
         what = "has no label" if only is None else f"has the label {shown(only)}"
         raise DataError(f"{train[0].where}: this row and every other to train on {what}; give rows of two or more")
     if train and isinstance(_said(train[0]), float) and (spread := pstdev(map(_said, train))) > WIDE:
-        return (f"the labels vary by {spread:.3g}; numbers that vary by about 1 are learned sooner: scale them",)
+        return (f"the labels vary by {spread:.3g}; regression learns numbers that vary by about 1 sooner: scale them",)
     in_train = {label for example in train for label in labels_of(example)}
     if train and isinstance(train[0], Tagged) and not in_train:
         raise DataError(f"{train[0].where}: this sentence and every other to train on has no tag but O; give tags")

@@ -21,18 +21,19 @@ SAID = {  # of each name
 }
 
 
-def of_labels(train: Sequence[Example], judged: Sequence[Example], labels: Sequence[str]) -> Scores:
-    """The commonest label; and counted words, with logistic regression."""
+def of_labels(train: Sequence[Example], judged: Sequence[Example], labels: Sequence[str], positive: int = 1) -> Scores:
+    """The commonest label; and counted words, with logistic regression. positive: as of `classification_scores`."""
     number = {label: i for i, label in enumerate(labels)}
     gold, target = (np.array([number.get(each.label, len(labels)) for each in split]) for split in (judged, train))
     majority = np.full(len(gold), np.bincount(target).argmax())
-    found = {"majority": classification_scores(gold, majority, len(labels))}
+    found = {"majority": classification_scores(gold, majority, len(labels), positive)}
     if (counted := _counted(train, judged)) is None:
         return found
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=10, max_iter=300).fit(counted[0], target)
-    return found | {"bag_of_words": classification_scores(gold, model.predict(counted[1]), len(labels))}
+    predicted = model.predict(counted[1])
+    return found | {"bag_of_words": classification_scores(gold, predicted, len(labels), positive)}
 
 
 def of_label_sets(train: Sequence[Example], judged: Sequence[Example], labels: Sequence[str]) -> Scores:

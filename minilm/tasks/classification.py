@@ -1,6 +1,7 @@
 """One label of several for a text or a pair of texts; and several labels at once."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -27,8 +28,8 @@ def of_texts(examples: Sequence[Example], tokenizer: BertTokenizer, length: int)
     return tokenized([each.text for each in examples], pairs, tokenizer, length)
 
 
-def logits_of(model: PreTrainedModel, batch: TaskBatch) -> Tensor:
-    """(N, C) of a model that says something of each text."""
+def logits_of(model: PreTrainedModel, batch: TaskBatch, precise: bool = False) -> Tensor:
+    """(N, C) of a model that says something of each text. precise: its head as its weights are, whatever autocast."""
     tokens, encoder, how = batch.tokens, model.base_model.encoder, model.built.pooling
     if how == "pooler" or (how is not None and model.config.meant_by(how) == "cls"):  # one state a text is read
         read = encoder(tokens, read=tokens.cls)
@@ -36,7 +37,8 @@ def logits_of(model: PreTrainedModel, batch: TaskBatch) -> Tensor:
         states = states.unflatten(0, tokens.input_ids.shape)
     else:
         states = encoder(tokens)
-    return model.outputs_of(states, tokens)["logits"]
+    with torch.autocast(states.device.type, enabled=False) if precise else nullcontext():
+        return model.outputs_of(states.to(model.dtype) if precise else states, tokens)["logits"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Classification(Task):
     labels: tuple[str, ...]  # in the order of the model's outputs
     weights: tuple[float, ...] | None = None  # of a label's examples in the loss; on average 1
     smoothing: float = 0.0  # of the target, towards all labels alike (Szegedy et al. 2016, sec. 7)
+    positive: str | None = None  # of two, whose f1, precision and recall are scored; None: the second
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Self:
@@ -80,7 +83,11 @@ class Classification(Task):
         return [self.labels[i] for i in predictions.outputs.argmax(axis=1)]
 
     def score(self, predictions: Predictions) -> dict[str, float]:
-        return classification_scores(self._gold(predictions), predictions.outputs.argmax(axis=1), len(self.labels))
+        said = predictions.outputs.argmax(axis=1)
+        return classification_scores(self._gold(predictions), said, len(self.labels), self._positive())
+
+    def _positive(self) -> int:
+        return 1 if self.positive is None else self.labels.index(self.positive)
 
     def _gold(self, predictions: Predictions) -> np.ndarray:
         """(n,): the number of each label; of one that no training example has, the number of labels."""
@@ -102,10 +109,12 @@ class Classification(Task):
         found: dict[str, Any] = {"labels": [row._asdict() for row in per_label(gold, predicted, names)]}
         if len(self.labels) <= SHOWN_LABELS:
             found["confusion"] = confusion(gold, predicted, len(names)).tolist()
+        if len(self.labels) == 2:
+            found["positive_label"] = self.labels[self._positive()]
         return found
 
     def baselines(self, train: Sequence[Example], judged: Sequence[Example]) -> Scores:
-        return of_labels(train, judged, self.labels)
+        return of_labels(train, judged, self.labels, self._positive())
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ def finetune(
     out: Path | str | None = None,
     class_weights: Literal["balanced"] | None = None,
     label_smoothing: float = 0.0,
+    positive_label: str | None = None,
+    new_head: bool = False,
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
@@ -57,8 +59,8 @@ def finetune(
         other = read_examples(table_of(dev, "dev"), task, text, pair, label, like=data)
         say_notes("dev", other)
     say_compared("dev", data, other)
-    made = make_task(task, data.examples, class_weights, label_smoothing)
-    network, made = model_for(made, directory, settings.seed)
+    made = make_task(task, data.examples, class_weights, label_smoothing, positive_label)
+    network, made = model_for(made, directory, settings.seed, new_head)
     tokenizer = BertTokenizer.from_pretrained(directory)
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(Path(scratch) / "run" if out is None else Path(out))
@@ -72,7 +74,7 @@ def finetune(
                 other.examples,
                 settings,
                 store,
-                {"columns": data.columns},
+                {"columns": data.columns, "model_name": str(model)},
                 device=device,
                 precision=precision,
                 threads=threads,

@@ -105,33 +105,43 @@ def _read_tagged(source: Table | Path, text: str | None, label: str | None, labe
 
 
 def make_task(
-    name: TaskName, examples: Sequence[Any], weights: Literal["balanced"] | None = None, smoothing: float = 0.0
+    name: TaskName,
+    examples: Sequence[Any],
+    weights: Literal["balanced"] | None = None,
+    smoothing: float = 0.0,
+    positive: str | None = None,
 ) -> Task:
     """The task that `examples` are of: its labels are theirs, sorted, O before other tags. Raises ConfigError for what
     it has no use for."""
     task = TASKS[name].of(examples)
-    if not isinstance(smoothing, Real) or not 0 <= smoothing < 1:
+    if not isinstance(smoothing, Real) or not 0 <= smoothing <= 0.9:
         raise ConfigError(f"--label-smoothing {smoothing}: give a value from 0 to 0.9")
     if weights not in (None, "balanced"):
         raise ConfigError(f"--class-weights {weights}: give balanced, or leave it out")
-    if not (weights or smoothing):
+    if not (weights or smoothing or positive is not None):
         return task
+    if positive is not None and (not isinstance(task, Classification) or len(task.labels) != 2):
+        raise ConfigError(f"--positive-label {positive}: one of two labels, and here are not two; leave it out")
     if not isinstance(task, Classification):
         raise ConfigError(f"--class-weights, --label-smoothing: of one label of several; leave them out for {name}")
+    if positive is not None and positive not in task.labels:
+        raise ConfigError(f"--positive-label {positive}: the labels are {' and '.join(task.labels)}; give one of these")
     counts = Counter(each.label for each in examples)
     balanced = tuple(len(examples) / len(counts) / counts[label] for label in task.labels)  # on average over examples 1
-    return replace(task, weights=balanced if weights else None, smoothing=smoothing)
+    return replace(task, weights=balanced if weights else None, smoothing=smoothing, positive=positive)
 
 
-def open_task(directory: Path) -> tuple[PreTrainedModel, Task]:
-    """A tuned model, and what it was tuned for. Raises CheckpointError for a model without a head of a task."""
+def open_task(directory: Path, use_safetensors: bool | None = None) -> tuple[PreTrainedModel, Task]:
+    """A tuned model, and what it was tuned for. use_safetensors: as of `from_pretrained`. Raises CheckpointError for a
+    model without a head of a task."""
     config = PreTrainedConfig.of_directory(directory)
     kinds = {built.architecture: kind for kind, built in config.family.classes.items() if kind in MODELS}
     kind = next((kinds[each] for each in config.architectures or [] if each in kinds), None)
     if kind is None or (kind == "model" and read_pooling(directory) is None):
         what = ", ".join(config.architectures or ["nothing"])
         raise CheckpointError(f"{directory}: is {what}, which predicts no labels; tune it with python finetune.py")
-    model, labels = MODELS[kind].from_pretrained(directory), tuple(config.id2label[i] for i in range(config.num_labels))
+    model = MODELS[kind].from_pretrained(directory, use_safetensors=use_safetensors)
+    labels = tuple(config.id2label[i] for i in range(config.num_labels))
     if kind == "token":
         return model, Tagging(labels)
     if kind == "span":
@@ -147,29 +157,38 @@ def open_task(directory: Path) -> tuple[PreTrainedModel, Task]:
     return model, (MultiLabel if config.problem_type == "multi_label_classification" else Classification)(labels)
 
 
-def model_for(task: Task, directory: Path, seed: int = 0) -> tuple[PreTrainedModel, Task]:
+def model_for(task: Task, directory: Path, seed: int = 0, new_head: bool = False) -> tuple[PreTrainedModel, Task]:
     """The model of a directory with a head for the task, drawn by `seed` if the directory has none; and the task with
-    its labels in the order of a head that is there. Raises ConfigError for one of other labels, CheckpointError."""
+    its labels in the order of a head that is there. new_head: drawn also if there is one. Raises ConfigError for a head
+    of other labels, CheckpointError."""
     config = PreTrainedConfig.of_directory(directory)
     made, wanted = MODELS[task.kind], task.config()
     built = config.family.classes.get(task.kind)  # a family without it is refused below
     is_head = built is not None and built.architecture in (config.architectures or [])
-    if is_head and "id2label" in wanted:
-        own = tuple(config.id2label[i] for i in range(config.num_labels))
-        if {*own} != {*wanted["id2label"].values()}:
-            here, there = some(own, SHOWN), some([*wanted["id2label"].values()], SHOWN)
+    if new_head and task.kind == "model":
+        raise ConfigError(f"--new-head: {task.name} has no head; leave it out")
+    if is_head and not new_head:
+        own, labels = tuple(config.id2label[i] for i in range(config.num_labels)), wanted.get("id2label", {}).values()
+        fits = {*own} == {*labels} if labels else len(own) == wanted.get("num_labels", len(own))
+        if not fits:
             raise ConfigError(
-                f"--model {directory}: predicts {here}, and the examples are labelled {there}; begin with a model that "
-                f"has no labels"
+                f"--model {directory}: predicts {some(own, SHOWN)}, and the examples are labelled "
+                f"{some([*labels], SHOWN) or 'with a number'}; begin with another model, or with --new-head"
             )
         weights = getattr(task, "weights", None)
         if weights is not None:
             task = replace(task, weights=tuple(weights[task.labels.index(label)] for label in own))
-        task = replace(task, labels=own)
+        if labels:
+            task = replace(task, labels=own)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config.update(task.config())
-        model = made.from_pretrained(directory, config=config, dtype=torch.float32)
+        model = made.from_pretrained(directory, config=config, dtype=torch.float32, ignore_mismatched_sizes=new_head)
+        if new_head:
+            model.untrained = tuple(name for name, part in model.named_children() if part is not model.base_model)
+            drawn = made(config)
+            for name in model.untrained:
+                getattr(model, name).load_state_dict(getattr(drawn, name).state_dict())
     return model, task.with_model(model)
 
 

@@ -55,7 +55,7 @@ class Regression(NumberTask):
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
         """(N,)."""
-        return logits_of(model, batch).squeeze(1)
+        return logits_of(model, batch, precise=True).squeeze(1)
 
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         found = widened(outputs)

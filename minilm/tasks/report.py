@@ -11,15 +11,15 @@ import numpy as np
 
 from minilm.data.examples import Data, Example, Tagged
 from minilm.data.splits import duplicates, labels_of
+from minilm.data.tables import shown
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import printable
 from minilm.files import finite, read_json, write_json, write_whole
 from minilm.tasks.baselines import SAID
-from minilm.tasks.classification import of_texts
 from minilm.tasks.predictions import SHOWN_LABELS
 from minilm.tasks.scores import spans
 from minilm.tasks.span import THRESHOLD
-from minilm.tasks.task import said
+from minilm.tasks.task import Task, said
 from minilm.tasks.tune import Tuned
 from minilm.train.log import plot_loss, say
 
@@ -41,27 +41,21 @@ def write_report(tuned: Tuned, out: Path, train: Data, dev: Data, test: Data | N
     result |= tuned.task.write(out / result["predictions"], None, predictions)
     if "confusion" in result:
         plot_confusion(np.array(result["confusion"]), [row["name"] for row in result["labels"]], out / "confusion.png")
-    if not plot_loss(out / "metrics.jsonl", out / "loss.png"):
+    if not plot_loss(out / "metrics.jsonl", out / "loss.png", kept=result.get("best_step")):
         say("no pictures, for matplotlib is missing: pip install 'minilm[eval]'")
     write_json(out / "results.json", finite(result))
     write_whole(out / "README.md", card(tuned, out, result))
     return result
 
 
-def columns_in_training(directory: Path) -> dict[str, str]:
-    """The columns by their roles that a model was trained on, where its directory says so."""
-    file = directory / "run.json"
-    settings = read_json(file).get("settings") if file.exists() else None
-    columns = settings.get("columns") if isinstance(settings, dict) else None
-    return {str(role): str(name) for role, name in columns.items()} if isinstance(columns, dict) else {}
-
-
-def length_in_training(directory: Path) -> int | None:
-    """Tokens that were read of an example, where a model's directory says so."""
+def read_in_training(directory: Path) -> tuple[dict[str, str], int | None]:
+    """(the columns by their roles, the tokens of an example) that a model was trained on, where its directory says
+    so."""
     file = directory / "run.json"
     result = read_json(file).get("result") if file.exists() else None
-    length = result.get("length") if isinstance(result, dict) else None
-    return length if isinstance(length, int) and length > 0 else None
+    columns, length = (result.get(name) if isinstance(result, dict) else None for name in ("columns", "length"))
+    named = {str(role): str(name) for role, name in columns.items()} if isinstance(columns, dict) else {}
+    return named, length if isinstance(length, int) and length > 0 else None
 
 
 def plot_confusion(counts: np.ndarray, labels: Sequence[str], image: Path) -> None:
@@ -88,24 +82,24 @@ def plot_confusion(counts: np.ndarray, labels: Sequence[str], image: Path) -> No
         figure.savefig(image)
 
 
-def check_lines(name: str, data: Data, tokenizer: BertTokenizer | None, length: int) -> list[str]:
+def check_lines(name: str, data: Data, task: Task, tokenizer: BertTokenizer | None, length: int) -> list[str]:
     """What is in a file: rows, labels, lengths against what is read, texts that stand there twice, unknown words."""
     lines = [f"{name:10} {len(data.examples):,} rows used, {len(data.left_out):,} left out"]
     labels = Counter(label for each in data.examples for label in _counted_labels(each))
     if labels:
-        shown = ", ".join(f"{printable(label)} {count:,}" for label, count in labels.most_common(SHOWN_LABELS))
-        lines.append(f"labels     {len(labels):,}: {shown}")
+        common = ", ".join(f"{printable(label)} {count:,}" for label, count in labels.most_common(SHOWN_LABELS))
+        lines.append(f"labels     {len(labels):,}: {common}")
     if (again := duplicates(data.examples)).count:
         one, other = again.first[0]
         lines.append(
             f"twice      {again.count:,} texts, {again.contradicted:,} of them with another label; {one} is {other}"
         )
     if tokenizer is not None and data.examples and isinstance(data.examples[0], Example):
-        features = of_texts(data.examples, tokenizer, 1 << 20)
+        features = task.features(data.examples, tokenizer, 1 << 20)
         low, median, high = np.quantile(features.lengths, [0, 0.5, 1])
         lines.append(
             f"tokens     {low:.0f} to {high:.0f} a row, median {median:.0f}; longer than {length}, and so to be cut: "
-            f"{(features.lengths > length).sum():,} rows"
+            f"{len(np.unique(features.example[features.lengths > length])):,} rows"
         )
         of_text = ~np.isin(features.ids, [tokenizer.cls_token_id, tokenizer.sep_token_id])
         unknown = (features.ids == (-1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id)).sum()
@@ -123,7 +117,9 @@ def summary(result: dict[str, Any]) -> list[str]:
     scores, baselines = result["scores"], result["baselines"]
     chose = ", which chose the model, too: of others expect less" if result["judged_on"] == "dev" else ""
     lines = [f"{result['judged_on']:10} {said(scores)}", f"of         {result['judged']:,} examples{chose}"]
-    lines += [f"baseline   {said(dict([*own.items()][:2]))}: {SAID[each]}" for each, own in baselines.items()]
+    if "positive_label" in result:
+        lines.append(f"f1         and precision, recall: of {shown(result['positive_label'])}")
+    lines += [baseline_line(*each) for each in baselines.items()]
     metric = next(iter(scores))
     if beaten := [SAID[each] for each, own in baselines.items() if own[metric] >= scores[metric]]:
         lines.append(f"warning    no better than {beaten[-1]}")
@@ -135,6 +131,11 @@ def summary(result: dict[str, Any]) -> list[str]:
         f"lr {result['lr']:g}, {result['tokens_per_s']:,.0f} tokens a second, {result['precision']}"
     )
     return lines
+
+
+def baseline_line(name: str, scores: dict[str, float]) -> str:
+    """What one of `Task.baselines` reaches."""
+    return f"baseline   {said(dict([*scores.items()][:2]))}: {SAID[name]}"
 
 
 def closing(result: dict[str, Any], out: Path) -> list[str]:
@@ -152,7 +153,19 @@ def card(tuned: Tuned, out: Path, result: dict[str, Any]) -> str:
     figures = "\n".join(f"    {line}" for line in summary(result))
     labels = tuned.task.config().get("id2label", {})
     predicts = f" It predicts {', '.join(map(str, labels.values()))}." if 0 < len(labels) <= SHOWN_LABELS else ""
-    kept = ("model_name", "seed", "steps", "epochs", "lr", "length", "examples", "dev_examples", "precision", THRESHOLD)
+    kept = (
+        "model_name",
+        "seed",
+        "steps",
+        "best_step",
+        "epochs",
+        "lr",
+        "length",
+        "examples",
+        "dev_examples",
+        "precision",
+        THRESHOLD,
+    )
     values = {key: result[key] for key in kept if key in result}
     rows = "\n".join(
         f"| {key} | {f'{value:.6g}' if isinstance(value, float) else value} |" for key, value in values.items()

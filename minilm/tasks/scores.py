@@ -39,9 +39,9 @@ class LabelScores(NamedTuple):
     support: int  # how many there are in gold
 
 
-def classification_scores(gold: np.ndarray, predicted: np.ndarray, labels: int) -> dict[str, float]:
-    """accuracy, macro_f1, mcc; of two labels also f1, precision and recall of label 1. (n,) int in [0, labels); in gold
-    `labels` itself is any other one, which is never predicted.
+def classification_scores(gold: np.ndarray, predicted: np.ndarray, labels: int, positive: int = 1) -> dict[str, float]:
+    """accuracy, macro_f1, mcc; of two labels also f1, precision and recall of the `positive` one. (n,) int in
+    [0, labels); in gold `labels` itself is any other one, which is never predicted.
 
     macro_f1 is the mean over labels that occur in gold or predicted, scikit-learn's default. mcc (Matthews 1975; of K
     labels: Gorodkin 2004) is 0.0 where a side is constant.
@@ -52,7 +52,8 @@ def classification_scores(gold: np.ndarray, predicted: np.ndarray, labels: int) 
     mcc = float(_library("sklearn.metrics").matthews_corrcoef(gold, predicted)) if len(met) > 1 else 0.0
     macro = float(np.mean([rows[label].f1 for label in met]))
     scores = {"accuracy": float(np.mean(gold == predicted)), "macro_f1": macro, "mcc": mcc}
-    return scores | ({name: getattr(rows[1], name) for name in ("f1", "precision", "recall")} if labels == 2 else {})
+    of_one = {name: getattr(rows[positive], name) for name in ("f1", "precision", "recall")} if labels == 2 else {}
+    return scores | of_one
 
 
 def per_label(gold: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> list[LabelScores]:

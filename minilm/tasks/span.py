@@ -44,6 +44,7 @@ class Span(Task):
 
     name: ClassVar[str] = "span"
     kind: ClassVar[str] = "span"
+    per_token: ClassVar[bool] = True
     endings: ClassVar[tuple[str, ...]] = (".json", ".jsonl")
     stride: int = 128  # tokens that a window shares with the one before; at most half of its part of the context
     max_answer: int = 30  # tokens

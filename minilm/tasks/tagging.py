@@ -31,6 +31,7 @@ class Tagging(Task):
 
     name: ClassVar[str] = "tagging"
     kind: ClassVar[str] = "token"
+    per_token: ClassVar[bool] = True
     endings: ClassVar[tuple[str, ...]] = (".conll", ".tsv", ".jsonl")
     labels: tuple[str, ...]  # in the order of the model's outputs
 

@@ -146,6 +146,7 @@ class Task(ABC):
 
     name: ClassVar[str]  # as a user says it
     kind: ClassVar[str]  # of the class of models, in checkpoint.families
+    per_token: ClassVar[bool] = False  # whether `outputs` says something of each token, and not of each feature
     endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".jsonl")  # of files of predictions; the first is the usual
 
     @classmethod
@@ -299,10 +300,9 @@ def outputs_of(
                 own, targets = task.loss_of(outputs, moved)
                 nats, count = nats + float(own), count + float(targets)
         outputs = outputs.float().cpu().numpy()
-        of_tokens = len(outputs) == batch.size  # more than the features, each of which has two at least
         if found is None:
-            found = np.zeros((len(features.ids) if of_tokens else len(features), *outputs.shape[1:]), np.float32)
-        found[features.places(rows) if of_tokens else rows] = outputs
+            found = np.zeros((len(features.ids) if task.per_token else len(features), *outputs.shape[1:]), np.float32)
+        found[features.places(rows) if task.per_token else rows] = outputs
     return found, nats / count if wants_loss and count else float("nan")
 
 

@@ -36,7 +36,8 @@ RATES = ((10e6, 2e-4), (60e6, 5e-5), (200e6, 3e-5), (math.inf, 2e-5))  # paramet
 ADAPTER = "adapter.safetensors"
 FASTER_LORA = 10  # than where the whole encoder learns
 LONGEST = 512  # tokens of an example, unless more are asked for
-
+EPOCHS, FEWEST_STEPS = 3, 200  # unless asked for: so many epochs, and at least so many steps (Mosbach et al. 2021)
+EVALUATIONS = 20  # at most, unless asked for
 
 RANGES = {  # of a Tuning's fields, both ends included
     "epochs": (1e-3, 1e4),
@@ -62,7 +63,7 @@ RANGES = {  # of a Tuning's fields, both ends included
 class Tuning:
     """How a task is trained. Raises ConfigError for what is outside RANGES."""
 
-    epochs: float = 3.0
+    epochs: float | None = None  # None: 3, and of few examples as many as make 200 steps
     steps: int | None = None  # instead of epochs
     batch_size: int = 32  # examples of a step
     lr: float | None = None  # peak; None: by the model's size
@@ -70,8 +71,8 @@ class Tuning:
     warmup_frac: float = 0.1  # of the steps; then linearly to 0
     max_norm: float = 1.0
     length: int | None = None  # tokens read of an example; None: as many as the model reads, and at most LONGEST
-    evaluate_every: int | None = None  # steps; None: each epoch
-    patience: int = 3  # evaluations without a better one that end the run; the best model is kept
+    evaluate_every: int | None = None  # steps; None: an epoch, or a twentieth of the run where that is longer
+    patience: int = 3  # evaluations, none better and none of a lower loss, that end the run; the best model is kept
     frozen_layers: int = 0  # the embedding and so many layers, from the first on, stay as they are; 0: nothing does
     layer_decay: float = 1.0  # of the learning rate, from a layer to the one below (Clark et al. 2020, app. B)
     lora_rank: int = 0  # of small matrices that learn in place of the encoder (Hu et al. 2021); 0: the encoder learns
@@ -105,7 +106,9 @@ class ExampleBatches:
         begins = features.units[:-1]
         self.size_of = np.add.reduceat(features.lengths, begins)  # tokens of each unit
         self._orders: dict[int, np.ndarray] = {}  # of the last epoch
-        self.steps = tuning.steps or max(1, math.ceil(tuning.epochs * len(begins) / tuning.batch_size))
+        of_epoch = len(begins) / tuning.batch_size
+        usual = max(FEWEST_STEPS, math.ceil(EPOCHS * of_epoch))
+        self.steps = tuning.steps or (max(1, math.ceil(tuning.epochs * of_epoch)) if tuning.epochs else usual)
 
     def epochs(self) -> float:
         return self.steps * self.tuning.batch_size / len(self.size_of)
@@ -156,7 +159,10 @@ class Tuned:
             raise DataError("predict takes a list of texts; give one, [text]")
         if pairs is not None and len(pairs) != len(texts):
             raise DataError(f"{len(texts):,} texts and {len(pairs):,} pairs; give each text its own")
-        if not (examples := self.task.asked(texts, pairs)):
+        examples = self.task.asked(texts, pairs)
+        if pairs is None and "pair" in self.result.get("columns", {}):
+            raise DataError("training read two texts a row: give `pairs`, one for each text")
+        if not examples:
             return []
         return self.task.decode(self.predictions(examples))
 
@@ -175,7 +181,7 @@ def tune(
     dev: Sequence[Any],
     tuning: Tuning,
     store: Store,
-    settings: dict[str, Any] | None = None,
+    about: dict[str, Any] | None = None,
     *,
     device: str = "auto",
     precision: str = "auto",
@@ -184,16 +190,16 @@ def tune(
 ) -> Tuned:
     """Train `model` in place, from its newest checkpoint in `store`, if there is one. The caller holds the store.
 
-    settings: what else decides the weights. Raises ConfigError, CheckpointError, and DataError where there is nothing
-    to learn.
+    about: what else the result tells, as the columns. Raises ConfigError, CheckpointError, and DataError where there is
+    nothing to learn.
     """
     check_installed()  # before the work, and not after its first epoch
     length = length_of(tuning, model, tokenizer)
     features, dev_features = (task.features(each, tokenizer, length) for each in (examples, dev))
     if not len(features) or not len(dev_features):
         raise DataError("no example to learn from" if not len(features) else "no example to evaluate on")
-    asked = (settings or {}) | {"task": repr(task), "model": weights_fingerprint(model), **asdict(tuning)}
-    data = _fingerprint(features, dev_features)
+    asked = {"task": repr(task), "model": weights_fingerprint(model), **asdict(tuning)}
+    data = _fingerprint((examples, features), (dev, dev_features))
     choices = {
         name: each for name, each in (("precision", precision), ("threads", threads)) if each not in ("auto", None)
     }
@@ -214,11 +220,15 @@ def tune(
         saved = type(model).from_pretrained(store.out, dtype=torch.float32)
         model.load_state_dict(saved.state_dict())
         model.to(runtime.device).eval()
-        return Tuned(model, tokenizer, task.as_saved(saved), runtime, length, run.result)
+        fitted = task.as_saved(saved)
+        model.config.update(fitted.config())
+        return Tuned(model, tokenizer, fitted, runtime, length, run.result)
 
     optimizers = _prepared(model, tuning, runtime)
     forward = Applied(model)
-    say(_described(model, features, runtime, backend, store))
+    say(_described(model, features, len(examples), tuning, runtime, backend, store))
+    if features.cut:
+        say(f"cut or read in parts, for they are longer than {length} tokens: {features.cut:,} examples")
 
     best: list[tuple[Task, TaskScore]] = []  # the one that is kept, if this process evaluated it
 
@@ -239,7 +249,7 @@ def tune(
             save_tensors({name: own.cpu() for name, own in adapters.items()}, directory / ADAPTER)
 
     def read_state(directory: Path) -> dict[str, Tensor]:
-        plain = _read_state(model, directory)
+        plain = type(model).from_pretrained(directory, dtype=torch.float32).state_dict()
         kept = {name: own for name, own in model.state_dict().items() if name not in plain}  # the frozen matrices
         return plain | kept | (load_tensors(directory / ADAPTER) if tuning.lora_rank else {})
 
@@ -255,6 +265,7 @@ def tune(
         write_model=write_model,
         read_state=read_state,
         patience=tuning.patience,
+        named=lambda units: [examples[features.example[features.units[unit]]].where for unit in units],
     )
     plan = _plan(tuning, batches)
     begun, run = run is not None, run or begin(job, plan.steps, backend)
@@ -264,9 +275,10 @@ def tune(
         evaluate()
     fitted, score = best[0]
     model.config.update(fitted.config())
-    result = {
+    result = (about or {}) | {
         "dev": {"loss": score.loss, **score.metrics},
         "steps": log.done,  # fewer than planned, where nothing got better
+        "best_step": log.best,  # whose model this is
         "epochs": batches.epochs() * log.done / plan.steps,
         "examples": len(examples),
         "dev_examples": len(dev),
@@ -279,8 +291,6 @@ def tune(
         "precision": runtime.precision,
         "peak_mb": peak_memory_mb(runtime.device),
     }
-    if "model_name" in asked:
-        result["model_name"] = asked["model_name"]
     finish(job, run, model.state_dict(), "", result, log.best)
     merge(model)
     as_before(model)
@@ -329,7 +339,8 @@ def _prepared(model: PreTrainedModel, tuning: Tuning, runtime: Runtime) -> Optim
 
 def _plan(tuning: Tuning, batches: ExampleBatches) -> Plan:
     steps, warmup = batches.steps, math.ceil(tuning.warmup_frac * batches.steps)
-    each = tuning.evaluate_every or min(steps, math.ceil(len(batches.size_of) / tuning.batch_size))
+    usual = max(math.ceil(len(batches.size_of) / tuning.batch_size), math.ceil(steps / EVALUATIONS))
+    each = tuning.evaluate_every or min(steps, usual)
     return Plan(
         steps=steps,
         schedule=lambda step: lr_fraction("linear", step, steps, warmup),
@@ -340,23 +351,31 @@ def _plan(tuning: Tuning, batches: ExampleBatches) -> Plan:
     )
 
 
-def _read_state(model: PreTrainedModel, directory: Path) -> dict[str, Tensor]:
-    return type(model).from_pretrained(directory, dtype=torch.float32).state_dict()
-
-
-def _described(model: PreTrainedModel, features: Features, runtime: Runtime, backend: str, store: Store) -> str:
-    parameters = sum(each.numel() for each in model.parameters())
-    tokens = int(features.lengths.sum())
+def _described(
+    model: PreTrainedModel,
+    features: Features,
+    examples: int,
+    tuning: Tuning,
+    runtime: Runtime,
+    backend: str,
+    store: Store,
+) -> str:
+    total = sum(own.numel() for own in model.parameters())
+    learn = sum(own.numel() for own in model.parameters() if own.requires_grad)
+    share = "" if learn == total else f", of which {learn / 1e6:.2g} M learn,"
     return (
-        f"{parameters / 1e6:.1f} M parameters on {runtime.describe()}, {backend} attention; {tokens:,} tokens in "
-        f"{len(features):,} examples; into {store.out}"
+        f"{total / 1e6:.1f} M parameters{share} on {runtime.describe()}, {backend} attention; "
+        f"{int(features.lengths.sum()):,} tokens in {examples:,} examples; lr {tuning.rate(model):g}; "
+        f"into {store.out}"
     )
 
 
-def _fingerprint(*splits: Features) -> str:
+def _fingerprint(*splits: tuple[Sequence[Any], Features]) -> str:
     """Of all that is learned from and evaluated on: 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    for features in splits:
+    for examples, features in splits:
+        for each in examples:
+            digest.update(repr(each._replace(where="")).encode("utf-8", "surrogatepass"))
         for array in (features.ids, features.types, features.offsets, features.target):
             digest.update(f"{array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array))

@@ -5,10 +5,10 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -58,7 +58,8 @@ class Job:
     read_state: Callable[[Path], dict[str, Tensor]]  # which is this, of such a directory
     unigram: float | None = None  # the loss that word frequencies alone reach
     evaluate_first: bool = False  # before the first step, too
-    patience: int | None = None  # evaluations without a better one that end the run, whose best model is then kept
+    named: Callable[[np.ndarray], Iterable[str]] = lambda rows: map(str, rows)  # rows of `order`, for a message
+    patience: int | None = None  # evaluations, none better and none of a lower loss, that end the run; best model kept
 
     @property
     def model(self) -> nn.Module:
@@ -67,6 +68,14 @@ class Job:
     def fingerprint(self) -> str:
         """In every checkpoint: one of another job is refused, for it would end in other weights."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+
+
+class Evaluation(NamedTuple):
+    """What a model was worth after a step."""
+
+    step: int
+    value: float  # more is better
+    gain: float  # minus the loss
 
 
 def runtime_of(run: Run | None, device: str, precision: str, threads: int | None) -> Runtime:
@@ -107,7 +116,8 @@ def finish(
 
     def write(directory: Path) -> None:
         job.write_model(directory, weights)
-        (directory / "README.md").write_text(card, encoding="utf-8")
+        if card:
+            (directory / "README.md").write_text(card, encoding="utf-8")
 
     job.store.finish(write)
     job.store.write_run(replace(run, result=result))
@@ -128,7 +138,7 @@ def train(job: Job, plan: Plan) -> Log:
         with log.paused():
             score = job.evaluate()
             log.evaluation(step, score)
-            history.append((step, score.value if math.isfinite(score.value) else -sys.float_info.max))
+            history.append(Evaluation(step, _finite(score.value), _finite(-score.loss)))
         return _is_enough(history, job.patience)
 
     def save(step: int) -> None:
@@ -167,7 +177,7 @@ def train(job: Job, plan: Plan) -> Log:
             )
         except TrainingError as error:
             _, rows = job.loader.order(error.step)
-            named = ", ".join(map(str, rows[:NAMED_ROWS])) + (" ..." if len(rows) > NAMED_ROWS else "")
+            named = ", ".join(job.named(rows[:NAMED_ROWS])) + (" ..." if len(rows) > NAMED_ROWS else "")
             raise TrainingError(error.step, f"{error} (rows {named})") from error
         finally:
             log.close()
@@ -176,24 +186,31 @@ def train(job: Job, plan: Plan) -> Log:
         sys.exit(128 + (signals.received or signal.SIGTERM))  # where another process got it
     if job.patience and history:
         log.best = _best(history)
-        if log.best != history[-1][0]:
+        if history[-1].step < plan.steps:
+            say(f"stopped early: {job.patience} evaluations were no better, nor was their loss lower")
+        if log.best != history[-1].step:
             say(f"the model of step {log.best:,} was the best: it is kept")
             ranks.agreed(lambda: _load(job, job.store.checkpoint(log.best)))
     job.model.eval()
     return log
 
 
-def _best(history: list[tuple[int, float]]) -> int:
+def _best(history: list[Evaluation]) -> int:
     """The step whose model was worth most; the last of several, for it has learned more."""
-    return max(history, key=lambda each: (each[1], each[0]))[0]
+    return max(history, key=lambda each: (each.value, each.step)).step
 
 
-def _is_enough(history: list[tuple[int, float]], patience: int | None) -> bool:
-    """Whether the last `patience` evaluations were all no better than one before."""
+def _is_enough(history: list[Evaluation], patience: int | None) -> bool:
+    """Whether the last `patience` evaluations were all no better than one before, nor of a lower loss: while that
+    falls, a score that stands still may yet rise."""
     if patience is None or not history:
         return False
-    values = [value for _, value in history]
-    return len(values) - 1 - values.index(max(values)) >= patience
+    kinds = ([each.value for each in history], [each.gain for each in history])
+    return min(len(numbers) - 1 - numbers.index(max(numbers)) for numbers in kinds) >= patience
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else -sys.float_info.max
 
 
 def _load(job: Job, checkpoint: Path) -> None:
@@ -202,7 +219,7 @@ def _load(job: Job, checkpoint: Path) -> None:
     job.model.load_state_dict({name: split(weights[name].to(like.device), like) for name, like in own.items()})
 
 
-def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log, list[tuple[int, float]]]:
+def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log, list[Evaluation]]:
     """The step to go on from, with everything as it was then, the log of the run so far, and what each evaluation was
     worth."""
     start, spent, history = 0, Spent(), []
@@ -214,7 +231,7 @@ def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log, l
         load_optimizer_state(job.model, job.optimizers, tensors)
         try:
             start, spent = int(state["step"]), Spent(**state["spent"])
-            history = [(int(step), float(value)) for step, value in state.get("history", [])]
+            history = [Evaluation(int(step), *map(float, rest)) for step, *rest in state.get("history", [])]
             job.runtime.scaler.load_state_dict(state["scaler"])
         except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"{checkpoint}: its training state is damaged ({error}); move it away") from error

@@ -155,9 +155,12 @@ def _is_metrics(line: object) -> bool:
     return all(isinstance(value, int | float | None) for value in line.values())
 
 
-def plot_loss(metrics: Path, image: Path, unigram: float | None = None, training: str = "training") -> bool:
+def plot_loss(
+    metrics: Path, image: Path, unigram: float | None = None, training: str = "training", kept: int | None = None
+) -> bool:
     """Training and held-out loss over steps, above the line that a language model must pass to know more than word
-    frequencies. training: what the first one is called. False where matplotlib is not installed."""
+    frequencies. training: what the first one is called. kept: the step whose model is kept, where that is not the last.
+    False where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -174,6 +177,8 @@ def plot_loss(metrics: Path, image: Path, unigram: float | None = None, training
         axes.plot(*zip(*held, strict=True), color="#c33", marker="o", markersize=4, label="held out")
     if unigram is not None:
         axes.axhline(unigram, color="#555", linestyle="--", linewidth=1, label=f"unigram {unigram:.2f}")
+    if kept is not None:
+        axes.axvline(kept, color="#555", linestyle=":", linewidth=1, label=f"kept: step {kept:,}")
     axes.set(xlabel="step", ylabel="loss (nats per target)" if unigram is not None else "loss")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

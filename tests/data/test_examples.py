@@ -350,7 +350,7 @@ def test_columns_by_word_of_the_caller(file):
     table = read_table(file("a.tsv", "x\t0001\t5.0\ta b\tc d\ny\t0002\t2.5\te f\tg h\n"))
     data = read_texts(table, "regression", text=4, pair="5", label=3)
     assert [each[:3] for each in data.examples] == [("a b", "c d", 5.0), ("e f", "g h", 2.5)]
-    assert data.notes == table.notes  # nothing was decided by looking
+    assert data.notes == (*table.notes, "not used: '1', '2'")  # nothing was decided by looking
     with_names = read_table(file("b.csv", "text,text_pair,label,y\na,b,1,x\nb,c,0,z\n"))
     assert [each[:3] for each in read_texts(with_names, "classification", text="text_pair", label="y").examples] == [
         *(("b", None, "x"), ("c", None, "z"))
@@ -431,25 +431,44 @@ def test_questions(file):
         {"id": "7", "question": " ", "answers": []},
     ]
     path = file("a.json", json.dumps({"version": "2", "data": [{"paragraphs": [{"context": context, "qas": qas}]}]}))
-    data = read_questions(path, labelled=False)
+    data = read_questions(path)
     place = f"{path}: data[0].paragraphs[0].qas"
     assert data.examples == [
         Question("1", "q", context, ((3, "cat"), (0, "ab")), f"{place}[0]"),
         Question("2", "q", context, ((3, "cat"),), f"{place}[1]"),
         Question("3", "q", context, ((10, "dog"),), f"{place}[2]"),
         Question("4", "q", context, (), f"{place}[3]"),
-        Question("5", "q", context, None, f"{place}[4]"),
         Question("1#2", "q", context, ((7, "ab"),), f"{place}[6]"),
     ]
-    assert data.left_out == (f"{place}[5]: it is_impossible, and has answers", f"{place}[7]: no question")
+    assert data.left_out == (
+        f"{place}[4]: no answers",
+        f"{place}[5]: it is_impossible, and has answers",
+        f"{place}[7]: no question",
+    )
     assert data.notes == (
         f"questions with an answer that stands elsewhere in the context, and is moved there: 2, the first {place}[1]",
         f"questions with an answer that is not in the context, beside others: 1, the first {place}[2]",
         f"questions whose id stands there before, which get #2, #3: 1, the first {place}[6]",
     )
+    unlabelled = read_questions(path, labelled=False)  # whatever stands there for answers
+    ids = ["1", "2", "3", "4", "5", "6", "1#2"]
+    assert unlabelled.examples == [Question(id, "q", context, None, f"{place}[{i}]") for i, id in enumerate(ids)]
+    assert unlabelled.left_out == (f"{place}[7]: no question",)
+    qas[0]["answers"], qas[1]["answers"] = "cat", [{}]
+    path.write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": qas}]}]}))
+    assert read_questions(path, labelled=False) == unlabelled
+    qas[0]["answers"], qas[1]["answers"] = [], []
     qas[1] |= {"id": "1#2", "question": "other"}  # a name of its own is not taken away
     path.write_text(json.dumps({"version": "2", "data": [{"paragraphs": [{"context": context, "qas": qas}]}]}))
-    assert [each.id for each in read_questions(path, labelled=False).examples] == ["1", "1#2", "3", "4", "5", "1#3"]
+    assert [each.id for each in read_questions(path, labelled=False).examples] == [
+        "1",
+        "1#2",
+        "3",
+        "4",
+        "5",
+        "6",
+        "1#3",
+    ]
     qas[1] |= {"id": "1", "question": "other"}
     path.write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": qas}]}]}))
     with pytest.raises(DataError, match=r"qas\[1\]: id '1' stands there twice, of two questions"):

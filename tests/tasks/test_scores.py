@@ -55,6 +55,8 @@ def test_two_labels_by_hand():
     assert list(scores) == list(expected)
     assert scores == pytest.approx(expected, rel=1e-12)
     assert all(type(value) is float for value in scores.values())
+    other = classification_scores(GOLD, PREDICTED, 2, positive=0)
+    assert other == pytest.approx(expected | dict.fromkeys(("f1", "precision", "recall"), 1 / 2), rel=1e-12)
 
 
 def test_f1_is_of_label_1_and_precision_is_not_recall():

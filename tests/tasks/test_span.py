@@ -327,11 +327,15 @@ def test_it_learns_and_transformers_says_the_same(go, tmp_path):
     assert [*tuned.result["dev"]][1:] == ["f1", "exact", "f1_answerable", "exact_answerable", "f1_no_answer"]
     answers, margins = tuned.task.answers(tuned.predictions(examples))
     assert span_scores(answers, gold_answers(examples))["f1"] == tuned.result["dev"]["f1"]
+    other = [each._replace(answers=(*each.answers, (0, "the"))) for each in examples]
+    with pytest.raises(ConfigError, match="began with other examples"):
+        go(examples, other)
     _, task = open_task(tmp_path / "run")
     assert task == tuned.task
     assert json.loads((tmp_path / "run" / "config.json").read_text())[THRESHOLD] == tuned.task.threshold
     again = go(examples, examples)  # finished: nothing is trained
     assert (again.task, again.result) == (tuned.task, tuned.result)
+    assert getattr(again.model.config, THRESHOLD) == tuned.task.threshold != 0
     theirs = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "run")
     reader = transformers.AutoTokenizer.from_pretrained(tmp_path / "run")
     assert getattr(theirs.config, THRESHOLD) == tuned.task.threshold

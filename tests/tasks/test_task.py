@@ -8,9 +8,11 @@ from torch.nn.utils.rnn import pad_sequence
 from minilm.data.examples import Example
 from minilm.dropin.models import BertForSequenceClassification
 from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import ConfigError
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.named import model_for
 from minilm.tasks.regression import Regression
+from minilm.tasks.similarity import Similarity
 from minilm.tasks.task import Features, batch_of, outputs_of
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime
@@ -163,6 +165,37 @@ def test_labels_are_matched_by_name(directory, tmp_path):
     assert (task.labels, task.weights) == (("c", "a", "b"), (3.0, 1.0, 2.0))
     with pytest.raises(ValueError, match="predicts c, a, b, and the examples are labelled a, d"):
         model_for(Classification(("a", "d")), tmp_path / "turned")
+    with pytest.raises(ValueError, match="predicts c, a, b, and the examples are labelled with a number"):
+        model_for(Regression(), tmp_path / "turned")
+
+
+@pytest.mark.parametrize("task", [Classification(("a", "d")), Classification(("a", "b", "c")), Regression(2.5)])
+def test_a_new_head_in_place_of_one_that_is_there(directory, tmp_path, task):
+    turned = BertForSequenceClassification.from_pretrained(directory, id2label={0: "c", 1: "a", 2: "b"})
+    turned.save_pretrained(tmp_path / "turned")
+    model, told = model_for(task, tmp_path / "turned", seed=3, new_head=True)
+    again, _ = model_for(task, tmp_path / "turned", seed=3, new_head=True)
+    assert told == task
+    assert len(model.classifier.bias) == max(1, len(getattr(task, "labels", ())))
+    assert torch.equal(model.classifier.weight, again.classifier.weight)
+    assert not torch.equal(model.classifier.weight, turned.classifier.weight)
+    assert (model.classifier.bias == getattr(task, "mean", 0.0)).all()
+    before = turned.bert.state_dict()
+    assert all(torch.equal(own, before[name]) for name, own in model.bert.state_dict().items())
+    assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"bert", "classifier"}
+    with pytest.raises(ConfigError, match="--new-head: similarity has no head"):
+        model_for(Similarity(0.0, 5.0), directory, new_head=True)
+
+
+def test_numbers_are_not_rounded_to_bf16(directory, reviews):
+    """Whose neighbours of 2,000 are 8 away."""
+    examples = [each._replace(label=1999.0 + i % 3) for i, each in enumerate(reviews(12))]
+    model, task = model_for(Regression.of(examples), directory)
+    features = task.features(examples, BertTokenizer.from_pretrained(directory), 24)
+    runtimes = [Runtime(torch.device("cpu"), precision, "test", 1) for precision in ("fp32", "bf16")]
+    exact, found = (outputs_of(task, Applied(model), features, runtime)[0] for runtime in runtimes)
+    assert abs(exact - 2000).max() < 1
+    assert abs(found - exact).max() < 0.05
 
 
 def test_a_new_head_is_drawn_by_the_seed_alone(directory):

@@ -13,11 +13,14 @@ import minilm
 from minilm.checkpoint.store import Store
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
+from minilm.tasks import tune as tune_module
 from minilm.tasks.classification import Classification
 from minilm.tasks.named import make_task, model_for, open_task
+from minilm.tasks.task import outputs_of
 from minilm.tasks.tune import ExampleBatches, Tuning, tune
 from minilm.train.cheap import cheapen
 from minilm.train.log import read_metrics
+from minilm.train.loop import TrainingError
 
 QUICK = Tuning(epochs=6, batch_size=8, lr=3e-3, length=24, patience=100)
 
@@ -44,6 +47,7 @@ def go(directory, reviews, tmp_path):
                 **more,
             )
 
+    run.directory = directory
     return run
 
 
@@ -246,9 +250,11 @@ def test_class_weights_count_rare_labels_more(go, reviews):
 def test_patience_ends_it_and_the_best_is_kept(go, tmp_path, monkeypatch):
     scores = iter([0.5, 0.9, 0.6, 0.7, 0.8, 0.8])
     monkeypatch.setattr(Classification, "score", lambda self, *args: {"accuracy": next(scores)})
+    monkeypatch.setattr(tune_module, "outputs_of", lambda *args: (outputs_of(*args)[0], 1.0))  # a loss that stays
     tuned = go(tuning=replace(QUICK, patience=2))
     evaluated = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "held_out_loss" in line]
     assert evaluated == [6, 12, 18, 24]
+    assert tuned.result["best_step"] == 12
     monkeypatch.undo()
     again = iter([0.5, 0.9])
     monkeypatch.setattr(Classification, "score", lambda self, *args: {"accuracy": next(again, 0.1)})
@@ -256,6 +262,41 @@ def test_patience_ends_it_and_the_best_is_kept(go, tmp_path, monkeypatch):
     twelve = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (twelve["steps"], twelve["result"]["steps"], twelve["result"]["epochs"]) == (36, 24, 4)
     assert same(weights(tuned), weights(second))
+
+
+def test_few_examples_have_steps_enough(directory, reviews):
+    """Three epochs of many, 200 steps of few; what is asked for is done."""
+    examples = reviews(50)
+    features = make_task("classification", examples).features(examples, BertTokenizer.from_pretrained(directory), 24)
+    for batch_size, steps in ((8, 200), (2, 200), (1, 200), (32, 200)):
+        assert ExampleBatches(features, Tuning(batch_size=batch_size)).steps == steps
+    many = examples * 3
+    features = make_task("classification", many).features(many, BertTokenizer.from_pretrained(directory), 24)
+    assert ExampleBatches(features, Tuning(batch_size=2)).steps == 225
+    assert ExampleBatches(features, Tuning(batch_size=2, epochs=1)).steps == 75
+    assert ExampleBatches(features, Tuning(batch_size=2, steps=5)).steps == 5
+
+
+def test_a_long_run_on_few_examples_is_evaluated_twenty_times(go, tmp_path):
+    go(tuning=replace(QUICK, epochs=None, steps=160))
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines if "held_out_loss" in line] == [*range(8, 161, 8)]
+
+
+def test_a_bad_step_names_its_examples_and_a_short_length_what_it_cuts(go, reviews, monkeypatch, capsys):
+    examples = reviews(48)
+    longer = sum(len(each.text.split()) > 3 for each in examples)
+    go("cut", replace(QUICK, steps=1, epochs=None, length=5))
+    assert f"longer than 5 tokens: {longer} examples" in capsys.readouterr().err
+    monkeypatch.setattr(Classification, "loss_of", lambda self, outputs, batch: (outputs.sum() * np.nan, outputs.sum()))
+    with pytest.raises(TrainingError) as error:
+        go("nan", replace(QUICK, batch_size=3))
+    rows = re.search(r"\(rows (.*)\)", str(error.value))[1].split(", ")
+    _, units = ExampleBatches(
+        make_task("classification", examples).features(examples, BertTokenizer.from_pretrained(go.directory), 24),
+        replace(QUICK, batch_size=3),
+    ).order(error.value.step)
+    assert rows == [examples[unit].where for unit in units]
 
 
 @pytest.mark.parametrize(
@@ -290,10 +331,16 @@ def test_as_a_function_of_rows(directory, reviews, tmp_path):
     assert tuned.predict([]) == []
     kept = minilm.finetune(directory, rows, rows[:10], out=tmp_path / "kept", steps=2, device="cpu", precision="fp32")
     assert kept.result["dev_examples"] == 10
+    assert not (tmp_path / "kept" / "README.md").exists()
     assert minilm.BertForSequenceClassification.from_pretrained(tmp_path / "kept").config.id2label == {
         0: "bad",
         1: "good",
     }
+    pairs = [row | {"pair": "a plot"} for row in rows]
+    of_pairs = minilm.finetune(directory, pairs, dev=pairs[:10], pair="pair", text="text", steps=1, device="cpu")
+    assert len(of_pairs.predict(["the film"], ["a plot"])) == 1
+    with pytest.raises(DataError, match="training read two texts a row: give `pairs`"):
+        of_pairs.predict(["the film"])
     with pytest.raises(TypeError, match="epoch"):
         minilm.finetune(directory, rows, epoch=3)
     with pytest.raises(DataError, match="no column 'words'"):

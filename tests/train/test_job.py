@@ -10,6 +10,7 @@ from minilm.batch import Batch
 from minilm.checkpoint.store import Store, checkpoints
 from minilm.data.loader import Stretch
 from minilm.errors import CheckpointError
+from minilm.tasks.task import TaskScore
 from minilm.train import job as job_module
 from minilm.train.job import VERSIONS, begin, runtime_of, train
 from minilm.train.log import read_metrics
@@ -121,7 +122,9 @@ def test_the_best_model_is_kept_and_ends_the_run(make_job, bits, what, monkeypat
     assert len(kept["whole"]) == end // 2
     expected = kept["whole"][best // 2 - 1]
     assert all(torch.equal(own, expected[name]) for name, own in whole.model.state_dict().items())
-    assert (f"the model of step {best} was the best" in capsys.readouterr().err) == (best != end)
+    said = capsys.readouterr().err
+    assert (f"the model of step {best} was the best" in said) == (best != end)
+    assert ("stopped early: " in said) == (end < 8)
     steps = [path.name for _, path in checkpoints(whole.store.out)]
     assert f"step-{best:06d}" in steps
     assert len(steps) <= 3
@@ -142,6 +145,13 @@ def test_the_best_model_is_kept_and_ends_the_run(make_job, bits, what, monkeypat
         train(made, twice)
         bits.same(bits.of(whole.model), bits.of(made.model))
         shutil.rmtree(made.store.out)
+
+
+@pytest.mark.parametrize(("losses", "end"), [([4.0, 3.0, 2.0, 2.5], 8), ([4.0, 4.0, 4.5, 3.0], 6)])
+def test_a_score_that_stands_still_ends_no_run_whose_loss_falls(make_job, losses, end):
+    asked = iter(losses)
+    job = replace(make_job(), evaluate=lambda: TaskScore(next(asked), {"accuracy": 0.5}), patience=2)
+    assert train(job, plan(8, log_every=2, evaluate_every=2, save_every=2)).done == end
 
 
 def test_energy_of_one_process_among_several_is_not_that_of_the_run(make_job, monkeypatch):
