@@ -9,6 +9,7 @@ Tokens are real ones, padding not counted. Each run is a line of --results, and 
 `load` is how many processes ran on average.
 """
 
+import hashlib
 import json
 import os
 import statistics
@@ -113,7 +114,10 @@ def settings(args: Args) -> dict[str, Any]:
     """What both sides share, as a line of the results has it."""
     labelled = labelled_set(args)
     shared = {name: getattr(labelled, name) for name in CHOSEN}
-    return {"set": args.set} | shared | {"steps_asked": args.steps, "precision": args.precision}
+    with (Path(args.model) / "model.safetensors").open("rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    shared |= {"steps_asked": args.steps, "precision": args.precision}
+    return {"set": args.set, "weights": weights} | shared
 
 
 def machine() -> dict[str, str]:
@@ -173,10 +177,10 @@ def one(args: Args) -> dict[str, Any]:
         seed=args.seed,
     )
     with tempfile.TemporaryDirectory() as directory:
-        store = Store(Path(directory) / "run")
+        store, how = Store(Path(directory) / "run"), {"device": "cpu", "precision": args.precision}
         with store.hold():
             began = time.perf_counter()
-            tuned = tune(task, model, tokenizer, splits.train, splits.dev, tuning, store, precision=args.precision)
+            tuned = tune(task, model, tokenizer, splits.train, splits.dev, tuning, store, **how)
             seconds = time.perf_counter() - began
 
     def score(examples: Sequence[Any]) -> dict[str, float]:

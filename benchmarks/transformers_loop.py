@@ -174,7 +174,7 @@ class Loop:
         def scores(model: nn.Module, examples: list[Any]) -> dict[str, float]:
             test = rows(examples)
             found = [cosine for (cosine,) in self._logits(model, test, "logits")]
-            return regression_scores(np.array([row["labels"] for row in test]), np.array(found))
+            return regression_scores(top * np.array([row["labels"] for row in test]), top * np.array(found))
 
         return Side(lambda: _Cosine(AutoModel.from_pretrained(self.name, dtype=torch.float32)), rows, scores)
 
