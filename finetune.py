@@ -230,6 +230,7 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
     labels = (args.class_weights, args.label_smoothing, args.positive_label)
     task = make_task(args.task, run.train.examples, *labels)
     model, tokenizer, task, about = load_model(args, task, run)
+    files = {f"{name}_file": str(file) for name in ("train", "dev", "test") if (file := getattr(args, name))}
     with store.hold():
         tuned = tune(
             task,
@@ -239,7 +240,7 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
             run.dev.examples,
             tuning_of(args, run.seed),
             store,
-            about | {"columns": run.train.columns},
+            about | files | {"columns": run.train.columns},
             device=args.device,
             precision=args.precision,
             threads=args.threads,

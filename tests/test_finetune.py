@@ -68,6 +68,9 @@ def test_from_a_table_to_predictions(go, tmp_path):
     assert result["baselines"]["majority"]["accuracy"] == 0.5
     assert 0.5 <= result["baselines"]["bag_of_words"]["accuracy"] <= 1
     assert [row["name"] for row in result["labels"]] == ["bad", "good"]
+    card = Path("out/README.md").read_text()
+    assert "| train_file | train.csv |" in card
+    assert f"| best_step | {result['best_step']} |" in card
     names = {path.name for path in Path("out").iterdir()}
     assert names >= {"config.json", "model.safetensors", "README.md", "loss.png", "confusion.png", "predictions.csv"}
     with open("out/predictions.csv") as file:

@@ -6,6 +6,8 @@ DataError; what was decided by looking (which column is the label?) is said in `
 
 import math
 import re
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -132,7 +134,20 @@ def read_texts(
     different = len({example.label for example in examples})
     if kind == "classification" and labelled and len(examples) >= 20 and different * 2 > len(examples):
         notes.append(f"{different:,} labels in {len(examples):,} rows; is {columns['label']!r} the label?")
+    if kind != "regression" and (alike := _alike(each.label or () for each in examples)):
+        notes.append(f"labels {shown(alike[0])} and {shown(alike[1])} are two; are they meant to be one?")
     return Data(examples, (*table.notes, *notes), tuple(left_out), columns, separator)
+
+
+def _alike(labels: Iterable[str | tuple[str, ...]]) -> tuple[str, str] | None:
+    """Two labels that differ only in case, in white space or in how letters with marks are written."""
+    met: dict[str, str] = {}
+    for each in labels:
+        for label in (each,) if isinstance(each, str) else each:
+            form = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+            if (other := met.setdefault(form, label)) != label:
+                return other, label
+    return None
 
 
 def _label(value: Any, where: str, _: str) -> str | None:

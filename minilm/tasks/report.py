@@ -154,17 +154,8 @@ def card(tuned: Tuned, out: Path, result: dict[str, Any]) -> str:
     labels = tuned.task.config().get("id2label", {})
     predicts = f" It predicts {', '.join(map(str, labels.values()))}." if 0 < len(labels) <= SHOWN_LABELS else ""
     kept = (
-        "model_name",
-        "seed",
-        "steps",
-        "best_step",
-        "epochs",
-        "lr",
-        "length",
-        "examples",
-        "dev_examples",
-        "precision",
-        THRESHOLD,
+        *("model_name", "train_file", "dev_file", "test_file", "examples", "dev_examples"),
+        *("seed", "steps", "best_step", "epochs", "lr", "length", "precision", THRESHOLD),
     )
     values = {key: result[key] for key in kept if key in result}
     rows = "\n".join(

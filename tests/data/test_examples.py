@@ -394,6 +394,16 @@ def test_a_label_for_every_row_is_said(file):
     assert data.notes[-1] == "30 labels in 30 rows; is 'label' the label?"
 
 
+@pytest.mark.parametrize("kind", ["classification", "multilabel"])
+@pytest.mark.parametrize(("one", "other"), [("Spam", "spam"), ("caf\u00e9", "cafe\u0301"), ("very good", "very  good")])
+def test_labels_that_are_all_but_the_same(file, kind, one, other):
+    rows = "".join(f"a b{i},{(one, other, 'z')[i % 3]}\n" for i in range(9))
+    data = read_texts(read_table(file("a.csv", "text,label\n" + rows)), kind)
+    assert data.notes[-1] == f"labels {one!r} and {other!r} are two; are they meant to be one?"
+    rows = rows.replace(other, one)
+    assert "meant to be one" not in read_texts(read_table(file("b.csv", "text,label\n" + rows)), kind).notes[-1]
+
+
 # -- words, questions, choices ------------------------------------------------------------------------
 
 
