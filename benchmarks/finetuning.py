@@ -6,7 +6,7 @@ Each side runs in processes of its own, one after the other in turn, over the sa
 training, not imports, loading or the test. Both sides have their last model, not the best by dev; minilm evaluates and
 saves it within that time. The loop pads each batch to its longest example and has torch's fused AdamW, as minilm.
 Tokens are real ones, padding not counted. Each run is a line of --results, and is not run again where that has it;
-`load` is how many processes ran on average.
+`load` is how many processes ran on average, `threads` how many each of its own had (OMP_NUM_THREADS).
 """
 
 import hashlib
@@ -91,8 +91,9 @@ def main(args: Args) -> None:
     metric = SETS[args.set].metric
     load = max(row["load"] for runs in found.values() for row in runs)
     print(f"{', '.join(machine().values())}, {args.precision}, load {load:.1f}")
-    if load > BUSY * len(os.sched_getaffinity(0)):
-        print("Other work ran beside it: its seconds are worth nothing, its scores what they are.")
+    cores = len(os.sched_getaffinity(0))
+    if load > BUSY * cores or any(row.get("threads", cores) != cores for runs in found.values() for row in runs):
+        print("It had not the whole machine: its seconds are worth nothing, its scores what they are.")
     print(f"`python -m benchmarks.finetuning {' '.join(sys.argv[1:])}`\n")
     print(f"| {args.set} | seconds | tokens a second | test {metric} | of each seed |\n|---|---|---|---|---|")
     for side, runs in found.items():
@@ -145,7 +146,8 @@ def measured(args: Args, side: str, seed: int) -> dict[str, Any]:
             loads.append(os.getloadavg()[0])
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, command)
-        return json.loads(process.stdout.read().splitlines()[-1]) | {"load": statistics.mean(loads)}
+        found = json.loads(process.stdout.read().splitlines()[-1])
+        return found | {"load": statistics.mean(loads), "threads": torch.get_num_threads()}
 
 
 def one(args: Args) -> dict[str, Any]:
