@@ -7,8 +7,8 @@ DataError; what was decided by looking (which column is the label?) is said in `
 import math
 import re
 import unicodedata
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ from minilm.errors import DataError
 
 Kind = Literal["classification", "multilabel", "regression"]
 LOOKED_AT = 1000  # rows, for which column is which
+FLAGS = {"1": True, "true": True, "0": False, "false": False}  # of a column that says whether a label holds
 LARGEST = 1e12  # of numbers to learn: squares of errors must fit in fp32
 SURROGATE = re.compile("[\ud800-\udfff]")
 ENDING = re.compile(r"(ending|choice|option|answer|sol|solution)_?([0-9]{1,2}|[a-z])")
@@ -107,25 +108,35 @@ def read_texts(
 ) -> Data:
     """The rows as Examples. text, pair, label: columns by name or number from 1; one that is not given is found by its
     name or its looks, a pair only where the text is not given either. labelled: whether there is a label; without, for
-    prediction, none is read. separator: of several labels in a cell, None: as it looks. Raises DataError."""
+    prediction, none is read. separator: of several labels in a cell, None: as it looks. Of several labels each may have
+    a column of its own instead, of 0 and 1. Raises DataError."""
     given = {"text": text, "pair": pair, "label": label}
     named = {role: table.column(name) for role, name in given.items() if name is not None}
     if twice := first_twice(named.values()):
         raise DataError(f"{table.name}: column {twice!r} is taken for two things; name another")
-    columns, notes = _roles(table, kind, named, labelled)
+    flags = _flags(table) if kind == "multilabel" and labelled and label is None else ()
+    if flags:
+        unflagged = tuple(column for column in table.columns if column not in flags)
+        columns, notes = _roles(replace(table, columns=unflagged), kind, named, labelled=False)
+        notes.append(f"labels are the columns of 0 and 1: {listed(flags)}")
+    else:
+        columns, notes = _roles(table, kind, named, labelled)
     labels_of = {"classification": _label, "multilabel": _labels, "regression": _score}[kind]
     if separator is None:
-        separator = _separator(table, columns["label"]) if kind == "multilabel" and labelled else ""
+        separator = _separator(table, columns["label"]) if kind == "multilabel" and "label" in columns else ""
     if separator:
         notes.append(f"labels are separated by {separator!r}")
     examples, left_out = [], []
     for where, cells in table.rows:
         texts = [as_text(cells.get(columns[role]), where, role) for role in ("text", "pair") if role in columns]
-        found = labels_of(cells.get(columns["label"]), where, separator) if labelled else None
+        if flags:
+            found = _flagged(flags, cells, where)
+        else:
+            found = labels_of(cells.get(columns["label"]), where, separator) if labelled else None
         if missing := [role for role, each in zip(("text", "pair"), texts, strict=False) if not (each or "").strip()]:
             left_out.append(f"{where}: no {missing[0]}")
         elif labelled and found is None:
-            mend = "; write [] where none holds" if kind == "multilabel" else ""
+            mend = "; write [] where none holds" if kind == "multilabel" and not flags else ""
             left_out.append(f"{where}: no label{mend}")
         else:
             examples.append(Example(texts[0], texts[1] if len(texts) > 1 else None, found, where))
@@ -169,6 +180,27 @@ def _labels(value: Any, where: str, separator: str) -> tuple[str, ...] | None:
     if found and "" in found:
         raise DataError(f"{where}: a label without a name; name it, or take it out")
     return found
+
+
+def _flags(table: Table) -> tuple[str, ...]:
+    """The columns of 0 and 1, or true and false, where there are several and none is named as a label."""
+    if {plain_name(column) for column in table.columns} & {*LABELS}:
+        return ()
+    cells = {column: {_plain(row.cells.get(column)) for row in table.rows} for column in table.columns}
+    flags = tuple(column for column, values in cells.items() if values - {""} and values <= {"", *FLAGS})
+    return flags if len(flags) > 1 else ()
+
+
+def _flagged(flags: Sequence[str], cells: dict[str, Any], where: str) -> tuple[str, ...] | None:
+    """The labels that hold; None where a cell says nothing."""
+    values = [_plain(cells.get(column)) for column in flags]
+    return tuple(column for column, value in zip(flags, values, strict=True) if FLAGS[value]) if all(values) else None
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else str(value).strip().lower()
 
 
 def _score(value: Any, where: str, _: str) -> float | None:

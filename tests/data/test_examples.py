@@ -389,6 +389,29 @@ def test_several_labels(file):
     assert [each.label for each in data.examples] == [("x", "1", "true"), (), ("y",), ("z w",)]
 
 
+def test_a_column_of_0_and_1_for_each_label(file):
+    """As comments are labelled that are toxic in several ways; a row that says nothing of one is left out."""
+    rows = "7,you are,0,1,1,2\n8,a dog,0,0,0,2\n9,a cat,1,,0,2\n"
+    path = file("a.csv", "id,comment_text,toxic,insult,threat,raters\n" + rows)
+    data = read_texts(read_table(path), "multilabel")
+    assert [each.label for each in data.examples] == [("insult", "threat"), ()]
+    assert data.left_out == (f"{path}:4: no label",)
+    assert data.columns == {"text": "comment_text"}
+    assert data.notes[-2:] == (
+        "text is column 'comment_text'; not used: 'id', 'raters'",
+        "labels are the columns of 0 and 1: 'toxic', 'insult', 'threat'",
+    )
+    assert read_texts(read_table(path), "multilabel", label="insult").examples[0].label == ("1",)
+    rows = ({"text": "a b", "x": True, "z": 1.0}, {"text": "c", "x": False, "z": 0})
+    assert [each.label for each in read_texts(read_table(file("a.jsonl", jsonl(*rows))), "multilabel").examples] == [
+        ("x", "z"),
+        (),
+    ]
+    path = file("b.csv", "text,x,y,labels\na b,0,1,p\nc d,1,0,q\n")
+    assert [each.label for each in read_texts(read_table(path), "multilabel").examples] == [("p",), ("q",)]
+    assert len(read_texts(read_table(path), "multilabel", labelled=False).examples) == 2
+
+
 def test_a_label_for_every_row_is_said(file):
     data = classes(file("a.csv", T + "".join(f"a,{i}.5\n" for i in range(30))))
     assert data.notes[-1] == "30 labels in 30 rows; is 'label' the label?"
