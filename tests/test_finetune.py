@@ -68,6 +68,7 @@ def test_from_a_table_to_predictions(go, tmp_path):
     assert result["baselines"]["majority"]["accuracy"] == 0.5
     assert 0.5 <= result["baselines"]["bag_of_words"]["accuracy"] <= 1
     assert [row["name"] for row in result["labels"]] == ["bad", "good"]
+    assert [*result["intervals"]] == []  # of 12 examples
     card = Path("out/README.md").read_text()
     assert "| train_file | train.csv |" in card
     assert f"| best_step | {result['best_step']} |" in card
@@ -135,12 +136,15 @@ def test_the_positive_label_and_a_new_head(go):
     """Scores of either label; a model that has learned others."""
     rows = [f"the {word} film,{name}" for i in range(10) for name in WORDS for word in WORDS[name]] + ["a plot,bad"] * 9
     Path("uneven.csv").write_text("\n".join(["text,label", *rows]) + "\n")
-    flags = ("--train", "uneven.csv", "--steps", "1", "--out")
+    flags = ("--train", "uneven.csv", "--test", "uneven.csv", "--steps", "1", "--out")
     for positive, more in (("good", ()), ("bad", ("--positive-label", "bad"))):
         status, out, err = go("finetune", *flags, positive, *more)
         assert status == 0, err
         assert f"f1         and precision, recall: of '{positive}'" in out
         result = json.loads(Path(positive, "results.json").read_text())
+        low, high = result["intervals"]["accuracy"]
+        assert low < result["scores"]["accuracy"] < high
+        assert f"interval   {low:.4f} to {high:.4f} (95 %, over examples): accuracy" in out
         row = next(row for row in result["labels"] if row["name"] == result["positive_label"] == positive)
         assert [result["scores"][name] for name in ("f1", "precision", "recall")] == [
             row[name] for name in ("f1", "precision", "recall")

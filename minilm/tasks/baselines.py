@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minilm.data.examples import Example, Tagged
-from minilm.tasks.scores import classification_scores, label_set_scores, label_sets, regression_scores
+from minilm.tasks.scores import classification_scores, label_sets, multilabel_scores, regression_scores, with_others
 
 Scores = dict[str, dict[str, float]]  # of each baseline by its name
 SAID = {  # of each name
@@ -39,7 +39,7 @@ def of_labels(train: Sequence[Example], judged: Sequence[Example], labels: Seque
 def of_label_sets(train: Sequence[Example], judged: Sequence[Example], labels: Sequence[str]) -> Scores:
     """Every label; and counted words, with logistic regression for each label by itself."""
     gold = [each.label for each in judged]
-    found = {"every_label": label_set_scores(gold, np.ones((len(gold), len(labels)), bool), labels)}
+    found = {"every_label": multilabel_scores(*with_others(gold, np.ones((len(gold), len(labels)), bool), labels))}
     if (counted := _counted(train, judged)) is None:
         return found
     from sklearn.linear_model import LogisticRegression
@@ -49,7 +49,7 @@ def of_label_sets(train: Sequence[Example], judged: Sequence[Example], labels: S
         model = OneVsRestClassifier(LogisticRegression(C=10, max_iter=300))
         model.fit(counted[0], label_sets([each.label for each in train], labels).astype(int))
     predicted = model.predict(counted[1]).reshape(len(gold), len(labels)) > 0
-    return found | {"bag_of_words": label_set_scores(gold, predicted, labels)}
+    return found | {"bag_of_words": multilabel_scores(*with_others(gold, predicted, labels))}
 
 
 def of_numbers(train: Sequence[Example], judged: Sequence[Example]) -> Scores:

@@ -4,7 +4,7 @@
 Shape letters: N features of a batch, G examples of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -18,6 +18,7 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
 from minilm.tasks.baselines import Scores
 from minilm.tasks.classification import logits_of
+from minilm.tasks.intervals import weighted_means
 from minilm.tasks.task import Features, GroupedFeatures, Predictions, Task, TaskBatch, tokenized
 from minilm.train.losses import widened
 
@@ -28,6 +29,7 @@ class MultipleChoice(Task):
 
     name: ClassVar[str] = "choice"
     kind: ClassVar[str] = "choice"
+    proportions: ClassVar[tuple[str, ...]] = ("accuracy",)
 
     @classmethod
     def of(cls, examples: Sequence[Choice]) -> Self:
@@ -67,8 +69,14 @@ class MultipleChoice(Task):
         return [int(part.argmax()) for part in np.split(predictions.outputs, predictions.features.units[1:-1])]
 
     def score(self, predictions: Predictions) -> dict[str, float]:
+        return {"accuracy": float(self.records(predictions)[:, 0].mean())}
+
+    def records(self, predictions: Predictions) -> np.ndarray:
         pairs = zip(predictions.examples, self.decode(predictions), strict=True)
-        return {"accuracy": float(np.mean([each.label == choice for each, choice in pairs]))}
+        return np.array([[each.label == choice, 1] for each, choice in pairs], np.float64)
+
+    def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
+        return weighted_means(records, weights, ("accuracy",))
 
     def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
         decoded = self.decode(predictions)

@@ -1,6 +1,6 @@
 """One label of several for a text or a pair of texts; and several labels at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -14,8 +14,16 @@ from minilm.data.examples import Example
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.tasks.baselines import Scores, of_label_sets, of_labels
+from minilm.tasks.intervals import weighted_label_sets, weighted_labels
 from minilm.tasks.predictions import SHOWN_LABELS
-from minilm.tasks.scores import classification_scores, confusion, label_set_scores, label_sets, per_label
+from minilm.tasks.scores import (
+    classification_scores,
+    confusion,
+    label_sets,
+    multilabel_scores,
+    per_label,
+    with_others,
+)
 from minilm.tasks.task import Features, Predictions, Task, TaskBatch, tokenized
 from minilm.train.losses import widened
 
@@ -47,6 +55,7 @@ class Classification(Task):
 
     name: ClassVar[str] = "classification"
     kind: ClassVar[str] = "sequence"
+    proportions: ClassVar[tuple[str, ...]] = ("accuracy",)
     labels: tuple[str, ...]  # in the order of the model's outputs
     weights: tuple[float, ...] | None = None  # of a label's examples in the loss; on average 1
     smoothing: float = 0.0  # of the target, towards all labels alike (Szegedy et al. 2016, sec. 7)
@@ -86,6 +95,12 @@ class Classification(Task):
         said = predictions.outputs.argmax(axis=1)
         return classification_scores(self._gold(predictions), said, len(self.labels), self._positive())
 
+    def records(self, predictions: Predictions) -> np.ndarray:
+        return np.stack([self._gold(predictions), predictions.outputs.argmax(axis=1)], axis=1)
+
+    def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
+        return weighted_labels(records, weights, len(self.labels), self._positive())
+
     def _positive(self) -> int:
         return 1 if self.positive is None else self.labels.index(self.positive)
 
@@ -123,6 +138,7 @@ class MultiLabel(Task):
 
     name: ClassVar[str] = "multilabel"
     kind: ClassVar[str] = "sequence"
+    proportions: ClassVar[tuple[str, ...]] = ("subset_accuracy",)
     labels: tuple[str, ...]
 
     @classmethod
@@ -154,7 +170,16 @@ class MultiLabel(Task):
         return [tuple(np.array(self.labels)[row > 0].tolist()) for row in predictions.outputs]
 
     def score(self, predictions: Predictions) -> dict[str, float]:
-        return label_set_scores([each.label for each in predictions.examples], predictions.outputs > 0, self.labels)
+        return multilabel_scores(*self._held(predictions))
+
+    def records(self, predictions: Predictions) -> np.ndarray:
+        return np.hstack(self._held(predictions))
+
+    def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
+        return weighted_label_sets(records, weights)
+
+    def _held(self, predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+        return with_others([each.label for each in predictions.examples], predictions.outputs > 0, self.labels)
 
     def details(self, predictions: Predictions) -> dict[str, Any]:
         """A row for each label."""

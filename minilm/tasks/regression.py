@@ -1,6 +1,6 @@
 """A number for a text or a pair of texts, as how alike two are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -14,6 +14,7 @@ from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.tasks.baselines import Scores, of_numbers
 from minilm.tasks.classification import logits_of, of_texts
+from minilm.tasks.intervals import weighted_numbers
 from minilm.tasks.scores import regression_scores
 from minilm.tasks.task import Features, Predictions, Task, TaskBatch
 from minilm.train.losses import widened
@@ -24,6 +25,12 @@ class NumberTask(Task):
 
     def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
         return {"prediction": [f"{value:.9g}" for value in self.decode(predictions)]}
+
+    def records(self, predictions: Predictions) -> np.ndarray:
+        return np.array([[each.label for each in predictions.examples], self.decode(predictions)], np.float64).T
+
+    def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
+        return weighted_numbers(records, weights)
 
     def baselines(self, train: Sequence[Example], judged: Sequence[Example]) -> Scores:
         return of_numbers(train, judged)

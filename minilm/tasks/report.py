@@ -16,6 +16,7 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import printable
 from minilm.files import finite, read_json, write_json, write_whole
 from minilm.tasks.baselines import SAID
+from minilm.tasks.intervals import intervals
 from minilm.tasks.predictions import SHOWN_LABELS
 from minilm.tasks.scores import spans
 from minilm.tasks.span import THRESHOLD
@@ -34,6 +35,9 @@ def write_report(tuned: Tuned, out: Path, train: Data, dev: Data, test: Data | N
         "judged": len(judged.examples),
         "scores": tuned.task.score(predictions),
     }
+    records = tuned.task.records(predictions)
+    found = intervals(records, tuned.task.weighted, tuned.task.proportions)
+    result["intervals"] = {name: [*ends] for name, ends in found.items()}
     result["baselines"] = tuned.task.baselines(train.examples, judged.examples)
     result["cut"] = predictions.features.cut
     result |= tuned.task.details(predictions)
@@ -119,8 +123,11 @@ def summary(result: dict[str, Any]) -> list[str]:
     lines = [f"{result['judged_on']:10} {said(scores)}", f"of         {result['judged']:,} examples{chose}"]
     if "positive_label" in result:
         lines.append(f"f1         and precision, recall: of {shown(result['positive_label'])}")
-    lines += [baseline_line(*each) for each in baselines.items()]
     metric = next(iter(scores))
+    if interval := result["intervals"].get(metric):
+        low, high = interval
+        lines.append(f"interval   {low:.4f} to {high:.4f} (95 %, over examples): {metric.replace('_', ' ')}")
+    lines += [baseline_line(*each) for each in baselines.items()]
     if beaten := [SAID[each] for each, own in baselines.items() if own[metric] >= scores[metric]]:
         lines.append(f"warning    no better than {beaten[-1]}")
     if over := result.get("over_no_answer"):

@@ -46,10 +46,10 @@ def classification_scores(gold: np.ndarray, predicted: np.ndarray, labels: int, 
     macro_f1 is the mean over labels that occur in gold or predicted, scikit-learn's default. mcc (Matthews 1975; of K
     labels: Gorodkin 2004) is 0.0 where a side is constant.
     """
-    gold, predicted = _pair(gold, predicted, np.int64, labels + 1)
+    gold, predicted = paired(gold, predicted, np.int64, labels + 1)
     rows, met = per_label(gold, predicted, [""] * (labels + 1)), np.union1d(gold, predicted)
     # scikit-learn warns where one label is all there is
-    mcc = float(_library("sklearn.metrics").matthews_corrcoef(gold, predicted)) if len(met) > 1 else 0.0
+    mcc = float(library("sklearn.metrics").matthews_corrcoef(gold, predicted)) if len(met) > 1 else 0.0
     macro = float(np.mean([rows[label].f1 for label in met]))
     scores = {"accuracy": float(np.mean(gold == predicted)), "macro_f1": macro, "mcc": mcc}
     of_one = {name: getattr(rows[positive], name) for name in ("f1", "precision", "recall")} if labels == 2 else {}
@@ -58,15 +58,15 @@ def classification_scores(gold: np.ndarray, predicted: np.ndarray, labels: int, 
 
 def per_label(gold: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> list[LabelScores]:
     """A row for each label, in the order of `names`; (n,) int in [0, len(names))."""
-    gold, predicted = _pair(gold, predicted, np.int64, len(names))
-    rates = _library("sklearn.metrics").precision_recall_fscore_support
+    gold, predicted = paired(gold, predicted, np.int64, len(names))
+    rates = library("sklearn.metrics").precision_recall_fscore_support
     columns = rates(gold, predicted, labels=range(len(names)), zero_division=0.0)
     return [LabelScores(*row) for row in zip(names, *(column.tolist() for column in columns), strict=True)]
 
 
 def confusion(gold: np.ndarray, predicted: np.ndarray, n: int) -> np.ndarray:
     """(n, n) int64: how many of gold label [row] were predicted as label [column]."""
-    return _library("sklearn.metrics").confusion_matrix(*_pair(gold, predicted, np.int64, n), labels=range(n))
+    return library("sklearn.metrics").confusion_matrix(*paired(gold, predicted, np.int64, n), labels=range(n))
 
 
 def multilabel_scores(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
@@ -74,7 +74,7 @@ def multilabel_scores(gold: np.ndarray, predicted: np.ndarray) -> dict[str, floa
 
     Counted here, for scikit-learn takes one column for two classes, and its micro F1 is then the accuracy.
     """
-    gold, predicted = _pair(gold, predicted, np.bool_)
+    gold, predicted = paired(gold, predicted, np.bool_)
     counts = np.stack([(gold & predicted).sum(0), predicted.sum(0), gold.sum(0)])  # (3, C)
     micro = _rates(*counts.sum(1).tolist())[0]
     macro = float(np.mean([_rates(*column)[0] for column in counts.T.tolist()]))
@@ -90,22 +90,24 @@ def label_sets(gold: Sequence[Collection[str]], labels: Sequence[str]) -> np.nda
     return held
 
 
-def label_set_scores(gold: Sequence[Collection[str]], predicted: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
-    """`multilabel_scores` of labels by name. predicted (n, C) bool; labels that are not among `labels` are missed, as
-    one more label."""
+def with_others(
+    gold: Sequence[Collection[str]], predicted: np.ndarray, labels: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(gold, predicted) as `multilabel_scores` takes them. predicted (n, C) bool; labels that are not among `labels`
+    are missed, as one more label."""
     held, known = label_sets(gold, labels), {*labels}
     others = np.array([[not known.issuperset(each)] for each in gold])
-    if others.any():
-        held, predicted = np.hstack([held, others]), np.hstack([predicted, np.zeros_like(others)])
-    return multilabel_scores(held, predicted)
+    if not others.any():
+        return held, predicted
+    return np.hstack([held, others]), np.hstack([predicted, np.zeros_like(others)])
 
 
 def regression_scores(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """spearman (ties share a rank) and pearson, 0.0 where a side is constant; rmse, in gold's units. (n,) float."""
-    gold, predicted = _pair(gold, predicted, np.float64)
+    gold, predicted = paired(gold, predicted, np.float64)
     if not (finite := np.isfinite(gold) & np.isfinite(predicted)).all():
         raise DataError(f"gold or predicted value {int(np.argmin(finite))} (from 0) is not a finite number")
-    stats = _library("scipy.stats")
+    stats = library("scipy.stats")
     r = [0.0, 0.0]
     if len(gold) > 1:
         with warnings.catch_warnings():  # that a side is constant, or all but constant
@@ -241,56 +243,29 @@ def best_threshold(margin: Mapping[str, float], predictions: Mapping[str, str], 
     return float(thresholds[best]), float(totals[best] / len(ids))
 
 
-def paired_interval(a: np.ndarray, b: np.ndarray, seed: int = 0, draws: int = 10_000) -> tuple[float, float, float]:
-    """(mean of a - b, low, high): its 95 % interval, by the percentile bootstrap over examples (Efron and Tibshirani
-    1993, ch. 13). a, b (n,): what two models score on the same examples.
-    """
-    a, b = _pair(a, b, np.float64)
-    difference, rng = a - b, np.random.default_rng(seed)
-    means = [difference[rng.integers(len(a), size=len(a))].mean() for _ in range(draws)]
-    low, high = np.quantile(means, (0.025, 0.975)).tolist()
-    return float(difference.mean()), low, high
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, sd, half width) of a few seeds' scores: mean ± half width is Student's 95 % interval, sd has n - 1 below
-    the line. Of one value sd and half width are NaN.
-    """
-    n = len(_some(values))
-    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1)) if n > 1 else np.nan
-    return mean, sd, float(_library("scipy.stats").t.ppf(0.975, n - 1)) * sd / n**0.5
-
-
-def spread(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Of each score that all of several runs have its mean, sd and half width, as `mean_interval` has them."""
-    names = ("mean", "sd", "half_width")
-    shared = [key for key in scores[0] if all(key in each for each in scores)]
-    return {key: dict(zip(names, mean_interval([each[key] for each in scores]), strict=True)) for key in shared}
-
-
 def check_installed() -> None:
     """Raises ConfigError where what scores are computed by is not installed."""
     for name in ("sklearn.metrics", "scipy.stats"):
-        _library(name)
+        library(name)
 
 
-def _library(name: str) -> ModuleType:
+def library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ConfigError(f"scores need {error.name}, which is not installed: pip install 'minilm[eval]'") from error
 
 
-def _some(examples: Any) -> Any:
+def not_empty(examples: Any) -> Any:
     if len(examples) == 0:
         raise DataError("no examples to score")
     return examples
 
 
-def _pair(gold: np.ndarray, predicted: np.ndarray, dtype: type, labels: int | None = None) -> list[np.ndarray]:
+def paired(gold: np.ndarray, predicted: np.ndarray, dtype: type, labels: int | None = None) -> list[np.ndarray]:
     """Both as `dtype`, without loss; of one shape, with something in it and all in [0, labels)."""
     assert np.shape(gold) == np.shape(predicted), (np.shape(gold), np.shape(predicted))
-    pair = [np.asarray(_some(side)).astype(dtype, casting="safe") for side in (gold, predicted)]
+    pair = [np.asarray(not_empty(side)).astype(dtype, casting="safe") for side in (gold, predicted)]
     assert labels is None or (min(map(np.min, pair)) >= 0 and max(map(np.max, pair)) < labels), labels
     return pair
 
@@ -311,7 +286,7 @@ def _parts(tag: str, letters: str = ANY) -> tuple[str, str]:
 def _entities(gold: Tags, predicted: Tags) -> tuple[Counter[str], ...]:
     """How many there are of each type: those that are right, those that are predicted, those in gold."""
     right, said, true = counts = Counter(), Counter(), Counter()
-    for a, b in zip(_some(gold), predicted, strict=True):
+    for a, b in zip(not_empty(gold), predicted, strict=True):
         assert len(a) == len(b), (len(a), len(b))
         found, wanted = set(spans(b)), set(spans(a))
         right.update(kind for kind, *_ in found & wanted)
@@ -322,6 +297,6 @@ def _entities(gold: Tags, predicted: Tags) -> tuple[Counter[str], ...]:
 
 def _questions(gold: Gold, *told: Mapping[str, Any]) -> list[str]:
     """The ids in gold; each is in the others, too."""
-    for question in (i for i in _some(gold) if not all(i in one for one in told)):
+    for question in (i for i in not_empty(gold) if not all(i in one for one in told)):
         raise DataError(f"nothing is predicted of question {question!r}")
     return list(gold)

@@ -7,7 +7,7 @@ Shape letters: N windows of a batch, M tokens of them, L tokens of the longest.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -24,11 +24,13 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, ConfigError, DataError
 from minilm.files import write_json, write_jsonl
 from minilm.tasks.baselines import Scores
-from minilm.tasks.scores import answer_scores, at_threshold, best_threshold, paired_interval, span_scores
+from minilm.tasks.intervals import paired_interval, weighted_means
+from minilm.tasks.scores import answer_scores, at_threshold, best_threshold, span_scores
 from minilm.tasks.task import TOKENIZED, Features, Predictions, Task, TaskBatch
 from minilm.train.losses import widened
 
 THRESHOLD = "no_answer_threshold"  # in config.json
+SCORES = ("f1", "exact", "f1_answerable", "exact_answerable", "f1_no_answer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,7 @@ class Span(Task):
     name: ClassVar[str] = "span"
     kind: ClassVar[str] = "span"
     per_token: ClassVar[bool] = True
+    proportions: ClassVar[tuple[str, ...]] = ("exact",)
     endings: ClassVar[tuple[str, ...]] = (".json", ".jsonl")
     stride: int = 128  # tokens that a window shares with the one before; at most half of its part of the context
     max_answer: int = 30  # tokens
@@ -167,6 +170,17 @@ class Span(Task):
 
     def score(self, predictions: Predictions) -> dict[str, float]:
         return scores_of(self.answers(predictions)[0], predictions.examples)
+
+    def records(self, predictions: Predictions) -> np.ndarray:
+        answers, _ = self.answers(predictions)
+        rows = []
+        for id, texts in gold_answers(predictions.examples).items():
+            f1, exact = answer_scores(answers[id], texts)
+            rows.append((f1, exact, f1, exact, f1, 1, 1, bool(texts), bool(texts), not texts))
+        return np.array(rows, np.float64)
+
+    def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
+        return weighted_means(records, weights, SCORES)
 
     def details(self, predictions: Predictions) -> dict[str, Any]:
         """The threshold; and by how much f1 is above that of no answer at all, with its 95 % interval."""

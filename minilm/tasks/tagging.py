@@ -3,7 +3,7 @@
 Shape letters: M tokens of a batch, C tags.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -19,8 +19,9 @@ from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
 from minilm.tasks.baselines import Scores, commonest_tags
+from minilm.tasks.intervals import weighted_counts
 from minilm.tasks.predictions import write_tags
-from minilm.tasks.scores import Tags, entity_scores, per_type
+from minilm.tasks.scores import Tags, entity_scores, per_type, spans
 from minilm.tasks.task import TOKENIZED, Features, Predictions, Task, TaskBatch
 from minilm.train.losses import cross_entropy_sum
 
@@ -80,6 +81,19 @@ class Tagging(Task):
 
     def score(self, predictions: Predictions) -> dict[str, float]:
         return tag_scores([each.tags for each in predictions.examples], self.decode(predictions))
+
+    def records(self, predictions: Predictions) -> np.ndarray:
+        """Entities that are right, are predicted, are true; tags that are right, and all."""
+        rows = []
+        for each, tags in zip(predictions.examples, self.decode(predictions), strict=True):
+            found, wanted = {*spans(tags)}, {*spans(each.tags)}
+            right = sum(a == b for a, b in zip(tags, each.tags, strict=True))
+            rows.append((len(found & wanted), len(found), len(wanted), right, len(tags)))
+        return np.array(rows, np.float64)
+
+    def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
+        right, tags = (weights @ records[:, 3:]).T
+        return weighted_counts(records[:, :3], weights) | {"accuracy": right / tags}
 
     def details(self, predictions: Predictions) -> dict[str, Any]:
         """A row for each type of entity."""

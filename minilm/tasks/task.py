@@ -4,7 +4,7 @@ Shape letters: N features of a batch, B rows, T tokens per row, C labels.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -147,6 +147,7 @@ class Task(ABC):
     name: ClassVar[str]  # as a user says it
     kind: ClassVar[str]  # of the class of models, in checkpoint.families
     per_token: ClassVar[bool] = False  # whether `outputs` says something of each token, and not of each feature
+    proportions: ClassVar[tuple[str, ...]] = ()  # metrics that are the share of examples of which something holds
     endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".jsonl")  # of files of predictions; the first is the usual
 
     @classmethod
@@ -197,6 +198,14 @@ class Task(ABC):
     @abstractmethod
     def score(self, predictions: Predictions) -> dict[str, float]:
         """The metrics; the first one decides between models."""
+
+    @abstractmethod
+    def records(self, predictions: Predictions) -> np.ndarray:
+        """(n, ...): what each example adds to the metrics."""
+
+    @abstractmethod
+    def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
+        """The metrics of examples that are taken so often, (B,) each; weights (B, n)."""
 
     def scale(self, examples: Sequence[Any]) -> float:
         """The size of a loss that is neither good nor bad: 1 nat, or of numbers their variance."""

@@ -39,6 +39,22 @@ def reviews():
 
 
 @pytest.fixture
+def adds_up():
+    """adds_up(task, predictions): the scores of examples each of which is taken once are the task's."""
+
+    def check(task, predictions):
+        records = task.records(predictions)
+        found = task.weighted(records, np.ones((1, len(predictions.examples)), np.int64))
+        assert len(records) == len(predictions.examples)
+        assert {name: each[0] for name, each in found.items() if not np.isnan(each[0])} == pytest.approx(
+            task.score(predictions), abs=1e-6
+        )
+        assert {*task.proportions} <= {*found}
+
+    return check
+
+
+@pytest.fixture
 def same_outputs(monkeypatch):
     """same_outputs(task, model, features) -> (outputs, loss), which are the same in batches of any size."""
 

@@ -99,13 +99,14 @@ def test_an_example_that_a_step_has_twice_counts_twice(directory, exact_float64)
     assert (int(once[1]), int(twice[1])) == (1, 2)
 
 
-def test_it_learns(directory, tmp_path):
+def test_it_learns(directory, tmp_path, adds_up):
     rows = [{"text": each.text, "choices": list(each.choices), "label": each.label} for each in questions(80)]
     dev = [{"text": each.text, "choices": list(each.choices), "label": each.label} for each in questions(20, 1)]
     settings = {"epochs": 12, "lr": 3e-3, "batch_size": 8, "patience": 100, "precision": "fp32", "device": "cpu"}
     tuned = minilm.finetune(directory, rows, dev, task="choice", out=tmp_path / "out", **settings)
     assert tuned.result["dev"]["accuracy"] >= 0.9
     examples = questions(30, 2)
+    adds_up(tuned.task, tuned.predictions(examples))
     said = tuned.predict([each.text for each in examples], [each.choices for each in examples])
     assert sum(own == each.label for own, each in zip(said, examples, strict=True)) >= 25
     model, task = open_task(tmp_path / "out")

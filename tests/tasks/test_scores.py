@@ -13,6 +13,7 @@ import pytest
 
 from minilm.errors import ConfigError, DataError
 from minilm.tasks import scores as module
+from minilm.tasks.intervals import mean_interval, paired_interval
 from minilm.tasks.scores import (
     LabelScores,
     answer_scores,
@@ -22,10 +23,8 @@ from minilm.tasks.scores import (
     confusion,
     convert,
     entity_scores,
-    mean_interval,
     multilabel_scores,
     normalise,
-    paired_interval,
     per_label,
     per_type,
     regression_scores,
@@ -566,60 +565,3 @@ def test_each_answer_is_scored_once(monkeypatch):
     monkeypatch.setattr(module, "answer_scores", lambda *args: calls.update(n=1) or answer_scores(*args))
     best_threshold(margin, predictions, gold)
     assert calls["n"] == 2 * len(gold)  # with and without the answer: what is left is a sort and a sum
-
-
-# --- how sure
-
-
-def test_the_pairs_are_kept():
-    a = np.random.default_rng(6).normal(0, 100, 50)
-    assert paired_interval(a + 0.25, a, draws=200) == pytest.approx((0.25, 0.25, 0.25), abs=1e-9)
-
-
-def test_the_interval_is_that_of_a_mean():
-    rng = np.random.default_rng(7)
-    a, b = rng.normal(0.3, 1, 2_000), rng.normal(0, 1, 2_000)
-    mean, low, high = paired_interval(a, b)
-    half = 1.96 * np.std(a - b) / math.sqrt(2_000)
-    assert mean == pytest.approx(np.mean(a) - np.mean(b), abs=1e-12)
-    assert [low, high] == pytest.approx([mean - half, mean + half], abs=0.05 * half)
-
-
-def test_the_interval_is_scipys():
-    stats = pytest.importorskip("scipy.stats")
-    rng = np.random.default_rng(8)
-    a, b = (rng.random((2, 40)) ** [[1], [4]]).round(1)  # skew, with ties
-    scipys = stats.bootstrap((a - b,), np.mean, n_resamples=40_000, batch=1000, method="percentile", rng=0)
-    expected = list(scipys.confidence_interval)
-    assert paired_interval(a, b)[1:] == pytest.approx(expected, abs=0.008)
-
-
-def test_the_interval_covers_the_truth():
-    rng = np.random.default_rng(9)
-    inside = 0
-    for _ in range(200):
-        a, b = rng.random((2, 60)) < [[0.7], [0.6]]  # right or wrong
-        _, low, high = paired_interval(a, b, draws=300)
-        inside += low <= 0.1 <= high
-    assert 0.89 < inside / 200 < 0.99
-
-
-def test_draws_are_those_of_the_seed():
-    a, b = np.random.default_rng(10).random((2, 30))
-    assert paired_interval(a, b, seed=1, draws=99) == paired_interval(a, b, seed=1, draws=99)
-    assert paired_interval(a, b, seed=1, draws=99) != paired_interval(a, b, seed=2, draws=99)
-
-
-def test_students_interval_by_table():
-    mean, sd, half = mean_interval([0.82, 0.84, 0.89])
-    assert (mean, sd) == pytest.approx((0.85, math.sqrt(0.0026 / 2)), rel=1e-12)
-    assert half == pytest.approx(4.3027 * sd / math.sqrt(3), rel=1e-4)  # t of 2 degrees of freedom
-    assert mean_interval(range(1, 6))[2] == pytest.approx(2.7764 * math.sqrt(2.5 / 5), rel=1e-4)  # of 4
-    assert mean_interval([0.5, 0.5]) == (0.5, 0.0, 0.0)
-
-
-def test_one_seed_has_no_spread():
-    mean, sd, half = mean_interval([0.8])
-    assert mean == 0.8
-    assert math.isnan(sd)
-    assert math.isnan(half)

@@ -106,7 +106,7 @@ def test_an_example_that_a_step_has_twice_counts_twice(directory, exact_float64)
     assert (int(once[1]), int(twice[1])) == (1, 2)
 
 
-def test_it_learns_and_is_what_sentence_transformers_makes_of_it(directory, tmp_path):
+def test_it_learns_and_is_what_sentence_transformers_makes_of_it(directory, tmp_path, adds_up):
     from sentence_transformers import SentenceTransformer
 
     settings = {"epochs": 10, "lr": 3e-3, "batch_size": 8, "patience": 100, "precision": "fp32", "device": "cpu"}
@@ -115,6 +115,7 @@ def test_it_learns_and_is_what_sentence_transformers_makes_of_it(directory, tmp_
     again = minilm.finetune(directory, rows(80), rows(30, 1), task="similarity", out=tmp_path / "out", **settings)
     assert again.result == tuned.result
     examples = pairs(12, 2)
+    adds_up(tuned.task, tuned.predictions(examples))
     texts, others = [each.text for each in examples], [each.pair for each in examples]
     said = tuned.predict(texts, others)
     assert said == again.predict(texts, others)

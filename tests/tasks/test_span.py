@@ -319,12 +319,14 @@ def go(directory, tokenizer, tmp_path):
     return run
 
 
-def test_it_learns_and_transformers_says_the_same(go, tmp_path):
+def test_it_learns_and_transformers_says_the_same(go, tmp_path, adds_up):
     """Answers and when there is none, from contexts longer than the model; its logits in transformers are as here."""
     examples = asked(48)
     tuned = go(examples, examples)
     assert tuned.result["dev"]["f1"] >= 0.95
     assert [*tuned.result["dev"]][1:] == ["f1", "exact", "f1_answerable", "exact_answerable", "f1_no_answer"]
+    adds_up(tuned.task, tuned.predictions(examples))
+    adds_up(tuned.task, tuned.predictions([each for each in asked(24) if each.answers]))
     answers, margins = tuned.task.answers(tuned.predictions(examples))
     assert span_scores(answers, gold_answers(examples))["f1"] == tuned.result["dev"]["f1"]
     other = [each._replace(answers=(*each.answers, (0, "the"))) for each in examples]

@@ -213,7 +213,7 @@ def tuned(directory, sentences, tokenizer, tmp_path):
         return tune(task, model, tokenizer, examples, examples, tuning, store, device="cpu", precision="fp32")
 
 
-def test_it_learns_and_others_see_the_same(tuned, sentences, tokenizer, tmp_path):
+def test_it_learns_and_others_see_the_same(tuned, sentences, tokenizer, tmp_path, adds_up):
     """By its own score, seqeval's, and transformers' pipeline of what it wrote."""
     assert tuned.result["dev"]["f1"] >= 0.95
     assert tuned.task == TASK
@@ -222,6 +222,7 @@ def test_it_learns_and_others_see_the_same(tuned, sentences, tokenizer, tmp_path
     examples = sentences(30, seed=3, most=10)
     said = task.decode(tuned.predictions(examples))
     score = tuned.task.score(tuned.predictions(examples))
+    adds_up(tuned.task, tuned.predictions(examples))
     assert score["f1"] == pytest.approx(f1_score([[*each.tags] for each in examples], said))
     tags = pipeline("token-classification", str(tmp_path / "run"), ignore_labels=[])
     for example, own in zip(examples, said, strict=True):

@@ -13,7 +13,7 @@ from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.named import model_for
 from minilm.tasks.regression import Regression
 from minilm.tasks.similarity import Similarity
-from minilm.tasks.task import Features, batch_of, outputs_of
+from minilm.tasks.task import Features, Predictions, batch_of, outputs_of
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime
 
@@ -185,6 +185,18 @@ def test_a_new_head_in_place_of_one_that_is_there(directory, tmp_path, task):
     assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"bert", "classifier"}
     with pytest.raises(ConfigError, match="--new-head: similarity has no head"):
         model_for(Similarity(0.0, 5.0), directory, new_head=True)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_score_is_what_its_examples_add_up_to(directory, reviews, name, cpu, adds_up):
+    """Also of a label that is in no training example."""
+    model, task = model_for(TASKS[name], directory)
+    examples = of_task(task, reviews(30))
+    if name != "regression":
+        examples += [each._replace(label=("new",) if name == "multi-label" else "new") for each in examples[:3]]
+    features = task.features(examples, BertTokenizer.from_pretrained(directory), 24)
+    outputs, _ = outputs_of(task, Applied(model), features, cpu, wants_loss=False)
+    adds_up(task, Predictions(outputs, features, examples))
 
 
 def test_numbers_are_not_rounded_to_bf16(directory, reviews):

@@ -1,0 +1,206 @@
+"""How sure a score is: 95 % intervals, over examples of one model, and over runs.
+
+Over examples a score is computed again on examples drawn with replacement. A score here is a function of how often each
+example is taken, weights (B, n), for B draws at once; examples that say the same are one, taken more often.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from minilm.tasks.scores import library, not_empty, paired
+
+FEWEST = 20  # examples; of fewer no interval is worth printing
+DRAWS = 2000  # of the bootstrap (Efron and Tibshirani 1993, sec. 14.3)
+LEFT_OUT = 2000  # examples of the jackknife at most, chosen at random
+AT_ONCE = 1 << 22  # weights
+DEFINED = 0.95  # of the draws at least in which a score is
+NORMAL = 1.959963984540054  # its 97.5 % quantile
+
+Interval = tuple[float, float]
+Weighted = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]  # records (n, r), weights (B, n) -> (B,) each
+
+
+def intervals(
+    records: np.ndarray, weighted: Weighted, proportions: Collection[str] = (), seed: int = 0
+) -> dict[str, Interval]:
+    """The 95 % interval of each score of `weighted`, where there is one: by Wilson of `proportions`, of all others by
+    BCa. records (n, r): what each example adds. None at all of fewer than FEWEST examples, nor of a score that is not
+    defined (NaN) here, or in too many draws."""
+    n = len(records)
+    if n < FEWEST:
+        return {}
+    records, counts = np.unique(records, axis=0, return_counts=True)
+    rng, chosen = np.random.default_rng(seed), np.arange(len(counts))
+    value = {name: float(each[0]) for name, each in weighted(records, counts[None]).items()}
+    drawn = _all(weighted, records, _chunks(DRAWS, len(counts), lambda b: rng.multinomial(n, counts / n, size=b)))
+    if len(chosen) > LEFT_OUT:
+        chosen = rng.choice(chosen, LEFT_OUT, replace=False)
+    without = _all(weighted, records, _without(counts, chosen))
+    found = {}
+    for name, own in value.items():
+        kept = drawn[name][np.isfinite(drawn[name])]
+        if not np.isfinite(own) or len(kept) < DEFINED * DRAWS:
+            continue
+        found[name] = (
+            wilson(round(own * n), n) if name in proportions else bca(own, kept, without[name], counts[chosen])
+        )
+    return found
+
+
+def _chunks(rows: int, width: int, make: Callable[[int], np.ndarray]) -> Iterator[np.ndarray]:
+    most = max(1, AT_ONCE // width)
+    for at in range(0, rows, most):
+        yield make(min(most, rows - at))
+
+
+def _without(counts: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
+    """The weights without one example, for each of those chosen."""
+    most = max(1, AT_ONCE // len(counts))
+    for at in range(0, len(chosen), most):
+        part = chosen[at : at + most]
+        weights = np.repeat(counts[None], len(part), axis=0)
+        weights[np.arange(len(part)), part] -= 1
+        yield weights
+
+
+def _all(weighted: Weighted, records: np.ndarray, parts: Iterator[np.ndarray]) -> dict[str, np.ndarray]:
+    found = [weighted(records, weights) for weights in parts]
+    return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+
+
+def wilson(hits: int, n: int) -> Interval:
+    """Of a proportion (Wilson 1927)."""
+    share, z = hits / n, NORMAL**2 / n
+    middle = (share + z / 2) / (1 + z)
+    half = (z * (share * (1 - share) + z / 4)) ** 0.5 / (1 + z)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def bca(value: float, draws: np.ndarray, without: np.ndarray, counts: np.ndarray | None = None) -> Interval:
+    """Of a score, from the same of many draws (B,) and without each example (m,), of which there are `counts`: bias-
+    corrected and accelerated percentiles (Efron 1987; Efron and Tibshirani 1993, eq. 14.9 to 14.15)."""
+    normal = library("scipy.stats").norm
+    if draws.min() == draws.max():
+        return float(draws[0]), float(draws[0])
+    bias = normal.ppf(((draws < value).mean() + (draws <= value).mean()) / 2)
+    counts, kept = np.ones(len(without)) if counts is None else counts, np.isfinite(without)
+    without, counts = without[kept], counts[kept]
+    less = np.average(without, weights=counts) - without
+    spread = (counts * less**2).sum()
+    acceleration = (counts * less**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
+    z = bias + normal.ppf([0.025, 0.975])
+    low, high = np.quantile(draws, np.nan_to_num(normal.cdf(bias + z / (1 - acceleration * z)), nan=0.0)).tolist()
+    return low, high
+
+
+# -- scores as functions of how often each example is taken ---------------------------------------------
+
+
+def weighted_labels(records: np.ndarray, weights: np.ndarray, labels: int, positive: int = 1) -> dict[str, np.ndarray]:
+    """As `classification_scores`. records (n, 2): gold and predicted label, in gold `labels` is any other one."""
+    gold, predicted = records.T.astype(np.int64)
+    of_gold, of_predicted = (side[:, None] == np.arange(labels + 1) for side in (gold, predicted))
+    true, said, right = (weights @ each.astype(np.float64) for each in (of_gold, of_predicted, of_gold & of_predicted))
+    n, hits = weights.sum(axis=1), right.sum(axis=1)
+    rates = _ratio(2 * right, true + said)
+    met = (true + said) > 0
+    sides = [n**2 - (side**2).sum(axis=1) for side in (true, said)]
+    mcc = _ratio(hits * n - (true * said).sum(axis=1), np.sqrt(sides[0] * sides[1]))
+    scores = {"accuracy": hits / n, "macro_f1": (rates * met).sum(axis=1) / met.sum(axis=1), "mcc": mcc}
+    if labels == 2:
+        own = right[:, positive], said[:, positive], true[:, positive]
+        scores |= _rates(*own)
+    return scores
+
+
+def weighted_label_sets(records: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """As `multilabel_scores`. records (n, 2 C): which labels hold, and which are predicted."""
+    gold, predicted = np.split(records > 0, 2, axis=1)
+    true, said, right = (weights @ each.astype(np.float64) for each in (gold, predicted, gold & predicted))
+    return {
+        "micro_f1": _ratio(2 * right.sum(axis=1), (true + said).sum(axis=1)),
+        "macro_f1": _ratio(2 * right, true + said).mean(axis=1),
+        "subset_accuracy": weights @ (gold == predicted).all(axis=1) / weights.sum(axis=1),
+    }
+
+
+def weighted_numbers(records: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """As `regression_scores`. records (n, 2): gold and predicted number."""
+    gold, predicted = records.T
+    square = weights @ (gold - predicted) ** 2 / weights.sum(axis=1)
+    ranks = _ranks(gold, weights), _ranks(predicted, weights)
+    return {
+        "spearman": _correlation(*ranks, weights),
+        "pearson": _correlation(gold[None], predicted[None], weights),
+        "rmse": np.sqrt(square),
+    }
+
+
+def weighted_counts(records: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """f1, precision, recall. records (n, 3): how many are right, are predicted, are true."""
+    return _rates(*(weights @ records.astype(np.float64)).T)
+
+
+def weighted_means(records: np.ndarray, weights: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Means of numbers by these names. records (n, 2 len(names)): each number, and whether it counts there."""
+    numbers, counts = np.split(records, 2, axis=1)
+    total = weights @ counts
+    means = np.divide(weights @ (numbers * counts), total, out=np.full(total.shape, np.nan), where=total > 0)
+    return dict(zip(names, means.T, strict=True))
+
+
+def _rates(right: np.ndarray, said: np.ndarray, true: np.ndarray) -> dict[str, np.ndarray]:
+    return {"f1": _ratio(2 * right, said + true), "precision": _ratio(right, said), "recall": _ratio(right, true)}
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """0 where it is of nothing."""
+    return np.divide(a, b, out=np.zeros(np.shape(a)), where=b > 0)
+
+
+def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Of each value among all, each taken so often, (B, n); ties share a rank."""
+    kinds, of = np.unique(values, return_inverse=True)
+    order = np.argsort(of, kind="stable")
+    counts = np.add.reduceat(weights[:, order], np.searchsorted(of[order], np.arange(len(kinds))), axis=1)
+    return (counts.cumsum(axis=1) - counts / 2)[:, of]
+
+
+def _correlation(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """0 where a side is constant."""
+    n = weights.sum(axis=1, keepdims=True)
+    a, b = (side - (weights * side).sum(axis=1, keepdims=True) / n for side in (a, b))
+    spread = np.sqrt((weights * a**2).sum(axis=1) * (weights * b**2).sum(axis=1))
+    tiny = 1e-12 * n[:, 0] * np.maximum(1e-300, np.abs(a).max(axis=1) * np.abs(b).max(axis=1))
+    return _ratio((weights * a * b).sum(axis=1), np.where(spread > tiny, spread, 0.0))
+
+
+# -- over runs, and over pairs --------------------------------------------------------------------------
+
+
+def paired_interval(a: np.ndarray, b: np.ndarray, seed: int = 0, draws: int = 10_000) -> tuple[float, float, float]:
+    """(mean of a - b, low, high): its 95 % interval, by the percentile bootstrap over examples (Efron and Tibshirani
+    1993, ch. 13). a, b (n,): what two models score on the same examples.
+    """
+    a, b = paired(a, b, np.float64)
+    difference, rng = a - b, np.random.default_rng(seed)
+    means = [difference[rng.integers(len(a), size=len(a))].mean() for _ in range(draws)]
+    low, high = np.quantile(means, (0.025, 0.975)).tolist()
+    return float(difference.mean()), low, high
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, sd, half width) of a few seeds' scores: mean ± half width is Student's 95 % interval, sd has n - 1 below
+    the line. Of one value sd and half width are NaN.
+    """
+    n = len(not_empty(values))
+    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1)) if n > 1 else np.nan
+    return mean, sd, float(library("scipy.stats").t.ppf(0.975, n - 1)) * sd / n**0.5
+
+
+def spread(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Of each score that all of several runs have its mean, sd and half width, as `mean_interval` has them."""
+    names = ("mean", "sd", "half_width")
+    shared = [key for key in scores[0] if all(key in each for each in scores)]
+    return {key: dict(zip(names, mean_interval([each[key] for each in scores]), strict=True)) for key in shared}
