@@ -30,7 +30,7 @@ from minilm.files import finite, write_json
 from minilm.tasks.finetune import DEV, held_out, say_compared, say_notes
 from minilm.tasks.intervals import spread
 from minilm.tasks.named import TaskName, make_task, model_for, new_model, read_examples, read_source
-from minilm.tasks.report import baseline_line, check_lines, closing, next_command, write_report
+from minilm.tasks.report import baseline_line, check_lines, closing, next_command, warning, write_report
 from minilm.tasks.task import Task, said
 from minilm.tasks.tune import RANGES as TUNING_RANGES
 from minilm.tasks.tune import Tuning, length_of, tune
@@ -107,7 +107,8 @@ class Args:
     label_smoothing: float = 0.0
     """Of the targets, towards all labels alike."""
     positive_label: str | None = None
-    """Of two labels the one whose f1, precision and recall are scored; the second one, if not given."""
+    """Of two labels the one whose f1, precision and recall are scored, and whose f1 chooses the best model; the second
+    one is scored, and accuracy chooses, if not given."""
     layer_decay: float = 1.0
     """Of the learning rate, from each layer to the one below."""
     frozen_layers: int = 0
@@ -218,7 +219,8 @@ def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
                 threads=args.threads,
             ).result
     found = f"{len(few.examples)} examples after {result['steps']} steps: loss {result['dev']['loss']:.4f}"
-    learned = result["dev"]["loss"] < LEARNED * task.scale(few.examples)
+    metric = next(name for name in result["dev"] if name != "loss")
+    learned = result["dev"]["loss"] < LEARNED * task.scale(few.examples) or result["dev"][metric] == 1
     what = "it learns them" if learned else "it does NOT learn them: look at their labels, at --lr and --length"
     return result | {"learned": learned}, [f"{found}; {what}"]
 
@@ -282,6 +284,9 @@ def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], lis
         for each, scores in baselines.items()
     ]
     metric = next(iter(found))
+    lines += warning({each: own[metric]["mean"] for each, own in baselines.items()}, found[metric]["mean"])
+    if name == "fold":
+        return result, [*lines, f"saved      {out}", "next       the same without --kfold: a model of all rows"]
     best = max(range(len(runs)), key=lambda i: results[i]["dev"][metric])  # nothing is chosen by a test
     command = next_command(out / runs[best].name, results[best])
     return result, [*lines, f"saved      {out}", f"next       {command}"]
@@ -298,7 +303,7 @@ def check_several(out: Path) -> None:
 def check(args: Args, run: Run) -> Iterator[str]:
     """What is in the files, against the model."""
     directory = model_directory(args)
-    task = make_task(args.task, run.train.examples)
+    task = make_task(args.task, run.train.examples, args.class_weights, args.label_smoothing, args.positive_label)
     tokenizer, length = None, 0
     if directory:
         model, task = model_for(task, directory, run.seed, args.new_head)

@@ -110,6 +110,10 @@ def test_several_runs(go, flags):
     majority = [each["baselines"]["majority"]["accuracy"] for each in own]
     assert result["baselines"]["majority"]["accuracy"]["mean"] == pytest.approx(sum(majority) / len(names))
     assert "always the commonest label" in out
+    if "--kfold" in flags:
+        assert out.splitlines()[-1] == "next       the same without --kfold: a model of all rows"
+    else:
+        assert out.splitlines()[-1].startswith("next       python evaluate.py predict --model out/seed-")
     weights = {Path("out", name, "model.safetensors").read_bytes() for name in names}
     assert len(weights) == len(names)
     if "--kfold" in flags:
@@ -142,13 +146,15 @@ def test_the_positive_label_and_a_new_head(go):
         assert status == 0, err
         assert f"f1         and precision, recall: of '{positive}'" in out
         result = json.loads(Path(positive, "results.json").read_text())
-        low, high = result["intervals"]["accuracy"]
-        assert low < result["scores"]["accuracy"] < high
-        assert f"interval   {low:.4f} to {high:.4f} (95 %, over examples): accuracy" in out
+        metric = "accuracy" if positive == "good" else "f1"
+        low, high = result["intervals"][metric]
+        assert low <= result["scores"][metric] <= high
+        assert f"interval   {low:.4f} to {high:.4f} (95 %, over examples): {metric}" in out
         row = next(row for row in result["labels"] if row["name"] == result["positive_label"] == positive)
         assert [result["scores"][name] for name in ("f1", "precision", "recall")] == [
             row[name] for name in ("f1", "precision", "recall")
         ]
+    assert next(iter(result["scores"])) == "f1"  # which chooses the model
     majority = result["baselines"]["majority"]
     assert majority["recall"] == 1 > majority["precision"] > 0.5
     others = ("--model", "bad", "--train", "train.csv", "--label-column", "review", "--text-column", "verdict")
@@ -733,6 +739,15 @@ def test_every_task_begins_from_scratch(go, capsys):
         assert stop.value.code == 0, capsys.readouterr().err
         words = json.loads(Path(task, "tokenizer.json").read_text())["model"]["vocab"]
         assert "film" in words
+
+
+def test_columns_of_training_that_are_not_there_are_said(go):
+    assert go("finetune", *FLAGS[:4], "--steps", "1")[0] == 0
+    Path("other.csv").write_text("comment,id\nthe film was great,1\ndull,2\n")
+    status, _, err = go("predict", "--model", "out", "--input", "other.csv", "--output", "said.csv")
+    assert status == 0, err
+    assert "the columns of training are not all here: no 'review'" in err
+    assert "text is column 'comment'" in err
 
 
 def test_several_runs_take_no_other_directory(go):

@@ -93,7 +93,8 @@ class Classification(Task):
 
     def score(self, predictions: Predictions) -> dict[str, float]:
         said = predictions.outputs.argmax(axis=1)
-        return classification_scores(self._gold(predictions), said, len(self.labels), self._positive())
+        scores = classification_scores(self._gold(predictions), said, len(self.labels), self._positive())
+        return {"f1": scores["f1"]} | scores if self.positive is not None and "f1" in scores else scores
 
     def records(self, predictions: Predictions) -> np.ndarray:
         return np.stack([self._gold(predictions), predictions.outputs.argmax(axis=1)], axis=1)

@@ -14,7 +14,7 @@ from minilm.checkpoint.pooling import read_pooling
 from minilm.data.documents import uncompressed_name
 from minilm.data.examples import Data, read_choices, read_texts
 from minilm.data.spans import is_one_word_a_line, read_questions, read_tagged
-from minilm.data.tables import Table, read_table
+from minilm.data.tables import Table, listed, read_table
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.models import (
     BertForMultipleChoice,
@@ -76,6 +76,9 @@ def read_examples(
         trained = {role: like.columns[role] for role in roles if role in like.columns}
         if {*trained.values()} <= {*source.columns}:
             columns = {role: own or trained.get(role) for role, own in columns.items()}
+        elif not (text or pair):
+            lacks = listed(name for name in trained.values() if name not in source.columns)
+            source = replace(source, notes=(*source.notes, f"the columns of training are not all here: no {lacks}"))
     if name == "span":
         if label is not None or (isinstance(source, Path) and (text or pair)):
             which = "--text-column, --pair-column" if label is None else f"--label-column {label}"
@@ -167,9 +170,12 @@ def model_for(task: Task, directory: Path, seed: int = 0, new_head: bool = False
     is_head = built is not None and built.architecture in (config.architectures or [])
     if new_head and task.kind == "model":
         raise ConfigError(f"--new-head: {task.name} has no head; leave it out")
+    heads = {each.architecture for kind, each in config.family.classes.items() if kind in MODELS and kind != "model"}
+    if not is_head and task.kind != "model" and heads & {*(config.architectures or [])}:
+        new_head = True  # in place of another task's, whose parts may have the same names
     if is_head and not new_head:
         own, labels = tuple(config.id2label[i] for i in range(config.num_labels)), wanted.get("id2label", {}).values()
-        fits = {*own} == {*labels} if labels else len(own) == wanted.get("num_labels", len(own))
+        fits = {*own} >= {*labels} if labels else len(own) == wanted.get("num_labels", len(own))
         if not fits:
             raise ConfigError(
                 f"--model {directory}: predicts {some(own, SHOWN)}, and the examples are labelled "
@@ -177,7 +183,8 @@ def model_for(task: Task, directory: Path, seed: int = 0, new_head: bool = False
             )
         weights = getattr(task, "weights", None)
         if weights is not None:
-            task = replace(task, weights=tuple(weights[task.labels.index(label)] for label in own))
+            of_label = dict(zip(task.labels, weights, strict=True))
+            task = replace(task, weights=tuple(of_label.get(label, 1.0) for label in own))
         if labels:
             task = replace(task, labels=own)
     with torch.random.fork_rng(devices=[]):

@@ -128,8 +128,7 @@ def summary(result: dict[str, Any]) -> list[str]:
         low, high = interval
         lines.append(f"interval   {low:.4f} to {high:.4f} (95 %, over examples): {metric.replace('_', ' ')}")
     lines += [baseline_line(*each) for each in baselines.items()]
-    if beaten := [SAID[each] for each, own in baselines.items() if own[metric] >= scores[metric]]:
-        lines.append(f"warning    no better than {beaten[-1]}")
+    lines += warning({each: own[metric] for each, own in baselines.items()}, scores[metric])
     if over := result.get("over_no_answer"):
         mean, low, high = over.values()
         lines.append(f"above it   {mean:+.4f} f1, {low:+.4f} to {high:+.4f} by a bootstrap over questions (95 %)")
@@ -138,6 +137,12 @@ def summary(result: dict[str, Any]) -> list[str]:
         f"lr {result['lr']:g}, {result['tokens_per_s']:,.0f} tokens a second, {result['precision']}"
     )
     return lines
+
+
+def warning(baselines: dict[str, float], score: float) -> list[str]:
+    """A line where a baseline is not beaten."""
+    beaten = [SAID[name] for name, own in baselines.items() if own >= score]
+    return [f"warning    no better than {beaten[-1]}"] if beaten else []
 
 
 def baseline_line(name: str, scores: dict[str, float]) -> str:

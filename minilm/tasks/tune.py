@@ -155,8 +155,8 @@ class Tuned:
     def predict(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Any]:
         """What it says of each text or pair: a label, several, or a number; of lists of words, a tag each; to a
         question on a context its answer; of choices the number, from 0. Raises DataError for a text in no list."""
-        if isinstance(texts, str) or not hasattr(texts, "__len__"):
-            raise DataError("predict takes a list of texts; give one, [text]")
+        if isinstance(texts, str | dict) or hasattr(texts, "columns") or not hasattr(texts, "__len__"):
+            raise DataError("predict takes a list of texts; give one, [text], or a column of a frame")
         if pairs is not None and len(pairs) != len(texts):
             raise DataError(f"{len(texts):,} texts and {len(pairs):,} pairs; give each text its own")
         examples = self.task.asked(texts, pairs)
@@ -237,7 +237,7 @@ def tune(
         predictions = Predictions(outputs, dev_features, dev)
         fitted = task.fitted(predictions)
         score = TaskScore(loss, fitted.score(predictions))
-        if not best or score.value >= best[0][1].value or math.isnan(best[0][1].value):
+        if not best or _worth(score) >= _worth(best[0][1]):
             best[:] = [(fitted, score)]
         return score
 
@@ -295,6 +295,11 @@ def tune(
     merge(model)
     as_before(model)
     return Tuned(model, tokenizer, fitted, runtime, length, result)
+
+
+def _worth(score: TaskScore) -> tuple[float, ...]:
+    """As a job orders its evaluations."""
+    return tuple(each if math.isfinite(each) else -math.inf for each in (score.value, -score.loss))
 
 
 def length_of(tuning: Tuning, model: PreTrainedModel, tokenizer: BertTokenizer) -> int:

@@ -188,16 +188,16 @@ def train(job: Job, plan: Plan) -> Log:
         log.best = _best(history)
         if history[-1].step < plan.steps:
             say(f"stopped early: {job.patience} evaluations were no better, nor was their loss lower")
+        say(f"the model of step {log.best:,} was the best: it is kept")
         if log.best != history[-1].step:
-            say(f"the model of step {log.best:,} was the best: it is kept")
             ranks.agreed(lambda: _load(job, job.store.checkpoint(log.best)))
     job.model.eval()
     return log
 
 
 def _best(history: list[Evaluation]) -> int:
-    """The step whose model was worth most; the last of several, for it has learned more."""
-    return max(history, key=lambda each: (each.value, each.step)).step
+    """The step whose model was worth most; of equals that of the lowest loss, and of these the last."""
+    return max(history, key=lambda each: (each.value, each.gain, each.step)).step
 
 
 def _is_enough(history: list[Evaluation], patience: int | None) -> bool:

@@ -9,10 +9,12 @@ from minilm.data.examples import Example
 from minilm.dropin.models import BertForSequenceClassification
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError
+from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.named import model_for
 from minilm.tasks.regression import Regression
 from minilm.tasks.similarity import Similarity
+from minilm.tasks.tagging import Tagging
 from minilm.tasks.task import Features, Predictions, batch_of, outputs_of
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime
@@ -167,6 +169,21 @@ def test_labels_are_matched_by_name(directory, tmp_path):
         model_for(Classification(("a", "d")), tmp_path / "turned")
     with pytest.raises(ValueError, match="predicts c, a, b, and the examples are labelled with a number"):
         model_for(Regression(), tmp_path / "turned")
+    model, task = model_for(Classification(("b", "c"), weights=(3.0, 2.0)), tmp_path / "turned")  # some of them
+    assert (task.labels, task.weights) == (("c", "a", "b"), (2.0, 1.0, 3.0))
+    assert torch.equal(model.classifier.weight, turned.classifier.weight)
+
+
+def test_the_head_of_another_task_is_none(directory, tmp_path):
+    """Also where it has the same names and sizes."""
+    there = BertForSequenceClassification.from_pretrained(directory, id2label={0: "O", 1: "B-x"})
+    there.save_pretrained(tmp_path / "there")
+    for labels in (("O", "B-x"), ("O", "B-x", "I-x")):
+        model, task = model_for(Tagging(labels), tmp_path / "there")
+        assert task.labels == labels
+        assert model.classifier.weight.shape[0] == len(labels)
+        assert not torch.equal(model.classifier.weight[:2], there.classifier.weight)
+    assert len(model_for(MultipleChoice(), tmp_path / "there")[0].classifier.bias) == 1
 
 
 @pytest.mark.parametrize("task", [Classification(("a", "d")), Classification(("a", "b", "c")), Regression(2.5)])

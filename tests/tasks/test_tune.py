@@ -341,6 +341,9 @@ def test_as_a_function_of_rows(directory, reviews, tmp_path):
     assert len(of_pairs.predict(["the film"], ["a plot"])) == 1
     with pytest.raises(DataError, match="training read two texts a row: give `pairs`"):
         of_pairs.predict(["the film"])
+    for no_list in ("the film", {"text": ["the film"]}, type("Frame", (list,), {"columns": ["text"]})(["text"])):
+        with pytest.raises(DataError, match="predict takes a list of texts"):
+            tuned.predict(no_list)
     with pytest.raises(TypeError, match="epoch"):
         minilm.finetune(directory, rows, epoch=3)
     with pytest.raises(DataError, match="no column 'words'"):

@@ -123,7 +123,7 @@ def test_the_best_model_is_kept_and_ends_the_run(make_job, bits, what, monkeypat
     expected = kept["whole"][best // 2 - 1]
     assert all(torch.equal(own, expected[name]) for name, own in whole.model.state_dict().items())
     said = capsys.readouterr().err
-    assert (f"the model of step {best} was the best" in said) == (best != end)
+    assert f"the model of step {best} was the best" in said
     assert ("stopped early: " in said) == (end < 8)
     steps = [path.name for _, path in checkpoints(whole.store.out)]
     assert f"step-{best:06d}" in steps
@@ -145,6 +145,17 @@ def test_the_best_model_is_kept_and_ends_the_run(make_job, bits, what, monkeypat
         train(made, twice)
         bits.same(bits.of(whole.model), bits.of(made.model))
         shutil.rmtree(made.store.out)
+
+
+def test_of_equal_scores_the_lowest_loss_decides(make_job):
+    asked = iter([(0.5, 1.0), (0.9, 3.0), (0.9, 2.0), (0.9, 2.5)])
+    made = make_job()
+
+    def evaluate():
+        value, loss = next(asked)
+        return TaskScore(loss, {"accuracy": value})
+
+    assert train(replace(made, evaluate=evaluate, patience=9), plan(8, evaluate_every=2, save_every=2)).best == 6
 
 
 @pytest.mark.parametrize(("losses", "end"), [([4.0, 3.0, 2.0, 2.5], 8), ([4.0, 4.0, 4.5, 3.0], 6)])
