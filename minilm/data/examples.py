@@ -19,6 +19,17 @@ from minilm.errors import DataError
 Kind = Literal["classification", "multilabel", "regression"]
 LOOKED_AT = 1000  # rows, for which column is which
 FLAGS = {"1": True, "true": True, "0": False, "false": False}  # of a column that says whether a label holds
+OTHER = {  # columns, or ends of a file's name, of what is no table of texts -> its task
+    "paragraphs": "span",
+    "ending0": "choice",
+    "choice0": "choice",
+    "choice1": "choice",
+    "choices": "choice",
+    "tokens": "tagging",
+    "words": "tagging",
+    ".conll": "tagging",
+    ".bio": "tagging",
+}
 LARGEST = 1e12  # of numbers to learn: squares of errors must fit in fp32
 SURROGATE = re.compile("[\ud800-\udfff]")
 ENDING = re.compile(r"(ending|choice|option|answer|sol|solution)_?([0-9]{1,2}|[a-z])")
@@ -236,10 +247,11 @@ def _roles(table: Table, kind: Kind, named: dict[str, str], labelled: bool) -> t
         found |= _by_looks(table, kind, found, labelled)
     for role in ("label", "text")[not labelled :]:
         if role not in found:
-            raise DataError(
-                f"{table.name}: which column is the {role}? It has {listed(table.columns)}; give its name, or its "
-                f"number from 1"
+            other = next(
+                (task for column, task in OTHER.items() if column in plain or table.name.endswith(column)), None
             )
+            mend = f"; is it for --task {other}?" if other else "; give its name, or its number from 1"
+            raise DataError(f"{table.name}: which column is the {role}? It has {listed(table.columns)}{mend}")
     columns = {role: found[role] for role in ("text", "pair", "label")[: 2 + labelled] if role in found}
     rest = [column for column in table.columns if column not in columns.values()]
     notes = [] if columns.items() <= named.items() else [named_columns(columns)]

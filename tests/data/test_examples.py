@@ -412,6 +412,20 @@ def test_a_column_of_0_and_1_for_each_label(file):
     assert len(read_texts(read_table(path), "multilabel", labelled=False).examples) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "task"),
+    [
+        ("a.conll", "the O\nfilm O\n", "tagging"),
+        ("a.jsonl", '{"tokens": ["the"], "ner": ["O"]}\n', "tagging"),
+        ("a.json", '[{"title": "t", "paragraphs": []}]', "span"),
+        ("a.csv", "sent1,sent2,ending0,ending1,gold\na,b,c,d,0\n", "choice"),
+    ],
+)
+def test_a_file_of_another_task_is_said(file, name, text, task):
+    with pytest.raises(DataError, match=f"is it for --task {task}"):
+        read_texts(read_table(file(name, text)), "classification")
+
+
 def test_a_label_for_every_row_is_said(file):
     data = classes(file("a.csv", T + "".join(f"a,{i}.5\n" for i in range(30))))
     assert data.notes[-1] == "30 labels in 30 rows; is 'label' the label?"
