@@ -194,7 +194,7 @@ def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
     """Train on one batch, in a directory that is removed: (its figures, what they mean)."""
     few = replace(run.train, examples=run.train.examples[:: max(1, len(run.train.examples) // args.batch_size)])
     few = replace(few, examples=few.examples[: args.batch_size])
-    task = make_task(args.task, run.train.examples)
+    task = task_of(args, run)
     model, tokenizer, task, _ = load_model(args, task, run)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -229,8 +229,7 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
     """Train, and say what came of it: (the result, the last lines)."""
     store = Store(out)
     store.check_writable()
-    labels = (args.class_weights, args.label_smoothing, args.positive_label)
-    task = make_task(args.task, run.train.examples, *labels)
+    task = task_of(args, run)
     model, tokenizer, task, about = load_model(args, task, run)
     files = {f"{name}_file": str(file) for name in ("train", "dev", "test") if (file := getattr(args, name))}
     with store.hold():
@@ -250,6 +249,11 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
         )
         result = write_report(tuned, out, run.train, run.dev, run.test)
     return result, closing(result, out)
+
+
+def task_of(args: Args, run: Run) -> Task:
+    """What is learned, with the flags that it has."""
+    return make_task(args.task, run.train.examples, args.class_weights, args.label_smoothing, args.positive_label)
 
 
 def tuning_of(args: Args, seed: int) -> Tuning:
@@ -279,12 +283,10 @@ def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], lis
         f"{len(runs)} {name}s), sd {each['sd']:.4f}"
         for metric, each in found.items()
     ]
-    lines += [
-        baseline_line(each, {metric: own["mean"] for metric, own in scores.items()})
-        for each, scores in baselines.items()
-    ]
+    means = {each: {metric: own["mean"] for metric, own in scores.items()} for each, scores in baselines.items()}
+    lines += [baseline_line(*each) for each in means.items()]
     metric = next(iter(found))
-    lines += warning({each: own[metric]["mean"] for each, own in baselines.items()}, found[metric]["mean"])
+    lines += warning({each: own[metric] for each, own in means.items()}, found[metric]["mean"])
     if name == "fold":
         return result, [*lines, f"saved      {out}", "next       the same without --kfold: a model of all rows"]
     best = max(range(len(runs)), key=lambda i: results[i]["dev"][metric])  # nothing is chosen by a test
@@ -303,7 +305,7 @@ def check_several(out: Path) -> None:
 def check(args: Args, run: Run) -> Iterator[str]:
     """What is in the files, against the model."""
     directory = model_directory(args)
-    task = make_task(args.task, run.train.examples, args.class_weights, args.label_smoothing, args.positive_label)
+    task = task_of(args, run)
     tokenizer, length = None, 0
     if directory:
         model, task = model_for(task, directory, run.seed, args.new_head)

@@ -146,13 +146,11 @@ class Store:
         for key in sorted((asked_for | was).keys() - {"data"}, key=lambda key: (key == "model", key)):
             now = asked_for.get(key)  # the model last: it is another one with another seed, too
             if was.get(key) != now:
+                before, after = (cut(str(value), SHOWN) for value in (was.get(key), now))
                 if was.get(key) is None:
-                    began, asked = f"without {key}", f"with {cut(str(now), SHOWN)}"
+                    began, asked = f"without {key}", f"with {after}"
                 else:
-                    began, asked = (
-                        f"with {key} {cut(str(was[key]), SHOWN)}",
-                        "without" if now is None else cut(str(now), SHOWN),
-                    )
+                    began, asked = f"with {key} {before}", "without" if now is None else after
                 raise ConfigError(f"--out {self.out}: began {began}, not {asked}; use the same, or another --out")
         return run
 

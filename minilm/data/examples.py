@@ -197,8 +197,14 @@ def _flags(table: Table) -> tuple[str, ...]:
     """The columns of 0 and 1, or true and false, where there are several and none is named as a label."""
     if {plain_name(column) for column in table.columns} & {*LABELS}:
         return ()
-    cells = {column: {_plain(row.cells.get(column)) for row in table.rows} for column in table.columns}
-    flags = tuple(column for column, values in cells.items() if values - {""} and values <= {"", *FLAGS})
+
+    def is_flag(column: str) -> bool:
+        cells = [row.cells for row in table.rows]
+        return all(_plain(each.get(column)) in ("", *FLAGS) for each in cells) and any(
+            _plain(each.get(column)) for each in cells
+        )
+
+    flags = tuple(filter(is_flag, table.columns))
     return flags if len(flags) > 1 else ()
 
 

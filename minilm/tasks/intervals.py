@@ -4,7 +4,7 @@ Over examples a score is computed again on examples drawn with replacement. A sc
 example is taken, weights (B, n), for B draws at once; examples that say the same are one, taken more often.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -33,10 +33,10 @@ def intervals(
     records, counts = np.unique(records, axis=0, return_counts=True)
     rng, chosen = np.random.default_rng(seed), np.arange(len(counts))
     value = {name: float(each[0]) for name, each in weighted(records, counts[None]).items()}
-    drawn = _all(weighted, records, _chunks(DRAWS, len(counts), lambda b: rng.multinomial(n, counts / n, size=b)))
+    drawn = _all(weighted, records, DRAWS, lambda at, end: rng.multinomial(n, counts / n, size=end - at))
     if len(chosen) > LEFT_OUT:
         chosen = rng.choice(chosen, LEFT_OUT, replace=False)
-    without = _all(weighted, records, _without(counts, chosen))
+    without = _all(weighted, records, len(chosen), lambda at, end: _without(counts, chosen[at:end]))
     found = {}
     for name, own in value.items():
         kept = drawn[name][np.isfinite(drawn[name])]
@@ -48,24 +48,19 @@ def intervals(
     return found
 
 
-def _chunks(rows: int, width: int, make: Callable[[int], np.ndarray]) -> Iterator[np.ndarray]:
-    most = max(1, AT_ONCE // width)
-    for at in range(0, rows, most):
-        yield make(min(most, rows - at))
+def _without(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The weights without one example, a row for each of those chosen."""
+    weights = np.repeat(counts[None], len(chosen), axis=0)
+    weights[np.arange(len(chosen)), chosen] -= 1
+    return weights
 
 
-def _without(counts: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
-    """The weights without one example, for each of those chosen."""
-    most = max(1, AT_ONCE // len(counts))
-    for at in range(0, len(chosen), most):
-        part = chosen[at : at + most]
-        weights = np.repeat(counts[None], len(part), axis=0)
-        weights[np.arange(len(part)), part] -= 1
-        yield weights
-
-
-def _all(weighted: Weighted, records: np.ndarray, parts: Iterator[np.ndarray]) -> dict[str, np.ndarray]:
-    found = [weighted(records, weights) for weights in parts]
+def _all(
+    weighted: Weighted, records: np.ndarray, rows: int, weights_of: Callable[[int, int], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The scores of that many rows of weights, not all made at once: `weights_of` makes those from one to another."""
+    most = max(1, AT_ONCE // len(records))
+    found = [weighted(records, weights_of(at, min(at + most, rows))) for at in range(0, rows, most)]
     return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
 
 

@@ -138,8 +138,7 @@ def open_task(directory: Path, use_safetensors: bool | None = None) -> tuple[Pre
     """A tuned model, and what it was tuned for. use_safetensors: as of `from_pretrained`. Raises CheckpointError for a
     model without a head of a task."""
     config = PreTrainedConfig.of_directory(directory)
-    kinds = {built.architecture: kind for kind, built in config.family.classes.items() if kind in MODELS}
-    kind = next((kinds[each] for each in config.architectures or [] if each in kinds), None)
+    kind = _kind_of(config)
     if kind is None or (kind == "model" and read_pooling(directory) is None):
         what = ", ".join(config.architectures or ["nothing"])
         raise CheckpointError(f"{directory}: is {what}, which predicts no labels; tune it with python finetune.py")
@@ -160,20 +159,23 @@ def open_task(directory: Path, use_safetensors: bool | None = None) -> tuple[Pre
     return model, (MultiLabel if config.problem_type == "multi_label_classification" else Classification)(labels)
 
 
+def _kind_of(config: PreTrainedConfig) -> str | None:
+    """Which of MODELS a directory holds; None: another."""
+    kinds = {built.architecture: kind for kind, built in config.family.classes.items() if kind in MODELS}
+    return next((kinds[each] for each in config.architectures or [] if each in kinds), None)
+
+
 def model_for(task: Task, directory: Path, seed: int = 0, new_head: bool = False) -> tuple[PreTrainedModel, Task]:
     """The model of a directory with a head for the task, drawn by `seed` if the directory has none; and the task with
     its labels in the order of a head that is there. new_head: drawn also if there is one. Raises ConfigError for a head
     of other labels, CheckpointError."""
     config = PreTrainedConfig.of_directory(directory)
-    made, wanted = MODELS[task.kind], task.config()
-    built = config.family.classes.get(task.kind)  # a family without it is refused below
-    is_head = built is not None and built.architecture in (config.architectures or [])
+    made, wanted, there = MODELS[task.kind], task.config(), _kind_of(config)
     if new_head and task.kind == "model":
         raise ConfigError(f"--new-head: {task.name} has no head; leave it out")
-    heads = {each.architecture for kind, each in config.family.classes.items() if kind in MODELS and kind != "model"}
-    if not is_head and task.kind != "model" and heads & {*(config.architectures or [])}:
+    if task.kind != "model" and there not in (None, "model", task.kind):
         new_head = True  # in place of another task's, whose parts may have the same names
-    if is_head and not new_head:
+    if there == task.kind and not new_head:
         own, labels = tuple(config.id2label[i] for i in range(config.num_labels)), wanted.get("id2label", {}).values()
         fits = {*own} >= {*labels} if labels else len(own) == wanted.get("num_labels", len(own))
         if not fits:

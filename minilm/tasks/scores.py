@@ -175,13 +175,13 @@ def entity_scores(gold: Tags, predicted: Tags) -> dict[str, float]:
     """f1, precision, recall over all entities, as conlleval and seqeval's default mode count: right is a type with its
     start and end. Tags of any scheme, as many on both sides.
     """
-    f1, precision, recall = _rates(*(count.total() for count in _entities(gold, predicted)))
+    f1, precision, recall = _rates(*(count.total() for count in entity_counts(gold, predicted)))
     return {"f1": f1, "precision": precision, "recall": recall}
 
 
 def per_type(gold: Tags, predicted: Tags) -> list[LabelScores]:
     """A row for each type of entity in gold or predicted, by name; counted as by `entity_scores`."""
-    right, said, true = _entities(gold, predicted)
+    right, said, true = entity_counts(gold, predicted)
     rates = {kind: _rates(right[kind], said[kind], true[kind]) for kind in sorted(said | true)}
     return [LabelScores(kind, precision, recall, f1, true[kind]) for kind, (f1, precision, recall) in rates.items()]
 
@@ -283,7 +283,7 @@ def _parts(tag: str, letters: str = ANY) -> tuple[str, str]:
     return letter, kind or "_" if tag != "O" else ""
 
 
-def _entities(gold: Tags, predicted: Tags) -> tuple[Counter[str], ...]:
+def entity_counts(gold: Tags, predicted: Tags) -> tuple[Counter[str], ...]:
     """How many there are of each type: those that are right, those that are predicted, those in gold."""
     right, said, true = counts = Counter(), Counter(), Counter()
     for a, b in zip(not_empty(gold), predicted, strict=True):

@@ -184,10 +184,8 @@ class Span(Task):
 
     def details(self, predictions: Predictions) -> dict[str, Any]:
         """The threshold; and by how much f1 is above that of no answer at all, with its 95 % interval."""
-        answers, _ = self.answers(predictions)
-        gold = gold_answers(predictions.examples)
-        own = np.array([answer_scores(answers[id], texts)[0] for id, texts in gold.items()])
-        none = np.array([answer_scores("", texts)[0] for texts in gold.values()])
+        own = self.records(predictions)[:, 0]
+        none = np.array([answer_scores("", texts)[0] for texts in gold_answers(predictions.examples).values()])
         names = ("f1_over_no_answer", "low", "high")
         return self.config() | {"over_no_answer": dict(zip(names, paired_interval(own, none), strict=True))}
 

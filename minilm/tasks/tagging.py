@@ -21,7 +21,7 @@ from minilm.errors import DataError
 from minilm.tasks.baselines import Scores, commonest_tags
 from minilm.tasks.intervals import weighted_counts
 from minilm.tasks.predictions import write_tags
-from minilm.tasks.scores import Tags, entity_scores, per_type, spans
+from minilm.tasks.scores import Tags, entity_counts, entity_scores, per_type
 from minilm.tasks.task import TOKENIZED, Features, Predictions, Task, TaskBatch
 from minilm.train.losses import cross_entropy_sum
 
@@ -86,9 +86,9 @@ class Tagging(Task):
         """Entities that are right, are predicted, are true; tags that are right, and all."""
         rows = []
         for each, tags in zip(predictions.examples, self.decode(predictions), strict=True):
-            found, wanted = {*spans(tags)}, {*spans(each.tags)}
+            entities = (count.total() for count in entity_counts([each.tags], [tags]))
             right = sum(a == b for a, b in zip(tags, each.tags, strict=True))
-            rows.append((len(found & wanted), len(found), len(wanted), right, len(tags)))
+            rows.append((*entities, right, len(tags)))
         return np.array(rows, np.float64)
 
     def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
