@@ -19,7 +19,7 @@ from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
 from minilm.data.examples import Data, as_text
 from minilm.data.libraries import embedded_examples
-from minilm.data.splits import folds, split_dev, texts_of
+from minilm.data.splits import folds, split_by_text, texts_of
 from minilm.data.tables import Table
 from minilm.data.tokenizer import Tokenizer
 from minilm.dropin.config import BertConfig
@@ -334,7 +334,7 @@ def load(args: Args) -> Iterator[Run]:
     if args.kfold:
         group_of = {} if groups is None else dict(zip(map(id, train.examples), groups, strict=True))
         for i, (rest, fold) in enumerate(folds(train.examples, args.kfold, args.seed, groups), start=1):
-            inner, chosen = split_dev(rest, DEV, args.seed, groups and [group_of[id(each)] for each in rest])
+            inner, chosen = split_by_text(rest, DEV, args.seed, groups and [group_of[id(each)] for each in rest])
             parts = [replace(train, examples=part, left_out=()) for part in (inner, chosen, fold)]
             say_compared(f"fold-{i}", parts[0], parts[1])
             say_compared(f"fold-{i}", parts[0], parts[2])

@@ -276,7 +276,7 @@ def test_groups_stay_together(go):
     with pytest.MonkeyPatch.context() as patch:
         import minilm.data.splits as splits
 
-        patch.setattr(go.script, "split_dev", lambda *given: seen.append(splits.split_dev(*given)) or seen[-1])
+        patch.setattr(go.script, "split_by_text", lambda *given: seen.append(splits.split_by_text(*given)) or seen[-1])
         assert go("finetune", *flags, "--kfold", "2", "--out", "folds")[0] == 0
     assert len(seen) == 2
     for inner, chosen in seen:

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from statistics import pstdev
 from typing import Any, NamedTuple
@@ -110,6 +111,23 @@ def split_dev(
     for i, example in enumerate(examples):
         parts[i in dev].append(example)
     return parts[0], parts[1]
+
+
+def split_by_text(
+    examples: Sequence[Any], fraction: float, seed: int, groups: Sequence[Hashable] | None = None
+) -> tuple[list, list]:
+    """As `split_dev`; and without groups rows of the same texts stay together, where dev then has as many classes and
+    at least half as many rows."""
+    by_row = split_dev(examples, fraction, seed, groups)
+    if groups is not None or _contexts(examples) is not None:
+        return by_row
+    with suppress(DataError):
+        by_text = split_dev(examples, fraction, seed, [_content(each) for each in examples])
+        usual, dev = ([_said(each) for each in part] for _, part in (by_row, by_text))
+        classes, found = ({label for label in part if isinstance(label, str)} for part in (usual, dev))
+        if classes == found and len(usual) / 2 <= len(dev) <= len(usual):
+            return by_text
+    return by_row
 
 
 def folds(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
 from minilm.data.examples import Data
-from minilm.data.splits import check_labels, overlap, split_dev
+from minilm.data.splits import check_labels, overlap, split_by_text
 from minilm.data.tables import table_of
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, did_you_mean
@@ -83,7 +83,7 @@ def finetune(
 
 def held_out(data: Data, seed: int, groups: Sequence[str] | None = None) -> tuple[Data, Data]:
     """(The rest, a tenth of the examples); which is said."""
-    rest, dev = split_dev(data.examples, DEV, seed, groups)
+    rest, dev = split_by_text(data.examples, DEV, seed, groups)
     data, dev = replace(data, examples=rest), replace(data, examples=dev, left_out=())
     say(f"no dev examples: a tenth of those to learn from, {len(dev.examples):,}, chooses the best model")
     return data, dev

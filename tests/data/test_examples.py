@@ -13,7 +13,7 @@ import pytest
 
 from minilm.data.examples import Choice, Example, Question, Tagged, read_choices, read_texts
 from minilm.data.spans import read_questions, read_tagged
-from minilm.data.splits import check_labels, duplicates, folds, overlap, split_dev
+from minilm.data.splits import check_labels, duplicates, folds, overlap, split_by_text, split_dev
 from minilm.data.tables import read_table, table_of
 from minilm.errors import ConfigError, DataError
 
@@ -632,6 +632,16 @@ def test_groups_stay_together():
     assert not {of[each] for each in train} & {of[each] for each in dev}
 
 
+def test_rows_of_the_same_text_stay_together_where_they_can():
+    examples = [Example(f"text {i % 40}", label="ab"[i % 2], where=f"f:{i}") for i in range(100)]
+    train, dev = split_by_text(examples, 0.2, seed=0)
+    assert 15 <= len(dev) <= 20
+    assert not {each.text for each in train} & {each.text for each in dev}
+    assert split_by_text(examples, 0.2, 0, groups=range(100)) == split_dev(examples, 0.2, 0)
+    two = [Example("ab"[i % 2], label="ab"[i % 2], where=f"f:{i}") for i in range(20)]
+    assert split_by_text(two, 0.2, 0) == split_dev(two, 0.2, 0)  # by text one label would have none to learn from
+
+
 def test_answers_of_two_files():
     """Questions need no answer in common; what training has none of is said."""
     one, two = Question("1", "q", "c", ((0, "c"),), "f:1"), Question("2", "q", "d", ((0, "d"),), "f:2")
@@ -749,6 +759,9 @@ def test_a_part_of_real_texts():
     assert Counter(each.label for each in dev) == {"ham": 482, "spam": 75}
     assert check_labels(train, dev) == ()
     assert duplicates(examples).count > 400 > overlap(train, dev).count > 20
+    train, dev = split_by_text(examples, 0.1, seed=0)
+    assert Counter(each.label for each in dev) == {"ham": 482, "spam": 75}
+    assert overlap(train, dev).count == 0
 
 
 @pytest.mark.parametrize("k", [2, 5])
