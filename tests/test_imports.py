@@ -18,6 +18,7 @@ ORDER = (  # each may import what stands before it; data and model do not know e
     {"minilm.evaluation"},
     {"minilm.recipes"},
     {"minilm.cli"},
+    {"minilm.commands"},
 )
 FILES = sorted(
     [*(ROOT / "minilm").rglob("*.py"), *(ROOT / f"{script}.py" for script in ("train", "finetune", "evaluate"))]

@@ -1,0 +1,1 @@
+"""The commands of evaluate.py: the flags of each, and what it prints and writes."""

@@ -1,0 +1,127 @@
+"""embed, search: vectors of texts, and the nearest texts."""
+
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from minilm import cli
+from minilm.commands.of_model import SAY_EVERY, THREADS, OfModel
+from minilm.data.documents import is_jsonl, lines_of
+from minilm.errors import ConfigError, DataError, printable
+from minilm.evaluation.embed import BATCH_SIZE, chunks, read_embedder, say_cut, search, vectors_of
+from minilm.train.log import say
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfTexts(OfModel):
+    """What is told where a file of texts is embedded."""
+
+    data: Path
+    """Text, also .gz or .xz, one text a line."""
+    pooling: tuple[Literal["cls", "mean", "max"], ...] | None = None
+    """How a text's states become one vector; as the model's sentence-transformers files say, or mean, if not given."""
+    batch_size: int = BATCH_SIZE
+    """Texts at a time."""
+
+    def lines(self) -> Iterator[str]:
+        if is_jsonl(self.data):
+            raise DataError(f"--data {self.data}: jsonl is not read here; give a file of one text a line")
+        if not self.data.is_file():
+            raise DataError(f"--data {self.data}: {'not a regular file' if self.data.exists() else 'no such file'}")
+        return lines_of(self.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed(OfTexts):
+    """A vector for each line of a text file, as a .npy."""
+
+    out: Path
+    """The .npy to write: float32, a row a line."""
+    normalize: bool | None = None
+    """Vectors of length 1; as the model's sentence-transformers files say, or not, if not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(OfTexts):
+    """The lines of a text file that are nearest to a query, by cosine."""
+
+    query: tuple[str, ...]
+    """One or more texts."""
+    top_k: int = 5
+    """Lines found for each."""
+
+
+def run_embed(args: Embed) -> None:
+    """Vectors of all lines, streamed into a file that is there only when it is whole."""
+    cli.check_result(args.json)
+    cli.check_ranges(args, {"batch_size": (1, 1 << 20), "threads": THREADS})
+    files = {"--data": args.data, "--out": args.out, "--json": args.json}
+    for (one, file), (other, same) in itertools.combinations(files.items(), 2):
+        if same not in (None, "-") and file.resolve() == Path(same).resolve():
+            raise ConfigError(f"{other} {same}: is the file of {one}; give another")
+    if args.out.suffix != ".npy" or not args.out.parent.is_dir() or args.out.is_dir():
+        raise ConfigError(f"--out {args.out}: give a file that ends in .npy, in a directory that is there")
+    count = sum(1 for _ in args.lines())
+    if not count:
+        raise DataError(f"--data {args.data}: holds no line")
+    embedder = read_embedder(args.model, args.pooling, args.normalize, **args.options())
+    width, cut, at = len(embedder.pooling.how) * embedder.model.config.hidden_size, 0, 0
+    said = time.monotonic()
+    partial = args.out.with_name(f".{args.out.name}.{os.getpid()}.tmp")  # two runs may have the same --out
+    try:
+        partial.unlink(missing_ok=True)  # of a dead process, or a link
+        with partial.open("xb") as rows, args.computing(embedder.model):
+            np.lib.format.write_array_header_1_0(
+                rows, {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
+            )
+            for chunk in chunks(args.lines()):
+                vectors, long = vectors_of(embedder, chunk, args.batch_size)
+                if at + len(chunk) > count:
+                    raise DataError(f"--data {args.data}: changed while it was read")
+                rows.write(vectors.numpy().astype("<f4", copy=False).tobytes())
+                at, cut = at + len(chunk), cut + long
+                if time.monotonic() - said > SAY_EVERY:
+                    said = time.monotonic()
+                    say(f"{at:,} of {count:,} lines")
+            if at < count:
+                raise DataError(f"--data {args.data}: changed while it was read")
+            rows.flush()
+            os.fsync(rows.fileno())
+        os.replace(partial, args.out)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+    say_cut(cut, count, embedder)
+    how = " + ".join(embedder.pooling.how) + (", length 1" if embedder.pooling.normalize else "")
+    say(f"{count:,} lines -> {args.out}: float32 ({count}, {width}), {how}")
+    if args.json is not None:
+        pooling = asdict(embedder.pooling)
+        cli.write_result(args.json, {"texts": count, "cut": cut, "length": embedder.length, "width": width} | pooling)
+
+
+def run_search(args: Search) -> None:
+    """The nearest lines of each query."""
+    cli.check_result(args.json)
+    cli.check_ranges(args, {"batch_size": (1, 1 << 20), "top_k": (1, 1 << 20), "threads": THREADS})
+    if not args.query:
+        raise ConfigError("--query: give one or more texts")
+    lines = args.lines()
+    embedder = read_embedder(args.model, args.pooling, **args.options())
+    with args.computing(embedder.model):
+        found = search(embedder, args.query, lines, args.top_k, args.batch_size)
+    if args.json is not None:
+        hits = [[{"line": hit.row + 1, "score": hit.score, "text": hit.text} for hit in each] for each in found]
+        results = [{"query": query, "hits": each} for query, each in zip(args.query, hits, strict=True)]
+        cli.write_result(args.json, {"results": results})
+    if args.json != "-":
+        for query, hits in zip(args.query, found, strict=True):
+            print(printable(query))
+            for hit in hits:
+                print(f"  {hit.score:6.3f}  {args.data}:{hit.row + 1}: {printable(hit.text.strip()[:200])}")

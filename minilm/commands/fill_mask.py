@@ -1,0 +1,32 @@
+"""fill-mask: the likeliest words for a mask."""
+
+from dataclasses import asdict, dataclass
+
+from minilm import cli
+from minilm.commands.of_model import THREADS, OfModel
+from minilm.errors import printable
+from minilm.evaluation.predict import fill_mask, read_masked_lm
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillMask(OfModel):
+    """The likeliest words for a mask in a text."""
+
+    text: str
+    """With one mask in it, as the model's tokenizer writes it: [MASK], or <mask>."""
+    top_k: int = 5
+    """How many."""
+
+
+def run_fill_mask(args: FillMask) -> None:
+    """The likeliest fillings."""
+    cli.check_result(args.json)
+    cli.check_ranges(args, {"top_k": (1, 1 << 20), "threads": THREADS})
+    masked = read_masked_lm(args.model, **args.options())
+    with args.computing(masked.model):
+        fillings = fill_mask(masked, args.text, args.top_k)
+    if args.json is not None:
+        cli.write_result(args.json, {"fillings": [asdict(each) for each in fillings]})
+    if args.json != "-":
+        for each in fillings:
+            print(printable(f"{each.probability:6.1%}  {each.token:16}  {each.text}"))

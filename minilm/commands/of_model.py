@@ -1,0 +1,47 @@
+"""What every command is told of its model."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from minilm.train.runtime import Precision, Runtime
+
+THREADS = (1, 1024)
+SAY_EVERY = 10  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfModel:
+    """What every command is told of its model."""
+
+    model: str
+    """A directory, or a name on the Hugging Face hub."""
+    revision: str | None = None
+    """Branch, tag or commit of that name."""
+    allow_pickle: bool = False
+    """Read pytorch_model.bin in place of model.safetensors; from makers you trust only."""
+    device: str = "auto"
+    """cuda, mps or cpu."""
+    precision: Precision = "fp32"
+    """Of matrix products."""
+    threads: int | None = None
+    """Of the CPU; as many as torch takes, if not given."""
+    json: str | None = None
+    """Also write the result as JSON into this file, or print nothing else, with no file named."""
+
+    def options(self) -> dict[str, Any]:
+        """As `from_pretrained` takes them."""
+        return {"revision": self.revision, "use_safetensors": False if self.allow_pickle else None}
+
+    def runtime(self, model: torch.nn.Module) -> Runtime:
+        """Moves `model` to its device."""
+        runtime = Runtime.choose(self.device, self.precision, self.threads)
+        torch.set_float32_matmul_precision("highest")  # fp32 is not TF32: figures are to be those of any machine
+        model.to(runtime.device)
+        return runtime
+
+    def computing(self, model: torch.nn.Module) -> AbstractContextManager:
+        """Moves `model` to its device; what is computed within is as precise as asked for."""
+        return self.runtime(model).autocast()

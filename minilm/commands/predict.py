@@ -1,0 +1,86 @@
+"""predict: what a tuned model says of new examples."""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+from minilm import cli
+from minilm.checkpoint.model import find_model
+from minilm.commands.of_model import THREADS, OfModel
+from minilm.data.examples import Data, named_columns
+from minilm.data.tables import check_regular
+from minilm.dropin.inputs import max_tokens
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import ConfigError
+from minilm.tasks.named import TASKS, open_task, read_examples, read_source
+from minilm.tasks.report import read_in_training
+from minilm.tasks.task import Predictions, outputs_of
+from minilm.tasks.tune import Tuning, length_of
+from minilm.train.log import say
+from minilm.train.ranks import Applied
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(OfModel):
+    """What a tuned model says of each row of a table, of each word, or to each question; labels are not needed."""
+
+    input: Path
+    """csv, tsv, jsonl, json or parquet, also .gz or .xz; for tags one word a line (CoNLL), or lists of words; of
+    questions a json is SQuAD's."""
+    output: Path
+    """The .csv, .tsv or .jsonl to write: the columns of --input, and what the model says. Of tags a .conll, .tsv or
+    .jsonl; of questions a .json, as SQuAD's script takes answers, or a .jsonl."""
+    text_column: str | None = None
+    """By name, or number from 1; as in training, or found by its name or looks, if not given."""
+    pair_column: str | None = None
+    """Of a second text; --text-column is a question's, and this its context's."""
+    header: bool | None = None
+    """Whether a csv's first row names its columns; as it looks, if not given."""
+
+
+WORDS = {
+    "cut": "longer than what is read at once, and so cut or read in parts",
+    "words_without_token": "words that the tokenizer drops, tagged O",
+    "no_answer": "questions without an answer",
+}
+
+
+def run_predict(args: Predict) -> None:
+    """A row for each row, in the same order, into a file that is there only when it is whole."""
+    cli.check_result(args.json, input=args.input, output=args.output)
+    cli.check_ranges(args, {"threads": THREADS})
+    if args.output.suffix not in itertools.chain(*(each.endings for each in TASKS.values())):
+        raise ConfigError(f"--output {args.output}: give a .csv, .tsv or .jsonl, of tags a .conll, of answers a .json")
+    if not args.output.parent.is_dir() or args.output.is_dir():
+        raise ConfigError(f"--output {args.output}: give a file in a directory that is there")
+    if args.output.resolve() == args.input.resolve():
+        raise ConfigError(f"--output {args.output}: is the file of --input; give another")
+    check_regular(args.input)
+    directory = find_model(args.model, args.revision, allow_pickle=args.allow_pickle, flag="--model")
+    model, task = open_task(directory, use_safetensors=False if args.allow_pickle else None)
+    if args.output.suffix not in task.endings:
+        raise ConfigError(f"--output {args.output}: give one of {', '.join(task.endings)} for the task {task.name}")
+    source = read_source(args.input, task.name, args.header)
+    columns, trained_length = read_in_training(directory)
+    trained = Data([], columns=columns)
+    data = read_examples(source, task.name, args.text_column, args.pair_column, labelled=False, like=trained)
+    for note in data.notes:
+        say(note)
+    columns = named_columns(data.columns)
+    if columns and not any(note.startswith(columns) for note in data.notes):  # as in training, and so not looked for
+        say(columns)
+    tokenizer = BertTokenizer.from_pretrained(directory)
+    usual = length_of(Tuning(), model, tokenizer)
+    length = min(max_tokens(model.base_model.encoder.cfg, tokenizer), trained_length or usual)
+    features = task.features(data.examples, tokenizer, length)
+    outputs, _ = outputs_of(task, Applied(model), features, args.runtime(model), wants_loss=False)
+    counts = {"rows": len(data.examples) + len(data.left_out), "cut": features.cut, "length": length}
+    counts |= task.write(args.output, source, Predictions(outputs, features, data.examples))
+    for why in data.left_out:
+        say(f"nothing said of {why}")
+    for name, count in counts.items():
+        if count and name in WORDS:
+            say(f"{WORDS[name]}: {count:,}")
+    say(f"{counts['rows']:,} rows -> {args.output}")
+    if args.json is not None:
+        cli.write_result(args.json, counts)
