@@ -1,8 +1,9 @@
-"""Use a trained model, of any family: predictions, vectors of texts, the nearest texts, a mask's fillings."""
+"""Use a trained model, of any family, and judge it; `python evaluate.py --help` lists what for."""
 
 from minilm import cli
 from minilm.commands.embed import Embed, Search, run_embed, run_search
 from minilm.commands.fill_mask import FillMask, run_fill_mask
+from minilm.commands.pairs import Pairs, run_pairs
 from minilm.commands.predict import Predict, run_predict
 
 COMMANDS = {
@@ -10,6 +11,7 @@ COMMANDS = {
     "embed": (run_embed, Embed),
     "search": (run_search, Search),
     "fill-mask": (run_fill_mask, FillMask),
+    "pairs": (run_pairs, Pairs),
 }
 
 if __name__ == "__main__":

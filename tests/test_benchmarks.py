@@ -88,3 +88,18 @@ def test_finetuning(load, encoder_directory, tmp_path, monkeypatch, name):
     assert {*found[1]["scores"]} - {*found[0]["scores"]} == more | {f"unseen_{each}" for each in more}
     assert module.SETS[name].metric in found[1]["scores"]
     assert all(-1 <= each["scores"][module.SETS[name].metric] <= 1 for each in found)
+
+
+def test_pairs(load, monkeypatch, tmp_path, capsys):
+    """Both sides find the same pairs likelier."""
+    monkeypatch.syspath_prepend(ROOT)
+    module = load("benchmarks/pairs.py")
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    monkeypatch.setattr(module, "SIZE", small)
+    monkeypatch.setattr(module, "WORDS", 9000)
+    rows = [{"sentence_good": f"the list {i} is", "sentence_bad": f"list the is {i}"} for i in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    module.main(module.Args(data=tmp_path / "pairs.jsonl", count=10, rounds=1))
+    out = capsys.readouterr().out
+    assert "10 pairs, median of 1 rounds" in out
+    assert "other decisions on 0.0% of pairs" in out

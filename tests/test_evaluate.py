@@ -12,6 +12,7 @@ import torch
 import minilm
 from minilm import cli
 from minilm.checkpoint.pooling import Pooling
+from minilm.evaluation.likelihood import log_likelihoods, read_scorer
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "home", "##s", "."]
 LINES = ["the cat sat.", "", "a dog ran home", "the mats and the cats on the mat. " * 4, "cats", "a dog ran home"]
@@ -199,3 +200,36 @@ def test_help_says_the_command(go, command, capsys):
     assert "--model" in out
     status, out, _ = go("--help")
     assert (status, command in out) == (0, True)
+
+
+def test_pairs(go):
+    """Scores of both sentences are those of the library, and what a model finds likelier counts."""
+    good, bad = ["the cats sat.", "a dog ran", "the dog sat"] * 10, ["the cat sats.", "a ran dog", "the dog sat"] * 10
+    rows = [{"sentence_good": good[i], "sentence_bad": bad[i], "field": "ab"[i % 2]} for i in range(30)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ("pairs", "--model", "masked", "--data", "pairs.jsonl")
+    status, out, err = go(*flags, "--output", "scored.jsonl", "--json", "found.json")
+    assert status == 0, err
+    scored = [json.loads(line) for line in Path("scored.jsonl").read_text().splitlines()]
+    found = json.loads(Path("found.json").read_text())
+    assert [{name: row[name] for name in rows[0]} for row in scored] == rows
+    scorer = read_scorer("masked")
+    wanted = [sum(each) for each in log_likelihoods(scorer, good)]
+    assert [row["nats_good"] for row in scored] == pytest.approx(wanted, abs=1e-5)
+    hits = [row["nats_good"] > row["nats_bad"] for row in scored]
+    assert found["metrics"]["accuracy"]["value"] == np.mean(hits)
+    assert found["ties"] == 10
+    assert found["by"]["field"]["a"]["value"] == np.mean(hits[::2])
+    assert f"{np.mean(hits):.4f}" in out.splitlines()[0]
+    assert "ties       10 pairs, which count as missed" in out
+    status, out, _ = go(*flags, "--within-word", "--json")
+    assert json.loads(out)["how"] == "masked, within word"
+    for more, said in (
+        (("--output", "pairs.jsonl"), "is the file of --data"),
+        (("--output", "scores.txt"), "give a .csv, .tsv, .jsonl"),
+        (("--good-column", "better"), "no column 'better'"),
+        (("--model", "encoder"), "holds no language model"),
+    ):
+        status, _, err = go(*flags, *more)
+        assert (status, len(err.splitlines())) == (2, 1)
+        assert said in err

@@ -1,0 +1,93 @@
+"""pairs: minimal pairs."""
+
+import time
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minilm import cli
+from minilm.commands.of_model import SAY_EVERY, THREADS, OfModel
+from minilm.data.tables import check_regular, read_table
+from minilm.errors import ConfigError, cut, printable
+from minilm.evaluation.likelihood import log_likelihoods, read_scorer
+from minilm.evaluation.pairs import pair_scores, read_pairs
+from minilm.tasks.predictions import write_table
+from minilm.train.log import say
+
+ENDINGS = (".csv", ".tsv", ".jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs(OfModel):
+    """Which of two sentences a language model finds likelier: minimal pairs, as BLiMP's."""
+
+    data: Path
+    """csv, tsv, jsonl, json or parquet, also .gz or .xz; a pair a row."""
+    good_column: str | None = None
+    """By name, or number from 1; sentence_good or good, if not given."""
+    bad_column: str | None = None
+    """The same of the other sentence."""
+    by: tuple[str, ...] | None = None
+    """Columns whose values are scored apart; field, linguistics_term and UID, if not given and there."""
+    within_word: bool = False
+    """Masked models: hide also the rest of a token's word, so that its pieces do not tell each other."""
+    header: bool | None = None
+    """Whether a csv's first row names its columns; as it looks, if not given."""
+    output: Path | None = None
+    """A .csv, .tsv or .jsonl to write: the rows, and the log-likelihood of each sentence."""
+
+
+def run_pairs(args: Pairs) -> None:
+    """The share of pairs whose good sentence is likelier, of all and by kind."""
+    cli.check_result(args.json, data=args.data, output=args.output)
+    cli.check_ranges(args, {"threads": THREADS})
+    if args.output is not None:
+        if args.output.suffix not in ENDINGS or not args.output.parent.is_dir() or args.output.is_dir():
+            raise ConfigError(f"--output {args.output}: give a {', '.join(ENDINGS)} in a directory that is there")
+        if args.output.resolve() == args.data.resolve():
+            raise ConfigError(f"--output {args.output}: is the file of --data; give another")
+    check_regular(args.data)
+    table = read_table(args.data, args.header)
+    pairs, kinds = read_pairs(table, args.good_column, args.bad_column, args.by)
+    scorer = read_scorer(args.model, **args.options())
+    nats, tokens, began, said = np.zeros((len(pairs), 2)), 0, time.monotonic(), time.monotonic()
+    with args.computing(scorer.model):
+        texts = [text for pair in pairs for text in pair[:2]]
+        where = [*chain.from_iterable((pair.where, pair.where) for pair in pairs)]
+        for i, own in enumerate(log_likelihoods(scorer, texts, args.within_word, where)):
+            nats[i // 2, i % 2], tokens = own.sum(), tokens + len(own)
+            if time.monotonic() - said > SAY_EVERY:
+                said = time.monotonic()
+                left = (said - began) * (len(texts) / (i + 1) - 1)
+                say(f"{(i + 1) // 2:,} of {len(pairs):,} pairs, {left:.0f} s left")
+    found = pair_scores(nats, pairs, kinds)
+    how = "causal" if not scorer.masked else "masked, within word" if args.within_word else "masked"
+    found |= {"pairs": len(pairs), "tokens": tokens, "seconds": time.monotonic() - began, "how": how}
+    if args.output is not None:
+        more = {"nats_good": nats[:, 0].tolist(), "nats_bad": nats[:, 1].tolist()}
+        write_table(args.output, table, range(len(pairs)), more)
+    if args.json is not None:
+        cli.write_result(args.json, found)
+    if args.json != "-":
+        print("\n".join(_lines(found)))
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    """A table of them: the widest kind first, of the others a line each, the worst first."""
+    lines = [_line("accuracy", found["metrics"]["accuracy"])]
+    if found["ties"]:
+        lines.append(f"ties       {found['ties']:,} pairs, which count as missed")
+    for name, values in found["by"].items():
+        lines.append(f"by {printable(name)}")
+        for value, own in sorted(values.items(), key=lambda each: each[1]["value"]):
+            lines.append("  " + _line(cut(printable(value), 50), own))
+    lines.append(f"read       {found['tokens']:,} tokens, {found['how']}, in {found['seconds']:.0f} s")
+    return lines
+
+
+def _line(name: str, own: dict[str, Any]) -> str:
+    ends = "too few for an interval" if own["low"] is None else f"{own['low']:.4f} to {own['high']:.4f}"
+    return f"{name:52} {own['value']:.4f}  {ends}  of {own['n']:,}"

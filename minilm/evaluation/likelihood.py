@@ -1,0 +1,207 @@
+"""How likely a language model finds a text, token by token: log-probabilities, in nats.
+
+masked   each token where it is masked and all others are there; their sum is the pseudo-log-likelihood (Wang and Cho
+         2019; Salazar et al. 2020). within_word: the tokens of its word that follow are masked, too, or a word of many
+         tokens, each told by the others, would seem likelier than it is (Kauf and Ivanova 2023).
+causal   each token after those before it, so their sum is the log-likelihood.
+
+Shape letters: R rows, T tokens per row, N questions.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from minilm.batch import AttentionPattern, Tokens
+from minilm.checkpoint.hf import objective_of
+from minilm.checkpoint.model import find_model
+from minilm.dropin.config import PreTrainedConfig
+from minilm.dropin.inputs import max_tokens
+from minilm.dropin.models import BertForMaskedLM, BertLMHeadModel
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import CheckpointError, ConfigError, DataError
+
+AT_ONCE = 1 << 13  # tokens of a batch
+LOGITS_AT_ONCE = 1 << 24  # of them
+TOKENIZED = 1024  # texts at a time
+AHEAD = 1 << 21  # tokens that are sorted by length, and asked once where they repeat
+
+
+class Encoded(NamedTuple):
+    """A text as a model reads it."""
+
+    ids: np.ndarray  # (T,) int64
+    own: np.ndarray  # places of its tokens, without [CLS] and [SEP]
+    word: np.ndarray  # (T,) int64: number of the word that a token is of, -1 of [CLS] and [SEP]
+
+
+class Questions(NamedTuple):
+    """Which tokens are asked for, in rows of one length."""
+
+    rows: np.ndarray  # (R, T) int64
+    row: np.ndarray  # (N,) int64
+    column: np.ndarray  # (N,) int64: the state that is read
+    target: np.ndarray  # (N,) int64: the token whose probability there is wanted
+
+
+@dataclass(frozen=True)
+class LanguageScorer:
+    """A language model that texts are asked of, of any family."""
+
+    model: BertForMaskedLM | BertLMHeadModel
+    tokenizer: BertTokenizer
+    attention: AttentionPattern
+
+    @property
+    def masked(self) -> bool:
+        return self.attention == "bidirectional"
+
+    @property
+    def length(self) -> int:
+        """Tokens that it reads, specials among them."""
+        return max_tokens(self.model.base_model.encoder.cfg, self.tokenizer)
+
+    def encoded(self, texts: Sequence[str], where: Sequence[str] | None = None) -> list[Encoded]:
+        """where: the file and line of each. Raises DataError for a text that is longer than the model reads."""
+        found = []
+        for number, each in enumerate(self.tokenizer(list(texts), split_special_tokens=True, verbose=False).encodings):
+            if len(each.ids) > self.length:
+                what = f"text {number + 1}" if where is None else f"{where[number]}: a text"
+                raise DataError(f"{what} has {len(each.ids)} tokens, and the model reads {self.length}; shorten it")
+            word = np.array([-1 if of is None else of for of in each.word_ids], np.int64)
+            own = np.flatnonzero(np.array(each.special_tokens_mask) == 0)
+            found.append(Encoded(np.array(each.ids, np.int64), own, word))
+        return found
+
+    def questions(self, text: Encoded, places: np.ndarray | None = None, within_word: bool = False) -> Questions:
+        """One for each of these places of its tokens, or of all."""
+        places = text.own if places is None else places
+        N, T = len(places), len(text.ids)
+        target = text.ids[places]
+        if not self.masked:
+            if N and places.min() == 0:
+                raise DataError("nothing stands before the first token of a text, and so nothing tells it")
+            return Questions(text.ids[None], np.zeros(N, np.int64), places - 1, target)
+        column = np.arange(T)
+        hidden = column == places[:, None]
+        if within_word:
+            same = (text.word == text.word[places][:, None]) & (text.word >= 0)
+            hidden |= same & (column > places[:, None])
+        rows = np.where(hidden, self.tokenizer.mask_token_id, text.ids)
+        return Questions(rows, np.arange(N), places, target)
+
+
+def read_scorer(
+    name: Path | str, *, revision: str | None = None, use_safetensors: bool | None = None
+) -> LanguageScorer:
+    """Of a directory or a name on the hub. Raises CheckpointError, also for a model without a
+    language-model head, ConfigError for one that neither fills masks nor goes left to right."""
+    directory = find_model(name, revision, allow_pickle=use_safetensors is False, flag="--model")
+    objective = objective_of(vars(PreTrainedConfig.of_directory(directory)))
+    if objective == "prefix":
+        raise ConfigError(f"--model {directory}: is a prefix model; give a masked or a causal one")
+    kind = BertForMaskedLM if objective == "mlm" else BertLMHeadModel
+    model = kind.from_pretrained(directory, use_safetensors=use_safetensors)
+    if model.untrained:
+        raise CheckpointError(f"{directory}: holds no language model, but an encoder without the head of one")
+    tokenizer = BertTokenizer.from_pretrained(directory)
+    if objective == "mlm" and tokenizer.mask_token_id is None:
+        raise ConfigError(f"--model {directory}: its tokenizer has no mask token")
+    return LanguageScorer(model.eval(), tokenizer, "bidirectional" if objective == "mlm" else "causal")
+
+
+def log_likelihoods(
+    scorer: LanguageScorer, texts: Sequence[str], within_word: bool = False, where: Sequence[str] | None = None
+) -> Iterator[np.ndarray]:
+    """The log-probability of each token of each text, in nats: a text's are (N,) float64, their sum its (pseudo-)log-
+    likelihood. within_word, where: as of `questions` and `encoded`. Raises DataError for a text that is too long,
+    ConfigError for within_word of a causal model."""
+    if within_word and not scorer.masked:
+        raise ConfigError("--within-word: of a masked model; a causal one sees no token that follows")
+
+    def asked() -> Iterator[Questions]:
+        for at in range(0, len(texts), TOKENIZED):
+            named = None if where is None else where[at : at + TOKENIZED]
+            for each in scorer.encoded(texts[at : at + TOKENIZED], named):
+                yield scorer.questions(each, within_word=within_word)
+
+    return log_probabilities(scorer, asked())
+
+
+def log_probabilities(scorer: LanguageScorer, asked: Iterable[Questions]) -> Iterator[np.ndarray]:
+    """Of each of `asked` its answers (N,) float64, in its order. Memory does not grow with how many there are."""
+    group: list[Questions] = []
+    size = 0
+    for each in asked:
+        group.append(each)
+        size += each.rows.size
+        if size > AHEAD:
+            yield from _answers(scorer, group)
+            group, size = [], 0
+    yield from _answers(scorer, group)
+
+
+def _answers(scorer: LanguageScorer, group: list[Questions]) -> list[np.ndarray]:
+    answers = [np.zeros(len(each.target)) for each in group]
+    by_length: dict[int, list[int]] = {}
+    for i, each in enumerate(group):
+        if len(each.target):
+            by_length.setdefault(each.rows.shape[1], []).append(i)
+    for T in sorted(by_length):
+        members = by_length[T]
+        rows, of = np.unique(np.concatenate([group[i].rows for i in members]), axis=0, return_inverse=True)
+        before = np.cumsum([0, *(len(group[i].rows) for i in members)])
+        row = of.reshape(-1)[np.concatenate([group[i].row + at for i, at in zip(members, before, strict=False)])]
+        state, back = np.unique(
+            row * T + np.concatenate([group[i].column for i in members]), return_inverse=True
+        )  # flat index into `rows`
+        target = np.concatenate([group[i].target for i in members])
+        order = np.argsort(back, kind="stable")
+        ordered, found = back[order], np.empty(len(target))
+        at_once = max(1, AT_ONCE // T)
+        for first in range(0, len(rows), at_once):
+            here = rows[first : first + at_once]
+            a, b = np.searchsorted(state, (first * T, (first + len(here)) * T))
+            mine = order[slice(*np.searchsorted(ordered, (a, b)))]
+            found[mine] = _of_batch(scorer, here, state[a:b] - first * T, back[mine] - a, target[mine])
+        ends = np.cumsum([len(group[i].target) for i in members])
+        for i, own in zip(members, np.split(found, ends[:-1]), strict=True):
+            answers[i] = own
+    return answers
+
+
+@torch.no_grad()
+def _of_batch(
+    scorer: LanguageScorer, rows: np.ndarray, read: np.ndarray, state: np.ndarray, target: np.ndarray
+) -> np.ndarray:
+    """read (S,): flat index of the states that are read; state (N,): which of them a target (N,) is asked of."""
+    model = scorer.model
+    device, table = model.device, model.get_input_embeddings().weight
+    tokens = Tokens.full(torch.from_numpy(rows).to(device), scorer.attention)
+    where = torch.from_numpy(read).to(device)
+    encoder = model.base_model.encoder
+    few = len(read) <= len(rows)  # the last layer then computes them alone
+    states = encoder(tokens, read=where) if few else encoder(tokens).flatten(0, 1)[where]
+    features = model.head(states)
+    total = torch.cat([_log_total(part, table, model.head.bias) for part in features.split(_parts(table))])
+    state, target = (torch.from_numpy(each).to(device) for each in (state, target))
+    # a target's own logit is not rounded to half precision, as all of them are
+    wide = torch.promote_types(table.dtype, torch.float32)
+    own = (features.to(wide)[state] * table[target].to(wide)).sum(dim=-1) + model.head.bias[target]
+    return (own - total[state]).double().cpu().numpy()
+
+
+def _parts(table: Tensor) -> int:
+    return max(1, LOGITS_AT_ONCE // len(table))
+
+
+def _log_total(features: Tensor, table: Tensor, bias: Tensor) -> Tensor:
+    """The logarithm of the sum over the vocabulary, (S,)."""
+    logits = F.linear(features, table, bias)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(dim=-1)
