@@ -4,6 +4,7 @@ from minilm import cli
 from minilm.commands.embed import Embed, Search, run_embed, run_search
 from minilm.commands.fill_mask import FillMask, run_fill_mask
 from minilm.commands.pairs import Pairs, run_pairs
+from minilm.commands.perplexity import Perplexity, run_perplexity
 from minilm.commands.predict import Predict, run_predict
 
 COMMANDS = {
@@ -11,6 +12,7 @@ COMMANDS = {
     "embed": (run_embed, Embed),
     "search": (run_search, Search),
     "fill-mask": (run_fill_mask, FillMask),
+    "perplexity": (run_perplexity, Perplexity),
     "pairs": (run_pairs, Pairs),
 }
 

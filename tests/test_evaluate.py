@@ -233,3 +233,45 @@ def test_pairs(go):
         status, _, err = go(*flags, *more)
         assert (status, len(err.splitlines())) == (2, 1)
         assert said in err
+
+
+def test_perplexity(go):
+    """Of all documents, or of some spread over them; what is printed is what is written."""
+    documents = [f"the cat sat on a mat{i * ' and the dog ran home'}" for i in range(30)]
+    Path("texts.txt").write_text("\n\n".join(documents) + "\n")
+    flags = ("perplexity", "--model", "masked", "--data", "texts.txt")
+    status, out, err = go(*flags, "--json", "found.json")
+    assert status == 0, err
+    found = json.loads(Path("found.json").read_text())
+    assert (found["documents"], found["of_documents"], found["length"], found["how"]) == (30, 30, 16, "masked")
+    assert found["bytes"] == sum(map(len, documents))
+    assert found["tokens"] == found["words"] == sum(len(each.split()) for each in documents)
+    own = found["metrics"]["perplexity"]
+    assert own["value"] == pytest.approx(np.exp(found["nats"] / found["tokens"]))
+    assert own["low"] < own["value"] < own["high"]
+    assert f"{own['value']:,.4f}" in out.splitlines()[0]
+    assert "unknown" not in out
+    status, out, _ = go(*flags, "--documents", "3", "--length", "8", "--json")
+    few = json.loads(out)
+    assert (few["documents"], few["bytes"]) == (3, sum(map(len, documents[::10])))
+    assert few["metrics"]["perplexity"]["low"] is None
+    Path("odd.txt").write_text("the cat saw a mat\n")
+    status, out, _ = go("perplexity", "--model", "masked", "--data", "odd.txt")
+    assert "unknown            20.00% of the tokens" in out
+    assert "too few documents for an interval" in out
+    Path("blank.txt").write_text("\n \n")
+    for more, said in (
+        (("--stride", "4"), "--stride 4: of a causal model"),
+        (("--length", "17"), "--length 17: give a value from 3 to 16"),
+        (("--data", "blank.txt"), "holds no document"),
+        (("--data", "nowhere.txt"), "nowhere.txt"),
+        (("--model", "encoder"), "holds no language model"),
+    ):
+        status, _, err = go(*flags, *more) if more[0] not in flags else go(*_with(flags, *more))
+        assert (status, len(err.splitlines())) == (2, 1)
+        assert said in err
+
+
+def _with(flags, name, value):
+    at = flags.index(name)
+    return (*flags[: at + 1], value, *flags[at + 2 :])

@@ -194,7 +194,10 @@ def _of_batch(
     # a target's own logit is not rounded to half precision, as all of them are
     wide = torch.promote_types(table.dtype, torch.float32)
     own = (features.to(wide)[state] * table[target].to(wide)).sum(dim=-1) + model.head.bias[target]
-    return (own - total[state]).double().cpu().numpy()
+    found = (own - total[state]).double().cpu().numpy()
+    if not np.isfinite(found).all():
+        raise DataError("the model's log-probabilities are not finite; in half precision, try fp32")
+    return found
 
 
 def _parts(table: Tensor) -> int:

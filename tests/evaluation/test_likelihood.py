@@ -1,70 +1,22 @@
 """Log-probabilities of texts, beside a loop over transformers' own models that masks and reads one token at a time."""
 
-import random
-
 import numpy as np
 import pytest
 import torch
-import transformers
 
 import minilm
 from minilm.errors import CheckpointError, ConfigError, DataError
 from minilm.evaluation import likelihood
 from minilm.evaluation.likelihood import log_likelihoods, read_scorer
 
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "home", "##s", "##ing", "##ed", "."]
-VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-STEMS, ENDS = [word for word in WORDS if word[0] not in "#."], ["", "s", "ing", "ed", "inged"]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 
 
-def sentences(n, seed=0):
-    rng = random.Random(seed)
-    return [
-        " ".join(rng.choice(STEMS) + rng.choice(ENDS) for _ in range(rng.randint(1, 9))) + rng.choice(["", "."])
-        for _ in range(n)
-    ]
-
-
 @pytest.fixture(params=["bert", "modernbert", "roberta", "distilbert"])
-def masked(request, tmp_path, exact_float64):
+def masked(request, tmp_path, exact_float64, made):
     """(a directory, transformers' model of it in float64)."""
     exact_float64()
     return made(request.param, tmp_path)
-
-
-def made(family, directory, **more):
-    torch.manual_seed(0)
-    common = {"vocab_size": len(VOCAB), "max_position_embeddings": 48, "pad_token_id": 0, "initializer_range": 0.3}
-    special = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
-    named = {
-        "bert": (transformers.BertConfig, transformers.BertForMaskedLM, SIZES),
-        "causal": (transformers.BertConfig, transformers.BertLMHeadModel, SIZES | {"is_decoder": True}),
-        "modernbert": (transformers.ModernBertConfig, transformers.ModernBertForMaskedLM, SIZES | special),
-        "roberta": (transformers.RobertaConfig, transformers.RobertaForMaskedLM, SIZES | {"type_vocab_size": 1}),
-        "distilbert": (
-            transformers.DistilBertConfig,
-            transformers.DistilBertForMaskedLM,
-            {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48},
-        ),
-    }
-    config, model, own = named[family]
-    reference = model(config(**common | own | more))
-    with torch.no_grad():
-        for parameter in reference.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.3)
-    reference.save_pretrained(directory)
-    (directory / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
-    minilm.BertTokenizer(str(directory / "vocab.txt"), model_max_length=32).save_pretrained(directory)
-    reference = model.from_pretrained(directory, attn_implementation="eager")
-    return directory, reference.double().eval()
-
-
-def in_float64(directory):
-    scorer = read_scorer(directory)
-    scorer.model.double()
-    return scorer
 
 
 @torch.no_grad()
@@ -77,14 +29,14 @@ def brute_force(reference, scorer, text, within_word=False):
         hidden = list(ids)
         for other in range(place, len(ids) - 1 if within_word else place + 1):
             if words[other] == words[place]:
-                hidden[other] = VOCAB.index("[MASK]")
+                hidden[other] = scorer.tokenizer.mask_token_id
         logits = reference(input_ids=torch.tensor([hidden])).logits[0, place]
         found.append(logits.log_softmax(0)[ids[place]].item())
     return np.array(found)
 
 
 @pytest.mark.parametrize("within_word", [False, True])
-def test_masked_as_a_loop_over_transformers(masked, within_word):
+def test_masked_as_a_loop_over_transformers(masked, within_word, in_float64, sentences):
     directory, reference = masked
     scorer, texts = (
         in_float64(directory),
@@ -96,7 +48,7 @@ def test_masked_as_a_loop_over_transformers(masked, within_word):
         assert np.abs(found - wanted).max() < 1e-9 * max(1, np.abs(wanted).max())
 
 
-def test_in_fp32(tmp_path):
+def test_in_fp32(tmp_path, made, in_float64, sentences):
     directory, reference = made("bert", tmp_path)
     texts = sentences(200, seed=1)
     found = [each.sum() for each in log_likelihoods(read_scorer(directory), texts)]
@@ -106,7 +58,7 @@ def test_in_fp32(tmp_path):
 
 
 @torch.no_grad()
-def test_causal_as_transformers(tmp_path):
+def test_causal_as_transformers(tmp_path, made, in_float64, sentences):
     directory, reference = made("causal", tmp_path)
     scorer, texts = in_float64(directory), sentences(50)
     assert not scorer.masked
@@ -120,7 +72,7 @@ def test_causal_as_transformers(tmp_path):
         scorer.questions(scorer.encoded(["the cat"])[0], np.array([0]))
 
 
-def test_the_same_in_groups_of_any_size(tmp_path, monkeypatch):
+def test_the_same_in_groups_of_any_size(tmp_path, monkeypatch, made, in_float64, sentences):
     """Whatever is computed together, and also where a row, or a state of it, is asked for twice."""
     scorer = in_float64(made("bert", tmp_path)[0])
     texts = [*sentences(30), "the cat sat", "the dog sat", "the cat sat", ""]  # masked, the second word is the same row
@@ -134,7 +86,7 @@ def test_the_same_in_groups_of_any_size(tmp_path, monkeypatch):
                 assert np.allclose(one, other, rtol=0, atol=1e-12)
 
 
-def test_a_row_that_repeats_is_computed_once(tmp_path, monkeypatch):
+def test_a_row_that_repeats_is_computed_once(tmp_path, made, in_float64):
     scorer, rows = in_float64(made("bert", tmp_path)[0]), []
     encoder = scorer.model.bert.encoder
     encoder.register_forward_pre_hook(lambda _, given: rows.append(len(given[0].input_ids)))
@@ -142,24 +94,24 @@ def test_a_row_that_repeats_is_computed_once(tmp_path, monkeypatch):
     assert sum(rows) == 3 + 3 - 1  # where the second word is masked the two are one
 
 
-def test_specials_in_a_text_are_text(tmp_path):
+def test_specials_in_a_text_are_text(tmp_path, made, vocab):
     scorer = read_scorer(made("bert", tmp_path)[0])
     (encoded,) = scorer.encoded(["the [MASK] sat"])
-    assert VOCAB.index("[MASK]") not in encoded.ids
+    assert vocab.index("[MASK]") not in encoded.ids
     assert len(encoded.own) == len(encoded.ids) - 2
 
 
-def test_what_cannot_be_asked(tmp_path):
+def test_what_cannot_be_asked(tmp_path, made, vocab):
     scorer = read_scorer(made("bert", tmp_path / "model")[0])
     with pytest.raises(DataError, match="text 2 has 62 tokens, and the model reads 32; shorten it"):
         scorer.encoded(["the cat", "the " * 60])
     with pytest.raises(DataError, match="f:9: a text has 62 tokens"):
         list(log_likelihoods(scorer, ["the cat", "the " * 60], where=["f:8", "f:9"]))
-    minilm.BertModel(minilm.BertConfig(vocab_size=len(VOCAB), **SIZES)).save_pretrained(tmp_path / "encoder")
+    minilm.BertModel(minilm.BertConfig(vocab_size=len(vocab), **SIZES)).save_pretrained(tmp_path / "encoder")
     scorer.tokenizer.save_pretrained(tmp_path / "encoder")
     with pytest.raises(CheckpointError, match="holds no language model, but an encoder without the head of one"):
         read_scorer(tmp_path / "encoder")
-    config = minilm.BertConfig(vocab_size=len(VOCAB), **SIZES, minilm={"format": 1, "objective": "prefix"})
+    config = minilm.BertConfig(vocab_size=len(vocab), **SIZES, minilm={"format": 1, "objective": "prefix"})
     minilm.BertForMaskedLM(config).save_pretrained(tmp_path / "prefix")
     with pytest.raises(ConfigError, match="is a prefix model; give a masked or a causal one"):
         read_scorer(tmp_path / "prefix")

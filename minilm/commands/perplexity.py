@@ -1,0 +1,101 @@
+"""perplexity: how well a language model knows texts."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minilm import cli
+from minilm.commands.of_model import SAY_EVERY, THREADS, OfModel
+from minilm.data.corpus import open_corpus
+from minilm.errors import ConfigError, DataError
+from minilm.evaluation.likelihood import read_scorer
+from minilm.evaluation.perplexity import COUNTED, document_counts, perplexities
+from minilm.train.log import say
+
+MASKED_LENGTH = 128  # tokens; each costs a row of as many
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity(OfModel):
+    """How well a language model knows texts: perplexity, and bits per byte."""
+
+    data: tuple[str, ...]
+    """Files, folders or quoted patterns: text (a blank line ends a document) or .jsonl, also .gz and .xz."""
+    text_field: str = "text"
+    """Of a line of a .jsonl."""
+    documents: int | None = None
+    """Only so many, spread over all."""
+    length: int | None = None
+    """Tokens read at once; as many as the model reads, of a masked one at most 128, if not given."""
+    stride: int | None = None
+    """Of a causal model: by how many tokens what is read at once moves on; half of --length, if not given."""
+    within_word: bool = False
+    """Masked models: hide also the rest of a token's word, so that its pieces do not tell each other."""
+
+
+def run_perplexity(args: Perplexity) -> None:
+    """Of all documents together, with intervals over documents."""
+    cli.check_result(args.json)
+    cli.check_ranges(
+        args, {"threads": THREADS, "documents": (1, 1 << 40), "length": (3, 1 << 24), "stride": (1, 1 << 24)}
+    )
+    corpus = open_corpus(args.data, args.text_field)
+    total = sum(1 for _ in corpus.documents())
+    if not total:
+        raise DataError(f"--data {args.data[0]}: holds no document")
+    scorer = read_scorer(args.model, **args.options())
+    if args.stride is not None and scorer.masked:
+        raise ConfigError(f"--stride {args.stride}: of a causal model; a masked one reads pieces side by side")
+    length = args.length or (min(scorer.length, MASKED_LENGTH) if scorer.masked else scorer.length)
+    chosen = min(total, args.documents or total)
+
+    def spread() -> Iterator[str]:
+        """Document i of `chosen` is the one at i * total // chosen."""
+        wanted = 0
+        for number, each in enumerate(corpus.documents()):
+            if wanted < chosen and number == wanted * total // chosen:
+                wanted += 1
+                yield each
+
+    rows, began, said = [], time.monotonic(), time.monotonic()
+    with args.computing(scorer.model):
+        stride = args.stride or max(1, length // 2)
+        for own in document_counts(scorer, spread(), length, stride, args.within_word):
+            rows.append(own)
+            if time.monotonic() - said > SAY_EVERY:
+                said = time.monotonic()
+                say(f"{len(rows):,} of {chosen:,} documents")
+    counts = np.array(rows)
+    found: dict[str, Any] = {"metrics": perplexities(counts)}
+    found |= dict(zip(COUNTED, counts.sum(axis=0).tolist(), strict=True))
+    how = "causal" if not scorer.masked else "masked, within word" if args.within_word else "masked"
+    found |= {"documents": len(rows), "of_documents": total, "how": how, "length": length}
+    found |= {} if scorer.masked else {"stride": stride}
+    found["seconds"] = time.monotonic() - began
+    if args.json is not None:
+        cli.write_result(args.json, found)
+    if args.json != "-":
+        print("\n".join(_lines(found)))
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    pseudo = "" if found["how"] == "causal" else "pseudo-"
+    names = {"perplexity": f"{pseudo}perplexity", "word_perplexity": "per word", "bits_per_byte": "bits per byte"}
+    lines = []
+    for name, own in found["metrics"].items():
+        ends = "too few documents for an interval"
+        if own["low"] is not None:
+            ends = f"{own['low']:,.4f} to {own['high']:,.4f} (95 %, over documents)"
+        lines.append(f"{names[name]:18} {own['value']:,.4f}  {ends}")
+    if share := found["unknown"] / found["tokens"]:
+        lines.append(f"unknown            {share:.2%} of the tokens: told without their letters, and so too easily")
+    of = "" if found["documents"] == found["of_documents"] else f" of {found['of_documents']:,}"
+    sizes = ", ".join(f"{found[name]:,.0f} {name}" for name in COUNTED[1:4])
+    lines.append(
+        f"read               {sizes} of {found['documents']:,}{of} documents, {found['how']}, "
+        f"{found['length']} tokens at once, in {found['seconds']:.0f} s"
+    )
+    return lines
