@@ -1,6 +1,7 @@
 """Use a trained model, of any family, and judge it; `python evaluate.py --help` lists what for."""
 
 from minilm import cli
+from minilm.commands.bias import Bias, run_bias
 from minilm.commands.embed import Embed, Search, run_embed, run_search
 from minilm.commands.fill_mask import FillMask, run_fill_mask
 from minilm.commands.pairs import Pairs, run_pairs
@@ -14,6 +15,7 @@ COMMANDS = {
     "fill-mask": (run_fill_mask, FillMask),
     "perplexity": (run_perplexity, Perplexity),
     "pairs": (run_pairs, Pairs),
+    "bias": (run_bias, Bias),
 }
 
 if __name__ == "__main__":

@@ -275,3 +275,38 @@ def test_perplexity(go):
 def _with(flags, name, value):
     at = flags.index(name)
     return (*flags[: at + 1], value, *flags[at + 2 :])
+
+
+def test_bias(go):
+    """Both tests: the score, its caveats, and what is left out."""
+    head = "sent_more,sent_less,stereo_antistereo,bias_type\n"
+    lines = [
+        f"the cat{i * ' sat'},a dog{i * ' sat'},{['stereo', 'antistereo'][i % 2]},{'ab'[i % 2]}\n" for i in range(8)
+    ]
+    Path("crows.csv").write_text(head + "".join(lines))
+    status, out, err = go("bias", "--model", "masked", "--data", "crows.csv", "--json", "found.json")
+    assert status == 0, err
+    found = json.loads(Path("found.json").read_text())
+    assert (found["test"], found["metrics"]["score"]["n"], found["metrics"]["score"]["low"]) == ("crows", 8, None)
+    assert found["ties"] >= 1  # the first shares nothing
+    assert "sent_more is likelier, of all pairs" in out.splitlines()[0]
+    assert f"{found['metrics']['score']['value']:.2f} %" in out.splitlines()[0]
+    assert "Blodgett et al. 2021" in out
+    contexts = ["the BLANK sat", "A first one."]
+    sides = {"stereotype": "cat", "anti-stereotype": "dog", "unrelated": "mat"}
+    common = {"bias_type": "race", "target": "t"}
+    whole = {
+        side: [{"id": c, "context": c, "sentence": c.replace("BLANK", word)} | common for c in contexts]
+        for side, word in sides.items()
+    }
+    Path("stereo.json").write_text(json.dumps(whole))
+    status, out, err = go("bias", "--model", "masked", "--data", "stereo.json", "--json", "found.json")
+    assert status == 0, err
+    found = json.loads(Path("found.json").read_text())
+    assert (found["test"], found["left_out"], found["metrics"]["ss"]["n"]) == ("stereoset", 1, 1)
+    assert found["metrics"]["icat"]["value"] == 0
+    assert "left out   1 of two sentences" in out
+    for data, said in (("lines.txt", "no column 'sent_more'"), ("nowhere.csv", "no such file")):
+        status, _, err = go("bias", "--model", "masked", "--data", data)
+        assert (status, len(err.splitlines())) == (2, 1)
+        assert said in err

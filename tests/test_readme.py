@@ -67,6 +67,9 @@ def test_evaluate_commands_and_snippets_run(run, load, tmp_path, capsys):
     rows = [f"the list {i},{('good', 'bad')[i % 2]}\n" for i in range(30)]
     (tmp_path / "reviews.csv").write_text("text,label\n" + "".join(rows))
     (tmp_path / "new.csv").write_text("text\nthe list\n")
+    (tmp_path / "crows.csv").write_text(
+        "sent_more,sent_less,stereo_antistereo,bias_type\n" + "the list is,a list is,stereo,age\n" * 20
+    )
     (tmp_path / "pairs.jsonl").write_text('{"sentence_good": "a list", "sentence_bad": "list a"}\n' * 20)
     (tmp_path / "pairs.tsv").write_text("".join(f"the list {i}\tthe words {i}\t{i / 7:.2f}\n" for i in range(30)))
     assert len(FINETUNE) >= 2

