@@ -30,7 +30,7 @@ from minilm.errors import CheckpointError, ConfigError, DataError
 AT_ONCE = 1 << 13  # tokens of a batch
 LOGITS_AT_ONCE = 1 << 24  # of them
 TOKENIZED = 1024  # texts at a time
-AHEAD = 1 << 21  # tokens that are sorted by length, and asked once where they repeat
+AHEAD = 1 << 18  # tokens whose rows are sorted by length, and computed once where they repeat
 
 
 class Encoded(NamedTuple):
@@ -100,8 +100,8 @@ class LanguageScorer:
 def read_scorer(
     name: Path | str, *, revision: str | None = None, use_safetensors: bool | None = None
 ) -> LanguageScorer:
-    """Of a directory or a name on the hub. Raises CheckpointError, also for a model without a
-    language-model head, ConfigError for one that neither fills masks nor goes left to right."""
+    """Of a directory or a name on the hub. Raises CheckpointError, also for a model without a language-model head,
+    ConfigError for one that neither fills masks nor goes left to right."""
     directory = find_model(name, revision, allow_pickle=use_safetensors is False, flag="--model")
     objective = objective_of(vars(PreTrainedConfig.of_directory(directory)))
     if objective == "prefix":
@@ -148,39 +148,35 @@ def log_probabilities(scorer: LanguageScorer, asked: Iterable[Questions]) -> Ite
 
 
 def _answers(scorer: LanguageScorer, group: list[Questions]) -> list[np.ndarray]:
-    answers = [np.zeros(len(each.target)) for each in group]
-    by_length: dict[int, list[int]] = {}
-    for i, each in enumerate(group):
-        if len(each.target):
-            by_length.setdefault(each.rows.shape[1], []).append(i)
-    for T in sorted(by_length):
-        members = by_length[T]
-        rows, of = np.unique(np.concatenate([group[i].rows for i in members]), axis=0, return_inverse=True)
-        before = np.cumsum([0, *(len(group[i].rows) for i in members)])
-        row = of.reshape(-1)[np.concatenate([group[i].row + at for i, at in zip(members, before, strict=False)])]
-        state, back = np.unique(
-            row * T + np.concatenate([group[i].column for i in members]), return_inverse=True
-        )  # flat index into `rows`
-        target = np.concatenate([group[i].target for i in members])
-        order = np.argsort(back, kind="stable")
-        ordered, found = back[order], np.empty(len(target))
-        at_once = max(1, AT_ONCE // T)
-        for first in range(0, len(rows), at_once):
-            here = rows[first : first + at_once]
-            a, b = np.searchsorted(state, (first * T, (first + len(here)) * T))
-            mine = order[slice(*np.searchsorted(ordered, (a, b)))]
-            found[mine] = _of_batch(scorer, here, state[a:b] - first * T, back[mine] - a, target[mine])
-        ends = np.cumsum([len(group[i].target) for i in members])
-        for i, own in zip(members, np.split(found, ends[:-1]), strict=True):
+    answers = [np.zeros(0)] * len(group)
+    for T in sorted({each.rows.shape[1] for each in group}):
+        members = [i for i, each in enumerate(group) if each.rows.shape[1] == T and len(each.target)]
+        for i, own in zip(members, _of_length(scorer, [group[i] for i in members]) if members else (), strict=True):
             answers[i] = own
     return answers
 
 
+def _of_length(scorer: LanguageScorer, asked: list[Questions]) -> list[np.ndarray]:
+    """Of questions in rows of one length; rows that repeat are computed once."""
+    T = asked[0].rows.shape[1]
+    rows, unique = np.unique(np.concatenate([each.rows for each in asked]), axis=0, return_inverse=True)
+    begins = np.cumsum([0, *(len(each.rows) for each in asked[:-1])])
+    row = unique.reshape(-1)[np.concatenate([each.row + at for each, at in zip(asked, begins, strict=True)])]
+    place = row * T + np.concatenate([each.column for each in asked])  # flat index into `rows`
+    target = np.concatenate([each.target for each in asked])
+    order, found = np.argsort(place, kind="stable"), np.empty(len(target))
+    at_once = max(1, AT_ONCE // T)
+    for first in range(0, len(rows), at_once):
+        here = rows[first : first + at_once]
+        mine = order[slice(*np.searchsorted(place, (first * T, (first + len(here)) * T), sorter=order))]
+        found[mine] = _of_batch(scorer, here, place[mine] - first * T, target[mine])
+    return np.split(found, np.cumsum([len(each.target) for each in asked])[:-1])
+
+
 @torch.no_grad()
-def _of_batch(
-    scorer: LanguageScorer, rows: np.ndarray, read: np.ndarray, state: np.ndarray, target: np.ndarray
-) -> np.ndarray:
-    """read (S,): flat index of the states that are read; state (N,): which of them a target (N,) is asked of."""
+def _of_batch(scorer: LanguageScorer, rows: np.ndarray, place: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """place (N,): flat index into `rows` of the state that a target (N,) is asked of."""
+    read, state = np.unique(place, return_inverse=True)
     model = scorer.model
     device, table = model.device, model.get_input_embeddings().weight
     tokens = Tokens.full(torch.from_numpy(rows).to(device), scorer.attention)
