@@ -224,6 +224,11 @@ def test_pairs(go):
     assert "ties       10 pairs, which count as missed" in out
     status, out, _ = go(*flags, "--within-word", "--json")
     assert json.loads(out)["how"] == "masked, within word"
+    Path("one.csv").write_text("sentence_good,sentence_bad\nthe cat sat,sat the cat\n")
+    status, out, _ = go("pairs", "--model", "masked", "--data", "one.csv")
+    assert "of 1" in out.splitlines()[0]
+    status, out, _ = go("pairs", "--model", "masked", "--data", "one.csv", "--good-column", "1", "--bad-column", "2")
+    assert status == 0
     for more, said in (
         (("--output", "pairs.jsonl"), "is the file of --data"),
         (("--output", "scores.txt"), "give a .csv, .tsv, .jsonl"),

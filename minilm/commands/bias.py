@@ -41,7 +41,7 @@ def run_bias(args: Bias) -> None:
             notes.append(f"left out   {others:,} of two sentences: they ask whether one follows the other")
         lines = _stereoset_lines(found)
     else:
-        pairs = bias.read_crows(read_table(args.data))
+        pairs = bias.read_crows(read_table(args.data, header=True))
         scorer, test = read_scorer(args.model, **args.options()), "crows"
         with args.computing(scorer.model):
             nats = [*counted(bias.crows_log_probabilities(scorer, pairs), len(pairs), "pairs")]

@@ -34,7 +34,7 @@ class Pairs(OfModel):
     within_word: bool = False
     """Masked models: hide also the rest of a token's word, so that its pieces do not tell each other."""
     header: bool | None = None
-    """Whether a csv's first row names its columns; as it looks, if not given."""
+    """Whether a csv's first row names its columns; it does, if not given, or, of columns by number, as it looks."""
     output: Path | None = None
     """A .csv, .tsv or .jsonl to write: the rows, and the log-likelihood of each sentence."""
 
@@ -49,7 +49,8 @@ def run_pairs(args: Pairs) -> None:
         if args.output.resolve() == args.data.resolve():
             raise ConfigError(f"--output {args.output}: is the file of --data; give another")
     check_regular(args.data)
-    table = read_table(args.data, args.header)
+    by_number = all((name or "").isdigit() for name in (args.good_column, args.bad_column))
+    table = read_table(args.data, args.header if by_number or args.header is not None else True)
     pairs, kinds = read_pairs(table, args.good_column, args.bad_column, args.by)
     scorer = read_scorer(args.model, **args.options())
     nats, tokens, began = np.zeros((len(pairs), 2)), 0, time.monotonic()

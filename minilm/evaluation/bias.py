@@ -113,8 +113,8 @@ class Triple(NamedTuple):
 def read_stereoset(found: Any, file: Path) -> tuple[list[Triple], int]:
     """(The triples within a sentence, how many of two sentences are left out) of StereoSet's dev set flattened by side.
     Raises DataError."""
-    if not isinstance(found, dict) or not {*SIDES} <= {*found}:
-        raise DataError(f"{file}: is no StereoSet flattened by side; give an object of {', '.join(SIDES)}")
+    if not isinstance(found, dict) or not all(isinstance(found.get(side), list) for side in SIDES):
+        raise DataError(f"{file}: is no StereoSet flattened by side; give an object of lists {', '.join(SIDES)}")
     by_id: dict[str, dict[str, Any]] = {}
     for side in SIDES:
         for number, each in enumerate(found[side], start=1):

@@ -157,8 +157,9 @@ def test_files_of_stereoset():
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        ([], "is no StereoSet flattened by side; give an object of stereotype, anti-stereotype, unrelated"),
+        ([], "is no StereoSet flattened by side; give an object of lists stereotype, anti-stereotype"),
         ({"stereotype": []}, "is no StereoSet flattened by side"),
+        (flattened("a BLANK") | {"stereotype": 3}, "is no StereoSet flattened by side"),
         (flattened("no gap"), "holds no context with a BLANK"),
         (flattened("a BLANK", words=("a", "b", "?!")), "f: unrelated 1: no word in the place of BLANK"),
         (flattened("a BLANK") | {"unrelated": []}, "id '0' is not on each of the sides"),
