@@ -4,10 +4,12 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from minilm.errors import ConfigError
 from minilm.train.log import say
 from minilm.train.runtime import Precision, Runtime
 
@@ -50,6 +52,14 @@ class OfModel:
     def computing(self, model: torch.nn.Module) -> AbstractContextManager:
         """Moves `model` to its device; what is computed within is as precise as asked for."""
         return self.runtime(model).autocast()
+
+
+def check_output(output: Path, source: Path, flag: str) -> None:
+    """Raises ConfigError where no file could be written, or over that of `flag`."""
+    if not output.parent.is_dir() or output.is_dir():
+        raise ConfigError(f"--output {output}: give a file in a directory that is there")
+    if output.resolve() == source.resolve():
+        raise ConfigError(f"--output {output}: is the file of {flag}; give another")
 
 
 def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:

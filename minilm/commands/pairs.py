@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from minilm import cli
-from minilm.commands.of_model import THREADS, OfModel, counted
+from minilm.commands.of_model import THREADS, OfModel, check_output, counted
 from minilm.data.tables import check_regular, read_table
 from minilm.errors import ConfigError, cut, printable
 from minilm.evaluation.likelihood import log_likelihoods, read_scorer
 from minilm.evaluation.pairs import pair_scores, read_pairs
 from minilm.tasks.predictions import write_table
-
-ENDINGS = (".csv", ".tsv", ".jsonl")
+from minilm.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +43,9 @@ def run_pairs(args: Pairs) -> None:
     cli.check_result(args.json, data=args.data, output=args.output)
     cli.check_ranges(args, {"threads": THREADS})
     if args.output is not None:
-        if args.output.suffix not in ENDINGS or not args.output.parent.is_dir() or args.output.is_dir():
-            raise ConfigError(f"--output {args.output}: give a {', '.join(ENDINGS)} in a directory that is there")
-        if args.output.resolve() == args.data.resolve():
-            raise ConfigError(f"--output {args.output}: is the file of --data; give another")
+        if args.output.suffix not in Task.endings:
+            raise ConfigError(f"--output {args.output}: give a {', '.join(Task.endings)} in a directory that is there")
+        check_output(args.output, args.data, "--data")
     check_regular(args.data)
     by_number = all((name or "").isdigit() for name in (args.good_column, args.bad_column))
     table = read_table(args.data, args.header if by_number or args.header is not None else True)
@@ -61,8 +59,12 @@ def run_pairs(args: Pairs) -> None:
         for i, own in enumerate(counted(found, len(texts), "sentences")):
             nats[i // 2, i % 2], tokens = own.sum(), tokens + len(own)
     found = pair_scores(nats, pairs, kinds)
-    how = "causal" if not scorer.masked else "masked, within word" if args.within_word else "masked"
-    found |= {"pairs": len(pairs), "tokens": tokens, "seconds": time.monotonic() - began, "how": how}
+    found |= {
+        "pairs": len(pairs),
+        "tokens": tokens,
+        "seconds": time.monotonic() - began,
+        "how": scorer.described(args.within_word),
+    }
     if args.output is not None:
         more = {"nats_good": nats[:, 0].tolist(), "nats_bad": nats[:, 1].tolist()}
         write_table(args.output, table, range(len(pairs)), more)

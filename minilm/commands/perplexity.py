@@ -65,8 +65,12 @@ def run_perplexity(args: Perplexity) -> None:
         counts = np.array([*counted(rows, chosen, "documents")])
     found: dict[str, Any] = {"metrics": perplexities(counts)}
     found |= dict(zip(COUNTED, counts.sum(axis=0).tolist(), strict=True))
-    how = "causal" if not scorer.masked else "masked, within word" if args.within_word else "masked"
-    found |= {"documents": len(counts), "of_documents": total, "how": how, "length": length}
+    found |= {
+        "documents": len(counts),
+        "of_documents": total,
+        "how": scorer.described(args.within_word),
+        "length": length,
+    }
     found |= {} if scorer.masked else {"stride": stride}
     found["seconds"] = time.monotonic() - began
     if args.json is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from minilm import cli
 from minilm.checkpoint.model import find_model
-from minilm.commands.of_model import THREADS, OfModel
+from minilm.commands.of_model import THREADS, OfModel, check_output
 from minilm.data.examples import Data, named_columns
 from minilm.data.tables import check_regular
 from minilm.dropin.inputs import max_tokens
@@ -51,10 +51,7 @@ def run_predict(args: Predict) -> None:
     cli.check_ranges(args, {"threads": THREADS})
     if args.output.suffix not in itertools.chain(*(each.endings for each in TASKS.values())):
         raise ConfigError(f"--output {args.output}: give a .csv, .tsv or .jsonl, of tags a .conll, of answers a .json")
-    if not args.output.parent.is_dir() or args.output.is_dir():
-        raise ConfigError(f"--output {args.output}: give a file in a directory that is there")
-    if args.output.resolve() == args.input.resolve():
-        raise ConfigError(f"--output {args.output}: is the file of --input; give another")
+    check_output(args.output, args.input, "--input")
     check_regular(args.input)
     directory = find_model(args.model, args.revision, allow_pickle=args.allow_pickle, flag="--model")
     model, task = open_task(directory, use_safetensors=False if args.allow_pickle else None)

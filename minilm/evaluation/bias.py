@@ -21,7 +21,7 @@ from minilm.data.examples import as_text
 from minilm.data.tables import Table
 from minilm.errors import ConfigError, DataError
 from minilm.evaluation.likelihood import LanguageScorer, Questions, log_probabilities
-from minilm.tasks.intervals import FEWEST, intervals, wilson
+from minilm.tasks.intervals import share, with_intervals
 
 CAVEATS = {
     "crows": (
@@ -94,10 +94,8 @@ def crows_scores(nats: np.ndarray, pairs: Sequence[CrowsPair]) -> dict[str, Any]
 
 
 def _percent(wins: np.ndarray) -> Metric:
-    """Of nothing NaN, of few without an interval."""
-    n, hits = len(wins), int(wins.sum())
-    low, high = (100 * end for end in wilson(hits, n)) if n >= FEWEST else (None, None)
-    return {"value": 100 * hits / n if n else float("nan"), "low": low, "high": high, "n": n}
+    own = share(wins)
+    return own | {name: 100 * own[name] for name in ("value", "low", "high") if own[name] is not None}
 
 
 class Triple(NamedTuple):
@@ -184,12 +182,7 @@ def _stereoset(worth: np.ndarray, triples: Sequence[Triple]) -> dict[str, Metric
     shares = np.stack([pro > anti, ((pro > unrelated).astype(float) + (anti > unrelated)) / 2], axis=1) * 100.0
     _, target = np.unique([triple.target for triple in triples], return_inverse=True)
     records = np.stack([shares[target == each].mean(axis=0) for each in range(target.max() + 1)])
-    ends = intervals(records, _weighted)
-    found = {}
-    for name, value in _weighted(records, np.ones((1, len(records)))).items():
-        low, high = ends.get(name, (None, None))
-        found[name] = {"value": float(value[0]), "low": low, "high": high, "n": len(triples)}
-    return found
+    return with_intervals(records, _weighted, len(triples))
 
 
 def _weighted(records: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:

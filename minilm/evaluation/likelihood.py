@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from tokenizers import Encoding
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -67,6 +68,12 @@ class LanguageScorer:
         """Tokens that it reads, specials among them."""
         return max_tokens(self.model.base_model.encoder.cfg, self.tokenizer)
 
+    def described(self, within_word: bool = False) -> str:
+        """How it is asked. Raises ConfigError for within_word of a causal model."""
+        if within_word and not self.masked:
+            raise ConfigError("--within-word: of a masked model; a causal one sees no token that follows")
+        return "causal" if not self.masked else "masked, within word" if within_word else "masked"
+
     def encoded(self, texts: Sequence[str], where: Sequence[str] | None = None) -> list[Encoded]:
         """where: the file and line of each. Raises DataError for a text that is longer than the model reads."""
         found = []
@@ -74,9 +81,8 @@ class LanguageScorer:
             if len(each.ids) > self.length:
                 what = f"text {number + 1}" if where is None else f"{where[number]}: a text"
                 raise DataError(f"{what} has {len(each.ids)} tokens, and the model reads {self.length}; shorten it")
-            word = np.array([-1 if of is None else of for of in each.word_ids], np.int64)
             own = np.flatnonzero(np.array(each.special_tokens_mask) == 0)
-            found.append(Encoded(np.array(each.ids, np.int64), own, word))
+            found.append(Encoded(np.array(each.ids, np.int64), own, words_of(each)))
         return found
 
     def questions(self, text: Encoded, places: np.ndarray | None = None, within_word: bool = False) -> Questions:
@@ -95,6 +101,11 @@ class LanguageScorer:
             hidden |= same & (column > places[:, None])
         rows = np.where(hidden, self.tokenizer.mask_token_id, text.ids)
         return Questions(rows, np.arange(N), places, target)
+
+
+def words_of(encoding: Encoding) -> np.ndarray:
+    """(T,) int64: the number of the word that each token is of, -1 where it is of none."""
+    return np.array([-1 if of is None else of for of in encoding.word_ids], np.int64)
 
 
 def read_scorer(
@@ -122,8 +133,7 @@ def log_likelihoods(
     """The log-probability of each token of each text, in nats: a text's are (N,) float64, their sum its (pseudo-)log-
     likelihood. within_word, where: as of `questions` and `encoded`. Raises DataError for a text that is too long,
     ConfigError for within_word of a causal model."""
-    if within_word and not scorer.masked:
-        raise ConfigError("--within-word: of a masked model; a causal one sees no token that follows")
+    scorer.described(within_word)  # which raises
 
     def asked() -> Iterator[Questions]:
         for at in range(0, len(texts), TOKENIZED):
@@ -149,9 +159,12 @@ def log_probabilities(scorer: LanguageScorer, asked: Iterable[Questions]) -> Ite
 
 def _answers(scorer: LanguageScorer, group: list[Questions]) -> list[np.ndarray]:
     answers = [np.zeros(0)] * len(group)
-    for T in sorted({each.rows.shape[1] for each in group}):
-        members = [i for i, each in enumerate(group) if each.rows.shape[1] == T and len(each.target)]
-        for i, own in zip(members, _of_length(scorer, [group[i] for i in members]) if members else (), strict=True):
+    by_length: dict[int, list[int]] = {}
+    for i, each in enumerate(group):
+        if len(each.target):
+            by_length.setdefault(each.rows.shape[1], []).append(i)
+    for members in by_length.values():
+        for i, own in zip(members, _of_length(scorer, [group[i] for i in members]), strict=True):
             answers[i] = own
     return answers
 
@@ -185,7 +198,8 @@ def _of_batch(scorer: LanguageScorer, rows: np.ndarray, place: np.ndarray, targe
     few = len(read) <= len(rows)  # the last layer then computes them alone
     states = encoder(tokens, read=where) if few else encoder(tokens).flatten(0, 1)[where]
     features = model.head(states)
-    total = torch.cat([_log_total(part, table, model.head.bias) for part in features.split(_parts(table))])
+    at_once = max(1, LOGITS_AT_ONCE // len(table))
+    total = torch.cat([_log_total(part, table, model.head.bias) for part in features.split(at_once)])
     state, target = (torch.from_numpy(each).to(device) for each in (state, target))
     # a target's own logit is not rounded to half precision, as all of them are
     wide = torch.promote_types(table.dtype, torch.float32)
@@ -194,10 +208,6 @@ def _of_batch(scorer: LanguageScorer, rows: np.ndarray, place: np.ndarray, targe
     if not np.isfinite(found).all():
         raise DataError("the model's log-probabilities are not finite; in half precision, try fp32")
     return found
-
-
-def _parts(table: Tensor) -> int:
-    return max(1, LOGITS_AT_ONCE // len(table))
 
 
 def _log_total(features: Tensor, table: Tensor, bias: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 from minilm.data.examples import as_text
 from minilm.data.tables import Table, listed
 from minilm.errors import DataError
-from minilm.tasks.intervals import FEWEST, wilson
+from minilm.tasks.intervals import share
 
 GOOD, BAD = ("sentence_good", "good", "grammatical"), ("sentence_bad", "bad", "ungrammatical")
 KINDS = ("field", "linguistics_term", "UID")  # BLiMP's, from the widest
@@ -61,13 +61,6 @@ def pair_scores(nats: np.ndarray, pairs: Sequence[Pair], kinds: Sequence[str]) -
     by: dict[str, dict[str, Any]] = {}
     for i, name in enumerate(kinds):
         values = np.array([pair.kinds[i] for pair in pairs])
-        by[name] = {value: _share(hit[values == value]) for value in np.unique(values).tolist()}
+        by[name] = {value: share(hit[values == value]) for value in np.unique(values).tolist()}
     ties = int((nats[:, 0] == nats[:, 1]).sum())
-    return {"metrics": {"accuracy": _share(hit)}, "by": by, "ties": ties}
-
-
-def _share(hit: np.ndarray) -> dict[str, Any]:
-    """Of too few no interval."""
-    n, hits = len(hit), int(hit.sum())
-    low, high = wilson(hits, n) if n >= FEWEST else (None, None)
-    return {"value": hits / n, "low": low, "high": high, "n": n}
+    return {"metrics": {"accuracy": share(hit)}, "by": by, "ties": ties}

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from minilm.errors import ConfigError, DataError
-from minilm.evaluation.likelihood import TOKENIZED, Encoded, LanguageScorer, Questions, log_probabilities
-from minilm.tasks.intervals import intervals
+from minilm.evaluation.likelihood import TOKENIZED, Encoded, LanguageScorer, Questions, log_probabilities, words_of
+from minilm.tasks.intervals import with_intervals
 
 COUNTED = ("nats", "tokens", "words", "bytes", "unknown")  # of a document
 
@@ -32,8 +32,7 @@ def document_counts(
         raise ConfigError(f"--length {length}: give a value from 3 to {scorer.length}, which the model reads")
     if not 1 <= stride < length:
         raise ConfigError(f"--stride {stride}: give a value from 1 to {length - 1}, less than --length")
-    if within_word and not scorer.masked:
-        raise ConfigError("--within-word: of a masked model; a causal one sees no token that follows")
+    scorer.described(within_word)  # which raises
     waiting: deque[tuple[int, ...]] = deque()  # the other counts of documents whose tokens are asked for
 
     def asked() -> Iterator[Questions]:
@@ -46,7 +45,7 @@ def document_counts(
                 ids = np.array(each.ids, np.int64)
                 unknown = int((ids == (-1 if (unk := scorer.tokenizer.unk_token_id) is None else unk)).sum())
                 waiting.append((len(ids), len(text.split()), len(text.encode("utf-8", "surrogatepass")), unknown))
-                word = np.array([-1 if of is None else of for of in each.word_ids], np.int64)
+                word = words_of(each)
                 if scorer.masked:
                     yield from _pieces(scorer, ids, word, length, within_word)
                 else:
@@ -95,13 +94,7 @@ def perplexities(counts: np.ndarray) -> dict[str, Any]:
     DataError where there is no token."""
     if not counts[:, 1].sum():
         raise DataError("no token to be told; give a text")
-    found = intervals(counts, weighted)
-    values = {name: float(each[0]) for name, each in weighted(counts, np.ones((1, len(counts)))).items()}
-    metrics = {}
-    for name, value in values.items():
-        low, high = found.get(name, (None, None))
-        metrics[name] = {"value": value, "low": low, "high": high, "n": len(counts)}
-    return metrics
+    return with_intervals(counts, weighted, len(counts))
 
 
 def weighted(counts: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:

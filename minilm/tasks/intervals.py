@@ -5,6 +5,7 @@ example is taken, weights (B, n), for B draws at once; examples that say the sam
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,23 @@ def intervals(
             wilson(round(own * n), n) if name in proportions else bca(own, kept, without[name], counts[chosen])
         )
     return found
+
+
+def with_intervals(records: np.ndarray, weighted: Weighted, n: int) -> dict[str, dict[str, Any]]:
+    """Each score of `weighted` as {value, low, high, n}, the ends None where there is no interval. n: what it is of."""
+    ends = intervals(records, weighted)
+    found = {}
+    for name, value in weighted(records, np.ones((1, len(records)))).items():
+        low, high = ends.get(name, (None, None))
+        found[name] = {"value": float(value[0]), "low": low, "high": high, "n": n}
+    return found
+
+
+def share(hit: np.ndarray) -> dict[str, Any]:
+    """How often it holds, (n,) bool, as {value, low, high, n}: of nothing NaN, of few without an interval."""
+    n, hits = len(hit), int(hit.sum())
+    low, high = wilson(hits, n) if n >= FEWEST else (None, None)
+    return {"value": hits / n if n else float("nan"), "low": low, "high": high, "n": n}
 
 
 def _without(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
