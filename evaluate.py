@@ -7,8 +7,10 @@ from minilm.commands.fill_mask import FillMask, run_fill_mask
 from minilm.commands.pairs import Pairs, run_pairs
 from minilm.commands.perplexity import Perplexity, run_perplexity
 from minilm.commands.predict import Predict, run_predict
+from minilm.commands.score import Score, run_score
 
 COMMANDS = {
+    "score": (run_score, Score),
     "predict": (run_predict, Predict),
     "embed": (run_embed, Embed),
     "search": (run_search, Search),

@@ -5,19 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minilm import cli
-from minilm.checkpoint.model import find_model
+from minilm.commands.labelled import open_tuned
 from minilm.commands.of_model import THREADS, OfModel, check_output
 from minilm.data.examples import Data, named_columns
 from minilm.data.tables import check_regular
-from minilm.dropin.inputs import max_tokens
-from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError
-from minilm.tasks.named import TASKS, open_task, read_examples, read_source
-from minilm.tasks.report import read_in_training
-from minilm.tasks.task import Predictions, outputs_of
-from minilm.tasks.tune import Tuning, length_of
+from minilm.tasks.named import TASKS, read_examples, read_source
 from minilm.train.log import say
-from minilm.train.ranks import Applied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,26 +47,21 @@ def run_predict(args: Predict) -> None:
         raise ConfigError(f"--output {args.output}: give a .csv, .tsv or .jsonl, of tags a .conll, of answers a .json")
     check_output(args.output, args.input, "--input")
     check_regular(args.input)
-    directory = find_model(args.model, args.revision, allow_pickle=args.allow_pickle, flag="--model")
-    model, task = open_task(directory, use_safetensors=False if args.allow_pickle else None)
+    tuned = open_tuned(args, args.model)
+    task = tuned.task
     if args.output.suffix not in task.endings:
         raise ConfigError(f"--output {args.output}: give one of {', '.join(task.endings)} for the task {task.name}")
     source = read_source(args.input, task.name, args.header)
-    columns, trained_length = read_in_training(directory)
-    trained = Data([], columns=columns)
+    trained = Data([], columns=tuned.result["columns"])
     data = read_examples(source, task.name, args.text_column, args.pair_column, labelled=False, like=trained)
     for note in data.notes:
         say(note)
     columns = named_columns(data.columns)
     if columns and not any(note.startswith(columns) for note in data.notes):  # as in training, and so not looked for
         say(columns)
-    tokenizer = BertTokenizer.from_pretrained(directory)
-    usual = length_of(Tuning(), model, tokenizer)
-    length = min(max_tokens(model.base_model.encoder.cfg, tokenizer), trained_length or usual)
-    features = task.features(data.examples, tokenizer, length)
-    outputs, _ = outputs_of(task, Applied(model), features, args.runtime(model), wants_loss=False)
-    counts = {"rows": len(data.examples) + len(data.left_out), "cut": features.cut, "length": length}
-    counts |= task.write(args.output, source, Predictions(outputs, features, data.examples))
+    predictions = tuned.predictions(data.examples)
+    counts = {"rows": len(data.examples) + len(data.left_out), "cut": predictions.features.cut, "length": tuned.length}
+    counts |= task.write(args.output, source, predictions)
     for why in data.left_out:
         say(f"nothing said of {why}")
     for name, count in counts.items():

@@ -4,6 +4,7 @@
 Shape letters: N features of a batch, G examples of it.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -71,9 +72,14 @@ class MultipleChoice(Task):
     def score(self, predictions: Predictions) -> dict[str, float]:
         return {"accuracy": float(self.records(predictions)[:, 0].mean())}
 
-    def records(self, predictions: Predictions) -> np.ndarray:
-        pairs = zip(predictions.examples, self.decode(predictions), strict=True)
+    def records_of(self, examples: Sequence[Choice], decoded: Sequence[int]) -> np.ndarray:
+        """(n, 2): whether it is right, and 1."""
+        pairs = zip(examples, decoded, strict=True)
         return np.array([[each.label == choice, 1] for each, choice in pairs], np.float64)
+
+    def constant(self, examples: Sequence[Choice]) -> list[int]:
+        """The choice that is right most often, by its number."""
+        return [Counter(each.label for each in examples).most_common(1)[0][0]] * len(examples)
 
     def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
         return weighted_means(records, weights, ("accuracy",))

@@ -1,5 +1,6 @@
 """One label of several for a text or a pair of texts; and several labels at once."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -96,8 +97,15 @@ class Classification(Task):
         scores = classification_scores(self._gold(predictions), said, len(self.labels), self._positive())
         return {"f1": scores["f1"]} | scores if self.positive is not None and "f1" in scores else scores
 
-    def records(self, predictions: Predictions) -> np.ndarray:
-        return np.stack([self._gold(predictions), predictions.outputs.argmax(axis=1)], axis=1)
+    def records_of(self, examples: Sequence[Example], decoded: Sequence[str]) -> np.ndarray:
+        """(n, 2): the numbers of both labels; of one that is none of the model's, how many labels there are."""
+        number = {label: i for i, label in enumerate(self.labels)}
+        pairs = zip((each.label for each in examples), decoded, strict=True)
+        return np.array([[number.get(label, len(number)) for label in pair] for pair in pairs], np.int64)
+
+    def constant(self, examples: Sequence[Example]) -> list[str]:
+        """The commonest label."""
+        return [Counter(each.label for each in examples).most_common(1)[0][0]] * len(examples)
 
     def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
         return weighted_labels(records, weights, len(self.labels), self._positive())
@@ -173,8 +181,13 @@ class MultiLabel(Task):
     def score(self, predictions: Predictions) -> dict[str, float]:
         return multilabel_scores(*self._held(predictions))
 
-    def records(self, predictions: Predictions) -> np.ndarray:
-        return np.hstack(self._held(predictions))
+    def records_of(self, examples: Sequence[Example], decoded: Sequence[tuple[str, ...]]) -> np.ndarray:
+        """(n, 2 C) bool: which labels hold, and which are predicted."""
+        return np.hstack(with_others([each.label for each in examples], label_sets(decoded, self.labels), self.labels))
+
+    def constant(self, examples: Sequence[Example]) -> list[tuple[str, ...]]:
+        """Every label."""
+        return [self.labels] * len(examples)
 
     def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
         return weighted_label_sets(records, weights)

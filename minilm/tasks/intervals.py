@@ -49,9 +49,11 @@ def intervals(
     return found
 
 
-def with_intervals(records: np.ndarray, weighted: Weighted, n: int) -> dict[str, dict[str, Any]]:
+def with_intervals(
+    records: np.ndarray, weighted: Weighted, n: int, proportions: Collection[str] = ()
+) -> dict[str, dict[str, Any]]:
     """Each score of `weighted` as {value, low, high, n}, the ends None where there is no interval. n: what it is of."""
-    ends = intervals(records, weighted)
+    ends = intervals(records, weighted, proportions)
     found = {}
     for name, value in weighted(records, np.ones((1, len(records)))).items():
         low, high = ends.get(name, (None, None))

@@ -26,8 +26,13 @@ class NumberTask(Task):
     def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
         return {"prediction": [f"{value:.9g}" for value in self.decode(predictions)]}
 
-    def records(self, predictions: Predictions) -> np.ndarray:
-        return np.array([[each.label for each in predictions.examples], self.decode(predictions)], np.float64).T
+    def records_of(self, examples: Sequence[Example], decoded: Sequence[float]) -> np.ndarray:
+        """(n, 2): both numbers."""
+        return np.array([[each.label for each in examples], decoded], np.float64).T
+
+    def constant(self, examples: Sequence[Example]) -> list[float]:
+        """The mean."""
+        return [float(np.mean([each.label for each in examples]))] * len(examples)
 
     def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
         return weighted_numbers(records, weights)

@@ -171,13 +171,18 @@ class Span(Task):
     def score(self, predictions: Predictions) -> dict[str, float]:
         return scores_of(self.answers(predictions)[0], predictions.examples)
 
-    def records(self, predictions: Predictions) -> np.ndarray:
-        answers, _ = self.answers(predictions)
+    def records_of(self, examples: Sequence[Question], decoded: Sequence[str]) -> np.ndarray:
+        """(n, 10): each of SCORES, and whether it counts for the question."""
         rows = []
-        for id, texts in gold_answers(predictions.examples).items():
-            f1, exact = answer_scores(answers[id], texts)
+        for each, answer in zip(examples, decoded, strict=True):
+            texts = [text for _, text in each.answers]
+            f1, exact = answer_scores(answer, texts)
             rows.append((f1, exact, f1, exact, f1, 1, 1, bool(texts), bool(texts), not texts))
         return np.array(rows, np.float64)
+
+    def constant(self, examples: Sequence[Question]) -> list[str]:
+        """No answer."""
+        return [""] * len(examples)
 
     def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
         return weighted_means(records, weights, SCORES)

@@ -82,14 +82,18 @@ class Tagging(Task):
     def score(self, predictions: Predictions) -> dict[str, float]:
         return tag_scores([each.tags for each in predictions.examples], self.decode(predictions))
 
-    def records(self, predictions: Predictions) -> np.ndarray:
-        """Entities that are right, are predicted, are true; tags that are right, and all."""
+    def records_of(self, examples: Sequence[Tagged], decoded: Tags) -> np.ndarray:
+        """(n, 5): entities that are right, are predicted, are true; tags that are right, and all."""
         rows = []
-        for each, tags in zip(predictions.examples, self.decode(predictions), strict=True):
+        for each, tags in zip(examples, decoded, strict=True):
             entities = (count.total() for count in entity_counts([each.tags], [tags]))
             right = sum(a == b for a, b in zip(tags, each.tags, strict=True))
             rows.append((*entities, right, len(tags)))
         return np.array(rows, np.float64)
+
+    def constant(self, examples: Sequence[Tagged]) -> list[list[str]]:
+        """O of every word."""
+        return [["O"] * len(each.words) for each in examples]
 
     def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
         right, tags = (weights @ records[:, 3:]).T

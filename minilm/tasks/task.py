@@ -199,9 +199,18 @@ class Task(ABC):
     def score(self, predictions: Predictions) -> dict[str, float]:
         """The metrics; the first one decides between models."""
 
-    @abstractmethod
     def records(self, predictions: Predictions) -> np.ndarray:
-        """(n, ...): what each example adds to the metrics."""
+        """(n, r): what each example adds to the metrics."""
+        return self.records_of(predictions.examples, self.decode(predictions))
+
+    @abstractmethod
+    def records_of(self, examples: Sequence[Any], decoded: Sequence[Any]) -> np.ndarray:
+        """The same of what `decode` returned, or another system says."""
+
+    @abstractmethod
+    def constant(self, examples: Sequence[Any]) -> list[Any]:
+        """What one would say of each of these who knows their labels' frequencies and has read none of them, as
+        `decode` has it."""
 
     @abstractmethod
     def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:

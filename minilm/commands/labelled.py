@@ -1,0 +1,116 @@
+"""What the commands share that judge a system by labels."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from minilm.checkpoint.model import find_model
+from minilm.commands.of_model import OfModel, counted
+from minilm.data.examples import Data
+from minilm.data.tables import Table, check_regular
+from minilm.dropin.inputs import max_tokens
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import ConfigError, some
+from minilm.evaluation.judged import AT_ONCE, SHOWN, Judged, judged_model
+from minilm.evaluation.prediction_files import judged_file
+from minilm.tasks.classification import Classification
+from minilm.tasks.finetune import say_notes
+from minilm.tasks.named import TaskName, open_task, read_examples, read_source
+from minilm.tasks.report import read_in_training
+from minilm.tasks.tune import Tuned, Tuning, length_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfLabelled(OfModel):
+    """What commands are told of labelled examples."""
+
+    data: Path | None = None
+    """Labelled examples: csv, tsv, jsonl, json or parquet, also .gz or .xz; of tags one word a line (CoNLL), of
+    questions SQuAD's .json."""
+    task: TaskName = "classification"
+    """Of files of predictions; a model knows its own."""
+    text_column: str | None = None
+    """By name, or number from 1; as in training, or found by its name or looks, if not given."""
+    pair_column: str | None = None
+    """Of a second text; --text-column is a question's, and this its context's."""
+    label_column: str | None = None
+    """Of the labels."""
+    prediction_column: str | None = None
+    """In a file of predictions; found by its name, if not given."""
+    header: bool | None = None
+    """Whether a csv's first row names its columns; as it looks, if not given."""
+    positive_label: str | None = None
+    """Of two, whose f1, precision and recall are told; the second by its name, if not given."""
+
+
+class Labelled(NamedTuple):
+    """Labelled examples, and what they were read from."""
+
+    data: Data
+    source: Table | Path
+
+    def cells(self) -> dict[str, list[object]]:
+        """Of each column that is neither a text nor a label, the cell of each example."""
+        if not isinstance(self.source, Table):
+            return {}
+        row_of = {row.where: row.cells for row in self.source.rows}
+        rows = [row_of[each.where] for each in self.data.examples]
+        taken = {*self.data.columns.values()}
+        return {name: [row.get(name) for row in rows] for name in self.source.columns if name not in taken}
+
+
+def open_tuned(args: OfModel, name: str, flag: str = "--model") -> Tuned:
+    """A tuned model on its device, which reads as many tokens as in training. Raises UserError."""
+    directory = find_model(name, args.revision, allow_pickle=args.allow_pickle, flag=flag)
+    model, task = open_task(directory, use_safetensors=False if args.allow_pickle else None)
+    columns, trained_length = read_in_training(directory)
+    tokenizer = BertTokenizer.from_pretrained(directory)
+    usual = length_of(Tuning(), model, tokenizer)
+    length = min(max_tokens(model.base_model.encoder.cfg, tokenizer), trained_length or usual)
+    return Tuned(model, tokenizer, task, args.runtime(model), length, {"columns": columns})
+
+
+def read_labelled(args: OfLabelled, file: Path, name: TaskName, like: Data | None = None) -> Labelled:
+    """The labelled examples of a file; what was decided by looking, and what is left out, is said."""
+    check_regular(file)
+    source = read_source(file, name, args.header)
+    data = read_examples(source, name, args.text_column, args.pair_column, args.label_column, like=like)
+    say_notes(file.name, data)
+    return Labelled(data, source)
+
+
+def judged(args: OfLabelled, system: str, labelled: Labelled | None = None) -> tuple[Judged, Labelled]:
+    """What a system says, a tuned model or a file of predictions. labelled: examples that are read already; None: those
+    of --data, or of the file itself."""
+    if Path(system).is_file():
+        if labelled is None and args.data is not None:
+            labelled = read_labelled(args, args.data, args.task)
+        columns = {"label": args.label_column, "prediction": args.prediction_column}
+        found, data, source = judged_file(Path(system), args.task, *(labelled or (None, None)), columns)
+        return with_positive(found, args), Labelled(data, source)
+    if args.data is None and labelled is None:
+        raise ConfigError(f"{system}: a model needs examples to be judged by; give them with --data")
+    tuned = open_tuned(args, system)
+    labelled = labelled or read_labelled(args, args.data, tuned.task.name, Data([], columns=tuned.result["columns"]))
+    return with_positive(judged_tuned(system, tuned, labelled), args), labelled
+
+
+def judged_tuned(name: str, tuned: Tuned, labelled: Labelled) -> Judged:
+    """Of a model that is open; how far it is, is said."""
+
+    def watched(starts: range) -> Iterable[int]:
+        return counted(starts, len(starts), f"parts of {AT_ONCE:,} examples")
+
+    return judged_model(name, tuned, labelled.data.examples, watched)
+
+
+def with_positive(found: Judged, args: OfLabelled) -> Judged:
+    """With the label whose f1 is told. Raises ConfigError for what is none of two labels."""
+    if args.positive_label is None:
+        return found
+    labels = found.task.labels if isinstance(found.task, Classification) else ()
+    if len(labels) != 2 or args.positive_label not in labels:
+        what = f"the labels are {some(sorted(labels), SHOWN)}" if labels else "there are no labels here"
+        raise ConfigError(f"--positive-label {args.positive_label}: one of two labels, and {what}")
+    return replace(found, task=replace(found.task, positive=args.positive_label))

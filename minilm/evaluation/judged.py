@@ -1,0 +1,86 @@
+"""What a system says of labelled examples: what scores, comparisons and gaps between groups are computed from."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minilm.data.examples import Tagged
+from minilm.data.tables import shown
+from minilm.errors import DataError, some
+from minilm.tasks.classification import Classification, MultiLabel
+from minilm.tasks.task import Task
+from minilm.tasks.tune import Tuned
+
+AT_ONCE = 4096  # examples
+SHOWN = 8  # labels in a message
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a system says of examples, and how each of them went."""
+
+    name: str  # of the system: a directory, or a file
+    task: Task
+    examples: Sequence[Any]
+    decoded: Sequence[Any]  # as `Task.decode` has it
+    records: np.ndarray  # (n, r); as `Task.records_of` has it
+    probabilities: np.ndarray | None = None  # (n, C) of each label, where the system tells them
+    tokens: np.ndarray | None = None  # (n,) of each example, of a model
+    unknown: np.ndarray | None = None  # (n,) of these, how many are [UNK]
+    cut: int = 0  # examples longer than what is read of them
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def judged_model(
+    name: str, tuned: Tuned, examples: Sequence[Any], watched: Callable[[range], Iterable[int]] = iter
+) -> Judged:
+    """Of a model, AT_ONCE examples at a time, of whose tokens and outputs nothing is kept. watched: yields what it is
+    given, to say how far it is. Raises DataError for a label that the model does not know, and for outputs that are not
+    finite."""
+    task = tuned.task
+    check_known(task, examples)
+    unknown_id = tuned.tokenizer.unk_token_id
+    decoded, chances, tokens, unknown, cut = [], [], [], [], 0
+    for at in watched(range(0, len(examples), AT_ONCE)):
+        part = examples[at : at + AT_ONCE]
+        predictions = tuned.predictions(part)
+        if not np.isfinite(predictions.outputs).all():
+            raise DataError(f"{part[0].where}: the model's outputs here are not finite; in half precision, try fp32")
+        features = predictions.features
+        decoded += task.decode(predictions)
+        if isinstance(task, Classification | MultiLabel):
+            chances.append(task.probabilities(predictions.outputs.astype(np.float64)))
+        example = np.repeat(features.example, features.lengths)
+        tokens.append(np.bincount(example, minlength=len(part)))
+        unknown.append(np.bincount(example[features.ids == unknown_id], minlength=len(part)))
+        cut += features.cut
+    return Judged(
+        name,
+        task,
+        examples,
+        decoded,
+        task.records_of(examples, decoded),
+        np.concatenate(chances) if chances else None,
+        np.concatenate(tokens),
+        np.concatenate(unknown),
+        cut,
+    )
+
+
+def check_known(task: Task, examples: Sequence[Any]) -> None:
+    """Raises DataError for a label that is none of the task's."""
+    labels = {*getattr(task, "labels", ())}
+    if not labels:
+        return
+    for each in examples:
+        own = each.tags if isinstance(each, Tagged) else each.label
+        for label in (own,) if isinstance(own, str) else own:
+            if label not in labels:
+                raise DataError(
+                    f"{each.where}: the label {shown(label)} is none of the model's, which are "
+                    f"{some(sorted(labels), SHOWN)}; rename it, or leave its rows out"
+                )
