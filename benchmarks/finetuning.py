@@ -64,6 +64,8 @@ class Args:
     """Of both sides: autocast, or none."""
     results: Path | None = None
     """A .jsonl: what ran is added to it, and what it holds is not run again."""
+    keep: Path | None = None
+    """A directory: a run of transformers' is kept there as it goes, and one that was stopped goes on."""
     side: Literal["both", "transformers", "minilm"] = "both"
     """One alone prints its figures as JSON; that is how this runs each."""
     seed: int = 0
@@ -135,7 +137,7 @@ def when() -> dict[str, str]:
 
 def measured(args: Args, side: str, seed: int) -> dict[str, Any]:
     """One side's figures, of a process of its own; and how many ran, on average of looks at it."""
-    names = ("set", "model", "data", "epochs", "lr", "length", "steps", "precision")
+    names = ("set", "model", "data", "epochs", "lr", "length", "steps", "precision", "keep")
     flags = [f"--{name}={value}" for name in names if (value := getattr(args, name)) is not None]
     command = [sys.executable, "-m", "benchmarks.finetuning", *flags, f"--side={side}", f"--seed={seed}"]
     loads: list[float] = []
@@ -157,7 +159,8 @@ def one(args: Args) -> dict[str, Any]:
     if args.side == "transformers":
         from benchmarks.transformers_loop import Loop
 
-        loop = Loop(args.model, labelled, splits, args.seed, args.precision, args.steps)
+        state = args.keep / f"{args.set}-{args.seed}.pt" if args.keep else None
+        loop = Loop(args.model, labelled, splits, args.seed, args.precision, args.steps, state)
         found = {"seconds": loop.seconds, "tokens_per_s": loop.tokens / loop.seconds, "steps": loop.steps}
         return found | {"scores": {} if args.steps else scores_of(splits, loop.scores)}
     from minilm.checkpoint.store import Store

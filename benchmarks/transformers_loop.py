@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from minilm.tasks.span import gold_answers
 from minilm.tasks.tagging import tag_scores
 
 BATCH, AT_ONCE = 32, 64  # examples of a step, and of the test
+KEEP_EVERY = 120  # seconds
 STRIDE, BEST, MAX_ANSWER = 128, 20, 30  # of questions, as run_qa.py
 Rows = list[dict[str, Any]]
 
@@ -57,25 +59,34 @@ class _Cosine(nn.Module):
 
 
 class Loop:
-    """A run: `seconds` of tokenising and training, `tokens` that were no padding, and `scores` of examples."""
+    """A run: `seconds` of tokenising and training, `tokens` that were no padding, and `scores` of examples. state: a
+    file that it is kept in every KEEP_EVERY seconds and, where that is there, gone on from with the same bits."""
 
     def __init__(
-        self, name: str, labelled: LabelledSet, splits: Splits, seed: int, precision: str, steps: int | None = None
+        self,
+        name: str,
+        labelled: LabelledSet,
+        splits: Splits,
+        seed: int,
+        precision: str,
+        steps: int | None = None,
+        state: Path | None = None,
     ) -> None:
-        self.name, self.set, self.splits, self.precision = name, labelled, splits, precision
+        self.name, self.set, self.splits, self.precision, self.state = name, labelled, splits, precision, state
         self.tokenizer = AutoTokenizer.from_pretrained(name)
         torch.manual_seed(seed)
         sides = {"tagging": self._tags, "span": self._questions, "similarity": self._pairs}
         self._of = sides.get(labelled.task, self._texts)()
         self.model = self._of.model()
         began = time.perf_counter()
-        self.steps, self.tokens = self._train(self.model, self._of.rows(splits.train), steps)
-        self.seconds = time.perf_counter() - began
+        self.steps, self.tokens, before = self._train(self.model, self._of.rows(splits.train), steps)
+        self.seconds = time.perf_counter() - began + before
 
     def scores(self, examples: list[Any]) -> dict[str, float]:
         return self._of.scores(self.model.eval(), examples)
 
-    def _train(self, model: nn.Module, rows: Rows, steps: int | None) -> tuple[int, int]:
+    def _train(self, model: nn.Module, rows: Rows, steps: int | None) -> tuple[int, int, float]:
+        """(steps, tokens, seconds of earlier processes)."""
         loader = DataLoader(rows, BATCH, shuffle=True, collate_fn=self._padded)
         steps = steps or round(len(loader) * self.set.epochs)
         plain = [own for own in model.parameters() if own.ndim < 2]
@@ -83,10 +94,23 @@ class Loop:
         groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.set.lr, eps=1e-6, fused=True)
         schedule = get_linear_schedule_with_warmup(optimizer, round(0.1 * steps), steps)
+        parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+        kept = torch.load(self.state) if self.state is not None and self.state.exists() else {}
+        for name, part in parts.items() if kept else ():
+            part.load_state_dict(kept[name])
+        if kept:
+            torch.set_rng_state(kept["draws"])
         model.train()
-        step = tokens = 0
+        step, tokens, before = (kept.get(name, 0) for name in ("step", "tokens", "seconds"))
+        began = saved = time.perf_counter()
         while step < steps:
-            for batch in loader:
+            order = torch.get_rng_state() if step % len(loader) == 0 else kept["order"]
+            torch.set_rng_state(order)
+            for place, batch in enumerate(loader):
+                if place < step % len(loader):
+                    continue  # learned from before
+                if place and step == kept.get("step"):
+                    torch.set_rng_state(kept["draws"])
                 with self._autocast():
                     loss = model(**batch).loss
                 loss.backward()
@@ -97,7 +121,14 @@ class Loop:
                 tokens += int(batch["attention_mask"].sum())
                 if (step := step + 1) == steps:
                     break
-        return steps, tokens
+                if self.state is not None and (now := time.perf_counter()) - saved > KEEP_EVERY:
+                    saved = now
+                    draws = {"order": order, "draws": torch.get_rng_state()}
+                    counts = {"step": step, "tokens": tokens, "seconds": before + now - began}
+                    whole = {name: part.state_dict() for name, part in parts.items()} | draws | counts
+                    torch.save(whole, unfinished := self.state.with_suffix(".tmp"))
+                    unfinished.replace(self.state)
+        return steps, tokens, before
 
     def _autocast(self) -> Any:
         return torch.autocast("cpu", torch.bfloat16) if self.precision == "bf16" else nullcontext()

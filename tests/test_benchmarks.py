@@ -1,11 +1,14 @@
 """The benchmarks run: what they measure is for a quiet machine, not for a test."""
 
+import importlib
 import json
 import lzma
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from minilm import cli
 
@@ -88,6 +91,35 @@ def test_finetuning(load, encoder_directory, tmp_path, monkeypatch, name):
     assert {*found[1]["scores"]} - {*found[0]["scores"]} == more | {f"unseen_{each}" for each in more}
     assert module.SETS[name].metric in found[1]["scores"]
     assert all(-1 <= each["scores"][module.SETS[name].metric] <= 1 for each in found)
+
+
+@pytest.mark.parametrize("stopped", [1, 3, 4])
+def test_a_run_of_transformers_goes_on_where_it_was_stopped(load, encoder_directory, tmp_path, monkeypatch, stopped):
+    """Within an epoch of three steps, at its end, and in the second one: with the same bits."""
+    monkeypatch.syspath_prepend(ROOT)
+    module = load("benchmarks/finetuning.py")
+    loop = importlib.import_module("benchmarks.transformers_loop")
+    files_of("sst2", tmp_path)
+    labelled = replace(module.SETS["sst2"], epochs=2, lr=1e-3, length=24)
+    splits = labelled.read(tmp_path)
+    monkeypatch.setattr(loop, "BATCH", 8)
+    monkeypatch.setattr(loop, "KEEP_EVERY", -1)
+    begin = str(encoder_directory), labelled, splits, 0, "fp32", None
+    whole, saves = loop.Loop(*begin), []
+
+    def save(*args, own=torch.save):
+        own(*args)
+        saves.append(args)
+        if len(saves) == stopped + 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        loop.Loop(*begin, tmp_path / "state.pt")
+    again = loop.Loop(*begin, tmp_path / "state.pt")
+    assert (again.steps, again.tokens) == (whole.steps, whole.tokens) == (6, whole.tokens)
+    for mine, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_pairs(load, monkeypatch, tmp_path, capsys):
