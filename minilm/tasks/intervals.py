@@ -114,14 +114,12 @@ def bca(value: float, draws: np.ndarray, without: np.ndarray, counts: np.ndarray
 
 def weighted_labels(records: np.ndarray, weights: np.ndarray, labels: int, positive: int = 1) -> dict[str, np.ndarray]:
     """As `classification_scores`. records (n, 2): gold and predicted label, in gold `labels` is any other one."""
-    gold, predicted = records.T.astype(np.int64)
-    of_gold, of_predicted = (side[:, None] == np.arange(labels + 1) for side in (gold, predicted))
-    true, said, right = (weights @ each.astype(np.float64) for each in (of_gold, of_predicted, of_gold & of_predicted))
+    true, said, right = label_counts(records, weights, labels)
     n, hits = weights.sum(axis=1), right.sum(axis=1)
-    rates = _ratio(2 * right, true + said)
+    rates = ratio(2 * right, true + said)
     met = (true + said) > 0
     sides = [n**2 - (side**2).sum(axis=1) for side in (true, said)]
-    mcc = _ratio(hits * n - (true * said).sum(axis=1), np.sqrt(sides[0] * sides[1]))
+    mcc = ratio(hits * n - (true * said).sum(axis=1), np.sqrt(sides[0] * sides[1]))
     scores = {"accuracy": hits / n, "macro_f1": (rates * met).sum(axis=1) / met.sum(axis=1), "mcc": mcc}
     if labels == 2:
         own = right[:, positive], said[:, positive], true[:, positive]
@@ -129,15 +127,27 @@ def weighted_labels(records: np.ndarray, weights: np.ndarray, labels: int, posit
     return scores
 
 
+def label_counts(records: np.ndarray, weights: np.ndarray, labels: int) -> list[np.ndarray]:
+    """How many are in gold, are predicted, are both, of each label and of any other one: (B, labels + 1) each."""
+    gold, predicted = (side[:, None] == np.arange(labels + 1) for side in records.T.astype(np.int64))
+    return [weights @ each.astype(np.float64) for each in (gold, predicted, gold & predicted)]
+
+
 def weighted_label_sets(records: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """As `multilabel_scores`. records (n, 2 C): which labels hold, and which are predicted."""
+    true, said, right = label_set_counts(records, weights)
     gold, predicted = np.split(records > 0, 2, axis=1)
-    true, said, right = (weights @ each.astype(np.float64) for each in (gold, predicted, gold & predicted))
     return {
-        "micro_f1": _ratio(2 * right.sum(axis=1), (true + said).sum(axis=1)),
-        "macro_f1": _ratio(2 * right, true + said).mean(axis=1),
+        "micro_f1": ratio(2 * right.sum(axis=1), (true + said).sum(axis=1)),
+        "macro_f1": ratio(2 * right, true + said).mean(axis=1),
         "subset_accuracy": weights @ (gold == predicted).all(axis=1) / weights.sum(axis=1),
     }
+
+
+def label_set_counts(records: np.ndarray, weights: np.ndarray) -> list[np.ndarray]:
+    """How many are in gold, are predicted, are both, of each label: (B, C) each."""
+    gold, predicted = np.split(records > 0, 2, axis=1)
+    return [weights @ each.astype(np.float64) for each in (gold, predicted, gold & predicted)]
 
 
 def weighted_numbers(records: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -166,10 +176,10 @@ def weighted_means(records: np.ndarray, weights: np.ndarray, names: Sequence[str
 
 
 def _rates(right: np.ndarray, said: np.ndarray, true: np.ndarray) -> dict[str, np.ndarray]:
-    return {"f1": _ratio(2 * right, said + true), "precision": _ratio(right, said), "recall": _ratio(right, true)}
+    return {"f1": ratio(2 * right, said + true), "precision": ratio(right, said), "recall": ratio(right, true)}
 
 
-def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """0 where it is of nothing."""
     return np.divide(a, b, out=np.zeros(np.shape(a)), where=b > 0)
 
@@ -188,7 +198,7 @@ def _correlation(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarra
     a, b = (side - (weights * side).sum(axis=1, keepdims=True) / n for side in (a, b))
     spread = np.sqrt((weights * a**2).sum(axis=1) * (weights * b**2).sum(axis=1))
     tiny = 1e-12 * n[:, 0] * np.maximum(1e-300, np.abs(a).max(axis=1) * np.abs(b).max(axis=1))
-    return _ratio((weights * a * b).sum(axis=1), np.where(spread > tiny, spread, 0.0))
+    return ratio((weights * a * b).sum(axis=1), np.where(spread > tiny, spread, 0.0))
 
 
 # -- over runs, and over pairs --------------------------------------------------------------------------

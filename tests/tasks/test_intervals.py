@@ -1,6 +1,7 @@
 """Intervals against scipy's, and scores of weighted examples against those of examples written out so often."""
 
 import math
+import os
 from functools import partial
 
 import numpy as np
@@ -23,6 +24,7 @@ from minilm.tasks.intervals import (
 from minilm.tasks.scores import classification_scores, multilabel_scores, regression_scores
 
 pytestmark = pytest.mark.filterwarnings("error")  # nothing here warns
+EVERY = os.environ.get("MINILM_EVERY") == "1"  # all runs, which take a minute
 
 
 # --- a score of weighted examples
@@ -161,14 +163,15 @@ def test_where_there_is_no_interval():
 def test_an_interval_covers_the_truth(metric):
     """Of a classifier of two labels, one of which 30 % have, right of 80 % and 90 % of them; of 1,000 runs 94.9 % and
     95.4 % (2026-11-27)."""
-    rng, runs, inside = np.random.default_rng(6), 300, 0
+    rng, runs, inside = np.random.default_rng(6), 1000 if EVERY else 300, 0
     chance = np.array([0.7 * 0.9, 0.7 * 0.1, 0.3 * 0.2, 0.3 * 0.8])
     cells, of_two = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), partial(weighted_labels, labels=2)
     truth = of_two(cells, chance[None])[metric][0]
     for _ in range(runs):
         low, high = intervals(cells[rng.choice(4, 500, p=chance)], of_two, ("accuracy",))[metric]
         inside += low <= truth <= high
-    assert 0.915 < inside / runs < 0.98
+    print(f"{metric}: {inside / runs:.1%} of {runs:,}")
+    assert (0.93 if EVERY else 0.915) < inside / runs < (0.97 if EVERY else 0.98)
 
 
 # --- over pairs, and over runs

@@ -1,0 +1,187 @@
+"""Do probabilities mean what they say, and which threshold and temperature serve best?
+
+Of top-label calibration the confidence is the probability of the predicted label, and it holds where that is right; of
+one label (of two, or of several that are judged each by itself) it is the label's probability, and it holds where the
+label does. Both are (n,).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from minilm.errors import DataError
+from minilm.tasks.intervals import ratio, wilson
+from minilm.tasks.scores import library, not_empty
+
+BINS = 15
+SIMULATED = 1000  # times
+TIE = 1e-12  # by which a metric must be better
+Counts = np.ndarray  # (k,): of k thresholds
+Metric = Callable[[Counts, Counts, Counts, Counts], np.ndarray]  # true positives, false positives, and negatives so
+
+
+# -- how far they are off -------------------------------------------------------------------------------
+
+
+class Bin(NamedTuple):
+    """Examples of about one confidence: a point of the reliability curve."""
+
+    n: int
+    confidence: float  # mean
+    share: float  # of them it holds
+    low: float  # of that the 95 % interval (Wilson), as if all had one chance
+    high: float
+
+
+def top_label(chances: np.ndarray, gold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(confidence, whether it holds) of probabilities (n, C) and gold labels (n,); the number C is of any other label,
+    and never right."""
+    said = chances.argmax(axis=1)
+    return chances[np.arange(len(said)), said], said == gold
+
+
+def equal_width(bins: int = BINS) -> np.ndarray:
+    """(bins + 1,): the edges of bins of one width. A bin holds its upper edge (Guo et al. 2017, eq. 3), and the first
+    its lower one, too."""
+    return np.arange(bins + 1) / bins
+
+
+def equal_mass(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """(bins + 1,): the edges of bins of about as many examples each. Those of one confidence are in one bin, so there
+    may be fewer bins."""
+    return np.quantile(not_empty(confidence), np.linspace(0, 1, bins + 1))
+
+
+def reliability(confidence: np.ndarray, holds: np.ndarray, edges: np.ndarray) -> list[Bin]:
+    """The reliability curve, without bins that nothing is in."""
+    of = _bins(confidence, edges)
+    curve = []
+    for each in np.unique(of):
+        mine = of == each
+        n, hits = int(mine.sum()), int(holds[mine].sum())
+        curve.append(Bin(n, float(confidence[mine].mean()), hits / n, *wilson(hits, n)))
+    return curve
+
+
+def weighted_calibration(records: np.ndarray, weights: np.ndarray, edges: np.ndarray) -> dict[str, np.ndarray]:
+    """As functions of how often each example is taken, weights (B, n): ece, the expected calibration error (Naeini et
+    al. 2015; Guo et al. 2017, eq. 3), and mce, the maximum (eq. 5). records (n, 2): confidence, and whether it holds.
+    """
+    of = _bins(records[:, 0], edges)[:, None] == np.arange(len(edges) - 1)
+    off = np.abs(weights @ (of * (records[:, :1] - records[:, 1:])))
+    taken = weights @ of.astype(np.float64)
+    return {"ece": off.sum(axis=1) / weights.sum(axis=1), "mce": ratio(off, taken).max(axis=1)}
+
+
+def calibration_scores(confidence: np.ndarray, holds: np.ndarray) -> dict[str, float]:
+    """ece and mce in 15 bins of equal width, and of equal mass (ece_equal_mass, mce_equal_mass). Without intervals: a
+    bootstrap adds to an ece as much again as chance did, so that its intervals hold the truth too seldom."""
+    records, found = np.column_stack([not_empty(confidence), holds]).astype(np.float64), {}
+    for suffix, edges in (("", equal_width()), ("_equal_mass", equal_mass(confidence))):
+        scores = weighted_calibration(records, np.ones((1, len(records))), edges)
+        found |= {name + suffix: float(own[0]) for name, own in scores.items()}
+    return found
+
+
+def ece_if_calibrated(confidence: np.ndarray, edges: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """(mean, 95 % quantile) of the ece that data with these confidences have if each means what it says: above 0, the
+    more so the fewer examples (Vaicenavicius et al. 2019, sec. 4). An ece above the second is no accident."""
+    rng, confidence = np.random.default_rng(seed), np.sort(confidence)
+    start = np.unique(_bins(confidence, edges), return_index=True)[1]
+    found = []
+    for _ in range(SIMULATED):
+        off = confidence - (rng.random(len(confidence)) < confidence)
+        found.append(np.abs(np.add.reduceat(off, start)).sum() / len(confidence))
+    return float(np.mean(found)), float(np.quantile(found, 0.95))
+
+
+def _bins(confidence: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """(n,): the number of each one's bin."""
+    return np.searchsorted(edges[1:-1], confidence)
+
+
+# -- temperature ----------------------------------------------------------------------------------------
+
+
+def best_temperature(logits: np.ndarray, gold: np.ndarray) -> float:
+    """T for which softmax(logits / T) has the least log loss on held-out examples (Guo et al. 2017, sec. 4.2).
+
+    logits (n, C), or logarithms of probabilities; gold (n,), of which those of the number C, any other label, are left
+    out. Of several labels, each judged by itself: logits (n, C) and whether they hold (n, C), for sigmoid(logits / T).
+    The loss is convex in 1 / T, and its slope's root is found. DataError: there is none.
+    """
+    logits, gold = np.asarray(logits, np.float64), np.asarray(gold)
+    if gold.ndim == 2:
+        logits, gold = np.stack([np.zeros(logits.size), logits.ravel()], axis=1), gold.ravel().astype(np.int64)
+    known = gold < logits.shape[1]
+    logits, gold = not_empty(logits[known]), gold[known]
+    if not np.isfinite(logits).all():
+        raise DataError("no temperature: a logit is not a finite number")
+    below = logits - logits.max(axis=1, keepdims=True)
+    own = below[np.arange(len(gold)), gold]
+
+    def slope(inverse: float) -> float:
+        weights = np.exp(inverse * below)
+        return float(((weights * below).sum(axis=1) / weights.sum(axis=1) - own).mean())
+
+    if not own.any():
+        raise DataError("no temperature: every label is predicted right, so the surer the better; give more examples")
+    if slope(0.0) >= 0:
+        raise DataError("no temperature: by these logits the labels are no likelier than by chance")
+    high = 1.0
+    while slope(high) <= 0:
+        high *= 2
+    return 1 / library("scipy.optimize").brentq(slope, 0.0, high, xtol=1e-300, rtol=1e-12)
+
+
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Probabilities (n, C) of labels of which one holds, in float64."""
+    return library("scipy.special").softmax(np.asarray(logits, np.float64) / temperature, axis=1)
+
+
+def sigmoid(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Probabilities (n, C) of labels each of which may hold, in float64."""
+    return library("scipy.special").expit(np.asarray(logits, np.float64) / temperature)
+
+
+# -- thresholds -----------------------------------------------------------------------------------------
+
+
+def f1(tp: Counts, fp: Counts, fn: Counts, tn: Counts) -> np.ndarray:
+    return ratio(2 * tp, 2 * tp + fp + fn)
+
+
+def balanced_accuracy(tp: Counts, fp: Counts, fn: Counts, tn: Counts) -> np.ndarray:
+    return (ratio(tp, tp + fn) + ratio(tn, tn + fp)) / 2
+
+
+def decision_threshold(chance: np.ndarray, holds: np.ndarray, metric: Metric = f1) -> tuple[float, float]:
+    """(t, metric) where predicting a label if its probability is above t has the best metric on held-out examples.
+
+    chance, holds (n,). It is 0.5 if none is better; otherwise, of the best nearest to 0.5, halfway between two
+    probabilities that occur. Where the label holds never, or always, nothing can be chosen: (0.5, NaN).
+    """
+    kinds, of = np.unique(not_empty(chance), return_inverse=True)
+    holds, n = np.asarray(holds, np.float64), len(of)
+    if (true := holds.sum()) in (0, n):
+        return 0.5, float("nan")
+    # of a cut before each kind of probability, and after the last: those below it that hold, and all below it
+    fn, below = (np.append(0.0, np.bincount(of, each).cumsum()) for each in (holds, np.ones(n)))
+    values = metric(true - fn, n - below - (true - fn), fn, below - fn)
+    low, high = np.append(0.0, kinds), np.append(kinds, 1.0)
+    values[0] = values[0] if kinds[0] > 0 else -np.inf  # what has no chance at all is never predicted
+    best, usual = values.max() - TIE, values[np.searchsorted(kinds, 0.5, "right")]
+    if usual >= best:
+        return 0.5, float(usual)
+    middle = (low + high) / 2
+    middle = np.where(middle < high, middle, low)
+    cut = min(np.flatnonzero(values >= best), key=lambda at: abs(middle[at] - 0.5))
+    return float(middle[cut]), float(values[cut])
+
+
+def decision_thresholds(chances: np.ndarray, held: np.ndarray, metric: Metric = f1) -> tuple[np.ndarray, np.ndarray]:
+    """`decision_threshold` of each of several labels, (C,) each; chances, held (n, C)."""
+    found = [decision_threshold(own, has, metric) for own, has in zip(chances.T, held.T, strict=True)]
+    thresholds, values = np.array(found).T
+    return thresholds, values
