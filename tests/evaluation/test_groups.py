@@ -96,9 +96,9 @@ def test_gaps_are_fairlearns(few_draws):
 
 
 def test_gaps_by_hand(few_draws):
-    """1,000 cases, half of them of groups that overlap, and half with rates of few left out."""
+    """Half of the cases are of groups that overlap, and in half rates of few are left out."""
     rng = np.random.default_rng(1)
-    for number in range(1000):
+    for number in range(1000 if EVERY else 300):
         gold, predicted, group = case(rng)
         inside = {name: group == name for name in np.unique(group).tolist()}
         if number % 2:
@@ -300,9 +300,9 @@ def by_definition(gold, score, inside):
 
 
 def test_aucs_by_definition():
-    """1,000 groups, with ties and with sides that are empty; and Jigsaw's mean of power -5."""
+    """With ties and with sides that are empty; and Jigsaw's mean of power -5."""
     rng, empty = np.random.default_rng(5), 0
-    for _ in range(250):
+    for _ in range(CASES if EVERY else 60):
         gold, _, group = case(rng)
         if len(np.unique(gold)) == 1:
             continue
@@ -330,7 +330,7 @@ def test_aucs_by_definition():
             with np.errstate(divide="ignore"):
                 power = np.mean(np.power(known, -5.0)) ** (-1 / 5)
             assert mean["value"] == pytest.approx(power, abs=1e-12)
-    assert empty > 50
+    assert empty > 30
 
 
 def test_the_variance_of_an_auc_is_delongs():
