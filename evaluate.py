@@ -3,6 +3,7 @@
 from minilm import cli
 from minilm.commands.bias import Bias, run_bias
 from minilm.commands.embed import Embed, Search, run_embed, run_search
+from minilm.commands.explain import Explain, run_explain
 from minilm.commands.fill_mask import FillMask, run_fill_mask
 from minilm.commands.pairs import Pairs, run_pairs
 from minilm.commands.perplexity import Perplexity, run_perplexity
@@ -18,6 +19,7 @@ COMMANDS = {
     "perplexity": (run_perplexity, Perplexity),
     "pairs": (run_pairs, Pairs),
     "bias": (run_bias, Bias),
+    "explain": (run_explain, Explain),
 }
 
 if __name__ == "__main__":

@@ -315,3 +315,79 @@ def test_bias(go):
         status, _, err = go("bias", "--model", "masked", "--data", data)
         assert (status, len(err.splitlines())) == (2, 1)
         assert said in err
+
+
+@pytest.fixture
+def tuned(go):
+    """In the directory of `go`: "reviews", which labels a text good or bad, and "answers", both with random weights."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = minilm.BertConfig(vocab_size=64, max_position_embeddings=16, initializer_range=0.3, **sizes)
+    config.change({"id2label": {0: "bad", 1: "good"}})
+    kinds = {"reviews": minilm.BertForSequenceClassification, "answers": minilm.BertForQuestionAnswering}
+    for name, kind in kinds.items():
+        kind(config).save_pretrained(name)
+        minilm.BertTokenizer("vocab.txt", model_max_length=16).save_pretrained(name)
+
+
+def test_explain(go, tuned, monkeypatch):
+    """Labels, answers and fillings, by every method: in a table, in colours, as JSON, as a picture, as a page."""
+    flags = ("explain", "--model", "reviews", "--text", "the cats <b>sat</b> on a")
+    status, out, err = go(*flags, "--json", "w.json", "--png", "w.png", "--html", "w.html")
+    assert status == 0, err
+    found = json.loads(Path("w.json").read_text())
+    model, tokenizer = (
+        kind.from_pretrained("reviews") for kind in (minilm.AutoModelForSequenceClassification, minilm.AutoTokenizer)
+    )
+    logits = model(**tokenizer(flags[-1], return_tensors="pt")).logits[0]
+    assert found["says"] == ("bad", "good")[int(logits.argmax())]
+    assert found["score"] == pytest.approx(logits.max().item(), abs=1e-4)
+    assert found["completeness_error"] < 0.01
+    values = {word["text"]: word["value"] for word in found["words"]}
+    assert f"explained  {found['says']}, {found['score']:.4f}" in out.splitlines()[0]
+    assert any(line.split() == ["cats", f"{values['cats']:+.4f}"] for line in out.splitlines())
+    assert "\x1b" not in out
+    assert Path("w.png").read_bytes().startswith(b"\x89PNG")
+    assert "&lt;" in Path("w.html").read_text()
+    assert "<b>" not in Path("w.html").read_text()
+    other = "bad" if found["says"] == "good" else "good"
+    told = json.loads(go(*flags, "--target", other, "--method", "occlusion", "--json")[1])
+    assert (told["says"], told["score"]) == (other, pytest.approx(logits.min().item(), abs=1e-4))
+    for method in ("gradient-x-input", "rollout", "attention"):
+        status, out, _ = go(*flags, "--method", method, "--png", "map.png")
+        assert (status, method.replace("-", " ") in out) == (0, True)
+    status, out, _ = go("explain", "--model", "masked", "--text", "the [MASK] sat.", "--json")
+    assert json.loads(out)["says"] == minilm.fill_mask("masked", "the [MASK] sat.", top_k=1)[0].token
+    status, out, _ = go("explain", "--model", "answers", "--text", "a cat", "--pair", "the dog ran home")
+    assert (status, "\ndog " in out) == (0, True)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert "\x1b[30;48;5;" in go(*flags)[1]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in go(*flags)[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--target", "god"), "--target god: the labels are bad, good; did you mean good"),
+        (("--model", "encoder"), "is tuned for similarity; explained are"),
+        (("--model", "answers"), "--pair: a question needs its context; give it"),
+        (("--model", "masked", "--text", "a cat"), "--text: holds 0 [MASK]"),
+        (("--model", "masked", "--pair", "a cat"), "--pair: of a tuned model"),
+        (("--text", ""), "--text: holds no word"),
+        (("--png", "w.jpg"), "--png w.jpg: give a file that ends in .png"),
+        (("--html", "x/w.html"), "in a directory that is there"),
+        (("--json", "w.html", "--html", "./w.html"), "is the file of --html"),
+        (("--steps", "0"), "--steps 0: give a value from 1"),
+        (("--layer", "1"), "--layer, --head: of --method attention"),
+        (("--method", "attention", "--head", "9"), "--head 9: the model has 4"),
+        (("--method", "shap"), "shap"),
+    ],
+)
+def test_what_explain_refuses(go, tuned, more, said):
+    before = sorted(Path().rglob("*"))
+    given = {"--model": "reviews", "--text": "a cat"} | dict(zip(more[::2], more[1::2], strict=True))
+    status, out, err = go("explain", *(word for each in given.items() for word in each))
+    assert (status, out) == (2, "")
+    assert said in err.splitlines()[-1]
+    assert sorted(Path().rglob("*")) == before

@@ -1,0 +1,114 @@
+"""explain: why a model says what it says."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from minilm import cli
+from minilm.checkpoint.model import find_model
+from minilm.commands.of_model import THREADS, OfModel
+from minilm.data.examples import Example, Question
+from minilm.dropin.config import PreTrainedConfig
+from minilm.dropin.inputs import max_tokens
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import ConfigError, DataError
+from minilm.evaluation.attribution import STEPS
+from minilm.evaluation.explain import Method, MethodName, explain, explain_mask
+from minilm.evaluation.explanation import (
+    Explanation,
+    coloured_lines,
+    described,
+    html_page,
+    picture,
+    table_lines,
+)
+from minilm.evaluation.predict import read_masked_lm
+from minilm.files import write_whole
+from minilm.tasks.named import open_task
+from minilm.tasks.report import read_in_training
+from minilm.tasks.scores import library
+from minilm.tasks.span import Span
+from minilm.tasks.tune import Tuning, length_of
+
+OFF = 0.05  # of the output's difference: what is said of the steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain(OfModel):
+    """Which words of a text a model's label, number, answer or filling comes from."""
+
+    text: str
+    """What the model reads; of a masked language model with one mask in it, of answers the question."""
+    pair: str | None = None
+    """A second text; of answers the context."""
+    target: str | None = None
+    """The label, or the token at the mask, that is explained; the likeliest, if not given."""
+    method: MethodName = "integrated-gradients"
+    """What a word's value is. Signed, in units of the output: integrated-gradients, from [PAD] in place of each word;
+    gradient-x-input; occlusion, the word masked. Shares: rollout or attention, of what is looked at."""
+    steps: int = STEPS
+    """Of integrated gradients: more, where the values' sum misses the output's difference."""
+    layer: int | None = None
+    """Of attention, from 1; the mean over all, if not given."""
+    head: int | None = None
+    """The same of heads."""
+    png: Path | None = None
+    """A .png to write: a bar a word, or the map of attention."""
+    html: Path | None = None
+    """A .html to write, which loads nothing."""
+
+
+def run_explain(args: Explain) -> None:
+    """The words in a line, coloured, or in a table where that goes to no terminal."""
+    cli.check_result(args.json, png=args.png, html=args.html)
+    cli.check_ranges(args, {"steps": (1, 1000), "threads": THREADS})
+    for name in ("png", "html"):
+        if (file := getattr(args, name)) is None:
+            continue
+        if file.suffix != f".{name}" or not file.parent.is_dir() or file.is_dir():
+            raise ConfigError(f"--{name} {file}: give a file that ends in .{name}, in a directory that is there")
+    if args.png is not None:
+        library("matplotlib.figure")
+    found = _explained(args, Method(args.method, args.steps, args.layer, args.head))
+    image = None if args.png is None else picture(found)
+    if args.html is not None:
+        write_whole(args.html, html_page(found, f"Why {found.says or 'no answer'}?"))
+    if image is not None:
+        args.png.write_bytes(image)
+    if args.json is not None:
+        cli.write_result(args.json, {"model": args.model} | found.as_json())
+    if args.json != "-":
+        lines = coloured_lines(found) if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else table_lines(found)
+        print("\n".join([*described(found), *_notes(found), *lines]))
+
+
+def _explained(args: Explain, method: Method) -> Explanation:
+    directory = find_model(args.model, args.revision, allow_pickle=args.allow_pickle, flag="--model")
+    pickle = args.options()["use_safetensors"]
+    config = PreTrainedConfig.of_directory(directory)
+    kinds = {built.architecture: kind for kind, built in config.family.classes.items()}
+    if {kinds.get(each) for each in config.architectures or ()} & {"mlm", "pretraining"}:
+        if args.pair is not None:
+            raise ConfigError("--pair: of a tuned model, and this one fills masks; leave it out")
+        masked = read_masked_lm(directory, use_safetensors=pickle)
+        with args.computing(masked.model.float()):
+            return explain_mask(masked, args.text, method, args.target)
+    model, task = open_task(directory, pickle)
+    tokenizer = BertTokenizer.from_pretrained(directory)
+    columns, trained_length = read_in_training(directory)
+    if args.pair is None and (isinstance(task, Span) or "pair" in columns):
+        what = "a question needs its context" if isinstance(task, Span) else "training read two texts a row"
+        raise DataError(f"--pair: {what}; give it")
+    of_span = isinstance(task, Span)
+    example = Question("0", args.text, args.pair, None) if of_span else Example(args.text, args.pair)
+    longest = max_tokens(model.base_model.encoder.cfg, tokenizer)
+    length = min(longest, trained_length or length_of(Tuning(), model, tokenizer))
+    with args.computing(model.float()):
+        return explain(model, task, tokenizer, [example], method, args.target, longest if of_span else length)[0]
+
+
+def _notes(found: Explanation) -> list[str]:
+    if (found.completeness_error or 0) <= OFF:
+        return []
+    return ["note       the values do not sum to that difference: give more --steps, or another --method"]
