@@ -2,9 +2,11 @@
 
 from minilm import cli
 from minilm.commands.bias import Bias, run_bias
+from minilm.commands.cloze import Cloze, run_cloze
 from minilm.commands.embed import Embed, Search, run_embed, run_search
 from minilm.commands.explain import Explain, run_explain
 from minilm.commands.fill_mask import FillMask, run_fill_mask
+from minilm.commands.generation import Generation, run_generation
 from minilm.commands.pairs import Pairs, run_pairs
 from minilm.commands.perplexity import Perplexity, run_perplexity
 from minilm.commands.predict import Predict, run_predict
@@ -18,8 +20,10 @@ COMMANDS = {
     "fill-mask": (run_fill_mask, FillMask),
     "perplexity": (run_perplexity, Perplexity),
     "pairs": (run_pairs, Pairs),
+    "cloze": (run_cloze, Cloze),
     "bias": (run_bias, Bias),
     "explain": (run_explain, Explain),
+    "generation": (run_generation, Generation),
 }
 
 if __name__ == "__main__":

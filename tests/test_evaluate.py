@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sacrebleu.metrics import BLEU
 
 import minilm
 from minilm import cli
 from minilm.checkpoint.pooling import Pooling
+from minilm.evaluation.cloze import last_words, read_passages
 from minilm.evaluation.likelihood import log_likelihoods, read_scorer
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "home", "##s", "."]
@@ -41,7 +43,7 @@ def go(script, tmp_path, monkeypatch, capsys):
 
     def run(*argv):
         with pytest.raises(SystemExit) as stop:
-            cli.run_one_of(script.COMMANDS, [*argv, *(["--device", "cpu"] if len(argv) > 1 else [])])
+            cli.run_one_of(script.COMMANDS, [*argv, *(["--device", "cpu"] if "--model" in argv else [])])
         out, err = capsys.readouterr()
         return stop.value.code, out, err
 
@@ -391,3 +393,85 @@ def test_what_explain_refuses(go, tuned, more, said):
     assert (status, out) == (2, "")
     assert said in err.splitlines()[-1]
     assert sorted(Path().rglob("*")) == before
+
+
+def test_cloze(go):
+    """What is printed is what is written; what is cut, unknown or known beforehand is said."""
+    rows = [{"text": f"the cat{i * ' sat'} on a {['mat', 'mats', 'zebra'][i % 3]}"} for i in range(24)]
+    Path("passages.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ("cloze", "--model", "masked", "--data", "passages.jsonl")
+    status, out, err = go(*flags, "--json", "found.json")
+    assert status == 0, err
+    found = json.loads(Path("found.json").read_text())
+    passages = read_passages(Path("passages.jsonl"))
+    words = list(last_words(read_scorer("masked"), passages))
+    assert found["metrics"]["accuracy"]["value"] == np.mean([own.right for own in words])
+    assert found["metrics"]["perplexity"]["value"] == pytest.approx(np.exp(-np.mean([own.nats for own in words])))
+    assert (found["unknown"], found["tokens"], found["passages"]) == (8, 32, 24)
+    assert found["cut"] == sum(5 + i + (i % 3 == 1) > 14 for i in range(24))
+    assert found["how"] == "masked, within word"
+    assert f"{found['metrics']['perplexity']['value']:,.4f}" in out.splitlines()[1]
+    assert "unknown    8 last words hold an unknown token" in out
+    assert f"cut        {found['cut']} passages are longer than the 16 tokens" in out
+    assert "the model is told of how many tokens" in out
+    assert "ties" not in out
+    Path("two.txt").write_text("the cat sat\na dog ran\n")
+    status, out, _ = go("cloze", "--model", "masked", "--data", "two.txt")
+    assert (status, "too few passages for an interval" in out) == (0, True)
+    Path("one.txt").write_text("cat\n")
+    Path("empty.txt").write_text("")
+    config = minilm.BertConfig(vocab_size=64, hidden_size=32, num_attention_heads=4, num_hidden_layers=1)
+    config.minilm = {"format": 1, "objective": "prefix"}
+    minilm.BertForMaskedLM(config).save_pretrained("prefix")
+    for more, said in (
+        (("--data", "one.txt"), "one.txt:1: a passage of 1 words"),
+        (("--data", "empty.txt"), "holds no passage"),
+        (("--data", "nowhere.txt"), "no such file"),
+        (("--text-field", "passage"), "no field 'passage'"),
+        (("--json", "passages.jsonl"), "is the file of --data"),
+        (("--model", "prefix"), "is a prefix model"),
+        (("--model", "encoder"), "holds no language model"),
+    ):
+        status, out, err = go(*(_with(flags, *more) if more[0] in flags else (*flags, *more)))
+        assert (status, out, len(err.splitlines())) == (2, "", 1)
+        assert said in err
+
+
+def test_generation(go):
+    """Scores, how they are counted, and what is to be known of the texts; no model is asked for."""
+    said = [f"the cat{i * ' sat'} on a mat ." for i in range(30)]
+    Path("said.txt").write_text("\n".join(said) + "\n")
+    Path("one.txt").write_text("\n".join(said).replace("cat", "dog") + "\n")
+    Path("two.jsonl").write_text("".join(json.dumps({"gold": [text, "x"]}) + "\n" for text in said))
+    flags = ("generation", "--predictions", "said.txt", "--references")
+    status, out, err = go(*flags, "one.txt", "--json", "found.json")
+    assert status == 0, err
+    found = json.loads(Path("found.json").read_text())
+    assert found["metrics"]["bleu"]["value"] == pytest.approx(
+        BLEU().corpus_score(said, [[text.replace("cat", "dog") for text in said]]).score, abs=1e-9
+    )
+    assert f"BLEU         {found['metrics']['bleu']['value']:.2f}" in out.splitlines()[0]
+    assert f"as BLEU      {found['signatures']['bleu']}" in out
+    assert "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:" in out
+    assert (found["segments"], found["metrics"]["exact_match"]["value"]) == (30, 0)
+    status, out, _ = go(*flags, "one.txt", "two.jsonl", "--reference-field", "gold", "--json")
+    found = json.loads(out)
+    assert (status, found["metrics"]["exact_match"]["value"]) == (0, 1)
+    assert (found["metrics"]["bleu"]["value"], found["references"]) == (pytest.approx(100), 90)
+    Path("short.txt").write_text("a cat\n")
+    status, out, _ = go("generation", "--predictions", "short.txt", "--references", "short.txt")
+    assert status == 0
+    assert out.splitlines()[0] == "BLEU         not defined"
+    assert "chrF         100.00  too few segments for an interval" in out
+    Path("empty.txt").write_text("")
+    for argv, what in (
+        ((*flags, "short.txt"), "short.txt: 1 references for 30 predictions"),
+        ((*flags, "nowhere.txt"), "no such file"),
+        (flags, "--references: give one or more files"),
+        ((*flags, "two.jsonl"), "no field 'reference'"),
+        ((*flags, "one.txt", "--json", "one.txt"), "is the file of --references"),
+        (("generation", "--predictions", "empty.txt", "--references", "one.txt"), "holds no text"),
+    ):
+        status, out, err = go(*argv)
+        assert (status, out, len(err.splitlines())) == (2, "", 1)
+        assert what in err

@@ -71,6 +71,9 @@ def test_evaluate_commands_and_snippets_run(run, load, tmp_path, capsys):
         "sent_more,sent_less,stereo_antistereo,bias_type\n" + "the list is,a list is,stereo,age\n" * 20
     )
     (tmp_path / "pairs.jsonl").write_text('{"sentence_good": "a list", "sentence_bad": "list a"}\n' * 20)
+    (tmp_path / "lambada.jsonl").write_text('{"text": "the list is a list"}\n')
+    (tmp_path / "translated.txt").write_text("a list of words\n")
+    (tmp_path / "reference.txt").write_text("the list of words\n")
     (tmp_path / "pairs.tsv").write_text("".join(f"the list {i}\tthe words {i}\t{i / 7:.2f}\n" for i in range(30)))
     assert len(FINETUNE) >= 2
     finetune = load("finetune.py")

@@ -121,6 +121,21 @@ def text_lines(file: Path) -> Iterator[str]:
         yield line
 
 
+def values_of(file: Path, field: str, flag: str) -> Iterator[tuple[str, Any]]:
+    """(file:line, value): of each row of a .jsonl what stands in `field`, of any other text file each line, blank ones,
+    too. flag: what names the field, for a message. Raises DataError."""
+    name = uncompressed_name(file)
+    if name.endswith((".csv", ".tsv", ".json", ".parquet")):
+        raise DataError(f"{file}: is read as no table; give one text a line, or a .jsonl with a text in a field")
+    if not name.endswith((".jsonl", ".ndjson")):
+        yield from ((f"{file}:{number}", line) for number, line in enumerate(text_lines(file), start=1))
+        return
+    for where, cells in read_table(file).rows:
+        if cells.get(field) is None:
+            raise DataError(f"{where}: no field {field!r} (it has {listed(cells)}); name it with {flag}")
+        yield where, cells[field]
+
+
 def check_text(file: Path) -> None:
     """Raises DataError for what begins as no text does: a compressed file with a plain name, UTF-16."""
     check_regular(file)

@@ -51,6 +51,13 @@ class Questions(NamedTuple):
     target: np.ndarray  # (N,) int64: the token whose probability there is wanted
 
 
+class Answers(NamedTuple):
+    """What the model says to each question."""
+
+    nats: np.ndarray  # (N,) float64: the log-probability of its target
+    likeliest: np.ndarray  # (N,) int64: the token that is likeliest there, -1 where several are
+
+
 @dataclass(frozen=True)
 class LanguageScorer:
     """A language model that texts are asked of, of any family."""
@@ -145,7 +152,12 @@ def log_likelihoods(
 
 
 def log_probabilities(scorer: LanguageScorer, asked: Iterable[Questions]) -> Iterator[np.ndarray]:
-    """Of each of `asked` its answers (N,) float64, in its order. Memory does not grow with how many there are."""
+    """Of each of `asked` the log-probabilities (N,) float64 of its targets, as `answers` has them."""
+    return (each.nats for each in answers(scorer, asked))
+
+
+def answers(scorer: LanguageScorer, asked: Iterable[Questions]) -> Iterator[Answers]:
+    """Of each of `asked`, in its order. Memory does not grow with how many there are."""
     group: list[Questions] = []
     size = 0
     for each in asked:
@@ -157,19 +169,19 @@ def log_probabilities(scorer: LanguageScorer, asked: Iterable[Questions]) -> Ite
     yield from _answers(scorer, group)
 
 
-def _answers(scorer: LanguageScorer, group: list[Questions]) -> list[np.ndarray]:
-    answers = [np.zeros(0)] * len(group)
+def _answers(scorer: LanguageScorer, group: list[Questions]) -> list[Answers]:
+    found = [Answers(np.zeros(0), np.zeros(0, np.int64))] * len(group)
     by_length: dict[int, list[int]] = {}
     for i, each in enumerate(group):
         if len(each.target):
             by_length.setdefault(each.rows.shape[1], []).append(i)
     for members in by_length.values():
         for i, own in zip(members, _of_length(scorer, [group[i] for i in members]), strict=True):
-            answers[i] = own
-    return answers
+            found[i] = own
+    return found
 
 
-def _of_length(scorer: LanguageScorer, asked: list[Questions]) -> list[np.ndarray]:
+def _of_length(scorer: LanguageScorer, asked: list[Questions]) -> list[Answers]:
     """Of questions in rows of one length; rows that repeat are computed once."""
     T = asked[0].rows.shape[1]
     rows, unique = np.unique(np.concatenate([each.rows for each in asked]), axis=0, return_inverse=True)
@@ -177,17 +189,19 @@ def _of_length(scorer: LanguageScorer, asked: list[Questions]) -> list[np.ndarra
     row = unique.reshape(-1)[np.concatenate([each.row + at for each, at in zip(asked, begins, strict=True)])]
     place = row * T + np.concatenate([each.column for each in asked])  # flat index into `rows`
     target = np.concatenate([each.target for each in asked])
-    order, found = np.argsort(place, kind="stable"), np.empty(len(target))
+    order = np.argsort(place, kind="stable")
+    nats, likeliest = np.empty(len(target)), np.empty(len(target), np.int64)
     at_once = max(1, AT_ONCE // T)
     for first in range(0, len(rows), at_once):
         here = rows[first : first + at_once]
         mine = order[slice(*np.searchsorted(place, (first * T, (first + len(here)) * T), sorter=order))]
-        found[mine] = _of_batch(scorer, here, place[mine] - first * T, target[mine])
-    return np.split(found, np.cumsum([len(each.target) for each in asked])[:-1])
+        nats[mine], likeliest[mine] = _of_batch(scorer, here, place[mine] - first * T, target[mine])
+    ends = np.cumsum([len(each.target) for each in asked])[:-1]
+    return [*map(Answers, np.split(nats, ends), np.split(likeliest, ends))]
 
 
 @torch.no_grad()
-def _of_batch(scorer: LanguageScorer, rows: np.ndarray, place: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _of_batch(scorer: LanguageScorer, rows: np.ndarray, place: np.ndarray, target: np.ndarray) -> Answers:
     """place (N,): flat index into `rows` of the state that a target (N,) is asked of."""
     read, state = np.unique(place, return_inverse=True)
     model = scorer.model
@@ -199,7 +213,8 @@ def _of_batch(scorer: LanguageScorer, rows: np.ndarray, place: np.ndarray, targe
     states = encoder(tokens, read=where) if few else encoder(tokens).flatten(0, 1)[where]
     features = model.head(states)
     at_once = max(1, LOGITS_AT_ONCE // len(table))
-    total = torch.cat([_log_total(part, table, model.head.bias) for part in features.split(at_once)])
+    parts = [_over_vocabulary(part, table, model.head.bias) for part in features.split(at_once)]
+    total, likeliest = map(torch.cat, zip(*parts, strict=True))
     state, target = (torch.from_numpy(each).to(device) for each in (state, target))
     # a target's own logit is not rounded to half precision, as all of them are
     wide = torch.promote_types(table.dtype, torch.float32)
@@ -207,10 +222,13 @@ def _of_batch(scorer: LanguageScorer, rows: np.ndarray, place: np.ndarray, targe
     found = (own - total[state]).double().cpu().numpy()
     if not np.isfinite(found).all():
         raise DataError("the model's log-probabilities are not finite; in half precision, try fp32")
-    return found
+    return Answers(found, likeliest[state].cpu().numpy())
 
 
-def _log_total(features: Tensor, table: Tensor, bias: Tensor) -> Tensor:
-    """The logarithm of the sum over the vocabulary, (S,)."""
+def _over_vocabulary(features: Tensor, table: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The logarithm of the sum over the vocabulary, (S,), and the likeliest token, (S,), -1 where several are."""
     logits = F.linear(features, table, bias)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(dim=-1)
+    most, likeliest = logits.max(dim=-1)
+    several = (logits == most[:, None]).sum(dim=-1) > 1
+    total = logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(dim=-1)
+    return total, likeliest.masked_fill(several, -1)

@@ -1,0 +1,63 @@
+"""cloze: the last word of a passage."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minilm import cli
+from minilm.commands.of_model import THREADS, OfModel, counted
+from minilm.data.tables import check_regular
+from minilm.evaluation.cloze import cloze_scores, last_words, read_passages
+from minilm.evaluation.likelihood import read_scorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cloze(OfModel):
+    """How often a language model tells the last word of a passage: LAMBADA."""
+
+    data: Path
+    """A .jsonl with a passage in a field, or text, a passage a line; also .gz or .xz."""
+    text_field: str = "text"
+    """Of a line of a .jsonl."""
+
+
+def run_cloze(args: Cloze) -> None:
+    """Accuracy and perplexity of last words, with intervals."""
+    cli.check_result(args.json, data=args.data)
+    cli.check_ranges(args, {"threads": THREADS})
+    check_regular(args.data)
+    passages = read_passages(args.data, args.text_field)
+    scorer, began = read_scorer(args.model, **args.options()), time.monotonic()
+    with args.computing(scorer.model):
+        words = [*counted(last_words(scorer, passages), len(passages), "passages")]
+    found = cloze_scores(words)
+    found |= {
+        "passages": len(passages),
+        "how": scorer.described(within_word=scorer.masked),
+        "length": scorer.length,
+        "seconds": time.monotonic() - began,
+    }
+    if args.json is not None:
+        cli.write_result(args.json, found)
+    if args.json != "-":
+        print("\n".join(_lines(found)))
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, own in found["metrics"].items():
+        ends = "too few passages for an interval"
+        if own["low"] is not None:
+            ends = f"{own['low']:,.4f} to {own['high']:,.4f} (95 %, over passages)"
+        lines.append(f"{name:10} {own['value']:,.4f}  {ends}")
+    said = {
+        "ties": "passages: two tokens are equally likely, which counts as missed",
+        "unknown": "last words hold an unknown token: missed, but in the perplexity, which is so too low",
+        "cut": f"passages are longer than the {found['length']} tokens that the model reads, and cut on the left",
+    }
+    lines += [f"{name:10} {found[name]:,} {what}" for name, what in said.items() if found[name]]
+    if found["how"] != "causal":
+        lines.append("note       the model is told of how many tokens the last word is; a causal one is not")
+    sizes = f"{found['tokens']:,} tokens of the last words of {found['passages']:,} passages"
+    return [*lines, f"read       {sizes}, {found['how']}, in {found['seconds']:.0f} s"]
