@@ -125,9 +125,9 @@ def values_of(file: Path, field: str, flag: str) -> Iterator[tuple[str, Any]]:
     """(file:line, value): of each row of a .jsonl what stands in `field`, of any other text file each line, blank ones,
     too. flag: what names the field, for a message. Raises DataError."""
     name = uncompressed_name(file)
-    if name.endswith((".csv", ".tsv", ".json", ".parquet")):
+    if name.endswith((".csv", ".tsv", ".json", ".ndjson", ".parquet")):
         raise DataError(f"{file}: is read as no table; give one text a line, or a .jsonl with a text in a field")
-    if not name.endswith((".jsonl", ".ndjson")):
+    if not name.endswith(".jsonl"):
         yield from ((f"{file}:{number}", line) for number, line in enumerate(text_lines(file), start=1))
         return
     for where, cells in read_table(file).rows:

@@ -55,7 +55,7 @@ class Answers(NamedTuple):
     """What the model says to each question."""
 
     nats: np.ndarray  # (N,) float64: the log-probability of its target
-    likeliest: np.ndarray  # (N,) int64: the token that is likeliest there, -1 where several are
+    likeliest: np.ndarray  # (N,) int64: the token that is likeliest there, -1 where several are, or it is not wanted
 
 
 @dataclass(frozen=True)
@@ -153,35 +153,36 @@ def log_likelihoods(
 
 def log_probabilities(scorer: LanguageScorer, asked: Iterable[Questions]) -> Iterator[np.ndarray]:
     """Of each of `asked` the log-probabilities (N,) float64 of its targets, as `answers` has them."""
-    return (each.nats for each in answers(scorer, asked))
+    return (each.nats for each in answers(scorer, asked, likeliest=False))
 
 
-def answers(scorer: LanguageScorer, asked: Iterable[Questions]) -> Iterator[Answers]:
-    """Of each of `asked`, in its order. Memory does not grow with how many there are."""
+def answers(scorer: LanguageScorer, asked: Iterable[Questions], likeliest: bool = True) -> Iterator[Answers]:
+    """Of each of `asked`, in its order. Memory does not grow with how many there are. likeliest: whether these tokens
+    are wanted; they cost another pass over the logits."""
     group: list[Questions] = []
     size = 0
     for each in asked:
         group.append(each)
         size += each.rows.size
         if size > AHEAD:
-            yield from _answers(scorer, group)
+            yield from _answers(scorer, group, likeliest)
             group, size = [], 0
-    yield from _answers(scorer, group)
+    yield from _answers(scorer, group, likeliest)
 
 
-def _answers(scorer: LanguageScorer, group: list[Questions]) -> list[Answers]:
+def _answers(scorer: LanguageScorer, group: list[Questions], likeliest: bool) -> list[Answers]:
     found = [Answers(np.zeros(0), np.zeros(0, np.int64))] * len(group)
     by_length: dict[int, list[int]] = {}
     for i, each in enumerate(group):
         if len(each.target):
             by_length.setdefault(each.rows.shape[1], []).append(i)
     for members in by_length.values():
-        for i, own in zip(members, _of_length(scorer, [group[i] for i in members]), strict=True):
+        for i, own in zip(members, _of_length(scorer, [group[i] for i in members], likeliest), strict=True):
             found[i] = own
     return found
 
 
-def _of_length(scorer: LanguageScorer, asked: list[Questions]) -> list[Answers]:
+def _of_length(scorer: LanguageScorer, asked: list[Questions], likeliest: bool) -> list[Answers]:
     """Of questions in rows of one length; rows that repeat are computed once."""
     T = asked[0].rows.shape[1]
     rows, unique = np.unique(np.concatenate([each.rows for each in asked]), axis=0, return_inverse=True)
@@ -190,18 +191,20 @@ def _of_length(scorer: LanguageScorer, asked: list[Questions]) -> list[Answers]:
     place = row * T + np.concatenate([each.column for each in asked])  # flat index into `rows`
     target = np.concatenate([each.target for each in asked])
     order = np.argsort(place, kind="stable")
-    nats, likeliest = np.empty(len(target)), np.empty(len(target), np.int64)
+    nats, most = np.empty(len(target)), np.empty(len(target), np.int64)
     at_once = max(1, AT_ONCE // T)
     for first in range(0, len(rows), at_once):
         here = rows[first : first + at_once]
         mine = order[slice(*np.searchsorted(place, (first * T, (first + len(here)) * T), sorter=order))]
-        nats[mine], likeliest[mine] = _of_batch(scorer, here, place[mine] - first * T, target[mine])
+        nats[mine], most[mine] = _of_batch(scorer, here, place[mine] - first * T, target[mine], likeliest)
     ends = np.cumsum([len(each.target) for each in asked])[:-1]
-    return [*map(Answers, np.split(nats, ends), np.split(likeliest, ends))]
+    return [*map(Answers, np.split(nats, ends), np.split(most, ends))]
 
 
 @torch.no_grad()
-def _of_batch(scorer: LanguageScorer, rows: np.ndarray, place: np.ndarray, target: np.ndarray) -> Answers:
+def _of_batch(
+    scorer: LanguageScorer, rows: np.ndarray, place: np.ndarray, target: np.ndarray, likeliest: bool
+) -> Answers:
     """place (N,): flat index into `rows` of the state that a target (N,) is asked of."""
     read, state = np.unique(place, return_inverse=True)
     model = scorer.model
@@ -213,8 +216,8 @@ def _of_batch(scorer: LanguageScorer, rows: np.ndarray, place: np.ndarray, targe
     states = encoder(tokens, read=where) if few else encoder(tokens).flatten(0, 1)[where]
     features = model.head(states)
     at_once = max(1, LOGITS_AT_ONCE // len(table))
-    parts = [_over_vocabulary(part, table, model.head.bias) for part in features.split(at_once)]
-    total, likeliest = map(torch.cat, zip(*parts, strict=True))
+    parts = [_over_vocabulary(part, table, model.head.bias, likeliest) for part in features.split(at_once)]
+    total, most = map(torch.cat, zip(*parts, strict=True))
     state, target = (torch.from_numpy(each).to(device) for each in (state, target))
     # a target's own logit is not rounded to half precision, as all of them are
     wide = torch.promote_types(table.dtype, torch.float32)
@@ -222,13 +225,15 @@ def _of_batch(scorer: LanguageScorer, rows: np.ndarray, place: np.ndarray, targe
     found = (own - total[state]).double().cpu().numpy()
     if not np.isfinite(found).all():
         raise DataError("the model's log-probabilities are not finite; in half precision, try fp32")
-    return Answers(found, likeliest[state].cpu().numpy())
+    return Answers(found, most[state].cpu().numpy())
 
 
-def _over_vocabulary(features: Tensor, table: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The logarithm of the sum over the vocabulary, (S,), and the likeliest token, (S,), -1 where several are."""
+def _over_vocabulary(features: Tensor, table: Tensor, bias: Tensor, likeliest: bool) -> tuple[Tensor, Tensor]:
+    """The logarithm of the sum over the vocabulary, (S,), and the likeliest token, (S,), as `Answers` has it."""
     logits = F.linear(features, table, bias)
-    most, likeliest = logits.max(dim=-1)
-    several = (logits == most[:, None]).sum(dim=-1) > 1
     total = logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(dim=-1)
-    return total, likeliest.masked_fill(several, -1)
+    if not likeliest:
+        return total, torch.full_like(total, -1, dtype=torch.int64)
+    most, token = logits.max(dim=-1)
+    several = (logits == most[:, None]).sum(dim=-1) > 1
+    return total, token.masked_fill(several, -1)
