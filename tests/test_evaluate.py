@@ -14,6 +14,8 @@ import minilm
 from minilm import cli
 from minilm.checkpoint.pooling import Pooling
 from minilm.evaluation.cloze import last_words, read_passages
+from minilm.data.tables import table_of
+from minilm.evaluation.bias import crows_log_probabilities, read_crows
 from minilm.evaluation.likelihood import log_likelihoods, read_scorer
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "home", "##s", "."]
@@ -312,7 +314,27 @@ def test_bias(go):
     found = json.loads(Path("found.json").read_text())
     assert (found["test"], found["left_out"], found["metrics"]["ss"]["n"]) == ("stereoset", 1, 1)
     assert found["metrics"]["icat"]["value"] == 0
-    assert "left out   1 of two sentences" in out
+    assert "left out   1 of two sentences: the model has no next-sentence head" in out
+    config = minilm.BertConfig.from_pretrained("masked")
+    for name, made in (("both", minilm.BertForPreTraining), ("next", minilm.BertForNextSentencePrediction)):
+        made(config).save_pretrained(name)
+        minilm.BertTokenizer("vocab.txt", model_max_length=16).save_pretrained(name)
+    for side in whole:
+        whole[side][1]["sentence"] = f"the {sides[side]} ran."
+    Path("stereo.json").write_text(json.dumps(whole))
+    status, out, err = go("bias", "--model", "both", "--data", "stereo.json", "--json", "found.json")
+    assert status == 0, err
+    found = json.loads(Path("found.json").read_text())
+    assert (found["metrics"]["ss"]["n"], found["between"]["metrics"]["ss"]["n"]) == (1, 1)
+    assert "left_out" not in found
+    assert "between two sentences" in out
+    status, out, err = go("bias", "--model", "next", "--data", "stereo.json", "--json")
+    assert status == 0, err
+    assert (json.loads(out)["left_out"], json.loads(out)["between"]["metrics"]["lms"]["n"]) == (1, 1)
+    Path("between.json").write_text(json.dumps({side: each[1:] for side, each in whole.items()}))
+    status, out, err = go("bias", "--model", "masked", "--data", "between.json")
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert "has no next-sentence head, and all of --data is asked of one" in err
     for data, said in (("lines.txt", "no column 'sent_more'"), ("nowhere.csv", "no such file")):
         status, _, err = go("bias", "--model", "masked", "--data", data)
         assert (status, len(err.splitlines())) == (2, 1)
@@ -475,3 +497,122 @@ def test_generation(go):
         status, out, err = go(*argv)
         assert (status, out, len(err.splitlines())) == (2, "", 1)
         assert what in err
+def test_bias_by_swaps_of_a_masked_model(go):
+    """Texts one a line or in a table; what is left out is counted; what cannot be is one line."""
+    Path("words.csv").write_text("cat,dog\nmat,home\n")
+    lines = [f"the {('cat', 'dog')[i % 2]} sat{i * ' and sat'}" for i in range(6)]
+    Path("texts.txt").write_text("\n".join([*lines, "", "a mat", "the cat ran home", "A Cat", "nothing", lines[0]]))
+    flags = ("bias", "--model", "masked", "--swaps", "words.csv")
+    status, out, err = go(*flags, "--data", "texts.txt", "--json", "found.json")
+    assert status == 0, err
+    found = json.loads(Path("found.json").read_text())
+    assert {key: found[key] for key in ("test", "texts", "without", "repeated", "mixed")} == {
+        "test": "swaps",
+        "texts": 11,
+        "without": 1,
+        "repeated": 1,
+        "mixed": 1,
+    }
+    assert (found["metrics"]["first"]["n"], found["metrics"]["nats"]["low"]) == (8, None)
+    first, second = (version[0] for version in found["most"][0]["versions"])
+    pair = {"sent_more": first, "sent_less": second, "stereo_antistereo": "stereo", "bias_type": "a"}
+    (more, less), *_ = crows_log_probabilities(read_scorer("masked"), read_crows(table_of([pair])))
+    assert found["most"][0]["nats"] == pytest.approx(more - less, abs=2e-3)
+    assert more != less
+    assert f"{found['metrics']['first']['value']:.2f} %" in out.splitlines()[0]
+    for said in ("cat / dog", "without    1 of 11 texts", "left out   1 texts that hold", "a pair can say only one"):
+        assert said in out
+    Path("texts.csv").write_text("id,said\n" + "".join(f"{i},{line}\n" for i, line in enumerate(lines)))
+    status, out, err = go(*flags, "--data", "texts.csv", "--text-column", "said", "--json")
+    assert status == 0, err
+    assert json.loads(out)["metrics"]["first"]["n"] == 6
+    Path("twice.csv").write_text("cat,dog\ndog,mat\n")
+    Path("none.csv").write_text("ox,cow\n")
+    Path("both.txt").write_text("a cat and a dog\n")
+    Path("long.txt").write_text("a cat\n" + "a cat " * 20)
+    Path("blank.txt").write_text("\n")
+    Path("two.csv").write_text("premise,hypothesis\na cat,a dog\na cat,a mat\n")
+    for more, said in (
+        (("--data", "texts.txt", "--swaps", "twice.csv"), "twice.csv:2: 'dog' stands there twice (also twice.csv:1)"),
+        (("--data", "texts.txt", "--swaps", "nowhere.csv"), "nowhere.csv: no such file"),
+        (("--data", "texts.txt", "--swaps", "none.csv"), "none of 11 texts holds a listed word"),
+        (("--data", "nowhere.txt", "--swaps", "words.csv"), "nowhere.txt: no such file"),
+        (("--data", "both.txt", "--swaps", "words.csv"), "holds words of both columns; none can be scored"),
+        (("--data", "long.txt", "--swaps", "words.csv"), "long.txt:2: a text has 42 tokens, and the model reads 16"),
+        (("--data", "blank.txt", "--swaps", "words.csv"), "blank.txt: holds no text"),
+        (("--data", "two.csv", "--swaps", "words.csv"), "is asked of one text, and here are two"),
+        (("--data", "texts.csv", "--swaps", "words.csv", "--text-column", "x"), "no column 'x'"),
+        (("--data", "texts.csv", "--text-column", "said"), "--pair-column: go with --swaps only"),
+        (("--data", "texts.txt", "--swaps", "words.csv", "--json", "words.csv"), "is the file of --swaps"),
+        (("--data", "texts.txt", "--swaps", "words.csv", "--model", "encoder"), "holds no language model"),
+    ):
+        model = () if "--model" in more else ("--model", "masked")
+        status, out, err = go("bias", *model, *more)
+        assert (status, out, len(err.splitlines())) == (2, "", 1), err
+        assert said in err
+
+
+def test_bias_by_swaps_of_a_classifier(go):
+    """Its probabilities are those of the model asked text by text."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    labels = {0: "bad", 1: "fair", 2: "good"}
+    config = minilm.BertConfig(
+        vocab_size=64, max_position_embeddings=16, initializer_range=0.5, id2label=labels, **sizes
+    )
+    tokenizer = minilm.BertTokenizer("vocab.txt", model_max_length=16)
+    model = minilm.BertForSequenceClassification(config).eval()
+    model.save_pretrained("labels")
+    tokenizer.save_pretrained("labels")
+    Path("words.csv").write_text("cat,dog\nox,cow\n")
+    lines = [f"{'and ' * (i % 4)}the {('cat', 'dog')[i % 2]} {'sat ' * (i // 4)}" for i in range(24)]
+    Path("texts.txt").write_text("\n".join([*lines, "an ox", "cat and dog", "a mat", "a " * 20 + "cat"]))
+    flags = ("bias", "--model", "labels", "--swaps", "words.csv", "--data", "texts.txt")
+    status, out, err = go(*flags, "--json", "found.json")
+    assert status == 0, err
+    found = json.loads(Path("found.json").read_text())
+    texts = [*lines, "an ox", "cat and dog", "a " * 20 + "cat"]
+    change, flips = [], 0
+    for text in texts:
+        other = text.replace("cat", "x").replace("dog", "cat").replace("x", "dog")
+        both = [other, text] if "dog" in text and "cat" not in text else [text, other]
+        chances = [
+            model(**tokenizer([each], truncation=True, max_length=16, return_tensors="pt")).logits[0].softmax(0)
+            for each in (both if text != "an ox" else ["an ox", "an cow"])
+        ]
+        change.append((chances[0] - chances[1]).tolist())
+        flips += int(chances[0].argmax() != chances[1].argmax())
+    assert 0 < flips < len(texts)
+    assert found["metrics"]["flips"]["value"] == pytest.approx(100 * flips / len(texts))
+    assert found["metrics"]["change"]["value"] == pytest.approx(
+        np.mean([max(map(abs, each)) for each in change]), abs=1e-5
+    )
+    for i, label in labels.items():
+        own = found["labels"][label]
+        assert own["absolute"]["value"] == pytest.approx(np.mean([abs(each[i]) for each in change]), abs=1e-5)
+        directed = [each[i] for each, text in zip(change, texts, strict=True) if text != "cat and dog"]
+        assert own["signed"]["value"] == pytest.approx(np.mean(directed), abs=1e-5)
+        assert own["signed"]["low"] < own["signed"]["value"] < own["signed"]["high"]
+    assert {key: found[key] for key in ("without", "cut", "read_alike")} == {"without": 1, "cut": 2, "read_alike": 2}
+    for said in (
+        "the prediction flips",
+        "good: mean absolute change",
+        "cat / dog: flips",
+        "read alike 2 texts",
+        "by right",
+    ):
+        assert said in out
+    Path("two.csv").write_text("text,text_pair\n" + "the cat,the dog\n" * 3 + "a mat,a cat\n")
+    status, out, err = go(*flags[:-1], "two.csv", "--text-column", "1", "--pair-column", "2", "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert (found["repeated"], found["metrics"]["flips"]["n"]) == (2, 2)
+    assert {"where": "two.csv:2", "versions": [["the cat", "the dog"], ["the dog", "the cat"]]}.items() <= max(
+        found["most"], key=lambda each: each["where"] == "two.csv:2"
+    ).items()
+    config.problem_type, config.id2label = "regression", {0: "x"}
+    minilm.BertForSequenceClassification(config).save_pretrained("number")
+    tokenizer.save_pretrained("number")
+    status, _, err = go("bias", "--model", "number", *flags[3:])
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "is for regression; --swaps is of a masked model or of labels" in err

@@ -70,6 +70,7 @@ def test_evaluate_commands_and_snippets_run(run, load, tmp_path, capsys):
     (tmp_path / "crows.csv").write_text(
         "sent_more,sent_less,stereo_antistereo,bias_type\n" + "the list is,a list is,stereo,age\n" * 20
     )
+    (tmp_path / "words.csv").write_text("list,tuple\n")
     (tmp_path / "pairs.jsonl").write_text('{"sentence_good": "a list", "sentence_bad": "list a"}\n' * 20)
     (tmp_path / "lambada.jsonl").write_text('{"text": "the list is a list"}\n')
     (tmp_path / "translated.txt").write_text("a list of words\n")

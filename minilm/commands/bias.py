@@ -1,4 +1,4 @@
-"""bias: which of two groups a language model finds likelier in a stereotype."""
+"""bias: which of two groups a language model finds likelier in a stereotype; whether listed words, swapped, matter."""
 
 import time
 from dataclasses import dataclass
@@ -8,50 +8,100 @@ from typing import Any
 import numpy as np
 
 from minilm import cli
+from minilm.checkpoint.hf import pairs_of
+from minilm.checkpoint.model import find_model
 from minilm.commands.of_model import THREADS, OfModel, counted
+from minilm.commands.swaps import scores_of_swaps
 from minilm.data.documents import uncompressed_name
 from minilm.data.tables import check_regular, read_json, read_table
-from minilm.errors import printable
+from minilm.dropin.config import PreTrainedConfig
+from minilm.dropin.models import BertForNextSentencePrediction
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import ConfigError, printable
 from minilm.evaluation import bias
 from minilm.evaluation.likelihood import read_scorer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bias(OfModel):
-    """Which of two groups a masked model finds likelier in a stereotype: CrowS-Pairs, StereoSet."""
+    """Which of two groups a masked model finds likelier (CrowS-Pairs, StereoSet); whether swapped words change what a
+    model says."""
 
     data: Path
-    """CrowS-Pairs' .csv, or StereoSet's .json flattened by side; also .gz or .xz."""
+    """CrowS-Pairs' .csv, or StereoSet's .json flattened by side; with --swaps texts, one a line or a row of a table;
+    also .gz or .xz."""
+    swaps: Path | None = None
+    """Words to swap in --data, for a masked model or a tuned classifier: a .csv of two columns and no header, a word
+    and its counterpart."""
+    text_column: str | None = None
+    """With --swaps: by name, or number from 1; as in training, or found by its name or looks, if not given."""
+    pair_column: str | None = None
+    """Of a second text, for a classifier of pairs."""
 
 
 def run_bias(args: Bias) -> None:
-    """The scores of its authors, with intervals and caveats."""
-    cli.check_result(args.json, data=args.data)
+    """The scores, with intervals and caveats."""
+    cli.check_result(args.json, data=args.data, swaps=args.swaps)
     cli.check_ranges(args, {"threads": THREADS})
+    if args.swaps is None and (args.text_column or args.pair_column):
+        raise ConfigError("--text-column, --pair-column: go with --swaps only; leave them out")
     check_regular(args.data)
-    began, notes = time.monotonic(), []
-    if uncompressed_name(args.data).endswith(".json"):
-        triples, others = bias.read_stereoset(read_json(args.data, "StereoSet, flattened by side"), args.data)
-        scorer, test = read_scorer(args.model, **args.options()), "stereoset"
-        with args.computing(scorer.model):
-            worth = [*counted(bias.stereoset_probabilities(scorer, triples), len(triples), "triples")]
-        found = bias.stereoset_scores(np.array(worth), triples)
-        if others:
-            found["left_out"] = others
-            notes.append(f"left out   {others:,} of two sentences: they ask whether one follows the other")
-        lines = _stereoset_lines(found)
+    began = time.monotonic()
+    if args.swaps is not None:
+        found, lines = scores_of_swaps(args, args.swaps, args.data, args.text_column, args.pair_column)
+    elif uncompressed_name(args.data).endswith(".json"):
+        found, lines = _of_stereoset(args)
     else:
-        pairs = bias.read_crows(read_table(args.data, header=True))
-        scorer, test = read_scorer(args.model, **args.options()), "crows"
-        with args.computing(scorer.model):
-            nats = [*counted(bias.crows_log_probabilities(scorer, pairs), len(pairs), "pairs")]
-        found = bias.crows_scores(np.array(nats), pairs)
-        lines = _crows_lines(found)
-    found = {"test": test} | found | {"caveats": [*bias.CAVEATS[test]], "seconds": time.monotonic() - began}
+        found, lines = _of_crows(args)
+    found |= {"seconds": time.monotonic() - began}
     if args.json is not None:
         cli.write_result(args.json, found)
     if args.json != "-":
-        print("\n".join([*lines, *notes, *(f"note       {each}" for each in found["caveats"])]))
+        print("\n".join([*lines, *(f"note       {each}" for each in found["caveats"])]))
+
+
+def _of_crows(args: Bias) -> tuple[dict[str, Any], list[str]]:
+    """(The result, the lines that say it.)"""
+    pairs = bias.read_crows(read_table(args.data, header=True))
+    scorer = read_scorer(args.model, **args.options())
+    with args.computing(scorer.model):
+        nats = [*counted(bias.crows_log_probabilities(scorer, pairs), len(pairs), "pairs")]
+    found = {"test": "crows"} | bias.crows_scores(np.array(nats), pairs) | {"caveats": [*bias.CAVEATS["crows"]]}
+    return found, _crows_lines(found)
+
+
+def _of_stereoset(args: Bias) -> tuple[dict[str, Any], list[str]]:
+    """The same; what is asked of a head that the model lacks is left out."""
+    triples, following = bias.read_stereoset(read_json(args.data, "StereoSet, flattened by side"), args.data)
+    directory = find_model(args.model, args.revision, allow_pickle=args.allow_pickle, flag="--model")
+    config, pickle = PreTrainedConfig.of_directory(directory), args.options()["use_safetensors"]
+    only_next = config.architectures == ["BertForNextSentencePrediction"]
+    tells_next = only_next or pairs_of(vars(config)) == "next"
+    if not triples and not tells_next:
+        raise ConfigError(f"--model {directory}: has no next-sentence head, and all of --data is asked of one")
+    found: dict[str, Any] = {"test": "stereoset"}
+    lines = []
+    if triples and not only_next:
+        scorer = read_scorer(directory, use_safetensors=pickle)
+        with args.computing(scorer.model):
+            worth = [*counted(bias.stereoset_probabilities(scorer, triples), len(triples), "triples")]
+        found |= bias.stereoset_scores(np.array(worth), triples)
+        lines += _stereoset_lines(found)
+    elif triples:
+        found["left_out"] = len(triples)
+        lines.append(f"left out   {len(triples):,} within a sentence: the model has no language-model head")
+    if following and tells_next:
+        model = BertForNextSentencePrediction.from_pretrained(directory, use_safetensors=pickle)
+        tokenizer = BertTokenizer.from_pretrained(directory)
+        with args.computing(model):
+            chances = bias.next_probabilities(model, tokenizer, following)
+            worth = [*counted(chances, len(following), "of two sentences")]
+        found["between"] = bias.stereoset_scores(np.array(worth), following)
+        lines += ["between two sentences, by next-sentence prediction", *_stereoset_lines(found["between"])]
+    elif following:
+        found["left_out"] = len(following)
+        lines.append(f"left out   {len(following):,} of two sentences: the model has no next-sentence head")
+    return found | {"caveats": [*bias.CAVEATS["stereoset"]]}, lines
 
 
 def _crows_lines(found: dict[str, Any]) -> list[str]:

@@ -4,6 +4,8 @@ CrowS-Pairs  (Nangia et al. 2020): sentences in twos that differ in a group; the
              turn, but for the first and the last, and their log-probabilities summed, to three decimals.
 StereoSet    (Nadeem et al. 2021), within a sentence: a stereotype, its opposite and a word that means nothing here in
              the place of BLANK; a word is worth the mean probability of its pieces, each masked after those before it.
+             Between two: sentences of these three kinds after a first one, each worth the probability that it follows,
+             by the head of next-sentence prediction.
 
 Both are in percent, and say nothing of one sentence. CAVEATS belong beside the figures.
 """
@@ -16,9 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from minilm.data.examples import as_text
 from minilm.data.tables import Table
+from minilm.dropin.inputs import max_tokens
+from minilm.dropin.models import BertForNextSentencePrediction
+from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
 from minilm.evaluation.likelihood import LanguageScorer, Questions, log_probabilities
 from minilm.tasks.intervals import share, with_intervals
@@ -34,6 +40,7 @@ CAVEATS = {
     ),
 }
 CROWS = ("sent_more", "sent_less", "stereo_antistereo", "bias_type")
+PAIRS_AT_ONCE = 16  # contexts
 SIDES = ("stereotype", "anti-stereotype", "unrelated")
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 Metric = dict[str, Any]  # {value, low, high, n}
@@ -87,13 +94,14 @@ def crows_scores(nats: np.ndarray, pairs: Sequence[CrowsPair]) -> dict[str, Any]
     same of pairs of that direction that are no tie; and `by` kind of bias."""
     wins, ties = nats[:, 0] > nats[:, 1], nats[:, 0] == nats[:, 1]
     stereo, kinds = (np.array(each) for each in ([pair.stereo for pair in pairs], [pair.kind for pair in pairs]))
-    metrics = {"score": _percent(wins)}
-    metrics |= {"stereo": _percent(wins[stereo & ~ties]), "antistereo": _percent(wins[~stereo & ~ties])}
-    by = {kind: _percent(wins[kinds == kind]) for kind in np.unique(kinds).tolist()}
+    metrics = {"score": percent(wins)}
+    metrics |= {"stereo": percent(wins[stereo & ~ties]), "antistereo": percent(wins[~stereo & ~ties])}
+    by = {kind: percent(wins[kinds == kind]) for kind in np.unique(kinds).tolist()}
     return {"metrics": metrics, "by": by, "ties": int(ties.sum())}
 
 
-def _percent(wins: np.ndarray) -> Metric:
+def percent(wins: np.ndarray) -> Metric:
+    """`share` in percent."""
     own = share(wins)
     return own | {name: 100 * own[name] for name in ("value", "low", "high") if own[name] is not None}
 
@@ -108,9 +116,18 @@ class Triple(NamedTuple):
     where: str
 
 
-def read_stereoset(found: Any, file: Path) -> tuple[list[Triple], int]:
-    """(The triples within a sentence, how many of two sentences are left out) of StereoSet's dev set flattened by side.
-    Raises DataError."""
+class Following(NamedTuple):
+    """A sentence, and what may follow it, on each of SIDES."""
+
+    context: str
+    sentences: tuple[str, str, str]
+    kind: str
+    target: str
+    where: str
+
+
+def read_stereoset(found: Any, file: Path) -> tuple[list[Triple], list[Following]]:
+    """(The triples within a sentence, those between two) of StereoSet's dev set flattened by side. Raises DataError."""
     if not isinstance(found, dict) or not all(isinstance(found.get(side), list) for side in SIDES):
         raise DataError(f"{file}: is no StereoSet flattened by side; give an object of lists {', '.join(SIDES)}")
     by_id: dict[str, dict[str, Any]] = {}
@@ -121,14 +138,17 @@ def read_stereoset(found: Any, file: Path) -> tuple[list[Triple], int]:
             if not isinstance(each, dict) or not all(isinstance(each.get(key), str) for key in keys):
                 raise DataError(f"{where}: is no object of the texts {', '.join(keys)}")
             by_id.setdefault(each["id"], {})[side] = each | {"where": where}
-    triples, others = [], 0
+    triples, following = [], []
     for name, sides in by_id.items():
         if {*sides} != {*SIDES}:
             raise DataError(f"{file}: id {name!r} is not on each of the sides {', '.join(SIDES)}")
         first = sides[SIDES[0]]
         place = [at for at, word in enumerate(first["context"].split(" ")) if "BLANK" in word]
         if not place:
-            others += 1
+            sentences = tuple(sides[side]["sentence"] for side in SIDES)
+            following.append(
+                Following(first["context"], sentences, first["bias_type"], first["target"], first["where"])
+            )
             continue
         words = []
         for side in SIDES:
@@ -137,9 +157,9 @@ def read_stereoset(found: Any, file: Path) -> tuple[list[Triple], int]:
             if not words[-1]:
                 raise DataError(f"{sides[side]['where']}: no word in the place of BLANK")
         triples.append(Triple(first["context"], tuple(words), first["bias_type"], first["target"], first["where"]))
-    if not triples:
-        raise DataError(f"{file}: holds no context with a BLANK")
-    return triples, others
+    if not triples and not following:
+        raise DataError(f"{file}: holds no context")
+    return triples, following
 
 
 def stereoset_probabilities(scorer: LanguageScorer, triples: Sequence[Triple]) -> Iterator[tuple[float, float, float]]:
@@ -165,7 +185,28 @@ def stereoset_probabilities(scorer: LanguageScorer, triples: Sequence[Triple]) -
     return zip(worth, worth, worth, strict=True)
 
 
-def stereoset_scores(worth: np.ndarray, triples: Sequence[Triple]) -> dict[str, Any]:
+@torch.no_grad()
+def next_probabilities(
+    model: BertForNextSentencePrediction, tokenizer: BertTokenizer, following: Sequence[Following]
+) -> Iterator[tuple[float, float, float]]:
+    """That each sentence follows its context. Raises DataError for two that are longer than the model reads."""
+    length = max_tokens(model.base_model.encoder.cfg, tokenizer)
+    for at in range(0, len(following), PAIRS_AT_ONCE):
+        here = following[at : at + PAIRS_AT_ONCE]
+        firsts = [each.context for each in here for _ in SIDES]
+        seconds = [sentence for each in here for sentence in each.sentences]
+        inputs = tokenizer(firsts, seconds, padding=True, split_special_tokens=True, verbose=False, return_tensors="pt")
+        read = inputs.attention_mask.sum(dim=1).tolist()
+        if (most := max(read)) > length:
+            where = here[read.index(most) // len(SIDES)].where
+            raise DataError(f"{where}: two sentences of {most} tokens, and the model reads {length}; shorten them")
+        chances = model(**inputs.to(model.device)).logits.double().softmax(dim=1)[:, 0]
+        if not chances.isfinite().all():
+            raise DataError("the model's probabilities are not finite; in half precision, try fp32")
+        yield from zip(*[iter(chances.tolist())] * len(SIDES), strict=True)
+
+
+def stereoset_scores(worth: np.ndarray, triples: Sequence[Triple | Following]) -> dict[str, Any]:
     """In percent, of all and `by` kind of bias: `lms`, of the two that mean something those likelier than the one that
     does not; `ss`, stereotypes likelier than their opposite; each a mean over targets of their shares; `icat`, lms
     min(ss, 100 - ss) / 50. Intervals are over targets. worth (n, 3): of the words on each of SIDES."""
@@ -177,7 +218,7 @@ def stereoset_scores(worth: np.ndarray, triples: Sequence[Triple]) -> dict[str, 
     return found
 
 
-def _stereoset(worth: np.ndarray, triples: Sequence[Triple]) -> dict[str, Metric]:
+def _stereoset(worth: np.ndarray, triples: Sequence[Triple | Following]) -> dict[str, Metric]:
     pro, anti, unrelated = worth.T
     shares = np.stack([pro > anti, ((pro > unrelated).astype(float) + (anti > unrelated)) / 2], axis=1) * 100.0
     _, target = np.unique([triple.target for triple in triples], return_inverse=True)

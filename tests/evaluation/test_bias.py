@@ -8,14 +8,18 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 import torch
+import transformers
 
+import minilm
 from minilm.data.tables import table_of
 from minilm.errors import ConfigError, DataError
 from minilm.evaluation.bias import (
     CrowsPair,
+    Following,
     Triple,
     crows_log_probabilities,
     crows_scores,
+    next_probabilities,
     read_crows,
     read_stereoset,
     stereoset_probabilities,
@@ -127,6 +131,28 @@ def test_counts_of_stereoset():
         assert metrics["icat"]["value"] == pytest.approx(lms * min(ss, 100 - ss) / 50)
 
 
+def test_between_two_sentences_as_its_authors(tmp_path, made):
+    """The probability that a sentence follows, as transformers has it of each pair by itself."""
+    made("bert", tmp_path)
+    torch.manual_seed(3)
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    reference = transformers.BertForNextSentencePrediction(config).eval()
+    reference.save_pretrained(tmp_path)
+    model = minilm.BertForNextSentencePrediction.from_pretrained(tmp_path).double()
+    tokenizer = minilm.BertTokenizer.from_pretrained(tmp_path)
+    sentences = ("a dog ran.", "the mat", "home and cats sat on the mat.")
+    following = [Following("the cat sat. " * i, sentences, "race", "t", "f") for i in range(1, 4)] * 7
+    found = [*next_probabilities(model, tokenizer, following)]
+    assert len(found) == 21
+    for each, own in zip(following, found, strict=True):
+        for sentence, chance in zip(each.sentences, own, strict=True):
+            both = tokenizer(each.context, sentence)
+            asked = {name: torch.tensor([both[name]]) for name in ("input_ids", "token_type_ids")}
+            assert chance == pytest.approx(reference.double()(**asked).logits[0].softmax(0)[0].item(), abs=1e-9)
+    with pytest.raises(DataError, match="f:9: two sentences of 42 tokens, and the model reads 32"):
+        [*next_probabilities(model, tokenizer, [*following, Following("cat " * 30, sentences, "a", "t", "f:9")])]
+
+
 def test_an_interval_is_over_targets():
     rng = np.random.default_rng(2)
     worth = rng.random((400, 3))
@@ -149,9 +175,13 @@ def flattened(*contexts, words=("cats", "dogs", "mats.")):
 
 
 def test_files_of_stereoset():
-    triples, others = read_stereoset(flattened("the BLANK sat.", "A first sentence.", "I saw BLANK"), "f")
+    found = flattened("the BLANK sat.", "A first sentence.", "I saw BLANK")
+    for side, sentence in zip(found, ("One.", "Two.", "Three."), strict=True):
+        found[side][1]["sentence"] = sentence
+    triples, following = read_stereoset(found, "f")
     assert [triple.words for triple in triples] == [("cats", "dogs", "mats")] * 2
-    assert others == 1
+    wanted = Following("A first sentence.", ("One.", "Two.", "Three."), "race", "t", "f: stereotype 2")
+    assert following == [wanted]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +190,7 @@ def test_files_of_stereoset():
         ([], "is no StereoSet flattened by side; give an object of lists stereotype, anti-stereotype"),
         ({"stereotype": []}, "is no StereoSet flattened by side"),
         (flattened("a BLANK") | {"stereotype": 3}, "is no StereoSet flattened by side"),
-        (flattened("no gap"), "holds no context with a BLANK"),
+        (flattened(), "f: holds no context"),
         (flattened("a BLANK", words=("a", "b", "?!")), "f: unrelated 1: no word in the place of BLANK"),
         (flattened("a BLANK") | {"unrelated": []}, "id '0' is not on each of the sides"),
         (flattened("a BLANK") | {"unrelated": [{"id": 3}]}, "f: unrelated 1: is no object of the texts id, context"),

@@ -1,0 +1,189 @@
+"""bias --swaps: whether listed words, swapped for their counterparts, change what a model says."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minilm.checkpoint.model import find_model
+from minilm.commands.of_model import OfModel, counted
+from minilm.data.documents import uncompressed_name
+from minilm.data.examples import Data, Example, read_texts
+from minilm.data.tables import Row, Table, check_regular, listed, read_table, text_lines
+from minilm.dropin.config import PreTrainedConfig
+from minilm.dropin.inputs import max_tokens
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import ConfigError, DataError, cut, printable
+from minilm.evaluation.bias import Metric, crows_log_probabilities
+from minilm.evaluation.likelihood import read_scorer
+from minilm.evaluation.swaps import (
+    CAVEATS,
+    OF_CLASSIFIER,
+    OF_LANGUAGE_MODEL,
+    Swaps,
+    crows_pairs,
+    label_scores,
+    language_scores,
+    read_swaps,
+    swapped_texts,
+)
+from minilm.tasks.classification import Classification, MultiLabel
+from minilm.tasks.named import open_task, read_examples
+from minilm.tasks.report import read_in_training
+from minilm.tasks.task import Predictions, outputs_of
+from minilm.tasks.tune import Tuning, length_of
+from minilm.train.log import say
+from minilm.train.ranks import Applied
+
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+SHOWN = 10  # labels and pairs of words that differ most; a result has all of them
+WIDTH = 200  # letters of a text that is printed
+
+
+def scores_of_swaps(
+    args: OfModel, swaps: Path, data: Path, text: str | None, pair: str | None
+) -> tuple[dict[str, Any], list[str]]:
+    """(The result, the lines that say it.) text, pair: columns of `data`."""
+    check_regular(swaps)
+    words = read_swaps(read_table(swaps, header=False))
+    source = _source(data)
+    text = text or ("text" if source.columns == ("text",) else None)
+    directory = find_model(args.model, args.revision, allow_pickle=args.allow_pickle, flag="--model")
+    architectures = PreTrainedConfig.of_directory(directory).architectures or []
+    of = _of_classifier if any(each.endswith("ForSequenceClassification") for each in architectures) else _of_masked
+    found, lines = of(args, directory, source, words, text, pair)
+    lines.append(f"without    {found['without']:,} of {found['texts']:,} texts, which hold no listed word")
+    if found["repeated"]:
+        lines.append(f"repeated   {found['repeated']:,} texts that make a comparison again, counted once")
+    return {"test": "swaps"} | found, lines
+
+
+def _source(file: Path) -> Table:
+    """A table, or, of another file, its lines that are not blank as one."""
+    if uncompressed_name(file).endswith(TABLES) or file.suffix == ".parquet":
+        return read_table(file)
+    lines = [Row(f"{file}:{n}", {"text": line}) for n, line in enumerate(text_lines(file), start=1) if line.strip()]
+    if not lines:
+        raise DataError(f"{file}: holds no text; give one a line")
+    return Table(str(file), ("text",), lines)
+
+
+def _examples(data: Data) -> list[Example]:
+    for each in (*data.notes, *(f"nothing said of {why}" for why in data.left_out)):
+        say(each)
+    return data.examples
+
+
+# -- of a masked language model ---------------------------------------------------------------------------
+
+
+def _of_masked(
+    args: OfModel, directory: Path, source: Table, words: Swaps, text: str | None, pair: str | None
+) -> tuple[dict[str, Any], list[str]]:
+    data = read_texts(source, "classification", text, pair, labelled=False)
+    if "pair" in data.columns:
+        names = listed(data.columns[role] for role in ("text", "pair"))
+        raise ConfigError(f"--text-column: a language model is asked of one text, and here are two, {names}; name one")
+    swapped, counts = swapped_texts(_examples(data), words)
+    one_sided = [each for each in swapped if each.column is not None]
+    if not one_sided:
+        raise DataError(f"{source.name}: each text with a listed word holds words of both columns; none can be scored")
+    scorer = read_scorer(directory, use_safetensors=False if args.allow_pickle else None)
+    with args.computing(scorer.model):
+        pairs = crows_pairs(one_sided)
+        nats = [*counted(crows_log_probabilities(scorer, pairs), len(pairs), "texts")]
+    found = language_scores(np.array(nats), one_sided, words) | counts | {"mixed": len(swapped) - len(one_sided)}
+    return found | {"caveats": [OF_LANGUAGE_MODEL, *CAVEATS]}, _language_lines(found)
+
+
+def _language_lines(found: dict[str, Any]) -> list[str]:
+    metrics = found["metrics"]
+    lines = [_line("words of the first column are likelier", metrics["first"], "6.2f", " %")]
+    lines.append(_line("by how much, on average", metrics["nats"], "+.4f", " nats"))
+    for name, own in _largest(found["by"], lambda each: abs(each["nats"]["value"])):
+        lines.append(_line(f"  {name}", own["first"], "6.2f", " %"))
+        lines.append(_line("", own["nats"], "+.4f", " nats"))
+    lines += [
+        f"most       {each['nats']:+.3f} nats: {_texts(each['versions'][0])!r} and {_texts(each['versions'][1])!r}, "
+        f"{printable(each['where'])}"
+        for each in found["most"]
+    ]
+    if found["ties"]:
+        lines.append(f"ties       {found['ties']:,}, which count as not likelier")
+    if found["mixed"]:
+        lines.append(f"left out   {found['mixed']:,} texts that hold words of both columns")
+    return lines
+
+
+# -- of a classifier --------------------------------------------------------------------------------------
+
+
+def _of_classifier(
+    args: OfModel, directory: Path, source: Table, words: Swaps, text: str | None, pair: str | None
+) -> tuple[dict[str, Any], list[str]]:
+    model, task = open_task(directory, use_safetensors=False if args.allow_pickle else None)
+    if not isinstance(task, Classification | MultiLabel):
+        raise ConfigError(f"--model {directory}: is for {task.name}; --swaps is of a masked model or of labels")
+    columns, trained_length = read_in_training(directory)
+    data = read_examples(source, task.name, text, pair, labelled=False, like=Data([], columns=columns))
+    swapped, counts = swapped_texts(_examples(data), words)
+    tokenizer = BertTokenizer.from_pretrained(directory)
+    length = min(
+        max_tokens(model.base_model.encoder.cfg, tokenizer), trained_length or length_of(Tuning(), model, tokenizer)
+    )
+    examples = [Example(*version) for each in swapped for version in each.versions]
+    features = task.features(examples, tokenizer, length)
+    outputs, _ = outputs_of(task, Applied(model), features, args.runtime(model), wants_loss=False)
+    said = task.decode(Predictions(outputs, features, examples))
+    chances = task.probabilities(outputs.astype(np.float64))
+    found = label_scores(
+        chances.reshape(len(swapped), 2, -1), [*zip(said[::2], said[1::2], strict=True)], task.labels, swapped, words
+    )
+    read = np.split(features.ids, features.offsets[1:-1])
+    alike = sum(np.array_equal(*both) for both in zip(read[::2], read[1::2], strict=True))
+    found |= counts | {"cut": features.cut, "read_alike": alike, "caveats": [OF_CLASSIFIER, *CAVEATS]}
+    return found, _label_lines(found)
+
+
+def _label_lines(found: dict[str, Any]) -> list[str]:
+    lines = [_line("the prediction flips", found["metrics"]["flips"], "6.2f", " %")]
+    lines.append(_line("largest change of a probability, mean", found["metrics"]["change"], ".4f"))
+    for label, own in _largest(found["labels"], lambda each: each["absolute"]["value"]):
+        lines.append(_line(f"  {label}: mean absolute change", own["absolute"], ".4f"))
+        lines.append(_line(f"  {label}: from the second column to the first", own["signed"], "+.4f"))
+    for name, own in _largest(found["by"], lambda each: each["change"]["value"]):
+        lines.append(_line(f"  {name}: flips", own["flips"], "6.2f", " %"))
+        lines.append(_line(f"  {name}: largest change", own["change"], ".4f"))
+    for each in found["most"]:
+        both = zip(each["versions"], each["predictions"], strict=True)
+        versions = " and ".join(f"{_texts(version)!r} ({_said(label)})" for version, label in both)
+        lines.append(f"most       {each['change']:.4f}: {versions}, {printable(each['where'])}")
+    if found["read_alike"]:
+        lines.append(
+            f"read alike {found['read_alike']:,} texts in both versions: words unknown to the model, or cut off"
+        )
+    if found["cut"]:
+        lines.append(f"cut        {found['cut']:,} versions, longer than what is read")
+    return lines
+
+
+def _largest(of: dict[str, dict[str, Metric]], size: Any) -> list[tuple[str, dict[str, Metric]]]:
+    """Those that differ most, at most SHOWN, under names that can be printed."""
+    found = sorted(of.items(), key=lambda each: -size(each[1]))[:SHOWN]
+    return [(cut(printable(name), 40), own) for name, own in found]
+
+
+def _line(name: str, own: Metric, digits: str, unit: str = "") -> str:
+    if not own["n"]:
+        return f"{name:44} not defined: no text holds words of one column only"
+    ends = "too few for an interval" if own["low"] is None else f"{own['low']:{digits}} to {own['high']:{digits}}"
+    return f"{name:44} {own['value']:{digits}}{unit}  {ends}  of {own['n']:,}"
+
+
+def _texts(version: Sequence[str]) -> str:
+    return cut(printable(" | ".join(version)), WIDTH)
+
+
+def _said(label: Any) -> str:
+    return printable(label if isinstance(label, str) else ", ".join(label) or "no label")
