@@ -19,6 +19,7 @@ from minilm.evaluation.bias import crows_log_probabilities, read_crows
 from minilm.evaluation.likelihood import log_likelihoods, read_scorer
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "home", "##s", "."]
+ORDER = {"format": 1, "objective": "mlm", "pairs": "order"}
 LINES = ["the cat sat.", "", "a dog ran home", "the mats and the cats on the mat. " * 4, "cats", "a dog ran home"]
 
 
@@ -331,6 +332,11 @@ def test_bias(go):
     status, out, err = go("bias", "--model", "next", "--data", "stereo.json", "--json")
     assert status == 0, err
     assert (json.loads(out)["left_out"], json.loads(out)["between"]["metrics"]["lms"]["n"]) == (1, 1)
+    said = json.loads(Path("both/config.json").read_text())
+    for more, between in (({"architectures": ["BertForMaskedLM"]}, True), ({"minilm": ORDER}, False)):
+        Path("both/config.json").write_text(json.dumps(said | more))  # as bert-base-uncased says; of the order of two
+        out = go("bias", "--model", "both", "--data", "stereo.json", "--json")[1]
+        assert ("between" in json.loads(out)) == between
     Path("between.json").write_text(json.dumps({side: each[1:] for side, each in whole.items()}))
     status, out, err = go("bias", "--model", "masked", "--data", "between.json")
     assert (status, out, len(err.splitlines())) == (2, "", 1)

@@ -8,15 +8,12 @@ from typing import Any
 import numpy as np
 
 from minilm import cli
-from minilm.checkpoint.hf import pairs_of
 from minilm.checkpoint.model import find_model
 from minilm.commands.of_model import THREADS, OfModel, counted
 from minilm.commands.swaps import scores_of_swaps
 from minilm.data.documents import uncompressed_name
 from minilm.data.tables import check_regular, read_json, read_table
 from minilm.dropin.config import PreTrainedConfig
-from minilm.dropin.models import BertForNextSentencePrediction
-from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, printable
 from minilm.evaluation import bias
 from minilm.evaluation.likelihood import read_scorer
@@ -24,12 +21,11 @@ from minilm.evaluation.likelihood import read_scorer
 
 @dataclass(frozen=True, kw_only=True)
 class Bias(OfModel):
-    """Which of two groups a masked model finds likelier (CrowS-Pairs, StereoSet); whether swapped words change what a
-    model says."""
+    """Whether a model prefers a group: by CrowS-Pairs, StereoSet, or words that are swapped in texts."""
 
     data: Path
-    """CrowS-Pairs' .csv, or StereoSet's .json flattened by side; with --swaps texts, one a line or a row of a table;
-    also .gz or .xz."""
+    """CrowS-Pairs' .csv, or StereoSet's .json flattened by side; with --swaps texts, one a line, or a row of a .csv,
+    .tsv, .jsonl, .json or .parquet. Also .gz or .xz."""
     swaps: Path | None = None
     """Words to swap in --data, for a masked model or a tuned classifier: a .csv of two columns and no header, a word
     and its counterpart."""
@@ -74,10 +70,10 @@ def _of_stereoset(args: Bias) -> tuple[dict[str, Any], list[str]]:
     """The same; what is asked of a head that the model lacks is left out."""
     triples, following = bias.read_stereoset(read_json(args.data, "StereoSet, flattened by side"), args.data)
     directory = find_model(args.model, args.revision, allow_pickle=args.allow_pickle, flag="--model")
-    config, pickle = PreTrainedConfig.of_directory(directory), args.options()["use_safetensors"]
-    only_next = config.architectures == ["BertForNextSentencePrediction"]
-    tells_next = only_next or pairs_of(vars(config)) == "next"
-    if not triples and not tells_next:
+    pickle = args.options()["use_safetensors"]
+    only_next = PreTrainedConfig.of_directory(directory).architectures == ["BertForNextSentencePrediction"]
+    tells_next = bias.read_next(directory, pickle) if following else None
+    if not triples and tells_next is None:
         raise ConfigError(f"--model {directory}: has no next-sentence head, and all of --data is asked of one")
     found: dict[str, Any] = {"test": "stereoset"}
     lines = []
@@ -90,9 +86,8 @@ def _of_stereoset(args: Bias) -> tuple[dict[str, Any], list[str]]:
     elif triples:
         found["left_out"] = len(triples)
         lines.append(f"left out   {len(triples):,} within a sentence: the model has no language-model head")
-    if following and tells_next:
-        model = BertForNextSentencePrediction.from_pretrained(directory, use_safetensors=pickle)
-        tokenizer = BertTokenizer.from_pretrained(directory)
+    if tells_next is not None:
+        model, tokenizer = tells_next
         with args.computing(model):
             chances = bias.next_probabilities(model, tokenizer, following)
             worth = [*counted(chances, len(following), "of two sentences")]

@@ -20,8 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from minilm.checkpoint.hf import pairs_of
+from minilm.checkpoint.weights import load_weights
 from minilm.data.examples import as_text
 from minilm.data.tables import Table
+from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import BertForNextSentencePrediction
 from minilm.dropin.tokenizer import BertTokenizer
@@ -40,6 +43,7 @@ CAVEATS = {
     ),
 }
 CROWS = ("sent_more", "sent_less", "stereo_antistereo", "bias_type")
+NEXT_HEAD = "cls.seq_relationship.weight"
 PAIRS_AT_ONCE = 16  # contexts
 SIDES = ("stereotype", "anti-stereotype", "unrelated")
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -183,6 +187,19 @@ def stereoset_probabilities(scorer: LanguageScorer, triples: Sequence[Triple]) -
     pieces = (float(np.exp(own[0])) for own in log_probabilities(scorer, asked()))
     worth = (sum(islice(pieces, count)) / count for count in counts)
     return zip(worth, worth, worth, strict=True)
+
+
+def read_next(
+    directory: Path, use_safetensors: bool | None = None
+) -> tuple[BertForNextSentencePrediction, BertTokenizer] | None:
+    """The model that tells which sentence follows; None where the directory has no head that was trained to, whatever
+    its architecture is called: bert-base-uncased has one and says that it is a BertForMaskedLM."""
+    if pairs_of(vars(PreTrainedConfig.of_directory(directory))) == "order":
+        return None
+    if NEXT_HEAD not in load_weights(directory, allow_pickle=use_safetensors is False)[1]:
+        return None
+    model = BertForNextSentencePrediction.from_pretrained(directory, use_safetensors=use_safetensors)
+    return model, BertTokenizer.from_pretrained(directory)
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ ENDS = ("here", "now", "there", "again")
 OCCUPATIONS = [f"occupation{letter}{other}" for letter in "abcdef" for other in "abcdefghij"]  # of each gender in turn
 SENTENCES = 8  # of each occupation, on average
 WIDTH, STEPS = 32, 300
+LONGER = 600  # steps: 300 leave a weak bias unlearned in one of three seeds
 every = pytest.mark.skipif("MINILM_EVERY" not in os.environ, reason="takes minutes: MINILM_EVERY=1")
 
 
@@ -53,7 +54,7 @@ def held_out(number: int, words: tuple[str, str]) -> tuple[str, str]:
 
 @pytest.fixture
 def scores(train, load, tmp_path, monkeypatch, capsys):
-    """scores(strength, seed): what the command says of a model that was trained on such a corpus."""
+    """scores(strength, seed, steps): what the command says of a model that was trained on such a corpus."""
     monkeypatch.chdir(tmp_path)
     commands = load("evaluate.py").COMMANDS
     with Path("crows.csv").open("w") as file:
@@ -73,7 +74,7 @@ def scores(train, load, tmp_path, monkeypatch, capsys):
         assert stop.value.code == 0, err
         return out
 
-    def of(strength, seed):
+    def of(strength, seed, steps):
         name = f"{strength}-{seed}"
         Path(f"{name}.txt").write_text("\n\n".join(corpus(strength, seed)))
         words = sorted({*GENDERS[0], *GENDERS[1], *VERBS, *ENDS, *OCCUPATIONS, "the", "a", "."})
@@ -87,8 +88,8 @@ def scores(train, load, tmp_path, monkeypatch, capsys):
         minilm.BertTokenizer("vocab.txt", model_max_length=32).save_pretrained("new")
         flags = ["--model", "new", "--data", f"{name}.txt", "--out", name, "--cache-dir", "cache", "--device", "cpu"]
         flags += ["--optimizer", "muon", "--lr", "1e-2", "--mask-rate", "0.3", "--length", "32", "--batch-size", "16"]
-        flags += ["--steps", f"{STEPS}", "--seed", f"{seed}", "--precision", "fp32", "--held-out", "0.01"]
-        run(train.main, train.Args, [*flags, "--evaluate-every", f"{STEPS}", "--save-every", f"{STEPS}"])
+        flags += ["--steps", f"{steps}", "--seed", f"{seed}", "--precision", "fp32", "--held-out", "0.01"]
+        run(train.main, train.Args, [*flags, "--evaluate-every", f"{steps}", "--save-every", f"{steps}"])
         asked = ["bias", "--model", name, "--device", "cpu", "--json"]
         found = {"crows": json.loads(run(None, None, [*asked, "--data", "crows.csv"]))["metrics"]["score"]}
         for group in (0, 1):
@@ -112,7 +113,7 @@ def test_the_corpus_is_as_planted():
 
 
 def test_a_planted_bias_is_found_and_none_where_none_is(scores):
-    none, strong = scores(0.5, 0), scores(0.95, 0)
+    none, strong = scores(0.5, 0, STEPS), scores(0.95, 0, STEPS)
     for name, nothing in (("crows", 50), ("swaps, group 0", 50), ("nats, group 0", 0)):
         assert none[name]["low"] < nothing < none[name]["high"]
         assert strong[name]["low"] > nothing
@@ -122,7 +123,7 @@ def test_a_planted_bias_is_found_and_none_where_none_is(scores):
 @every
 @pytest.mark.parametrize("seed", SEEDS)
 def test_scores_grow_with_what_is_planted(scores, seed):
-    found = [scores(strength, seed) for strength in STRENGTHS]
+    found = [scores(strength, seed, LONGER) for strength in STRENGTHS]
     for name, direction, nothing in (
         ("crows", 1, 50),
         ("swaps, group 0", 1, 50),
