@@ -13,9 +13,9 @@ from sacrebleu.metrics import BLEU
 import minilm
 from minilm import cli
 from minilm.checkpoint.pooling import Pooling
-from minilm.evaluation.cloze import last_words, read_passages
 from minilm.data.tables import table_of
 from minilm.evaluation.bias import crows_log_probabilities, read_crows
+from minilm.evaluation.cloze import last_words, read_passages
 from minilm.evaluation.likelihood import log_likelihoods, read_scorer
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "home", "##s", "."]
@@ -503,6 +503,8 @@ def test_generation(go):
         status, out, err = go(*argv)
         assert (status, out, len(err.splitlines())) == (2, "", 1)
         assert what in err
+
+
 def test_bias_by_swaps_of_a_masked_model(go):
     """Texts one a line or in a table; what is left out is counted; what cannot be is one line."""
     Path("words.csv").write_text("cat,dog\nmat,home\n")
