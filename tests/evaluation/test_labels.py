@@ -1,6 +1,6 @@
 """Metrics of labels and probabilities against scikit-learn's, on weighted examples with ties and with empty classes.
 
-MINILM_EVERY=1 takes all 1,000 cases of each kind, which is a minute or two.
+MINILM_EVERY=1 takes all 1,000 cases of each kind, which is minutes.
 """
 
 import os
