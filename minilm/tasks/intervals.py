@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minilm.tasks.scores import library, not_empty, paired
+from minilm.tasks.scores import library, not_empty
 
 FEWEST = 20  # examples; of fewer no interval is worth printing
 DRAWS = 2000  # of the bootstrap (Efron and Tibshirani 1993, sec. 14.3)
@@ -34,10 +34,10 @@ def intervals(
     records, counts = np.unique(records, axis=0, return_counts=True)
     rng, chosen = np.random.default_rng(seed), np.arange(len(counts))
     value = {name: float(each[0]) for name, each in weighted(records, counts[None]).items()}
-    drawn = _all(weighted, records, DRAWS, lambda at, end: rng.multinomial(n, counts / n, size=end - at))
+    drawn = in_parts(weighted, records, DRAWS, lambda at, end: rng.multinomial(n, counts / n, size=end - at))
     if len(chosen) > LEFT_OUT:
         chosen = rng.choice(chosen, LEFT_OUT, replace=False)
-    without = _all(weighted, records, len(chosen), lambda at, end: _without(counts, chosen[at:end]))
+    without = in_parts(weighted, records, len(chosen), lambda at, end: _without(counts, chosen[at:end]))
     found = {}
     for name, own in value.items():
         kept = drawn[name][np.isfinite(drawn[name])]
@@ -75,7 +75,7 @@ def _without(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return weights
 
 
-def _all(
+def in_parts(
     weighted: Weighted, records: np.ndarray, rows: int, weights_of: Callable[[int, int], np.ndarray]
 ) -> dict[str, np.ndarray]:
     """The scores of that many rows of weights, not all made at once: `weights_of` makes those from one to another."""
@@ -201,18 +201,7 @@ def _correlation(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarra
     return ratio((weights * a * b).sum(axis=1), np.where(spread > tiny, spread, 0.0))
 
 
-# -- over runs, and over pairs --------------------------------------------------------------------------
-
-
-def paired_interval(a: np.ndarray, b: np.ndarray, seed: int = 0, draws: int = 10_000) -> tuple[float, float, float]:
-    """(mean of a - b, low, high): its 95 % interval, by the percentile bootstrap over examples (Efron and Tibshirani
-    1993, ch. 13). a, b (n,): what two models score on the same examples.
-    """
-    a, b = paired(a, b, np.float64)
-    difference, rng = a - b, np.random.default_rng(seed)
-    means = [difference[rng.integers(len(a), size=len(a))].mean() for _ in range(draws)]
-    low, high = np.quantile(means, (0.025, 0.975)).tolist()
-    return float(difference.mean()), low, high
+# -- over runs ------------------------------------------------------------------------------------------
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:

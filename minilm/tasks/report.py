@@ -131,7 +131,8 @@ def summary(result: dict[str, Any]) -> list[str]:
     lines += warning({each: own[metric] for each, own in baselines.items()}, scores[metric])
     if over := result.get("over_no_answer"):
         mean, low, high = over.values()
-        lines.append(f"above it   {mean:+.4f} f1, {low:+.4f} to {high:+.4f} by a bootstrap over questions (95 %)")
+        ends = "" if low is None else f", {low:+.4f} to {high:+.4f} by a bootstrap over questions (95 %)"
+        lines.append(f"above it   {mean:+.4f} f1{ends}")
     lines.append(
         f"cost       {result['seconds']:.0f} s of training, {result['epochs']:.3g} epochs, {result['steps']:,} steps, "
         f"lr {result['lr']:g}, {result['tokens_per_s']:,.0f} tokens a second, {result['precision']}"

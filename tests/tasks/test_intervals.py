@@ -13,7 +13,6 @@ from minilm.tasks.intervals import (
     bca,
     intervals,
     mean_interval,
-    paired_interval,
     weighted_counts,
     weighted_label_sets,
     weighted_labels,
@@ -174,46 +173,7 @@ def test_an_interval_covers_the_truth(metric):
     assert (0.93 if EVERY else 0.915) < inside / runs < (0.97 if EVERY else 0.98)
 
 
-# --- over pairs, and over runs
-
-
-def test_the_pairs_are_kept():
-    a = np.random.default_rng(6).normal(0, 100, 50)
-    assert paired_interval(a + 0.25, a, draws=200) == pytest.approx((0.25, 0.25, 0.25), abs=1e-9)
-
-
-def test_the_interval_is_that_of_a_mean():
-    rng = np.random.default_rng(7)
-    a, b = rng.normal(0.3, 1, 2_000), rng.normal(0, 1, 2_000)
-    mean, low, high = paired_interval(a, b)
-    half = 1.96 * np.std(a - b) / math.sqrt(2_000)
-    assert mean == pytest.approx(np.mean(a) - np.mean(b), abs=1e-12)
-    assert [low, high] == pytest.approx([mean - half, mean + half], abs=0.05 * half)
-
-
-def test_the_interval_is_scipys():
-    stats = pytest.importorskip("scipy.stats")
-    rng = np.random.default_rng(8)
-    a, b = (rng.random((2, 40)) ** [[1], [4]]).round(1)  # skew, with ties
-    scipys = stats.bootstrap((a - b,), np.mean, n_resamples=40_000, batch=1000, method="percentile", rng=0)
-    expected = list(scipys.confidence_interval)
-    assert paired_interval(a, b)[1:] == pytest.approx(expected, abs=0.008)
-
-
-def test_the_interval_covers_the_truth():
-    rng = np.random.default_rng(9)
-    inside = 0
-    for _ in range(200):
-        a, b = rng.random((2, 60)) < [[0.7], [0.6]]  # right or wrong
-        _, low, high = paired_interval(a, b, draws=300)
-        inside += low <= 0.1 <= high
-    assert 0.89 < inside / 200 < 0.99
-
-
-def test_draws_are_those_of_the_seed():
-    a, b = np.random.default_rng(10).random((2, 30))
-    assert paired_interval(a, b, seed=1, draws=99) == paired_interval(a, b, seed=1, draws=99)
-    assert paired_interval(a, b, seed=1, draws=99) != paired_interval(a, b, seed=2, draws=99)
+# --- over runs
 
 
 def test_students_interval_by_table():

@@ -13,7 +13,7 @@ import pytest
 
 from minilm.errors import ConfigError, DataError
 from minilm.tasks import scores as module
-from minilm.tasks.intervals import mean_interval, paired_interval
+from minilm.tasks.intervals import mean_interval
 from minilm.tasks.scores import (
     LabelScores,
     answer_scores,
@@ -226,7 +226,6 @@ def test_scores_need_no_library_to_be_imported():
         lambda: entity_scores([], []),
         lambda: span_scores({}, {}),
         lambda: best_threshold({}, {}, {}),
-        lambda: paired_interval(np.zeros(0), np.zeros(0)),
         lambda: mean_interval([]),
     ],
 )
