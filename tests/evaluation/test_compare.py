@@ -166,7 +166,7 @@ def test_the_interval_of_f1_is_scipys():
 
 
 def test_no_difference_is_found_where_there_is_none():
-    """p < 0.05 in 1,000 runs: see the commit's figures; of 100 runs between 0 and 12 % in any case."""
+    """p < 0.05 in 4.8 %, 5.3 % and 5.8 % of 1,000 runs (2026-11-27)."""
     rng, found = np.random.default_rng(7), {"accuracy": 0, "macro_f1": 0, "f1": 0}
     for _ in range(RUNS):
         a, b = labels(rng, 1000, 0.8, 0.8)
@@ -178,6 +178,7 @@ def test_no_difference_is_found_where_there_is_none():
 
 
 def test_the_interval_covers_the_true_difference():
+    """In 94.3 %, 93.9 % and 94.1 % of 1,000 runs (2026-11-27)."""
     rng, inside = np.random.default_rng(8), {"accuracy": 0, "macro_f1": 0, "f1": 0}
     cells = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
     truth = [OF_TWO(cells, np.array([[0.6 * q, 0.6 * (1 - q), 0.4 * (1 - q), 0.4 * q]])) for q in (0.8, 0.87)]
