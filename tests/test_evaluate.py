@@ -142,7 +142,7 @@ def test_fill_mask_is_what_the_library_says(go):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ((), "no command given; give one of score, predict, embed, search, fill-mask"),
+        ((), "no command given; give one of score, compare, report, predict, embed, search, fill-mask"),
         (("embed", "--model", "encoder", "--data", "lines.txt"), "--out"),
         (("embd",), "embd: no such command; did you mean embed?"),
         (("embed", "--model", "nowhere", "--data", "lines.txt", "--out", "v.npy"), "model nowhere: no such directory"),

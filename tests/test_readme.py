@@ -67,6 +67,12 @@ def test_evaluate_commands_and_snippets_run(run, load, tmp_path, capsys):
     rows = [f"the list {i},{('good', 'bad')[i % 2]}\n" for i in range(30)]
     (tmp_path / "reviews.csv").write_text("text,label\n" + "".join(rows))
     (tmp_path / "new.csv").write_text("text\nthe list\n")
+    for name in ("test.csv", "dev.csv"):
+        (tmp_path / name).write_text("text,label\n" + "".join(rows[:20]))
+    answers = [
+        f"{row.strip()},{('good', 'bad')[i % 3 == 0]},{('web', 'letter')[i % 4 > 1]}\n" for i, row in enumerate(rows)
+    ]
+    (tmp_path / "answers.csv").write_text("text,label,prediction,source\n" + "".join(answers[:20]))
     (tmp_path / "crows.csv").write_text(
         "sent_more,sent_less,stereo_antistereo,bias_type\n" + "the list is,a list is,stereo,age\n" * 20
     )

@@ -25,6 +25,8 @@ from minilm.tasks.tune import Tuned, Tuning, length_of
 class OfLabelled(OfModel):
     """What commands are told of labelled examples."""
 
+    model: str | None = None
+    """A directory, or a name on the Hugging Face hub."""
     data: Path | None = None
     """Labelled examples: csv, tsv, jsonl, json or parquet, also .gz or .xz; of tags one word a line (CoNLL), of
     questions SQuAD's .json."""
@@ -80,23 +82,31 @@ def read_labelled(args: OfLabelled, file: Path, name: TaskName, like: Data | Non
     return Labelled(data, source)
 
 
-def judged(args: OfLabelled, system: str, labelled: Labelled | None = None) -> tuple[Judged, Labelled]:
-    """What a system says, a tuned model or a file of predictions. labelled: examples that are read already; None: those
-    of --data, or of the file itself."""
+class Judgement(NamedTuple):
+    """What a system says, of which examples, and the model that says it, if it is one."""
+
+    judged: Judged
+    labelled: Labelled
+    tuned: Tuned | None
+
+
+def judge(args: OfLabelled, system: str, labelled: Labelled | None = None) -> Judgement:
+    """Of a tuned model, or a file of predictions. labelled: examples that are read already; None: those of --data, or
+    of the file itself."""
     if Path(system).is_file():
         if labelled is None and args.data is not None:
             labelled = read_labelled(args, args.data, args.task)
         columns = {"label": args.label_column, "prediction": args.prediction_column}
         found, data, source = judged_file(Path(system), args.task, *(labelled or (None, None)), columns)
-        return with_positive(found, args), Labelled(data, source)
-    if args.data is None and labelled is None:
+        return Judgement(with_positive(found, args), labelled or Labelled(data, source), None)
+    if args.data is None:
         raise ConfigError(f"{system}: a model needs examples to be judged by; give them with --data")
     tuned = open_tuned(args, system)
     labelled = labelled or read_labelled(args, args.data, tuned.task.name, Data([], columns=tuned.result["columns"]))
-    return with_positive(judged_tuned(system, tuned, labelled), args), labelled
+    return Judgement(with_positive(judge_tuned(system, tuned, labelled), args), labelled, tuned)
 
 
-def judged_tuned(name: str, tuned: Tuned, labelled: Labelled) -> Judged:
+def judge_tuned(name: str, tuned: Tuned, labelled: Labelled) -> Judged:
     """Of a model that is open; how far it is, is said."""
 
     def watched(starts: range) -> Iterable[int]:

@@ -1,47 +1,218 @@
 """score: what a tuned model, or a file of predictions, is worth on labelled examples."""
 
-import time
+import platform
+import shlex
+import sys
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minilm import cli
-from minilm.commands.labelled import OfLabelled, judged
+from minilm.checkpoint.model import weights_fingerprint
+from minilm.commands.labelled import Judgement, OfLabelled, judge, judge_tuned, read_labelled, with_positive
 from minilm.commands.of_model import THREADS
-from minilm.errors import ConfigError
+from minilm.data.examples import Data
+from minilm.errors import ConfigError, printable
+from minilm.evaluation.groups import group_lines, group_scores
+from minilm.evaluation.judged import Judged
 from minilm.evaluation.score import scored
+from minilm.evaluation.slices import SIGNIFICANT
+from minilm.files import sha256
+from minilm.tasks.classification import Classification
+from minilm.tasks.intervals import FEWEST
+from minilm.tasks.tune import Tuned
+from minilm.train.cost import matmul_peak, training_flops
+from minilm.train.job import VERSIONS
+from minilm.train.runtime import peak_memory_mb
+
+SHOWN = 5  # slices
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score(OfLabelled):
-    """What a tuned model, or a file of predictions, is worth: every metric with its interval, calibration, slices."""
+    """What a tuned model, or a file of predictions, is worth: metrics with intervals, calibration, slices."""
 
-    model: str | None = None
-    """A directory, or a name on the Hugging Face hub."""
     predictions: Path | None = None
     """In place of --model: a file that holds them, as predict writes it or another system."""
+    dev: Path | None = None
+    """Other labelled examples, by which temperature and thresholds are chosen; with --predictions these on them."""
+    group_column: str | None = None
+    """Whose groups a classifier may treat differently: of each its rates, and the gaps between them."""
 
 
 def run_score(args: Score) -> None:
     """All that is told of one system."""
-    cli.check_result(args.json, data=args.data, predictions=args.predictions)
-    cli.check_ranges(args, {"threads": THREADS})
-    if (args.model is None) == (args.predictions is None):
-        raise ConfigError("--model, --predictions: give one of them")
-    began = time.monotonic()
-    found, _ = judged(args, str(args.predictions or args.model))
-    result = {"system": found.name} | scored(found)
-    result["seconds"] = time.monotonic() - began
+    result, _ = scores_of(args)
     if args.json is not None:
         cli.write_result(args.json, result)
     if args.json != "-":
-        print("\n".join(_lines(result)))
+        print("\n".join(lines_of(result)))
 
 
-def _lines(result: dict[str, Any]) -> list[str]:
-    lines = [f"{result['system']} on {result['n']:,} examples", ""]
-    lines.append(f"{'metric':24} {'value':>8}  {'95 % interval':20} {'unread':>8}")
+def scores_of(args: Score) -> tuple[dict[str, Any], Judgement]:
+    """The result, and what it is of."""
+    cli.check_result(args.json, data=args.data, predictions=args.predictions, dev=args.dev)
+    cli.check_ranges(args, {"threads": THREADS})
+    if (args.model is None) == (args.predictions is None):
+        raise ConfigError("--model, --predictions: give one of them")
+    judgement = judge(args, str(args.predictions or args.model))
+    judged, labelled, tuned = judgement
+    cells = labelled.cells()
+    result = {"system": judged.name} | scored(judged, _dev(args, judgement), cells)
+    if args.group_column is not None:
+        result["groups"] = _groups(args, judged, cells)
+    file = args.data or args.predictions
+    result["data"] = {"file": str(file), "sha256": sha256(file), "left_out": len(labelled.data.left_out)}
+    if tuned is not None:
+        result["cut"] = judged.cut
+        result["cost"] = _cost(judged, tuned)
+        result["model"] = {
+            "directory": judged.name,
+            "parameters": sum(each.numel() for each in tuned.model.parameters()),
+            "fingerprint": weights_fingerprint(tuned.model),
+            "length": tuned.length,
+            "precision": tuned.runtime.precision,
+        }
+    versions = VERSIONS | {"python": platform.python_version(), "numpy": np.__version__}
+    command = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    return result | {"command": command, "versions": versions, "date": str(date.today())}, judgement
+
+
+def _dev(args: Score, judgement: Judgement) -> Judged | None:
+    """The same system on --dev."""
+    if args.dev is None:
+        return None
+    judged, _, tuned = judgement
+    if judged.probabilities is None:
+        raise ConfigError(f"--dev {args.dev}: temperature and thresholds are of probabilities, and here are none")
+    if tuned is not None:
+        trained = Data([], columns=tuned.result["columns"])
+        found = judge_tuned(judged.name, tuned, read_labelled(args, args.dev, tuned.task.name, trained))
+    else:
+        found = judge(Score(**{**vars(args), "data": None, "predictions": args.dev}), str(args.dev)).judged
+    if found.probabilities is None or getattr(found.task, "labels", ()) != judged.task.labels:
+        raise ConfigError(f"--dev {args.dev}: no probabilities of the same labels")
+    return with_positive(found, args)
+
+
+def _groups(args: Score, judged: Judged, cells: dict[str, list[Any]]) -> dict[str, Any]:
+    """Gaps between the groups of a column; of two labels the positive one's rates, of more accuracy alone."""
+    task, column = judged.task, args.group_column
+    if not isinstance(task, Classification):
+        raise ConfigError(f"--group-column {column}: of classification, and this is {task.name}")
+    if column not in cells:
+        raise ConfigError(f"--group-column {column}: give one of {', '.join(cells) or 'a table with more columns'}")
+    two, number = len(task.labels) == 2, task.positive_number
+    score = judged.probabilities[:, number] if two and judged.probabilities is not None else None
+    groups = ["" if value is None else str(value) for value in cells[column]]
+    positive = task.labels[number] if two else None
+    found = group_scores([each.label for each in judged.examples], judged.decoded, score, groups, positive)
+    return {"column": column, "positive": positive} | found
+
+
+def _cost(judged: Judged, tuned: Tuned) -> dict[str, Any]:
+    """Of tokenising and computing: what is needed for the tokens alone, without padding."""
+    cfg, runtime = tuned.model.base_model.encoder.cfg, tuned.runtime
+    peak_mb = peak_memory_mb(runtime.device)  # before `matmul_peak` takes its own
+    lengths, counts = np.unique(judged.tokens, return_counts=True)
+    flops = sum(
+        count * training_flops(cfg, length, min(length, tuned.length), 0) // 3
+        for length, count in zip(lengths.tolist(), counts.tolist(), strict=True)
+    )
+    peak, tokens = matmul_peak(runtime.device, runtime.dtype), int(judged.tokens.sum())
+    return {
+        "seconds": judged.seconds,
+        "tokens": tokens,
+        "tokens_per_s": tokens / judged.seconds,
+        "flops": flops,
+        "peak_flops": peak,
+        "mfu": flops / judged.seconds / peak,
+        "peak_mb": peak_mb,
+        "joules": None,
+        "machine": runtime.describe(),
+    }
+
+
+# -- on the console -------------------------------------------------------------------------------------
+
+
+def lines_of(result: dict[str, Any]) -> list[str]:
+    """What a person reads first; the JSON holds the rest."""
+    file = printable(result["data"]["file"])
+    lines = [f"{printable(result['system'])}, {result['task']}, {result['n']:,} examples of {file}", ""]
+    lines.append(f"{'':20} {'value':>8}  {'95 % interval':18} {'unread':>8}")
     for name, own in result["metrics"].items():
-        ends = "too few examples" if own["low"] is None else f"{own['low']:.4f} to {own['high']:.4f}"
-        lines.append(f"{name.replace('_', ' '):24} {own['value']:8.4f}  {ends:20} {result['constant'][name]:8.4f}")
+        if not (result["task"] == "classification" and name.startswith("micro_")):  # all of them the accuracy
+            lines.append(_metric_line(name, own, result))
+    if "positive_label" in result:
+        lines.append(f"f1, precision and recall are those of {printable(result['positive_label'])}")
+    lines.append("unread: of one who has read nothing and says what is right most often")
+    if "labels" in result:
+        lines += ["", f"{'label':20} {'examples':>8} {'precision':>10} {'recall':>8} {'f1':>8}"]
+        lines += [_label_line(row) for row in result["labels"]]
+    lines += _calibration_lines(result.get("calibration"), result.get("thresholds"))
+    lines += _slice_lines(result.get("slices"))
+    if "groups" in result:
+        lines += ["", f"groups of {printable(result['groups']['column'])}", *group_lines(result["groups"])]
+    if "cost" in result:
+        cost = result["cost"]
+        lines += ["", f"{cost['seconds']:.1f} s, {cost['tokens_per_s']:,.0f} tokens a second on {cost['machine']}"]
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return f"{'-':>8}" if value is None or value != value else f"{value:8.4f}"
+
+
+def _metric_line(name: str, own: dict[str, Any], result: dict[str, Any]) -> str:
+    ends = f"{own['low']:.4f} to {own['high']:.4f}" if own["low"] is not None else ""
+    if not ends:
+        few = f"fewer than {FEWEST} examples" if own["n"] < FEWEST else ""
+        ends = result["undefined"].get(name, few)
+    line = f"{name.replace('_', ' '):20} {_number(own['value'])}  {ends:18}"
+    return f"{line} {_number(result['constant'][name])}" if name in result["constant"] else line.rstrip()
+
+
+def _label_line(row: dict[str, Any]) -> str:
+    rates = " ".join(_number(row[rate]["value"]) for rate in ("precision", "recall", "f1"))
+    return f"{printable(row['name']):20} {row['support']:8,}   {rates}"
+
+
+def _calibration_lines(found: dict[str, Any] | None, chosen: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    far = "no further off than true ones" if found["ece"] <= found["ece_of_true_high"] else "further off than true ones"
+    lines = ["", f"calibration          probabilities are off by {found['ece']:.4f} on average (ECE, 15 bins): {far},"]
+    lines.append(f"{'':20} of which 95 % are off by less than {found['ece_of_true_high']:.4f} in so many examples")
+    if "temperature" in found:
+        told = found.get("reason")
+        if told is None:
+            told = f"{found['temperature']:.3f}, with which they are off by {found['with_temperature']['ece']:.4f}"
+        lines.append(f"temperature          {told}")
+    for label, threshold in (chosen or {}).get("of", {}).items():
+        lines.append(f"threshold            {threshold:.4f} of {printable(label)}, chosen on --dev")
+    if chosen:
+        name = "f1" if "f1" in chosen["chosen"] else "macro_f1"
+        half, best = chosen["at_half"][name], chosen["chosen"][name]
+        lines.append(f"{'':20} {name.replace('_', ' ')} {half:.4f} at 0.5, {best:.4f} so")
+    return lines
+
+
+def _slice_lines(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    tested = (row for row in found["slices"] if row["p_holm"] is not None)
+    worse = [row for row in tested if row["p_holm"] < SIGNIFICANT and row["difference"] < 0]
+    deciding = found["deciding"].replace("_", " ")
+    if not worse:
+        return ["", f"slices               {deciding} is nowhere significantly worse, of {found['tests']:,} looked at"]
+    lines = ["", f"slices               {deciding} is worse (p corrected for {found['tests']:,} looked at) where"]
+    for row in worse[:SHOWN]:
+        lines.append(
+            f"{'':20} {printable(str(row['column']))} is {printable(str(row['value']))}: {row['inside']:.4f} of "
+            f"{row['n']:,}, elsewhere {row['outside']:.4f}, p {row['p_holm']:.4f}"
+        )
     return lines

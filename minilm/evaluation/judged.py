@@ -1,5 +1,6 @@
 """What a system says of labelled examples: what scores, comparisons and gaps between groups are computed from."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ class Judged:
     tokens: np.ndarray | None = None  # (n,) of each example, of a model
     unknown: np.ndarray | None = None  # (n,) of these, how many are [UNK]
     cut: int = 0  # examples longer than what is read of them
+    seconds: float = 0.0  # that a model took
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -41,7 +43,7 @@ def judged_model(
     """Of a model, AT_ONCE examples at a time, of whose tokens and outputs nothing is kept. watched: yields what it is
     given, to say how far it is. Raises DataError for a label that the model does not know, and for outputs that are not
     finite."""
-    task = tuned.task
+    task, began = tuned.task, time.perf_counter()
     check_known(task, examples)
     unknown_id = tuned.tokenizer.unk_token_id
     decoded, chances, tokens, unknown, cut = [], [], [], [], 0
@@ -68,6 +70,7 @@ def judged_model(
         np.concatenate(tokens),
         np.concatenate(unknown),
         cut,
+        time.perf_counter() - began,
     )
 
 

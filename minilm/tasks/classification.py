@@ -94,7 +94,7 @@ class Classification(Task):
 
     def score(self, predictions: Predictions) -> dict[str, float]:
         said = predictions.outputs.argmax(axis=1)
-        scores = classification_scores(self._gold(predictions), said, len(self.labels), self._positive())
+        scores = classification_scores(self._gold(predictions), said, len(self.labels), self.positive_number)
         return {"f1": scores["f1"]} | scores if self.positive is not None and "f1" in scores else scores
 
     def records_of(self, examples: Sequence[Example], decoded: Sequence[str]) -> np.ndarray:
@@ -108,9 +108,11 @@ class Classification(Task):
         return [Counter(each.label for each in examples).most_common(1)[0][0]] * len(examples)
 
     def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
-        return weighted_labels(records, weights, len(self.labels), self._positive())
+        return weighted_labels(records, weights, len(self.labels), self.positive_number)
 
-    def _positive(self) -> int:
+    @property
+    def positive_number(self) -> int:
+        """Of the label whose f1, precision and recall are scored, where there are two."""
         return 1 if self.positive is None else self.labels.index(self.positive)
 
     def _gold(self, predictions: Predictions) -> np.ndarray:
@@ -134,11 +136,11 @@ class Classification(Task):
         if len(self.labels) <= SHOWN_LABELS:
             found["confusion"] = confusion(gold, predicted, len(names)).tolist()
         if len(self.labels) == 2:
-            found["positive_label"] = self.labels[self._positive()]
+            found["positive_label"] = self.labels[self.positive_number]
         return found
 
     def baselines(self, train: Sequence[Example], judged: Sequence[Example]) -> Scores:
-        return of_labels(train, judged, self.labels, self._positive())
+        return of_labels(train, judged, self.labels, self.positive_number)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,280 @@
+"""score, compare and report: on a small tuned model, and on files of predictions."""
+
+import json
+import random
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from markupsafe import escape
+from sklearn import metrics
+
+import minilm
+from minilm import cli
+
+WORDS = "fine great lovely awful poor dull the film was and plot a".split()  # noqa: SIM905
+GOOD = {*WORDS[:3]}
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def table(n, seed, group=True):
+    """Rows whose label one word decides, or in some chance; and of a group that is told less reliably."""
+    rng, lines = random.Random(seed), ["text,label,source"]
+    for i in range(n):
+        label, source = ("good", "bad")[i % 2], ("web", "letter")[rng.random() < 0.3]
+        words = rng.choices(WORDS[6:], k=rng.randint(1, 12))
+        wrong = rng.random() < (0.4 if source == "letter" else 0.02)
+        words.insert(rng.randint(0, len(words)), rng.choice(WORDS[:3] if (label == "good") != wrong else WORDS[3:6]))
+        lines.append(f"{' '.join(words)},{label},{source}")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, load):
+    """A directory with dev.csv, test.csv, a model that has learned, "tuned", and one that has learned less, "other"."""
+    home = tmp_path_factory.mktemp("home")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = minilm.BertConfig(vocab_size=64, max_position_embeddings=24, **sizes)
+    minilm.BertModel(config).save_pretrained(home / "bare")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s", "."]
+    (home / "vocab.txt").write_text("\n".join(words) + "\n")
+    minilm.BertTokenizer(home / "vocab.txt", model_max_length=24).save_pretrained(home / "bare")
+    for name, n, seed in (("train", 300, 0), ("dev", 200, 1), ("test", 400, 2)):
+        (home / f"{name}.csv").write_text(table(n, seed))
+    rows = [dict(zip(("text", "label"), line.split(","), strict=False)) for line in table(300, 0).splitlines()[1:]]
+    for name, epochs in (("tuned", 12), ("other", 2)):
+        minilm.finetune(home / "bare", rows, epochs=epochs, lr=3e-3, out=home / name, device="cpu", precision="fp32")
+    return home
+
+
+@pytest.fixture
+def go(home, load, monkeypatch, capsys):
+    """go(*argv) -> (status, stdout, stderr) of evaluate.py in that directory."""
+    monkeypatch.chdir(home)
+    script = load("evaluate.py")
+
+    def run(*argv):
+        with pytest.raises(SystemExit) as stop:
+            cli.run_one_of(script.COMMANDS, [*argv, "--device", "cpu"])
+        out, err = capsys.readouterr()
+        return stop.value.code, out, err
+
+    return run
+
+
+def told(go, *argv):
+    status, out, err = go(*argv, "--json")
+    assert status == 0, err
+    return json.loads(out)
+
+
+def test_score_is_what_scikit_learn_says(go):
+    found = told(go, "score", "--model", "tuned", "--data", "test.csv", "--dev", "dev.csv", "--group-column", "source")
+    assert go("predict", "--model", "tuned", "--input", "test.csv", "--output", "out.csv")[0] == 0
+    lines = [line.split(",") for line in Path("out.csv").read_text().splitlines()]
+    gold, predicted, p = (np.array([line[i] for line in lines[1:]]) for i in (1, 3, 5))
+    assert lines[0] == ["text", "label", "source", "prediction", "p(bad)", "p(good)"]
+    value = {name: own["value"] for name, own in found["metrics"].items()}
+    p, is_good = p.astype(float), gold == "good"
+    expected = {
+        "accuracy": metrics.accuracy_score(gold, predicted),
+        "f1": metrics.f1_score(gold, predicted, pos_label="good"),
+        "macro_f1": metrics.f1_score(gold, predicted, average="macro"),
+        "weighted_precision": metrics.precision_score(gold, predicted, average="weighted"),
+        "mcc": metrics.matthews_corrcoef(gold, predicted),
+        "kappa": metrics.cohen_kappa_score(gold, predicted),
+        "balanced_accuracy": metrics.balanced_accuracy_score(gold, predicted),
+        "roc_auc": metrics.roc_auc_score(is_good, p),
+        "pr_auc": metrics.average_precision_score(is_good, p),
+        "log_loss": metrics.log_loss(is_good, p),
+        "brier": metrics.brier_score_loss(is_good, p),
+    }
+    assert {name: value[name] for name in expected} == pytest.approx(expected, abs=2e-6)  # files have six digits
+    assert all(own["low"] <= own["value"] <= own["high"] for own in found["metrics"].values())
+    assert found["constant"]["accuracy"] == 0.5
+    assert np.sum(found["confusion"]) == found["n"] == 400
+    assert found["confusion"] == metrics.confusion_matrix(gold, predicted).tolist()
+    assert [row["recall"]["value"] for row in found["labels"]] == pytest.approx(
+        metrics.recall_score(gold, predicted, average=None).tolist()
+    )
+    assert sum(each["n"] for each in found["calibration"]["bins"]) == 400
+    assert found["calibration"]["temperature"] > 0
+    assert {*found["thresholds"]["of"]} == {"good"}
+    worst = found["slices"]["slices"][0]
+    assert (worst["column"], worst["value"], worst["p_holm"] < 0.01) == ("source", "letter", True)
+    assert worst["inside"] == pytest.approx(np.mean((gold == predicted)[[line[2] == "letter" for line in lines[1:]]]))
+    assert {*found["groups"]["groups"]} == {"web", "letter"}
+    mistakes = found["mistakes"]
+    assert [each["p"] for each in mistakes] == sorted((each["p"] for each in mistakes), reverse=True)
+    assert all(each["label"] != each["prediction"] for each in mistakes)
+    cost = found["cost"]
+    assert cost["tokens"] == sum(len(line[0].split()) + 2 for line in lines[1:])
+    assert 0 < cost["mfu"] < 1
+    assert (found["data"]["file"], found["cut"], found["model"]["length"]) == ("test.csv", 0, 24)
+    again = told(go, "score", "--predictions", "out.csv")
+    for name, own in found["metrics"].items():
+        assert again["metrics"][name]["value"] == pytest.approx(own["value"], abs=2e-6), name
+    assert again["slices"]["slices"][0]["value"] == "letter"
+    assert "cost" not in again
+
+
+def test_score_prints_a_table(go):
+    status, out, err = go("score", "--model", "tuned", "--data", "test.csv", "--positive-label", "bad")
+    assert status == 0, err
+    found = told(go, "score", "--model", "tuned", "--data", "test.csv", "--positive-label", "bad")
+    own = found["metrics"]["f1"]
+    assert re.search(rf"^f1 +{own['value']:.4f}  {own['low']:.4f} to {own['high']:.4f} +\d", out, re.MULTILINE)
+    assert "f1, precision and recall are those of bad" in out
+    assert "f1 is worse (p corrected for" in out
+    assert "source is letter" in out
+
+
+def test_few_examples_have_no_interval(go, home):
+    (home / "few.csv").write_text("\n".join(table(12, 3).splitlines()) + "\n")
+    found = told(go, "score", "--model", "tuned", "--data", "few.csv")
+    assert found["metrics"]["accuracy"]["low"] is None
+    assert "fewer than 20 examples" in go("score", "--model", "tuned", "--data", "few.csv")[1]
+
+
+def test_compare(go):
+    """A model and the file of what it predicts are the same; a worse one is worse, and so is its file."""
+    for name in ("tuned", "other"):
+        assert go("predict", "--model", name, "--input", "test.csv", "--output", f"{name}.csv")[0] == 0
+    same = told(go, "compare", "tuned", "tuned.csv", "--data", "test.csv")["comparisons"][0]["metrics"]["accuracy"]
+    assert (same["difference"], same["p"], same["only_a"]) == (0, 1, 0)
+    models = told(go, "compare", "other", "tuned", "--data", "test.csv")
+    files = told(go, "compare", "other.csv", "tuned.csv")
+    for found in (models, files):
+        own = found["comparisons"][0]["metrics"]["accuracy"]
+        assert (found["task"], found["n"], found["deciding"]) == ("classification", 400, "accuracy")
+        assert own["only_b"] - own["only_a"] == round(own["difference"] * 400)
+        assert own["low"] <= own["difference"] <= own["high"]
+    assert models["comparisons"][0]["metrics"] == files["comparisons"][0]["metrics"]
+    three = told(go, "compare", "other", "tuned", "tuned.csv", "--data", "test.csv", "--with-first")
+    assert [each["a"] for each in three["comparisons"]] == ["other", "other"]
+    status, out, _ = go("compare", "other", "tuned", "tuned.csv", "--data", "test.csv", "--metric", "mcc")
+    assert status == 0
+    assert "p of mcc corrected for all comparisons (Holm)" in out
+    assert "tuned.csv against other" in out
+
+
+SCORE, TEST = ("score", "--model", "tuned"), ("--data", "test.csv")
+REFUSED = [
+    (("score", *TEST), "--model, --predictions: give one of them"),
+    ((*SCORE, "--predictions", "out.csv", *TEST), "--model, --predictions: give one of them"),
+    (SCORE, "tuned: a model needs examples to be judged by; give them with --data"),
+    (("score", "--model", "bare", *TEST), "predicts no labels"),
+    ((*SCORE, "--data", "nowhere.csv"), "nowhere.csv: no such file"),
+    ((*SCORE, "--data", "empty.csv"), "empty.csv: holds no row"),
+    ((*SCORE, "--data", "unlabelled.csv"), "unlabelled.csv: which column is the label?"),
+    ((*SCORE, "--data", "strange.csv"), "strange.csv:3: the label 'meh' is none of the model's, which are bad, good"),
+    ((*SCORE, "--data", "one.csv"), "one.csv:2: every example is labelled 'good'; give examples of two labels"),
+    (
+        (*SCORE, *TEST, "--positive-label", "fine"),
+        "--positive-label fine: one of two labels, and the labels are bad, good",
+    ),
+    ((*SCORE, *TEST, "--group-column", "age"), "--group-column age: give one of source"),
+    ((*SCORE, *TEST, "--json", "test.csv"), "--json test.csv: is the file of --data"),
+    (("score", "--predictions", "nan.csv"), "nan.csv:2: a probability is no number from 0 to 1"),
+    (("score", "--predictions", "plain.csv", "--dev", "plain.csv"), "are of probabilities, and here are none"),
+    (("score", "--predictions", "plain.csv", "--task", "regression"), "no finite number"),
+    (("compare", "tuned", *TEST), "name two or more different systems"),
+    (("compare", "tuned", "tuned", *TEST), "name two or more different systems"),
+    (("compare", "plain.csv", "short.csv"), "short.csv: 1 examples, and plain.csv has 2; give the same"),
+    (("compare", "plain.csv", "swapped.csv"), "swapped.csv:2: not the text and label of plain.csv:2"),
+    (("compare", "plain.csv", "short.csv", "--data", "plain.csv"), "short.csv: 1 rows for 2 labelled ones"),
+    (("compare", "plain.csv", "better.csv", "--metric", "bleu"), "--metric bleu: give one of accuracy"),
+    (("compare", "plain.csv", "nowhere.csv"), "nowhere.csv"),
+    (("report", "--model", "tuned", *TEST, "--html", "test.csv"), "test.csv: is the file of --html"),
+    (("report", "--result", "plain.json", "--html", "p.html"), "plain.json: holds no result of score or report"),
+    (("report", "--result", "plain.json", "--model", "tuned", "--html", "p.html"), "is a result already"),
+]
+
+
+@pytest.mark.parametrize(("argv", "said"), REFUSED, ids=range(len(REFUSED)))
+def test_what_cannot_be_judged_is_one_line(go, home, argv, said):
+    head = "text,label,prediction\n"
+    files = {
+        "empty.csv": "",
+        "unlabelled.csv": "text\nfine film\nthe poor plot\n",
+        "strange.csv": "text,label\nfine,good\npoor,meh\n",
+        "one.csv": "text,label\nfine,good\ngreat,good\n",
+        "nan.csv": "text,label,prediction,p(a),p(b)\nfine,a,a,nan,0\npoor,b,a,1,0\n",
+        "plain.csv": f"{head}fine,a,a\npoor,b,a\n",
+        "better.csv": f"{head}fine,a,a\npoor,b,b\n",
+        "swapped.csv": f"{head}poor,b,a\nfine,a,a\n",
+        "short.csv": f"{head}fine,a,a\n",
+        "plain.json": '{"a": 1}',
+    }
+    for name, content in files.items():
+        (home / name).write_text(content)
+    before = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
+    status, out, err = go(*argv)
+    assert (status, out) == (2, "")
+    assert said in err.splitlines()[-1]
+    assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == before
+
+
+@pytest.fixture
+def page(go, home):
+    flags = ("--data", "test.csv", "--dev", "dev.csv", "--group-column", "source", "--html", "page.html")
+    status, _, err = go("report", "--model", "tuned", *flags, "--json", "page.json")
+    assert status == 0, err
+    return (home / "page.html").read_text(encoding="utf-8")
+
+
+def test_the_page_holds_what_was_found_and_loads_nothing(go, home, page):
+    found = json.loads((home / "page.json").read_text())
+    for own in found["metrics"].values():
+        assert f"<td>{own['value']:.4f}</td>" in page
+    for count in np.ravel(found["confusion"]).tolist():
+        assert f">{count}</td>" in page
+    assert found["data"]["sha256"] in page
+    assert str(escape(found["command"])) in page
+    assert "not measured" in page
+    assert page.count('class="mistake"') == len(found["mistakes"])
+    assert all("explanation" in each for each in found["mistakes"])
+    assert not re.search(r"<script|<link|<img|@import|url\(|(src|href)=|https?://(?!www\.w3)", page)
+    assert "default-src 'none'" in page
+    assert len(page.encode()) < 200_000
+    assert go("report", "--result", "page.json", "--html", "again.html")[0] == 0
+    assert (home / "again.html").read_text(encoding="utf-8") == page
+
+
+def test_texts_are_text_on_the_page(go, home):
+    (home / "bold.csv").write_text(
+        "text,label,prediction\n<script>alert(1)</script> fine,a,b\npoor <b>film,b,b\ngreat,a,a\n"
+    )
+    assert go("report", "--predictions", "bold.csv", "--html", "bold.html")[0] == 0
+    page = (home / "bold.html").read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script" not in page
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_the_page(page, home, tmp_path, width):
+    """Without an error on its console, and without asking for anything but the file."""
+    picture, log = tmp_path / "page.png", tmp_path / "net.json"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    flags += [
+        f"--window-size={width},900",
+        f"--screenshot={picture}",
+        f"--log-net-log={log}",
+        "--enable-logging=stderr",
+    ]
+    done = subprocess.run(
+        [CHROMIUM, *flags, f"file://{home / 'page.html'}"], capture_output=True, text=True, timeout=120
+    )
+    assert picture.stat().st_size > 10_000
+    assert "CONSOLE" not in done.stderr
+    text = log.read_text()
+    assert not [url for url in re.findall(r'"url":"(https?://[^"]*)"', text) if "google" not in url]
