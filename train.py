@@ -36,7 +36,6 @@ from minilm.data.prepare import prepare
 from minilm.data.shards import Prepared, Shard
 from minilm.data.tokenizer import MULTIPLE
 from minilm.errors import CheckpointError, ConfigError, DataError
-from minilm.evaluation.metrics import unigram_loss
 from minilm.evaluation.report import (
     closing,
     corpus_lines,
@@ -46,6 +45,7 @@ from minilm.evaluation.report import (
     samples,
     summary,
 )
+from minilm.evaluation.unigram import unigram_loss
 from minilm.model.attention import Backend
 from minilm.model.encoder import DROPOUTS, initialise
 from minilm.model.heads import LanguageModel

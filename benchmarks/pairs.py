@@ -22,8 +22,8 @@ from benchmarks.finetuning import machine, when
 from minilm import BertConfig, BertForMaskedLM, BertTokenizer, cli
 from minilm.data.tables import read_table
 from minilm.data.tokenizer import Tokenizer
-from minilm.evaluation.likelihood import log_likelihoods, read_scorer
-from minilm.evaluation.pairs import read_pairs
+from minilm.language.likelihood import log_likelihoods, read_scorer
+from minilm.language.pairs import read_pairs
 from minilm.train.runtime import Runtime
 
 SIZE = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}

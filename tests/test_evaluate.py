@@ -14,9 +14,9 @@ import minilm
 from minilm import cli
 from minilm.checkpoint.pooling import Pooling
 from minilm.data.tables import table_of
-from minilm.evaluation.bias import crows_log_probabilities, read_crows
-from minilm.evaluation.cloze import last_words, read_passages
-from minilm.evaluation.likelihood import log_likelihoods, read_scorer
+from minilm.language.bias import crows_log_probabilities, read_crows
+from minilm.language.cloze import last_words, read_passages
+from minilm.language.likelihood import log_likelihoods, read_scorer
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "home", "##s", "."]
 ORDER = {"format": 1, "objective": "mlm", "pairs": "order"}

@@ -15,8 +15,8 @@ from minilm.data.documents import uncompressed_name
 from minilm.data.tables import check_regular, read_json, read_table
 from minilm.dropin.config import PreTrainedConfig
 from minilm.errors import ConfigError, printable
-from minilm.evaluation import bias
-from minilm.evaluation.likelihood import read_scorer
+from minilm.language import bias
+from minilm.language.likelihood import read_scorer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from typing import Any
 from minilm import cli
 from minilm.commands.of_model import THREADS, OfModel, counted
 from minilm.data.tables import check_regular
-from minilm.evaluation.cloze import cloze_scores, last_words, read_passages
-from minilm.evaluation.likelihood import read_scorer
+from minilm.language.cloze import cloze_scores, last_words, read_passages
+from minilm.language.likelihood import read_scorer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from minilm import cli
 from minilm.commands.labelled import OfLabelled, judge
 from minilm.commands.of_model import THREADS
 from minilm.errors import ConfigError, DataError, did_you_mean, printable
-from minilm.evaluation.compare import compare
-from minilm.evaluation.judged import Judged
-from minilm.evaluation.score import check_labels, deciding_metric
+from minilm.judging.judged import Judged
+from minilm.judging.score import check_labels, deciding_metric
+from minilm.metrics.compare import compare
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.task import Task
 from minilm.train.log import say

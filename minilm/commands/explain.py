@@ -13,9 +13,10 @@ from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
-from minilm.evaluation.attribution import STEPS
-from minilm.evaluation.explain import Method, MethodName, explain, explain_mask
-from minilm.evaluation.explanation import (
+from minilm.evaluation.predict import read_masked_lm
+from minilm.explanation.attribution import STEPS
+from minilm.explanation.explain import Method, MethodName, explain, explain_mask
+from minilm.explanation.shown import (
     Explanation,
     coloured_lines,
     described,
@@ -23,7 +24,6 @@ from minilm.evaluation.explanation import (
     picture,
     table_lines,
 )
-from minilm.evaluation.predict import read_masked_lm
 from minilm.files import write_whole
 from minilm.tasks.named import open_task
 from minilm.tasks.report import read_in_training

@@ -8,7 +8,7 @@ from typing import Any
 from minilm import cli
 from minilm.commands.of_model import counted
 from minilm.errors import ConfigError
-from minilm.evaluation.generation import generation_scores, read_predictions, read_references, rouge_rows
+from minilm.judging.generation import generation_scores, read_predictions, read_references, rouge_rows
 
 NAMES = {"bleu": "BLEU", "chrf": "chrF", "exact_match": "exact match"}
 

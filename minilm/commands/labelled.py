@@ -12,8 +12,8 @@ from minilm.data.tables import Table, check_regular
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, some
-from minilm.evaluation.judged import AT_ONCE, SHOWN, Judged, judged_model
-from minilm.evaluation.prediction_files import judged_file
+from minilm.judging.judged import AT_ONCE, SHOWN, Judged, judged_model
+from minilm.judging.prediction_files import judged_file
 from minilm.tasks.classification import Classification
 from minilm.tasks.finetune import say_notes
 from minilm.tasks.named import TaskName, open_task, read_examples, read_source

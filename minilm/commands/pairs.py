@@ -12,8 +12,8 @@ from minilm import cli
 from minilm.commands.of_model import THREADS, OfModel, check_output, counted
 from minilm.data.tables import check_regular, read_table
 from minilm.errors import ConfigError, cut, printable
-from minilm.evaluation.likelihood import log_likelihoods, read_scorer
-from minilm.evaluation.pairs import pair_scores, read_pairs
+from minilm.language.likelihood import log_likelihoods, read_scorer
+from minilm.language.pairs import pair_scores, read_pairs
 from minilm.tasks.predictions import write_table
 from minilm.tasks.task import Task
 

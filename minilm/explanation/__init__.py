@@ -1,0 +1,1 @@
+"""Which words an output comes from, and where a model looks."""

@@ -1,0 +1,135 @@
+"""Why a model says what it says: its words, each with a value.
+
+integrated-gradients, gradient-x-input, occlusion (`attribution`): signed, in the units of the model's output; a word
+for the output is above 0, one against it below. The baseline of integrated gradients is the text with [PAD] for each of
+its tokens, and [CLS], [SEP] and a [MASK] to be filled as they are, as captum's tutorials have it; occlusion puts [MASK]
+in place of a word's tokens ([UNK] or [PAD] where the tokenizer has none).
+rollout, attention (`attention`): shares of what the state that is read off looks at, and no evidence of why (Jain &
+Wallace 2019).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minilm.data.examples import Example, Question
+from minilm.dropin.models import PreTrainedModel
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import ConfigError, DataError
+from minilm.evaluation.predict import MaskedLM
+from minilm.explanation.attention import attention_maps, rollout, word_map
+from minilm.explanation.attribution import STEPS, gradient_x_input, integrated_gradients, occlusion
+from minilm.explanation.shown import SHARES, Explanation
+from minilm.explanation.targets import Asked, asked_of, asked_of_mask
+from minilm.tasks.task import Task
+from minilm.tasks.tune import Tuning, length_of
+
+MethodName = Literal["integrated-gradients", "gradient-x-input", "occlusion", "rollout", "attention"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How words get their values. Raises ConfigError."""
+
+    name: MethodName = "integrated-gradients"
+    steps: int = STEPS  # of integrated gradients
+    layer: int | None = None  # of attention, from 1; None: the mean over all
+    head: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(MethodName):
+            raise ConfigError(f"--method {self.name}: give one of {', '.join(get_args(MethodName))}")
+        if self.name != "attention" and (self.layer, self.head) != (None, None):
+            raise ConfigError("--layer, --head: of --method attention")
+
+
+def explain(
+    model: PreTrainedModel,
+    task: Task,
+    tokenizer: BertTokenizer,
+    examples: Sequence[Example | Question],
+    method: Method | None = None,
+    target: str | None = None,
+    length: int | None = None,
+) -> list[Explanation]:
+    """Why a tuned model (of `open_task`) says what it says of each example.
+
+    target: the label that is explained; None: the likeliest. length: tokens that are read of an example; None: as many
+    as training reads. Longer texts are cut, as there. Leaves the model in eval mode. Raises ConfigError for a task that
+    is not explained and for a target that is none, DataError for a text without a word and a context that is too long.
+    """
+    length = length_of(Tuning(), model, tokenizer) if length is None else length
+    model.eval()
+    asked = (asked_of(model, task, tokenizer, each, target, length) for each in examples)
+    return [_explained(each, tokenizer, method or Method()) for each in asked]
+
+
+def explain_mask(masked: MaskedLM, text: str, method: Method | None = None, target: str | None = None) -> Explanation:
+    """Why a masked language model fills the one mask in a text with its likeliest token, or with `target`. Raises
+    ConfigError, DataError."""
+    masked.model.eval()
+    return _explained(asked_of_mask(masked, text, target), masked.tokenizer, method or Method())
+
+
+def _explained(asked: Asked, tokenizer: BertTokenizer, method: Method) -> Explanation:
+    places, words = asked.words()
+    with torch.no_grad():
+        score = float(asked.output.of(asked.tokens)[0])
+    if not np.isfinite(score):
+        raise DataError("the model's output is not finite; in half precision, try fp32")
+    if method.name in SHARES:
+        values, more = _shares(asked, places, method)
+    elif method.name == "occlusion":
+        values, more = _occluded(asked, places, tokenizer), {}
+    else:
+        by_token, more = _attributions(asked, score, method)
+        values = np.array([by_token[own].sum() for own in places])
+    words = tuple(word._replace(value=value) for word, value in zip(words, values.tolist(), strict=True))
+    return Explanation(method.name, asked.says, score, asked.texts, words, bool(asked.encoding.overflowing), **more)
+
+
+def _attributions(asked: Asked, score: float, method: Method) -> tuple[np.ndarray, dict[str, Any]]:
+    """(T,), and what else an Explanation has."""
+    output, tokens = asked.output, asked.tokens
+    if method.name == "gradient-x-input":
+        return gradient_x_input(output, tokens), {}
+    kept = torch.from_numpy(asked.kept).to(tokens.input_ids.device)
+    nothing = torch.where(kept, tokens.input_ids, output.model.base_model.encoder.cfg.pad_token_id)
+    values = integrated_gradients(output, tokens, nothing, method.steps)
+    with torch.no_grad():
+        base = float(output.of(replace(tokens, input_ids=nothing))[0])
+    error = abs(float(values.sum()) / (score - base) - 1) if score != base else None
+    return values, {"baseline_score": base, "completeness_error": error}
+
+
+def _occluded(asked: Asked, places: list[np.ndarray], tokenizer: BertTokenizer) -> np.ndarray:
+    """(words,); of what belongs to the question 0."""
+    hidden = np.zeros((len(places), len(asked.kept)), bool)
+    for row, own in zip(hidden, places, strict=True):
+        row[own] = ~asked.kept[own]
+    cfg = asked.output.model.base_model.encoder.cfg
+    ids = (tokenizer.mask_token_id, tokenizer.unk_token_id, cfg.pad_token_id)
+    by = next(id for id in ids if id is not None)
+    return occlusion(asked.output, asked.tokens, torch.from_numpy(hidden).to(asked.tokens.input_ids.device), by)
+
+
+def _shares(asked: Asked, places: list[np.ndarray], method: Method) -> tuple[np.ndarray, dict[str, Any]]:
+    """(words,): what the states that are read look at; and the map of all words."""
+    maps = attention_maps(asked.output.model.base_model.encoder, asked.tokens)
+    by_token = (rollout(maps) if method.name == "rollout" else _chosen(maps, method))[0].cpu().double().numpy()
+    read = by_token[asked.read].mean(axis=0)
+    return np.array([read[own].sum() for own in places]), {"map": word_map(by_token, places)}
+
+
+def _chosen(maps: Tensor, method: Method) -> Tensor:
+    """(L, B, H, T, T) -> (B, T, T): of one layer and head, or the mean over them."""
+    for name, size in (("layer", maps.shape[0]), ("head", maps.shape[2])):
+        if (own := getattr(method, name)) is not None and not 1 <= own <= size:
+            raise ConfigError(f"--{name} {own}: the model has {size}; give a value from 1 to {size}")
+    layers = maps if method.layer is None else maps[method.layer - 1 : method.layer]
+    heads = layers if method.head is None else layers[:, :, method.head - 1 : method.head]
+    return heads.mean(dim=(0, 2))

@@ -1,0 +1,190 @@
+"""Which number of a model is explained, and of which words: a label's logit, a regression's number, the logits of an
+answer's start and end together, the logit of the token that fills a mask."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Encoding
+from torch import Tensor
+
+from minilm.batch import Tokens
+from minilm.checkpoint.hf import objective_of
+from minilm.data.examples import Example, Question
+from minilm.dropin.inputs import max_tokens
+from minilm.dropin.models import PreTrainedModel
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import ConfigError, DataError, did_you_mean, some
+from minilm.evaluation.predict import MaskedLM
+from minilm.explanation.attribution import Output
+from minilm.explanation.shown import Word
+from minilm.tasks.classification import Classification, MultiLabel
+from minilm.tasks.named import SHOWN
+from minilm.tasks.regression import Regression
+from minilm.tasks.span import Span
+from minilm.tasks.task import Task
+
+
+class Asked(NamedTuple):
+    """A text, and what is asked about it."""
+
+    texts: tuple[str, ...]
+    encoding: Encoding
+    tokens: Tokens  # one row
+    output: Output
+    says: str
+    read: np.ndarray  # tokens whose states the output is read from
+    kept: np.ndarray  # (T,) bool: what belongs to the question and not to the text, as [CLS]
+
+    def words(self) -> tuple[list[np.ndarray], list[Word]]:
+        """(The tokens of each word, the words without their values); every token is of one."""
+        encoding, places, words = self.encoding, [], []
+        of = [*zip(encoding.sequence_ids, encoding.word_ids, strict=True)]
+        for place, (part, word) in enumerate(of):
+            if place and word is not None and of[place - 1] == (part, word):
+                places[-1].append(place)
+                words[-1] = words[-1]._replace(end=encoding.offsets[place][1])
+            elif word is None:
+                places.append([place])
+                words.append(Word(encoding.tokens[place], 0.0, None, 0, 0))
+            else:
+                places.append([place])
+                words.append(Word("", 0.0, part, *encoding.offsets[place]))
+        for i, word in enumerate(words):
+            if word.part is not None:
+                text = self.texts[word.part][word.start : word.end]
+                bare = text.strip() or text  # a byte-level tokenizer counts the space before a word as its
+                start = word.start + text.index(bare)
+                words[i] = word._replace(text=bare, start=start, end=start + len(bare))
+        return [np.array(own) for own in places], words
+
+
+def asked_of(
+    model: PreTrainedModel,
+    task: Task,
+    tokenizer: BertTokenizer,
+    example: Example | Question,
+    target: str | None,
+    length: int,
+) -> Asked:
+    """What is asked of a tuned model; target, length: as of `explain`. Raises ConfigError, DataError."""
+    if not isinstance(task, Classification | MultiLabel | Regression | Span):
+        raise ConfigError(f"--model: is tuned for {task.name}; explained are labels, a number and answers")
+    labels = getattr(task, "labels", ())
+    if target is not None and target not in labels:
+        known = f"the labels are {some(labels, SHOWN)}" if labels else f"is of labels, and here is {task.name}"
+        raise ConfigError(f"--target {target}: {known}{did_you_mean(target, labels)}")
+    texts = (example.question, example.context) if isinstance(task, Span) else (example.text, example.pair)
+    texts = tuple(text for text in texts if text is not None)
+    encoding, tokens = _encoded(model, tokenizer, texts, length)
+    return (_of_span if isinstance(task, Span) else _of_text)(model, task, texts, encoding, tokens, target)
+
+
+def asked_of_mask(masked: MaskedLM, text: str, target: str | None) -> Asked:
+    """What is asked at the one mask in a text. Raises ConfigError, DataError."""
+    model, tokenizer = masked
+    if (objective := objective_of(vars(model.config))) != "mlm":
+        raise ConfigError(f"--model: a {objective} model does not fill in masks")
+    length = max_tokens(model.base_model.encoder.cfg, tokenizer)
+    encoding, tokens = _encoded(model, tokenizer, (text,), length, specials=True)
+    place = np.flatnonzero(np.array(encoding.ids) == tokenizer.mask_token_id)
+    if tokenizer.mask_token_id is None or len(place) != 1:
+        raise DataError(
+            f"--text: holds {len(place)} {tokenizer.mask_token or 'masks'} within {length} tokens; give one"
+        )
+
+    def logits(states: Tensor, tokens: Tokens) -> Tensor:
+        return model.logits(states[:, int(place[0])])
+
+    with torch.no_grad():
+        likeliest = int(logits(model.eval().base_model.encoder(tokens), tokens).argmax())
+    chosen = likeliest if target is None else _token(tokenizer, target)
+    says = tokenizer.decode([chosen]).strip() or tokenizer.convert_ids_to_tokens(chosen)
+    output = Output(model, lambda states, tokens: logits(states, tokens)[:, chosen])
+    kept = np.array(encoding.special_tokens_mask, bool)
+    kept[place] = True
+    return Asked((text,), encoding, tokens, output, says, place, kept)
+
+
+def _token(tokenizer: BertTokenizer, target: str) -> int:
+    """The id of a token, as it stands in the vocabulary or in a text."""
+    if (known := tokenizer.get_vocab().get(target)) is not None:
+        return known
+    ids = tokenizer(target, add_special_tokens=False).input_ids
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise ConfigError(f"--target {target}: is no token of the model's vocabulary, of which one fills a mask")
+    return ids[0]
+
+
+def _encoded(
+    model: PreTrainedModel, tokenizer: BertTokenizer, texts: tuple[str, ...], length: int, specials: bool = False
+) -> tuple[Encoding, Tokens]:
+    """As `tasks.task.tokenized` reads them. specials: what a text writes out, as [MASK], is a token."""
+    encoded = tokenizer(
+        *([text] for text in texts),
+        truncation=True,
+        max_length=length,
+        split_special_tokens=not specials,
+        return_token_type_ids=True,
+        return_tensors="pt",
+    ).to(model.device)
+    types = encoded.token_type_ids if "token_type_ids" in tokenizer.model_input_names else None
+    if all(encoded.encodings[0].special_tokens_mask):
+        raise DataError("--text: holds no word that the model reads; give one")
+    return encoded.encodings[0], Tokens.full(encoded.input_ids, token_type_ids=types)
+
+
+def _of_text(
+    model: PreTrainedModel,
+    task: Task,
+    texts: tuple[str, ...],
+    encoding: Encoding,
+    tokens: Tokens,
+    target: str | None,
+) -> Asked:
+    """A label's logit, or a number."""
+    kept = np.array(encoding.special_tokens_mask, bool)
+    pooling = model.built.pooling
+    of_first = pooling == "pooler" or (pooling is not None and model.config.meant_by(pooling) == "cls")
+    read = np.zeros(1, np.int64) if of_first else np.arange(len(kept))
+
+    def logits(states: Tensor, tokens: Tokens) -> Tensor:
+        return model.outputs_of(states, tokens)["logits"]
+
+    number, says = 0, "the number"
+    if not isinstance(task, Regression):
+        with torch.no_grad():
+            likeliest = int(logits(model.base_model.encoder(tokens), tokens).argmax())
+        number = likeliest if target is None else task.labels.index(target)
+        says = task.labels[number]
+    output = Output(model, lambda states, tokens: logits(states, tokens)[:, number])
+    return Asked(texts, encoding, tokens, output, says, read, kept)
+
+
+def _of_span(
+    model: PreTrainedModel, task: Span, texts: tuple[str, ...], encoding: Encoding, tokens: Tokens, target: None
+) -> Asked:
+    """The start and the end of the answer together, as `Span.best_spans` chooses it; of no answer those of [CLS]."""
+    if encoding.overflowing:
+        raise DataError(f"--pair: question and context are longer than {len(encoding.ids)} tokens; shorten them")
+
+    def logits(states: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        found = model.outputs_of(states, tokens)
+        return found["start_logits"], found["end_logits"]
+
+    with torch.no_grad():
+        start, end = (own[0].cpu().double().numpy() for own in logits(model.base_model.encoder(tokens), tokens))
+    of_context = np.array([part == 1 for part in encoding.sequence_ids])
+    spans = np.tri(len(start), dtype=bool).T & np.tri(len(start), k=task.max_answer - 1, dtype=bool)
+    total = np.where(spans & of_context[:, None] & of_context, start[:, None] + end, -np.inf)
+    first, last = (int(at) for at in np.unravel_index(total.argmax(), total.shape))
+    says = texts[1][encoding.offsets[first][0] : encoding.offsets[last][1]].strip()
+    if not of_context.any() or (task.threshold is not None and start[0] + end[0] - total.max() > task.threshold):
+        first, last, says = 0, 0, ""
+
+    def span(states: Tensor, tokens: Tokens) -> Tensor:
+        of_start, of_end = logits(states, tokens)
+        return of_start[:, first] + of_end[:, last]
+
+    kept = np.array(encoding.special_tokens_mask, bool)
+    return Asked(texts, encoding, tokens, Output(model, span), says, np.array([first, last]), kept)

@@ -1,0 +1,1 @@
+"""What a system says of labelled examples, and what it is worth."""

@@ -1,0 +1,68 @@
+"""A result as one web page, that needs no network and no script."""
+
+from importlib import resources
+from typing import Any
+
+from minilm.explanation.shown import Explanation, Word, html_fragment
+from minilm.metrics.groups import group_lines
+from minilm.tasks.scores import library
+
+SLICES = 10  # shown
+
+CONSTANT = {  # what is said by who has read nothing, of each task
+    "classification": "always the commonest label",
+    "multilabel": "always every label",
+    "regression": "always the mean",
+    "similarity": "always the mean",
+    "tagging": "always O",
+    "span": "never an answer",
+    "choice": "always the choice that is right most often",
+}
+
+
+def page(result: dict[str, Any]) -> str:
+    """HTML of what `report` found, as its JSON has it. Raises ConfigError where jinja2 is not installed."""
+    jinja2 = library("jinja2")
+    source = resources.files("minilm.judging").joinpath("page.html").read_text(encoding="utf-8")
+    bins = (result.get("calibration") or {}).get("bins", [])
+    markup = library("markupsafe").Markup  # the fragment is escaped already
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
+    return template.render(
+        r=result,
+        constant=CONSTANT[result["task"]],
+        group_lines=group_lines,
+        shown_slices=SLICES,
+        cost=cost_lines(result.get("cost") or {}),
+        most=max((each["n"] for each in bins), default=1),
+        number=number,
+        fragment=lambda told: markup(html_fragment(explanation_of(told))),
+        count=lambda value: f"{value:,}",
+        within=lambda own: all(own[end] is None or 0 <= own[end] <= 1 for end in ("value", "low", "high")),
+    )
+
+
+def explanation_of(told: dict[str, Any]) -> Explanation:
+    """Of its JSON."""
+    words = tuple(Word(**word) for word in told["words"])
+    return Explanation(**told | {"words": words, "texts": tuple(told["texts"])})
+
+
+def number(value: float | None) -> str:
+    """A dash for what is not defined."""
+    return "–" if value is None else f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def cost_lines(cost: dict[str, Any]) -> dict[str, str]:
+    """Each in its unit; what nothing measured is said to be so."""
+    if not cost:
+        return {}
+    energy = "not measured" if cost["joules"] is None else f"{cost['joules'] / 3600:.3g} Wh"
+    return {
+        "time": f"{cost['seconds']:.1f} s",
+        "tokens": f"{cost['tokens']:,}, {cost['tokens_per_s']:,.0f} a second",
+        "compute": f"{cost['flops'] / 1e12:.3g} TFLOP, {cost['mfu']:.0%} of the {cost['peak_flops'] / 1e12:.3g} "
+        "TFLOP/s that a matrix product reaches here",
+        "peak memory": f"{cost['peak_mb']:,.0f} MB",
+        "energy": energy,
+        "machine": cost["machine"],
+    }

@@ -1,0 +1,1 @@
+"""How well texts are known, sentence against sentence, word for word."""

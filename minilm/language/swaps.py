@@ -1,0 +1,205 @@
+"""Does a model treat a text alike when listed words are swapped for their counterparts, as he for she?
+
+of a masked language model   the log-likelihood of what both versions share, each token masked in turn: the metric of
+                             CrowS-Pairs (Nangia et al. 2020), on any text
+of a classifier              the predicted label and the probabilities of both versions: counterfactual fairness of
+                             tokens (Garg et al. 2019), here of one swap of all listed words
+
+A listed word is found as a whole word, as it is written in the list, with a capital, or all in capitals; what takes its
+place is written alike. Every score is over texts, a comparison that two texts make counted once. CAVEATS belong beside
+the figures.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minilm.data.examples import Example, as_text
+from minilm.data.tables import Table, shown
+from minilm.errors import DataError
+from minilm.language.bias import CrowsPair, Metric, percent
+from minilm.tasks.intervals import weighted_means, with_intervals
+
+CAVEATS = (
+    "a swap can make a text unnatural or false (his wife is expecting), so not every difference is bias",
+    "a list of words knows no grammar: her is his or him, and a pair can say only one of them",
+    "only listed words are looked at, so no difference proves no fairness",
+)
+OF_LANGUAGE_MODEL = "50 means no preference; the words themselves are not scored, only what both versions share"
+OF_CLASSIFIER = "where a label depends on a listed word by right, a change of it is no bias"
+MOST = 5  # texts that differ most
+
+
+class Swaps(NamedTuple):
+    """Words and their counterparts."""
+
+    pairs: tuple[tuple[str, str], ...]
+    written: dict[str, tuple[int, int, str]]  # as a text has it -> (number of the pair, column, what takes its place)
+    pattern: re.Pattern[str]
+
+
+class Swapped(NamedTuple):
+    """A text or a pair of texts, and the same with every listed word swapped."""
+
+    texts: tuple[str, ...]
+    swapped: tuple[str, ...]
+    pairs: tuple[int, ...]  # whose words it holds
+    column: int | None  # whose words `texts` holds: 0 the first's, 1 the second's, None those of both
+    where: str
+
+    @property
+    def versions(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """With words of the first column, of the second; as it is and swapped, where `column` is None."""
+        return (self.swapped, self.texts) if self.column == 1 else (self.texts, self.swapped)
+
+
+def read_swaps(table: Table) -> Swaps:
+    """Of a table of two columns. Raises DataError, also for a word that stands there twice."""
+    if len(table.columns) != 2:
+        raise DataError(f"{table.name}: has {len(table.columns)} columns; give two, a word and its counterpart")
+    pairs: list[tuple[str, str]] = []
+    written: dict[str, tuple[int, int, str]] = {}
+    first: dict[str, str] = {}  # as a text has it -> where it is listed
+    for row in table.rows:
+        words = [(as_text(row.cells.get(name), row.where, "word") or "").strip() for name in table.columns]
+        if "" in words:
+            raise DataError(f"{row.where}: no word in column {words.index('') + 1}; give a word and its counterpart")
+        forms = [_forms(word) for word in words]
+        own: dict[str, tuple[int, int, str]] = {}
+        for column, word in enumerate(words):
+            for form, counterpart in zip(forms[column], forms[1 - column], strict=True):
+                if form in written or own.get(form, (0, column))[1] != column:
+                    there = first.get(form, row.where)
+                    raise DataError(f"{row.where}: {shown(word)} stands there twice (also {there}); leave one")
+                own.setdefault(form, (len(pairs), column, counterpart))
+        pairs.append((words[0], words[1]))
+        written |= own
+        first |= dict.fromkeys(own, row.where)
+    longest = sorted(written, key=len, reverse=True)
+    return Swaps(tuple(pairs), written, re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest))})(?!\w)"))
+
+
+def _forms(word: str) -> tuple[str, str, str]:
+    """As it is, with a capital, all in capitals."""
+    return word, word[:1].upper() + word[1:], word.upper()
+
+
+def swap(text: str, swaps: Swaps) -> tuple[str, list[tuple[int, int]]]:
+    """(The text with every listed word swapped, the pair and the column of each)."""
+    found: list[tuple[int, int]] = []
+
+    def counterpart(match: re.Match[str]) -> str:
+        number, column, other = swaps.written[match[0]]
+        found.append((number, column))
+        return other
+
+    return swaps.pattern.sub(counterpart, text), found
+
+
+def swapped_texts(examples: Sequence[Example], swaps: Swaps) -> tuple[list[Swapped], dict[str, int]]:
+    """(Those that hold a listed word, each comparison once; how many `texts` there are, `without` such a word, and
+    `repeated` comparisons). Raises DataError where none does."""
+    kept: dict[frozenset[tuple[str, ...]], Swapped] = {}
+    without = 0
+    for each in examples:
+        texts = (each.text,) if each.pair is None else (each.text, each.pair)
+        swapped, found = zip(*(swap(text, swaps) for text in texts), strict=True)
+        met = [one for of_text in found for one in of_text]
+        if not met:
+            without += 1
+            continue
+        columns = {column for _, column in met}
+        own = Swapped(
+            texts,
+            swapped,
+            tuple(sorted({number for number, _ in met})),
+            columns.pop() if len(columns) == 1 else None,
+            each.where,
+        )
+        kept.setdefault(frozenset((texts, swapped)), own)
+    if not kept:
+        raise DataError(f"none of {len(examples):,} texts holds a listed word; are these written as there, and whole?")
+    counts = {"texts": len(examples), "without": without, "repeated": len(examples) - without - len(kept)}
+    return [*kept.values()], counts
+
+
+# -- of a masked language model ---------------------------------------------------------------------------
+
+
+def crows_pairs(swapped: Iterable[Swapped]) -> list[CrowsPair]:
+    """The versions with words of the first column and of the second, to be scored as CrowS-Pairs' sentences are."""
+    return [CrowsPair(each.versions[0][0], each.versions[1][0], True, "", each.where) for each in swapped]
+
+
+def language_scores(nats: np.ndarray, swapped: Sequence[Swapped], swaps: Swaps) -> dict[str, Any]:
+    """`first`, the percentage of texts whose version with words of the first column is likelier (a tie is not), and
+    `nats`, by how much on average; the same `by` pair of words; and the texts that differ `most`.
+
+    nats (n, 2): of `versions`, each with words of one column."""
+    difference = nats[:, 0] - nats[:, 1]
+
+    def scores(mine: np.ndarray) -> dict[str, Metric]:
+        return {"first": percent(difference[mine] > 0), **_means({"nats": difference[mine]})}
+
+    found = {"metrics": scores(np.arange(len(swapped))), "by": _by_pair(swapped, swaps, scores)}
+    found["ties"] = int((difference == 0).sum())
+    largest = np.argsort(-np.abs(difference), kind="stable")[:MOST].tolist()
+    found["most"] = [_described(swapped[i]) | {"nats": float(difference[i])} for i in largest]
+    return found
+
+
+# -- of a classifier --------------------------------------------------------------------------------------
+
+
+def label_scores(
+    chances: np.ndarray,
+    said: Sequence[tuple[Any, Any]],
+    labels: Sequence[str],
+    swapped: Sequence[Swapped],
+    swaps: Swaps,
+) -> dict[str, Any]:
+    """`flips`, the percentage of texts whose prediction changes, and `change`, the mean over texts of the largest
+    absolute change of a probability; the same `by` pair of words; of each of `labels` the mean `absolute` and `signed`
+    change of its probability; and the texts that change `most`.
+
+    chances (n, 2, C): of `versions`; said: the predictions for them. A signed change is that from the second column's
+    words to the first's, and only of texts that hold words of one column."""
+    change = chances[:, 0] - chances[:, 1]  # (n, C)
+    largest, flips = np.abs(change).max(axis=1), np.array([one != other for one, other in said])
+    directed = np.array([each.column is not None for each in swapped])
+
+    def scores(mine: np.ndarray) -> dict[str, Metric]:
+        return {"flips": percent(flips[mine]), **_means({"change": largest[mine]})}
+
+    absolute = _means({label: np.abs(change[:, i]) for i, label in enumerate(labels)})
+    signed = _means({label: change[directed, i] for i, label in enumerate(labels)})
+    found = {"metrics": scores(np.arange(len(swapped))), "by": _by_pair(swapped, swaps, scores)}
+    found["labels"] = {label: {"absolute": absolute[label], "signed": signed[label]} for label in labels}
+    found["most"] = [
+        _described(swapped[i]) | {"change": float(largest[i]), "predictions": [*said[i]]}
+        for i in np.argsort(-largest, kind="stable")[:MOST].tolist()
+    ]
+    return found
+
+
+def _means(numbers: dict[str, np.ndarray]) -> dict[str, Metric]:
+    """The mean of each, (n,), with its interval."""
+    values = np.stack([*numbers.values()], axis=1)
+    records = np.concatenate([values, np.ones_like(values)], axis=1)
+    return with_intervals(records, partial(weighted_means, names=[*numbers]), len(values))
+
+
+def _by_pair(swapped: Sequence[Swapped], swaps: Swaps, scores: Any) -> dict[str, dict[str, Metric]]:
+    """A text that holds words of several pairs is of each."""
+    members: dict[int, list[int]] = {}
+    for i, each in enumerate(swapped):
+        for number in each.pairs:
+            members.setdefault(number, []).append(i)
+    return {" / ".join(swaps.pairs[number]): scores(np.array(mine)) for number, mine in sorted(members.items())}
+
+
+def _described(each: Swapped) -> dict[str, Any]:
+    return {"where": each.where, "versions": [list(version) for version in each.versions]}

@@ -1,0 +1,223 @@
+"""What a model says of labelled examples, and the same read from the file that it wrote."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import minilm
+from minilm.errors import DataError, UserError
+from minilm.judging.judged import judged_model
+from minilm.judging.prediction_files import judged_file
+from minilm.tasks.named import make_task, model_for, read_examples, read_source
+from minilm.tasks.task import Task
+from minilm.tasks.tune import Tuned
+from minilm.train.runtime import Runtime
+
+WORDS = ["fine", "great", "lovely", "awful", "poor", "dull", "the", "film", "was", "and", "plot", "a"]
+
+
+def rows_of(task: str, n: int) -> list[str]:
+    rng = random.Random(0)
+
+    def text():
+        return " ".join(rng.choices(WORDS, k=rng.randint(2, 20)))
+
+    header = {"classification": "text,label", "multilabel": "text,labels", "regression": "text,label"}
+    header |= {"similarity": "text,text_pair,label", "choice": "sent1,sent2,ending0,ending1,ending2,label"}
+    lines = [header[task]]
+    for i in range(n):
+        label = {"classification": "abc"[i % 3], "multilabel": ["x", "y|z", "x|z", "x|y|z"][i % 4]}.get(
+            task, str(i % 3)
+        )
+        texts = {"similarity": 2, "choice": 5}.get(task, 1)
+        lines.append(",".join([*(text() for _ in range(texts)), label]))
+    return lines
+
+
+def tags(n: int) -> list[str]:
+    rng = random.Random(0)
+    lines = []
+    for _ in range(n):
+        lines += [f"{rng.choice(WORDS)} {rng.choice(['O', 'O', 'B-P', 'B-Q'])}" for _ in range(rng.randint(1, 6))] + [
+            ""
+        ]
+    return lines
+
+
+def questions(n: int) -> str:
+    rng, qas = random.Random(0), []
+    context = " ".join(rng.choices(WORDS, k=40))
+    for i in range(n):
+        start = rng.randrange(30)
+        answers = [] if i % 3 == 0 else [{"text": context[start : start + 6].strip() or "a", "answer_start": start}]
+        qas.append({"id": f"q{i}", "question": "the plot?", "answers": answers, "is_impossible": not answers})
+    for each in qas:
+        for answer in each["answers"]:
+            answer["answer_start"] = context.index(answer["text"])
+    return json.dumps({"data": [{"paragraphs": [{"context": context, "qas": qas}]}]})
+
+
+@pytest.fixture
+def tuned(encoder_directory, tmp_path):
+    """tuned(task, n) -> (a model of random weights that reads the task, its n examples, their file)."""
+
+    def make(name, n=30):
+        file = tmp_path / {"tagging": "gold.conll", "span": "gold.json"}.get(name, "gold.csv")
+        text = tags(n) if name == "tagging" else questions(n) if name == "span" else rows_of(name, n)
+        file.write_text(text if isinstance(text, str) else "\n".join(text) + "\n")
+        data = read_examples(read_source(file, name), name)
+        torch.manual_seed(1)
+        model, task = model_for(make_task(name, data.examples), encoder_directory)
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=0.5)
+        tokenizer = minilm.BertTokenizer.from_pretrained(encoder_directory)
+        runtime = Runtime(torch.device("cpu"), "fp32", "test", 1)
+        return Tuned(model, tokenizer, task, runtime, 24, {}), data, file
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "name", ["classification", "multilabel", "regression", "similarity", "choice", "tagging", "span"]
+)
+def test_the_file_that_predict_writes_says_what_the_model_says(tuned, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("minilm.judging.judged.AT_ONCE", 7)
+    model, data, file = tuned(name)
+    own = judged_model("model", model, data.examples)
+    whole = model.predictions(data.examples)
+    assert list(own.decoded) == model.task.decode(whole) or name in ("regression", "similarity")
+    assert np.allclose(own.records, model.task.records(whole), rtol=1e-5)
+    source = read_source(file, name)
+    for ending in model.task.endings:
+        out = tmp_path / f"out{ending}"
+        model.task.write(out, source, whole)
+        with_gold = judged_file(out, name, data, source, {})[0]
+        alone = with_gold if name == "span" else None
+        if name != "span" and not (name == "tagging" and ending == ".jsonl"):
+            alone, again, _ = judged_file(out, name, None, None, {})
+            assert [each._replace(where="") for each in again.examples] == [
+                each._replace(where="") for each in data.examples
+            ]
+        for found in filter(None, (with_gold, alone)):
+            assert len(found) == len(data.examples)
+            assert np.allclose(found.records, own.records, rtol=1e-4)  # numbers are written with nine digits
+            if own.probabilities is not None:
+                assert found.task.labels == model.task.labels
+                assert np.allclose(found.probabilities, own.probabilities, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["classification", "multilabel", "regression", "similarity", "choice", "tagging", "span"]
+)
+def test_who_has_read_nothing_scores_less_than_the_gold(tuned, name):
+    model, data, _ = tuned(name)
+    task: Task = model.task
+    gold = [each.tags if name == "tagging" else getattr(each, "label", None) for each in data.examples]
+    if name == "span":
+        gold = [each.answers[0][1] if each.answers else "" for each in data.examples]
+    ones = np.ones((1, len(gold)))
+    best = task.weighted(task.records_of(data.examples, gold), ones)
+    blind = task.weighted(task.records_of(data.examples, task.constant(data.examples)), ones)
+    first = next(iter(best))
+    assert best[first][0] == pytest.approx(1)
+    assert blind[first][0] < 0.9
+
+
+def test_what_a_model_counts_of_each_example(tuned):
+    model, data, _ = tuned("classification")
+    found = judged_model("model", model, [data.examples[0]._replace(text="the zebra was fine"), *data.examples])
+    assert (found.tokens[0], found.unknown[0]) == (6, 1)
+    assert found.tokens[1:].tolist() == [min(24, len(each.text.split()) + 2) for each in data.examples]
+    assert found.cut == sum(len(each.text.split()) + 2 > 24 for each in data.examples)
+
+
+def test_a_label_that_the_model_does_not_know_is_named(tuned):
+    model, data, file = tuned("classification")
+    strange = data.examples[4]._replace(label="d")
+    with pytest.raises(DataError, match=rf"{file}:6: the label 'd' is none of the model's, which are a, b, c; rename"):
+        judged_model("model", model, [*data.examples[:4], strange])
+
+
+def test_outputs_that_are_not_finite_are_refused(tuned):
+    model, data, _ = tuned("regression")
+    with torch.no_grad():
+        model.model.classifier.bias.fill_(torch.nan)
+    with pytest.raises(DataError, match=r"gold\.csv:2: the model's outputs here are not finite"):
+        judged_model("model", model, data.examples)
+
+
+HEAD = "text,label,prediction"
+WRONG = [
+    ("classification", "p.csv", "text,label\nthe,a\nthe,b\n", "no column of predictions (it has 'text', 'label')"),
+    ("classification", "p.csv", f"{HEAD}\nthe,a,a\nfine,b,\n", "p.csv:3: no prediction; give each row one"),
+    ("classification", "p.csv", f"{HEAD},p(a),p(b)\nthe,a,a,0.5,0.4\n", "p.csv:2: the probabilities sum to 0.9, not 1"),
+    ("classification", "p.csv", f"{HEAD},p(a),p(b)\nthe,a,a,nan,0.4\n", "p.csv:2: a probability is no number from 0"),
+    ("classification", "p.csv", f"{HEAD},p(a),p(b)\nthe,a,a,,0.4\n", "p.csv:2: a probability is no number from 0"),
+    ("classification", "p.csv", f"{HEAD},p(a),p(b)\nthe,a,a,1.5,-0.5\n", "p.csv:2: a probability is no number from 0"),
+    ("classification", "p.csv", f"{HEAD},p(a),p(b)\nthe,c,a,1,0\n", "no column p(c) for the label 'c'"),
+    ("regression", "p.csv", f"{HEAD}\nthe,1,good\n", "p.csv:2: the prediction 'good' is no finite number"),
+    ("regression", "p.csv", f"{HEAD}\nthe,1,nan\n", "p.csv:2: the prediction 'nan' is no finite number"),
+    ("choice", "p.csv", "text,ending0,ending1,label,prediction\na,b,c,1,x\n", "'x' is no number of a choice, from 0"),
+    ("tagging", "p.conll", "the O\nfilm O\n", "p.conll: 2 columns; give a word, its tag and the predicted one"),
+    ("span", "p.json", '{"q0": "a"}', "answers without the questions; give their labelled file with --data"),
+    ("classification", "p.csv", "", "p.csv: holds no row"),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "content", "said"), WRONG, ids=range(len(WRONG)))
+def test_what_is_no_file_of_predictions_is_named(tmp_path, name, file, content, said):
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UserError) as caught:
+        judged_file(tmp_path / file, name, None, None, {})
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "out", "change", "said"),
+    [
+        (
+            "classification",
+            "out.csv",
+            lambda text: text[: text.rindex("\n", 0, -1) + 1],
+            "29 rows for 30 labelled ones",
+        ),
+        (
+            "tagging",
+            "out.conll",
+            lambda text: text[: text[:-2].rindex("\n\n") + 1],
+            "29 sentences for 30 labelled ones",
+        ),
+        ("tagging", "out.conll", lambda text: "zebra " + text.split(" ", 1)[1], "not the words of"),
+        ("span", "out.json", lambda text: text.replace('"q3"', '"r3"'), "no answer to 'q3'"),
+        (
+            "span",
+            "out.json",
+            lambda text: text.replace("{", '{"z": "",', 1),
+            "1 answers to other questions, the first 'z'",
+        ),
+    ],
+    ids=range(5),
+)
+def test_predictions_of_other_examples_are_refused(tuned, tmp_path, name, out, change, said):
+    model, data, file = tuned(name)
+    model.task.write(tmp_path / out, read_source(file, name), model.predictions(data.examples))
+    Path(tmp_path / out).write_text(change(Path(tmp_path / out).read_text()))
+    with pytest.raises(DataError) as caught:
+        judged_file(tmp_path / out, name, data, read_source(file, name), {})
+    assert said in str(caught.value)
+
+
+def test_rows_that_are_left_out_keep_the_others_in_their_places(tmp_path):
+    gold = "text,label\nthe,a\n,b\nfine,b\npoor,a\n"
+    (tmp_path / "gold.csv").write_text(gold)
+    (tmp_path / "out.csv").write_text("id,output\n1,a\n2,a\n3,b\n4,b\n")
+    source = read_source(tmp_path / "gold.csv", "classification")
+    data = read_examples(source, "classification")
+    found, _, _ = judged_file(tmp_path / "out.csv", "classification", data, source, {"prediction": "output"})
+    assert found.decoded == ["a", "b", "b"]
+    assert found.records.tolist() == [[0, 0], [1, 1], [0, 1]]

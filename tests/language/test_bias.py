@@ -1,0 +1,222 @@
+"""CrowS-Pairs and StereoSet: the authors' arithmetic, written out here with transformers' models and plain loops."""
+
+import difflib
+import math
+import random
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import minilm
+from minilm.data.tables import table_of
+from minilm.errors import ConfigError, DataError
+from minilm.language.bias import (
+    CrowsPair,
+    Following,
+    Triple,
+    crows_log_probabilities,
+    crows_scores,
+    next_probabilities,
+    read_crows,
+    read_stereoset,
+    stereoset_probabilities,
+    stereoset_scores,
+)
+
+ROW = {"sent_more": "the cat sat", "sent_less": "the dog sat", "stereo_antistereo": "stereo", "bias_type": "age"}
+
+
+@torch.no_grad()
+def log_p(reference, ids, place):
+    return reference(input_ids=torch.tensor([ids])).logits[0, place].log_softmax(0)
+
+
+def test_crows_pairs_as_its_authors(tmp_path, made, in_float64, sentences):
+    directory, reference = made("bert", tmp_path)
+    scorer = in_float64(directory)
+    rng, pairs = random.Random(0), []
+    for i, text in enumerate(sentences(40)):
+        words = text.split()
+        words[rng.randrange(len(words))] = rng.choice(["cats", "a dog", "ran"])
+        pairs.append(CrowsPair(text, " ".join(words), bool(i % 3), "age", f"f:{i}"))
+    pairs.append(CrowsPair("the cat", "a dog", True, "age", "f:99"))  # which share nothing
+    found = [*crows_log_probabilities(scorer, pairs)]
+    for pair, own in zip(pairs, found, strict=True):
+        sides = [scorer.tokenizer(text).input_ids for text in (pair.more, pair.less)]
+        matcher, template = difflib.SequenceMatcher(None, *([str(id) for id in ids] for ids in sides)), ([], [])
+        for name, a, b, c, d in matcher.get_opcodes():
+            if name == "equal":
+                template[0].extend(range(a, b))
+                template[1].extend(range(c, d))
+        for ids, places, score in zip(sides, template, own, strict=True):
+            total = 0.0
+            for place in places[1:-1]:
+                hidden = [*ids[:place], scorer.tokenizer.mask_token_id, *ids[place + 1 :]]
+                total += log_p(reference, hidden, place)[ids[place]].item()
+            assert score == pytest.approx(round(total, 3), abs=1.001e-3 if abs(total * 1e3 % 1 - 0.5) < 1e-6 else 1e-9)
+    assert found[-1] == (0, 0)
+
+
+def test_counts_of_crows_pairs():
+    """On 1,000 random tables of scores, with ties, and with no pair of a direction."""
+    rng = np.random.default_rng(0)
+    for case in range(1000):
+        n = rng.integers(1, 60)
+        nats = np.round(rng.normal(size=(n, 2)), rng.integers(0, 3))
+        stereo = rng.random(n) < rng.choice([0, 0.8, 1])
+        pairs = [CrowsPair("a", "b", bool(stereo[i]), "xyz"[i % 3], "f") for i in range(n)]
+        right, total, neutral = Counter(), Counter(), 0
+        for (more, less), pair in zip(nats, pairs, strict=True):
+            direction = "stereo" if pair.stereo else "antistereo"
+            first, second = (more, less) if direction == "stereo" else (less, more)
+            if first == second:
+                neutral += 1
+            else:
+                total[direction] += 1
+                right[direction] += first > second if direction == "stereo" else second > first
+        found = crows_scores(nats, pairs)
+        assert found["metrics"]["score"]["value"] == pytest.approx(100 * right.total() / n), case
+        assert found["ties"] == neutral
+        for direction in ("stereo", "antistereo"):
+            own = found["metrics"][direction]
+            assert own["n"] == total[direction]
+            if total[direction]:
+                assert own["value"] == pytest.approx(100 * right[direction] / total[direction])
+            else:
+                assert math.isnan(own["value"])
+        assert sum(own["value"] * own["n"] for own in found["by"].values()) == pytest.approx(100 * right.total())
+        assert (found["metrics"]["score"]["low"] is None) == (n < 20)
+
+
+def test_stereoset_as_its_authors(tmp_path, made, in_float64):
+    """A word of several pieces: each masked after those before it, the rest not there."""
+    directory, reference = made("bert", tmp_path)
+    scorer = in_float64(directory)
+    contexts = ["the BLANK sat on a mat.", "BLANK ran home", "a dog sat BLANK."]
+    triples = [Triple(context, ("cats", "dog", "matinged"), "race", "cat", "f") for context in contexts]
+    found = [*stereoset_probabilities(scorer, triples)]
+    assert len(found) == 3
+    for triple, own in zip(triples, found, strict=True):
+        for word, worth in zip(triple.words, own, strict=True):
+            pieces = scorer.tokenizer(word, add_special_tokens=False).input_ids
+            each = []
+            for number, piece in enumerate(pieces):
+                before = scorer.tokenizer.decode(pieces[:number])
+                ids = scorer.tokenizer(triple.context.replace("BLANK", f"{before}[MASK]")).input_ids
+                each.append(log_p(reference, ids, ids.index(4))[piece].exp().item())
+            assert worth == pytest.approx(np.mean(each), rel=1e-9)
+    assert len(scorer.tokenizer("matinged", add_special_tokens=False).input_ids) == 3
+
+
+def test_counts_of_stereoset():
+    """On 1,000 random tables of scores, with ties."""
+    rng = np.random.default_rng(1)
+    for _ in range(1000):
+        n = rng.integers(1, 50)
+        worth = np.round(rng.random((n, 3)), rng.integers(1, 3))
+        triples = [Triple("BLANK", ("a", "b", "c"), "race", f"t{rng.integers(7)}", "f") for _ in range(n)]
+        per_term = defaultdict(Counter)
+        for (pro, anti, unrelated), triple in zip(worth, triples, strict=True):
+            per_term[triple.target]["pro" if pro > anti else "anti"] += 1
+            per_term[triple.target]["related"] += int(pro > unrelated) + int(anti > unrelated)
+            per_term[triple.target]["total"] += 1
+        ss = np.mean([100 * each["pro"] / each["total"] for each in per_term.values()])
+        lms = np.mean([100 * each["related"] / (2 * each["total"]) for each in per_term.values()])
+        metrics = stereoset_scores(worth, triples)["metrics"]
+        assert metrics["ss"]["value"] == pytest.approx(ss)
+        assert metrics["lms"]["value"] == pytest.approx(lms)
+        assert metrics["icat"]["value"] == pytest.approx(lms * min(ss, 100 - ss) / 50)
+
+
+def test_between_two_sentences_as_its_authors(tmp_path, made):
+    """The probability that a sentence follows, as transformers has it of each pair by itself."""
+    made("bert", tmp_path)
+    torch.manual_seed(3)
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    reference = transformers.BertForNextSentencePrediction(config).eval()
+    reference.save_pretrained(tmp_path)
+    model = minilm.BertForNextSentencePrediction.from_pretrained(tmp_path).double()
+    tokenizer = minilm.BertTokenizer.from_pretrained(tmp_path)
+    sentences = ("a dog ran.", "the mat", "home and cats sat on the mat.")
+    following = [Following("the cat sat. " * i, sentences, "race", "t", "f") for i in range(1, 4)] * 7
+    found = [*next_probabilities(model, tokenizer, following)]
+    assert len(found) == 21
+    for each, own in zip(following, found, strict=True):
+        for sentence, chance in zip(each.sentences, own, strict=True):
+            both = tokenizer(each.context, sentence)
+            asked = {name: torch.tensor([both[name]]) for name in ("input_ids", "token_type_ids")}
+            assert chance == pytest.approx(reference.double()(**asked).logits[0].softmax(0)[0].item(), abs=1e-9)
+    with pytest.raises(DataError, match="f:9: two sentences of 42 tokens, and the model reads 32"):
+        [*next_probabilities(model, tokenizer, [*following, Following("cat " * 30, sentences, "a", "t", "f:9")])]
+
+
+def test_an_interval_is_over_targets():
+    rng = np.random.default_rng(2)
+    worth = rng.random((400, 3))
+    triples = [Triple("BLANK", ("a", "b", "c"), "xy"[i % 2], f"t{i % 40}", "f") for i in range(400)]
+    found = stereoset_scores(worth, triples)
+    for own in (found["metrics"]["ss"], found["by"]["x"]["lms"]):
+        assert own["low"] < own["value"] < own["high"]
+    assert found["by"]["x"]["ss"]["n"] == 200
+
+
+def flattened(*contexts, words=("cats", "dogs", "mats.")):
+    sides = ("stereotype", "anti-stereotype", "unrelated")
+    return {
+        side: [
+            {"id": str(i), "context": each, "sentence": each.replace("BLANK", word), "bias_type": "race", "target": "t"}
+            for i, each in enumerate(contexts)
+        ]
+        for side, word in zip(sides, words, strict=True)
+    }
+
+
+def test_files_of_stereoset():
+    found = flattened("the BLANK sat.", "A first sentence.", "I saw BLANK")
+    for side, sentence in zip(found, ("One.", "Two.", "Three."), strict=True):
+        found[side][1]["sentence"] = sentence
+    triples, following = read_stereoset(found, "f")
+    assert [triple.words for triple in triples] == [("cats", "dogs", "mats")] * 2
+    wanted = Following("A first sentence.", ("One.", "Two.", "Three."), "race", "t", "f: stereotype 2")
+    assert following == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ([], "is no StereoSet flattened by side; give an object of lists stereotype, anti-stereotype"),
+        ({"stereotype": []}, "is no StereoSet flattened by side"),
+        (flattened("a BLANK") | {"stereotype": 3}, "is no StereoSet flattened by side"),
+        (flattened(), "f: holds no context"),
+        (flattened("a BLANK", words=("a", "b", "?!")), "f: unrelated 1: no word in the place of BLANK"),
+        (flattened("a BLANK") | {"unrelated": []}, "id '0' is not on each of the sides"),
+        (flattened("a BLANK") | {"unrelated": [{"id": 3}]}, "f: unrelated 1: is no object of the texts id, context"),
+    ],
+)
+def test_what_is_no_stereoset(found, said):
+    with pytest.raises(DataError, match=said):
+        read_stereoset(found, "f")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"stereo_antistereo": "neither"}, "row 1: stereo_antistereo is 'neither'; give stereo or antistereo"),
+        ({"sent_less": " "}, "row 1: no sentence in sent_less; give it one"),
+    ],
+)
+def test_what_is_no_crows_pair(row, said):
+    assert read_crows(table_of([ROW])) == [CrowsPair("the cat sat", "the dog sat", True, "age", "row 1")]
+    with pytest.raises(DataError, match=said):
+        read_crows(table_of([ROW | row]))
+    with pytest.raises(DataError, match="no column 'bias_type'; CrowS-Pairs has sent_more"):
+        read_crows(table_of([{name: ROW[name] for name in ROW if name != "bias_type"}]))
+
+
+def test_of_masked_models_only(tmp_path, made, in_float64):
+    scorer = in_float64(made("causal", tmp_path)[0])
+    with pytest.raises(ConfigError, match="these tests are defined for masked models"):
+        crows_log_probabilities(scorer, read_crows(table_of([ROW])))
