@@ -9,7 +9,7 @@ import numpy as np
 
 from minilm import cli
 from minilm.checkpoint.model import find_model
-from minilm.commands.of_model import THREADS, OfModel, counted
+from minilm.commands.of_model import THREADS, OfModel, counted, tell
 from minilm.commands.swaps import scores_of_swaps
 from minilm.data.documents import uncompressed_name
 from minilm.data.tables import check_regular, read_json, read_table
@@ -50,10 +50,7 @@ def run_bias(args: Bias) -> None:
     else:
         found, lines = _of_crows(args)
     found |= {"seconds": time.monotonic() - began}
-    if args.json is not None:
-        cli.write_result(args.json, found)
-    if args.json != "-":
-        print("\n".join([*lines, *(f"note       {each}" for each in found["caveats"])]))
+    tell(args.json, found, [*lines, *(f"note       {each}" for each in found["caveats"])])
 
 
 def _of_crows(args: Bias) -> tuple[dict[str, Any], list[str]]:

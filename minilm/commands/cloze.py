@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from minilm import cli
-from minilm.commands.of_model import THREADS, OfModel, counted
+from minilm.commands.of_model import THREADS, OfModel, counted, interval_of, tell
 from minilm.data.tables import check_regular
 from minilm.language.cloze import cloze_scores, last_words, read_passages
 from minilm.language.likelihood import read_scorer
@@ -38,19 +38,13 @@ def run_cloze(args: Cloze) -> None:
         "length": scorer.length,
         "seconds": time.monotonic() - began,
     }
-    if args.json is not None:
-        cli.write_result(args.json, found)
-    if args.json != "-":
-        print("\n".join(_lines(found)))
+    tell(args.json, found, _lines(found))
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
     lines = []
     for name, own in found["metrics"].items():
-        ends = "too few passages for an interval"
-        if own["low"] is not None:
-            ends = f"{own['low']:,.4f} to {own['high']:,.4f} (95 %, over passages)"
-        lines.append(f"{name:10} {own['value']:,.4f}  {ends}")
+        lines.append(f"{name:10} {own['value']:,.4f}  {interval_of(own, 'passages')}")
     said = {
         "ties": "passages: two tokens are equally likely, which counts as missed",
         "unknown": "last words hold an unknown token: missed, but in the perplexity, which is so too low",

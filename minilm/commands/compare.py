@@ -9,7 +9,7 @@ import tyro
 
 from minilm import cli
 from minilm.commands.labelled import OfLabelled, judge
-from minilm.commands.of_model import THREADS
+from minilm.commands.of_model import THREADS, tell
 from minilm.errors import ConfigError, DataError, did_you_mean, printable
 from minilm.judging.judged import Judged
 from minilm.judging.score import check_labels, deciding_metric
@@ -57,10 +57,7 @@ def run_compare(args: Compare) -> None:
     baseline = found[0].name if args.with_first else None
     deciding = args.metric or deciding_metric(found[0].task)
     result = {"task": task.name} | compare(systems, task.weighted, task.proportions, deciding, baseline)
-    if args.json is not None:
-        cli.write_result(args.json, result)
-    if args.json != "-":
-        print("\n".join(_lines(result)))
+    tell(args.json, result, _lines(result))
 
 
 def check_same(found: list[Judged]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from minilm import cli
 from minilm.checkpoint.model import find_model
-from minilm.commands.of_model import THREADS, OfModel
+from minilm.commands.of_model import THREADS, OfModel, tell
 from minilm.data.examples import Example, Question
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.inputs import max_tokens
@@ -76,11 +76,8 @@ def run_explain(args: Explain) -> None:
         write_whole(args.html, html_page(found, f"Why {found.says or 'no answer'}?"))
     if image is not None:
         args.png.write_bytes(image)
-    if args.json is not None:
-        cli.write_result(args.json, {"model": args.model} | found.as_json())
-    if args.json != "-":
-        lines = coloured_lines(found) if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else table_lines(found)
-        print("\n".join([*described(found), *_notes(found), *lines]))
+    lines = coloured_lines(found) if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else table_lines(found)
+    tell(args.json, {"model": args.model} | found.as_json(), [*described(found), *_notes(found), *lines])
 
 
 def _explained(args: Explain, method: Method) -> Explanation:

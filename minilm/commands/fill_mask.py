@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 
 from minilm import cli
-from minilm.commands.of_model import THREADS, OfModel
+from minilm.commands.of_model import THREADS, OfModel, tell
 from minilm.errors import printable
 from minilm.evaluation.predict import fill_mask, read_masked_lm
 
@@ -25,8 +25,5 @@ def run_fill_mask(args: FillMask) -> None:
     masked = read_masked_lm(args.model, **args.options())
     with args.computing(masked.model):
         fillings = fill_mask(masked, args.text, args.top_k)
-    if args.json is not None:
-        cli.write_result(args.json, {"fillings": [asdict(each) for each in fillings]})
-    if args.json != "-":
-        for each in fillings:
-            print(printable(f"{each.probability:6.1%}  {each.token:16}  {each.text}"))
+    lines = [printable(f"{each.probability:6.1%}  {each.token:16}  {each.text}") for each in fillings]
+    tell(args.json, {"fillings": [asdict(each) for each in fillings]}, lines)

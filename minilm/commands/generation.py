@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from minilm import cli
-from minilm.commands.of_model import counted
+from minilm.commands.of_model import counted, interval_of, tell
 from minilm.errors import ConfigError
 from minilm.judging.generation import generation_scores, read_predictions, read_references, rouge_rows
 
@@ -45,10 +45,7 @@ def run_generation(args: Generation) -> None:
     found = generation_scores(predictions, references, rouge, args.stemmer)
     found |= {"segments": len(predictions), "references": sum(map(len, references))}
     found["seconds"] = time.monotonic() - began
-    if args.json is not None:
-        cli.write_result(args.json, found)
-    if args.json != "-":
-        print("\n".join(_lines(found)))
+    tell(args.json, found, _lines(found))
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
@@ -57,11 +54,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
         if own["value"] != own["value"]:
             lines.append(f"{NAMES.get(name, name):12} not defined")
             continue
-        ends = "too few segments for an interval"
-        digits = 2 if name in ("bleu", "chrf") else 4
-        if own["low"] is not None:
-            ends = f"{own['low']:.{digits}f} to {own['high']:.{digits}f} (95 %, over segments)"
-        lines.append(f"{NAMES.get(name, name):12} {own['value']:.{digits}f}  {ends}")
+        form = ".2f" if name in ("bleu", "chrf") else ".4f"
+        lines.append(f"{NAMES.get(name, name):12} {own['value']:{form}}  {interval_of(own, 'segments', form)}")
     lines += [f"{f'as {NAMES.get(name, name)}':12} {text}" for name, text in found["signatures"].items()]
     lines += [f"{'note':12} {text}" for text in found["notes"]]
     sizes = f"{found['segments']:,} segments, {found['references']:,} references"

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from minilm import cli
 from minilm.errors import ConfigError
 from minilm.train.log import say
 from minilm.train.runtime import Precision, Runtime
@@ -70,3 +71,18 @@ def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
         if (now := time.monotonic()) - said > SAY_EVERY:
             said = now
             say(f"{number:,} of {total:,} {what}, {(now - began) * (total / number - 1):.0f} s left")
+
+
+def tell(target: str | None, found: dict[str, Any], lines: Iterable[str]) -> None:
+    """What was found: as JSON where `target`, the flag --json, says, and in lines, unless that takes their place."""
+    if target is not None:
+        cli.write_result(target, found)
+    if target != "-":
+        print("\n".join(lines))
+
+
+def interval_of(own: dict[str, Any], of: str, form: str = ",.4f") -> str:
+    """That of a metric {value, low, high, n} over what it is of, as documents; or that there are too few."""
+    if own["low"] is None:
+        return f"too few {of} for an interval"
+    return f"{own['low']:{form}} to {own['high']:{form}} (95 %, over {of})"

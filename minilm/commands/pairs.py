@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minilm import cli
-from minilm.commands.of_model import THREADS, OfModel, check_output, counted
+from minilm.commands.of_model import THREADS, OfModel, check_output, counted, tell
 from minilm.data.tables import check_regular, read_table
 from minilm.errors import ConfigError, cut, printable
 from minilm.language.likelihood import log_likelihoods, read_scorer
@@ -68,10 +68,7 @@ def run_pairs(args: Pairs) -> None:
     if args.output is not None:
         more = {"nats_good": nats[:, 0].tolist(), "nats_bad": nats[:, 1].tolist()}
         write_table(args.output, table, range(len(pairs)), more)
-    if args.json is not None:
-        cli.write_result(args.json, found)
-    if args.json != "-":
-        print("\n".join(_lines(found)))
+    tell(args.json, found, _lines(found))
 
 
 def _lines(found: dict[str, Any]) -> list[str]:

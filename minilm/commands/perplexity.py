@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minilm import cli
-from minilm.commands.of_model import THREADS, OfModel, counted
+from minilm.commands.of_model import THREADS, OfModel, counted, interval_of, tell
 from minilm.data.corpus import open_corpus
 from minilm.errors import ConfigError, DataError
 from minilm.language.likelihood import read_scorer
@@ -73,10 +73,7 @@ def run_perplexity(args: Perplexity) -> None:
     }
     found |= {} if scorer.masked else {"stride": stride}
     found["seconds"] = time.monotonic() - began
-    if args.json is not None:
-        cli.write_result(args.json, found)
-    if args.json != "-":
-        print("\n".join(_lines(found)))
+    tell(args.json, found, _lines(found))
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
@@ -84,10 +81,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
     names = {"perplexity": f"{pseudo}perplexity", "word_perplexity": "per word", "bits_per_byte": "bits per byte"}
     lines = []
     for name, own in found["metrics"].items():
-        ends = "too few documents for an interval"
-        if own["low"] is not None:
-            ends = f"{own['low']:,.4f} to {own['high']:,.4f} (95 %, over documents)"
-        lines.append(f"{names[name]:18} {own['value']:,.4f}  {ends}")
+        lines.append(f"{names[name]:18} {own['value']:,.4f}  {interval_of(own, 'documents')}")
     if share := found["unknown"] / found["tokens"]:
         lines.append(f"unknown            {share:.2%} of the tokens: told without their letters, and so too easily")
     of = "" if found["documents"] == found["of_documents"] else f" of {found['of_documents']:,}"

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minilm import cli
 from minilm.commands.labelled import Judgement
-from minilm.commands.of_model import check_output, counted
+from minilm.commands.of_model import check_output, counted, tell
 from minilm.commands.score import Score, lines_of, scores_of
 from minilm.errors import ConfigError
 from minilm.explanation.explain import explain
@@ -41,10 +40,7 @@ def run_report(args: Report) -> None:
     else:
         result, judgement = scores_of(args)
         result = finite(result | explained(args, result, judgement))
-        if args.json is not None:
-            cli.write_result(args.json, result)
-        if args.json != "-":
-            print("\n".join(lines_of(result)))
+        tell(args.json, result, lines_of(result))
     write_whole(args.html, page(result))
     say(f"report -> {args.html}")
 

@@ -13,7 +13,7 @@ import numpy as np
 from minilm import cli
 from minilm.checkpoint.model import weights_fingerprint
 from minilm.commands.labelled import Judgement, OfLabelled, judge, judge_tuned, read_labelled, with_positive
-from minilm.commands.of_model import THREADS
+from minilm.commands.of_model import THREADS, tell
 from minilm.data.examples import Data
 from minilm.errors import ConfigError, printable
 from minilm.files import sha256
@@ -46,10 +46,7 @@ class Score(OfLabelled):
 def run_score(args: Score) -> None:
     """All that is told of one system."""
     result, _ = scores_of(args)
-    if args.json is not None:
-        cli.write_result(args.json, result)
-    if args.json != "-":
-        print("\n".join(lines_of(result)))
+    tell(args.json, result, lines_of(result))
 
 
 def scores_of(args: Score) -> tuple[dict[str, Any], Judgement]:
