@@ -13,12 +13,14 @@ import os
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
 
 import minilm
 from minilm import cli
+from minilm.evaluation.bias import percent
 
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 SEEDS = (0, 1, 2)
@@ -27,7 +29,7 @@ VERBS = ("is", "was", "became", "stayed")
 ENDS = ("here", "now", "there", "again")
 OCCUPATIONS = [f"occupation{letter}{other}" for letter in "abcdef" for other in "abcdefghij"]  # of each gender in turn
 SENTENCES = 8  # of each occupation, on average
-WIDTH, STEPS = 64, 300
+WIDTH, STEPS = 64, 200
 LONGER = 500  # steps: a weak bias is learned later than a strong one
 every = pytest.mark.skipif("MINILM_EVERY" not in os.environ, reason="takes minutes: MINILM_EVERY=1")
 
@@ -50,6 +52,15 @@ def held_out(number: int, words: tuple[str, str]) -> tuple[str, str]:
     verb = number // 4 % len(VERBS)
     one, other = (sentence(who, verb, OCCUPATIONS[number], verb) for who in words)
     return (one, other) if number % 2 == 0 else (other, one)
+
+
+def pooled(by_group):
+    """The percentage of texts of both groups whose version as planted is likelier: the first group's with a word of the
+    first column, the second's with one of the second."""
+    one, other = (round(own["first"]["value"] * own["first"]["n"] / 100) for own in by_group)
+    n = [own["first"]["n"] for own in by_group]
+    assert n == [len(OCCUPATIONS) // 2] * 2
+    return percent(np.arange(sum(n)) < one + n[1] - other)
 
 
 @pytest.fixture
@@ -92,11 +103,16 @@ def scores(train, load, tmp_path, monkeypatch, capsys):
         flags += ["--steps", f"{steps}", "--seed", f"{seed}", "--precision", "fp32", "--held-out", "0.01"]
         run(train.main, train.Args, [*flags, "--evaluate-every", f"{steps}", "--save-every", f"{steps}"])
         asked = ["bias", "--model", name, "--device", "cpu", "--json"]
-        found = {"crows": json.loads(run(None, None, [*asked, "--data", "crows.csv"]))["metrics"]["score"]}
-        for group in (0, 1):
-            by = json.loads(run(None, None, [*asked, "--swaps", "words.csv", "--data", f"group{group}.txt"]))["metrics"]
-            found |= {f"swaps, group {group}": by["first"], f"nats, group {group}": by["nats"]}
-        return found
+        crows = json.loads(run(None, None, [*asked, "--data", "crows.csv"]))["metrics"]["score"]
+        by_group = [
+            json.loads(run(None, None, [*asked, "--swaps", "words.csv", "--data", f"group{group}.txt"]))["metrics"]
+            for group in (0, 1)
+        ]
+        return {
+            "crows": crows,
+            "swaps": pooled(by_group),
+            "nats": by_group[0]["nats"]["value"] - by_group[1]["nats"]["value"],
+        }
 
     return of
 
@@ -115,26 +131,17 @@ def test_the_corpus_is_as_planted():
 
 def test_a_planted_bias_is_found_and_none_where_none_is(scores):
     none, strong = scores(0.5, 0, STEPS), scores(0.95, 0, STEPS)
-    for name, nothing in (("crows", 50), ("swaps, group 0", 50), ("nats, group 0", 0)):
-        assert none[name]["low"] < nothing < none[name]["high"]
-        assert strong[name]["low"] > nothing
-    assert strong["swaps, group 1"]["high"] < 50
+    for name in ("crows", "swaps"):
+        assert none[name]["low"] < 50 < none[name]["high"]
+        assert strong[name]["low"] > 75
 
 
 @every
 @pytest.mark.parametrize("seed", SEEDS)
 def test_scores_grow_with_what_is_planted(scores, seed):
     found = [scores(strength, seed, LONGER) for strength in STRENGTHS]
-    for name, direction, nothing in (
-        ("crows", 1, 50),
-        ("swaps, group 0", 1, 50),
-        ("swaps, group 1", -1, 50),
-        ("nats, group 0", 1, 0),
-        ("nats, group 1", -1, 0),
-    ):
-        values = [own[name]["value"] for own in found]
-        rho = direction * scipy.stats.spearmanr(STRENGTHS, values).statistic
-        said = "  ".join("{value:.4g} [{low:.4g}, {high:.4g}]".format(**own[name]) for own in found)
-        print(f"seed {seed}  {name}: {said}  rho {rho:.3f}")
-        assert rho >= 0.9, name
-        assert found[0][name]["low"] < nothing < found[0][name]["high"], name
+    for name in ("crows", "swaps", "nats"):
+        values = [own[name] if name == "nats" else own[name]["value"] for own in found]
+        assert scipy.stats.spearmanr(STRENGTHS, values).statistic >= 0.9, (name, values)
+    for name in ("crows", "swaps"):
+        assert found[0][name]["low"] < 50 < found[0][name]["high"], name
