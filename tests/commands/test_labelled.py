@@ -123,6 +123,15 @@ def test_score_is_what_scikit_learn_says(go):
     assert "cost" not in again
 
 
+def test_temperature_and_thresholds_of_files_are_those_of_the_model(go):
+    for name in ("dev", "test"):
+        assert go("predict", "--model", "tuned", "--input", f"{name}.csv", "--output", f"said-{name}.csv")[0] == 0
+    model = told(go, "score", "--model", "tuned", "--data", "test.csv", "--dev", "dev.csv")
+    files = told(go, "score", "--predictions", "said-test.csv", "--dev", "said-dev.csv")
+    assert files["calibration"]["temperature"] == pytest.approx(model["calibration"]["temperature"], rel=1e-3)
+    assert files["thresholds"]["chosen"] == pytest.approx(model["thresholds"]["chosen"])
+
+
 def test_score_prints_a_table(go):
     status, out, err = go("score", "--model", "tuned", "--data", "test.csv", "--positive-label", "bad")
     assert status == 0, err
