@@ -140,7 +140,7 @@ def test_the_positive_label_and_a_new_head(go):
     """Scores of either label; a model that has learned others."""
     rows = [f"the {word} film,{name}" for i in range(10) for name in WORDS for word in WORDS[name]] + ["a plot,bad"] * 9
     Path("uneven.csv").write_text("\n".join(["text,label", *rows]) + "\n")
-    flags = ("--train", "uneven.csv", "--test", "uneven.csv", "--steps", "1", "--out")
+    flags = ("--train", "uneven.csv", "--test", "uneven.csv", "--steps", "12", "--lr", "3e-3", "--out")
     for positive, more in (("good", ()), ("bad", ("--positive-label", "bad"))):
         status, out, err = go("finetune", *flags, positive, *more)
         assert status == 0, err

@@ -9,7 +9,7 @@ import numpy as np
 
 from minilm import cli
 from minilm.checkpoint.model import find_model
-from minilm.commands.of_model import THREADS, OfModel, counted, tell
+from minilm.commands.of_model import THREADS, OfModel, counted, interval_of, tell
 from minilm.commands.swaps import scores_of_swaps
 from minilm.data.documents import uncompressed_name
 from minilm.data.tables import check_regular, read_json, read_table
@@ -102,19 +102,18 @@ def _crows_lines(found: dict[str, Any]) -> list[str]:
         "stereo": "of stereotypes, without ties",
         "antistereo": "of what contradicts one, without ties",
     }
-    lines = [_line(said[name], own) for name, own in found["metrics"].items()]
-    lines += [_line(f"  {printable(kind)}", own) for kind, own in found["by"].items()]
+    lines = [_line(said[name], own, "pairs") for name, own in found["metrics"].items()]
+    lines += [_line(f"  {printable(kind)}", own, "pairs") for kind, own in found["by"].items()]
     return [*lines, f"ties       {found['ties']:,}, which count as not likelier"] if found["ties"] else lines
 
 
 def _stereoset_lines(found: dict[str, Any]) -> list[str]:
     said = {"lms": "language-model score", "ss": "stereotype score", "icat": "both in one (ICAT)"}
-    lines = [_line(said[name], own) for name, own in found["metrics"].items()]
+    lines = [_line(said[name], own, "targets") for name, own in found["metrics"].items()]
     for kind, metrics in found["by"].items():
-        lines += [_line(f"  {printable(kind)}: {name.upper()}", own) for name, own in metrics.items()]
+        lines += [_line(f"  {printable(kind)}: {name.upper()}", own, "targets") for name, own in metrics.items()]
     return lines
 
 
-def _line(name: str, own: bias.Metric) -> str:
-    ends = "too few for an interval" if own["low"] is None else f"{own['low']:.2f} to {own['high']:.2f}"
-    return f"{name:40} {own['value']:6.2f} %  {ends}  of {own['n']:,}"
+def _line(name: str, own: bias.Metric, what: str) -> str:
+    return f"{name:40} {own['value']:6.2f} %  {interval_of(own, form='.2f')}  of {own['n']:,} {what}"

@@ -2,21 +2,24 @@
 
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
 from minilm import cli
-from minilm.commands.labelled import OfLabelled, judge
-from minilm.commands.of_model import THREADS, tell
+from minilm.commands.labelled import OfLabelled, judge_file, judge_model
+from minilm.commands.of_model import THREADS, p_value, tell
 from minilm.errors import ConfigError, DataError, did_you_mean, printable
 from minilm.judging.judged import Judged
+from minilm.judging.metric_tables import metric_tables
 from minilm.judging.score import check_labels, deciding_metric
 from minilm.metrics.compare import compare
 from minilm.tasks.classification import Classification, MultiLabel
-from minilm.tasks.task import Task
 from minilm.train.log import say
+
+ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".conll", ".txt", ".gz", ".xz")  # of files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,26 +40,25 @@ def run_compare(args: Compare) -> None:
     """All systems on the examples of --data, or of the first file."""
     cli.check_result(args.json, data=args.data)
     cli.check_ranges(args, {"threads": THREADS})
-    if len(args.systems) < 2 or len({*args.systems}) < len(args.systems):
+    if len(args.systems) < 2 or len({Path(each).resolve() for each in args.systems}) < len(args.systems):
         raise ConfigError(f"compare {' '.join(args.systems)}: name two or more different systems")
-    found: list[Judged] = []
+    if args.json is not None and Path(args.json).resolve() in {Path(each).resolve() for each in args.systems}:
+        raise ConfigError(f"--json {args.json}: is one of the systems; give another")
+    files = {each for each in args.systems if Path(each).suffix in ENDINGS or Path(each).is_file()}
+    judged: dict[str, Judged] = {}
     labelled = None
-    for system in args.systems:
+    for system in sorted(args.systems, key=lambda each: each in files):  # models first, which know their task
         say(f"judging {system}")
-        judgement = judge(args, system, labelled)
-        found.append(judgement.judged)
-        labelled = labelled or (judgement.labelled if args.data else None)
+        own = judge_file(args, Path(system), labelled) if system in files else judge_model(args, system, labelled)
+        args, judged[system] = replace(args, task=own.judged.task.name), own.judged
+        labelled = labelled or (own.labelled if args.data else None)
+    found = [judged[system] for system in args.systems]
     check_same(found)
-    task = shared_task(found)
-    if isinstance(task, Classification):
-        check_labels(found[0])
-    names = task.weighted(task.records_of(found[0].examples[:1], found[0].decoded[:1]), np.ones((1, 1)))
-    if args.metric is not None and args.metric not in names:
-        raise ConfigError(f"--metric {args.metric}: give one of {', '.join(names)}{did_you_mean(args.metric, names)}")
-    systems = {own.name: task.records_of(found[0].examples, own.decoded) for own in found}
-    baseline = found[0].name if args.with_first else None
     deciding = args.metric or deciding_metric(found[0].task)
-    result = {"task": task.name} | compare(systems, task.weighted, task.proportions, deciding, baseline)
+    found = with_same_labels(found)
+    if isinstance(found[0].task, Classification):
+        check_labels(found[0])
+    result = {"task": found[0].task.name} | compared(found, deciding, args.with_first)
     tell(args.json, result, _lines(result))
 
 
@@ -73,14 +75,56 @@ def check_same(found: list[Judged]) -> None:
                 raise DataError(f"{mine.where}: not the text and label of {theirs.where}; give the same examples")
 
 
-def shared_task(found: list[Judged]) -> Task:
-    """The task with the labels of all, so that their numbers mean the same."""
+def with_same_labels(found: list[Judged]) -> list[Judged]:
+    """With the labels of all in one order, so that their numbers mean the same."""
     task = found[0].task
     if not isinstance(task, Classification | MultiLabel):
-        return task
+        return found
     labels = tuple(sorted({*chain.from_iterable(own.task.labels for own in found)}))
-    positive = {"positive": task.labels[task.positive_number]} if len(labels) == 2 else {}
-    return replace(task, labels=labels, **(positive if isinstance(task, Classification) else {}))
+    if isinstance(task, Classification) and len(labels) == 2:
+        task = replace(task, positive=task.labels[task.positive_number])
+    task = replace(task, labels=labels)
+    return [
+        replace(
+            own,
+            task=task,
+            records=task.records_of(own.examples, own.decoded),
+            probabilities=None if {*own.task.labels} != {*labels} else _in_order(own, labels),
+        )
+        for own in found
+    ]
+
+
+def _in_order(own: Judged, labels: tuple[str, ...]) -> np.ndarray | None:
+    if own.probabilities is None:
+        return None
+    return own.probabilities[:, [own.task.labels.index(label) for label in labels]]
+
+
+def compared(found: list[Judged], metric: str | None, with_first: bool) -> dict[str, Any]:
+    """What `compare` says of the metrics of what is predicted, and of those of probabilities where all tell them; p is
+    corrected for the one that decides. Raises ConfigError for a metric that is none."""
+    tables = {own.name: metric_tables(own) for own in found}
+    kinds, baseline = min(map(len, tables.values())), found[0].name if with_first else None
+    names = [[*table.weighted(table.records[:1], np.ones((1, 1)))] for table in tables[found[0].name][:kinds]]
+    known = [*chain.from_iterable(names)]
+    if metric is not None and metric not in known:
+        raise ConfigError(f"--metric {metric}: give one of {', '.join(known)}{did_you_mean(metric, known)}")
+    metric, result = metric or known[0], {}
+    for kind in range(kinds):
+        systems = {name: own[kind].records for name, own in tables.items()}
+        weighted, proportions = tables[found[0].name][kind][1:3]
+        own = compare(systems, weighted, proportions, metric if metric in names[kind] else None, baseline)
+        if metric in names[kind]:
+            result |= {name: own[name] for name in ("n", "deciding")}
+            corrected = [each["p_holm"] for each in own["comparisons"]]
+        if not kind:
+            result["comparisons"] = own["comparisons"]
+        for each, more in zip(result["comparisons"], own["comparisons"], strict=True):
+            each["metrics"] |= more["metrics"]
+    for each, p in zip(result["comparisons"], corrected, strict=True):
+        each["p_holm"] = p
+    return result
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
@@ -93,7 +137,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
             lines.append(_line(name, own))
         own = each["metrics"][result["deciding"]]
         if several:
-            p = "not tested" if each["p_holm"] is None else f"{each['p_holm']:.4f}"
+            p = "not tested" if each["p_holm"] is None else p_value(each["p_holm"])
             lines.append(f"p of {result['deciding'].replace('_', ' ')} corrected for all comparisons (Holm): {p}")
         if "only_a" in own:
             lines.append(f"right in only the first {own['only_a']:,}, in only the second {own['only_b']:,}")
@@ -105,5 +149,5 @@ def _line(name: str, own: dict[str, Any]) -> str:
     if own["difference"] is None:
         return f"{shown_name} {own['reason']}"
     ends = own.get("reason", "") if own["low"] is None else f"{own['low']:+.4f} to {own['high']:+.4f}"
-    p = "" if own["p"] is None else f"{own['p']:.4f}"
+    p = "" if own["p"] is None else p_value(own["p"])
     return f"{shown_name} {own['a']:8.4f} {own['b']:8.4f} {own['difference']:+15.4f}  {ends:22} {p}"

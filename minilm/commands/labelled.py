@@ -13,7 +13,7 @@ from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, some
 from minilm.judging.judged import AT_ONCE, SHOWN, Judged, judged_model
-from minilm.judging.prediction_files import judged_file
+from minilm.judging.prediction_files import Columns, judged_file
 from minilm.tasks.classification import Classification
 from minilm.tasks.finetune import say_notes
 from minilm.tasks.named import TaskName, open_task, read_examples, read_source
@@ -64,6 +64,8 @@ class Labelled(NamedTuple):
 
 def open_tuned(args: OfModel, name: str, flag: str = "--model") -> Tuned:
     """A tuned model on its device, which reads as many tokens as in training. Raises UserError."""
+    if Path(name).is_file():
+        raise ConfigError(f"{flag} {name}: is a file; a model is a directory, and --predictions reads a file")
     directory = find_model(name, args.revision, allow_pickle=args.allow_pickle, flag=flag)
     model, task = open_task(directory, use_safetensors=False if args.allow_pickle else None)
     columns, trained_length = read_in_training(directory)
@@ -71,6 +73,11 @@ def open_tuned(args: OfModel, name: str, flag: str = "--model") -> Tuned:
     usual = length_of(Tuning(), model, tokenizer)
     length = min(max_tokens(model.base_model.encoder.cfg, tokenizer), trained_length or usual)
     return Tuned(model, tokenizer, task, args.runtime(model), length, {"columns": columns})
+
+
+def read_as(tuned: Tuned) -> Data:
+    """What is known of how a model's examples were read: the columns, where they have the same names."""
+    return Data([], columns=tuned.result["columns"], separator=None)
 
 
 def read_labelled(args: OfLabelled, file: Path, name: TaskName, like: Data | None = None) -> Labelled:
@@ -90,20 +97,25 @@ class Judgement(NamedTuple):
     tuned: Tuned | None
 
 
-def judge(args: OfLabelled, system: str, labelled: Labelled | None = None) -> Judgement:
-    """Of a tuned model, or a file of predictions. labelled: examples that are read already; None: those of --data, or
-    of the file itself."""
-    if Path(system).is_file():
-        if labelled is None and args.data is not None:
-            labelled = read_labelled(args, args.data, args.task)
-        columns = {"label": args.label_column, "prediction": args.prediction_column}
-        found, data, source = judged_file(Path(system), args.task, *(labelled or (None, None)), columns)
-        return Judgement(with_positive(found, args), labelled or Labelled(data, source), None)
+def judge_file(args: OfLabelled, file: Path, labelled: Labelled | None = None) -> Judgement:
+    """What a file of predictions says, of the examples of --data or of its own. labelled: those, if they are read
+    already."""
+    if labelled is None and args.data is not None:
+        labelled = read_labelled(args, args.data, args.task)
+    named = Columns(args.text_column, args.pair_column, args.label_column, args.prediction_column, args.header)
+    found, data, source = judged_file(file, args.task, *(labelled or (None, None)), named)
+    if labelled is None:
+        say_notes(file.name, data)
+    return Judgement(with_positive(found, args), labelled or Labelled(data, source), None)
+
+
+def judge_model(args: OfLabelled, name: str, labelled: Labelled | None = None) -> Judgement:
+    """What a tuned model says of the examples of --data. labelled: those, if they are read already."""
     if args.data is None:
-        raise ConfigError(f"{system}: a model needs examples to be judged by; give them with --data")
-    tuned = open_tuned(args, system)
-    labelled = labelled or read_labelled(args, args.data, tuned.task.name, Data([], columns=tuned.result["columns"]))
-    return Judgement(with_positive(judge_tuned(system, tuned, labelled), args), labelled, tuned)
+        raise ConfigError(f"{name}: a model needs examples to be judged by; give them with --data")
+    tuned = open_tuned(args, name)
+    labelled = labelled or read_labelled(args, args.data, tuned.task.name, read_as(tuned))
+    return Judgement(with_positive(judge_tuned(name, tuned, labelled), args), labelled, tuned)
 
 
 def judge_tuned(name: str, tuned: Tuned, labelled: Labelled) -> Judged:

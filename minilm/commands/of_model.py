@@ -11,6 +11,7 @@ import torch
 
 from minilm import cli
 from minilm.errors import ConfigError
+from minilm.tasks.intervals import FEWEST
 from minilm.train.log import say
 from minilm.train.runtime import Precision, Runtime
 
@@ -55,12 +56,14 @@ class OfModel:
         return self.runtime(model).autocast()
 
 
-def check_output(output: Path, source: Path, flag: str) -> None:
-    """Raises ConfigError where no file could be written, or over that of `flag`."""
+def check_output(flag: str, output: Path, **others: Path | None) -> None:
+    """Raises ConfigError where the file of `flag` could not be written, or over one of `others`, by the names of their
+    flags."""
     if not output.parent.is_dir() or output.is_dir():
-        raise ConfigError(f"--output {output}: give a file in a directory that is there")
-    if output.resolve() == source.resolve():
-        raise ConfigError(f"--output {output}: is the file of {flag}; give another")
+        raise ConfigError(f"{flag} {output}: give a file in a directory that is there")
+    for name, other in others.items():
+        if other is not None and output.resolve() == other.resolve():
+            raise ConfigError(f"{flag} {output}: is the file of {cli.flag(name)}; give another")
 
 
 def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
@@ -81,8 +84,14 @@ def tell(target: str | None, found: dict[str, Any], lines: Iterable[str]) -> Non
         print("\n".join(lines))
 
 
-def interval_of(own: dict[str, Any], of: str, form: str = ",.4f") -> str:
-    """That of a metric {value, low, high, n} over what it is of, as documents; or that there are too few."""
+def p_value(p: float) -> str:
+    return "below 0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+def interval_of(own: dict[str, Any], of: str = "", form: str = ",.4f") -> str:
+    """That of a metric {value, low, high, n}; or why there is none. of: what it is over, as documents, if that is to be
+    told."""
     if own["low"] is None:
-        return f"too few {of} for an interval"
-    return f"{own['low']:{form}} to {own['high']:{form}} (95 %, over {of})"
+        few = f"too few {of} for an interval".replace("  ", " ")
+        return few if own["n"] < FEWEST else "no interval: draws do not differ"
+    return f"{own['low']:{form}} to {own['high']:{form}}" + (f" (95 %, over {of})" if of else "")

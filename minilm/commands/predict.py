@@ -45,7 +45,7 @@ def run_predict(args: Predict) -> None:
     cli.check_ranges(args, {"threads": THREADS})
     if args.output.suffix not in itertools.chain(*(each.endings for each in TASKS.values())):
         raise ConfigError(f"--output {args.output}: give a .csv, .tsv or .jsonl, of tags a .conll, of answers a .json")
-    check_output(args.output, args.input, "--input")
+    check_output("--output", args.output, input=args.input)
     check_regular(args.input)
     tuned = open_tuned(args, args.model)
     task = tuned.task

@@ -4,15 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minilm import cli
 from minilm.commands.labelled import Judgement
 from minilm.commands.of_model import check_output, counted, tell
 from minilm.commands.score import Score, lines_of, scores_of
-from minilm.errors import ConfigError
+from minilm.data.examples import Example
+from minilm.errors import ConfigError, DataError
 from minilm.explanation.explain import explain
 from minilm.files import finite, read_json, write_whole
 from minilm.judging.page import page
 from minilm.tasks.scores import library
+from minilm.tasks.tune import Tuned
 from minilm.train.log import say
+
+NOT_WITH_RESULT = ("model", "predictions", "data", "dev", "group_column", "positive_label", "json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +33,13 @@ class Report(Score):
 def run_report(args: Report) -> None:
     """The JSON first, and the page from it."""
     library("jinja2")  # before the work
-    inputs = [file for file in (args.data, args.predictions, args.dev, args.result) if file is not None]
-    for file in inputs:
-        check_output(args.html, file, "--html")
+    json = None if args.json in (None, "-") else Path(args.json)
+    inputs = {"data": args.data, "predictions": args.predictions, "dev": args.dev, "result": args.result}
+    check_output("--html", args.html, **inputs, json=json)
     if args.result is not None:
-        if args.model or args.predictions or args.data:
-            raise ConfigError(f"--result {args.result}: is a result already; leave out the model and its examples")
+        given = [name for name in NOT_WITH_RESULT if getattr(args, name) is not None]
+        if given:
+            raise ConfigError(f"{cli.flag(given[0])}: --result {args.result} is a result already; give only --html")
         result = read_json(args.result)
         if "metrics" not in result or "task" not in result:
             raise ConfigError(f"--result {args.result}: holds no result of score or report")
@@ -41,7 +47,13 @@ def run_report(args: Report) -> None:
         result, judgement = scores_of(args)
         result = finite(result | explained(args, result, judgement))
         tell(args.json, result, lines_of(result))
-    write_whole(args.html, page(result))
+    try:
+        made = page(result)
+    except (LookupError, TypeError, ValueError, AttributeError, library("jinja2").UndefinedError) as error:
+        if args.result is None:
+            raise  # a bug
+        raise ConfigError(f"--result {args.result}: is no result of this version's score or report") from error
+    write_whole(args.html, made)
     say(f"report -> {args.html}")
 
 
@@ -52,10 +64,16 @@ def explained(args: Report, result: dict[str, Any], judgement: Judgement) -> dic
         return {}
     at = {each.where: each for each in judged.examples}
     rows = [at[each["where"]] for each in result["mistakes"]]
-    found = [
-        explain(tuned.model, tuned.task, tuned.tokenizer, [each], length=tuned.length)[0]
-        for each in counted(rows, len(rows), "mistakes explained")
-    ]
-    told = zip(result["mistakes"], found, strict=True)
+    told = zip(result["mistakes"], counted(rows, len(rows), "mistakes explained"), strict=True)
+    found = [each | _explanation(tuned, row) for each, row in told]
     method = "Integrated gradients (Sundararajan et al. 2017): what each word did for (+) or against (-) what was said."
-    return {"mistakes": [each | {"explanation": own.as_json()} for each, own in told], "explained": method}
+    return {"mistakes": found, "explained": method}
+
+
+def _explanation(tuned: Tuned, example: Example) -> dict[str, Any]:
+    """None of a text without a word that the model reads."""
+    try:
+        found = explain(tuned.model, tuned.task, tuned.tokenizer, [example], length=tuned.length)
+    except DataError:
+        return {}
+    return {"explanation": found[0].as_json()}

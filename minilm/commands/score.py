@@ -3,7 +3,7 @@
 import platform
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,32 @@ import numpy as np
 
 from minilm import cli
 from minilm.checkpoint.model import weights_fingerprint
-from minilm.commands.labelled import Judgement, OfLabelled, judge, judge_tuned, read_labelled, with_positive
-from minilm.commands.of_model import THREADS, tell
-from minilm.data.examples import Data
-from minilm.errors import ConfigError, printable
+from minilm.commands.labelled import (
+    Judgement,
+    OfLabelled,
+    judge_file,
+    judge_model,
+    judge_tuned,
+    read_as,
+    read_labelled,
+    with_positive,
+)
+from minilm.commands.of_model import THREADS, interval_of, p_value, tell
+from minilm.errors import ConfigError, DataError, printable
 from minilm.files import sha256
 from minilm.judging.judged import Judged
+from minilm.judging.page import CONSTANT
 from minilm.judging.score import scored
 from minilm.metrics.groups import group_lines, group_scores
 from minilm.metrics.slices import SIGNIFICANT
 from minilm.tasks.classification import Classification
-from minilm.tasks.intervals import FEWEST
 from minilm.tasks.tune import Tuned
 from minilm.train.cost import matmul_peak, training_flops
 from minilm.train.job import VERSIONS
 from minilm.train.runtime import peak_memory_mb
 
 SHOWN = 5  # slices
+OVER = " (95 %, over examples)"  # which the head of the table says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +64,7 @@ def scores_of(args: Score) -> tuple[dict[str, Any], Judgement]:
     cli.check_ranges(args, {"threads": THREADS})
     if (args.model is None) == (args.predictions is None):
         raise ConfigError("--model, --predictions: give one of them")
-    judgement = judge(args, str(args.predictions or args.model))
+    judgement = judge_file(args, args.predictions) if args.predictions else judge_model(args, args.model)
     judged, labelled, tuned = judgement
     cells = labelled.cells()
     result = {"system": judged.name} | scored(judged, _dev(args, judgement), cells)
@@ -86,10 +95,9 @@ def _dev(args: Score, judgement: Judgement) -> Judged | None:
     if judged.probabilities is None:
         raise ConfigError(f"--dev {args.dev}: temperature and thresholds are of probabilities, and here are none")
     if tuned is not None:
-        trained = Data([], columns=tuned.result["columns"])
-        found = judge_tuned(judged.name, tuned, read_labelled(args, args.dev, tuned.task.name, trained))
+        found = judge_tuned(judged.name, tuned, read_labelled(args, args.dev, tuned.task.name, read_as(tuned)))
     else:
-        found = judge(Score(**{**vars(args), "data": None, "predictions": args.dev}), str(args.dev)).judged
+        found = judge_file(replace(args, data=None), args.dev).judged
     if found.probabilities is None or getattr(found.task, "labels", ()) != judged.task.labels:
         raise ConfigError(f"--dev {args.dev}: no probabilities of the same labels")
     return with_positive(found, args)
@@ -106,7 +114,10 @@ def _groups(args: Score, judged: Judged, cells: dict[str, list[Any]]) -> dict[st
     score = judged.probabilities[:, number] if two and judged.probabilities is not None else None
     groups = ["" if value is None else str(value) for value in cells[column]]
     positive = task.labels[number] if two else None
-    found = group_scores([each.label for each in judged.examples], judged.decoded, score, groups, positive)
+    try:
+        found = group_scores([each.label for each in judged.examples], judged.decoded, score, groups, positive)
+    except DataError as error:
+        raise DataError(f"--group-column {column}: {error}") from error
     return {"column": column, "positive": positive} | found
 
 
@@ -128,7 +139,7 @@ def _cost(judged: Judged, tuned: Tuned) -> dict[str, Any]:
         "peak_flops": peak,
         "mfu": flops / judged.seconds / peak,
         "peak_mb": peak_mb,
-        "joules": None,
+        "joules": judged.joules,
         "machine": runtime.describe(),
     }
 
@@ -140,13 +151,13 @@ def lines_of(result: dict[str, Any]) -> list[str]:
     """What a person reads first; the JSON holds the rest."""
     file = printable(result["data"]["file"])
     lines = [f"{printable(result['system'])}, {result['task']}, {result['n']:,} examples of {file}", ""]
-    lines.append(f"{'':20} {'value':>8}  {'95 % interval':18} {'unread':>8}")
+    lines.append(f"{'':20} {'value':>8}  {'95 % interval':18} {'baseline':>8}")
     for name, own in result["metrics"].items():
         if not (result["task"] == "classification" and name.startswith("micro_")):  # all of them the accuracy
             lines.append(_metric_line(name, own, result))
     if "positive_label" in result:
-        lines.append(f"f1, precision and recall are those of {printable(result['positive_label'])}")
-    lines.append("unread: of one who has read nothing and says what is right most often")
+        lines.append(f"f1, precision and recall are those of the label {printable(result['positive_label'])}")
+    lines.append(f"baseline: {CONSTANT[result['task']]}")
     if "labels" in result:
         lines += ["", f"{'label':20} {'examples':>8} {'precision':>10} {'recall':>8} {'f1':>8}"]
         lines += [_label_line(row) for row in result["labels"]]
@@ -165,12 +176,9 @@ def _number(value: float | None) -> str:
 
 
 def _metric_line(name: str, own: dict[str, Any], result: dict[str, Any]) -> str:
-    ends = f"{own['low']:.4f} to {own['high']:.4f}" if own["low"] is not None else ""
-    if not ends:
-        few = f"fewer than {FEWEST} examples" if own["n"] < FEWEST else ""
-        ends = result["undefined"].get(name, few)
+    ends = result["undefined"].get(name) or interval_of(own, "examples", ".4f").removesuffix(OVER)
     line = f"{name.replace('_', ' '):20} {_number(own['value'])}  {ends:18}"
-    return f"{line} {_number(result['constant'][name])}" if name in result["constant"] else line.rstrip()
+    return f"{line} {_number(result['baseline'][name])}" if name in result["baseline"] else line.rstrip()
 
 
 def _label_line(row: dict[str, Any]) -> str:
@@ -181,20 +189,26 @@ def _label_line(row: dict[str, Any]) -> str:
 def _calibration_lines(found: dict[str, Any] | None, chosen: dict[str, Any] | None) -> list[str]:
     if found is None:
         return []
-    far = "no further off than true ones" if found["ece"] <= found["ece_of_true_high"] else "further off than true ones"
-    lines = ["", f"calibration          probabilities are off by {found['ece']:.4f} on average (ECE, 15 bins): {far},"]
-    lines.append(f"{'':20} of which 95 % are off by less than {found['ece_of_true_high']:.4f} in so many examples")
+    lines = ["", f"calibration          probabilities are off by {found['ece']:.4f} on average (ECE, 15 bins)"]
+    if "ece_of_true" in found:
+        high = found["ece_of_true_high"]
+        far = "not more than chance explains" if found["ece"] <= high else "more than chance explains"
+        lines.append(f"{'':20} {far}: true ones are off by less than {high:.4f} in 95 % of samples so large")
     if "temperature" in found:
         told = found.get("reason")
         if told is None:
-            told = f"{found['temperature']:.3f}, with which they are off by {found['with_temperature']['ece']:.4f}"
+            after = found["with_temperature"]["ece"]
+            told = f"{found['temperature']:.3f}, with which they are off by {after:.4f}"
+            told += "" if after < found["ece"] else ": no better here"
         lines.append(f"temperature          {told}")
     for label, threshold in (chosen or {}).get("of", {}).items():
-        lines.append(f"threshold            {threshold:.4f} of {printable(label)}, chosen on --dev")
+        told = "0.5, for --dev has no example" if threshold is None else f"{threshold:.4f}"
+        lines.append(f"threshold            {told} of {printable(label)}, chosen on --dev")
     if chosen:
         name = "f1" if "f1" in chosen["chosen"] else "macro_f1"
         half, best = chosen["at_half"][name], chosen["chosen"][name]
-        lines.append(f"{'':20} {name.replace('_', ' ')} {half:.4f} at 0.5, {best:.4f} so")
+        worse = "" if best > half else ": no better here"
+        lines.append(f"{'':20} {name.replace('_', ' ')} {half:.4f} at 0.5, {best:.4f} so{worse}")
     return lines
 
 
@@ -204,12 +218,16 @@ def _slice_lines(found: dict[str, Any] | None) -> list[str]:
     tested = (row for row in found["slices"] if row["p_holm"] is not None)
     worse = [row for row in tested if row["p_holm"] < SIGNIFICANT and row["difference"] < 0]
     deciding = found["deciding"].replace("_", " ")
+    if not found["tests"]:
+        return ["", "slices               no column has values that are shared by enough examples"]
+    head = f"is worse (p corrected for {found['tests']:,} comparisons) where"
     if not worse:
-        return ["", f"slices               {deciding} is nowhere significantly worse, of {found['tests']:,} looked at"]
-    lines = ["", f"slices               {deciding} is worse (p corrected for {found['tests']:,} looked at) where"]
+        head = f"is nowhere significantly worse (p corrected for {found['tests']:,} comparisons); lowest where"
+        worse = sorted((row for row in found["slices"] if row["p_holm"] is not None), key=lambda row: row["difference"])
+    lines = ["", f"slices               {deciding} {head}"]
     for row in worse[:SHOWN]:
         lines.append(
             f"{'':20} {printable(str(row['column']))} is {printable(str(row['value']))}: {row['inside']:.4f} of "
-            f"{row['n']:,}, elsewhere {row['outside']:.4f}, p {row['p_holm']:.4f}"
+            f"{row['n']:,}, elsewhere {row['outside']:.4f}, p {p_value(row['p_holm'])}"
         )
     return lines

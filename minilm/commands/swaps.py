@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minilm.checkpoint.model import find_model
-from minilm.commands.of_model import OfModel, counted
+from minilm.commands.of_model import OfModel, counted, interval_of
 from minilm.data.documents import uncompressed_name
 from minilm.data.examples import Data, Example, read_texts
 from minilm.data.tables import Row, Table, check_regular, listed, read_table, text_lines
@@ -135,6 +135,8 @@ def _of_classifier(
     examples = [Example(*version) for each in swapped for version in each.versions]
     features = task.features(examples, tokenizer, length)
     outputs, _ = outputs_of(task, Applied(model), features, args.runtime(model), wants_loss=False)
+    if not np.isfinite(outputs).all():
+        raise DataError(f"{directory}: the model's outputs are not finite; in half precision, try fp32")
     said = task.decode(Predictions(outputs, features, examples))
     chances = task.probabilities(outputs.astype(np.float64))
     found = label_scores(
@@ -174,11 +176,10 @@ def _largest(of: dict[str, dict[str, Metric]], size: Any) -> list[tuple[str, dic
     return [(cut(printable(name), 40), own) for name, own in found]
 
 
-def _line(name: str, own: Metric, digits: str, unit: str = "") -> str:
+def _line(name: str, own: Metric, form: str, unit: str = "") -> str:
     if not own["n"]:
         return f"{name:44} not defined: no text holds words of one column only"
-    ends = "too few for an interval" if own["low"] is None else f"{own['low']:{digits}} to {own['high']:{digits}}"
-    return f"{name:44} {own['value']:{digits}}{unit}  {ends}  of {own['n']:,}"
+    return f"{name:44} {own['value']:{form}}{unit}  {interval_of(own, form=form)}  of {own['n']:,}"
 
 
 def _texts(version: Sequence[str]) -> str:

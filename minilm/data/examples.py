@@ -83,7 +83,7 @@ class Data:
     notes: tuple[str, ...] = ()  # what was decided by looking, a line each, to be printed
     left_out: tuple[str, ...] = ()  # "file:line: why" of each row that is not used
     columns: dict[str, str] = field(default_factory=dict)  # role (text, pair, label) -> the column taken for it
-    separator: str = ""  # of several labels in a cell
+    separator: str | None = ""  # of several labels in a cell; None: as it looks
     origin: int | None = None  # of labels that are numbers of choices: 0 or 1
 
 
@@ -132,7 +132,7 @@ def read_texts(
         notes.append(f"labels are the columns of 0 and 1: {listed(flags)}")
     else:
         columns, notes = _roles(table, kind, named, labelled)
-    labels_of = {"classification": _label, "multilabel": _labels, "regression": _score}[kind]
+    labels_of = {"classification": _label, "multilabel": labels_of_cell, "regression": _score}[kind]
     if separator is None:
         separator = _separator(table, columns["label"]) if kind == "multilabel" and "label" in columns else ""
     if separator:
@@ -176,7 +176,7 @@ def _label(value: Any, where: str, _: str) -> str | None:
     return (as_text(value, where, "label") or "").strip() or None
 
 
-def _labels(value: Any, where: str, separator: str) -> tuple[str, ...] | None:
+def labels_of_cell(value: Any, where: str, separator: str) -> tuple[str, ...] | None:
     """None where nothing is said; () for an empty list: none of the labels holds."""
     if isinstance(value, str) and value.strip().startswith("["):
         value = parse_json(value, where, 'labels as a list, ["a", "b"]')

@@ -13,6 +13,7 @@ from minilm.errors import DataError, some
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.task import Task
 from minilm.tasks.tune import Tuned
+from minilm.train.cost import EnergyMeter
 
 AT_ONCE = 4096  # examples
 SHOWN = 8  # labels in a message
@@ -32,6 +33,7 @@ class Judged:
     unknown: np.ndarray | None = None  # (n,) of these, how many are [UNK]
     cut: int = 0  # examples longer than what is read of them
     seconds: float = 0.0  # that a model took
+    joules: float | None = None  # None: nothing measures them
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -43,7 +45,7 @@ def judged_model(
     """Of a model, AT_ONCE examples at a time, of whose tokens and outputs nothing is kept. watched: yields what it is
     given, to say how far it is. Raises DataError for a label that the model does not know, and for outputs that are not
     finite."""
-    task, began = tuned.task, time.perf_counter()
+    task, began, meter = tuned.task, time.perf_counter(), EnergyMeter(tuned.runtime.device)
     check_known(task, examples)
     unknown_id = tuned.tokenizer.unk_token_id
     decoded, chances, tokens, unknown, cut = [], [], [], [], 0
@@ -71,6 +73,7 @@ def judged_model(
         np.concatenate(unknown),
         cut,
         time.perf_counter() - began,
+        meter.spent(),
     )
 
 

@@ -4,10 +4,12 @@ from importlib import resources
 from typing import Any
 
 from minilm.explanation.shown import Explanation, Word, html_fragment
-from minilm.metrics.groups import group_lines
+from minilm.metrics.groups import COLUMNS
+from minilm.tasks.intervals import FEWEST
 from minilm.tasks.scores import library
 
 SLICES = 10  # shown
+ENDS = ("value", "low", "high")
 
 CONSTANT = {  # what is said by who has read nothing, of each task
     "classification": "always the commonest label",
@@ -30,14 +32,15 @@ def page(result: dict[str, Any]) -> str:
     return template.render(
         r=result,
         constant=CONSTANT[result["task"]],
-        group_lines=group_lines,
+        group_columns=COLUMNS,
+        fewest=FEWEST,
         shown_slices=SLICES,
         cost=cost_lines(result.get("cost") or {}),
         most=max((each["n"] for each in bins), default=1),
         number=number,
         fragment=lambda told: markup(html_fragment(explanation_of(told))),
         count=lambda value: f"{value:,}",
-        within=lambda own: all(own[end] is None or 0 <= own[end] <= 1 for end in ("value", "low", "high")),
+        within=lambda own: own["value"] is not None and all(0 <= own[end] <= 1 for end in ENDS if own[end] is not None),
     )
 
 

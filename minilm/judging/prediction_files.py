@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minilm.data.documents import uncompressed_name
-from minilm.data.examples import Data, as_text
+from minilm.data.examples import Choice, Data, as_text, labels_of_cell
 from minilm.data.spans import is_one_word_a_line, read_tagged
 from minilm.data.tables import Row, Table, check_regular, listed, read_json, read_table, shown, text_lines
-from minilm.errors import ConfigError, DataError
+from minilm.errors import ConfigError, DataError, some
 from minilm.judging.judged import Judged
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.named import TaskName, make_task, read_examples
@@ -21,42 +21,86 @@ from minilm.tasks.scores import Tags
 
 PREDICTIONS = ("prediction (model)", "prediction", "predictions", "predicted", "pred", "y_pred")  # columns
 SUMS_TO_ONE = 1e-3  # how far probabilities of a file may miss it, by their rounding
+ROW = "row"  # a column in place of texts, where a file holds labels and predictions alone
+SHOWN = 5  # labels in a message
+
+
+class Columns(NamedTuple):
+    """Those that a user names, and whether a csv has a header; None: as it looks."""
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+    prediction: str | None = None
+    header: bool | None = None
+
+
+DEFAULT = Columns()
 
 
 def judged_file(
-    file: Path, name: TaskName, gold: Data | None, source: Table | Path | None, columns: dict[str, str | None]
+    file: Path,
+    name: TaskName,
+    gold: Data | None = None,
+    source: Table | Path | None = None,
+    named: Columns = DEFAULT,
 ) -> tuple[Judged, Data, Table | Path]:
     """Of a file as `evaluate.py predict` writes it, or another system: a table with a column of predictions (and of
     probabilities, p(LABEL)), words with a tag in the last column, SQuAD's answers by id. With the labelled examples,
     and what they were read from.
 
-    gold, source: these, each in the same place as its prediction; None: the labels are in the file too. columns: the
-    names given for label and prediction. Raises DataError.
+    gold, source: these, each in the same place as its prediction; None: the labels are in the file too. Raises
+    DataError.
     """
     check_regular(file)
+    chances, labels = None, ()
     if name == "span":
         if gold is None:
             raise ConfigError(f"{file}: answers without the questions; give their labelled file with --data")
-        decoded, chances = _answers(file, gold), None
+        decoded = _answers(file, gold)
     elif name == "tagging":
         gold, decoded = _tags(file, gold)
-        chances = None
     else:
-        table = read_table(file)
-        own = _prediction_column(table, columns.get("prediction"))
-        told = [column for column in table.columns if column.startswith("p(") and column.endswith(")")]
+        table = _table(file, named)
+        own = _prediction_column(table, named.prediction)
+        told = _told(table) if name in ("classification", "multilabel") else {}
         if gold is None:
-            rest = tuple(column for column in table.columns if column not in (own, "p", "choice", *told))
-            gold = read_examples(replace(table, columns=rest), name, label=columns.get("label"))
-            source = table
+            source, gold = _examples(table, name, named, {own, "p", "choice", *told.values()})
         rows = _rows_of(table, gold, source)
-        decoded = [_decoded(name, row.cells.get(own), row.where) for row in rows]
-        chances = _probabilities(name, rows, told) if told else None
+        decoded = [_decoded(name, row.cells.get(own), row.where, gold.separator) for row in rows]
+        chances, labels = _probabilities(name, rows, [*told.values()]) if told else None, tuple(told)
     task = make_task(name, gold.examples)
     if isinstance(task, Classification | MultiLabel):
-        task = replace(task, labels=_labels(task, decoded, [column[2:-1] for column in told], file))
+        task = replace(task, labels=_labels(task, decoded, labels, file))
+    _check_choices(gold.examples, decoded)
     found = Judged(str(file), task, gold.examples, decoded, task.records_of(gold.examples, decoded), chances)
     return found, gold, file if source is None else source
+
+
+def _table(file: Path, named: Columns) -> Table:
+    """With a header also where only that of the predictions looks like one."""
+    table = read_table(file, named.header)
+    if named.header is not None or table.columns[0] != "1":
+        return table
+    first = {str(cell) for cell in table.rows[0].cells.values()}
+    return read_table(file, header=True) if {*PREDICTIONS, named.prediction} & first else table
+
+
+def _told(table: Table) -> dict[str, str]:
+    """Label -> the column of its probability, by the labels' names."""
+    columns = [column for column in table.columns if column.startswith("p(") and column.endswith(")")]
+    return {column[2:-1]: column for column in sorted(columns, key=lambda column: column[2:-1])}
+
+
+def _examples(table: Table, name: TaskName, named: Columns, told: set[str]) -> tuple[Table, Data]:
+    """The examples that stand in a file of predictions, and its columns but for what a system says."""
+    given = {role: value and table.column(value) for role, value in zip(("text", "pair", "label"), named, strict=False)}
+    rest = tuple(column for column in table.columns if column not in told)
+    if name != "choice" and len(rest) == 1 + (given["pair"] is not None) and not given["text"]:  # labels alone
+        rows = [row._replace(cells=row.cells | {ROW: f"row {i}"}) for i, row in enumerate(table.rows, start=1)]
+        table, rest, given = replace(table, rows=rows), (ROW, *rest), given | {"text": ROW, "label": rest[0]}
+    source = replace(table, columns=rest)
+    return source, read_examples(source, name, **{role: value for role, value in given.items() if value})
 
 
 def _prediction_column(table: Table, given: str | None) -> str:
@@ -71,20 +115,29 @@ def _prediction_column(table: Table, given: str | None) -> str:
 
 
 def _rows_of(table: Table, gold: Data, source: Table | Path | None) -> list[Row]:
-    """The row of each example, by its place."""
+    """The row of each example, by its place. Where both files have its text or label, they must be the same."""
     place = {row.where: at for at, row in enumerate(source.rows)} if isinstance(source, Table) else {}
     total = len(place) or len(gold.examples)
     if len(table.rows) != total:
         raise DataError(f"{table.name}: {len(table.rows):,} rows for {total:,} labelled ones; give each its prediction")
-    return [table.rows[place.get(each.where, at)] for at, each in enumerate(gold.examples)]
+    rows = [table.rows[place.get(each.where, at)] for at, each in enumerate(gold.examples)]
+    shared = [column for column in gold.columns.values() if column in table.columns and isinstance(source, Table)]
+    for each, row in zip(gold.examples, rows, strict=True):
+        own = source.rows[place[each.where]].cells if shared else {}
+        for column in shared:
+            if str(own.get(column)).strip() != str(row.cells.get(column)).strip():
+                raise DataError(
+                    f"{row.where}: not the {column!r} of {each.where}; give predictions in the labels' order"
+                )
+    return rows
 
 
-def _decoded(name: TaskName, cell: Any, where: str) -> Any:
+def _decoded(name: TaskName, cell: Any, where: str, separator: str | None) -> Any:
     """A prediction in a cell."""
     if name == "multilabel":
-        if isinstance(cell, list | tuple):
-            return tuple(as_text(each, where, "prediction") or "" for each in cell)
-        return tuple(each.strip() for each in (as_text(cell, where, "prediction") or "").split("|") if each.strip())
+        written = as_text(cell, where, "prediction") or "" if not isinstance(cell, list | tuple) else ""
+        mark = "|" if "|" in written or not separator else separator  # predict writes the first
+        return labels_of_cell(cell, where, mark) or ()
     text = (as_text(cell, where, "prediction") or "").strip()
     if not text:
         raise DataError(f"{where}: no prediction; give each row one")
@@ -92,7 +145,7 @@ def _decoded(name: TaskName, cell: Any, where: str) -> Any:
         return text
     try:
         value = int(text) if name == "choice" else float(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
         what = "number of a choice, from 0" if name == "choice" else "finite number"
@@ -107,7 +160,7 @@ def _probabilities(name: TaskName, rows: Sequence[Row], columns: Sequence[str]) 
         for i, column in enumerate(columns):
             try:
                 found[at, i] = float(row.cells.get(column))
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 found[at, i] = np.nan
         if not ((found[at] >= 0) & (found[at] <= 1)).all():
             raise DataError(f"{row.where}: a probability is no number from 0 to 1; give each label one, or drop p(...)")
@@ -121,13 +174,24 @@ def _probabilities(name: TaskName, rows: Sequence[Row], columns: Sequence[str]) 
 def _labels(
     task: Classification | MultiLabel, decoded: Sequence[Any], told: Sequence[str], file: Path
 ) -> tuple[str, ...]:
-    """Those that are gold or predicted; where there are probabilities, in their order."""
-    met = {*task.labels, *(decoded if isinstance(task, Classification) else chain.from_iterable(decoded))}
-    if told and (strange := sorted(met - {*told})):
+    """Those that are gold or predicted, by name. Raises DataError where predictions and labels are named otherwise."""
+    said = {*(decoded if isinstance(task, Classification) else chain.from_iterable(decoded)), *told}
+    if told and (strange := sorted({*task.labels, *said} - {*told})):
         raise DataError(
             f"{file}: no column p({strange[0]}) for the label {shown(strange[0])}; give one, or none at all"
         )
-    return tuple(told or sorted(met))
+    if said and not said & {*task.labels}:
+        raise DataError(
+            f"{file}: predictions are {some(sorted(said), SHOWN)}, and the labels {some(sorted(task.labels), SHOWN)}; "
+            "name them alike"
+        )
+    return tuple(sorted({*task.labels, *said}))
+
+
+def _check_choices(examples: Sequence[Any], decoded: Sequence[Any]) -> None:
+    for each, choice in zip(examples, decoded, strict=True):
+        if isinstance(each, Choice) and not 0 <= choice < len(each.choices):
+            raise DataError(f"{each.where}: the prediction {choice} is none of {len(each.choices)}, counted from 0")
 
 
 def _tags(file: Path, gold: Data | None) -> tuple[Data, Tags]:

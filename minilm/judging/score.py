@@ -9,6 +9,7 @@ from minilm.data.examples import Example
 from minilm.data.tables import shown
 from minilm.errors import DataError
 from minilm.judging.judged import Judged
+from minilm.judging.metric_tables import RATES, held, metric_tables, probability_table
 from minilm.metrics.calibration import (
     best_temperature,
     calibration_scores,
@@ -19,31 +20,18 @@ from minilm.metrics.calibration import (
     reliability,
     sigmoid,
     softmax,
-    top_label,
 )
-from minilm.metrics.labels import (
-    label_set_records,
-    probability_records,
-    weighted_each_label,
-    weighted_each_of_sets,
-    weighted_label_set_probabilities,
-    weighted_label_set_table,
-    weighted_label_table,
-    weighted_probabilities,
-    why_label_sets,
-    why_labels,
-    why_probabilities,
-)
+from minilm.metrics.labels import weighted_each_label, weighted_each_of_sets
 from minilm.metrics.slices import slices
 from minilm.tasks.classification import Classification, MultiLabel
-from minilm.tasks.intervals import Weighted, with_intervals
+from minilm.tasks.intervals import FEWEST, share, with_intervals
 from minilm.tasks.predictions import SHOWN_LABELS
 from minilm.tasks.scores import confusion, multilabel_scores
 from minilm.tasks.task import Task
 
 MISTAKES = 10  # shown
-SMALLEST = 1e-12  # of a probability whose logarithm is taken
-RATES = ("precision", "recall", "f1")
+NOT_DEFINED = "not defined: of nothing here, or of a constant"
+SMALLEST = float(np.finfo(np.float64).eps)  # of a probability whose logarithm is taken, as scikit-learn has it
 
 Metrics = dict[str, dict[str, Any]]
 
@@ -51,34 +39,37 @@ Metrics = dict[str, dict[str, Any]]
 def scored(
     judged: Judged, dev: Judged | None = None, cells: Mapping[str, Sequence[Any]] | None = None
 ) -> dict[str, Any]:
-    """{task, n, metrics, constant, undefined, labels, confusion, calibration, thresholds, slices, mistakes}, as far as
+    """{task, n, metrics, baseline, undefined, labels, confusion, calibration, thresholds, slices, mistakes}, as far as
     the task has them, ready for JSON.
 
-    metrics: {value, low, high, n} of each, with its 95 % interval. constant: the same metrics of one who has not read
+    metrics: {value, low, high, n} of each, with its 95 % interval. baseline: the same metrics of one who has not read
     the examples. undefined: why a metric is None. dev: the same system on other examples, which temperature and
     thresholds are chosen by. cells: columns to look for slices in. Raises DataError where every example has the same
     label.
     """
     task = judged.task
-    found: dict[str, Any] = {"task": task.name, "n": len(judged), "metrics": {}, "constant": {}, "undefined": {}}
-    tables = [(judged.records, task.weighted, task.proportions)]
+    found: dict[str, Any] = {"task": task.name, "n": len(judged), "metrics": {}, "baseline": {}, "undefined": {}}
     if isinstance(task, Classification):
         check_labels(judged)
-        tables, found["undefined"] = _of_labels(judged, task)
-    elif isinstance(task, MultiLabel):
-        tables, found["undefined"] = _of_label_sets(judged, task)
-    for records, weighted, proportions in tables:
-        found["metrics"] |= with_intervals(records, weighted, len(judged), proportions)
+    tables = metric_tables(judged)
+    for table in tables:
+        found["metrics"] |= with_intervals(table.records, table.weighted, len(judged), table.proportions)
+        found["undefined"] |= table.undefined
+    if isinstance(task, Classification):
+        found["metrics"] |= _conditional(judged, task)
+    for name, own in found["metrics"].items():
+        if not np.isfinite(own["value"]):
+            found["undefined"].setdefault(name, NOT_DEFINED)
     blind = task.records_of(judged.examples, task.constant(judged.examples))
-    values = tables[0][1](blind, np.ones((1, len(judged))))
-    found["constant"] = {name: float(value[0]) for name, value in values.items()}
+    values = tables[0].weighted(blind, np.ones((1, len(judged))))
+    found["baseline"] = {name: float(value[0]) for name, value in values.items()}
     if isinstance(task, Classification | MultiLabel):
         found |= _each_label(judged)
     if judged.probabilities is not None:
         found["calibration"] = calibration(judged, dev)
         if dev is not None:
             found["thresholds"] = thresholds(judged, dev)
-    columns = dict(cells or {}) | token_columns(judged)
+    columns = token_columns(judged) | dict(cells or {})
     if columns:
         found["slices"] = slices(judged.records, task.weighted, columns, task.proportions, deciding_metric(task))
     if isinstance(task, Classification):
@@ -99,42 +90,24 @@ def check_labels(judged: Judged) -> None:
 
 
 def token_columns(judged: Judged) -> dict[str, np.ndarray]:
-    """How long each example is, and how much of it is unknown, as a model reads it."""
+    """How long each example is, and how much of it is unknown, as a model reads it; of a file how many words it has."""
     if judged.tokens is None:
-        return {}
+        is_text = judged.examples and isinstance(judged.examples[0], Example)
+        return {"words": np.array([len(each.text.split()) for each in judged.examples])} if is_text else {}
     return {"tokens": judged.tokens, "unknown tokens": judged.unknown / judged.tokens}
 
 
-Tables = list[tuple[np.ndarray, Weighted, Sequence[str]]]
+def _conditional(judged: Judged, task: Classification) -> Metrics:
+    """precision and recall of the positive one of two labels: each a share of some examples alone, which n counts."""
+    if len(task.labels) != 2:
+        return {}
+    return dict(zip(RATES, _rates_of(judged.records, task.positive_number), strict=False))
 
 
-def _of_labels(judged: Judged, task: Classification) -> tuple[Tables, dict[str, str]]:
-    """What metrics are computed of, and why some are not defined."""
-    labels, positive = len(task.labels), task.positive_number
-
-    def table(records: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-        return weighted_label_table(records, weights, labels, positive)
-
-    tables, why = [(judged.records, table, task.proportions)], why_labels(judged.records, task.labels)
-    if judged.probabilities is not None:
-        records = probability_records(judged.records[:, 0], judged.probabilities)
-        tables.append((records, lambda *each: weighted_probabilities(*each, positive), ()))
-        why |= why_probabilities(records, task.labels, positive)
-    return tables, why
-
-
-def _of_label_sets(judged: Judged, task: MultiLabel) -> tuple[Tables, dict[str, str]]:
-    tables, why = [(judged.records, weighted_label_set_table, task.proportions)], {}
-    if judged.probabilities is not None:
-        records = label_set_records(_held(judged), judged.probabilities)
-        tables.append((records, weighted_label_set_probabilities, ()))
-        why = why_label_sets(records, task.labels)
-    return tables, why
-
-
-def _held(judged: Judged) -> np.ndarray:
-    """(n, C) bool: which labels of the task hold."""
-    return np.split(judged.records > 0, 2, axis=1)[0][:, : len(judged.task.labels)]
+def _rates_of(records: np.ndarray, label: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(precision, recall) of a label, with Wilson's intervals."""
+    gold, predicted = (side == label for side in records.T)
+    return share(gold[predicted]), share(predicted[gold])
 
 
 def _each_label(judged: Judged) -> dict[str, Any]:
@@ -146,14 +119,17 @@ def _each_label(judged: Judged) -> dict[str, Any]:
         return {}
     if isinstance(task, Classification):
         metrics = with_intervals(records, lambda *each: weighted_each_label(*each, len(names)), n)
-        support = np.bincount(records[:, 0].astype(np.int64), minlength=len(names))
+        sides = [records == i for i in range(len(names))]
     else:
         metrics = with_intervals(records, weighted_each_of_sets, n)
-        support = _held(judged).sum(axis=0)
-    rows = [
-        {"name": name, "support": int(support[i])} | {rate: metrics[f"{rate} {i}"] for rate in RATES}
-        for i, name in enumerate(names)
-    ]
+        gold, predicted = np.split(records > 0, 2, axis=1)
+        sides = [np.stack([gold[:, i], predicted[:, i]], axis=1) for i in range(len(names))]
+    rows = []
+    for i, (name, side) in enumerate(zip(names, sides, strict=True)):
+        f1, support = metrics[f"f1 {i}"] | {"n": int(side.any(axis=1).sum())}, int(side[:, 0].sum())
+        if f1["n"] < FEWEST:
+            f1 |= {"low": None, "high": None}
+        rows.append({"name": name, "support": support} | dict(zip(RATES, (*_rates_of(side, 1), f1), strict=True)))
     if not isinstance(task, Classification):
         return {"labels": rows}
     found = {"labels": rows, "confusion": confusion(*records.T, len(names)).tolist()}
@@ -166,17 +142,21 @@ def _each_label(judged: Judged) -> dict[str, Any]:
 def _confidence(judged: Judged, chances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(probabilities, whether what they are of holds): of the label predicted, or of each label by itself."""
     if isinstance(judged.task, Classification):
-        return top_label(chances, judged.records[:, 0])
-    return chances.ravel(), _held(judged).ravel()
+        gold, predicted = judged.records.T
+        return chances[np.arange(len(judged)), predicted], gold == predicted
+    return chances.ravel(), held(judged).ravel()
 
 
 def calibration(judged: Judged, dev: Judged | None) -> dict[str, Any]:
     """Whether probabilities mean what they say: ece and mce, the ece that as many true ones would have (mean, and 95 %
     quantile), the reliability curve; and with dev the temperature that is best there, and ece and log loss with it."""
     confidence, holds = _confidence(judged, judged.probabilities)
-    mean, high = ece_if_calibrated(confidence, equal_width())
-    found: dict[str, Any] = calibration_scores(confidence, holds) | {"ece_of_true": mean, "ece_of_true_high": high}
+    found: dict[str, Any] = calibration_scores(confidence, holds)
     found["bins"] = [each._asdict() for each in reliability(confidence, holds, equal_width())]
+    if isinstance(judged.task, Classification):
+        found["ece_of_true"], found["ece_of_true_high"] = ece_if_calibrated(confidence, equal_width())
+    else:  # labels of one text depend on each other: how far chance alone goes is not known
+        found["bins"] = [each | {"low": None, "high": None} for each in found["bins"]]
     if dev is None:
         return found
     try:
@@ -185,7 +165,13 @@ def calibration(judged: Judged, dev: Judged | None) -> dict[str, Any]:
         return found | {"temperature": None, "reason": str(error)}
     apply = softmax if isinstance(judged.task, Classification) else sigmoid
     after = apply(_logits(judged), temperature)
-    return found | {"temperature": temperature, "with_temperature": calibration_scores(*_confidence(judged, after))}
+    scores = calibration_scores(*_confidence(judged, after)) | {"log_loss": _log_loss(judged, after)}
+    return found | {"temperature": temperature, "with_temperature": scores}
+
+
+def _log_loss(judged: Judged, chances: np.ndarray) -> float:
+    table = probability_table(judged, chances)
+    return float(table.weighted(table.records, np.ones((1, len(judged))))["log_loss"][0])
 
 
 def _logits(judged: Judged) -> np.ndarray:
@@ -195,24 +181,27 @@ def _logits(judged: Judged) -> np.ndarray:
 
 
 def _gold(judged: Judged) -> np.ndarray:
-    return judged.records[:, 0].astype(np.int64) if isinstance(judged.task, Classification) else _held(judged)
+    return judged.records[:, 0].astype(np.int64) if isinstance(judged.task, Classification) else held(judged)
 
 
 def thresholds(judged: Judged, dev: Judged) -> dict[str, Any]:
     """The probability above which a label is predicted, chosen for its f1 on dev, and what that is worth here, beside
-    0.5: of the positive one of two labels, or of each of several that may hold together. {} of others."""
+    0.5: of the positive one of two labels, or of each of several that may hold together. None where dev has examples on
+    one side only, and 0.5 is kept. {} of one of more than two labels."""
     task = judged.task
     if isinstance(task, MultiLabel):
-        best, _ = decision_thresholds(dev.probabilities, _held(dev))
-        scores = [multilabel_scores(_held(judged), judged.probabilities > each) for each in (0.5, best)]
-        chosen = dict(zip(task.labels, best.tolist(), strict=True))
+        best, worth = decision_thresholds(dev.probabilities, held(dev))
+        scores = [multilabel_scores(held(judged), judged.probabilities > each) for each in (0.5, best)]
+        there = zip(task.labels, best.tolist(), np.isfinite(worth), strict=True)
+        chosen = {label: own if is_chosen else None for label, own, is_chosen in there}
         return {"of": chosen, "at_half": scores[0], "chosen": scores[1]}
     if len(task.labels) != 2:
         return {}
     positive = task.positive_number
-    best, _ = decision_threshold(dev.probabilities[:, positive], dev.records[:, 0] == positive)
+    best, worth = decision_threshold(dev.probabilities[:, positive], dev.records[:, 0] == positive)
     at_half, chosen = (_predicting(judged, task, threshold) for threshold in (0.5, best))
-    return {"of": {task.labels[positive]: best}, "at_half": at_half, "chosen": chosen}
+    of = {task.labels[positive]: best if np.isfinite(worth) else None}
+    return {"of": of, "at_half": at_half, "chosen": chosen}
 
 
 def _predicting(judged: Judged, task: Classification, threshold: float) -> dict[str, float]:
@@ -230,7 +219,7 @@ def mistakes(judged: Judged) -> list[dict[str, Any]]:
     """The surest ones, the surest first; without probabilities the first ones."""
     gold, predicted = judged.records.T
     wrong = np.flatnonzero(gold != predicted)
-    sure = np.zeros(len(judged)) if judged.probabilities is None else judged.probabilities.max(axis=1)
+    sure = np.zeros(len(judged)) if judged.probabilities is None else _confidence(judged, judged.probabilities)[0]
     wrong = wrong[np.argsort(-sure[wrong], kind="stable")][:MISTAKES]
     return [_mistake(judged, at, None if judged.probabilities is None else float(sure[at])) for at in wrong.tolist()]
 

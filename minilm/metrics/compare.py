@@ -61,7 +61,8 @@ def compare(
             elif n < FEWEST:
                 own["reason"] = f"fewer than {FEWEST} examples: no interval"
             elif own["low"] is None or own["p"] is None:
-                own["reason"] = "defined in too few of the draws"
+                same = np.array_equal(systems[a], systems[b])
+                own["reason"] = "both say the same of every example" if same else "defined in too few of the draws"
         comparisons.append({"a": a, "b": b, "metrics": metrics})
     deciding = deciding or next(iter(comparisons[0]["metrics"]))
     corrected = holm([each["metrics"][deciding]["p"] for each in comparisons])

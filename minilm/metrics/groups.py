@@ -23,6 +23,7 @@ from minilm.tasks.intervals import FEWEST, share, weighted_counts, with_interval
 from minilm.tasks.scores import not_empty
 
 MOST = 1000  # groups; a column of more is no column of groups
+SHOWN = 30  # on the console
 COLUMNS = {
     "positive": "positive",
     "selection_rate": "selected",
@@ -180,12 +181,14 @@ def group_lines(found: Mapping[str, Any]) -> list[str]:
             continue
         ends = own.get("reason", "") if own["low"] is None else f"{own['low']:.3f} to {own['high']:.3f}"
         line = f"{_words(name):32} {own['value']:6.3f}  {ends:14}"
-        line += f"  p {own['p']:.4f}  {_short(own['lowest'])} to {_short(own['highest'])}" if "p" in own else ""
+        if "p" in own:
+            line += f"  p {own['p']:.4f}  lowest {_short(own['lowest'])}, highest {_short(own['highest'])}"
         line += f"  {_short(own['group'])}" if "group" in own else ""
         lines.append((line + (f"  {own['groups']} groups" if "groups" in own else "")).rstrip())
     columns = [name for name in COLUMNS if name in next(iter(found["groups"].values()))]
     width = max(len("group"), *(len(_short(name)) for name in found["groups"]))
     order = sorted(found["groups"].items(), key=lambda each: (each[1]["n"] == 0, each[1]["accuracy"]["value"] or 0.0))
+    left, order = max(0, len(order) - SHOWN), order[:SHOWN]
     for part in ([name for name in columns if name not in AUCS], [name for name in columns if name in AUCS]):
         if part:
             heads = "".join(f"  {COLUMNS[name]:14}" for name in part)
@@ -193,7 +196,9 @@ def group_lines(found: Mapping[str, Any]) -> list[str]:
             for name, row in order:
                 cells = "".join(f"  {_cell(row[column]):14}" for column in part)
                 lines.append(f"{_short(name):{width}} {row['n']:7,}{cells}".rstrip())
-    return lines
+    if left:
+        lines.append(f"and {left:,} groups more, of which accuracy is higher")
+    return [*lines, *(f"note       {printable(note)}" for note in found["notes"])]
 
 
 def _cell(own: Metric) -> str:

@@ -4,8 +4,8 @@ So `intervals` can score them on many draws at once: records (n, r), weights (B,
 numbers in [0, labels). In gold `labels` itself is any other one, which the model does not know: it is never predicted,
 and its probability is 0. So its examples are wrong, and negatives of every label; the log loss is then undefined.
 
-What is undefined is NaN, and `why_labels`, `why_probabilities` and `why_label_sets` say why. As in scikit-learn, a rate
-of nothing counts as 0 in an average, and mcc is 0 where a side is constant.
+What is undefined is NaN, and `why_labels`, `why_probabilities` and `why_label_sets` say why. In an average a
+rate of nothing counts as 0, as in scikit-learn.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from minilm.errors import DataError, printable, some
-from minilm.tasks.intervals import label_counts, label_set_counts, ratio, weighted_label_sets, weighted_labels
+from minilm.tasks.intervals import (
+    defined_ratio,
+    label_counts,
+    label_set_counts,
+    ratio,
+    weighted_label_sets,
+    weighted_labels,
+)
 
 Scores = dict[str, np.ndarray]
 SUM = 1e-3  # how far from 1 the probabilities of an example may add up, rounded as they are in files
@@ -36,7 +43,7 @@ def weighted_label_table(records: np.ndarray, weights: np.ndarray, labels: int, 
     n, hits, chance = weights.sum(axis=1), right.sum(axis=1), (true * said).sum(axis=1)
     scores = dict(weighted_labels(records, weights, labels, positive))
     scores["balanced_accuracy"] = ratio(right, true).sum(axis=1) / (true > 0).sum(axis=1)
-    scores["kappa"] = _defined(hits * n - chance, n**2 - chance)
+    scores["kappa"] = defined_ratio(hits * n - chance, n**2 - chance)
     return scores | _averages(true, said, right, true + said > 0)
 
 
@@ -58,20 +65,20 @@ def weighted_each_of_sets(records: np.ndarray, weights: np.ndarray) -> Scores:
 
 
 def why_labels(records: np.ndarray, names: Sequence[str]) -> dict[str, str]:
-    """Why a metric of `weighted_label_table` is undefined, or 0 though undefined (mcc), by its name."""
+    """Why a metric of `weighted_label_table` is undefined, by its name."""
     sides = [np.unique(side.astype(np.int64)).tolist() for side in records.T]
     if min(map(len, sides)) > 1:
         return {}
     where, [only, *_] = ("in gold", sides[0]) if len(sides[0]) == 1 else ("predicted", sides[1])
     label = f"only {printable(names[only])} is" if only < len(names) else "no label that the model knows is"
-    found = {"mcc": f"{label} {where}; counted as 0"}
+    found = {"mcc": f"{label} {where}"}
     return found | {"kappa": f"{label} in gold, and predicted"} if sides[0] == sides[1] else found
 
 
 def _of_each(true: np.ndarray, said: np.ndarray, right: np.ndarray) -> Scores:
     found = {}
     for name, part, whole in (("precision", right, said), ("recall", right, true), ("f1", 2 * right, true + said)):
-        found |= {f"{name} {label}": each for label, each in enumerate(_defined(part, whole).T)}
+        found |= {f"{name} {label}": each for label, each in enumerate(defined_ratio(part, whole).T)}
     return found
 
 
@@ -177,8 +184,8 @@ def ranking(chance: np.ndarray, held: np.ndarray, weights: np.ndarray) -> tuple[
     found = np.take(hits, np.searchsorted(level, level, "right"), axis=1)
     positives, n = hits[:, -1], taken[:, -1]
     ahead = (own * (before + up_to)).sum(axis=1) / 2 - positives**2 / 2  # pairs in which one that does not hold leads
-    area = 1 - _defined(ahead, positives * (n - positives))
-    return area, _defined((own * ratio(found, up_to)).sum(axis=1), positives)
+    area = 1 - defined_ratio(ahead, positives * (n - positives))
+    return area, defined_ratio((own * ratio(found, up_to)).sum(axis=1), positives)
 
 
 def _sums(values: np.ndarray) -> np.ndarray:
@@ -186,11 +193,6 @@ def _sums(values: np.ndarray) -> np.ndarray:
     sums = np.zeros((len(values), values.shape[1] + 1))
     np.cumsum(values, axis=1, out=sums[:, 1:])
     return sums
-
-
-def _defined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """NaN where it is of nothing."""
-    return np.divide(a, b, out=np.full(np.shape(a), np.nan), where=b > 0)
 
 
 def _clipped(chances: np.ndarray) -> np.ndarray:

@@ -159,7 +159,7 @@ def _numbers(values: Sequence[Any]) -> np.ndarray | None:
     """(n,) float, NaN of what is empty; None, where one is no finite number."""
     try:
         numbers = np.array([np.nan if _is_empty(value) else float(value) for value in values])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return None if np.isinf(numbers).any() else numbers
 

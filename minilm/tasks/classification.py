@@ -124,7 +124,7 @@ class Classification(Task):
         """The likeliest label, and the probability of each, or of very many only that of the likeliest."""
         decoded, chances = self.decode(predictions), self.probabilities(predictions.outputs)
         if len(self.labels) > SHOWN_LABELS:
-            return {"prediction": decoded, "p": [f"{p:.6f}" for p in chances.max(axis=1)]}
+            return {"prediction": decoded, "p": [f"{p:.9g}" for p in chances.max(axis=1)]}
         return {"prediction": decoded} | columns_of(chances, self.labels)
 
     def details(self, predictions: Predictions) -> dict[str, Any]:
@@ -215,4 +215,4 @@ class MultiLabel(Task):
 
 def columns_of(chances: np.ndarray, labels: Sequence[str]) -> dict[str, list[str]]:
     """Probabilities (n, C) as a column for each label."""
-    return {f"p({label})": [f"{p:.6f}" for p in chances[:, i]] for i, label in enumerate(labels)}
+    return {f"p({label})": [f"{p:.9g}" for p in chances[:, i]] for i, label in enumerate(labels)}

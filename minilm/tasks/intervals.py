@@ -26,8 +26,8 @@ def intervals(
     records: np.ndarray, weighted: Weighted, proportions: Collection[str] = (), seed: int = 0
 ) -> dict[str, Interval]:
     """The 95 % interval of each score of `weighted`, where there is one: by Wilson of `proportions`, of all others by
-    BCa. records (n, r): what each example adds. None at all of fewer than FEWEST examples, nor of a score that is not
-    defined (NaN) here, or in too many draws."""
+    BCa. records (n, r): what each example adds. None at all of fewer than FEWEST examples, and none of a score that all
+    draws agree on, as of who is always right, that none reaches, or that is not defined (NaN) here or in too many."""
     n = len(records)
     if n < FEWEST:
         return {}
@@ -43,9 +43,10 @@ def intervals(
         kept = drawn[name][np.isfinite(drawn[name])]
         if not np.isfinite(own) or len(kept) < DEFINED * DRAWS:
             continue
-        found[name] = (
-            wilson(round(own * n), n) if name in proportions else bca(own, kept, without[name], counts[chosen])
-        )
+        if name in proportions:
+            found[name] = wilson(round(own * n), n)
+        elif kept.min() <= own <= kept.max() and kept.min() < kept.max():  # else draws do not tell how sure it is
+            found[name] = bca(own, kept, without[name], counts[chosen], n)
     return found
 
 
@@ -92,24 +93,29 @@ def wilson(hits: int, n: int) -> Interval:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def bca(value: float, draws: np.ndarray, without: np.ndarray, counts: np.ndarray | None = None) -> Interval:
+def bca(
+    value: float, draws: np.ndarray, without: np.ndarray, counts: np.ndarray | None = None, n: int | None = None
+) -> Interval:
     """Of a score, from the same of many draws (B,) and without each example (m,), of which there are `counts`: bias-
-    corrected and accelerated percentiles (Efron 1987; Efron and Tibshirani 1993, eq. 14.9 to 14.15)."""
+    corrected and accelerated percentiles (Efron 1987; Efron and Tibshirani 1993, eq. 14.9 to 14.15). n: examples, of
+    which those left out are a random part; None: they are all."""
     normal = library("scipy.stats").norm
-    if draws.min() == draws.max():
-        return float(draws[0]), float(draws[0])
     bias = normal.ppf(((draws < value).mean() + (draws <= value).mean()) / 2)
     counts, kept = np.ones(len(without)) if counts is None else counts, np.isfinite(without)
     without, counts = without[kept], counts[kept]
     less = np.average(without, weights=counts) - without
     spread = (counts * less**2).sum()
     acceleration = (counts * less**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
+    acceleration *= 1.0 if n is None else (counts.sum() / n) ** 0.5  # both sums are those of a part
     z = bias + normal.ppf([0.025, 0.975])
     low, high = np.quantile(draws, np.nan_to_num(normal.cdf(bias + z / (1 - acceleration * z)), nan=0.0)).tolist()
     return low, high
 
 
 # -- scores as functions of how often each example is taken ---------------------------------------------
+#
+# What is of nothing is NaN, where `scores` counts 0, as scikit-learn does: precision without a prediction, recall or f1
+# without an example, a correlation with a constant. In a mean over labels it counts 0 here, too.
 
 
 def weighted_labels(records: np.ndarray, weights: np.ndarray, labels: int, positive: int = 1) -> dict[str, np.ndarray]:
@@ -119,7 +125,7 @@ def weighted_labels(records: np.ndarray, weights: np.ndarray, labels: int, posit
     rates = ratio(2 * right, true + said)
     met = (true + said) > 0
     sides = [n**2 - (side**2).sum(axis=1) for side in (true, said)]
-    mcc = ratio(hits * n - (true * said).sum(axis=1), np.sqrt(sides[0] * sides[1]))
+    mcc = defined_ratio(hits * n - (true * said).sum(axis=1), np.sqrt(sides[0] * sides[1]))
     scores = {"accuracy": hits / n, "macro_f1": (rates * met).sum(axis=1) / met.sum(axis=1), "mcc": mcc}
     if labels == 2:
         own = right[:, positive], said[:, positive], true[:, positive]
@@ -138,7 +144,7 @@ def weighted_label_sets(records: np.ndarray, weights: np.ndarray) -> dict[str, n
     true, said, right = label_set_counts(records, weights)
     gold, predicted = np.split(records > 0, 2, axis=1)
     return {
-        "micro_f1": ratio(2 * right.sum(axis=1), (true + said).sum(axis=1)),
+        "micro_f1": defined_ratio(2 * right.sum(axis=1), (true + said).sum(axis=1)),
         "macro_f1": ratio(2 * right, true + said).mean(axis=1),
         "subset_accuracy": weights @ (gold == predicted).all(axis=1) / weights.sum(axis=1),
     }
@@ -176,12 +182,18 @@ def weighted_means(records: np.ndarray, weights: np.ndarray, names: Sequence[str
 
 
 def _rates(right: np.ndarray, said: np.ndarray, true: np.ndarray) -> dict[str, np.ndarray]:
-    return {"f1": ratio(2 * right, said + true), "precision": ratio(right, said), "recall": ratio(right, true)}
+    f1 = defined_ratio(2 * right, said + true)
+    return {"f1": f1, "precision": defined_ratio(right, said), "recall": defined_ratio(right, true)}
 
 
 def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """0 where it is of nothing."""
     return np.divide(a, b, out=np.zeros(np.shape(a)), where=b > 0)
+
+
+def defined_ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """NaN where it is of nothing."""
+    return np.divide(a, b, out=np.full(np.shape(a), np.nan), where=b > 0)
 
 
 def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -193,12 +205,12 @@ def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """0 where a side is constant."""
+    """NaN where a side is constant."""
     n = weights.sum(axis=1, keepdims=True)
     a, b = (side - (weights * side).sum(axis=1, keepdims=True) / n for side in (a, b))
     spread = np.sqrt((weights * a**2).sum(axis=1) * (weights * b**2).sum(axis=1))
     tiny = 1e-12 * n[:, 0] * np.maximum(1e-300, np.abs(a).max(axis=1) * np.abs(b).max(axis=1))
-    return ratio((weights * a * b).sum(axis=1), np.where(spread > tiny, spread, 0.0))
+    return defined_ratio((weights * a * b).sum(axis=1), np.where(spread > tiny, spread, 0.0))
 
 
 # -- over runs ------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def test_score_is_what_scikit_learn_says(go):
     }
     assert {name: value[name] for name in expected} == pytest.approx(expected, abs=2e-6)  # files have six digits
     assert all(own["low"] <= own["value"] <= own["high"] for own in found["metrics"].values())
-    assert found["constant"]["accuracy"] == 0.5
+    assert found["baseline"]["accuracy"] == 0.5
     assert np.sum(found["confusion"]) == found["n"] == 400
     assert found["confusion"] == metrics.confusion_matrix(gold, predicted).tolist()
     assert [row["recall"]["value"] for row in found["labels"]] == pytest.approx(
@@ -132,13 +132,62 @@ def test_temperature_and_thresholds_of_files_are_those_of_the_model(go):
     assert files["thresholds"]["chosen"] == pytest.approx(model["thresholds"]["chosen"])
 
 
+def test_what_a_system_says_is_no_column_of_the_examples(go):
+    """Neither slices nor groups are made of predictions and their probabilities."""
+    assert go("predict", "--model", "tuned", "--input", "test.csv", "--output", "said.csv")[0] == 0
+    found = told(go, "score", "--predictions", "said.csv")
+    assert {row["column"] for row in found["slices"]["slices"]} == {"source", "words"}
+    status, _, err = go("score", "--predictions", "said.csv", "--group-column", "prediction")
+    assert (status, "--group-column prediction: give one of source" in err) == (2, True)
+
+
+def test_predictions_in_another_order_are_refused(go, home):
+    lines = (home / "test.csv").read_text().splitlines()
+    turned = [f"{lines[0]},prediction", *(f"{line},good" for line in lines[:0:-1])]
+    (home / "said.csv").write_text("\n".join(turned) + "\n")
+    status, _, err = go("score", "--predictions", "said.csv", "--data", "test.csv")
+    assert status == 2
+    assert re.search(r"said.csv:(\d+): not the '\w+' of test.csv:\1; give predictions in the labels' order", err), err
+
+
+def test_predictions_alone(go, home):
+    """A column of them, with --data; or labels and predictions without texts. Nothing else tells a header."""
+    golds = [line.split(",")[1] for line in (home / "test.csv").read_text().splitlines()[1:]]
+    (home / "only.csv").write_text("prediction\n" + "\n".join(golds) + "\n")
+    assert told(go, "score", "--predictions", "only.csv", "--data", "test.csv")["metrics"]["accuracy"]["value"] == 1
+    (home / "two.csv").write_text("y,y_pred\n" + "".join(f"{gold},{gold}\n" for gold in golds))
+    found = told(go, "score", "--predictions", "two.csv", "--label-column", "1")
+    assert found["metrics"]["accuracy"] == pytest.approx({"value": 1, "low": 0.9905, "high": 1, "n": 400}, abs=1e-4)
+    assert (found["metrics"]["mcc"]["value"], found["metrics"]["mcc"]["low"]) == (1, None)  # no draw differs
+
+
+def test_the_probability_of_a_mistake_is_that_of_what_was_said(go, home):
+    """Of a system with a threshold of its own."""
+    rows = "a b,neg,pos,.7,.3\nc d,pos,pos,.7,.3\n" * 15
+    (home / "own.csv").write_text("text,label,prediction,p(neg),p(pos)\n" + rows)
+    found = told(go, "score", "--predictions", "own.csv")
+    assert {each["p"] for each in found["mistakes"]} == {0.3}
+    assert found["positive_label"] == "pos"
+
+
+def test_what_is_undefined_is_said_on_the_page(go, home):
+    """Of a label that no example has there is no area under a curve; of one that is never said no precision."""
+    rows = "".join(f"the film {i},{'ab'[i % 2]},a,1,0,0\n" for i in range(30))
+    (home / "never.csv").write_text("text,label,prediction,p(a),p(b),p(c)\n" + rows)
+    found = told(go, "report", "--predictions", "never.csv", "--dev", "never.csv", "--html", "never.html")
+    assert (found["metrics"]["roc_auc"]["value"], found["metrics"]["mcc"]["value"]) == (None, None)
+    page = (home / "never.html").read_text()
+    assert "no example has the label c" in page
+    assert "only a is predicted" in page
+
+
 def test_score_prints_a_table(go):
     status, out, err = go("score", "--model", "tuned", "--data", "test.csv", "--positive-label", "bad")
     assert status == 0, err
     found = told(go, "score", "--model", "tuned", "--data", "test.csv", "--positive-label", "bad")
     own = found["metrics"]["f1"]
     assert re.search(rf"^f1 +{own['value']:.4f}  {own['low']:.4f} to {own['high']:.4f} +\d", out, re.MULTILINE)
-    assert "f1, precision and recall are those of bad" in out
+    assert "f1, precision and recall are those of the label bad" in out
     assert "f1 is worse (p corrected for" in out
     assert "source is letter" in out
 
@@ -147,7 +196,7 @@ def test_few_examples_have_no_interval(go, home):
     (home / "few.csv").write_text("\n".join(table(12, 3).splitlines()) + "\n")
     found = told(go, "score", "--model", "tuned", "--data", "few.csv")
     assert found["metrics"]["accuracy"]["low"] is None
-    assert "fewer than 20 examples" in go("score", "--model", "tuned", "--data", "few.csv")[1]
+    assert "too few examples for an interval" in go("score", "--model", "tuned", "--data", "few.csv")[1]
 
 
 def test_compare(go):
@@ -163,7 +212,10 @@ def test_compare(go):
         assert (found["task"], found["n"], found["deciding"]) == ("classification", 400, "accuracy")
         assert own["only_b"] - own["only_a"] == round(own["difference"] * 400)
         assert own["low"] <= own["difference"] <= own["high"]
-    assert models["comparisons"][0]["metrics"] == files["comparisons"][0]["metrics"]
+    for name, own in models["comparisons"][0]["metrics"].items():
+        other = files["comparisons"][0]["metrics"][name]
+        assert [other[key] for key in ("a", "b", "p")] == pytest.approx([own[key] for key in ("a", "b", "p")], abs=1e-4)
+    assert {"accuracy", "kappa", "roc_auc", "log_loss"} <= {*models["comparisons"][0]["metrics"]}
     three = told(go, "compare", "other", "tuned", "tuned.csv", "--data", "test.csv", "--with-first")
     assert [each["a"] for each in three["comparisons"]] == ["other", "other"]
     status, out, _ = go("compare", "other", "tuned", "tuned.csv", "--data", "test.csv", "--metric", "mcc")
@@ -198,8 +250,19 @@ REFUSED = [
     (("compare", "plain.csv", "swapped.csv"), "swapped.csv:2: not the text and label of plain.csv:2"),
     (("compare", "plain.csv", "short.csv", "--data", "plain.csv"), "short.csv: 1 rows for 2 labelled ones"),
     (("compare", "plain.csv", "better.csv", "--metric", "bleu"), "--metric bleu: give one of accuracy"),
-    (("compare", "plain.csv", "nowhere.csv"), "nowhere.csv"),
-    (("report", "--model", "tuned", *TEST, "--html", "test.csv"), "test.csv: is the file of --html"),
+    (("compare", "plain.csv", "nowhere.csv"), "nowhere.csv: no such file"),
+    (("compare", "plain.csv", "./plain.csv"), "name two or more different systems"),
+    (("compare", "plain.csv", "better.csv", "--json", "plain.csv"), "--json plain.csv: is one of the systems"),
+    (("score", "--predictions", "nowhere.csv"), "nowhere.csv: no such file"),
+    (("score", "--model", "plain.csv", *TEST), "--model plain.csv: is a file"),
+    (("score", "--predictions", "other-names.csv"), "predictions are no, yes, and the labels a, b; name them alike"),
+    (("score", "--predictions", "choices.csv", "--task", "choice"), "the prediction 2 is none of 2, counted from 0"),
+    (
+        ("report", "--predictions", "plain.csv", "--html", "x.html", "--json", "x.html"),
+        "--html x.html: is the file of --json",
+    ),
+    (("report", "--result", "odd.json", "--html", "x.html"), "--result odd.json: is no result of this version's"),
+    (("report", "--model", "tuned", *TEST, "--html", "test.csv"), "--html test.csv: is the file of --data"),
     (("report", "--result", "plain.json", "--html", "p.html"), "plain.json: holds no result of score or report"),
     (("report", "--result", "plain.json", "--model", "tuned", "--html", "p.html"), "is a result already"),
 ]
@@ -219,6 +282,9 @@ def test_what_cannot_be_judged_is_one_line(go, home, argv, said):
         "swapped.csv": f"{head}poor,b,a\nfine,a,a\n",
         "short.csv": f"{head}fine,a,a\n",
         "plain.json": '{"a": 1}',
+        "odd.json": '{"task": "x", "metrics": {}}',
+        "other-names.csv": f"{head}fine,a,yes\npoor,b,no\n",
+        "choices.csv": "question,choice1,choice2,label,prediction\na,b,c,1,2\na,b,c,2,1\n",
     }
     for name, content in files.items():
         (home / name).write_text(content)

@@ -8,7 +8,7 @@ import torch
 
 from minilm.errors import DataError, UserError
 from minilm.judging.judged import judged_model
-from minilm.judging.prediction_files import judged_file
+from minilm.judging.prediction_files import Columns, judged_file
 from minilm.tasks.named import read_examples, read_source
 from minilm.tasks.task import Task
 
@@ -27,10 +27,10 @@ def test_the_file_that_predict_writes_says_what_the_model_says(tuned, tmp_path, 
     for ending in model.task.endings:
         out = tmp_path / f"out{ending}"
         model.task.write(out, source, whole)
-        with_gold = judged_file(out, name, data, source, {})[0]
+        with_gold = judged_file(out, name, data, source)[0]
         alone = with_gold if name == "span" else None
         if name != "span" and not (name == "tagging" and ending == ".jsonl"):
-            alone, again, _ = judged_file(out, name, None, None, {})
+            alone, again, _ = judged_file(out, name)
             assert [each._replace(where="") for each in again.examples] == [
                 each._replace(where="") for each in data.examples
             ]
@@ -56,7 +56,7 @@ def test_who_has_read_nothing_scores_less_than_the_gold(tuned, name):
     blind = task.weighted(task.records_of(data.examples, task.constant(data.examples)), ones)
     first = next(iter(best))
     assert best[first][0] == pytest.approx(1)
-    assert blind[first][0] < 0.9
+    assert not blind[first][0] >= 0.9  # of numbers not defined: their mean says nothing of their order
 
 
 def test_what_a_model_counts_of_each_example(tuned):
@@ -104,7 +104,7 @@ WRONG = [
 def test_what_is_no_file_of_predictions_is_named(tmp_path, name, file, content, said):
     (tmp_path / file).write_text(content)
     with pytest.raises(UserError) as caught:
-        judged_file(tmp_path / file, name, None, None, {})
+        judged_file(tmp_path / file, name)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -140,7 +140,7 @@ def test_predictions_of_other_examples_are_refused(tuned, tmp_path, name, out, c
     model.task.write(tmp_path / out, read_source(file, name), model.predictions(data.examples))
     Path(tmp_path / out).write_text(change(Path(tmp_path / out).read_text()))
     with pytest.raises(DataError) as caught:
-        judged_file(tmp_path / out, name, data, read_source(file, name), {})
+        judged_file(tmp_path / out, name, data, read_source(file, name))
     assert said in str(caught.value)
 
 
@@ -150,6 +150,6 @@ def test_rows_that_are_left_out_keep_the_others_in_their_places(tmp_path):
     (tmp_path / "out.csv").write_text("id,output\n1,a\n2,a\n3,b\n4,b\n")
     source = read_source(tmp_path / "gold.csv", "classification")
     data = read_examples(source, "classification")
-    found, _, _ = judged_file(tmp_path / "out.csv", "classification", data, source, {"prediction": "output"})
+    found, _, _ = judged_file(tmp_path / "out.csv", "classification", data, source, Columns(prediction="output"))
     assert found.decoded == ["a", "b", "b"]
     assert found.records.tolist() == [[0, 0], [1, 1], [0, 1]]

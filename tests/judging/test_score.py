@@ -19,8 +19,9 @@ def test_every_task_is_scored(tuned, name):
     found = scored(judged, cells={"source": ["web", "letter"] * 30})
     predictions = model.predictions(data.examples)
     for metric, value in model.task.score(predictions).items():
-        assert found["metrics"][metric]["value"] == pytest.approx(value, abs=1e-6), metric
-        assert metric in found["constant"]
+        own = found["metrics"][metric]["value"]
+        assert own == pytest.approx(value, abs=1e-6) or (np.isnan(own) and value == 0 and found["undefined"][metric])
+        assert metric in found["baseline"]
     for own in found["metrics"].values():
         if own["low"] is not None:
             assert own["low"] <= own["high"]

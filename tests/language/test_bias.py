@@ -160,7 +160,11 @@ def test_an_interval_is_over_targets():
     found = stereoset_scores(worth, triples)
     for own in (found["metrics"]["ss"], found["by"]["x"]["lms"]):
         assert own["low"] < own["value"] < own["high"]
-    assert found["by"]["x"]["ss"]["n"] == 200
+    assert found["by"]["x"]["ss"]["n"] == 20  # targets
+    fair, lms = found["metrics"]["ss"], found["metrics"]["lms"]
+    low, high = (min(end, 100 - end) / 50 for end in (fair["low"], fair["high"]))
+    assert found["metrics"]["icat"]["low"] == pytest.approx(lms["low"] * min(low, high))
+    assert found["metrics"]["icat"]["high"] == pytest.approx(lms["high"])  # 50 is within the interval of ss
 
 
 def flattened(*contexts, words=("cats", "dogs", "mats.")):

@@ -220,7 +220,8 @@ def test_several_systems():
 def test_of_one_and_the_same():
     (a,) = labels(np.random.default_rng(10), 50, 0.8)
     for own in only(compare({"a": a, "b": a.copy()}, OF_TWO, ("accuracy",))).values():
-        assert (own["difference"], own["low"], own["high"], own["p"]) == (0, 0, 0, 1)
+        assert (own["difference"], own["low"], own["high"], own["p"]) == (0, None, None, 1)
+        assert own["reason"] == "both say the same of every example"
 
 
 def test_rounding_is_no_difference():
