@@ -167,7 +167,8 @@ def read_stereoset(found: Any, file: Path) -> tuple[list[Triple], list[Following
 
 
 def stereoset_probabilities(scorer: LanguageScorer, triples: Sequence[Triple]) -> Iterator[tuple[float, float, float]]:
-    """Of each triple those of the words on each of SIDES. Raises ConfigError for a causal model."""
+    """Of each triple those of the words on each of SIDES. In a context of several gaps all hold the word, and the first
+    is asked for it, as by the authors' code with one sentence a batch. Raises ConfigError for a causal model."""
     _check_masked(scorer)
     tokenizer = scorer.tokenizer
 
@@ -179,9 +180,9 @@ def stereoset_probabilities(scorer: LanguageScorer, triples: Sequence[Triple]) -
                     filled = f"{tokenizer.decode(pieces[:number])}{tokenizer.mask_token}"
                     row = np.array(tokenizer(triple.context.replace("BLANK", filled)).input_ids, np.int64)
                     column = np.flatnonzero(row == tokenizer.mask_token_id)
-                    if len(column) != 1 or len(row) > scorer.length:
+                    if len(column) != triple.context.count("BLANK") or len(row) > scorer.length:
                         raise DataError(f"{triple.where}: the context is longer than the model reads, or holds a mask")
-                    yield Questions(row[None], np.zeros(1, np.int64), column, np.array([piece]))
+                    yield Questions(row[None], np.zeros(1, np.int64), column[:1], np.array([piece]))
 
     counts = (len(tokenizer(word, add_special_tokens=False).input_ids) for each in triples for word in each.words)
     pieces = (float(np.exp(own[0])) for own in log_probabilities(scorer, asked()))

@@ -95,7 +95,7 @@ def test_stereoset_as_its_authors(tmp_path, made, in_float64):
     """A word of several pieces: each masked after those before it, the rest not there."""
     directory, reference = made("bert", tmp_path)
     scorer = in_float64(directory)
-    contexts = ["the BLANK sat on a mat.", "BLANK ran home", "a dog sat BLANK."]
+    contexts = ["the BLANK sat on a mat.", "BLANK ran home", "a BLANK sat and BLANK ran."]
     triples = [Triple(context, ("cats", "dog", "matinged"), "race", "cat", "f") for context in contexts]
     found = [*stereoset_probabilities(scorer, triples)]
     assert len(found) == 3
