@@ -7,11 +7,11 @@ from pathlib import Path
 
 from minilm import cli
 from minilm.checkpoint.model import find_model
+from minilm.commands.labelled import open_tuned
 from minilm.commands.of_model import THREADS, OfModel, tell
 from minilm.data.examples import Example, Question
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.inputs import max_tokens
-from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
 from minilm.evaluation.predict import read_masked_lm
 from minilm.explanation.attribution import STEPS
@@ -25,11 +25,8 @@ from minilm.explanation.shown import (
     table_lines,
 )
 from minilm.files import write_whole
-from minilm.tasks.named import open_task
-from minilm.tasks.report import read_in_training
 from minilm.tasks.scores import library
 from minilm.tasks.span import Span
-from minilm.tasks.tune import Tuning, length_of
 
 OFF = 0.05  # of the output's difference: what is said of the steps
 
@@ -91,18 +88,16 @@ def _explained(args: Explain, method: Method) -> Explanation:
         masked = read_masked_lm(directory, use_safetensors=pickle)
         with args.computing(masked.model.float()):
             return explain_mask(masked, args.text, method, args.target)
-    model, task = open_task(directory, pickle)
-    tokenizer = BertTokenizer.from_pretrained(directory)
-    columns, trained_length = read_in_training(directory)
-    if args.pair is None and (isinstance(task, Span) or "pair" in columns):
+    tuned = open_tuned(args, args.model)
+    model, task, tokenizer = tuned.model, tuned.task, tuned.tokenizer
+    if args.pair is None and (isinstance(task, Span) or "pair" in tuned.result["columns"]):
         what = "a question needs its context" if isinstance(task, Span) else "training read two texts a row"
         raise DataError(f"--pair: {what}; give it")
     of_span = isinstance(task, Span)
     example = Question("0", args.text, args.pair, None) if of_span else Example(args.text, args.pair)
-    longest = max_tokens(model.base_model.encoder.cfg, tokenizer)
-    length = min(longest, trained_length or length_of(Tuning(), model, tokenizer))
+    length = max_tokens(model.base_model.encoder.cfg, tokenizer) if of_span else tuned.length
     with args.computing(model.float()):
-        return explain(model, task, tokenizer, [example], method, args.target, longest if of_span else length)[0]
+        return explain(model, task, tokenizer, [example], method, args.target, length)[0]
 
 
 def _notes(found: Explanation) -> list[str]:

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 
 from minilm.checkpoint.model import find_model
+from minilm.commands.labelled import open_tuned, read_as
 from minilm.commands.of_model import OfModel, counted, interval_of
 from minilm.data.documents import uncompressed_name
 from minilm.data.examples import Data, Example, read_texts
 from minilm.data.tables import Row, Table, check_regular, listed, read_table, text_lines
 from minilm.dropin.config import PreTrainedConfig
-from minilm.dropin.inputs import max_tokens
-from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError, cut, printable
 from minilm.language.bias import Metric, crows_log_probabilities
 from minilm.language.likelihood import read_scorer
@@ -29,12 +28,8 @@ from minilm.language.swaps import (
     swapped_texts,
 )
 from minilm.tasks.classification import Classification, MultiLabel
-from minilm.tasks.named import open_task, read_examples
-from minilm.tasks.report import read_in_training
-from minilm.tasks.task import Predictions, outputs_of
-from minilm.tasks.tune import Tuning, length_of
+from minilm.tasks.named import read_examples
 from minilm.train.log import say
-from minilm.train.ranks import Applied
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 SHOWN = 10  # labels and pairs of words that differ most; a result has all of them
@@ -122,22 +117,17 @@ def _language_lines(found: dict[str, Any]) -> list[str]:
 def _of_classifier(
     args: OfModel, directory: Path, source: Table, words: Swaps, text: str | None, pair: str | None
 ) -> tuple[dict[str, Any], list[str]]:
-    model, task = open_task(directory, use_safetensors=False if args.allow_pickle else None)
+    tuned = open_tuned(args, str(directory))
+    task = tuned.task
     if not isinstance(task, Classification | MultiLabel):
         raise ConfigError(f"--model {directory}: is for {task.name}; --swaps is of a masked model or of labels")
-    columns, trained_length = read_in_training(directory)
-    data = read_examples(source, task.name, text, pair, labelled=False, like=Data([], columns=columns))
+    data = read_examples(source, task.name, text, pair, labelled=False, like=read_as(tuned))
     swapped, counts = swapped_texts(_examples(data), words)
-    tokenizer = BertTokenizer.from_pretrained(directory)
-    length = min(
-        max_tokens(model.base_model.encoder.cfg, tokenizer), trained_length or length_of(Tuning(), model, tokenizer)
-    )
-    examples = [Example(*version) for each in swapped for version in each.versions]
-    features = task.features(examples, tokenizer, length)
-    outputs, _ = outputs_of(task, Applied(model), features, args.runtime(model), wants_loss=False)
+    predictions = tuned.predictions([Example(*version) for each in swapped for version in each.versions])
+    outputs, features, _ = predictions
     if not np.isfinite(outputs).all():
         raise DataError(f"{directory}: the model's outputs are not finite; in half precision, try fp32")
-    said = task.decode(Predictions(outputs, features, examples))
+    said = task.decode(predictions)
     chances = task.probabilities(outputs.astype(np.float64))
     found = label_scores(
         chances.reshape(len(swapped), 2, -1), [*zip(said[::2], said[1::2], strict=True)], task.labels, swapped, words
