@@ -112,7 +112,7 @@ def _stereoset_lines(found: dict[str, Any]) -> list[str]:
     lines = [_line(said[name], own, "targets") for name, own in found["metrics"].items()]
     for kind, metrics in found["by"].items():
         lines += [_line(f"  {printable(kind)}: {name.upper()}", own, "targets") for name, own in metrics.items()]
-    return lines
+    return [*lines, f"ties       {found['ties']:,}, which count as no stereotype"] if found["ties"] else lines
 
 
 def _line(name: str, own: bias.Metric, what: str) -> str:
