@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from minilm.evaluation.bias import percent
 
 import minilm
 from minilm import cli
+from minilm.language.bias import percent
 
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 SEEDS = (0, 1, 2)
