@@ -89,14 +89,15 @@ def with_same_labels(found: list[Judged]) -> list[Judged]:
             own,
             task=task,
             records=task.records_of(own.examples, own.decoded),
-            probabilities=None if {*own.task.labels} != {*labels} else _in_order(own, labels),
+            probabilities=_in_order(own, labels),
         )
         for own in found
     ]
 
 
 def _in_order(own: Judged, labels: tuple[str, ...]) -> np.ndarray | None:
-    if own.probabilities is None:
+    """Its probabilities of these labels; None where it does not tell those of all."""
+    if own.probabilities is None or {*own.task.labels} != {*labels}:
         return None
     return own.probabilities[:, [own.task.labels.index(label) for label in labels]]
 

@@ -88,7 +88,7 @@ def _explained(args: Explain, method: Method) -> Explanation:
         masked = read_masked_lm(directory, use_safetensors=pickle)
         with args.computing(masked.model.float()):
             return explain_mask(masked, args.text, method, args.target)
-    tuned = open_tuned(args, args.model)
+    tuned = open_tuned(args, str(directory))
     model, task, tokenizer = tuned.model, tuned.task, tuned.tokenizer
     if args.pair is None and (isinstance(task, Span) or "pair" in tuned.result["columns"]):
         what = "a question needs its context" if isinstance(task, Span) else "training read two texts a row"

@@ -45,7 +45,7 @@ def run_report(args: Report) -> None:
             raise ConfigError(f"--result {args.result}: holds no result of score or report")
     else:
         result, judgement = scores_of(args)
-        result = finite(result | explained(args, result, judgement))
+        result = finite(result | explained(result, judgement))
         tell(args.json, result, lines_of(result))
     try:
         made = page(result)
@@ -57,7 +57,7 @@ def run_report(args: Report) -> None:
     say(f"report -> {args.html}")
 
 
-def explained(args: Report, result: dict[str, Any], judgement: Judgement) -> dict[str, Any]:
+def explained(result: dict[str, Any], judgement: Judgement) -> dict[str, Any]:
     """The mistakes, each with what every word of it did for the label that was said."""
     judged, _, tuned = judgement
     if tuned is None or not result.get("mistakes"):

@@ -215,7 +215,7 @@ def _calibration_lines(found: dict[str, Any] | None, chosen: dict[str, Any] | No
 def _slice_lines(found: dict[str, Any] | None) -> list[str]:
     if found is None:
         return []
-    tested = (row for row in found["slices"] if row["p_holm"] is not None)
+    tested = [row for row in found["slices"] if row["p_holm"] is not None]
     worse = [row for row in tested if row["p_holm"] < SIGNIFICANT and row["difference"] < 0]
     deciding = found["deciding"].replace("_", " ")
     if not found["tests"]:
@@ -223,7 +223,7 @@ def _slice_lines(found: dict[str, Any] | None) -> list[str]:
     head = f"is worse (p corrected for {found['tests']:,} comparisons) where"
     if not worse:
         head = f"is nowhere significantly worse (p corrected for {found['tests']:,} comparisons); lowest where"
-        worse = sorted((row for row in found["slices"] if row["p_holm"] is not None), key=lambda row: row["difference"])
+        worse = sorted(tested, key=lambda row: row["difference"])
     lines = ["", f"slices               {deciding} {head}"]
     for row in worse[:SHOWN]:
         lines.append(
