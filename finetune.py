@@ -27,8 +27,8 @@ from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
 from minilm.files import finite, write_json
+from minilm.metrics.intervals import spread
 from minilm.tasks.finetune import DEV, held_out, say_compared, say_notes
-from minilm.tasks.intervals import spread
 from minilm.tasks.named import TaskName, make_task, model_for, new_model, read_examples, read_source
 from minilm.tasks.report import baseline_line, check_lines, closing, next_command, warning, write_report
 from minilm.tasks.task import Task, said

@@ -165,8 +165,8 @@ def one(args: Args) -> dict[str, Any]:
         return found | {"scores": {} if args.steps else scores_of(splits, loop.scores)}
     from minilm.checkpoint.store import Store
     from minilm.dropin.tokenizer import BertTokenizer
+    from minilm.metrics.scores import check_installed
     from minilm.tasks.named import make_task, model_for
-    from minilm.tasks.scores import check_installed
     from minilm.tasks.tune import Tuning, tune
 
     check_installed()  # whose import would be timed

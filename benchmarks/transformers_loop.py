@@ -25,7 +25,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from benchmarks.labelled import LabelledSet, Splits
-from minilm.tasks.scores import at_threshold, best_threshold, classification_scores, regression_scores, span_scores
+from minilm.metrics.scores import at_threshold, best_threshold, classification_scores, regression_scores, span_scores
 from minilm.tasks.span import gold_answers
 from minilm.tasks.tagging import tag_scores
 

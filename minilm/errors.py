@@ -4,7 +4,9 @@ The commands turn these into that one line and exit status 2; a library user cat
 """
 
 import difflib
+import importlib
 from collections.abc import Iterable, Sequence
+from types import ModuleType
 
 MAX_LINE = 2000  # characters
 
@@ -54,3 +56,11 @@ def first_line(error: BaseException) -> str:
     """What another library says of an error, as far as one line holds it; its kind, where it says nothing."""
     said = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (said or [type(error).__name__])[0][:200]
+
+
+def library(name: str) -> ModuleType:
+    """A module of the `eval` extra. Raises ConfigError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"this needs {error.name}, which is not installed: pip install 'minilm[eval]'") from error

@@ -12,7 +12,7 @@ from minilm.commands.of_model import THREADS, OfModel, tell
 from minilm.data.examples import Example, Question
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.inputs import max_tokens
-from minilm.errors import ConfigError, DataError
+from minilm.errors import ConfigError, DataError, library
 from minilm.evaluation.predict import read_masked_lm
 from minilm.explanation.attribution import STEPS
 from minilm.explanation.explain import Method, MethodName, explain, explain_mask
@@ -25,7 +25,6 @@ from minilm.explanation.shown import (
     table_lines,
 )
 from minilm.files import write_whole
-from minilm.tasks.scores import library
 from minilm.tasks.span import Span
 
 OFF = 0.05  # of the output's difference: what is said of the steps

@@ -11,7 +11,7 @@ import torch
 
 from minilm import cli
 from minilm.errors import ConfigError
-from minilm.tasks.intervals import FEWEST
+from minilm.metrics.intervals import FEWEST
 from minilm.train.log import say
 from minilm.train.runtime import Precision, Runtime
 

@@ -9,11 +9,10 @@ from minilm.commands.labelled import Judgement
 from minilm.commands.of_model import check_output, counted, tell
 from minilm.commands.score import Score, lines_of, scores_of
 from minilm.data.examples import Example
-from minilm.errors import ConfigError, DataError
+from minilm.errors import ConfigError, DataError, library
 from minilm.explanation.explain import explain
 from minilm.files import finite, read_json, write_whole
 from minilm.judging.page import page
-from minilm.tasks.scores import library
 from minilm.tasks.tune import Tuned
 from minilm.train.log import say
 

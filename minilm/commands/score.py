@@ -26,7 +26,6 @@ from minilm.commands.of_model import THREADS, interval_of, p_value, tell
 from minilm.errors import ConfigError, DataError, printable
 from minilm.files import sha256
 from minilm.judging.judged import Judged
-from minilm.judging.page import CONSTANT
 from minilm.judging.score import scored
 from minilm.metrics.groups import group_lines, group_scores
 from minilm.metrics.slices import SIGNIFICANT
@@ -157,7 +156,7 @@ def lines_of(result: dict[str, Any]) -> list[str]:
             lines.append(_metric_line(name, own, result))
     if "positive_label" in result:
         lines.append(f"f1, precision and recall are those of the label {printable(result['positive_label'])}")
-    lines.append(f"baseline: {CONSTANT[result['task']]}")
+    lines.append(f"baseline: {result['baseline_says']}")
     if "labels" in result:
         lines += ["", f"{'label':20} {'examples':>8} {'precision':>10} {'recall':>8} {'f1':>8}"]
         lines += [_label_line(row) for row in result["labels"]]

@@ -52,7 +52,7 @@ class Tagged(NamedTuple):
     """A sentence, word by word."""
 
     words: tuple[str, ...]
-    tags: tuple[str, ...] | None = None  # "O", or a TYPE after a letter of tasks.scores.LETTERS; None: not known
+    tags: tuple[str, ...] | None = None  # "O", or a TYPE after a letter of metrics.scores.LETTERS; None: not known
     where: str = ""
 
 

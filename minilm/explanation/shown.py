@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minilm.errors import cut, printable
-from minilm.tasks.scores import library
+from minilm.errors import cut, library, printable
 
 SHARES = ("rollout", "attention")  # methods whose values are shares, and not signed
 MARKS = (0.1, 0.4, 0.7)  # of the largest value: where a word gets one more

@@ -19,9 +19,8 @@ import numpy as np
 
 from minilm.data.examples import as_text
 from minilm.data.tables import values_of
-from minilm.errors import DataError
-from minilm.tasks.intervals import share, with_intervals
-from minilm.tasks.scores import library
+from minilm.errors import DataError, library
+from minilm.metrics.intervals import share, with_intervals
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 TOKENISED = 100  # predictions, from which sacrebleu warns, too

@@ -11,6 +11,7 @@ import numpy as np
 
 from minilm.errors import printable
 from minilm.judging.judged import Judged
+from minilm.metrics.intervals import Weighted
 from minilm.metrics.labels import (
     label_set_records,
     probability_records,
@@ -23,7 +24,6 @@ from minilm.metrics.labels import (
     why_probabilities,
 )
 from minilm.tasks.classification import Classification, MultiLabel
-from minilm.tasks.intervals import Weighted
 
 RATES = ("precision", "recall", "f1")
 ACCURACIES = (*(f"micro_{rate}" for rate in RATES), "weighted_recall")  # of one label an example all are the accuracy

@@ -3,23 +3,13 @@
 from importlib import resources
 from typing import Any
 
+from minilm.errors import library
 from minilm.explanation.shown import Explanation, Word, html_fragment
 from minilm.metrics.groups import COLUMNS
-from minilm.tasks.intervals import FEWEST
-from minilm.tasks.scores import library
+from minilm.metrics.intervals import FEWEST
 
 SLICES = 10  # shown
 ENDS = ("value", "low", "high")
-
-CONSTANT = {  # what is said by who has read nothing, of each task
-    "classification": "always the commonest label",
-    "multilabel": "always every label",
-    "regression": "always the mean",
-    "similarity": "always the mean",
-    "tagging": "always O",
-    "span": "never an answer",
-    "choice": "always the choice that is right most often",
-}
 
 
 def page(result: dict[str, Any]) -> str:
@@ -31,7 +21,6 @@ def page(result: dict[str, Any]) -> str:
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     return template.render(
         r=result,
-        constant=CONSTANT[result["task"]],
         group_columns=COLUMNS,
         fewest=FEWEST,
         shown_slices=SLICES,

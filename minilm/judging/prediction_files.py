@@ -15,9 +15,9 @@ from minilm.data.spans import is_one_word_a_line, read_tagged
 from minilm.data.tables import Row, Table, check_regular, listed, read_json, read_table, shown, text_lines
 from minilm.errors import ConfigError, DataError, some
 from minilm.judging.judged import Judged
+from minilm.metrics.scores import Tags
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.named import TaskName, make_task, read_examples
-from minilm.tasks.scores import Tags
 
 PREDICTIONS = ("prediction (model)", "prediction", "predictions", "predicted", "pred", "y_pred")  # columns
 SUMS_TO_ONE = 1e-3  # how far probabilities of a file may miss it, by their rounding

@@ -21,12 +21,12 @@ from minilm.metrics.calibration import (
     sigmoid,
     softmax,
 )
+from minilm.metrics.intervals import FEWEST, share, with_intervals
 from minilm.metrics.labels import weighted_each_label, weighted_each_of_sets
+from minilm.metrics.scores import confusion, multilabel_scores
 from minilm.metrics.slices import slices
 from minilm.tasks.classification import Classification, MultiLabel
-from minilm.tasks.intervals import FEWEST, share, with_intervals
 from minilm.tasks.predictions import SHOWN_LABELS
-from minilm.tasks.scores import confusion, multilabel_scores
 from minilm.tasks.task import Task
 
 MISTAKES = 10  # shown
@@ -63,6 +63,7 @@ def scored(
     blind = task.records_of(judged.examples, task.constant(judged.examples))
     values = tables[0].weighted(blind, np.ones((1, len(judged))))
     found["baseline"] = {name: float(value[0]) for name, value in values.items()}
+    found["baseline_says"] = task.constant_says
     if isinstance(task, Classification | MultiLabel):
         found |= _each_label(judged)
     if judged.probabilities is not None:

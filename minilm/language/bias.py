@@ -30,7 +30,7 @@ from minilm.dropin.models import BertForNextSentencePrediction
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
 from minilm.language.likelihood import LanguageScorer, Questions, log_probabilities
-from minilm.tasks.intervals import share, with_intervals
+from minilm.metrics.intervals import share, with_intervals
 
 CAVEATS = {
     "crows": (

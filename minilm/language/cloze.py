@@ -22,7 +22,7 @@ from minilm.data.examples import as_text
 from minilm.data.tables import values_of
 from minilm.errors import DataError
 from minilm.language.likelihood import TOKENIZED, Encoded, LanguageScorer, Questions, answers
-from minilm.tasks.intervals import share, with_intervals
+from minilm.metrics.intervals import share, with_intervals
 
 
 class Passage(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 from minilm.data.examples import as_text
 from minilm.data.tables import Table, listed
 from minilm.errors import DataError
-from minilm.tasks.intervals import share
+from minilm.metrics.intervals import share
 
 GOOD, BAD = ("sentence_good", "good", "grammatical"), ("sentence_bad", "bad", "ungrammatical")
 KINDS = ("field", "linguistics_term", "UID")  # BLiMP's, from the widest

@@ -18,7 +18,7 @@ import numpy as np
 
 from minilm.errors import ConfigError, DataError
 from minilm.language.likelihood import TOKENIZED, Encoded, LanguageScorer, Questions, log_probabilities, words_of
-from minilm.tasks.intervals import with_intervals
+from minilm.metrics.intervals import with_intervals
 
 COUNTED = ("nats", "tokens", "words", "bytes", "unknown")  # of a document
 

@@ -21,7 +21,7 @@ from minilm.data.examples import Example, as_text
 from minilm.data.tables import Table, shown
 from minilm.errors import DataError
 from minilm.language.bias import CrowsPair, Metric, percent
-from minilm.tasks.intervals import weighted_means, with_intervals
+from minilm.metrics.intervals import weighted_means, with_intervals
 
 CAVEATS = (
     "a swap can make a text unnatural or false (his wife is expecting), so not every difference is bias",

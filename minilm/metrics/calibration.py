@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minilm.errors import DataError
-from minilm.tasks.intervals import ratio, wilson
-from minilm.tasks.scores import library, not_empty
+from minilm.errors import DataError, library
+from minilm.metrics.intervals import ratio, wilson
+from minilm.metrics.scores import not_empty
 
 BINS = 15
 SIMULATED = 1000  # times

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from minilm.errors import DataError
-from minilm.tasks.intervals import DEFINED, FEWEST, Weighted, in_parts, intervals
-from minilm.tasks.scores import library, not_empty
+from minilm.errors import DataError, library
+from minilm.metrics.intervals import DEFINED, FEWEST, Weighted, in_parts, intervals
+from minilm.metrics.scores import not_empty
 
 SWAPS = 1_999  # of the randomisation: near p = 0.05 its own standard error is 0.005
 ROUNDING = 1e-10  # of a score: differences that are nearer count as equal

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minilm.tasks.intervals import AT_ONCE, DRAWS
+from minilm.metrics.intervals import AT_ONCE, DRAWS
 
 LEVEL = 0.95
 Metric = dict[str, Any]  # {value, low, high, n}, and a reason where a value or its interval is missing

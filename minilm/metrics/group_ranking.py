@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from minilm.errors import DataError
+from minilm.errors import DataError, library
 from minilm.metrics.group_gaps import Metric, undefined
-from minilm.tasks.intervals import FEWEST, NORMAL, wilson
-from minilm.tasks.scores import library
+from minilm.metrics.intervals import FEWEST, NORMAL, wilson
 
 AUCS = ("subgroup_auc", "bpsn_auc", "bnsp_auc")
 POWER = -5  # of the mean over groups, as Jigsaw's challenge has it: near the lowest

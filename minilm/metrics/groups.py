@@ -19,8 +19,8 @@ import numpy as np
 from minilm.errors import DataError, printable
 from minilm.metrics.group_gaps import Compared, Metric, compared, difference, ratio, undefined, worst
 from minilm.metrics.group_ranking import AUCS, rankings
-from minilm.tasks.intervals import FEWEST, share, weighted_counts, with_intervals
-from minilm.tasks.scores import not_empty
+from minilm.metrics.intervals import FEWEST, share, weighted_counts, with_intervals
+from minilm.metrics.scores import not_empty
 
 MOST = 1000  # groups; a column of more is no column of groups
 SHOWN = 30  # on the console

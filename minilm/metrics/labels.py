@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minilm.errors import DataError, printable, some
-from minilm.tasks.intervals import (
+from minilm.metrics.intervals import (
     defined_ratio,
     label_counts,
     label_set_counts,

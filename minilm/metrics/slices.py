@@ -1,6 +1,6 @@
 """Where is a model worst? Its deciding metric in each part of the examples, beside that of all other examples.
 
-A part (slice) is of the examples that have one value in a column: of a user's table, or what `token_columns` counts.
+A part (slice) is of the examples that have one value in a column: of a user's table, or one that is counted.
 Of many, one always looks bad. So p is corrected for how many are looked at, by Holm's method (1979): the probability
 that any slice has p_holm < 0.05 and is no different is at most 0.05, however slices depend on each other, and those of
 one column exclude each other. Benjamini and Hochberg's (1995) finds more, and bounds the share of false finds among
@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minilm.errors import DataError
+from minilm.errors import DataError, library
 from minilm.metrics.compare import ROUNDING, defined, example_scores, holm
-from minilm.tasks.intervals import AT_ONCE, DRAWS, FEWEST, Weighted, in_parts
-from minilm.tasks.scores import library, not_empty
-from minilm.tasks.task import Features
+from minilm.metrics.intervals import AT_ONCE, DRAWS, FEWEST, Weighted, in_parts
+from minilm.metrics.scores import not_empty
 
 MOST_VALUES = 100  # of a column; one with more is free text, or names each example
 FEW_NUMBERS = 10  # different ones are values; more are cut into quartiles
@@ -61,7 +60,7 @@ def slices(
     same order. A difference is inside - outside, and more is better. Slices that split the examples in the same way, as
     yes and no do, are one of the `tests`. Those with fewer than FEWEST examples in them, or outside, are counted in
     `too_small`. A metric that is not defined is None, with a "reason", and not tested; but what is 0 of nothing in
-    `minilm.tasks.scores`, as f1 without a positive example, is 0 here, too.
+    `minilm.metrics.scores`, as f1 without a positive example, is 0 here, too.
 
     records (n, r): of a task. columns: a value an example, or a mask; numbers are cut into quartiles. deciding: the
     metric, None: the first. Raises DataError.
@@ -198,12 +197,3 @@ def _permutation(
             return ENOUGH / (drawn + int(np.searchsorted(reached, ENOUGH)) + 1)
         hits, drawn = int(reached[-1]), drawn + rows
     return (hits + 1) / (most + 1)
-
-
-def token_columns(features: Features, unknown: int | None) -> dict[str, np.ndarray]:
-    """Columns of any task's examples, (n,) each: their tokens, specials among them, of all windows together; and the
-    share of these that are the token `unknown`."""
-    of = np.repeat(features.example, features.lengths)
-    tokens = np.bincount(of)
-    unknowns = np.bincount(of, weights=features.ids == (-1 if unknown is None else unknown))
-    return {"tokens": tokens, "unknown_tokens": unknowns / tokens}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minilm.data.examples import Example, Tagged
-from minilm.tasks.scores import classification_scores, label_sets, multilabel_scores, regression_scores, with_others
+from minilm.metrics.scores import classification_scores, label_sets, multilabel_scores, regression_scores, with_others
 
 Scores = dict[str, dict[str, float]]  # of each baseline by its name
 SAID = {  # of each name

@@ -17,9 +17,9 @@ from minilm.data.examples import Choice
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
+from minilm.metrics.intervals import weighted_means
 from minilm.tasks.baselines import Scores
 from minilm.tasks.classification import logits_of
-from minilm.tasks.intervals import weighted_means
 from minilm.tasks.task import Features, GroupedFeatures, Predictions, Task, TaskBatch, tokenized
 from minilm.train.losses import widened
 
@@ -31,6 +31,7 @@ class MultipleChoice(Task):
     name: ClassVar[str] = "choice"
     kind: ClassVar[str] = "choice"
     proportions: ClassVar[tuple[str, ...]] = ("accuracy",)
+    constant_says: ClassVar[str] = "always the choice that is right most often"
 
     @classmethod
     def of(cls, examples: Sequence[Choice]) -> Self:

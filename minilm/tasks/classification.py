@@ -14,10 +14,8 @@ from torch.nn import functional as F
 from minilm.data.examples import Example
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
-from minilm.tasks.baselines import Scores, of_label_sets, of_labels
-from minilm.tasks.intervals import weighted_label_sets, weighted_labels
-from minilm.tasks.predictions import SHOWN_LABELS
-from minilm.tasks.scores import (
+from minilm.metrics.intervals import weighted_label_sets, weighted_labels
+from minilm.metrics.scores import (
     classification_scores,
     confusion,
     label_sets,
@@ -25,6 +23,8 @@ from minilm.tasks.scores import (
     per_label,
     with_others,
 )
+from minilm.tasks.baselines import Scores, of_label_sets, of_labels
+from minilm.tasks.predictions import SHOWN_LABELS
 from minilm.tasks.task import Features, Predictions, Task, TaskBatch, tokenized
 from minilm.train.losses import widened
 
@@ -57,6 +57,7 @@ class Classification(Task):
     name: ClassVar[str] = "classification"
     kind: ClassVar[str] = "sequence"
     proportions: ClassVar[tuple[str, ...]] = ("accuracy",)
+    constant_says: ClassVar[str] = "always the commonest label"
     labels: tuple[str, ...]  # in the order of the model's outputs
     weights: tuple[float, ...] | None = None  # of a label's examples in the loss; on average 1
     smoothing: float = 0.0  # of the target, towards all labels alike (Szegedy et al. 2016, sec. 7)
@@ -150,6 +151,7 @@ class MultiLabel(Task):
     name: ClassVar[str] = "multilabel"
     kind: ClassVar[str] = "sequence"
     proportions: ClassVar[tuple[str, ...]] = ("subset_accuracy",)
+    constant_says: ClassVar[str] = "always every label"
     labels: tuple[str, ...]
 
     @classmethod

@@ -25,10 +25,10 @@ from minilm.dropin.models import (
     PreTrainedModel,
 )
 from minilm.errors import CheckpointError, ConfigError, DataError, some
+from minilm.metrics.scores import scheme_of
 from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.regression import Regression
-from minilm.tasks.scores import scheme_of
 from minilm.tasks.similarity import Similarity
 from minilm.tasks.span import Span
 from minilm.tasks.tagging import Tagging

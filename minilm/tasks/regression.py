@@ -12,16 +12,18 @@ from torch.nn import functional as F
 from minilm.data.examples import Example
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
+from minilm.metrics.intervals import weighted_numbers
+from minilm.metrics.scores import regression_scores
 from minilm.tasks.baselines import Scores, of_numbers
 from minilm.tasks.classification import logits_of, of_texts
-from minilm.tasks.intervals import weighted_numbers
-from minilm.tasks.scores import regression_scores
 from minilm.tasks.task import Features, Predictions, Task, TaskBatch
 from minilm.train.losses import widened
 
 
 class NumberTask(Task):
     """A task whose labels are numbers."""
+
+    constant_says: ClassVar[str] = "always the mean"
 
     def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
         return {"prediction": [f"{value:.9g}" for value in self.decode(predictions)]}

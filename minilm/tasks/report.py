@@ -15,10 +15,10 @@ from minilm.data.tables import shown
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import printable
 from minilm.files import finite, read_json, write_json, write_whole
+from minilm.metrics.intervals import intervals
+from minilm.metrics.scores import spans
 from minilm.tasks.baselines import SAID
-from minilm.tasks.intervals import intervals
 from minilm.tasks.predictions import SHOWN_LABELS
-from minilm.tasks.scores import spans
 from minilm.tasks.span import THRESHOLD
 from minilm.tasks.task import Task, said
 from minilm.tasks.tune import Tuned

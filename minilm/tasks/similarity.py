@@ -20,9 +20,9 @@ from minilm.data.examples import Example
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, DataError
+from minilm.metrics.scores import regression_scores
 from minilm.model.heads import pooled
 from minilm.tasks.regression import NumberTask
-from minilm.tasks.scores import regression_scores
 from minilm.tasks.task import Features, GroupedFeatures, Predictions, TaskBatch, tokenized
 from minilm.train.losses import widened
 

@@ -24,9 +24,9 @@ from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, ConfigError, DataError
 from minilm.files import write_json, write_jsonl
+from minilm.metrics.intervals import weighted_means, with_intervals
+from minilm.metrics.scores import answer_scores, at_threshold, best_threshold, span_scores
 from minilm.tasks.baselines import Scores
-from minilm.tasks.intervals import weighted_means, with_intervals
-from minilm.tasks.scores import answer_scores, at_threshold, best_threshold, span_scores
 from minilm.tasks.task import TOKENIZED, Features, Predictions, Task, TaskBatch
 from minilm.train.losses import widened
 
@@ -49,6 +49,7 @@ class Span(Task):
     kind: ClassVar[str] = "span"
     per_token: ClassVar[bool] = True
     proportions: ClassVar[tuple[str, ...]] = ("exact",)
+    constant_says: ClassVar[str] = "never an answer"
     endings: ClassVar[tuple[str, ...]] = (".json", ".jsonl")
     stride: int = 128  # tokens that a window shares with the one before; at most half of its part of the context
     max_answer: int = 30  # tokens

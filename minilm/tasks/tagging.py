@@ -18,10 +18,10 @@ from minilm.data.tables import Table
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
+from minilm.metrics.intervals import weighted_counts
+from minilm.metrics.scores import Tags, entity_counts, entity_scores, per_type
 from minilm.tasks.baselines import Scores, commonest_tags
-from minilm.tasks.intervals import weighted_counts
 from minilm.tasks.predictions import write_tags
-from minilm.tasks.scores import Tags, entity_counts, entity_scores, per_type
 from minilm.tasks.task import TOKENIZED, Features, Predictions, Task, TaskBatch
 from minilm.train.losses import cross_entropy_sum
 
@@ -33,6 +33,7 @@ class Tagging(Task):
     name: ClassVar[str] = "tagging"
     kind: ClassVar[str] = "token"
     per_token: ClassVar[bool] = True
+    constant_says: ClassVar[str] = "always O"
     endings: ClassVar[tuple[str, ...]] = (".conll", ".tsv", ".jsonl")
     labels: tuple[str, ...]  # in the order of the model's outputs
 

@@ -148,6 +148,7 @@ class Task(ABC):
     kind: ClassVar[str]  # of the class of models, in checkpoint.families
     per_token: ClassVar[bool] = False  # whether `outputs` says something of each token, and not of each feature
     proportions: ClassVar[tuple[str, ...]] = ()  # metrics that are the share of examples of which something holds
+    constant_says: ClassVar[str]  # in words, what `constant` does
     endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".jsonl")  # of files of predictions; the first is the usual
 
     @classmethod

@@ -21,7 +21,7 @@ from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
-from minilm.tasks.scores import check_installed
+from minilm.metrics.scores import check_installed
 from minilm.tasks.task import Features, Predictions, Task, TaskBatch, TaskScore, batch_of, outputs_of
 from minilm.train.cheap import as_before, cheapen
 from minilm.train.job import Job, begin, finish, runtime_of, train

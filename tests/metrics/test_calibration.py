@@ -31,7 +31,7 @@ from minilm.metrics.calibration import (
     top_label,
     weighted_calibration,
 )
-from minilm.tasks.intervals import wilson
+from minilm.metrics.intervals import wilson
 
 pytestmark = pytest.mark.filterwarnings("error")
 CASES = 1000 if os.environ.get("MINILM_EVERY") == "1" else 100

@@ -18,7 +18,7 @@ from statsmodels.stats.multitest import multipletests
 
 from minilm.errors import DataError
 from minilm.metrics.compare import SWAPS, compare, example_scores, holm, mcnemar
-from minilm.tasks.intervals import FEWEST, weighted_labels, weighted_means, weighted_numbers
+from minilm.metrics.intervals import FEWEST, weighted_labels, weighted_means, weighted_numbers
 
 pytestmark = pytest.mark.filterwarnings("error")  # nothing here warns
 RUNS = 1000 if os.environ.get("MINILM_EVERY") == "1" else 100

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("error")  # nothing here warns
 def few_draws(monkeypatch):
     """Where it is not the intervals that are looked at."""
     monkeypatch.setattr("minilm.metrics.group_gaps.DRAWS", 20)
-    monkeypatch.setattr("minilm.tasks.intervals.DRAWS", 20)
+    monkeypatch.setattr("minilm.metrics.intervals.DRAWS", 20)
 
 
 def case(rng, n=None):

@@ -11,6 +11,7 @@ import pytest
 from sklearn import metrics
 
 from minilm.errors import DataError
+from minilm.metrics.intervals import with_intervals
 from minilm.metrics.labels import (
     WHY_EACH,
     label_set_records,
@@ -25,7 +26,6 @@ from minilm.metrics.labels import (
     why_labels,
     why_probabilities,
 )
-from minilm.tasks.intervals import with_intervals
 
 pytestmark = pytest.mark.filterwarnings("error")  # nothing of ours warns
 CASES = 1000 if os.environ.get("MINILM_EVERY") == "1" else 40

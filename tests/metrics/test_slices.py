@@ -10,9 +10,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from minilm.errors import DataError
-from minilm.metrics.slices import EMPTY, SMALLEST, labels_of, slices, token_columns
-from minilm.tasks.intervals import DRAWS, FEWEST, weighted_labels, weighted_means
-from minilm.tasks.task import Features
+from minilm.metrics.intervals import DRAWS, FEWEST, weighted_labels, weighted_means
+from minilm.metrics.slices import EMPTY, SMALLEST, labels_of, slices
 
 pytestmark = pytest.mark.filterwarnings("error")  # nothing here warns
 RUNS, COLUMNS = (200, 200) if os.environ.get("MINILM_EVERY") == "1" else (40, 20)
@@ -219,13 +218,3 @@ def test_what_is_not_defined_is_not_tested():
     assert last["reason"] == "mean is not defined inside or outside"
     assert last["outside"] == pytest.approx(found["value"])
     assert all("reason" not in each and each["p_holm"] is not None for each in found["slices"][:-1])
-
-
-def test_columns_of_tokens():
-    """Three features, two of which are windows of the second example; 9 is unknown."""
-    ids = np.array([1, 5, 9, 2, 1, 5, 2, 1, 9, 9, 2], np.int32)
-    features = Features(ids, np.zeros(11, np.int8), np.array([0, 4, 7, 11]), np.zeros(3), np.array([0, 1, 1]))
-    found = token_columns(features, 9)
-    assert found["tokens"].tolist() == [4, 7]
-    assert found["unknown_tokens"].tolist() == pytest.approx([1 / 4, 2 / 7])
-    assert token_columns(features, None)["unknown_tokens"].tolist() == [0, 0]

@@ -19,8 +19,8 @@ from minilm.data.examples import Question
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, ConfigError
+from minilm.metrics.scores import span_scores
 from minilm.tasks.named import make_task, model_for, open_task
-from minilm.tasks.scores import span_scores
 from minilm.tasks.span import THRESHOLD, Span, gold_answers, windows
 from minilm.tasks.task import Predictions, batch_of, outputs_of
 from minilm.tasks.tune import Tuning, tune

@@ -16,10 +16,10 @@ from minilm.data.spans import read_tagged
 from minilm.dropin.models import BertForTokenClassification
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
+from minilm.metrics.scores import convert, per_type, spans
 from minilm.tasks.baselines import commonest_tags
 from minilm.tasks.named import make_task, model_for, open_task, read_examples, read_source
 from minilm.tasks.predictions import write_tags
-from minilm.tasks.scores import convert, per_type, spans
 from minilm.tasks.tagging import Tagging, tag_scores, without_token
 from minilm.tasks.task import Predictions, batch_of, outputs_of
 from minilm.tasks.tune import Tuning, tune

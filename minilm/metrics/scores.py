@@ -5,18 +5,16 @@ model is chosen by. A rate of nothing (the precision of a label never predicted)
 a mean over no examples is NaN. Nothing warns. No examples at all are a DataError.
 """
 
-import importlib
 import re
 import string
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from minilm.errors import ConfigError, DataError
+from minilm.errors import DataError, library
 
 Scheme = Literal["IOB1", "IOB2", "IOBES", "BILOU"]
 Span = tuple[str, int, int]  # type, start, end: tokens[start:end]
@@ -247,13 +245,6 @@ def check_installed() -> None:
     """Raises ConfigError where what scores are computed by is not installed."""
     for name in ("sklearn.metrics", "scipy.stats"):
         library(name)
-
-
-def library(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"scores need {error.name}, which is not installed: pip install 'minilm[eval]'") from error
 
 
 def not_empty(examples: Any) -> Any:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from minilm.errors import ConfigError, DataError
-from minilm.tasks import scores as module
-from minilm.tasks.intervals import mean_interval
-from minilm.tasks.scores import (
+from minilm.metrics import scores as module
+from minilm.metrics.intervals import mean_interval
+from minilm.metrics.scores import (
     LabelScores,
     answer_scores,
     at_threshold,
@@ -212,7 +212,7 @@ def test_a_library_that_is_missing_is_one_line(monkeypatch, library, use):
 
 
 def test_scores_need_no_library_to_be_imported():
-    code = "import sys, minilm.tasks.scores; print({'sklearn', 'scipy', 'torch'} & set(sys.modules))"
+    code = "import sys, minilm.metrics.scores; print({'sklearn', 'scipy', 'torch'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert run.stdout == "set()\n"
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from minilm.tasks.scores import library, not_empty
+from minilm.errors import library
+from minilm.metrics.scores import not_empty
 
 FEWEST = 20  # examples; of fewer no interval is worth printing
 DRAWS = 2000  # of the bootstrap (Efron and Tibshirani 1993, sec. 14.3)

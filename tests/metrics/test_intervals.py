@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from minilm.tasks.intervals import (
+from minilm.metrics.intervals import (
     FEWEST,
     bca,
     intervals,
@@ -20,7 +20,7 @@ from minilm.tasks.intervals import (
     weighted_numbers,
     wilson,
 )
-from minilm.tasks.scores import classification_scores, multilabel_scores, regression_scores
+from minilm.metrics.scores import classification_scores, multilabel_scores, regression_scores
 
 pytestmark = pytest.mark.filterwarnings("error")  # nothing here warns
 EVERY = os.environ.get("MINILM_EVERY") == "1"  # all runs, which take a minute
@@ -143,8 +143,8 @@ def test_examples_that_say_the_same_are_counted():
 def test_the_jackknife_of_many_is_a_part_of_it(monkeypatch):
     records = np.random.default_rng(5).normal(0, 1, (3000, 2)) @ [[1, 0.5], [0, 1]]
     whole = intervals(records[:400], weighted_numbers)
-    monkeypatch.setattr("minilm.tasks.intervals.LEFT_OUT", 100)
-    monkeypatch.setattr("minilm.tasks.intervals.AT_ONCE", 5000)
+    monkeypatch.setattr("minilm.metrics.intervals.LEFT_OUT", 100)
+    monkeypatch.setattr("minilm.metrics.intervals.AT_ONCE", 5000)
     part = intervals(records[:400], weighted_numbers)
     for name, ends in whole.items():
         assert part[name] == pytest.approx(ends, abs=0.01)
