@@ -63,12 +63,12 @@ def read_json(file: Path, kind: type = dict, most: int = MAX_JSON, directory: Pa
     return value
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Whole or not at all, and on the disk."""
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Whole or not at all, and on the disk. Text is UTF-8; half a character, or a name's odd byte, is written out."""
     partial = file.with_name(f".{file.name}.tmp")
     partial.unlink(missing_ok=True)  # of a dead process; a link is not written through
     try:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character, or a name's odd byte
+        partial.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
         sync_entry(partial)
         partial.replace(file)
     except OSError:

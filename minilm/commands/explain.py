@@ -71,7 +71,7 @@ def run_explain(args: Explain) -> None:
     if args.html is not None:
         write_whole(args.html, html_page(found, f"Why {found.says or 'no answer'}?"))
     if image is not None:
-        args.png.write_bytes(image)
+        write_whole(args.png, image)
     lines = coloured_lines(found) if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else table_lines(found)
     tell(args.json, {"model": args.model} | found.as_json(), [*described(found), *_notes(found), *lines])
 

@@ -67,13 +67,17 @@ def check_output(flag: str, output: Path, **others: Path | None) -> None:
 
 
 def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """The same; how far it is, is said every SAY_EVERY seconds."""
-    began = said = time.monotonic()
-    for number, each in enumerate(items, start=1):
-        yield each
+    """The same; how far it is, is said every SAY_EVERY seconds. Items may come in batches: what is done when one has
+    been waited for is what came before it, and by when."""
+    began = said = before = time.monotonic()
+    for done, each in enumerate(items):
         if (now := time.monotonic()) - said > SAY_EVERY:
             said = now
-            say(f"{number:,} of {total:,} {what}, {(now - began) * (total / number - 1):.0f} s left")
+            if done:
+                left = (before - began) * (total / done - 1) - (now - before)
+                say(f"{done:,} of {total:,} {what}, {max(0, left):.0f} s left")
+        yield each
+        before = time.monotonic()
 
 
 def tell(target: str | None, found: dict[str, Any], lines: Iterable[str]) -> None:

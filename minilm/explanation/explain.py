@@ -89,7 +89,8 @@ def _explained(asked: Asked, tokenizer: BertTokenizer, method: Method) -> Explan
         by_token, more = _attributions(asked, score, method)
         values = np.array([by_token[own].sum() for own in places])
     words = tuple(word._replace(value=value) for word, value in zip(words, values.tolist(), strict=True))
-    return Explanation(method.name, asked.says, score, asked.texts, words, bool(asked.encoding.overflowing), **more)
+    is_cut = bool(asked.encoding.overflowing)
+    return Explanation(method.name, asked.says, score, asked.texts, words, is_cut, asked.probability, **more)
 
 
 def _attributions(asked: Asked, score: float, method: Method) -> tuple[np.ndarray, dict[str, Any]]:

@@ -51,10 +51,11 @@ class Explanation:
 
     method: str
     says: str  # a label, an answer ("": none), a token
-    score: float  # the number that is explained
+    score: float  # the number that is explained, as a logit
     texts: tuple[str, ...]
     words: tuple[Word, ...]
     cut: bool  # whether the texts are longer than what is read
+    probability: float | None = None  # that a logit stands for
     baseline_score: float | None = None  # of integrated gradients
     completeness_error: float | None = None  # as a share of the difference of the two; None: there is none
     map: np.ndarray | None = None  # (words, words) of attention: from the word of the row to that of the column
@@ -80,7 +81,8 @@ class Explanation:
 def described(found: Explanation) -> list[str]:
     """What is explained, and how, in lines."""
     says = printable(found.says) or "no answer"
-    lines = [f"explained  {says}, {found.score:.4f}", f"method     {found.method.replace('-', ' ')}"]
+    chance = "" if found.probability is None else f", probability {found.probability:.4f}"
+    lines = [f"explained  {says}, {found.score:.4f}{chance}", f"method     {found.method.replace('-', ' ')}"]
     if found.baseline_score is not None:
         differs, error = found.score - found.baseline_score, found.completeness_error
         off = "" if error is None else f", which the values' sum misses by {error:.2%}"

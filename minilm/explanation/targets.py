@@ -35,6 +35,7 @@ class Asked(NamedTuple):
     says: str
     read: np.ndarray  # tokens whose states the output is read from
     kept: np.ndarray  # (T,) bool: what belongs to the question and not to the text, as [CLS]
+    probability: float | None = None  # of what is said, where the output is its logit
 
     def words(self) -> tuple[list[np.ndarray], list[Word]]:
         """(The tokens of each word, the words without their values); every token is of one."""
@@ -97,13 +98,13 @@ def asked_of_mask(masked: MaskedLM, text: str, target: str | None) -> Asked:
         return model.logits(states[:, int(place[0])])
 
     with torch.no_grad():
-        likeliest = int(logits(model.eval().base_model.encoder(tokens), tokens).argmax())
-    chosen = likeliest if target is None else _token(tokenizer, target)
+        told = logits(model.eval().base_model.encoder(tokens), tokens)[0].double()
+    chosen = int(told.argmax()) if target is None else _token(tokenizer, target)
     says = tokenizer.decode([chosen]).strip() or tokenizer.convert_ids_to_tokens(chosen)
     output = Output(model, lambda states, tokens: logits(states, tokens)[:, chosen])
     kept = np.array(encoding.special_tokens_mask, bool)
     kept[place] = True
-    return Asked((text,), encoding, tokens, output, says, place, kept)
+    return Asked((text,), encoding, tokens, output, says, place, kept, float(told.softmax(dim=-1)[chosen]))
 
 
 def _token(tokenizer: BertTokenizer, target: str) -> int:
@@ -151,14 +152,14 @@ def _of_text(
     def logits(states: Tensor, tokens: Tokens) -> Tensor:
         return model.outputs_of(states, tokens)["logits"]
 
-    number, says = 0, "the number"
+    number, says, chance = 0, "the number", None
     if not isinstance(task, Regression):
         with torch.no_grad():
-            likeliest = int(logits(model.base_model.encoder(tokens), tokens).argmax())
-        number = likeliest if target is None else task.labels.index(target)
-        says = task.labels[number]
+            told = logits(model.base_model.encoder(tokens), tokens).double()
+        number = int(told.argmax()) if target is None else task.labels.index(target)
+        says, chance = task.labels[number], float(task.probabilities(told.cpu().numpy())[0, number])
     output = Output(model, lambda states, tokens: logits(states, tokens)[:, number])
-    return Asked(texts, encoding, tokens, output, says, read, kept)
+    return Asked(texts, encoding, tokens, output, says, read, kept, chance)
 
 
 def _of_span(

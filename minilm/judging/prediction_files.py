@@ -15,12 +15,12 @@ from minilm.data.spans import is_one_word_a_line, read_tagged
 from minilm.data.tables import Row, Table, check_regular, listed, read_json, read_table, shown, text_lines
 from minilm.errors import ConfigError, DataError, some
 from minilm.judging.judged import Judged
+from minilm.metrics.labels import SUM
 from minilm.metrics.scores import Tags
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.named import TaskName, make_task, read_examples
 
 PREDICTIONS = ("prediction (model)", "prediction", "predictions", "predicted", "pred", "y_pred")  # columns
-SUMS_TO_ONE = 1e-3  # how far probabilities of a file may miss it, by their rounding
 ROW = "row"  # a column in place of texts, where a file holds labels and predictions alone
 SHOWN = 5  # labels in a message
 
@@ -164,7 +164,7 @@ def _probabilities(name: TaskName, rows: Sequence[Row], columns: Sequence[str]) 
                 found[at, i] = np.nan
         if not ((found[at] >= 0) & (found[at] <= 1)).all():
             raise DataError(f"{row.where}: a probability is no number from 0 to 1; give each label one, or drop p(...)")
-        if name == "classification" and abs(found[at].sum() - 1) > SUMS_TO_ONE * len(columns):
+        if name == "classification" and abs(found[at].sum() - 1) > SUM * len(columns):
             raise DataError(
                 f"{row.where}: the probabilities sum to {found[at].sum():.4g}, not 1; give one of each label"
             )

@@ -22,7 +22,7 @@ from minilm.metrics.calibration import (
     softmax,
 )
 from minilm.metrics.intervals import FEWEST, share, with_intervals
-from minilm.metrics.labels import weighted_each_label, weighted_each_of_sets
+from minilm.metrics.labels import WHY_EACH, weighted_each_label, weighted_each_of_sets
 from minilm.metrics.scores import confusion, multilabel_scores
 from minilm.metrics.slices import slices
 from minilm.tasks.classification import Classification, MultiLabel
@@ -112,8 +112,8 @@ def _rates_of(records: np.ndarray, label: int) -> tuple[dict[str, Any], dict[str
 
 
 def _each_label(judged: Judged) -> dict[str, Any]:
-    """labels: of each its name, support, and precision, recall and f1 with intervals; of one label of several the
-    confusion matrix too. Of very many labels nothing."""
+    """labels: of each its name, support, and precision, recall and f1 with intervals, or a reason why there is none; of
+    one label of several the confusion matrix too. Of very many labels nothing."""
     task, records = judged.task, judged.records
     names, n = task.labels, len(judged)
     if len(names) > SHOWN_LABELS:
@@ -130,7 +130,11 @@ def _each_label(judged: Judged) -> dict[str, Any]:
         f1, support = metrics[f"f1 {i}"] | {"n": int(side.any(axis=1).sum())}, int(side[:, 0].sum())
         if f1["n"] < FEWEST:
             f1 |= {"low": None, "high": None}
-        rows.append({"name": name, "support": support} | dict(zip(RATES, (*_rates_of(side, 1), f1), strict=True)))
+        rates = dict(zip(RATES, (*_rates_of(side, 1), f1), strict=True))
+        for rate, own in rates.items():
+            if not np.isfinite(own["value"]):
+                own["reason"] = WHY_EACH[rate]
+        rows.append({"name": name, "support": support} | rates)
     if not isinstance(task, Classification):
         return {"labels": rows}
     found = {"labels": rows, "confusion": confusion(*records.T, len(names)).tolist()}

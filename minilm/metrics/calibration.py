@@ -34,13 +34,6 @@ class Bin(NamedTuple):
     high: float
 
 
-def top_label(chances: np.ndarray, gold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(confidence, whether it holds) of probabilities (n, C) and gold labels (n,); the number C is of any other label,
-    and never right."""
-    said = chances.argmax(axis=1)
-    return chances[np.arange(len(said)), said], said == gold
-
-
 def equal_width(bins: int = BINS) -> np.ndarray:
     """(bins + 1,): the edges of bins of one width. A bin holds its upper edge (Guo et al. 2017, eq. 3), and the first
     its lower one, too."""

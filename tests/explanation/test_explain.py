@@ -72,9 +72,11 @@ def test_what_is_explained_is_what_is_predicted(random_of, tokenizer, sentences,
             assert [each.score for each in found] == pytest.approx(logits.max(axis=1), abs=1e-5)
             assert {word.part for each in found for word in each.words} == {0, None} | ({1} if pairs else set())
         if isinstance(task, Regression):
-            assert {each.says for each in found} == {"the number"}
+            assert {(each.says, each.probability) for each in found} == {("the number", None)}
             continue
         assert [each.says for each in found] == [LABELS[i] for i in logits.argmax(axis=1)]
+        chances = task.probabilities(logits.astype(np.float64)).max(axis=1)
+        assert [each.probability for each in found] == pytest.approx(chances, abs=1e-6)
         asked = explain(model, task, tokenizer, made, Method("occlusion"), target="b")
         assert [each.score for each in asked] == pytest.approx(logits[:, 1], abs=1e-5)
 

@@ -66,6 +66,8 @@ def test_what_is_not_defined_is_said_and_is_not_zero(tuned):
     found = scored(judged_model("model", model, two))
     assert np.isnan(found["metrics"]["roc_auc"]["value"])
     assert found["undefined"]["roc_auc"] == "no example has the label c"
-    assert np.isnan(next(row for row in found["labels"] if row["name"] == "c")["recall"]["value"])
+    recall = next(row for row in found["labels"] if row["name"] == "c")["recall"]
+    assert np.isnan(recall["value"])
+    assert recall["reason"] == "no example has it"
     with pytest.raises(DataError, match="every example is labelled 'a'; give examples of two labels"):
         scored(judged_model("model", model, [each for each in data.examples if each.label == "a"]))
