@@ -7,12 +7,9 @@ from pathlib import Path
 
 from minilm import cli
 from minilm.checkpoint.model import find_model
-from minilm.commands.labelled import open_tuned
 from minilm.commands.of_model import THREADS, OfModel, tell
-from minilm.data.examples import Example, Question
 from minilm.dropin.config import PreTrainedConfig
-from minilm.dropin.inputs import max_tokens
-from minilm.errors import ConfigError, DataError, library
+from minilm.errors import ConfigError, library
 from minilm.evaluation.predict import read_masked_lm
 from minilm.explanation.attribution import STEPS
 from minilm.explanation.explain import Method, MethodName, explain, explain_mask
@@ -25,7 +22,6 @@ from minilm.explanation.shown import (
     table_lines,
 )
 from minilm.files import write_whole
-from minilm.tasks.span import Span
 
 OFF = 0.05  # of the output's difference: what is said of the steps
 
@@ -87,16 +83,10 @@ def _explained(args: Explain, method: Method) -> Explanation:
         masked = read_masked_lm(directory, use_safetensors=pickle)
         with args.computing(masked.model.float()):
             return explain_mask(masked, args.text, method, args.target)
-    tuned = open_tuned(args, str(directory))
-    model, task, tokenizer = tuned.model, tuned.task, tuned.tokenizer
-    if args.pair is None and (isinstance(task, Span) or "pair" in tuned.result["columns"]):
-        what = "a question needs its context" if isinstance(task, Span) else "training read two texts a row"
-        raise DataError(f"--pair: {what}; give it")
-    of_span = isinstance(task, Span)
-    example = Question("0", args.text, args.pair, None) if of_span else Example(args.text, args.pair)
-    length = max_tokens(model.base_model.encoder.cfg, tokenizer) if of_span else tuned.length
-    with args.computing(model.float()):
-        return explain(model, task, tokenizer, [example], method, args.target, length)[0]
+    tuned = args.tuned(str(directory))
+    tuned.model.float()
+    pairs = None if args.pair is None else [args.pair]
+    return explain(tuned, [args.text], pairs, method=method, target=args.target)[0]
 
 
 def _notes(found: Explanation) -> list[str]:

@@ -1,24 +1,19 @@
 """What the commands share that judge a system by labels."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from minilm.checkpoint.model import find_model
 from minilm.commands.of_model import OfModel, counted
 from minilm.data.examples import Data
-from minilm.data.tables import Table, check_regular
-from minilm.dropin.inputs import max_tokens
-from minilm.dropin.tokenizer import BertTokenizer
-from minilm.errors import ConfigError, some
-from minilm.judging.judged import AT_ONCE, SHOWN, Judged, judged_model
+from minilm.data.tables import check_regular
+from minilm.errors import ConfigError
+from minilm.judging.judged import AT_ONCE, Judged, Labelled, judged_model, with_positive
 from minilm.judging.prediction_files import Columns, judged_file
-from minilm.tasks.classification import Classification
 from minilm.tasks.finetune import say_notes
-from minilm.tasks.named import TaskName, open_task, read_examples, read_source
-from minilm.tasks.report import read_in_training
-from minilm.tasks.tune import Tuned, Tuning, length_of
+from minilm.tasks.named import TaskName, read_examples, read_source
+from minilm.tasks.tune import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,40 +39,6 @@ class OfLabelled(OfModel):
     """Whether a csv's first row names its columns; as it looks, if not given."""
     positive_label: str | None = None
     """Of two, whose f1, precision and recall are told; the second by its name, if not given."""
-
-
-class Labelled(NamedTuple):
-    """Labelled examples, and what they were read from."""
-
-    data: Data
-    source: Table | Path
-
-    def cells(self) -> dict[str, list[object]]:
-        """Of each column that is neither a text nor a label, the cell of each example."""
-        if not isinstance(self.source, Table):
-            return {}
-        row_of = {row.where: row.cells for row in self.source.rows}
-        rows = [row_of[each.where] for each in self.data.examples]
-        taken = {*self.data.columns.values()}
-        return {name: [row.get(name) for row in rows] for name in self.source.columns if name not in taken}
-
-
-def open_tuned(args: OfModel, name: str, flag: str = "--model") -> Tuned:
-    """A tuned model on its device, which reads as many tokens as in training. Raises UserError."""
-    if Path(name).is_file():
-        raise ConfigError(f"{flag} {name}: is a file; a model is a directory, and --predictions reads a file")
-    directory = find_model(name, args.revision, allow_pickle=args.allow_pickle, flag=flag)
-    model, task = open_task(directory, use_safetensors=False if args.allow_pickle else None)
-    columns, trained_length = read_in_training(directory)
-    tokenizer = BertTokenizer.from_pretrained(directory)
-    usual = length_of(Tuning(), model, tokenizer)
-    length = min(max_tokens(model.base_model.encoder.cfg, tokenizer), trained_length or usual)
-    return Tuned(model, tokenizer, task, args.runtime(model), length, {"columns": columns})
-
-
-def read_as(tuned: Tuned) -> Data:
-    """What is known of how a model's examples were read: the columns, where they have the same names."""
-    return Data([], columns=tuned.result["columns"], separator=None)
 
 
 def read_labelled(args: OfLabelled, file: Path, name: TaskName, like: Data | None = None) -> Labelled:
@@ -106,16 +67,16 @@ def judge_file(args: OfLabelled, file: Path, labelled: Labelled | None = None) -
     found, data, source = judged_file(file, args.task, *(labelled or (None, None)), named)
     if labelled is None:
         say_notes(file.name, data)
-    return Judgement(with_positive(found, args), labelled or Labelled(data, source), None)
+    return Judgement(with_positive(found, args.positive_label), labelled or Labelled(data, source), None)
 
 
 def judge_model(args: OfLabelled, name: str, labelled: Labelled | None = None) -> Judgement:
     """What a tuned model says of the examples of --data. labelled: those, if they are read already."""
     if args.data is None:
         raise ConfigError(f"{name}: a model needs examples to be judged by; give them with --data")
-    tuned = open_tuned(args, name)
-    labelled = labelled or read_labelled(args, args.data, tuned.task.name, read_as(tuned))
-    return Judgement(with_positive(judge_tuned(name, tuned, labelled), args), labelled, tuned)
+    tuned = args.tuned(name)
+    labelled = labelled or read_labelled(args, args.data, tuned.task.name, tuned.read_as)
+    return Judgement(with_positive(judge_tuned(name, tuned, labelled), args.positive_label), labelled, tuned)
 
 
 def judge_tuned(name: str, tuned: Tuned, labelled: Labelled) -> Judged:
@@ -125,14 +86,3 @@ def judge_tuned(name: str, tuned: Tuned, labelled: Labelled) -> Judged:
         return counted(starts, len(starts), f"parts of {AT_ONCE:,} examples")
 
     return judged_model(name, tuned, labelled.data.examples, watched)
-
-
-def with_positive(found: Judged, args: OfLabelled) -> Judged:
-    """With the label whose f1 is told. Raises ConfigError for what is none of two labels."""
-    if args.positive_label is None:
-        return found
-    labels = found.task.labels if isinstance(found.task, Classification) else ()
-    if len(labels) != 2 or args.positive_label not in labels:
-        what = f"the labels are {some(sorted(labels), SHOWN)}" if labels else "there are no labels here"
-        raise ConfigError(f"--positive-label {args.positive_label}: one of two labels, and {what}")
-    return replace(found, task=replace(found.task, positive=args.positive_label))

@@ -12,6 +12,8 @@ import torch
 from minilm import cli
 from minilm.errors import ConfigError
 from minilm.metrics.intervals import FEWEST
+from minilm.tasks.finetune import open_tuned
+from minilm.tasks.tune import Tuned
 from minilm.train.log import say
 from minilm.train.runtime import Precision, Runtime
 
@@ -44,16 +46,21 @@ class OfModel:
         """As `from_pretrained` takes them."""
         return {"revision": self.revision, "use_safetensors": False if self.allow_pickle else None}
 
-    def runtime(self, model: torch.nn.Module) -> Runtime:
-        """Moves `model` to its device."""
-        runtime = Runtime.choose(self.device, self.precision, self.threads)
-        torch.set_float32_matmul_precision("highest")  # fp32 is not TF32: figures are to be those of any machine
-        model.to(runtime.device)
-        return runtime
-
     def computing(self, model: torch.nn.Module) -> AbstractContextManager:
         """Moves `model` to its device; what is computed within is as precise as asked for."""
-        return self.runtime(model).autocast()
+        return Runtime.precise(model, self.device, self.precision, self.threads).autocast()
+
+    def tuned(self, name: str | None = None) -> Tuned:
+        """The model, or another one, as one that is tuned. Raises UserError."""
+        return open_tuned(
+            name or self.model,
+            revision=self.revision,
+            allow_pickle=self.allow_pickle,
+            device=self.device,
+            precision=self.precision,
+            threads=self.threads,
+            flag="--model",
+        )
 
 
 def check_output(flag: str, output: Path, **others: Path | None) -> None:

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minilm import cli
-from minilm.commands.labelled import open_tuned
 from minilm.commands.of_model import THREADS, OfModel, check_output
-from minilm.data.examples import Data, named_columns
+from minilm.data.examples import named_columns
 from minilm.data.tables import check_regular
 from minilm.errors import ConfigError
 from minilm.tasks.named import TASKS, read_examples, read_source
@@ -47,13 +46,12 @@ def run_predict(args: Predict) -> None:
         raise ConfigError(f"--output {args.output}: give a .csv, .tsv or .jsonl, of tags a .conll, of answers a .json")
     check_output("--output", args.output, input=args.input)
     check_regular(args.input)
-    tuned = open_tuned(args, args.model)
+    tuned = args.tuned()
     task = tuned.task
     if args.output.suffix not in task.endings:
         raise ConfigError(f"--output {args.output}: give one of {', '.join(task.endings)} for the task {task.name}")
     source = read_source(args.input, task.name, args.header)
-    trained = Data([], columns=tuned.result["columns"])
-    data = read_examples(source, task.name, args.text_column, args.pair_column, labelled=False, like=trained)
+    data = read_examples(source, task.name, args.text_column, args.pair_column, labelled=False, like=tuned.read_as)
     for note in data.notes:
         say(note)
     columns = named_columns(data.columns)

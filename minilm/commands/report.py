@@ -72,7 +72,7 @@ def explained(result: dict[str, Any], judgement: Judgement) -> dict[str, Any]:
 def _explanation(tuned: Tuned, example: Example) -> dict[str, Any]:
     """None of a text without a word that the model reads."""
     try:
-        found = explain(tuned.model, tuned.task, tuned.tokenizer, [example], length=tuned.length)
+        found = explain(tuned, [example.text], None if example.pair is None else [example.pair])
     except DataError:
         return {}
     return {"explanation": found[0].as_json()}

@@ -18,22 +18,16 @@ from minilm.commands.labelled import (
     judge_file,
     judge_model,
     judge_tuned,
-    read_as,
     read_labelled,
-    with_positive,
 )
 from minilm.commands.of_model import THREADS, interval_of, p_value, tell
-from minilm.errors import ConfigError, DataError, printable
+from minilm.errors import ConfigError, printable
 from minilm.files import sha256
-from minilm.judging.judged import Judged
+from minilm.judging.judged import Judged, cost_of, with_positive
 from minilm.judging.score import scored
-from minilm.metrics.groups import group_lines, group_scores
+from minilm.metrics.groups import group_lines
 from minilm.metrics.slices import SIGNIFICANT
-from minilm.tasks.classification import Classification
-from minilm.tasks.tune import Tuned
-from minilm.train.cost import matmul_peak, training_flops
 from minilm.train.job import VERSIONS
-from minilm.train.runtime import peak_memory_mb
 
 SHOWN = 5  # slices
 OVER = " (95 %, over examples)"  # which the head of the table says
@@ -65,15 +59,12 @@ def scores_of(args: Score) -> tuple[dict[str, Any], Judgement]:
         raise ConfigError("--model, --predictions: give one of them")
     judgement = judge_file(args, args.predictions) if args.predictions else judge_model(args, args.model)
     judged, labelled, tuned = judgement
-    cells = labelled.cells()
-    result = {"system": judged.name} | scored(judged, _dev(args, judgement), cells)
-    if args.group_column is not None:
-        result["groups"] = _groups(args, judged, cells)
+    result = {"system": judged.name} | scored(judged, _dev(args, judgement), labelled.cells(), args.group_column)
     file = args.data or args.predictions
     result["data"] = {"file": str(file), "sha256": sha256(file), "left_out": len(labelled.data.left_out)}
     if tuned is not None:
         result["cut"] = judged.cut
-        result["cost"] = _cost(judged, tuned)
+        result["cost"] = cost_of(judged, tuned)
         result["model"] = {
             "directory": judged.name,
             "parameters": sum(each.numel() for each in tuned.model.parameters()),
@@ -94,53 +85,12 @@ def _dev(args: Score, judgement: Judgement) -> Judged | None:
     if judged.probabilities is None:
         raise ConfigError(f"--dev {args.dev}: temperature and thresholds are of probabilities, and here are none")
     if tuned is not None:
-        found = judge_tuned(judged.name, tuned, read_labelled(args, args.dev, tuned.task.name, read_as(tuned)))
+        found = judge_tuned(judged.name, tuned, read_labelled(args, args.dev, tuned.task.name, tuned.read_as))
     else:
         found = judge_file(replace(args, data=None), args.dev).judged
     if found.probabilities is None or getattr(found.task, "labels", ()) != judged.task.labels:
         raise ConfigError(f"--dev {args.dev}: no probabilities of the same labels")
-    return with_positive(found, args)
-
-
-def _groups(args: Score, judged: Judged, cells: dict[str, list[Any]]) -> dict[str, Any]:
-    """Gaps between the groups of a column; of two labels the positive one's rates, of more accuracy alone."""
-    task, column = judged.task, args.group_column
-    if not isinstance(task, Classification):
-        raise ConfigError(f"--group-column {column}: of classification, and this is {task.name}")
-    if column not in cells:
-        raise ConfigError(f"--group-column {column}: give one of {', '.join(cells) or 'a table with more columns'}")
-    two, number = len(task.labels) == 2, task.positive_number
-    score = judged.probabilities[:, number] if two and judged.probabilities is not None else None
-    groups = ["" if value is None else str(value) for value in cells[column]]
-    positive = task.labels[number] if two else None
-    try:
-        found = group_scores([each.label for each in judged.examples], judged.decoded, score, groups, positive)
-    except DataError as error:
-        raise DataError(f"--group-column {column}: {error}") from error
-    return {"column": column, "positive": positive} | found
-
-
-def _cost(judged: Judged, tuned: Tuned) -> dict[str, Any]:
-    """Of tokenising and computing: what is needed for the tokens alone, without padding."""
-    cfg, runtime = tuned.model.base_model.encoder.cfg, tuned.runtime
-    peak_mb = peak_memory_mb(runtime.device)  # before `matmul_peak` takes its own
-    lengths, counts = np.unique(judged.tokens, return_counts=True)
-    flops = sum(
-        count * training_flops(cfg, length, min(length, tuned.length), 0) // 3
-        for length, count in zip(lengths.tolist(), counts.tolist(), strict=True)
-    )
-    peak, tokens = matmul_peak(runtime.device, runtime.dtype), int(judged.tokens.sum())
-    return {
-        "seconds": judged.seconds,
-        "tokens": tokens,
-        "tokens_per_s": tokens / judged.seconds,
-        "flops": flops,
-        "peak_flops": peak,
-        "mfu": flops / judged.seconds / peak,
-        "peak_mb": peak_mb,
-        "joules": judged.joules,
-        "machine": runtime.describe(),
-    }
+    return with_positive(found, args.positive_label)
 
 
 # -- on the console -------------------------------------------------------------------------------------

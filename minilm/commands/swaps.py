@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from minilm.checkpoint.model import find_model
-from minilm.commands.labelled import open_tuned, read_as
 from minilm.commands.of_model import OfModel, counted, interval_of
 from minilm.data.documents import uncompressed_name
 from minilm.data.examples import Data, Example, read_texts
@@ -117,11 +116,11 @@ def _language_lines(found: dict[str, Any]) -> list[str]:
 def _of_classifier(
     args: OfModel, directory: Path, source: Table, words: Swaps, text: str | None, pair: str | None
 ) -> tuple[dict[str, Any], list[str]]:
-    tuned = open_tuned(args, str(directory))
+    tuned = args.tuned(str(directory))
     task = tuned.task
     if not isinstance(task, Classification | MultiLabel):
         raise ConfigError(f"--model {directory}: is for {task.name}; --swaps is of a masked model or of labels")
-    data = read_examples(source, task.name, text, pair, labelled=False, like=read_as(tuned))
+    data = read_examples(source, task.name, text, pair, labelled=False, like=tuned.read_as)
     swapped, counts = swapped_texts(_examples(data), words)
     predictions = tuned.predictions([Example(*version) for each in swapped for version in each.versions])
     outputs, features, _ = predictions

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minilm.data.examples import Example, Question
-from minilm.dropin.models import PreTrainedModel
+from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
 from minilm.evaluation.predict import MaskedLM
@@ -25,8 +24,8 @@ from minilm.explanation.attention import attention_maps, rollout, word_map
 from minilm.explanation.attribution import STEPS, gradient_x_input, integrated_gradients, occlusion
 from minilm.explanation.shown import SHARES, Explanation
 from minilm.explanation.targets import Asked, asked_of, asked_of_mask
-from minilm.tasks.task import Task
-from minilm.tasks.tune import Tuning, length_of
+from minilm.tasks.span import Span
+from minilm.tasks.tune import Tuned
 
 MethodName = Literal["integrated-gradients", "gradient-x-input", "occlusion", "rollout", "attention"]
 
@@ -48,24 +47,32 @@ class Method:
 
 
 def explain(
-    model: PreTrainedModel,
-    task: Task,
-    tokenizer: BertTokenizer,
-    examples: Sequence[Example | Question],
+    tuned: Tuned,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None = None,
+    *,
     method: Method | None = None,
     target: str | None = None,
-    length: int | None = None,
 ) -> list[Explanation]:
-    """Why a tuned model (of `open_task`) says what it says of each example.
+    """Why a tuned model (of `finetune` or `open_tuned`) says what it says of each text or pair; of questions `pairs`
+    are their contexts.
 
-    target: the label that is explained; None: the likeliest. length: tokens that are read of an example; None: as many
-    as training reads. Longer texts are cut, as there. Leaves the model in eval mode. Raises ConfigError for a task that
-    is not explained and for a target that is none, DataError for a text without a word and a context that is too long.
+    target: the label that is explained; None: the likeliest. Longer texts than training read are cut, as there; but a
+    question and its context are read at once, as far as the model reads. Leaves the model in eval mode. Raises
+    ConfigError for a task that is not explained and for a target that is none, DataError for a text without a word and
+    a context that is too long.
     """
-    length = length_of(Tuning(), model, tokenizer) if length is None else length
-    model.eval()
-    asked = (asked_of(model, task, tokenizer, each, target, length) for each in examples)
-    return [_explained(each, tokenizer, method or Method()) for each in asked]
+    model, task, tokenizer = tuned.model.eval(), tuned.task, tuned.tokenizer
+    if pairs is None and (isinstance(task, Span) or "pair" in tuned.read_as.columns):
+        what = "a question needs its context" if isinstance(task, Span) else "training read two texts a row"
+        raise DataError(f"--pair: {what}; give it")
+    length = max_tokens(model.base_model.encoder.cfg, tokenizer) if isinstance(task, Span) else tuned.length
+    found = []
+    with tuned.runtime.autocast():
+        for text, pair in zip(texts, [None] * len(texts) if pairs is None else pairs, strict=True):
+            asked = asked_of(model, task, tokenizer, (text,) if pair is None else (text, pair), target, length)
+            found.append(_explained(asked, tokenizer, method or Method()))
+    return found
 
 
 def explain_mask(masked: MaskedLM, text: str, method: Method | None = None, target: str | None = None) -> Explanation:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from minilm.batch import Tokens
 from minilm.checkpoint.hf import objective_of
-from minilm.data.examples import Example, Question
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
@@ -64,19 +63,17 @@ def asked_of(
     model: PreTrainedModel,
     task: Task,
     tokenizer: BertTokenizer,
-    example: Example | Question,
+    texts: tuple[str, ...],
     target: str | None,
     length: int,
 ) -> Asked:
-    """What is asked of a tuned model; target, length: as of `explain`. Raises ConfigError, DataError."""
+    """What is asked of a tuned model on a text, or two; length: tokens that are read. Raises ConfigError, DataError."""
     if not isinstance(task, Classification | MultiLabel | Regression | Span):
         raise ConfigError(f"--model: is tuned for {task.name}; explained are labels, a number and answers")
     labels = getattr(task, "labels", ())
     if target is not None and target not in labels:
         known = f"the labels are {some(labels, SHOWN)}" if labels else f"is of labels, and here is {task.name}"
         raise ConfigError(f"--target {target}: {known}{did_you_mean(target, labels)}")
-    texts = (example.question, example.context) if isinstance(task, Span) else (example.text, example.pair)
-    texts = tuple(text for text in texts if text is not None)
     encoding, tokens = _encoded(model, tokenizer, texts, length)
     return (_of_span if isinstance(task, Span) else _of_text)(model, task, texts, encoding, tokens, target)
 

@@ -2,21 +2,39 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from minilm.data.examples import Tagged
-from minilm.data.tables import shown
-from minilm.errors import DataError, some
+from minilm.data.examples import Data, Tagged
+from minilm.data.tables import Table, shown
+from minilm.errors import ConfigError, DataError, some
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.task import Task
 from minilm.tasks.tune import Tuned
-from minilm.train.cost import EnergyMeter
+from minilm.train.cost import EnergyMeter, matmul_peak, training_flops
+from minilm.train.runtime import peak_memory_mb
 
 AT_ONCE = 4096  # examples
 SHOWN = 8  # labels in a message
+
+
+class Labelled(NamedTuple):
+    """Labelled examples, and what they were read from."""
+
+    data: Data
+    source: Table | Path
+
+    def cells(self) -> dict[str, list[object]]:
+        """Of each column that is neither a text nor a label, the cell of each example."""
+        if not isinstance(self.source, Table):
+            return {}
+        row_of = {row.where: row.cells for row in self.source.rows}
+        rows = [row_of[each.where] for each in self.data.examples]
+        taken = {*self.data.columns.values()}
+        return {name: [row.get(name) for row in rows] for name in self.source.columns if name not in taken}
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,40 @@ def judged_model(
         time.perf_counter() - began,
         meter.spent(),
     )
+
+
+def with_positive(found: Judged, label: str | None) -> Judged:
+    """With the label whose f1 is told. Raises ConfigError for what is none of two labels."""
+    if label is None:
+        return found
+    labels = found.task.labels if isinstance(found.task, Classification) else ()
+    if len(labels) != 2 or label not in labels:
+        what = f"the labels are {some(sorted(labels), SHOWN)}" if labels else "there are no labels here"
+        raise ConfigError(f"--positive-label {label}: one of two labels, and {what}")
+    return replace(found, task=replace(found.task, positive=label))
+
+
+def cost_of(judged: Judged, tuned: Tuned) -> dict[str, Any]:
+    """Of tokenising and computing: what is needed for the tokens alone, without padding."""
+    cfg, runtime = tuned.model.base_model.encoder.cfg, tuned.runtime
+    peak_mb = peak_memory_mb(runtime.device)  # before `matmul_peak` takes its own
+    lengths, counts = np.unique(judged.tokens, return_counts=True)
+    flops = sum(
+        count * training_flops(cfg, length, min(length, tuned.length), 0) // 3
+        for length, count in zip(lengths.tolist(), counts.tolist(), strict=True)
+    )
+    peak, tokens = matmul_peak(runtime.device, runtime.dtype), int(judged.tokens.sum())
+    return {
+        "seconds": judged.seconds,
+        "tokens": tokens,
+        "tokens_per_s": tokens / judged.seconds,
+        "flops": flops,
+        "peak_flops": peak,
+        "mfu": flops / judged.seconds / peak,
+        "peak_mb": peak_mb,
+        "joules": judged.joules,
+        "machine": runtime.describe(),
+    }
 
 
 def check_known(task: Task, examples: Sequence[Any]) -> None:

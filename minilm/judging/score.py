@@ -1,14 +1,16 @@
 """What a system is worth on labelled examples, with how sure that is: all that `score` and `report` tell of one."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minilm.data.examples import Example
-from minilm.data.tables import shown
-from minilm.errors import DataError
-from minilm.judging.judged import Judged
+from minilm.data.tables import shown, table_of
+from minilm.errors import ConfigError, DataError
+from minilm.files import finite
+from minilm.judging.judged import Judged, Labelled, cost_of, judged_model, with_positive
 from minilm.judging.metric_tables import RATES, held, metric_tables, probability_table
 from minilm.metrics.calibration import (
     best_temperature,
@@ -21,13 +23,17 @@ from minilm.metrics.calibration import (
     sigmoid,
     softmax,
 )
+from minilm.metrics.groups import group_scores
 from minilm.metrics.intervals import FEWEST, share, with_intervals
 from minilm.metrics.labels import WHY_EACH, weighted_each_label, weighted_each_of_sets
 from minilm.metrics.scores import confusion, multilabel_scores
 from minilm.metrics.slices import slices
 from minilm.tasks.classification import Classification, MultiLabel
+from minilm.tasks.finetune import open_tuned, say_notes
+from minilm.tasks.named import read_examples
 from minilm.tasks.predictions import SHOWN_LABELS
 from minilm.tasks.task import Task
+from minilm.tasks.tune import Tuned
 
 MISTAKES = 10  # shown
 NOT_DEFINED = "not defined: of nothing here, or of a constant"
@@ -36,16 +42,51 @@ SMALLEST = float(np.finfo(np.float64).eps)  # of a probability whose logarithm i
 Metrics = dict[str, dict[str, Any]]
 
 
-def scored(
-    judged: Judged, dev: Judged | None = None, cells: Mapping[str, Sequence[Any]] | None = None
+def score(
+    model: Tuned | Path | str,
+    rows: Any,
+    dev: Any = None,
+    *,
+    text: str | int | None = None,
+    pair: str | int | None = None,
+    label: str | int | None = None,
+    positive_label: str | None = None,
+    group: str | None = None,
 ) -> dict[str, Any]:
-    """{task, n, metrics, baseline, undefined, labels, confusion, calibration, thresholds, slices, mistakes}, as far as
-    the task has them, ready for JSON.
+    """What a tuned model is worth on labelled rows: what `scored` finds, and the cost. What is undefined is None.
+
+    model: what `finetune` or `open_tuned` returned, or where it is saved. rows, dev: as `finetune` takes them; and what
+    else is as of `scored`. text, pair, label: columns, as in training if not given. group: a column of groups that a
+    classifier may treat differently. Raises UserError.
+    """
+    tuned = model if isinstance(model, Tuned) else open_tuned(model)
+    found = []
+    for name, each in (("rows", rows), ("dev", dev)):
+        if each is None:
+            continue
+        source = table_of(each, name)
+        data = read_examples(source, tuned.task.name, text, pair, label, like=tuned.read_as)
+        say_notes(name, data)
+        judged = with_positive(judged_model(name, tuned, data.examples), positive_label)
+        found.append((judged, Labelled(data, source)))
+    (judged, labelled), *other = found
+    told = scored(judged, other[0][0] if other else None, labelled.cells(), group)
+    return finite(told | {"cut": judged.cut, "cost": cost_of(judged, tuned)})
+
+
+def scored(
+    judged: Judged,
+    dev: Judged | None = None,
+    cells: Mapping[str, Sequence[Any]] | None = None,
+    group: str | None = None,
+) -> dict[str, Any]:
+    """{task, n, metrics, baseline, undefined, labels, confusion, calibration, thresholds, slices, mistakes, groups}, as
+    far as the task has them, ready for JSON.
 
     metrics: {value, low, high, n} of each, with its 95 % interval. baseline: the same metrics of one who has not read
     the examples. undefined: why a metric is None. dev: the same system on other examples, which temperature and
-    thresholds are chosen by. cells: columns to look for slices in. Raises DataError where every example has the same
-    label.
+    thresholds are chosen by. cells: columns to look for slices in; group: one of them, whose gaps are told. Raises
+    UserError, also where every example has the same label.
     """
     task = judged.task
     found: dict[str, Any] = {"task": task.name, "n": len(judged), "metrics": {}, "baseline": {}, "undefined": {}}
@@ -75,6 +116,8 @@ def scored(
         found["slices"] = slices(judged.records, task.weighted, columns, task.proportions, deciding_metric(task))
     if isinstance(task, Classification):
         found["mistakes"] = mistakes(judged)
+    if group is not None:
+        found["groups"] = gaps(judged, group, cells or {})
     return found
 
 
@@ -139,6 +182,24 @@ def _each_label(judged: Judged) -> dict[str, Any]:
         return {"labels": rows}
     found = {"labels": rows, "confusion": confusion(*records.T, len(names)).tolist()}
     return found | ({"positive_label": names[task.positive_number]} if len(names) == 2 else {})
+
+
+def gaps(judged: Judged, column: str, cells: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Between the groups of a column; of two labels the positive one's rates, of more accuracy alone."""
+    task = judged.task
+    if not isinstance(task, Classification):
+        raise ConfigError(f"--group-column {column}: of classification, and this is {task.name}")
+    if column not in cells:
+        raise ConfigError(f"--group-column {column}: give one of {', '.join(cells) or 'a table with more columns'}")
+    two, number = len(task.labels) == 2, task.positive_number
+    chances = judged.probabilities[:, number] if two and judged.probabilities is not None else None
+    groups = ["" if value is None else str(value) for value in cells[column]]
+    positive = task.labels[number] if two else None
+    try:
+        found = group_scores([each.label for each in judged.examples], judged.decoded, chances, groups, positive)
+    except DataError as error:
+        raise DataError(f"--group-column {column}: {error}") from error
+    return {"column": column, "positive": positive} | found
 
 
 # -- probabilities --------------------------------------------------------------------------------------

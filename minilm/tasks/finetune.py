@@ -1,4 +1,4 @@
-"""Fine-tuning as a function of rows in hand."""
+"""Fine-tuning as a function of rows in hand, and what it made, opened again."""
 
 import tempfile
 from collections.abc import Sequence
@@ -11,11 +11,14 @@ from minilm.checkpoint.store import Store
 from minilm.data.examples import Data
 from minilm.data.splits import check_labels, overlap, split_by_text
 from minilm.data.tables import table_of
+from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, did_you_mean
-from minilm.tasks.named import TASKS, TaskName, make_task, model_for, read_examples
-from minilm.tasks.tune import Tuned, Tuning, tune
+from minilm.tasks.named import TASKS, TaskName, make_task, model_for, open_task, read_examples
+from minilm.tasks.report import read_in_training
+from minilm.tasks.tune import Tuned, Tuning, length_of, tune
 from minilm.train.log import say
+from minilm.train.runtime import Runtime
 
 DEV = 0.1  # of the rows, where none are given to choose by
 SHOWN = 5  # rows that are left out
@@ -79,6 +82,33 @@ def finetune(
                 precision=precision,
                 threads=threads,
             )
+
+
+def open_tuned(
+    model: Path | str,
+    *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    device: str = "auto",
+    precision: str = "fp32",
+    threads: int | None = None,
+    flag: str = "model",
+) -> Tuned:
+    """A tuned model, as `finetune` returned it: on its device, reading as many tokens as in training.
+
+    model: a directory or a name on the hub, and `revision` its branch, tag or commit. allow_pickle: read
+    pytorch_model.bin; from makers you trust only. flag: what an error calls `model`. Raises UserError.
+    """
+    if Path(model).is_file():
+        raise ConfigError(f"{flag} {model}: is a file, and a model is a directory")
+    directory = find_model(model, revision, allow_pickle=allow_pickle, flag=flag)
+    network, task = open_task(directory, use_safetensors=False if allow_pickle else None)
+    columns, trained_length = read_in_training(directory)
+    tokenizer = BertTokenizer.from_pretrained(directory)
+    usual = length_of(Tuning(), network, tokenizer)
+    length = min(max_tokens(network.base_model.encoder.cfg, tokenizer), trained_length or usual)
+    runtime = Runtime.precise(network, device, precision, threads)
+    return Tuned(network, tokenizer, task, runtime, length, {"columns": columns})
 
 
 def held_out(data: Data, seed: int, groups: Sequence[str] | None = None) -> tuple[Data, Data]:

@@ -16,6 +16,7 @@ from minilm.checkpoint.model import weights_fingerprint
 from minilm.checkpoint.store import Store, manifest_fault
 from minilm.checkpoint.weights import load_tensors, save_tensors
 from minilm.data.draws import shuffled
+from minilm.data.examples import Data
 from minilm.data.loader import made_ahead
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import PreTrainedModel
@@ -165,6 +166,11 @@ class Tuned:
         if not examples:
             return []
         return self.task.decode(self.predictions(examples))
+
+    @property
+    def read_as(self) -> Data:
+        """What is known of how its examples were read: the columns, where others have the same names."""
+        return Data([], columns=self.result.get("columns", {}), separator=None)
 
     def predictions(self, examples: Sequence[Any]) -> Predictions:
         """What the model says of them."""

@@ -60,6 +60,16 @@ class Runtime:
             torch.set_float32_matmul_precision("high")  # TF32 where fp32 is left
         return cls(chosen, fastest, reason, torch.get_num_threads(), ranks)
 
+    @classmethod
+    def precise(
+        cls, model: torch.nn.Module, device: str = "auto", precision: str = "fp32", threads: int | None = None
+    ) -> Self:
+        """`choose`, but fp32 is not TF32, so that figures are those of any machine; and `model` moves there."""
+        runtime = cls.choose(device, precision, threads)
+        torch.set_float32_matmul_precision("highest")
+        model.to(runtime.device)
+        return runtime
+
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.precision]

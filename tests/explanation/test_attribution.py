@@ -1,7 +1,7 @@
 """Attributions: equal to captum's, complete, and true where the truth is planted."""
 
 import random
-from types import SimpleNamespace
+from dataclasses import replace
 
 import captum.attr
 import numpy as np
@@ -17,6 +17,8 @@ from minilm.dropin.config import PreTrainedConfig
 from minilm.explanation.attribution import Output, gradient_x_input, integrated_gradients, occlusion
 from minilm.explanation.explain import Method, explain
 from minilm.tasks.classification import Classification
+from minilm.tasks.tune import Tuned
+from minilm.train.runtime import Runtime
 
 PLAIN = [f"w{letter}" for letter in "abcdefghijklmnopqrst"]
 SAID = ["good", "bad"]
@@ -113,7 +115,8 @@ def planted(request, tmp_path_factory):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    return SimpleNamespace(family=request.param, model=model.eval(), task=task, tokenizer=tokenizer)
+    cpu = Runtime(torch.device("cpu"), "fp32", "test", 1)
+    return Tuned(model.eval(), tokenizer, task, cpu, 32, {"family": request.param})
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +130,7 @@ METHODS = ["integrated-gradients", "occlusion"]
 @pytest.mark.parametrize("method", METHODS)
 def test_the_planted_word_is_found(planted, held_out, method):
     """It is first in 95 % of texts; values of integrated gradients sum to what the output differs by."""
-    found = explain(planted.model, planted.task, planted.tokenizer, held_out, Method(method))
+    found = explain(planted, [each.text for each in held_out], method=Method(method))
     assert [each.says for each in found] == [each.label for each in held_out]
     first = [max(each.words, key=lambda word: word.value).text for each in found]
     assert np.mean([word == each.label for word, each in zip(first, held_out, strict=True)]) >= 0.95
@@ -141,11 +144,11 @@ def test_the_planted_word_is_found(planted, held_out, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_random_weights_say_something_else(planted, held_out, method):
     """Adebayo et al. 2018: what is explained is the model. The mean over texts, each with a random model of its own."""
-    related = []
+    related, family = [], planted.result["family"]
     for seed, each in enumerate(held_out[:24]):
         sides = []
-        for model in (planted.model, random_model(planted.family, 100 + seed)):
-            found = explain(model, planted.task, planted.tokenizer, [each], Method(method, 10), target=each.label)
+        for model in (planted.model, random_model(family, 100 + seed)):
+            found = explain(replace(planted, model=model), [each.text], method=Method(method, 10), target=each.label)
             sides.append([word.value for word in found[0].words if word.part == 0])
         related.append(scipy.stats.spearmanr(*sides).statistic)
     assert abs(np.mean(related)) < 0.2

@@ -22,11 +22,13 @@ from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.regression import Regression
 from minilm.tasks.span import Span
 from minilm.tasks.task import Predictions, outputs_of
+from minilm.tasks.tune import Tuned
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime
 
 METHODS = ["integrated-gradients", "gradient-x-input", "occlusion", "rollout", "attention"]
 LABELS = ("a", "b", "c")
+CPU = Runtime(torch.device("cpu"), "fp32", "test", 1)
 
 
 @pytest.fixture
@@ -49,16 +51,20 @@ def random_of(vocab):
     return make
 
 
+def tuned(model, task, tokenizer, length=32):
+    return Tuned(model, tokenizer, task, CPU, length, {})
+
+
 def predictions(task, model, tokenizer, examples):
     features = task.features(examples, tokenizer, 32)
-    cpu = Runtime(torch.device("cpu"), "fp32", "test", 1)
-    return Predictions(outputs_of(task, Applied(model), features, cpu, wants_loss=False)[0], features, examples)
+    return Predictions(outputs_of(task, Applied(model), features, CPU, wants_loss=False)[0], features, examples)
 
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_what_is_explained_is_what_is_predicted(random_of, tokenizer, sentences, pairs):
     """Of labels, several labels and numbers: the likeliest one and its logit; or the one that is asked for."""
     made = [Example(text, text[::-1] if pairs else None) for text in sentences(6)]
+    asked = [each.text for each in made], [each.pair for each in made] if pairs else None
     for task, more in (
         (Classification(LABELS), {"num_labels": 3}),
         (MultiLabel(LABELS), {"num_labels": 3}),
@@ -68,7 +74,7 @@ def test_what_is_explained_is_what_is_predicted(random_of, tokenizer, sentences,
         said = predictions(task, model, tokenizer, made)
         logits = said.outputs.reshape(len(made), -1)
         for name in METHODS:
-            found = explain(model, task, tokenizer, made, Method(name, steps=10))
+            found = explain(tuned(model, task, tokenizer), *asked, method=Method(name, steps=10))
             assert [each.score for each in found] == pytest.approx(logits.max(axis=1), abs=1e-5)
             assert {word.part for each in found for word in each.words} == {0, None} | ({1} if pairs else set())
         if isinstance(task, Regression):
@@ -77,22 +83,22 @@ def test_what_is_explained_is_what_is_predicted(random_of, tokenizer, sentences,
         assert [each.says for each in found] == [LABELS[i] for i in logits.argmax(axis=1)]
         chances = task.probabilities(logits.astype(np.float64)).max(axis=1)
         assert [each.probability for each in found] == pytest.approx(chances, abs=1e-6)
-        asked = explain(model, task, tokenizer, made, Method("occlusion"), target="b")
-        assert [each.score for each in asked] == pytest.approx(logits[:, 1], abs=1e-5)
+        found = explain(tuned(model, task, tokenizer), *asked, method=Method("occlusion"), target="b")
+        assert [each.score for each in found] == pytest.approx(logits[:, 1], abs=1e-5)
 
 
 def test_words_are_the_texts(random_of, tokenizer):
     """A word's pieces are summed, and hidden together; what stands between words is there when they are shown."""
     model, task = random_of(minilm.BertForSequenceClassification, num_labels=3), Classification(LABELS)
     text = "The cats  sat, zzz dogsing."
-    by_word = explain(model, task, tokenizer, [Example(text)], Method(steps=30))[0]
+    by_word = explain(tuned(model, task, tokenizer), [text], method=Method(steps=30))[0]
     assert [word.text for word in by_word.words] == ["[CLS]", "The", "cats", "sat", ",", "zzz", "dogsing", ".", "[SEP]"]
     assert [text[word.start : word.end] for word in by_word.words[1:-1]] == [word.text for word in by_word.words[1:-1]]
     assert (by_word.words[0].value, by_word.words[-1].value) == (0, 0)  # which the baseline has, too
     assert by_word.completeness_error < 1e-3
     total = sum(word.value for word in by_word.words)
     assert total == pytest.approx(by_word.score - by_word.baseline_score, rel=1e-3)
-    hidden = explain(model, task, tokenizer, [Example(text)], Method("occlusion"))[0]
+    hidden = explain(tuned(model, task, tokenizer), [text], method=Method("occlusion"))[0]
     ids = tokenizer(text, return_tensors="pt").input_ids
     mask, number = tokenizer.mask_token_id, LABELS.index(hidden.says)
     pieces = np.array([-1 if each is None else each for each in tokenizer(text).word_ids()])
@@ -115,7 +121,7 @@ def test_byte_level_words_have_no_spaces(random_of):
     made.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=False)
     tokenizer = minilm.BertTokenizer(made, tokenizer_class="RobertaTokenizer")
     model = random_of(minilm.BertForSequenceClassification, num_labels=3, vocab_size=len(words))
-    found = explain(model, Classification(LABELS), tokenizer, [Example("A naïve  cat.")], length=32)[0]
+    found = explain(tuned(model, Classification(LABELS), tokenizer), ["A naïve  cat."])[0]
     assert [word.text for word in found.words if word.part == 0] == ["A", "naïve", " ", "cat", "."]
     assert re.sub(r"<[^>]*>|[+−]", "", html_fragment(found)) == "A naïve  cat."
 
@@ -128,13 +134,13 @@ def test_shares_are_of_what_is_read(random_of, tokenizer):
         (Method("attention"), maps.mean(dim=(0, 2))),
         (Method("attention", layer=2, head=3), maps[1, :, 2]),
     ):
-        found = explain(model, task, tokenizer, [Example(text)], method)[0]
+        found = explain(tuned(model, task, tokenizer), [text], method=method)[0]
         assert [word.value for word in found.words] == pytest.approx(wanted[0, 0].tolist(), abs=1e-9)
         assert np.abs(found.map - wanted[0].numpy()).max() < 1e-9
-    found = explain(model, task, tokenizer, [Example(text)], Method("rollout"))[0]
+    found = explain(tuned(model, task, tokenizer), [text], method=Method("rollout"))[0]
     assert sum(word.value for word in found.words) == pytest.approx(1)
     with pytest.raises(ConfigError, match="--layer 3: the model has 2; give a value from 1 to 2"):
-        explain(model, task, tokenizer, [Example(text)], Method("attention", layer=3))
+        explain(tuned(model, task, tokenizer), [text], method=Method("attention", layer=3))
 
 
 def test_answers(random_of, tokenizer):
@@ -145,7 +151,8 @@ def test_answers(random_of, tokenizer):
     for threshold in (None, -1e9):
         task = Span(threshold=threshold, max_answer=3)
         said = predictions(task, model, tokenizer, made)
-        found = explain(model, task, tokenizer, made, Method(steps=60))
+        questions, contexts = [each.question for each in made], [each.context for each in made]
+        found = explain(tuned(model, task, tokenizer), questions, contexts, method=Method(steps=60))
         assert [each.says for each in found] == task.decode(said)
         logits = said.outputs.astype(np.float64)
         spans = [np.arange(a, b) for a, b in zip(said.features.offsets[:-1], said.features.offsets[1:], strict=True)]
@@ -158,7 +165,7 @@ def test_answers(random_of, tokenizer):
                 assert each.score == pytest.approx(logits[own[0]].sum(), abs=1e-5)
                 assert each.says == ""
     with pytest.raises(DataError, match="question and context are longer than 32 tokens"):
-        explain(model, Span(), tokenizer, [Question("0", "a", "cat " * 40, None)])
+        explain(tuned(model, Span(), tokenizer), ["a"], ["cat " * 40])
 
 
 def test_masks(tmp_path, made):
@@ -189,14 +196,14 @@ def test_masks(tmp_path, made):
 def test_what_cannot_be(random_of, tokenizer):
     model, task = random_of(minilm.BertForSequenceClassification, num_labels=3), Classification(("good", "bad", "c"))
     with pytest.raises(ConfigError, match="--target goood: the labels are good, bad, c; did you mean good"):
-        explain(model, task, tokenizer, [Example("a cat")], target="goood")
+        explain(tuned(model, task, tokenizer), ["a cat"], target="goood")
     with pytest.raises(DataError, match="holds no word that the model reads"):
-        explain(model, task, tokenizer, [Example(" ")])
+        explain(tuned(model, task, tokenizer), [" "])
     with pytest.raises(ConfigError, match="is tuned for choice"):
-        explain(model, MultipleChoice(), tokenizer, [Example("a")])
+        explain(tuned(model, MultipleChoice(), tokenizer), ["a"])
     with pytest.raises(ConfigError, match="--layer, --head: of --method attention"):
         Method("rollout", head=1)
-    long = explain(model, task, tokenizer, [Example("cat " * 40 + "dog")], Method("occlusion"))[0]
+    long = explain(tuned(model, task, tokenizer), ["cat " * 40 + "dog"], method=Method("occlusion"))[0]
     assert long.cut
     assert len(long.words) == 32
     assert re.sub(r"<[^>]*>|[+−]", "", html_fragment(long)).endswith("cat dog")  # which is not read, but shown

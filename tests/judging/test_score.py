@@ -5,9 +5,10 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sklearn
 
-from minilm.errors import DataError
+from minilm.errors import ConfigError, DataError
+from minilm.files import finite
 from minilm.judging.judged import judged_model
-from minilm.judging.score import scored
+from minilm.judging.score import score, scored
 
 TASKS = ["classification", "multilabel", "regression", "similarity", "choice", "tagging", "span"]
 
@@ -71,3 +72,29 @@ def test_what_is_not_defined_is_said_and_is_not_zero(tuned):
     assert recall["reason"] == "no example has it"
     with pytest.raises(DataError, match="every example is labelled 'a'; give examples of two labels"):
         scored(judged_model("model", model, [each for each in data.examples if each.label == "a"]))
+
+
+def test_rows_in_hand_score_as_a_file_does(tuned, tmp_path):
+    """Of a model that is open and of its directory; columns are sliced, and one of them may be of groups."""
+    model, data, _ = tuned("classification", 60)
+    rows = [
+        {"text": each.text, "label": each.label, "source": ("web", "letter")[i % 2]}
+        for i, each in enumerate(data.examples)
+    ]
+    found = score(model, rows, rows[:30], group="source")
+    sources = [row["source"] for row in rows]
+    dev = judged_model("dev", model, data.examples[:30])
+    wanted = finite(scored(judged_model("model", model, data.examples), dev, {"source": sources}, "source"))
+    assert found["metrics"] == wanted["metrics"]
+    assert found["groups"] == wanted["groups"]
+    assert found["calibration"]["temperature"] == wanted["calibration"]["temperature"]
+    assert {each["column"] for each in found["slices"]["slices"]} >= {"source"}
+    assert found["cost"]["tokens"] > 0
+    model.model.config.update(model.task.config())
+    model.model.save_pretrained(tmp_path / "saved")
+    model.tokenizer.save_pretrained(tmp_path / "saved")
+    assert score(tmp_path / "saved", rows)["metrics"]["accuracy"] == wanted["metrics"]["accuracy"]
+    with pytest.raises(ConfigError, match="--group-column sauce: give one of source"):
+        score(model, rows, group="sauce")
+    with pytest.raises(ConfigError, match="--positive-label a: one of two labels, and the labels are a, b, c"):
+        score(model, rows, positive_label="a")
