@@ -164,3 +164,4 @@ class Batch(OnDevice):
     count: int  # targets that are not IGNORE; known, as the next one, without asking the device
     size: int  # tokens that are not padding
     pair_label: Tensor | None = None  # (B,) int64: 1 where the second text of a row does not follow the first
+    per_row: int = 0  # of `where`, as many of each row, row after row; 0: they are not so

@@ -172,7 +172,7 @@ def _batch(
         tokens = Tokens.packed(ids, taken.doc, attention, prefix, taken.token_type_ids)
     where = (pick + torch.arange(B, device=ids.device)[:, None] * T).flatten()
     count, size = int((target != IGNORE).sum()), int(tokens.key.sum())
-    return Batch(tokens, where, target.flatten(), count, size, taken.pair_label)
+    return Batch(tokens, where, target.flatten(), count, size, taken.pair_label, pick.shape[1])
 
 
 def make_objective(

@@ -87,24 +87,28 @@ class LayerContext:
     rope: tuple[Tensor, Tensor] | None
     backend: Backend
     seen: list[Tensor] | None = None  # where the explicit backend leaves its weights for a viewer
-    read: Tensor | None = None  # (N,) flat index into (B, T): the only states that are wanted of the layer
+    read: Tensor | None = None  # flat index into (B, T) of the only states that are wanted of the layer, (N,), or
+    # (B, S), as many of each row, whose keys and values are then not copied for each of them
 
     def wanted(self, x: Tensor) -> Tensor:
-        """What of the layer's input (B, T, D) its output is beside: all of it, or (N, D)."""
-        return x if self.read is None else x.flatten(0, 1)[self.read]
+        """What of the layer's input (B, T, D) its output is beside: all of it, or (N, D), or (B, S, D)."""
+        if self.read is None:
+            return x
+        return x.flatten(0, 1).index_select(0, self.read.flatten()).unflatten(0, self.read.shape)
 
     def of_read(self, T: int) -> Self:
-        """For N queries of one token each: mask (N, 1, 1, T), rotation (N, 1, 1, K)."""
-        row, column = self.read // T, self.read % T
+        """For R rows of S queries, N of one or B of S: mask (R, 1, S, T), rotation (R, 1, S, K)."""
+        read = self.read[:, None] if self.read.ndim == 1 else self.read
+        row, column = read // T, read % T
 
         def at_read(each: Tensor) -> Tensor:
-            return each[row if len(each) > 1 else torch.zeros_like(row), :, column][:, :, None]
+            return each[row if len(each) > 1 else torch.zeros_like(row), :, column].transpose(1, 2)
 
         mask = self.mask
         if mask is not None:
             mask = at_read(mask.expand(*mask.shape[:2], T, T))
         if self.is_causal:
-            mask = (torch.arange(T, device=row.device) <= column[:, None])[:, None, None]
+            mask = (torch.arange(T, device=row.device) <= column[..., None])[:, None]
         rope = self.rope
         if rope is not None:
             rope = tuple(map(at_read, rope))
@@ -173,14 +177,16 @@ class Attention(nn.Module):
         return self.drop(self.out(y_BHTK.transpose(1, 2).flatten(2)))
 
     def _at_read(self, x: Tensor, ctx: LayerContext) -> Tensor:
-        """(B, T, D) -> (N, D): keys and values of every token, but queries of those that are read."""
-        (_, T, D), heads = x.shape, self.num_attention_heads
-        bias = self.qkv.bias
+        """(B, T, D) -> (N, D) or (B, S, D): keys and values of every token, but queries of those that are read."""
+        (_, T, D), heads, read = x.shape, self.num_attention_heads, ctx.read
+        bias, own = self.qkv.bias, ctx.of_read(T)
         of_q, of_kv = (None, None) if bias is None else (bias[:D], bias[D:])
-        q_NHK = F.linear(ctx.wanted(x), self.qkv.weight[:D], of_q).unflatten(-1, (heads, -1))
+        q = F.linear(ctx.wanted(x), self.qkv.weight[:D], of_q).unflatten(-1, (heads, -1))
+        q_RHSK = q[:, :, None] if read.ndim == 1 else q.transpose(1, 2)
         kv = F.linear(x, self.qkv.weight[D:], of_kv).unflatten(-1, (2, heads, -1))
-        k_BHTK, v_BHTK = kv.permute(2, 0, 3, 1, 4)
-        own, row = ctx.of_read(T), ctx.read // T
-        q, k = rotate(q_NHK[:, :, None], own.rope), rotate(k_BHTK, ctx.rope)[row]
-        y_NH1K = BACKENDS[ctx.backend](q, k, v_BHTK[row], own, self.drop_weights)
-        return self.drop(self.out(y_NH1K.flatten(1)))
+        k, v = kv.permute(2, 0, 3, 1, 4)  # (B, H, T, K)
+        k = rotate(k, ctx.rope)
+        if read.ndim == 1:
+            k, v = k[read // T], v[read // T]
+        y_RHSK = BACKENDS[ctx.backend](rotate(q_RHSK, own.rope), k, v, own, self.drop_weights)
+        return self.drop(self.out(y_RHSK.transpose(1, 2).reshape(*read.shape, D)))

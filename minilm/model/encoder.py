@@ -313,7 +313,8 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """embeds: (B, T, E) instead of the word table's rows. trace: is filled with states and attention weights.
 
-        read: (N,) flat index into (B, T); the last layer then computes these states alone, (N, D).
+        read: flat index into (B, T); the last layer then computes these states alone: (N,) -> (N, D), or as many of
+        each row, which is faster, (B, S) -> (B, S, D).
         """
         x = self.embedding(tokens, embeds)
         contexts = self.contexts(tokens, x.dtype, trace)

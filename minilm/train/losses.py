@@ -70,14 +70,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None
 
 
+def _states(model: LanguageModel, batch: Batch) -> tuple[Tensor | None, Tensor]:
+    """(of all tokens (B, T, D), or None where nobody reads them; of the targets (N, D))."""
+    B, T = batch.tokens.input_ids.shape
+    if batch.pair_label is None and 0 < batch.per_row <= T // 2:  # the last layer then computes them alone
+        return None, model.encoder(batch.tokens, read=batch.where.view(B, -1)).flatten(0, 1)
+    states = model.encoder(batch.tokens)
+    return states, states.flatten(0, 1)[batch.where]
+
+
 def language_model_loss(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """Masked, causal or prefix LM, whichever the batch was made for. The vocabulary meets only the targets.
 
     Rows that are pairs add the loss of telling them right, each weighted as all targets of a full row: in the mean over
     targets the two losses count alike, as in Devlin et al. 2018, app. A.2, but for rows that have fewer.
     """
-    states = model.encoder(batch.tokens)
-    x = model.head(states.flatten(0, 1)[batch.where])
+    states, of_targets = _states(model, batch)
+    x = model.head(of_targets)
     nats, count = linear_cross_entropy_sum(x, model.table, model.head.bias, batch.target)
     if batch.pair_label is not None:
         pair_nats, _ = cross_entropy_sum(model.pair(states, batch.tokens), batch.pair_label)
@@ -88,8 +97,8 @@ def language_model_loss(model: LanguageModel, batch: Batch) -> tuple[Tensor, Ten
 @torch.no_grad()
 def language_model_score(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     """(summed nats, targets that rank first, targets, pairs told right, pairs) of one batch."""
-    states = model.encoder(batch.tokens)
-    x = model.head(states.flatten(0, 1)[batch.where])
+    states, of_targets = _states(model, batch)
+    x = model.head(of_targets)
     chunk = CHUNK.get(x.device.type, 512)
     nats, hits = torch.zeros((), device=x.device), torch.zeros((), dtype=torch.int64, device=x.device)
     for x_part, target in zip(x.split(chunk), batch.target.split(chunk), strict=True):

@@ -489,7 +489,7 @@ def test_killed_again_and_again_it_makes_the_same_bytes(mortal, tokenizer, tmp_p
     assert content(tmp_path / "cache") == content(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("moment", ["write_text", "fsync", "replace"])
+@pytest.mark.parametrize("moment", ["write_bytes", "fsync", "replace"])
 def test_killed_while_the_entry_is_described_the_entry_is_believed_later(
     corpus, cache, tokenizer, tmp_path, monkeypatch, moment
 ):
@@ -497,13 +497,13 @@ def test_killed_while_the_entry_is_described_the_entry_is_believed_later(
     gone, and the whole work be thrown away at the next start."""
     prepare(corpus, tmp_path / "whole", 0.1, tokenizer)
     with monkeypatch.context() as patch:
-        owner = Path if moment == "write_text" else os
+        owner = Path if moment == "write_bytes" else os
         call, last = getattr(owner, moment), []
 
         def killed(*args, **kwargs):
             partial = next(cache.glob("*.partial"))
-            if (partial / "counts").exists() and (moment == "write_text" or (partial / ".META.json.tmp").exists()):
-                if moment == "write_text":
+            if (partial / "counts").exists() and (moment == "write_bytes" or (partial / ".META.json.tmp").exists()):
+                if moment == "write_bytes":
                     call(args[0], args[1][:10], **kwargs)
                 last.append(1)
                 raise Killed

@@ -159,7 +159,7 @@ def test_an_entry_is_what_was_prepared(tmp_path, tokenizer):
 # -- files that are whole or not there ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fails", ["write_text", "fsync", "replace"])
+@pytest.mark.parametrize("fails", ["write_bytes", "fsync", "replace"])
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, fails):
     file = tmp_path / "x.json"
     write_whole(file, "before")

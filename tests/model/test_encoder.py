@@ -408,7 +408,12 @@ def test_layers_are_not_put_where_nothing_computes_them():
 @pytest.mark.parametrize("layout", ["full", "padded", "packed"])
 @pytest.mark.parametrize("attention", ["bidirectional", "causal", "prefix"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_states_that_are_read_are_those_of_all(architecture, backend, layout, attention, checkpointing, exact_float64):
+@pytest.mark.parametrize(
+    "read", [[0, 3, 15, 17, 17, 33, 37], [[0, 3, 15], [17, 17, 30], [33, 37, 40]]], ids=["any", "of each row"]
+)
+def test_states_that_are_read_are_those_of_all(
+    architecture, backend, layout, attention, checkpointing, read, exact_float64
+):
     """And their gradients; also where one is read twice, and others of a row not at all."""
     make = bert_config if architecture == "bert" else modern_config
     sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -425,11 +430,11 @@ def test_states_that_are_read_are_those_of_all(architecture, backend, layout, at
     else:
         doc = torch.tensor([[0] * 5 + [1] * 11, [0] * 16, [0, 1, 1, 2, 2, 2] + [-1] * 10])
         tokens = Tokens.packed(ids, doc, attention, prefix)
-    read = torch.tensor([0, 3, 15, 17, 17, 33, 37])
+    read = torch.tensor(read)
     encoder.eval()
     whole = encoder(tokens).flatten(0, 1)[read]
     own = encoder(tokens, read=read)
-    assert own.shape == (7, 32)
+    assert own.shape == (*read.shape, 32)
     assert (own - whole).abs().max() < 1e-12
     weight = torch.randn_like(whole)
     parameters = list(encoder.parameters())
@@ -449,3 +454,6 @@ def test_only_what_is_read_is_computed():
     with FlopCounterMode(display=False) as part:
         encoder(tokens, read=torch.tensor([0, 64]))
     assert part.get_total_flops() < 0.3 * whole.get_total_flops()
+    with FlopCounterMode(display=False) as of_rows:
+        encoder(tokens, read=torch.tensor([[0], [64]]))
+    assert of_rows.get_total_flops() == part.get_total_flops()
