@@ -18,20 +18,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from benchmarks.import_time import cpu
 from benchmarks.labelled import SETS, LabelledSet, Splits
+from benchmarks.machine import ROOT, machine, when
 from minilm import cli
 
-ROOT = Path(__file__).parent.parent
 SIDES = ("transformers", "minilm")
 BATCH = 32
 NEVER = 10**9  # steps between evaluations; one follows the last step
@@ -65,7 +62,7 @@ class Args:
     results: Path | None = None
     """A .jsonl: what ran is added to it, and what it holds is not run again."""
     keep: Path | None = None
-    """A directory: a run of transformers' is kept there as it goes, and one that was stopped goes on."""
+    """A directory: runs are kept there, and one that was stopped goes on, minilm's where SIGTERM stopped it."""
     side: Literal["both", "transformers", "minilm"] = "both"
     """One alone prints its figures as JSON; that is how this runs each."""
     seed: int = 0
@@ -123,18 +120,6 @@ def settings(args: Args) -> dict[str, Any]:
     return {"set": args.set, "weights": weights} | shared
 
 
-def machine() -> dict[str, str]:
-    """Where it runs."""
-    cores = f"{len(os.sched_getaffinity(0))} cores of an {cpu()}, {torch.backends.cpu.get_cpu_capability()}"
-    return {"cpu": cores} | {name: f"{name} {metadata.version(name)}" for name in ("torch", "transformers")}
-
-
-def when() -> dict[str, str]:
-    """The day, and which commit, if it runs where one is checked out."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return {"date": str(date.today()), "commit": git.stdout.strip()}
-
-
 def measured(args: Args, side: str, seed: int) -> dict[str, Any]:
     """One side's figures, of a process of its own; and how many ran, on average of looks at it."""
     names = ("set", "model", "data", "epochs", "lr", "length", "steps", "precision", "keep")
@@ -181,12 +166,13 @@ def one(args: Args) -> dict[str, Any]:
         evaluate_every=NEVER,
         seed=args.seed,
     )
-    with tempfile.TemporaryDirectory() as directory:
-        store, how = Store(Path(directory) / "run"), {"device": "cpu", "precision": args.precision}
+    with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as directory:
+        store = Store(Path(directory) / f"{args.set}-{args.seed}-minilm")
+        how, begun = {"device": "cpu", "precision": args.precision}, store.latest(print) is not None
         with store.hold():
             began = time.perf_counter()
             tuned = tune(task, model, tokenizer, splits.train, splits.dev, tuning, store, **how)
-            seconds = time.perf_counter() - began
+            seconds = tuned.result["seconds"] if begun else time.perf_counter() - began  # the former of all processes
 
     def score(examples: Sequence[Any]) -> dict[str, float]:
         predictions = tuned.predictions(examples)

@@ -15,11 +15,10 @@ import time
 from dataclasses import dataclass
 from datetime import date
 from importlib import metadata
-from pathlib import Path
 
+from benchmarks.machine import ROOT, cpu
 from minilm import cli
 
-ROOT = Path(__file__).parent.parent
 BASE = "import torch"
 STATEMENTS = (
     BASE,
@@ -69,13 +68,6 @@ def measured(statement: str, bytecode: str) -> tuple[float, float]:
     command = [sys.executable, "-c", CHILD.format(statement)]
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout), time.perf_counter() - began
-
-
-def cpu() -> str:
-    """The processor's name, where the system tells it."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
 
 
 if __name__ == "__main__":

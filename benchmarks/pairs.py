@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarks.finetuning import machine, when
+from benchmarks.machine import machine, when
 from minilm import BertConfig, BertForMaskedLM, BertTokenizer, cli
 from minilm.data.tables import read_table
 from minilm.data.tokenizer import Tokenizer

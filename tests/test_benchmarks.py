@@ -3,14 +3,19 @@
 import importlib
 import json
 import lzma
+import os
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from minilm import cli
+from minilm.data.corpus import open_corpus
+from minilm.data.prepare import prepare
 
 ROOT = Path(__file__).parent.parent
 
@@ -122,6 +127,31 @@ def test_a_run_of_transformers_goes_on_where_it_was_stopped(load, encoder_direct
         assert torch.equal(mine, theirs)
 
 
+def test_a_run_of_minilm_goes_on_where_it_was_stopped(load, encoder_directory, tmp_path, monkeypatch):
+    """After SIGTERM in its second step of six: the same scores as in one go."""
+    monkeypatch.syspath_prepend(ROOT)
+    module, tune = load("benchmarks/finetuning.py"), importlib.import_module("minilm.tasks.tune")
+    files_of("sst2", tmp_path)
+    common = {"model": str(encoder_directory), "data": tmp_path, "precision": "fp32", "length": 24, "side": "minilm"}
+    common |= {"epochs": 2, "lr": 1e-3}
+    monkeypatch.setattr(module, "BATCH", 8)
+    whole = module.one(module.Args(**common))
+    own, asked = tune.TaskBatch.to, []
+
+    def to(*args, **more):
+        asked.append(1)
+        if len(asked) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return own(*args, **more)
+
+    monkeypatch.setattr(tune.TaskBatch, "to", to)
+    with pytest.raises(SystemExit) as stop:
+        module.one(module.Args(**common, keep=tmp_path / "kept"))
+    assert stop.value.code == 128 + signal.SIGTERM
+    again = module.one(module.Args(**common, keep=tmp_path / "kept"))
+    assert (again["steps"], again["scores"]) == (whole["steps"], whole["scores"])
+
+
 def test_pairs(load, monkeypatch, tmp_path, capsys):
     """Both sides find the same pairs likelier."""
     monkeypatch.syspath_prepend(ROOT)
@@ -135,3 +165,92 @@ def test_pairs(load, monkeypatch, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "10 pairs, median of 1 rounds" in out
     assert "other decisions on 0.0% of pairs" in out
+
+
+@pytest.fixture
+def benchmarks_main(load, monkeypatch, tmp_path):
+    """`python -m benchmarks` as a module, its rows made small, each in this process."""
+    monkeypatch.syspath_prepend(ROOT)
+    module, rows = load("benchmarks/__main__.py"), importlib.import_module("benchmarks.rows")
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    for name, value in (
+        ("VOCABULARY", 64),
+        ("SHAPES", {"cpu": shape}),
+        ("TOKENS", {"cpu": 1024}),
+        ("TEXTS", {"cpu": 6}),
+        ("SINGLE", 3),
+        ("LOADED", 2),
+        ("WORDS", {"short": (2, 5), "long": (5, 9), "mixed": (2, 9)}),
+    ):
+        monkeypatch.setattr(rows, name, value)
+    documents = ["the cat sat on the mat and ran home with two dogs"] * 4
+    monkeypatch.setattr(rows, "embedded_corpus", lambda cache_dir: SimpleNamespace(documents=lambda: documents))
+    (tmp_path / "a.txt").write_text("\n\n".join(f"the cat {i} sat on the mat" for i in range(900)))
+    corpus = open_corpus([str(tmp_path / "a.txt")])
+    monkeypatch.setattr(rows, "prepare", lambda _, cache, *args, **more: prepare(corpus, cache, *args, **more))
+    monkeypatch.setattr(module, "ALONE", 1)
+
+    def in_process(args, name, precision, device, side):
+        more = {"rows": (name,), "precision": (precision,), "device": str(device), "turns_of": side}
+        return json.loads(json.dumps(module.turns(replace(args, **more))))
+
+    monkeypatch.setattr(module, "in_process", in_process)
+    return module
+
+
+ROWS = ["pretrain-128", "pretrain-128-dropout", "pretrain-natural", "pretrain-512", "causal-1024"]
+TEXT_ROWS = ["embed-mixed", "embed-short", "embed-long", "latency", "tokenise", "load"]
+
+
+def test_every_row_is_known(benchmarks_main):
+    assert [*benchmarks_main.ROWS] == ROWS + TEXT_ROWS
+
+
+@pytest.mark.parametrize("name", ROWS + TEXT_ROWS)
+def test_sides_do_the_same(benchmarks_main, encoder_directory, tmp_path, capsys, name):
+    """The first turns come to the same losses, or vectors, and count as many tokens: `turns` asserts it. A finished row
+    is not measured again."""
+    file = tmp_path / "rows.jsonl"
+    flags = [name, "--pairs", "2", "--json", str(file), "--cache-dir", str(tmp_path / "cache"), "--device", "cpu"]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            cli.run(
+                benchmarks_main.main,
+                benchmarks_main.Args,
+                [*flags, "--precision", "fp32", "--model", str(encoder_directory), "--png", str(tmp_path / "r.png")],
+            )
+        out, err = capsys.readouterr()
+        assert stop.value.code == 0, err
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert lines[0]["side"] == "minilm"
+    assert 2 <= len(lines) == len({line["side"] for line in lines}) == out.count(f"| {name} |")
+    for line in lines:
+        assert line["turns"] == 2
+        assert line["peak_mb"] > 0
+        assert ("ratio" in line) == (line["side"] != "minilm")
+        assert line.get("ratio_low", 0) <= line.get("ratio", 0) <= line.get("ratio_high", 0)
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_side_that_does_something_else_is_none(benchmarks_main):
+    rows = importlib.import_module("benchmarks.rows")
+    row, done = rows.ROWS["pretrain-128"], rows.Done
+    benchmarks_main.check_agreement(row, "fp32", {"a": done(8, 2.0), "b": done(8, 2.001)})
+    for other in (done(9, 2.0), done(8, 2.01)):
+        with pytest.raises(AssertionError):
+            benchmarks_main.check_agreement(row, "fp32", {"a": done(8, 2.0), "b": other})
+
+
+def test_what_cannot_be_measured(benchmarks_main, capsys, tmp_path):
+    for flags, status, said in (
+        (["pretrain-1288"], 2, "pretrain-1288: no such row; did you mean pretrain-128?"),
+        (["gpu"], 2, "gpu: there is none that torch sees"),
+        (["latency"], 0, "latency: left out, give it a --model"),
+        (["pretrain-128", "--budget-s", "0"], 2, "--budget-s"),
+    ):
+        if flags == ["gpu"] and torch.cuda.is_available():
+            continue
+        with pytest.raises(SystemExit) as stop:
+            cli.run(benchmarks_main.main, benchmarks_main.Args, flags)
+        assert stop.value.code == status
+        assert said in capsys.readouterr().err

@@ -1,0 +1,30 @@
+"""Where a figure was measured, and of which code."""
+
+import os
+import subprocess
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+def cpu() -> str:
+    """The processor's name, where the system tells it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+
+
+def machine() -> dict[str, str]:
+    """Where it runs."""
+    cores = f"{len(os.sched_getaffinity(0))} cores of an {cpu()}, {torch.backends.cpu.get_cpu_capability()}"
+    return {"cpu": cores} | {name: f"{name} {metadata.version(name)}" for name in ("torch", "transformers")}
+
+
+def when() -> dict[str, str]:
+    """The day, and which commit, if it runs where one is checked out."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return {"date": str(date.today()), "commit": git.stdout.strip()}

@@ -1,0 +1,402 @@
+"""What is measured side by side. A row makes the same work for each of its sides; a side does a step, or a pass over
+texts, each time it is called, and says how much that was and a number that all sides must agree on.
+
+minilm              as its commands do it
+transformers        as its documentation has it: the collator's mask, autocast, AdamW
+transformers, tuned what its public interface allows besides: torch.compile, and no mask where nothing is padded
+sentence-transformers  its default
+
+Weights, tokens, targets, precision and updates are the same, dropout is off where nothing else is said. Batches are
+made before, on the device; AdamW is torch's fused one, gradients are set to None, clipped at 1.0. Counted are real
+tokens, not padding.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from minilm.batch import IGNORE, Batch, Tokens
+from minilm.checkpoint.hf import config_to_hf, to_hf
+from minilm.data.corpus import embedded_corpus
+from minilm.data.loader import Loader, Stretch
+from minilm.data.objectives import make_objective
+from minilm.data.packing import best_fit, pack
+from minilm.data.prepare import prepare
+from minilm.data.tokenizer import Tokenizer
+from minilm.evaluation.embed import BATCH_SIZE, embed, read_embedder
+from minilm.model.attention import Backend
+from minilm.model.encoder import EncoderConfig, bert_config, initialise
+from minilm.model.heads import LanguageModel
+from minilm.train.cheap import cheapen
+from minilm.train.cost import training_flops
+from minilm.train.loop import train_step
+from minilm.train.losses import language_model_loss
+from minilm.train.optim import make_optimizers
+from minilm.train.ranks import Applied
+from minilm.train.runtime import Runtime
+
+VOCABULARY = 30_522
+SHAPES = {  # by the device
+    "cpu": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12},
+    "cuda": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+}
+TOKENS = {"cpu": 32 * 128, "cuda": 256 * 128}  # of a step, padding included where rows are full
+TEXTS = {"cpu": 400, "cuda": 20_000}  # of a pass
+BATCHES = 4  # different ones, in turn
+RATE = 0.15  # of the tokens are targets
+LR, DECAY, EPS = 1e-4, 0.01, 1e-6
+SINGLE = 50  # texts, one at a time
+LOADED = 50  # batches
+WORDS = {"short": (4, 16), "long": (150, 300), "mixed": (4, 300)}  # of a text, the last with as many of each size
+
+
+class Done(NamedTuple):
+    """What a side did."""
+
+    count: int  # of the row's unit
+    value: float  # a loss, or another number that all sides must agree on
+
+
+Side = Callable[[], Done]
+Makers = dict[str, Callable[[], Side]]  # of sides by their names, so that one can be made alone
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a row is measured."""
+
+    device: torch.device
+    precision: str
+    model: Path | None  # a directory that all libraries open
+    cache_dir: Path
+
+    @property
+    def runtime(self) -> Runtime:
+        return Runtime.choose(str(self.device), self.precision)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kind of work."""
+
+    what: str
+    unit: str
+    make: Callable[[Setting], Makers]
+    of_model: bool = False  # whether it is of --model
+    precisions: tuple[str, ...] = ("fp32", "bf16")
+    flops: Callable[[Setting], float] | None = None  # that a token needs at least
+    agree: bool = True  # whether sides come to the same number
+
+
+# -- language models ------------------------------------------------------------------------------------
+
+
+def language_modelling(
+    setting: Setting, T: int = 128, dropout: float = 0.0, natural: bool = False, causal: bool = False
+) -> Makers:
+    """A training step. natural: texts of all lengths, half of T on average; else rows are full."""
+    device, cfg = setting.device, shape_of(setting, T, dropout)
+    texts = [*_made_up(T, TOKENS[device.type] // T, natural)]
+    attention = "causal" if causal else "bidirectional"
+    packed = [_packed(each, T, attention) for each in texts]
+    sides: Makers = {"minilm": partial(_minilm, cfg, setting, T, packed)}
+    for name, compiled in (("transformers", False), ("transformers, tuned", True)):
+        if compiled and device.type == "cpu":
+            continue  # minutes of warm-up, which few runs on a CPU are worth
+        padded = [_padded(each, causal, masked=not compiled or natural) for each in texts]
+        sides[name] = partial(_transformers, cfg, setting, padded, causal, compiled)
+    return sides
+
+
+def shape_of(setting: Setting, T: int, dropout: float = 0.0) -> EncoderConfig:
+    sizes = SHAPES[setting.device.type]
+    return bert_config(VOCABULARY, **sizes, max_position_embeddings=max(512, T), dropout=dropout)
+
+
+def flops_of(setting: Setting, T: int, rate: float = RATE) -> float:
+    """Of the matrix products that a token of a full row needs, where only targets meet the vocabulary."""
+    return training_flops(shape_of(setting, T), T, T, round(rate * T)) / T
+
+
+def _made_up(T: int, B: int, natural: bool) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Batches of B texts, a tokens' ids and the columns of its targets each, in order."""
+    rng = np.random.default_rng(0)
+    for _ in range(BATCHES):
+        lengths = np.clip(rng.normal(T / 2, T / 5, B), 8, T).astype(int) if natural else np.full(B, T)
+        ids = [rng.integers(5, VOCABULARY, n) for n in lengths]
+        picks = [np.sort(rng.permutation(n)[: max(1, round(RATE * n))]) for n in lengths]
+        yield [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in zip(ids, picks, strict=True)]
+
+
+def _packed(texts: Sequence[tuple[Tensor, Tensor]], T: int, attention: str) -> Batch:
+    """As minilm's loader makes them: full rows, or texts one after the other. A causal model predicts each next
+    token, of all but the first."""
+    lengths = np.array([len(ids) for ids, _ in texts])
+    row_of = best_fit(lengths, T)
+    B = int(row_of.max()) + 1
+    ids, doc = torch.zeros(B, T, dtype=torch.int64), torch.full((B, T), -1)
+    where, target, filled = [], [], [0] * B
+    for number, ((own, pick), row) in enumerate(zip(texts, row_of.tolist(), strict=True)):
+        start, filled[row] = filled[row], filled[row] + len(own)
+        ids[row, start : start + len(own)], doc[row, start : start + len(own)] = own, number
+        here = torch.arange(len(own) - 1) if attention == "causal" else pick
+        where.append(row * T + start + here)
+        target.append(own[here + 1] if attention == "causal" else own[here])
+    full = bool((doc >= 0).all()) and len(texts) == B
+    tokens = Tokens.full(ids, attention) if full else Tokens.packed(ids, doc, attention)
+    flat, count = torch.cat(where), sum(map(len, target))
+    return Batch(tokens, flat, torch.cat(target), count, int(lengths.sum()), per_row=len(where[0]) if full else 0)
+
+
+def _padded(texts: Sequence[tuple[Tensor, Tensor]], causal: bool, masked: bool) -> dict[str, Tensor]:
+    """As transformers' collator makes them; a causal model shifts its labels, all tokens, itself."""
+    labels = []
+    for ids, pick in texts:
+        own = ids.clone() if causal else torch.full_like(ids, IGNORE)
+        own[pick] = ids[pick]
+        labels.append(own)
+    ids = [ids for ids, _ in texts]
+    made = {"input_ids": pad_sequence(ids, True), "labels": pad_sequence(labels, True, IGNORE)}
+    mask = {"attention_mask": pad_sequence([torch.ones_like(own) for own in ids], True)} if masked else {}
+    return made | mask
+
+
+def _fresh(cfg: EncoderConfig, backend: Backend = "sdpa") -> LanguageModel:
+    """The same weights each time."""
+    torch.manual_seed(0)
+    model = LanguageModel(cfg, backend)
+    initialise(model)
+    return model
+
+
+def _minilm(cfg: EncoderConfig, setting: Setting, T: int, batches: list[Batch]) -> Side:
+    runtime = setting.runtime
+    model = _fresh(cfg, runtime.backend(T))
+    if setting.device.type == "cpu":
+        cheapen(model)
+    forward = Applied(model).to(setting.device).train()
+    optimizers = make_optimizers(model, "adamw", LR, DECAY, eps=EPS)
+    endless = cycle([batch.to(setting.device) for batch in batches])
+
+    def step() -> Done:
+        batch = next(endless)
+        nats, _, _ = train_step(forward, language_model_loss, optimizers, [batch], runtime, 1.0)
+        return Done(batch.size, float(nats) / batch.count)
+
+    return step
+
+
+def _transformers(
+    cfg: EncoderConfig,
+    setting: Setting,
+    batches: list[dict[str, Tensor]],
+    causal: bool,
+    compiled: bool,
+) -> Side:
+    from transformers import AutoConfig, BertForMaskedLM, BertLMHeadModel
+
+    objective = "clm" if causal else "mlm"
+    config = config_to_hf(cfg, objective, {"cls_token_id": 2, "sep_token_id": 3})
+    made = (BertLMHeadModel if causal else BertForMaskedLM)(AutoConfig.for_model(**config))
+    missing, unexpected = made.load_state_dict(to_hf(_fresh(cfg).state_dict(), "bert", objective), strict=False)
+    assert not unexpected, unexpected
+    assert all("decoder" in name or "position_ids" in name for name in missing), missing  # which are tied
+    made.to(setting.device).train()
+    plain, decayed = ([own for own in made.parameters() if (own.ndim < 2) == flat] for flat in (True, False))
+    groups = [{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LR, eps=EPS, fused=True)
+    forward: nn.Module = torch.compile(made) if compiled else made
+    half = torch.bfloat16 if setting.precision == "bf16" else torch.float32
+    endless = cycle([{name: own.to(setting.device) for name, own in batch.items()} for batch in batches])
+
+    def step() -> Done:
+        batch = next(endless)
+        with torch.autocast(setting.device.type, dtype=half, enabled=setting.precision == "bf16"):
+            loss = forward(**batch).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(made.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        mask = batch.get("attention_mask")
+        return Done(batch["input_ids"].numel() if mask is None else int(mask.sum()), float(loss.detach()))
+
+    return step
+
+
+# -- texts ----------------------------------------------------------------------------------------------
+
+
+def texts_of(setting: Setting, kind: str, n: int) -> list[str]:
+    """Pieces of the embedded corpus with so many words; of "mixed" sizes as many short as long ones, by octaves."""
+    rng, (low, high) = random.Random(0), WORDS[kind]
+    words = " ".join(embedded_corpus(setting.cache_dir).documents()).split()
+    found = []
+    for _ in range(n):
+        size = round(low * (high / low) ** rng.random())
+        start = rng.randrange(len(words) - size)
+        found.append(" ".join(words[start : start + size]))
+    return found
+
+
+def embedding(setting: Setting, kind: str) -> Makers:
+    """Texts to vectors, tokenising included."""
+    texts = texts_of(setting, kind, TEXTS[setting.device.type])
+    return {
+        "minilm": partial(_embedder, setting, [texts]),
+        "sentence-transformers": partial(_sentence_transformers, setting, [texts]),
+        "transformers, sorted": partial(_sorted, setting, texts),
+    }
+
+
+def latency(setting: Setting) -> Makers:
+    """Short texts, one at a time."""
+    texts = [[text] for text in texts_of(setting, "short", SINGLE)]
+    return {
+        "minilm": partial(_embedder, setting, texts),
+        "sentence-transformers": partial(_sentence_transformers, setting, texts),
+    }
+
+
+def _embedder(setting: Setting, calls: list[list[str]]) -> Side:
+    embedder, runtime = read_embedder(setting.model), setting.runtime
+    embedder.model.to(setting.device)
+
+    def run() -> Done:
+        with runtime.autocast():
+            return _of_vectors(torch.cat([embed(embedder, texts) for texts in calls]))
+
+    return run
+
+
+def _sentence_transformers(setting: Setting, calls: list[list[str]]) -> Side:
+    """fp32, as it comes."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(setting.model), device=str(setting.device))
+    return lambda: _of_vectors(torch.cat([model.encode(texts, convert_to_tensor=True) for texts in calls]))
+
+
+def _sorted(setting: Setting, texts: list[str]) -> Side:
+    """A plain loop over transformers' model: the longest texts first, in half precision where the row has it."""
+    from transformers import AutoModel, AutoTokenizer
+
+    model = AutoModel.from_pretrained(setting.model).to(setting.device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(setting.model)
+    embedder, runtime = read_embedder(setting.model), setting.runtime
+    length, pooling = embedder.length, embedder.pooling
+    assert pooling.how == ("mean",), pooling
+    by_length = sorted(texts, key=lambda text: -len(text))
+    back = np.argsort(sorted(range(len(texts)), key=lambda i: -len(texts[i])))
+
+    def run() -> Done:
+        found = []
+        for at in range(0, len(texts), BATCH_SIZE):
+            part = by_length[at : at + BATCH_SIZE]
+            inputs = tokenizer(part, padding=True, truncation=True, max_length=length, return_tensors="pt")
+            inputs = inputs.to(setting.device)
+            with torch.no_grad(), runtime.autocast():
+                states = model(**inputs).last_hidden_state.float()
+            mask = inputs["attention_mask"][..., None]
+            means = (states * mask).sum(dim=1) / mask.sum(dim=1)
+            found.append(nn.functional.normalize(means) if pooling.normalize else means)
+        return _of_vectors(torch.cat(found)[back])
+
+    return run
+
+
+def _of_vectors(vectors: Tensor) -> Done:
+    return Done(len(vectors), float(vectors.float().abs().mean()))
+
+
+def tokenising(setting: Setting) -> Makers:
+    """Documents to ids, without special tokens, by as many threads as either library takes."""
+    from transformers import AutoTokenizer
+
+    texts = texts_of(setting, "long", 4 * TEXTS["cpu"])
+
+    def minilm() -> Side:
+        tokenizer = Tokenizer.load(setting.model)
+
+        def run() -> Done:
+            ids = tokenizer.encode_documents(texts)
+            return Done(sum(map(len, ids)), float(len(ids)))
+
+        return run
+
+    def transformers() -> Side:
+        tokenizer = AutoTokenizer.from_pretrained(setting.model, model_max_length=10**9)
+
+        def run() -> Done:
+            ids = tokenizer(texts, add_special_tokens=False).input_ids
+            return Done(sum(map(len, ids)), float(len(ids)))
+
+        return run
+
+    return {"minilm": minilm, "transformers": transformers}
+
+
+def loading(setting: Setting) -> Makers:
+    """Masked batches of 32 rows of 128 tokens, out of tokens on the disk, or in memory for transformers."""
+    from torch.utils.data import DataLoader
+    from transformers import AutoTokenizer, DataCollatorForLanguageModeling
+
+    data = prepare(None, setting.cache_dir, 0.05, vocab_size=8192)
+    rows = pack(data.train, "stream", 128, data.tokenizer)
+
+    def minilm() -> Side:
+        stretches, objective = [Stretch(10**9, 128, 32, 32)], make_objective("mlm", data.tokenizer, 0, RATE)
+        endless = Loader(stretches, {128: rows}, objective, 0).steps_from(0)
+        return lambda: Done(sum(each.tokens.input_ids.numel() for _ in range(LOADED) for each in next(endless)), 0.0)
+
+    def transformers() -> Side:
+        numbers = np.arange(32 * LOADED) % len(rows)
+        examples = [{"input_ids": own} for own in rows.take(numbers, np.zeros_like(numbers)).ids.tolist()]
+        collate = DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(setting.model), mlm_probability=RATE)
+        loader = DataLoader(examples, 32, shuffle=True, collate_fn=collate)
+        return lambda: Done(sum(batch["input_ids"].numel() for batch in loader), 0.0)
+
+    return {"minilm": minilm, "transformers": transformers}
+
+
+ROWS: dict[str, Row] = {  # the most telling first
+    "pretrain-128": Row(
+        "a masked-LM step, full rows of 128 tokens", "tokens", language_modelling, flops=partial(flops_of, T=128)
+    ),
+    "pretrain-128-dropout": Row(
+        "the same with dropout of 0.1 everywhere",
+        "tokens",
+        partial(language_modelling, dropout=0.1),
+        flops=partial(flops_of, T=128),
+        agree=False,
+    ),
+    "pretrain-natural": Row(
+        "a masked-LM step, texts of 8 to 128 tokens, 64 on average", "tokens", partial(language_modelling, natural=True)
+    ),
+    "pretrain-512": Row(
+        "a masked-LM step, full rows of 512 tokens",
+        "tokens",
+        partial(language_modelling, T=512),
+        flops=partial(flops_of, T=512),
+    ),
+    "causal-1024": Row(
+        "a causal-LM step, full rows of 1,024 tokens",
+        "tokens",
+        partial(language_modelling, T=1024, causal=True),
+        flops=partial(flops_of, T=1024, rate=1.0),
+    ),
+    "embed-mixed": Row("vectors of texts of 4 to 300 words", "texts", partial(embedding, kind="mixed"), True),
+    "embed-short": Row("vectors of texts of 4 to 16 words", "texts", partial(embedding, kind="short"), True),
+    "embed-long": Row("vectors of texts of 150 to 300 words", "texts", partial(embedding, kind="long"), True),
+    "latency": Row("vectors of short texts, one at a time", "texts", latency, True),
+    "tokenise": Row("documents to ids", "tokens", tokenising, True, ("fp32",)),
+    "load": Row("masked batches", "tokens", loading, True, ("fp32",)),
+}
