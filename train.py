@@ -50,6 +50,7 @@ from minilm.model.attention import Backend
 from minilm.model.encoder import DROPOUTS, initialise
 from minilm.model.heads import LanguageModel
 from minilm.recipes import RECIPES, Recipe, RecipeName
+from minilm.train.cheap import cheapen
 from minilm.train.job import Job, begin, finish, runtime_of, train
 from minilm.train.log import Log, plot_loss, say
 from minilm.train.loop import Optimizers, Plan, evaluate
@@ -495,6 +496,8 @@ def build(
         own, known = model.state_dict(), pretrained.model.state_dict()  # a head for pairs may be in one of them only
         model.load_state_dict(own | {name: known[name] for name in own.keys() & known.keys()})
     model.encoder.gradient_checkpointing = recipe.gradient_checkpointing
+    if runtime.device.type == "cpu":
+        cheapen(model)
     forward = Applied(model)
     if args.shard:
         runtime.ranks.shard(forward, model.encoder.layers, runtime.device)

@@ -52,7 +52,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(x.dtype, torch.float32)
         nats = torch.zeros((), dtype=wide, device=x.device)
         grad_x, grad_weight, grad_bias = [], torch.zeros_like(weight), torch.zeros_like(bias)
-        for x_part, t in zip(x.split(chunk), target.split(chunk), strict=True):
+        parts = max(1, -(-len(x) // chunk))  # of about equal size: a small rest would cost as much as a whole one
+        for x_part, t in zip(x.chunk(parts), target.chunk(parts), strict=True):
             log_p = F.linear(x_part, weight, bias).to(wide).log_softmax(dim=1)
             counts, t = (t != IGNORE)[:, None].to(wide), t.clamp(min=0)[:, None]
             nats -= (log_p.gather(1, t) * counts).sum()
@@ -60,7 +61,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_bias += d_logits.sum(0)
             d_logits = d_logits.to(x_part.dtype)
             grad_x.append(d_logits @ weight.to(x_part.dtype))
-            grad_weight += d_logits.T @ x_part
+            if d_logits.dtype == x_part.dtype == grad_weight.dtype:
+                grad_weight.addmm_(d_logits.T, x_part)  # without another table between
+            else:
+                grad_weight += d_logits.T @ x_part
         ctx.save_for_backward(torch.cat(grad_x), grad_weight, grad_bias)
         return nats
 
