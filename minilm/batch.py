@@ -154,6 +154,11 @@ def _prefix(attention: AttentionPattern, prefix: Tensor | None, like: Tensor) ->
     return everywhere(like, dtype=torch.bool)
 
 
+def are_few(read: int, T: int) -> bool:
+    """Whether states that are read of a row of T tokens are so few that the last layer should compute them alone."""
+    return 0 < read <= T // 2
+
+
 @dataclass(frozen=True)
 class Batch(OnDevice):
     """Tokens, and what to predict from their states."""

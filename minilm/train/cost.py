@@ -7,29 +7,36 @@ from pathlib import Path
 
 import torch
 
+from minilm.batch import are_few
 from minilm.data.loader import Loader
 from minilm.model.encoder import EncoderConfig
 
 POWERCAP = Path("/sys/class/powercap")
 
 
-def training_flops(cfg: EncoderConfig, tokens: int, length: int, targets: int) -> int:
+def training_flops(cfg: EncoderConfig, tokens: int, length: int, targets: int, read: int | None = None) -> int:
     """Floating-point operations of the matrix products of forward and backward (twice the forward).
 
     tokens: positions computed, padding included; length: tokens a row; targets: positions that meet the
-    vocabulary. Kaplan et al. 2020, sec. 2.1, with attention counted in full. What gradient checkpointing computes
-    again is not counted, nor is a head for pairs.
+    vocabulary; read: positions that the last layer computes beside keys and values, all if None. Kaplan et al. 2020,
+    sec. 2.1, with attention counted in full. What gradient checkpointing computes again is not counted, nor is a head
+    for pairs.
     """
     D, F, E = cfg.hidden_size, cfg.intermediate_size, cfg.embedding_size or cfg.hidden_size
     mlp = (3 if cfg.mlp == "gated" else 2) * D * F
     attention = 4 * D * D + 2 * length * D
-    layers = len(cfg.layers) * (attention + mlp)
+    layers, last = (len(cfg.layers) - 1) * (attention + mlp), attention - 2 * D * D + mlp
     head = D * E + E * cfg.vocab_size
-    return 3 * 2 * (tokens * layers + targets * head)
+    read = tokens if read is None else read
+    return 3 * 2 * (tokens * (layers + 2 * D * D) + read * last + targets * head)
 
 
-def run_flops(cfg: EncoderConfig, loader: Loader) -> int:
-    """`training_flops` of all steps, in all processes."""
+def run_flops(cfg: EncoderConfig, loader: Loader, pairs: bool = False) -> int:
+    """`training_flops` of all steps, in all processes. pairs: whether pairs of texts are told, too."""
+
+    def of_step(tokens: int, length: int, targets: int) -> int:
+        is_few = are_few(targets * length // tokens, length) and not pairs
+        return training_flops(cfg, tokens, length, targets, targets if is_few else None)
 
     def between(begin: int, end: int) -> int:
         """Within a stretch the targets of a step only rise or only fall: equal at both ends, they are equal."""
@@ -37,7 +44,7 @@ def run_flops(cfg: EncoderConfig, loader: Loader) -> int:
             return 0
         first, last = loader.positions(begin), loader.positions(end - 1)
         if first == last:
-            return (end - begin) * training_flops(cfg, *first)
+            return (end - begin) * of_step(*first)
         middle = (begin + end) // 2
         return between(begin, middle) + between(middle, end)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minilm.batch import IGNORE, Batch
+from minilm.batch import IGNORE, Batch, are_few
 from minilm.model.heads import LanguageModel
 
 CHUNK = {
@@ -77,7 +77,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _states(model: LanguageModel, batch: Batch) -> tuple[Tensor | None, Tensor]:
     """(of all tokens (B, T, D), or None where nobody reads them; of the targets (N, D))."""
     B, T = batch.tokens.input_ids.shape
-    if batch.pair_label is None and 0 < batch.per_row <= T // 2:  # the last layer then computes them alone
+    if batch.pair_label is None and are_few(batch.per_row, T):
         return None, model.encoder(batch.tokens, read=batch.where.view(B, -1)).flatten(0, 1)
     states = model.encoder(batch.tokens)
     return states, states.flatten(0, 1)[batch.where]

@@ -89,7 +89,7 @@ def rehearse(job: Job, plan: Plan, step_s: dict[Kind, float]) -> dict[str, Any]:
             "seconds": seconds,
             "total_seconds": seconds + other,
             "tokens": round(sum(each.tokens * job.loader.rows[each.length].fill for each in job.loader.stretches)),
-            "flops": run_flops(job.model.cfg, job.loader),
+            "flops": run_flops(job.model.cfg, job.loader, job.model.pair is not None),
             "peak_mb": peak_mb,
             "checkpoint_mb": checkpoint / 2**20,
             "disk_mb": max(min(KEPT + 1, saves) * checkpoint, min(KEPT, saves) * checkpoint + final) / 2**20,
@@ -105,7 +105,7 @@ def measure(job: Job, log: Log) -> dict[str, Any]:
     score, spent = log.score or job.evaluate(), log.spent  # no score yet, if all that was left to do was to finish
     seconds, world = max(spent.seconds, 1e-9), job.runtime.ranks.world
     peak_mb = job.runtime.ranks.largest(peak_memory_mb(job.runtime.device))  # before `matmul_peak` takes its own
-    flops = run_flops(job.model.cfg, job.loader)
+    flops = run_flops(job.model.cfg, job.loader, job.model.pair is not None)
     peak = matmul_peak(job.runtime.device, job.runtime.dtype) * world
     return {
         "held_out_loss": score.loss,
