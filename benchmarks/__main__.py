@@ -4,9 +4,10 @@
     python -m benchmarks pretrain-128 --json rows.jsonl       # one row, kept: what is there is not measured again
     python -m benchmarks gpu --budget-s 540                   # tests that need a GPU, then all rows on it
 
-Sides take turns, A B A B, in one process of their own for each row, after each has run once; a ratio is that of two
-neighbours. Then each side runs alone, for its peak memory and the time to its first step. Rows are added to --json as
-they come.
+A row's sides take turns in a process of their own, forth and back (A B, B A, A B), after each has run all of its
+batches once and all have come to the same numbers. A turn is as many calls as make a second; a ratio is that of the
+turns of one round. Then each side runs alone, for its peak memory and the time until its first call is done, imports
+and loading included. Rows are added to --json as they come; of another commit, model or version they are measured anew.
 """
 
 import json
@@ -16,11 +17,14 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,9 +37,12 @@ from minilm.errors import ConfigError, did_you_mean, library
 from minilm.train.cost import matmul_peak
 
 OURS = "minilm"
-AGREE = {"fp32": 1e-3, "bf16": 2e-2}  # relative difference of what sides come to
-MOST_S = 300.0  # of a row's turns
-ALONE = 2  # times
+AGREE = {"fp32": 1e-3, "bf16": 3e-2}  # of the largest of the numbers that sides come to
+LEAST_S, MOST_S = 1.0, 300.0  # of a turn, of a row's turns
+ALONE = 2  # turns
+BUSY = 0.5  # of a process that runs besides: a machine so busy measures nothing
+LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers")
+PRECISIONS = ("fp32", "bf16")
 RANGES = {"budget_s": (1, 10**6), "pairs": (1, 1000)}
 
 
@@ -47,8 +54,8 @@ class Args:
     """Which; all that fit the machine, if none is named. `gpu`: all on a GPU, after its tests."""
     model: Path | None = None
     """A directory that all libraries open, for rows of texts."""
-    precision: tuple[str, ...] = ()
-    """fp32, bf16; those that the machine computes natively, if not given."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """All that the machine computes natively, if not given."""
     pairs: int = 7
     """Turns of each side."""
     budget_s: float | None = None
@@ -57,52 +64,72 @@ class Args:
     """A .jsonl: each side of each row is a line of it, and what it holds is not measured again."""
     png: Path | None = None
     """A picture of the ratios."""
-    device: str = "auto"
-    """cuda or cpu."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
     cache_dir: Path = Path("~/.cache/minilm")
     turns_of: str | None = None
     """For itself: print as JSON what the named side, or "all" in turn, takes."""
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> int:
+    began = time.monotonic()
     cli.check_ranges(args, RANGES)
     if args.turns_of is not None:
         print(json.dumps(turns(args)))
-        return
-    gpu, names = "gpu" in args.rows, [name for name in args.rows if name != "gpu"]
+        return 0
+    gpu, names = "gpu" in args.rows, [*dict.fromkeys(name for name in args.rows if name != "gpu")]
     if strange := [name for name in names if name not in ROWS]:
         known = did_you_mean(strange[0], ROWS) or f"; there are {', '.join(ROWS)}"
         raise ConfigError(f"{strange[0]}: no such row{known}")
-    device = device_of("cuda" if gpu else args.device)
-    if gpu:
-        subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu"], cwd=ROOT, check=True)
-    began, found, here = time.monotonic(), read(args.json), machine()
-    own = {
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else here.pop("cpu"),
-        "versions": here,
-    }
-    shown = []
+    if gpu and args.device == "cpu":
+        raise ConfigError("gpu, --device cpu: give one of them")
+    for flag, file in (("--json", args.json), ("--png", args.png)):
+        if file is not None and (not file.parent.is_dir() or file.is_dir()):
+            raise ConfigError(f"{flag} {file}: give a file in a directory that is there")
+    if args.png is not None:
+        library("matplotlib.figure")
+    args = replace(args, model=args.model and args.model.resolve(), cache_dir=args.cache_dir.expanduser().resolve())
+    device, failed = device_of("cuda" if gpu else args.device), []
+    if gpu and subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu"], cwd=ROOT).returncode:
+        failed.append("the tests that need a GPU")
+    found, shown, longest = read(args.json), [], 0.0
     for name in names or ROWS:
         if ROWS[name].of_model and args.model is None:
             print(f"{name}: left out, give it a --model", file=sys.stderr)
             continue
-        for precision in args.precision or precisions(device):
+        for precision in [args.precision] if args.precision else precisions(device):
             if precision not in ROWS[name].precisions:
                 continue
-            what = {"row": name, "precision": precision, "pairs": args.pairs} | own
-            rows = [row for row in found if what.items() <= row.items()]
+            what = about(args, name, precision, device)
+            rows = [row for row in found if what.items() <= row.items() and not what["commit"].endswith("-dirty")]
             if not rows:
-                if args.budget_s is not None and time.monotonic() - began > args.budget_s:
+                start = time.monotonic()
+                if args.budget_s is not None and start - began + longest > args.budget_s:
                     print(f"{name}, {precision}: not begun, the budget is spent", file=sys.stderr)
                     continue
-                rows = [what | row | when() for row in measured(args, name, precision, device)]
+                try:
+                    rows = [what | row | {"date": when()["date"]} for row in measured(args, name, precision, device)]
+                except subprocess.CalledProcessError:
+                    failed.append(f"{name}, {precision}")
+                    continue
                 keep(args.json, rows)
+                longest = max(longest, time.monotonic() - start)
             shown += rows
     if shown:
-        versions = ", ".join([*here.values(), f"Python {platform.python_version()}"])
-        print("\n".join([f"{own['machine']}, {versions}", "", *table(shown)]))
+        print("\n".join(told(shown)))
     if args.png is not None and shown:
         picture(shown, args.png)
+    for each in failed:
+        print(f"failed: {each}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def about(args: Args, name: str, precision: str, device: torch.device) -> dict[str, Any]:
+    """What a figure is of: two that agree in all of this are the same."""
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()["cpu"]
+    versions = {each: metadata.version(each) for each in LIBRARIES} | {"python": platform.python_version()}
+    model = str(args.model) if ROWS[name].of_model else None
+    what = {"row": name, "precision": precision, "pairs": args.pairs, "model": model, "machine": where}
+    return what | {"threads": torch.get_num_threads(), "versions": versions, "commit": when()["commit"]}
 
 
 def device_of(name: str) -> torch.device:
@@ -112,14 +139,18 @@ def device_of(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def precisions(device: torch.device) -> list[str]:
+def precisions(device: torch.device) -> tuple[str, ...]:
     """Those that the device computes natively."""
-    native = Setting(device, "auto", None, Path()).runtime.precision
-    return ["fp32"] if native == "fp32" else ["fp32", "bf16"]
+    return PRECISIONS if Setting(device, "auto", None, Path()).runtime.precision == "bf16" else ("fp32",)
 
 
 def read(file: Path | None) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file is not None and file.exists() else []
+    """Rows that were kept; a line that is not whole is none."""
+    found = []
+    for line in file.read_text().splitlines() if file is not None and file.exists() else []:
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def keep(file: Path | None, rows: list[dict[str, Any]]) -> None:
@@ -133,6 +164,9 @@ def keep(file: Path | None, rows: list[dict[str, Any]]) -> None:
 
 def measured(args: Args, name: str, precision: str, device: torch.device) -> list[dict[str, Any]]:
     """A line of each side."""
+    busy = os.getloadavg()[0]
+    if busy > BUSY:
+        print(f"the machine is busy ({busy:.1f} processes run): figures may be worth nothing", file=sys.stderr)
     together = in_process(args, name, precision, device, "all")
     lines = []
     ours = together["sides"][OURS]
@@ -146,9 +180,9 @@ def measured(args: Args, name: str, precision: str, device: torch.device) -> lis
             ratios = [count / seconds / theirs for (count, seconds), theirs in pairs]
             line |= {"ratio": statistics.median(ratios), "ratio_low": quantile(ratios, 0.1)}
             line |= {"ratio_high": quantile(ratios, 0.9)}
-        if together["flops"] is not None:
+        if together["flops"] is not None:  # useful ones: what the other sides compute besides is not counted
             line["of_matmul_peak"] = together["flops"] * line[f"{ROWS[name].unit}_per_s"] / together["peak_flops"]
-        lines.append(line | {"peak_mb": alone["peak_mb"], "first_s": alone["first_s"], "load": together["load"]})
+        lines.append(line | {"peak_mb": alone["peak_mb"], "first_s": alone["first_s"], "load": busy})
     return lines
 
 
@@ -158,50 +192,66 @@ def in_process(args: Args, name: str, precision: str, device: torch.device, side
     flags = [f"--precision={precision}", f"--device={device}", f"--turns-of={side}", f"--pairs={args.pairs}"]
     flags += [f"--cache-dir={args.cache_dir}"] + ([] if args.model is None else [f"--model={args.model}"])
     command = [sys.executable, "-m", "benchmarks", name, *flags]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    with tempfile.TemporaryDirectory() as compiled:  # so that each one compiles
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": compiled}
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def turns(args: Args) -> dict[str, Any]:
-    """Of the sides of one row: (count, seconds) of each turn, the seconds of the first one, memory at its peak."""
-    (name,), (precision,) = args.rows, args.precision
+    """Of the sides of one row: (count, seconds) of each turn, the seconds until the first call is done, memory at its
+    peak."""
+    (name,), precision = args.rows, args.precision
     row, setting = ROWS[name], Setting(device_of(args.device), precision, args.model, args.cache_dir.expanduser())
-    makers = row.make(setting)
-    chosen = {side: make() for side, make in makers.items() if args.turns_of in ("all", side)}
-    firsts = {side: once(run, setting) for side, run in chosen.items()}
-    check_agreement(row, precision, {side: done for side, (done, _) in firsts.items()})
-    found: dict[str, Any] = {side: {"first_s": seconds, "turns": []} for side, (_, seconds) in firsts.items()}
+    runtime, makers = setting.runtime, row.make(setting)  # the first sets threads and memory for all sides alike
+    chosen: dict[str, Side] = {}
+    found: dict[str, Any] = {}
+    firsts: dict[str, Done] = {}
+    for side, make in makers.items():
+        if args.turns_of in ("all", side):
+            began = time.perf_counter()
+            chosen[side] = make()
+            firsts[side] = chosen[side]()
+            wait(setting)
+            found[side] = {"first_s": time.perf_counter() - began, "turns": []}
+    check_agreement(row, precision, firsts)
     began = time.monotonic()
-    for turn in range(args.pairs if args.turns_of == "all" else ALONE):
-        if turn >= ALONE and time.monotonic() - began > MOST_S:
+    for number in range(args.pairs if args.turns_of == "all" else ALONE):
+        if number >= ALONE and time.monotonic() - began > MOST_S:
             break
-        for side, run in chosen.items():
-            done, seconds = once(run, setting)
-            found[side]["turns"].append((done.count, seconds))
+        for side in [*chosen][:: 1 if number % 2 == 0 else -1]:
+            found[side]["turns"].append(turn(chosen[side], setting))
     for own in found.values():
         own["peak_mb"] = memory_mb(setting.device)
     flops = row.flops(setting) if row.flops else None
-    peak = matmul_peak(setting.device, setting.runtime.dtype, 3.0) if flops else None
-    return {"sides": found, "flops": flops, "peak_flops": peak, "load": load()}
+    peak = matmul_peak(setting.device, runtime.dtype, 3.0) if flops else None
+    return {"sides": found, "flops": flops, "peak_flops": peak}
 
 
-def once(run: Side, setting: Setting) -> tuple[Done, float]:
-    """(what it did, seconds)."""
+def turn(run: Side, setting: Setting) -> tuple[int, float]:
+    """(count, seconds) of as many calls as make LEAST_S."""
+    wait(setting)
+    began, count = time.perf_counter(), 0
+    while count == 0 or time.perf_counter() - began < LEAST_S:
+        count += run().count
+        wait(setting)
+    return count, time.perf_counter() - began
+
+
+def wait(setting: Setting) -> None:
     if setting.device.type == "cuda":
         torch.cuda.synchronize()
-    began = time.perf_counter()
-    done = run()
-    if setting.device.type == "cuda":
-        torch.cuda.synchronize()
-    return done, time.perf_counter() - began
 
 
 def check_agreement(row: Row, precision: str, firsts: dict[str, Done]) -> None:
     """A side that does something else is no side. Raises AssertionError."""
-    counts = {done.count for done in firsts.values()}
-    values = [done.value for done in firsts.values()]
-    assert len(counts) == 1, firsts
-    assert not row.agree or max(values) - min(values) <= AGREE[precision] * abs(values[0]), firsts
+    first, *others = firsts.values()
+    for side, other in zip([*firsts][1:], others, strict=True):
+        assert first.count == other.count, (side, first.count, other.count)
+        a, b = (done.values.double().cpu() for done in (first, other))
+        assert a.shape == b.shape, (side, a.shape, b.shape)
+        off = float((a - b).abs().max() / a.abs().max().clamp(min=1e-30))
+        assert not row.agree or off <= AGREE[precision], (side, off, a.flatten()[:8], b.flatten()[:8])
 
 
 def memory_mb(device: torch.device) -> float:
@@ -211,11 +261,6 @@ def memory_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def load() -> float:
-    """How many processes wanted to run in the last minute."""
-    return os.getloadavg()[0]
-
-
 def quantile(values: Sequence[float], q: float) -> float:
     return float(np.quantile(values, q))
 
@@ -223,23 +268,17 @@ def quantile(values: Sequence[float], q: float) -> float:
 # -- telling --------------------------------------------------------------------------------------------
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown: a line a side."""
-    heads = (
-        "row",
-        "precision",
-        "side",
-        "a second",
-        "minilm by it",
-        "10 to 90 %",
-        "of matmul peak",
-        "peak MB",
-        "first s",
-    )
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+def told(rows: list[dict[str, Any]]) -> list[str]:
+    """Where and of what, and Markdown: a line a side."""
+    first = rows[0]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    where = f"{first['machine']}, {first['threads']} threads, {versions}; {first['date']}, commit {first['commit']}"
+    heads = ("row", "precision", "side", "a second", "minilm by it", "10 to 90 % of turns", "useful, of matmul peak")
+    lines = [where, "", f"| {' | '.join((*heads, 'peak MB', 'first s'))} |", "|---" * 9 + "|"]
     for row in rows:
-        ratio = "" if "ratio" not in row else f"{row['ratio']:.2f}"
-        ends = "" if "ratio" not in row else f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
+        ratio, ends = "", f"{row['turns']} turns"
+        if "ratio" in row:
+            ratio, ends = f"{row['ratio']:.2f}", f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
         share = f"{row['of_matmul_peak']:.0%}" if "of_matmul_peak" in row else ""
         speed = f"{row[row['unit'] + '_per_s']:,.0f} {row['unit']}"
         cells = [row["row"], row["precision"], row["side"], speed, ratio, ends, share]

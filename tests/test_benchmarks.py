@@ -189,9 +189,11 @@ def benchmarks_main(load, monkeypatch, tmp_path):
     corpus = open_corpus([str(tmp_path / "a.txt")])
     monkeypatch.setattr(rows, "prepare", lambda _, cache, *args, **more: prepare(corpus, cache, *args, **more))
     monkeypatch.setattr(module, "ALONE", 1)
+    monkeypatch.setattr(module, "LEAST_S", 0)
+    monkeypatch.setattr(module, "when", lambda: {"commit": "abc", "date": "today"})
 
     def in_process(args, name, precision, device, side):
-        more = {"rows": (name,), "precision": (precision,), "device": str(device), "turns_of": side}
+        more = {"rows": (name,), "precision": precision, "device": str(device), "turns_of": side}
         return json.loads(json.dumps(module.turns(replace(args, **more))))
 
     monkeypatch.setattr(module, "in_process", in_process)
@@ -235,14 +237,42 @@ def test_sides_do_the_same(benchmarks_main, encoder_directory, tmp_path, capsys,
 def test_a_side_that_does_something_else_is_none(benchmarks_main):
     rows = importlib.import_module("benchmarks.rows")
     row, done = rows.ROWS["pretrain-128"], rows.Done
-    benchmarks_main.check_agreement(row, "fp32", {"a": done(8, 2.0), "b": done(8, 2.001)})
-    for other in (done(9, 2.0), done(8, 2.01)):
+    values = torch.tensor([2.0, 5.0])
+    benchmarks_main.check_agreement(row, "fp32", {"a": done(8, values), "b": done(8, values + 0.001)})
+    for other in (done(9, values), done(8, values + 0.01), done(8, values[:1])):
         with pytest.raises(AssertionError):
-            benchmarks_main.check_agreement(row, "fp32", {"a": done(8, 2.0), "b": other})
+            benchmarks_main.check_agreement(row, "fp32", {"a": done(8, values), "b": other})
+
+
+@pytest.mark.parametrize("wrong", ["attention", "lr", "targets"])
+def test_sides_that_differ_are_told_apart(benchmarks_main, monkeypatch, tmp_path, wrong):
+    """By what they come to: a model that sees otherwise, learns at another pace, or predicts other tokens."""
+    rows = importlib.import_module("benchmarks.rows")
+    setting = rows.Setting(torch.device("cpu"), "fp32", None, tmp_path)
+    own = rows._packed
+
+    def as_causal(batch):
+        return replace(batch, tokens=rows.Tokens.full(batch.tokens.input_ids, "causal"))
+
+    if wrong == "attention":
+        monkeypatch.setattr(rows, "_packed", lambda *args: as_causal(own(*args)))
+    if wrong == "targets":
+        moved = lambda texts: [(ids, (pick + 1) % len(ids)) for ids, pick in texts]  # noqa: E731
+        monkeypatch.setattr(rows, "_packed", lambda texts, T, attention: own(moved(texts), T, attention))
+    makers = rows.language_modelling(setting)
+    theirs = makers["transformers"]()
+    if wrong == "lr":
+        monkeypatch.setattr(rows, "LR", 3 * rows.LR)
+    firsts = {"minilm": makers["minilm"](), "transformers": theirs}
+    with pytest.raises(AssertionError):
+        benchmarks_main.check_agreement(rows.ROWS["pretrain-128"], "fp32", {k: run() for k, run in firsts.items()})
 
 
 def test_what_cannot_be_measured(benchmarks_main, capsys, tmp_path):
     for flags, status, said in (
+        (["gpu", "--device", "cpu"], 2, "gpu, --device cpu: give one of them"),
+        (["pretrain-128", "--precision", "bf17"], 2, "--precision"),
+        (["pretrain-128", "--json", "nowhere/rows.jsonl"], 2, "--json nowhere/rows.jsonl: give a file in a directory"),
         (["pretrain-1288"], 2, "pretrain-1288: no such row; did you mean pretrain-128?"),
         (["gpu"], 2, "gpu: there is none that torch sees"),
         (["latency"], 0, "latency: left out, give it a --model"),
