@@ -23,9 +23,11 @@ from minilm.train.ranks import have_met, is_first, leave, lost_contact
 
 Args = TypeVar("Args")
 LESS_MEMORY = "in another --out, lower --batch-size and raise --accumulation as much: an equal step"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 OF_A_MODEL = (  # files of its directory that --json could be mistaken for
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
     *("model.safetensors.index.json", "modules.json", "MANIFEST.json", "run.json", "results.json"),
+    *("sentence_bert_config.json", "config_sentence_transformers.json", "vocab.txt", "merges.txt", *WEIGHTS),
 )
 STOPPED = "stopped; what was saved stays, and the same command goes on from there"
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -144,7 +146,8 @@ def check_result(target: str | None, **files: Path | None) -> None:
     for name, other in files.items():
         if other is not None and other.resolve() == file.resolve():
             raise ConfigError(f"--json {target}: is the file of {flag(name)}; give another")
-    if file.name in OF_A_MODEL and file.exists() and file.with_name("config.json").exists():
+    beside = ("model.safetensors.index.json", *WEIGHTS)
+    if file.name in OF_A_MODEL and file.exists() and any(file.with_name(each).exists() for each in beside):
         raise ConfigError(f"--json {target}: is part of a model; give another file")
     existing = file if file.exists() else file.parent
     if file.is_dir() or not existing.exists() or not os.access(existing, os.W_OK):

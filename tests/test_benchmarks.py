@@ -238,10 +238,10 @@ def test_a_side_that_does_something_else_is_none(benchmarks_main):
     rows = importlib.import_module("benchmarks.rows")
     row, done = rows.ROWS["pretrain-128"], rows.Done
     values = torch.tensor([2.0, 5.0])
-    benchmarks_main.check_agreement(row, "fp32", {"a": done(8, values), "b": done(8, values + 1e-5)})
+    benchmarks_main.check_agreement(row, 1e-5, {"a": done(8, values), "b": done(8, values + 1e-5)})
     for other in (done(9, values), done(8, values + 0.01), done(8, values[:1])):
         with pytest.raises(AssertionError):
-            benchmarks_main.check_agreement(row, "fp32", {"a": done(8, values), "b": other})
+            benchmarks_main.check_agreement(row, 1e-5, {"a": done(8, values), "b": other})
 
 
 @pytest.mark.parametrize("wrong", ["attention", "lr", "targets"])
@@ -265,7 +265,7 @@ def test_sides_that_differ_are_told_apart(benchmarks_main, monkeypatch, tmp_path
         monkeypatch.setattr(rows, "LR", 3 * rows.LR)
     firsts = {"minilm": makers["minilm"](), "transformers": theirs}
     with pytest.raises(AssertionError):
-        benchmarks_main.check_agreement(rows.ROWS["pretrain-128"], "fp32", {k: run() for k, run in firsts.items()})
+        benchmarks_main.check_agreement(rows.ROWS["pretrain-128"], 1e-5, {k: run() for k, run in firsts.items()})
 
 
 def test_what_cannot_be_measured(benchmarks_main, capsys, tmp_path):

@@ -339,9 +339,13 @@ def test_a_result_writes_over_no_input(tmp_path):
     file = tmp_path / "rows.csv"
     cli.check_result(str(tmp_path / "r.json"), train=file, dev=None)
     (tmp_path / "config.json").write_text("{}")
+    cli.check_result(str(tmp_path / "config.json"))  # of something else
+    (tmp_path / "model.safetensors").write_text("")
     cli.check_result(str(tmp_path / "results.json"))  # which is not there
     with pytest.raises(ConfigError, match=r"--json .*config\.json: is part of a model; give another file"):
         cli.check_result(str(tmp_path / "config.json"))
+    with pytest.raises(ConfigError, match="is part of a model"):
+        cli.check_result(str(tmp_path / "model.safetensors"))
     (tmp_path / "config.json").unlink()
     with pytest.raises(ConfigError, match=re.escape("rows.csv: is the file of --train; give another")):
         cli.check_result(f"{tmp_path}/./rows.csv", train=file)  # also one that is yet to be written

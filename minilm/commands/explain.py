@@ -9,7 +9,7 @@ from minilm import cli
 from minilm.checkpoint.model import find_model
 from minilm.commands.of_model import THREADS, OfModel, tell
 from minilm.dropin.config import PreTrainedConfig
-from minilm.errors import ConfigError, library
+from minilm.errors import ConfigError, DataError, library
 from minilm.evaluation.predict import read_masked_lm
 from minilm.explanation.attribution import STEPS
 from minilm.explanation.explain import Method, MethodName, explain, explain_mask
@@ -22,6 +22,7 @@ from minilm.explanation.shown import (
     table_lines,
 )
 from minilm.files import write_whole
+from minilm.tasks.span import Span
 
 OFF = 0.05  # of the output's difference: what is said of the steps
 
@@ -84,8 +85,10 @@ def _explained(args: Explain, method: Method) -> Explanation:
         with args.computing(masked.model.float()):
             return explain_mask(masked, args.text, method, args.target)
     tuned = args.tuned(str(directory))
-    tuned.model.float()
     pairs = None if args.pair is None else [args.pair]
+    if pairs is None and (isinstance(tuned.task, Span) or "pair" in tuned.read_as.columns):
+        what = "a question needs its context" if isinstance(tuned.task, Span) else "training read two texts a row"
+        raise DataError(f"--pair: {what}; give it")
     return explain(tuned, [args.text], pairs, method=method, target=args.target)[0]
 
 

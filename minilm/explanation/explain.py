@@ -51,7 +51,7 @@ def explain(
     texts: Sequence[str],
     pairs: Sequence[str] | None = None,
     *,
-    method: Method | None = None,
+    method: Method | MethodName | None = None,
     target: str | None = None,
 ) -> list[Explanation]:
     """Why a tuned model (of `finetune` or `open_tuned`) says what it says of each text or pair; of questions `pairs`
@@ -63,15 +63,16 @@ def explain(
     a context that is too long.
     """
     model, task, tokenizer = tuned.model.eval(), tuned.task, tuned.tokenizer
-    if pairs is None and (isinstance(task, Span) or "pair" in tuned.read_as.columns):
-        what = "a question needs its context" if isinstance(task, Span) else "training read two texts a row"
-        raise DataError(f"--pair: {what}; give it")
+    tuned.check_texts("explain", texts, pairs)
+    if pairs is None and isinstance(task, Span):
+        raise DataError("a question needs a context: give `pairs`, one for each")
+    method = Method(method) if isinstance(method, str) else method or Method()
     length = max_tokens(model.base_model.encoder.cfg, tokenizer) if isinstance(task, Span) else tuned.length
     found = []
     with tuned.runtime.autocast():
         for text, pair in zip(texts, [None] * len(texts) if pairs is None else pairs, strict=True):
             asked = asked_of(model, task, tokenizer, (text,) if pair is None else (text, pair), target, length)
-            found.append(_explained(asked, tokenizer, method or Method()))
+            found.append(_explained(asked, tokenizer, method))
     return found
 
 

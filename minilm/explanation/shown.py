@@ -51,7 +51,7 @@ class Explanation:
 
     method: str
     says: str  # a label, an answer ("": none), a token
-    score: float  # the number that is explained, as a logit
+    score: float  # the number that is explained: a logit, a regression's number, an answer's two logits together
     texts: tuple[str, ...]
     words: tuple[Word, ...]
     cut: bool  # whether the texts are longer than what is read

@@ -95,7 +95,7 @@ def asked_of_mask(masked: MaskedLM, text: str, target: str | None) -> Asked:
         return model.logits(states[:, int(place[0])])
 
     with torch.no_grad():
-        told = logits(model.eval().base_model.encoder(tokens), tokens)[0].double()
+        told = logits(model.eval().base_model.encoder(tokens), tokens)[0].cpu().double()
     chosen = int(told.argmax()) if target is None else _token(tokenizer, target)
     says = tokenizer.decode([chosen]).strip() or tokenizer.convert_ids_to_tokens(chosen)
     output = Output(model, lambda states, tokens: logits(states, tokens)[:, chosen])
@@ -152,9 +152,9 @@ def _of_text(
     number, says, chance = 0, "the number", None
     if not isinstance(task, Regression):
         with torch.no_grad():
-            told = logits(model.base_model.encoder(tokens), tokens).double()
+            told = logits(model.base_model.encoder(tokens), tokens).cpu().double()
         number = int(told.argmax()) if target is None else task.labels.index(target)
-        says, chance = task.labels[number], float(task.probabilities(told.cpu().numpy())[0, number])
+        says, chance = task.labels[number], float(task.probabilities(told.numpy())[0, number])
     output = Output(model, lambda states, tokens: logits(states, tokens)[:, number])
     return Asked(texts, encoding, tokens, output, says, read, kept, chance)
 

@@ -61,9 +61,7 @@ def score(
     """
     tuned = model if isinstance(model, Tuned) else open_tuned(model)
     found = []
-    for name, each in (("rows", rows), ("dev", dev)):
-        if each is None:
-            continue
+    for name, each in [("rows", rows)] + ([] if dev is None else [("dev", dev)]):
         source = table_of(each, name)
         data = read_examples(source, tuned.task.name, text, pair, label, like=tuned.read_as)
         say_notes(name, data)

@@ -88,7 +88,7 @@ class LayerContext:
     backend: Backend
     seen: list[Tensor] | None = None  # where the explicit backend leaves its weights for a viewer
     read: Tensor | None = None  # flat index into (B, T) of the only states that are wanted of the layer, (N,), or
-    # (B, S), as many of each row, whose keys and values are then not copied for each of them
+    # (B, S), as many of each row, row b's in row b, whose keys and values are then not copied for each of them
 
     def wanted(self, x: Tensor) -> Tensor:
         """What of the layer's input (B, T, D) its output is beside: all of it, or (N, D), or (B, S, D)."""

@@ -314,7 +314,7 @@ class Encoder(nn.Module):
         """embeds: (B, T, E) instead of the word table's rows. trace: is filled with states and attention weights.
 
         read: flat index into (B, T); the last layer then computes these states alone: (N,) -> (N, D), or as many of
-        each row, which is faster, (B, S) -> (B, S, D).
+        each row, row b's in row b, which is faster, (B, S) -> (B, S, D).
         """
         x = self.embedding(tokens, embeds)
         contexts = self.contexts(tokens, x.dtype, trace)

@@ -94,7 +94,8 @@ def open_tuned(
     threads: int | None = None,
     flag: str = "model",
 ) -> Tuned:
-    """A tuned model, as `finetune` returned it: on its device, reading as many tokens as in training.
+    """A tuned model, to predict, to be scored and explained: on its device, reading as many tokens as in training. Its
+    `result` holds the columns that training read, and no scores; which label was the positive one is not known.
 
     model: a directory or a name on the hub, and `revision` its branch, tag or commit. allow_pickle: read
     pytorch_model.bin; from makers you trust only. flag: what an error calls `model`. Raises UserError.
@@ -107,6 +108,7 @@ def open_tuned(
     tokenizer = BertTokenizer.from_pretrained(directory)
     usual = length_of(Tuning(), network, tokenizer)
     length = min(max_tokens(network.base_model.encoder.cfg, tokenizer), trained_length or usual)
+    network.float()  # as precise as `precision` says, whatever the file's numbers are
     runtime = Runtime.precise(network, device, precision, threads)
     return Tuned(network, tokenizer, task, runtime, length, {"columns": columns})
 

@@ -61,8 +61,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_bias += d_logits.sum(0)
             d_logits = d_logits.to(x_part.dtype)
             grad_x.append(d_logits @ weight.to(x_part.dtype))
-            if d_logits.dtype == x_part.dtype == grad_weight.dtype:
-                grad_weight.addmm_(d_logits.T, x_part)  # without another table between
+            if d_logits.dtype == grad_weight.dtype and not torch.is_autocast_enabled(x.device.type):
+                grad_weight.addmm_(d_logits.T, x_part)  # without another table between; autocast leaves it in fp32
             else:
                 grad_weight += d_logits.T @ x_part
         ctx.save_for_backward(torch.cat(grad_x), grad_weight, grad_bias)

@@ -197,6 +197,13 @@ def test_what_cannot_be(random_of, tokenizer):
     model, task = random_of(minilm.BertForSequenceClassification, num_labels=3), Classification(("good", "bad", "c"))
     with pytest.raises(ConfigError, match="--target goood: the labels are good, bad, c; did you mean good"):
         explain(tuned(model, task, tokenizer), ["a cat"], target="goood")
+    with pytest.raises(DataError, match="explain takes a list of texts"):
+        explain(tuned(model, task, tokenizer), "a cat")
+    with pytest.raises(DataError, match="2 texts and 1 pairs; give each text its own"):
+        explain(tuned(model, task, tokenizer), ["a", "cat"], ["b"])
+    with pytest.raises(ConfigError, match="--method occlusive: give one of"):
+        explain(tuned(model, task, tokenizer), ["a cat"], method="occlusive")
+    assert [each.method for each in explain(tuned(model, task, tokenizer), ["a cat"], method="rollout")] == ["rollout"]
     with pytest.raises(DataError, match="holds no word that the model reads"):
         explain(tuned(model, task, tokenizer), [" "])
     with pytest.raises(ConfigError, match="is tuned for choice"):
