@@ -66,6 +66,7 @@ def explain(
     tuned.check_texts("explain", texts, pairs)
     if pairs is None and isinstance(task, Span):
         raise DataError("a question needs a context: give `pairs`, one for each")
+    tuned.check_pairs(pairs)
     method = Method(method) if isinstance(method, str) else method or Method()
     length = max_tokens(model.base_model.encoder.cfg, tokenizer) if isinstance(task, Span) else tuned.length
     found = []

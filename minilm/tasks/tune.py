@@ -158,16 +158,20 @@ class Tuned:
         question on a context its answer; of choices the number, from 0. Raises DataError for a text in no list."""
         self.check_texts("predict", texts, pairs)
         examples = self.task.asked(texts, pairs)
+        self.check_pairs(pairs)
         if not examples:
             return []
         return self.task.decode(self.predictions(examples))
 
     def check_texts(self, who: str, texts: Sequence[Any], pairs: Sequence[Any] | None) -> None:
-        """Raises DataError for what is no list of texts, or of pairs where training read these. who: is given them."""
+        """Raises DataError for what is no list of texts, with a pair each, if any. who: is given them."""
         if isinstance(texts, str | dict) or hasattr(texts, "columns") or not hasattr(texts, "__len__"):
             raise DataError(f"{who} takes a list of texts; give one, [text], or a column of a frame")
         if pairs is not None and len(pairs) != len(texts):
             raise DataError(f"{len(texts):,} texts and {len(pairs):,} pairs; give each text its own")
+
+    def check_pairs(self, pairs: Sequence[Any] | None) -> None:
+        """Raises DataError where training read pairs, and here are none."""
         if pairs is None and "pair" in self.read_as.columns:
             raise DataError("training read two texts a row: give `pairs`, one for each text")
 
