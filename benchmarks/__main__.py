@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -95,32 +95,24 @@ def main(args: Args) -> int:
     if (busy := os.getloadavg()[0]) > BUSY:
         print(f"the machine is busy ({busy:.1f} processes ran): figures may be worth nothing", file=sys.stderr)
     found, shown, longest = read(args.json), [], 0.0
-    for name in names or ROWS:
-        if ROWS[name].of_model and args.model is None:
-            print(f"{name}: left out, give it a --model", file=sys.stderr)
-            continue
-        for precision in [args.precision] if args.precision else precisions(device):
-            if precision not in ROWS[name].precisions:
-                continue
-            what = about(args, name, precision, device)
-            known = what["commit"] and not what["commit"].endswith("-dirty")
-            rows = [row for row in found if what.items() <= row.items() and known]
-            if not rows:
-                start = time.monotonic()
-                if args.budget_s is not None and start - began + longest > args.budget_s:
-                    print(f"{name}, {precision}: not begun, the budget is spent", file=sys.stderr)
-                    continue
-                try:
-                    rows = [
-                        what | row | {"date": when()["date"], "load": busy}
-                        for row in measured(args, name, precision, device)
-                    ]
-                except subprocess.CalledProcessError:
-                    failed.append(f"{name}, {precision}")
-                    continue
-                keep(args.json, rows)
-                longest = max(longest, time.monotonic() - start)
+    for name, precision in wanted(args, names or [*ROWS], device):
+        what = about(args, name, precision, device)
+        known = what["commit"] and not what["commit"].endswith("-dirty")
+        if rows := [row for row in found if what.items() <= row.items() and known]:
             shown += rows
+            continue
+        start = time.monotonic()
+        if args.budget_s is not None and start - began + longest > args.budget_s:
+            print(f"{name}, {precision}: not begun, the budget is spent", file=sys.stderr)
+            continue
+        try:
+            rows = measured(args, name, precision, device)
+        except subprocess.CalledProcessError:
+            failed.append(f"{name}, {precision}")
+            continue
+        rows = [what | row | {"date": when()["date"], "load": busy} for row in rows]
+        keep(args.json, rows)
+        shown, longest = shown + rows, max(longest, time.monotonic() - start)
     if shown:
         print("\n".join(told(shown)))
     if args.png is not None and shown:
@@ -128,6 +120,17 @@ def main(args: Args) -> int:
     for each in failed:
         print(f"failed: {each}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def wanted(args: Args, names: Sequence[str], device: torch.device) -> Iterator[tuple[str, str]]:
+    """The rows that can be measured, each in its precisions; of the others it is said why not."""
+    for name in names:
+        if ROWS[name].of_model and args.model is None:
+            print(f"{name}: left out, give it a --model", file=sys.stderr)
+            continue
+        for precision in [args.precision] if args.precision else precisions(device):
+            if precision in ROWS[name].precisions:
+                yield name, precision
 
 
 def about(args: Args, name: str, precision: str, device: torch.device) -> dict[str, Any]:

@@ -16,15 +16,13 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
 from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.machine import ROOT, when
 from minilm import cli
 
-ROOT = Path(__file__).parent.parent
 OURS, PLAIN = [sys.executable, "train.py"], [sys.executable, "-m", "benchmarks.plain_loop"]
 
 # BERT of the shape of bert-mini, on the same rows: by our loop and recipe, and BertForMaskedLM in a plain loop with
@@ -77,6 +75,7 @@ class Args:
 
 def main(args: Args) -> None:
     file = ROOT / "benchmarks" / "results" / f"{args.name}.jsonl"
+    versions = {name: metadata.version(name) for name in ("torch", "transformers")}
     results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def measured(command: list[str], **known: Any) -> dict[str, Any]:
@@ -87,7 +86,7 @@ def main(args: Args) -> None:
             return found[0]
         if args.table:
             return known
-        row = known | run(command, args) | provenance()
+        row = known | run(command, args) | when() | {"versions": versions}
         results.append(row)
         with file.open("a") as out:
             out.write(json.dumps(row) + "\n")
@@ -110,13 +109,6 @@ def run(command: list[str], args: Args) -> dict[str, Any]:
     result = json.loads(done.stdout)
     kept = ("held_out_loss", "unigram_loss", "accuracy", "steps", "tokens", "seconds", "flops", "precision")
     return {key: result[key] for key in kept if key in result}
-
-
-def provenance() -> dict[str, Any]:
-    """Of what code a figure is, and when it was seen."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    versions = {name: metadata.version(name) for name in ("torch", "transformers")}
-    return {"commit": commit.stdout.strip(), "date": date.today().isoformat(), "versions": versions}
 
 
 def side_by_side(args: Args, measured: Any) -> Iterator[str]:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from minilm.batch import IGNORE, Batch, Tokens, are_few
+from minilm.batch import IGNORE, Batch, Tokens
 from minilm.checkpoint.hf import config_to_hf, to_hf
 from minilm.checkpoint.pooling import Pooling, read_pooling
 from minilm.data.corpus import embedded_corpus
@@ -41,7 +41,7 @@ from minilm.model.attention import Backend
 from minilm.model.encoder import EncoderConfig, bert_config, initialise
 from minilm.model.heads import LanguageModel
 from minilm.train.cheap import cheapen
-from minilm.train.cost import training_flops
+from minilm.train.cost import step_flops
 from minilm.train.loop import train_step
 from minilm.train.losses import language_model_loss
 from minilm.train.optim import make_optimizers
@@ -133,9 +133,7 @@ def shape_of(setting: Setting, T: int, dropout: float = 0.0) -> EncoderConfig:
 
 def flops_of(setting: Setting, T: int, rate: float = RATE) -> float:
     """Of the matrix products that a token of a full row needs, as minilm computes them; attention in full."""
-    targets = round(rate * T)
-    read = targets if are_few(targets, T) else None
-    return training_flops(shape_of(setting, T), T, T, targets, read) / T
+    return step_flops(shape_of(setting, T), T, T, round(rate * T)) / T
 
 
 def _made_up(T: int, B: int, natural: bool, batches: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
@@ -333,8 +331,8 @@ def _sorted(setting: Setting, texts: list[str]) -> Side:
     pooling, runtime = read_pooling(setting.model) or Pooling(), setting.runtime
     length = min(pooling.max_length or model.config.max_position_embeddings, model.config.max_position_embeddings)
     assert pooling.how == ("mean",), pooling
-    by_length = sorted(texts, key=lambda text: -len(text))
-    back = np.argsort(sorted(range(len(texts)), key=lambda i: -len(texts[i])))
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    by_length, back = [texts[i] for i in order], np.argsort(order)
 
     def run() -> Done:
         found = []

@@ -31,12 +31,14 @@ def training_flops(cfg: EncoderConfig, tokens: int, length: int, targets: int, r
     return 3 * 2 * (tokens * (layers + 2 * D * D) + read * last + targets * head)
 
 
-def run_flops(cfg: EncoderConfig, loader: Loader, pairs: bool = False) -> int:
-    """`training_flops` of all steps, in all processes. pairs: whether pairs of texts are told, too."""
+def step_flops(cfg: EncoderConfig, tokens: int, length: int, targets: int, pairs: bool = False) -> int:
+    """`training_flops` of a step on rows with as many targets each. pairs: whether pairs of texts are told, too."""
+    is_few = are_few(targets * length // tokens, length) and not pairs
+    return training_flops(cfg, tokens, length, targets, targets if is_few else None)
 
-    def of_step(tokens: int, length: int, targets: int) -> int:
-        is_few = are_few(targets * length // tokens, length) and not pairs
-        return training_flops(cfg, tokens, length, targets, targets if is_few else None)
+
+def run_flops(cfg: EncoderConfig, loader: Loader, pairs: bool = False) -> int:
+    """`step_flops` of all steps, in all processes."""
 
     def between(begin: int, end: int) -> int:
         """Within a stretch the targets of a step only rise or only fall: equal at both ends, they are equal."""
@@ -44,7 +46,7 @@ def run_flops(cfg: EncoderConfig, loader: Loader, pairs: bool = False) -> int:
             return 0
         first, last = loader.positions(begin), loader.positions(end - 1)
         if first == last:
-            return (end - begin) * of_step(*first)
+            return (end - begin) * step_flops(cfg, *first, pairs)
         middle = (begin + end) // 2
         return between(begin, middle) + between(middle, end)
 
