@@ -117,10 +117,14 @@ class LayerContext:
 
 def attention_weights(q: Tensor, k: Tensor, ctx: LayerContext) -> Tensor:
     """softmax(q k^T / sqrt(K)) over the visible keys, (B, H, T, T). Vaswani et al. 2017, eq. 1."""
-    scores = q / q.shape[-1] ** 0.5 @ k.transpose(-2, -1)
+    return _softmax(q / q.shape[-1] ** 0.5 @ k.transpose(-2, -1), ctx)
+
+
+def _softmax(scores: Tensor, ctx: LayerContext) -> Tensor:
+    """Of what is visible; (B, H, T, T), which is written to."""
     mask = ctx.mask
     if ctx.is_causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
         scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
     return scores.softmax(dim=-1)
@@ -141,6 +145,12 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, drop: nn.Dropout) -
 
 
 BACKENDS: dict[Backend, Callable[..., Tensor]] = {"explicit": explicit, "sdpa": sdpa}
+
+
+def are_fewest(read: float, num_attention_heads: int, hidden_size: int) -> bool:
+    """Whether a layer reads so few states of a row that it should make no keys and values of tokens: less than a
+    quarter as many products without them."""
+    return read * num_attention_heads <= hidden_size / 4
 
 
 class MergedLinear(nn.Linear):
@@ -178,11 +188,14 @@ class Attention(nn.Module):
 
     def _at_read(self, x: Tensor, ctx: LayerContext) -> Tensor:
         """(B, T, D) -> (N, D) or (B, S, D): keys and values of every token, but queries of those that are read."""
-        (_, T, D), heads, read = x.shape, self.num_attention_heads, ctx.read
+        (B, T, D), heads, read = x.shape, self.num_attention_heads, ctx.read
         bias, own = self.qkv.bias, ctx.of_read(T)
         of_q, of_kv = (None, None) if bias is None else (bias[:D], bias[D:])
         q = F.linear(ctx.wanted(x), self.qkv.weight[:D], of_q).unflatten(-1, (heads, -1))
         q_RHSK = q[:, :, None] if read.ndim == 1 else q.transpose(1, 2)
+        if own.rope is None and are_fewest(read.numel() / B, heads, D):
+            y_RHSK = self._of_states(q_RHSK, x if read.ndim == 2 else x.index_select(0, read // T), own)
+            return self.drop(self.out(y_RHSK.transpose(1, 2).reshape(*read.shape, D)))
         kv = F.linear(x, self.qkv.weight[D:], of_kv).unflatten(-1, (2, heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4)  # (B, H, T, K)
         k = rotate(k, ctx.rope)
@@ -190,3 +203,21 @@ class Attention(nn.Module):
             k, v = k[read // T], v[read // T]
         y_RHSK = BACKENDS[ctx.backend](rotate(q_RHSK, own.rope), k, v, own, self.drop_weights)
         return self.drop(self.out(y_RHSK.transpose(1, 2).reshape(*read.shape, D)))
+
+    def _of_states(self, q_RHSK: Tensor, x_RTD: Tensor, ctx: LayerContext) -> Tensor:
+        """Attention of few queries without a key or value of any token: q (W_k x) is (q W_k) x, and the sum of W_v x
+        is W_v times the sum of x. What the keys' bias adds is the same for all of them, which softmax does not see.
+        -> (R, H, S, K)."""
+        R, heads, S, K = q_RHSK.shape
+        D = x_RTD.shape[-1]
+        w_k_HKD, w_v_HKD = self.qkv.weight[D:].view(2, heads, K, D)
+        asked = torch.einsum("rhsk,hkd->rhsd", q_RHSK / K**0.5, w_k_HKD)
+        scores = (asked.flatten(1, 2) @ x_RTD.mT).unflatten(1, (heads, S))
+        weights = self.drop_weights(_softmax(scores, ctx))
+        if ctx.seen is not None:
+            ctx.seen.append(weights)
+        mixed = (weights.flatten(1, 2) @ x_RTD).unflatten(1, (heads, S))
+        y_RHSK = torch.einsum("rhsd,hkd->rhsk", mixed, w_v_HKD)
+        if self.qkv.bias is not None:
+            y_RHSK = y_RHSK + weights.sum(dim=-1, keepdim=True) * self.qkv.bias[2 * D :].view(heads, 1, K)
+        return y_RHSK

@@ -9,6 +9,7 @@ import torch
 
 from minilm.batch import are_few
 from minilm.data.loader import Loader
+from minilm.model.attention import are_fewest
 from minilm.model.encoder import EncoderConfig
 
 POWERCAP = Path("/sys/class/powercap")
@@ -18,17 +19,20 @@ def training_flops(cfg: EncoderConfig, tokens: int, length: int, targets: int, r
     """Floating-point operations of the matrix products of forward and backward (twice the forward).
 
     tokens: positions computed, padding included; length: tokens a row; targets: positions that meet the
-    vocabulary; read: positions that the last layer computes beside keys and values, all if None. Kaplan et al. 2020,
-    sec. 2.1, with attention counted in full. What gradient checkpointing computes again is not counted, nor is a head
+    vocabulary; read: positions that the last layer computes beside keys and values, all if None, and of so few without
+    those. Kaplan et al. 2020, sec. 2.1, with attention counted in full. What gradient checkpointing computes again is not counted, nor is a head
     for pairs.
     """
     D, F, E = cfg.hidden_size, cfg.intermediate_size, cfg.embedding_size or cfg.hidden_size
     mlp = (3 if cfg.mlp == "gated" else 2) * D * F
     attention = 4 * D * D + 2 * length * D
-    layers, last = (len(cfg.layers) - 1) * (attention + mlp), attention - 2 * D * D + mlp
+    layers, last, of_tokens = (len(cfg.layers) - 1) * (attention + mlp), attention - 2 * D * D + mlp, 2 * D * D
+    if read is None:
+        read = tokens
+    elif cfg.layers[-1].rope_base is None and are_fewest(read * length / tokens, cfg.num_attention_heads, D):
+        last, of_tokens = 4 * D * D + 2 * length * D * cfg.num_attention_heads + mlp, 0
     head = D * E + E * cfg.vocab_size
-    read = tokens if read is None else read
-    return 3 * 2 * (tokens * (layers + 2 * D * D) + read * last + targets * head)
+    return 3 * 2 * (tokens * (layers + of_tokens) + read * last + targets * head)
 
 
 def step_flops(cfg: EncoderConfig, tokens: int, length: int, targets: int, pairs: bool = False) -> int:

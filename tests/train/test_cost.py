@@ -72,9 +72,12 @@ def test_flops_of_a_run_are_those_of_its_steps(random_rows, words):
     D, F, V = 32, 48, 61
 
     def by_hand(rows, T, slots):
-        """Of the second layer's tokens all have keys and values, but only targets the rest, unless these are many."""
+        """Of the second layer's tokens all have keys and values, but only targets the rest, unless these are many; and
+        for two targets, of four heads each, it maps these instead, and weighs whole states."""
         layer, last = 4 * D * D + 2 * T * D + 2 * D * F, slots if slots <= T // 2 else T
         layers = T * layer + T * 2 * D * D + last * (layer - 2 * D * D)
+        if slots == 2:
+            layers = T * layer + 2 * (4 * D * D + 2 * D * F + 4 * 2 * T * D)
         return 6 * rows * (layers + slots * (D * D + D * V))
 
     steps = [by_hand(8, 16, 2), by_hand(8, 16, 4), by_hand(8, 16, 6), by_hand(4, 64, 29), by_hand(4, 64, 35)]
