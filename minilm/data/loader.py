@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from minilm.batch import IGNORE, Batch
-from minilm.data.draws import shuffled
+from minilm.data.draws import order
 from minilm.data.objectives import Objective
 from minilm.data.packing import Rows
 from minilm.errors import ConfigError, DataError
@@ -98,10 +98,7 @@ class Loader:
     def order(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, row) of all rows of a step; (rows,) int64 each."""
         stretch, start = self.at(step)
-        n = len(self.rows[stretch.length])
-        number = torch.arange(start, start + stretch.rows)
-        epoch = number // n
-        return epoch.numpy(), shuffled(self.seed, epoch, number % n, n).numpy()
+        return order(self.seed, start, start + stretch.rows, len(self.rows[stretch.length]))
 
     def micro_batches(self, step: int) -> list[Batch]:
         """What this process computes of a step: a pure function."""

@@ -75,15 +75,16 @@ class MaskedLM:
         B, T = ids.shape
         special, words, continues = (part.to(ids.device) for part in self._words)
         column = torch.arange(T, device=ids.device)
-        place = (epoch[:, None], row[:, None], column)
         maskable = ~torch.isin(ids, special)
         unit = column.expand(B, T)  # what is chosen together, by its first column
         if self.whole_words:
             inside = continues[ids] & maskable & maskable.roll(1, dims=1) & (column > 0)
             unit = torch.where(inside, 0, unit).cummax(dim=1).values
-        rank = draw(self.seed, MASK_RANK, *place).gather(1, unit)
-        order = rank.masked_fill(~maskable, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
+        last = torch.iinfo(torch.int64).max - T + column
+        rank = torch.where(maskable, _drawn(self.seed, MASK_RANK, epoch, row, column).gather(1, unit), last)
         k = self.slots(T, progress)
+        few = not self.whole_words  # then no two ranks are equal, and nothing after the first k matters
+        order = rank.topk(k, largest=False).indices if few else rank.argsort(dim=1, stable=True)
         size = torch.full_like(ids[:, :1], T) if doc is None else (doc >= 0).sum(dim=1, keepdim=True)
         wanted = (self.rate_at(progress) * size).round().clamp(1, k).long()  # (B, 1)
         pick = order[:, :k]
@@ -94,7 +95,7 @@ class MaskedLM:
             whole = by_rank[:, :k] != after
             chosen &= whole | ~(whole & chosen).any(dim=1, keepdim=True)  # if no word fits, a part of one
         original = ids.gather(1, pick)
-        dice = draw(self.seed, MASK_DICE, *place).gather(1, pick)
+        dice = _drawn(self.seed, MASK_DICE, epoch, row, pick)
         replaced = torch.where(dice % 10 < 8, self.tokenizer.mask_id, words[dice // 10 % len(words)])
         replaced = torch.where(dice % 10 == 9, original, replaced)
         inputs = ids.scatter(1, pick, torch.where(chosen, replaced, original))
@@ -140,13 +141,20 @@ class PrefixLM:
         length = torch.zeros_like(ids).scatter_add(1, whole.clamp(min=0), (whole >= 0).long())  # by document
         begin = length.cumsum(1) - length
         low, high = -(-length // 4), 3 * length // 4
-        place = (epoch[:, None], row[:, None], torch.arange(T, device=ids.device))
-        cut = begin + low + draw(self.seed, PREFIX_CUT, *place) % (high - low + 1).clamp(min=1)
         column = torch.arange(T, device=ids.device).expand(B, T)
+        cut = begin + low + _drawn(self.seed, PREFIX_CUT, epoch, row, column) % (high - low + 1).clamp(min=1)
         prefix = (column < cut.gather(1, whole.clamp(min=0))) & (whole >= 0)
         target = torch.where(prefix[:, 1:], IGNORE, _next_token(ids, doc))
         first_real = (target == IGNORE).int().argsort(dim=1, stable=True)[:, : self.slots(T, progress)]
         return _batch(taken, ids, "prefix", first_real, target.gather(1, first_real), prefix)
+
+
+def _drawn(seed: int, purpose: int, epoch: Tensor, row: Tensor, position: Tensor) -> Tensor:
+    """`draw` at positions (T,) or (B, k) of the rows: (B, T) or (B, k)."""
+    places = epoch[:, None], row[:, None], position
+    if position.device.type != "cpu":
+        return draw(seed, purpose, *places)
+    return torch.from_numpy(draw(seed, purpose, *(each.numpy() for each in places)))
 
 
 def _next_token(ids: Tensor, doc: Tensor | None) -> Tensor:

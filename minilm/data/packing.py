@@ -120,13 +120,10 @@ class PairRows:
         return len(self.pieces.end)
 
     def take(self, rows: np.ndarray, epoch: np.ndarray) -> Taken:
-        row, passed = torch.from_numpy(np.asarray(rows)), torch.from_numpy(np.asarray(epoch))
-        nowhere = torch.zeros_like(row)
-        label = draw(self.seed, PAIR_LABEL, passed, row, nowhere) % 2
+        drawn = {each: draw(self.seed, each, epoch, rows, rows * 0) for each in (PAIR_LABEL, PAIR_CUT, PAIR_OTHER)}
+        label, cut, step = drawn[PAIR_LABEL] % 2, drawn[PAIR_CUT], drawn[PAIR_OTHER]
         if self.task == "next" and len(self) == 1:
-            label = torch.zeros_like(label)  # there is no other row
-        cut = draw(self.seed, PAIR_CUT, passed, row, nowhere).numpy()
-        step = draw(self.seed, PAIR_OTHER, passed, row, nowhere).numpy()
+            label = np.zeros_like(label)  # there is no other row
         ids = np.full((len(rows), self.T), self.pad_id, dtype=np.int64)
         doc = np.full((len(rows), self.T), -1, dtype=np.int64)
         types = np.zeros((len(rows), self.T), dtype=np.int64)
@@ -142,7 +139,7 @@ class PairRows:
             ids[b, 1 : n + 1], ids[b, n + 2 : end - 1] = first, second
             types[b, n + 2 : end] = 1
             doc[b, :end] = 0
-        return Taken(torch.from_numpy(ids), torch.from_numpy(doc), torch.from_numpy(types), label)
+        return Taken(*map(torch.from_numpy, (ids, doc, types, label)))
 
     def _halves(self, row: int, chance: int) -> tuple[np.ndarray, np.ndarray]:
         ((start, n),) = self.pieces.of(row)

@@ -208,8 +208,7 @@ class Attention(nn.Module):
         """Attention of few queries without a key or value of any token: q (W_k x) is (q W_k) x, and the sum of W_v x
         is W_v times the sum of x. What the keys' bias adds is the same for all of them, which softmax does not see.
         -> (R, H, S, K)."""
-        R, heads, S, K = q_RHSK.shape
-        D = x_RTD.shape[-1]
+        (_, heads, S, K), D = q_RHSK.shape, x_RTD.shape[-1]
         w_k_HKD, w_v_HKD = self.qkv.weight[D:].view(2, heads, K, D)
         asked = torch.einsum("rhsk,hkd->rhsd", q_RHSK / K**0.5, w_k_HKD)
         scores = (asked.flatten(1, 2) @ x_RTD.mT).unflatten(1, (heads, S))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from minilm.checkpoint.model import weights_fingerprint
 from minilm.checkpoint.store import Store, manifest_fault
 from minilm.checkpoint.weights import load_tensors, save_tensors
-from minilm.data.draws import shuffled
+from minilm.data.draws import order
 from minilm.data.examples import Data
 from minilm.data.loader import made_ahead
 from minilm.dropin.inputs import max_tokens
@@ -106,7 +106,6 @@ class ExampleBatches:
         self.features, self.tuning, self.row_length, self.pinned = features, tuning, row_length, pinned
         begins = features.units[:-1]
         self.size_of = np.add.reduceat(features.lengths, begins)  # tokens of each unit
-        self._orders: dict[int, np.ndarray] = {}  # of the last epoch
         of_epoch = len(begins) / tuning.batch_size
         usual = max(FEWEST_STEPS, math.ceil(EPOCHS * of_epoch))
         self.steps = tuning.steps or (max(1, math.ceil(tuning.epochs * of_epoch)) if tuning.epochs else usual)
@@ -116,18 +115,8 @@ class ExampleBatches:
 
     def order(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, unit of features) of a step; (batch_size,) int64 each."""
-        number = np.arange(step * self.tuning.batch_size, (step + 1) * self.tuning.batch_size)
-        epoch, place = np.divmod(number, len(self.size_of))
-        units = [self._order_of(int(each))[place[epoch == each]] for each in np.unique(epoch)]
-        return epoch, np.concatenate(units)
-
-    def _order_of(self, epoch: int) -> np.ndarray:
-        """The units of an epoch; made once, for one step's own part costs as much."""
-        if epoch not in self._orders:
-            n = len(self.size_of)
-            numbers = torch.full((n,), epoch), torch.arange(n)
-            self._orders = {epoch: shuffled(self.tuning.seed, *numbers, n).numpy()}
-        return self._orders[epoch]
+        size = self.tuning.batch_size
+        return order(self.tuning.seed, step * size, (step + 1) * size, len(self.size_of))
 
     def micro_batches(self, step: int) -> list[TaskBatch]:
         """A pure function."""

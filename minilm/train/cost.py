@@ -19,9 +19,9 @@ def training_flops(cfg: EncoderConfig, tokens: int, length: int, targets: int, r
     """Floating-point operations of the matrix products of forward and backward (twice the forward).
 
     tokens: positions computed, padding included; length: tokens a row; targets: positions that meet the
-    vocabulary; read: positions that the last layer computes beside keys and values, all if None, and of so few without
-    those. Kaplan et al. 2020, sec. 2.1, with attention counted in full. What gradient checkpointing computes again is not counted, nor is a head
-    for pairs.
+    vocabulary; read: positions that the last layer computes beside keys and values, all if None; without those where
+    these `are_fewest`. Kaplan et al. 2020, sec. 2.1, with attention counted in full. What gradient checkpointing
+    computes again is not counted, nor is a head for pairs.
     """
     D, F, E = cfg.hidden_size, cfg.intermediate_size, cfg.embedding_size or cfg.hidden_size
     mlp = (3 if cfg.mlp == "gated" else 2) * D * F

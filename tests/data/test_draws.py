@@ -11,7 +11,7 @@ from minilm.data import draws
 from minilm.data.draws import draw, mix, shuffled
 
 WRAP = (1 << 64) - 1
-PURPOSES = [name for name in vars(draws) if name.isupper() and name != "ROUNDS"]
+PURPOSES = [name for name in vars(draws) if name.isupper() and name not in ("ROUNDS", "BLOCK")]
 
 
 # -- an independent integer hash ------------------------------------------------------------------------
@@ -32,7 +32,9 @@ def reference_draw(seed: int, purpose: int, epoch: int, row: int, position: int)
 
 def test_mix_is_splitmix64s_finaliser():
     numbers = [0, 1, -1, 2, 12345678901234567, 2**63 - 1, -(2**63), 0x1E3779B97F4A7C15]
-    assert [x & WRAP for x in mix(torch.tensor(numbers)).tolist()] == [reference_mix(x & WRAP) for x in numbers]
+    expected = [reference_mix(x & WRAP) for x in numbers]
+    for make in (torch.tensor, np.array):
+        assert [x & WRAP for x in mix(make(numbers)).tolist()] == expected
 
 
 @pytest.mark.parametrize("seed", [0, 1, 42, 2**31, 2**59 + 5, -7])
@@ -41,6 +43,7 @@ def test_draw_equals_the_reference(seed, purpose):
     epoch, row, position = torch.tensor([[0], [1], [977]]), torch.tensor([[5], [2**40], [0]]), torch.arange(6)
     mine = draw(seed, purpose, epoch, row, position)
     assert mine.shape == (3, 6)
+    assert mine.tolist() == draw(seed, purpose, epoch.numpy(), row.numpy(), position.numpy()).tolist()
     assert mine.tolist() == [
         [reference_draw(seed, purpose, int(epoch[i]), int(row[i]), t) for t in range(6)] for i in range(3)
     ]
@@ -68,7 +71,7 @@ def test_draw_is_uniform_and_its_purposes_are_independent(first, second):
 
 
 def order(seed: int, epoch: int, n: int) -> list[int]:
-    return shuffled(seed, torch.full((n,), epoch), torch.arange(n), n).tolist()
+    return shuffled(seed, np.full(n, epoch), np.arange(n), n).tolist()
 
 
 def test_shuffled_is_a_permutation_of_every_length():
@@ -90,12 +93,12 @@ def test_every_epoch_and_seed_has_another_order():
 
 def test_what_stands_at_a_place_does_not_depend_on_what_else_is_asked():
     n = 77
-    epoch, place = torch.arange(3 * n) // n, torch.arange(3 * n) % n
+    epoch, place = np.divmod(np.arange(3 * n), n)
     whole = shuffled(9, epoch, place, n)
-    assert whole.dtype == torch.int64
-    for chosen in (torch.tensor([200, 3, 3, 90]), torch.arange(3 * n - 1, -1, -1), torch.tensor([5])):
+    assert whole.dtype == np.int64
+    for chosen in ([200, 3, 3, 90], np.arange(3 * n - 1, -1, -1), [5]):
         assert (shuffled(9, epoch[chosen], place[chosen], n) == whole[chosen]).all()
-    assert [order(9, e, n) for e in range(3)] == whole.view(3, n).tolist()
+    assert [order(9, e, n) for e in range(3)] == whole.reshape(3, n).tolist()
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 6, 13])
@@ -103,8 +106,9 @@ def test_every_number_stands_everywhere_equally_often(n):
     """1000 epochs: each of the n x n cells has 1000 / n on average. Rows and columns sum to 1000, so the statistic has
     (n - 1)^2 degrees of freedom, and for a uniform permutation its mean is n (n - 1), n / (n - 1) times theirs."""
     epochs = 1000
-    epoch, place = torch.arange(epochs).repeat_interleave(n), torch.arange(n).repeat(epochs)
-    table = torch.zeros(n, n).index_put_((place, shuffled(5, epoch, place, n)), torch.ones(n * epochs), accumulate=True)
+    epoch, place = np.divmod(np.arange(epochs * n), n)
+    table = np.zeros((n, n))
+    np.add.at(table, (place, shuffled(5, epoch, place, n)), 1)
     assert (table.sum(0) == epochs).all()
     statistic = float(((table - epochs / n) ** 2 / (epochs / n)).sum()) * (n - 1) / n
     assert statistic < stats.chi2.ppf(1 - 1e-4, (n - 1) ** 2)
@@ -113,9 +117,9 @@ def test_every_number_stands_everywhere_equally_often(n):
 @pytest.mark.parametrize("n", [3, 4])
 def test_every_order_of_few_is_equally_likely(n):
     epochs = 3000
-    epoch, place = torch.arange(epochs).repeat_interleave(n), torch.arange(n).repeat(epochs)
-    seen = shuffled(1, epoch, place, n).view(epochs, n)
-    counts = [int((seen == torch.tensor(each)).all(dim=1).sum()) for each in itertools.permutations(range(n))]
+    epoch, place = np.divmod(np.arange(epochs * n), n)
+    seen = shuffled(1, epoch, place, n).reshape(epochs, n)
+    counts = [int((seen == each).all(axis=1).sum()) for each in itertools.permutations(range(n))]
     assert sum(counts) == epochs
     assert stats.chisquare(counts).pvalue > 1e-4
 
@@ -131,9 +135,17 @@ def test_neighbours_are_not_neighbours_afterwards():
 @pytest.mark.parametrize("n", [10**12, 2**40, 2**40 + 1, 2**61 - 1])
 def test_no_order_is_held_whatever_its_length(n):
     """A few places of one that no memory could hold."""
-    place = torch.cat([torch.arange(500), n - 1 - torch.arange(500), torch.tensor([n // 2])])
-    got = shuffled(4, torch.zeros_like(place), place, n)
-    assert len(got.unique()) == len(place)
+    place = np.concatenate([np.arange(500), n - 1 - np.arange(500), [n // 2]])
+    got = shuffled(4, np.zeros_like(place), place, n)
+    assert len(np.unique(got)) == len(place)
     assert got.min() >= 0
     assert got.max() < n
-    assert stats.kstest(got.double().numpy() / n, "uniform").pvalue > 1e-4
+    assert stats.kstest(got / n, "uniform").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("n", [1, 7, 4095, 4096, 5000, 10**12])
+@pytest.mark.parametrize(("begin", "end"), [(0, 1), (4090, 4100), (4096, 8192), (12_345, 30_000)])
+def test_an_endless_order_is_that_of_its_epochs(n, begin, end):
+    epoch, which = draws.order(3, begin, end, n)
+    assert epoch.tolist() == [number // n for number in range(begin, end)]
+    assert which.tolist() == shuffled(3, epoch, np.arange(begin, end) % n, n).tolist()
