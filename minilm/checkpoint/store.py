@@ -264,7 +264,7 @@ def _inside(directory: Path, name: str) -> Path:
             raise OSError("a path")
         return regular_file(directory / name, directory)
     except OSError as error:
-        raise ValueError(f"{name!r} is no file in it ({error})") from None
+        raise ValueError(f"MANIFEST.json names {name!r}, and that is no file in it ({error})") from None
 
 
 def _open_no_link(path: str, flags: int) -> int:

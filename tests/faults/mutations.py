@@ -1,0 +1,85 @@
+"""The store and the loop made worse, each in one way: a campaign that does not notice proves nothing."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import minilm.train.loop as loop
+import train
+from minilm.checkpoint import store
+from minilm.checkpoint.store import Store
+from minilm.data.loader import Loader
+
+
+def copy_in_place() -> None:
+    """A checkpoint is written under its final name."""
+
+    def written(self: Store, name: str, write: object) -> Path:
+        directory = self.out / name
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        write(directory)
+        store.write_manifest(directory)
+        return directory
+
+    def save(self: Store, step: int, write: object, keep: int = store.KEPT, spared: int | None = None) -> Path:
+        final = written(self, self.checkpoint(step).name, write)
+        self.prune(keep, spared)
+        return final
+
+    Store.save = save
+    no_manifest_check()
+
+
+def rename_before_manifest() -> None:
+    """A checkpoint has its name before its manifest, which is not missed."""
+    write_manifest = store.write_manifest
+
+    def save(self: Store, step: int, write: object, keep: int = store.KEPT, spared: int | None = None) -> Path:
+        store.write_manifest = lambda directory: None
+        partial = self._written_aside(self.checkpoint(step).name, write)
+        store.write_manifest = write_manifest
+        final = partial.rename(self.checkpoint(step))
+        write_manifest(final)
+        self.prune(keep, spared)
+        return final
+
+    Store.save = save
+
+
+def missing_rng() -> None:
+    """Dropout is drawn from where the process happens to be."""
+    loop.seed_step = lambda seed, step, rank: None
+
+
+def missing_cursor() -> None:
+    """The rows begin anew."""
+    steps_from = Loader.steps_from
+    Loader.steps_from = lambda self, step: steps_from(self, 0)
+
+
+def pruning_first() -> None:
+    """The old checkpoints make room for the new one."""
+    save = Store.save
+
+    def emptied(self: Store, step: int, *args: object, **kwargs: object) -> Path:
+        for _, path in store.checkpoints(self.out):
+            shutil.rmtree(path)
+        return save(self, step, *args, **kwargs)
+
+    Store.save = emptied
+
+
+def no_manifest_check() -> None:
+    """Whatever is there is believed."""
+    store.manifest_fault = train.manifest_fault = lambda directory: ""
+
+
+MUTATIONS: dict[str, Callable[[], None]] = {
+    "copy-in-place": copy_in_place,
+    "rename-before-manifest": rename_before_manifest,
+    "missing-rng": missing_rng,
+    "missing-cursor": missing_cursor,
+    "pruning-first": pruning_first,
+    "no-manifest-check": no_manifest_check,
+}

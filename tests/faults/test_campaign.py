@@ -1,0 +1,41 @@
+"""A part of the campaign of faults, and that it notices a store that loses something."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def campaign(*flags: object) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults", *map(str, flags)], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_nothing_is_lost(tmp_path):
+    status, said = campaign("--results", tmp_path / "trials.jsonl", "--scratch", tmp_path)
+    assert status == 0, said
+    assert said.count(" 0 lost something") == 5
+    lines = (tmp_path / "trials.jsonl").read_text().splitlines()
+    assert len(lines) > 150
+    assert [path.name for path in tmp_path.iterdir()] == ["trials.jsonl"]
+    assert campaign("--only", "damage", "--results", tmp_path / "trials.jsonl")[0] == 0
+    assert (tmp_path / "trials.jsonl").read_text().splitlines() == lines  # what is done is not done again
+
+
+def test_a_store_that_makes_room_first_is_noticed(tmp_path):
+    status, said = campaign("--mutations", "pruning-first", "--scratch", tmp_path)
+    assert status == 0, said
+    assert "noticed by kill-in-save" in said
+
+
+@pytest.mark.parametrize("flags", [("--only", "flood"), ("--mutations", "flood")])
+def test_what_there_is_none_of_is_one_line(flags):
+    status, said = campaign(*flags)
+    assert status == 2
+    assert said.startswith(f"error: {flags[0]} flood: give some of ")
+    assert said.count("\n") == 1

@@ -1,0 +1,205 @@
+"""A tiny pretraining run in a forked process, to which a fault is done; and what must be true of it afterwards.
+
+Nothing of torch runs in the parent, for a process that is forked after a backward pass could not make one.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401
+import torch
+import torch._dynamo
+import torch.distributed.fsdp
+
+import train
+from minilm import cli
+from minilm.checkpoint.store import Store, checkpoints
+from minilm.files import sha256
+from minilm.recipes import RECIPES, Recipe
+
+SAVES = 3, 6, 9, 12  # after these steps
+TINY = Recipe(
+    architecture="bert",
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=48,
+    length=32,
+    batch_size=4,
+    vocab_size=256,
+    minutes=1.0,
+    dropout=0.1,  # whose draws must come again, too
+    lr=1e-3,
+)
+TEXT = 40_000  # characters
+HANGS_AFTER = 60.0  # seconds
+
+
+@dataclass
+class Child:
+    """A run under way. Its pipe says `begin STEP` before a save and `saved STEP` after it."""
+
+    pid: int
+    pipe: int
+    began: float
+    messages: list[tuple[str, int]]
+    status: int | None = None  # as os.waitstatus_to_exitcode has it
+
+    def poll(self, seconds: float) -> bool:
+        """Wait so long, or until it has ended, which is returned; what it said meanwhile is in `messages`."""
+        until = time.perf_counter() + seconds
+        while self.status is None:
+            self._listen()
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+                self._listen()
+                os.close(self.pipe)
+            elif (left := until - time.perf_counter()) <= 0:
+                break
+            else:
+                time.sleep(min(left, 1e-3))
+        return self.status is not None
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                heard = os.read(self.pipe, 1 << 16)
+            except BlockingIOError:
+                return
+            if not heard:
+                return
+            for line in heard.decode().splitlines():
+                what, step = line.split()
+                self.messages.append((what, int(step)))
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """At once, and to its end."""
+        if self.status is None:
+            os.kill(self.pid, number)
+        self.end()
+
+    def end(self) -> int:
+        """Its status. Raises TimeoutError for a run that hangs, which is ended."""
+        if not self.poll(HANGS_AFTER):
+            os.kill(self.pid, signal.SIGKILL)
+            self.poll(HANGS_AFTER)
+            raise TimeoutError(f"nothing came of it for {HANGS_AFTER:.0f} s")
+        return self.status
+
+    @property
+    def saved(self) -> int:
+        """The last step of which it said that it is saved; 0: none."""
+        return max((step for what, step in self.messages if what == "saved"), default=0)
+
+    @property
+    def phase(self) -> str:
+        """What it was at when it ended."""
+        if not self.messages:
+            return "before the first save"
+        what, step = self.messages[-1]
+        return f"in save {step}" if what == "begin" else f"after save {step}"
+
+
+class Victim:
+    """One run, that can be begun in any directory, and ends in the same weights if nothing is lost. `base` holds it
+    whole, and half: killed after its third save, with two checkpoints."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        base.mkdir(parents=True, exist_ok=True)
+        words = " ".join(topics[name] for name in sorted(topics))[:TEXT]
+        paragraphs = (words[at : at + 250].replace("\n", " ") for at in range(0, len(words), 250))
+        (base / "text.txt").write_text("\n\n".join(paragraphs), encoding="utf-8")
+        RECIPES["quick"] = TINY
+        torch.set_num_threads(1)
+        child = self.begin(base / "whole")
+        if child.end() != 0:
+            raise RuntimeError(f"the run itself fails: {self.said(base / 'whole')}")
+        self.seconds = time.perf_counter() - child.began
+        self.expected = sha256(base / "whole" / "model.safetensors")
+        child = self.begin(base / "half")
+        while ("saved", SAVES[2]) not in child.messages and not child.poll(1e-4):
+            pass
+        child.kill()
+        if [step for step, _ in checkpoints(base / "half")] != [*SAVES[1:3]]:
+            raise RuntimeError(f"of a run killed after step {SAVES[2]} there is {checkpoints(base / 'half')}")
+
+    def begin(self, out: Path, change: Callable[[], object] = lambda: None) -> Child:
+        """The run in `out`, or what goes on from there. change: of the child, before it begins."""
+        words = ["--data", self.base / "text.txt", "--out", out, "--cache-dir", self.base / "cache", "--threads", 1]
+        words += ["--steps", SAVES[-1], "--save-every", SAVES[0], "--evaluate-every", SAVES[-1], "--device", "cpu"]
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.close(read)
+                _quiet(out.with_name(f"{out.name}.log"))
+                _hurry()
+                _tell(write)
+                change()
+                cli.run(train.main, train.Args, list(map(str, words)))
+            except SystemExit as end:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(end.code if isinstance(end.code, int) else 1)
+            except BaseException as error:
+                print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            os._exit(99)
+        os.close(write)
+        os.set_blocking(read, False)
+        return Child(pid, read, time.perf_counter(), [])
+
+    def said(self, out: Path) -> str:
+        """The last line that a run printed."""
+        lines = out.with_name(f"{out.name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
+        return lines[-1] if lines else ""
+
+    def fault(self, out: Path, saved: int) -> str:
+        """What is lost in the directory of a run that is dead, or nothing: the step of which it said that it is saved,
+        the going on, the same weights at its end, the tidiness."""
+        if saved:
+            found = Store(out).latest(lambda line: None)
+            if found is None or int(found.name.removeprefix("step-")) < saved:
+                return f"step {saved} was saved, and {found.name if found else 'nothing'} is there"
+        if (status := self.begin(out).end()) != 0:
+            return f"going on ends with {status}: {self.said(out)}"
+        if sha256(out / "model.safetensors") != self.expected:
+            return "other weights at the end"
+        left = [path.name for path in out.rglob(".*")]
+        return f"{left[0]} is left" if left else ""
+
+
+def _quiet(log: Path) -> None:
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    for own in (1, 2):
+        os.dup2(handle, own)
+
+
+def _hurry() -> None:
+    """Neither the machine's peak nor many held-out targets; no picture."""
+    train.fixed_batches = partial(train.fixed_batches, min_targets=200)
+    import minilm.train.measure as measure
+
+    measure.matmul_peak = lambda device, dtype: 1e12
+
+
+def _tell(pipe: int) -> None:
+    """Each save says so before and after."""
+    save = Store.save
+
+    def told(self: Store, step: int, *args: object, **kwargs: object) -> Path:
+        os.write(pipe, f"begin {step}\n".encode())
+        path = save(self, step, *args, **kwargs)
+        os.write(pipe, f"saved {step}\n".encode())
+        return path
+
+    Store.save = told
