@@ -31,7 +31,7 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.machine import ROOT, machine, when
+from benchmarks.machine import ROOT, machine, weights_of, when
 from benchmarks.rows import ROWS, Done, Row, Setting, Side
 from minilm import cli
 from minilm.errors import ConfigError, did_you_mean, library
@@ -137,8 +137,8 @@ def about(args: Args, name: str, precision: str, device: torch.device) -> dict[s
     """What a figure is of: two that agree in all of this are the same."""
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()["cpu"]
     versions = {each: metadata.version(each) for each in LIBRARIES} | {"python": platform.python_version()}
-    model = str(args.model) if ROWS[name].of_model else None
-    what = {"row": name, "precision": precision, "pairs": args.pairs, "model": model, "machine": where}
+    weights = weights_of(args.model) if ROWS[name].of_model else None
+    what = {"row": name, "precision": precision, "pairs": args.pairs, "weights": weights, "machine": where}
     return what | {"threads": torch.get_num_threads(), "versions": versions, "commit": when()["commit"]}
 
 

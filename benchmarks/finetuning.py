@@ -9,7 +9,6 @@ Tokens are real ones, padding not counted. Each run is a line of --results, and 
 `load` is how many processes ran on average, `threads` how many each of its own had (OMP_NUM_THREADS).
 """
 
-import hashlib
 import json
 import os
 import statistics
@@ -26,7 +25,7 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.labelled import SETS, LabelledSet, Splits
-from benchmarks.machine import ROOT, machine, when
+from benchmarks.machine import ROOT, machine, weights_of, when
 from minilm import cli
 
 SIDES = ("transformers", "minilm")
@@ -114,10 +113,8 @@ def settings(args: Args) -> dict[str, Any]:
     """What both sides share, as a line of the results has it."""
     labelled = labelled_set(args)
     shared = {name: getattr(labelled, name) for name in CHOSEN}
-    with (Path(args.model) / "model.safetensors").open("rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     shared |= {"steps_asked": args.steps, "precision": args.precision}
-    return {"set": args.set, "weights": weights} | shared
+    return {"set": args.set, "weights": weights_of(args.model)} | shared
 
 
 def measured(args: Args, side: str, seed: int) -> dict[str, Any]:

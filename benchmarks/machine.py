@@ -1,5 +1,6 @@
 """Where a figure was measured, and of which code."""
 
+import hashlib
 import os
 import subprocess
 from datetime import date
@@ -22,6 +23,12 @@ def machine() -> dict[str, str]:
     """Where it runs."""
     cores = f"{len(os.sched_getaffinity(0))} cores of an {cpu()}, {torch.backends.cpu.get_cpu_capability()}"
     return {"cpu": cores} | {name: f"{name} {metadata.version(name)}" for name in ("torch", "transformers")}
+
+
+def weights_of(model: Path | str) -> str:
+    """What the weights of a directory are known by, wherever it is."""
+    with (Path(model) / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def when() -> dict[str, str]:
