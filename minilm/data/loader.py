@@ -2,6 +2,7 @@
 same anywhere, and any number of processes shares the rows of a step without talking about it."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from minilm.errors import ConfigError, DataError
 
 EVALUATED_TOKENS = 1 << 17
 EVALUATED_AT_ONCE = 1 << 12  # tokens of one batch
+AHEAD = 4  # steps
 
 
 Kind = tuple[int, int]  # of a step: tokens a row, rows
@@ -129,13 +131,13 @@ class Loader:
 
 
 def made_ahead(make: Callable[[int], Made], step: int) -> Iterator[Made]:
-    """make(step), make(step + 1) and so on without end, each made while the one before is used."""
+    """make(step), make(step + 1) and so on without end, AHEAD of them made while one is used."""
     with ThreadPoolExecutor(max_workers=1) as worker:
-        coming = worker.submit(make, step)
+        coming = deque(worker.submit(make, step + more) for more in range(AHEAD))
         while True:
-            made = coming.result()
+            made = coming.popleft().result()
+            coming.append(worker.submit(make, step + AHEAD))
             step += 1
-            coming = worker.submit(make, step)
             yield made
 
 
