@@ -125,7 +125,7 @@ def test_going_on_from_a_step_is_going_on(rows_of, packing, after):
     assert all(same(a, b) for (a,), (b,) in zip(islice(resumed, 12 - after), whole[after:], strict=True))
 
 
-def test_the_next_step_is_prepared_while_the_last_is_used(rows_of):
+def test_four_steps_are_prepared_while_one_is_used(rows_of):
     made = threading.Semaphore(0)
 
     class Counted(CausalLM):
@@ -135,9 +135,9 @@ def test_the_next_step_is_prepared_while_the_last_is_used(rows_of):
 
     running = plain(rows_of(9), 3, Counted()).steps_from(0)
     next(running)
-    assert all(made.acquire(timeout=10) for _ in range(2))
+    assert all(made.acquire(timeout=10) for _ in range(5))
     time.sleep(0.02)
-    assert not made.acquire(blocking=False)  # and no more than that one
+    assert not made.acquire(blocking=False)  # and no more than those
     running.close()
 
 
