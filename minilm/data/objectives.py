@@ -83,8 +83,8 @@ class MaskedLM:
         last = torch.iinfo(torch.int64).max - T + column
         rank = torch.where(maskable, _drawn(self.seed, MASK_RANK, epoch, row, column).gather(1, unit), last)
         k = self.slots(T, progress)
-        few = not self.whole_words  # then no two ranks are equal, and nothing after the first k matters
-        order = rank.topk(k, largest=False).indices if few else rank.argsort(dim=1, stable=True)
+        # of single tokens no two ranks are equal, and nothing after the first k matters
+        order = rank.argsort(dim=1, stable=True) if self.whole_words else rank.topk(k, largest=False).indices
         size = torch.full_like(ids[:, :1], T) if doc is None else (doc >= 0).sum(dim=1, keepdim=True)
         wanted = (self.rate_at(progress) * size).round().clamp(1, k).long()  # (B, 1)
         pick = order[:, :k]
