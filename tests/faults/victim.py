@@ -45,7 +45,7 @@ HANGS_AFTER = 60.0  # seconds
 
 @dataclass
 class Child:
-    """A run under way. Its pipe says `begin STEP` before a save and `saved STEP` after it."""
+    """A run under way. Its pipe says `ready 0`, then `begin STEP` before a save and `saved STEP` after it."""
 
     pid: int
     pipe: int
@@ -103,9 +103,9 @@ class Child:
     @property
     def phase(self) -> str:
         """What it was at when it ended."""
-        if not self.messages:
+        what, step = self.messages[-1] if self.messages else ("ready", 0)
+        if what == "ready":
             return "before the first save"
-        what, step = self.messages[-1]
         return f"in save {step}" if what == "begin" else f"after save {step}"
 
 
@@ -193,8 +193,12 @@ def _hurry() -> None:
 
 
 def _tell(pipe: int) -> None:
-    """Each save says so before and after."""
-    save = Store.save
+    """Each save says so before and after; and the run that it is ready for signals."""
+    save, parse = Store.save, cli.parse
+
+    def ready(*args: object) -> object:
+        os.write(pipe, b"ready 0\n")
+        return parse(*args)
 
     def told(self: Store, step: int, *args: object, **kwargs: object) -> Path:
         os.write(pipe, f"begin {step}\n".encode())
@@ -202,4 +206,4 @@ def _tell(pipe: int) -> None:
         os.write(pipe, f"saved {step}\n".encode())
         return path
 
-    Store.save = told
+    Store.save, cli.parse = told, ready

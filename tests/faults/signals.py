@@ -1,0 +1,36 @@
+"""SIGTERM, SIGINT and SIGHUP at a random time: the run saves and says by its status which it was. A second one ends it
+at once."""
+
+import os
+import random
+import signal
+
+from tests.faults.victim import Victim
+
+NUMBERS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+
+
+def one(victim: Victim, out: object, rng: random.Random) -> tuple[str, str]:
+    """(phase, what is lost or wrong)."""
+    return _signalled(victim, out, rng, twice=False)
+
+
+def two(victim: Victim, out: object, rng: random.Random) -> tuple[str, str]:
+    """A second one up to 20 ms after the first."""
+    return _signalled(victim, out, rng, twice=True)
+
+
+def _signalled(victim: Victim, out: object, rng: random.Random, twice: bool) -> tuple[str, str]:
+    number, child = rng.choice(NUMBERS), victim.begin(out)
+    while ("ready", 0) not in child.messages and not child.poll(1e-4):
+        pass
+    child.poll(rng.uniform(0.0, victim.seconds))
+    for _ in range(1 + twice):
+        if child.status is None:
+            os.kill(child.pid, number)
+            child.poll(rng.uniform(0.0, 0.02))
+    status, name = child.end(), signal.Signals(number).name
+    phase = f"{name}{' twice' if twice else ''} {child.phase}"
+    if status not in (0, 128 + number):
+        return phase, f"ended with {status}: {victim.said(out)}"
+    return phase, victim.fault(out, child.saved)
