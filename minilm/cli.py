@@ -113,7 +113,7 @@ def parse(args_type: type[Args], argv: list[str], prog: str | None = None) -> Ar
         with contextlib.redirect_stderr(boxes):
             args = tyro.cli(args_type, prog=prog, args=_spelled_out(argv, args_type))
     except SystemExit as stop:
-        if not stop.code:
+        if stop.code != 2:  # after --help, or by a signal
             raise
         raise ConfigError(_one_line(boxes.getvalue())) from stop
     for field in fields(args_type):

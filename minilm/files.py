@@ -78,9 +78,14 @@ def write_whole(file: Path, content: str | bytes) -> None:
     sync_entry(file.parent)
 
 
+def json_text(value: dict[str, Any] | list[Any]) -> str:
+    """An object or a list, as `write_json` writes it."""
+    return json.dumps(value, indent=2) + "\n"
+
+
 def write_json(file: Path, value: dict[str, Any] | list[Any]) -> None:
     """`write_whole` of an object or a list."""
-    write_whole(file, json.dumps(value, indent=2) + "\n")
+    write_whole(file, json_text(value))
 
 
 def finite(value: Any) -> Any:

@@ -178,6 +178,12 @@ def test_a_signal_to_end_tidies_up_first(go, number):
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_flags_are_read_is_no_bad_flag(go, monkeypatch, number):
+    monkeypatch.setattr(cli.tyro, "cli", lambda *args, **kwargs: signal.raise_signal(number))
+    assert go("--resume") == (128 + number, "", "")
+
+
 @pytest.mark.parametrize(
     "error", [None, ConfigError("--lr"), OSError("x"), MemoryError(), KeyboardInterrupt(), ValueError()]
 )

@@ -18,7 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from minilm.errors import CheckpointError, ConfigError, cut
-from minilm.files import read_json, regular_file, sha256, sync, sync_entry, write_json
+from minilm.files import json_text, read_json, regular_file, sha256, sync, sync_entry, write_json
 
 FORMAT = 1  # of MANIFEST.json, run.json and training/state.json
 SHOWN = 200  # letters of a setting, in a message
@@ -243,17 +243,19 @@ def manifest_fault(directory: Path) -> str:
     file that cannot be read, which says nothing about what is in it."""
     try:
         manifest = read_json(directory / "MANIFEST.json")
-        check_format(directory / "MANIFEST.json", manifest)
-        sums = manifest["sha256"]
-        if not sums:
+        if not (sums := manifest.get("sha256")):
             return "MANIFEST.json names no file"
+        check_format(directory / "MANIFEST.json", manifest)
         bad = next((name for name, digest in sums.items() if sha256(_inside(directory, name)) != digest), None)
+        as_written = (directory / "MANIFEST.json").read_bytes() == json_text(manifest).encode()
     except (FileNotFoundError, KeyError, AttributeError, TypeError, ValueError) as error:
         if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
             raise
         return f"{type(error).__name__}: {error}"
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be read ({error.strerror or error})") from error
+    if bad is None and not as_written:
+        return "MANIFEST.json is not as it was written"
     return f"{bad} differs from MANIFEST.json" if bad else ""
 
 

@@ -221,6 +221,21 @@ def test_a_manifest_that_lies_is_a_fault(tmp_path, sums):
     assert manifest_fault(inside)
 
 
+@pytest.mark.parametrize("change", [lambda text: text[:-1], lambda text: text.replace("  ", " ", 1)])
+def test_a_manifest_with_other_bytes_is_a_fault(tmp_path, change):
+    """Also where they mean the same."""
+    (tmp_path / "a").write_text("x")
+    write_manifest(tmp_path)
+    assert not manifest_fault(tmp_path)
+    (tmp_path / "MANIFEST.json").write_text(change((tmp_path / "MANIFEST.json").read_text()))
+    assert manifest_fault(tmp_path) == "MANIFEST.json is not as it was written"
+
+
+def test_another_file_in_the_place_of_a_manifest_is_a_fault(tmp_path):
+    write_json(tmp_path / "MANIFEST.json", {"format": 1, "step": 3})
+    assert manifest_fault(tmp_path) == "MANIFEST.json names no file"
+
+
 def test_a_model_of_links_is_read(tmp_path):
     """As the cache of a hub keeps it: names here, contents elsewhere."""
     (tmp_path / "blobs").mkdir()
