@@ -62,7 +62,7 @@ def damaged(victim: Victim, out: Path, seed: int) -> tuple[str, str]:
         made = of_others[kind].read_bytes() if kind in of_others else BYTES[kind](kept, rng)
         file.write_bytes(made)
         if made == kept:
-            return f"{kind} {name}", ""  # as the vocabulary of every checkpoint
+            return f"{kind} {name}, the same bytes", ""  # as the vocabulary of every checkpoint
     lines: list[str] = []
     try:
         found = Store(out).latest(lines.append)

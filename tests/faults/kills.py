@@ -25,8 +25,7 @@ def at_random(victim: Victim, out: Path, rng: random.Random) -> tuple[str, str]:
 def in_a_save(victim: Victim, out: Path, rng: random.Random) -> tuple[str, str]:
     """The same, within one of the saves, which takes some 20 ms."""
     step, child = rng.choice(SAVES), victim.begin(out)
-    while ("begin", step) not in child.messages and not child.poll(1e-4):
-        pass
+    child.listen_for("begin", step)
     child.poll(rng.uniform(0.0, 0.03))
     child.kill()
     return child.phase, victim.fault(out, child.saved)

@@ -4,26 +4,26 @@ at once."""
 import os
 import random
 import signal
+from pathlib import Path
 
 from tests.faults.victim import Victim
 
 NUMBERS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 
-def one(victim: Victim, out: object, rng: random.Random) -> tuple[str, str]:
+def one(victim: Victim, out: Path, rng: random.Random) -> tuple[str, str]:
     """(phase, what is lost or wrong)."""
     return _signalled(victim, out, rng, twice=False)
 
 
-def two(victim: Victim, out: object, rng: random.Random) -> tuple[str, str]:
+def two(victim: Victim, out: Path, rng: random.Random) -> tuple[str, str]:
     """A second one up to 20 ms after the first."""
     return _signalled(victim, out, rng, twice=True)
 
 
-def _signalled(victim: Victim, out: object, rng: random.Random, twice: bool) -> tuple[str, str]:
+def _signalled(victim: Victim, out: Path, rng: random.Random, twice: bool) -> tuple[str, str]:
     number, child = rng.choice(NUMBERS), victim.begin(out)
-    while ("ready", 0) not in child.messages and not child.poll(1e-4):
-        pass
+    child.listen_for("ready", 0)
     child.poll(rng.uniform(0.0, victim.seconds))
     for _ in range(1 + twice):
         if child.status is None:

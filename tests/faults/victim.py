@@ -69,6 +69,11 @@ class Child:
                 time.sleep(min(left, 1e-3))
         return self.status is not None
 
+    def listen_for(self, what: str, step: int) -> None:
+        """Until it says so, or has ended."""
+        while (what, step) not in self.messages and not self.poll(1e-4):
+            pass
+
     def _listen(self) -> None:
         while True:
             try:
@@ -127,8 +132,7 @@ class Victim:
         self.seconds = time.perf_counter() - child.began
         self.expected = sha256(base / "whole" / "model.safetensors")
         child = self.begin(base / "half")
-        while ("saved", SAVES[2]) not in child.messages and not child.poll(1e-4):
-            pass
+        child.listen_for("saved", SAVES[2])
         child.kill()
         if [step for step, _ in checkpoints(base / "half")] != [*SAVES[1:3]]:
             raise RuntimeError(f"of a run killed after step {SAVES[2]} there is {checkpoints(base / 'half')}")
