@@ -22,6 +22,7 @@ import torch.distributed.fsdp
 import train
 from minilm import cli
 from minilm.checkpoint.store import Store, checkpoints
+from minilm.errors import CheckpointError
 from minilm.files import sha256
 from minilm.recipes import RECIPES, Recipe
 
@@ -171,7 +172,10 @@ class Victim:
         """What is lost in the directory of a run that is dead, or nothing: the step of which it said that it is saved,
         the going on, the same weights at its end, the tidiness."""
         if saved:
-            found = Store(out).latest(lambda line: None)
+            try:
+                found = Store(out).latest(lambda line: None)
+            except CheckpointError as error:
+                return f"step {saved} was saved: {error}"
             if found is None or int(found.name.removeprefix("step-")) < saved:
                 return f"step {saved} was saved, and {found.name if found else 'nothing'} is there"
         if (status := self.begin(out).end()) != 0:
