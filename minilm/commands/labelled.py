@@ -1,7 +1,7 @@
 """What the commands share that judge a system by labels."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from minilm.judging.judged import AT_ONCE, Judged, Labelled, judged_model, with_
 from minilm.judging.prediction_files import Columns, judged_file
 from minilm.tasks.finetune import say_notes
 from minilm.tasks.named import TaskName, read_examples, read_source
+from minilm.tasks.task import Task
 from minilm.tasks.tune import Tuned
 
 
@@ -67,16 +68,25 @@ def judge_file(args: OfLabelled, file: Path, labelled: Labelled | None = None) -
     found, data, source = judged_file(file, args.task, *(labelled or (None, None)), named)
     if labelled is None:
         say_notes(file.name, data)
-    return Judgement(with_positive(found, args.positive_label), labelled or Labelled(data, source), None)
+    found = replace(found, task=with_positive(found.task, args.positive_label))
+    return Judgement(found, labelled or Labelled(data, source), None)
 
 
-def judge_model(args: OfLabelled, name: str, labelled: Labelled | None = None) -> Judgement:
-    """What a tuned model says of the examples of --data. labelled: those, if they are read already."""
+def judge_model(
+    args: OfLabelled,
+    name: str,
+    labelled: Labelled | None = None,
+    check: Callable[[Task, Labelled], None] = lambda task, labelled: None,
+) -> Judgement:
+    """What a tuned model says of the examples of --data. labelled: those, if they are read already. check: called
+    before the model runs, with its task and these."""
     if args.data is None:
         raise ConfigError(f"{name}: a model needs examples to be judged by; give them with --data")
     tuned = args.tuned(name)
+    tuned = replace(tuned, task=with_positive(tuned.task, args.positive_label))
     labelled = labelled or read_labelled(args, args.data, tuned.task.name, tuned.read_as)
-    return Judgement(with_positive(judge_tuned(name, tuned, labelled), args.positive_label), labelled, tuned)
+    check(tuned.task, labelled)
+    return Judgement(judge_tuned(name, tuned, labelled), labelled, tuned)
 
 
 def judge_tuned(name: str, tuned: Tuned, labelled: Labelled) -> Judged:

@@ -23,10 +23,11 @@ from minilm.commands.labelled import (
 from minilm.commands.of_model import THREADS, interval_of, p_value, tell
 from minilm.errors import ConfigError, printable
 from minilm.files import sha256
-from minilm.judging.judged import Judged, cost_of, with_positive
-from minilm.judging.score import scored
+from minilm.judging.judged import Judged, Labelled, cost_of
+from minilm.judging.score import check_choices, scored
 from minilm.metrics.groups import group_lines
 from minilm.metrics.slices import SIGNIFICANT
+from minilm.tasks.task import Task
 from minilm.train.job import VERSIONS
 
 SHOWN = 5  # slices
@@ -57,7 +58,11 @@ def scores_of(args: Score) -> tuple[dict[str, Any], Judgement]:
     cli.check_ranges(args, {"threads": THREADS})
     if (args.model is None) == (args.predictions is None):
         raise ConfigError("--model, --predictions: give one of them")
-    judgement = judge_file(args, args.predictions) if args.predictions else judge_model(args, args.model)
+
+    def check(task: Task, labelled: Labelled) -> None:
+        check_choices(task, args.dev and str(args.dev), args.group_column, labelled.cells())
+
+    judgement = judge_file(args, args.predictions) if args.predictions else judge_model(args, args.model, check=check)
     judged, labelled, tuned = judgement
     result = {"system": judged.name} | scored(judged, _dev(args, judgement), labelled.cells(), args.group_column)
     file = args.data or args.predictions
@@ -90,7 +95,7 @@ def _dev(args: Score, judgement: Judgement) -> Judged | None:
         found = judge_file(replace(args, data=None), args.dev).judged
     if found.probabilities is None or getattr(found.task, "labels", ()) != judged.task.labels:
         raise ConfigError(f"--dev {args.dev}: no probabilities of the same labels")
-    return with_positive(found, args.positive_label)
+    return found
 
 
 # -- on the console -------------------------------------------------------------------------------------

@@ -95,15 +95,15 @@ def judged_model(
     )
 
 
-def with_positive(found: Judged, label: str | None) -> Judged:
+def with_positive(task: Task, label: str | None) -> Task:
     """With the label whose f1 is told. Raises ConfigError for what is none of two labels."""
     if label is None:
-        return found
-    labels = found.task.labels if isinstance(found.task, Classification) else ()
+        return task
+    labels = task.labels if isinstance(task, Classification) else ()
     if len(labels) != 2 or label not in labels:
         what = f"the labels are {some(sorted(labels), SHOWN)}" if labels else "there are no labels here"
         raise ConfigError(f"--positive-label {label}: one of two labels, and {what}")
-    return replace(found, task=replace(found.task, positive=label))
+    return replace(task, positive=label)
 
 
 def cost_of(judged: Judged, tuned: Tuned) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a system is worth on labelled examples, with how sure that is: all that `score` and `report` tell of one."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +61,17 @@ def score(
     classifier may treat differently. Raises UserError.
     """
     tuned = model if isinstance(model, Tuned) else open_tuned(model)
-    found = []
+    tuned = replace(tuned, task=with_positive(tuned.task, positive_label))
+    labelled = {}
     for name, each in [("rows", rows)] + ([] if dev is None else [("dev", dev)]):
         source = table_of(each, name)
         data = read_examples(source, tuned.task.name, text, pair, label, like=tuned.read_as)
         say_notes(name, data)
-        judged = with_positive(judged_model(name, tuned, data.examples), positive_label)
-        found.append((judged, Labelled(data, source)))
-    (judged, labelled), *other = found
-    told = scored(judged, other[0][0] if other else None, labelled.cells(), group)
+        labelled[name] = Labelled(data, source)
+    cells = labelled["rows"].cells()
+    check_choices(tuned.task, None if dev is None else "dev", group, cells)
+    judged, *other = (judged_model(name, tuned, each.data.examples) for name, each in labelled.items())
+    told = scored(judged, other[0] if other else None, cells, group)
     return finite(told | {"cut": judged.cut, "cost": cost_of(judged, tuned)})
 
 
@@ -90,6 +93,7 @@ def scored(
     found: dict[str, Any] = {"task": task.name, "n": len(judged), "metrics": {}, "baseline": {}, "undefined": {}}
     if isinstance(task, Classification):
         check_labels(judged)
+    check_choices(task, None, group, cells or {})
     tables = metric_tables(judged)
     for table in tables:
         found["metrics"] |= with_intervals(table.records, table.weighted, len(judged), table.proportions)
@@ -182,13 +186,21 @@ def _each_label(judged: Judged) -> dict[str, Any]:
     return found | ({"positive_label": names[task.positive_number]} if len(names) == 2 else {})
 
 
+def check_choices(task: Task, dev: str | None, group: str | None, cells: Mapping[str, Sequence[Any]]) -> None:
+    """Raises ConfigError for a dev set, or a column of groups, that tells nothing of such a task. dev: its name."""
+    if dev is not None and not isinstance(task, Classification | MultiLabel):
+        raise ConfigError(f"--dev {dev}: chooses temperature and thresholds of probabilities, and {task.name} has none")
+    if group is None:
+        return
+    if not isinstance(task, Classification):
+        raise ConfigError(f"--group-column {group}: of classification, and this is {task.name}")
+    if group not in cells:
+        raise ConfigError(f"--group-column {group}: give one of {', '.join(cells) or 'a table with more columns'}")
+
+
 def gaps(judged: Judged, column: str, cells: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """Between the groups of a column; of two labels the positive one's rates, of more accuracy alone."""
     task = judged.task
-    if not isinstance(task, Classification):
-        raise ConfigError(f"--group-column {column}: of classification, and this is {task.name}")
-    if column not in cells:
-        raise ConfigError(f"--group-column {column}: give one of {', '.join(cells) or 'a table with more columns'}")
     two, number = len(task.labels) == 2, task.positive_number
     chances = judged.probabilities[:, number] if two and judged.probabilities is not None else None
     groups = ["" if value is None else str(value) for value in cells[column]]

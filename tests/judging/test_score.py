@@ -94,7 +94,17 @@ def test_rows_in_hand_score_as_a_file_does(tuned, tmp_path):
     model.model.save_pretrained(tmp_path / "saved")
     model.tokenizer.save_pretrained(tmp_path / "saved")
     assert score(tmp_path / "saved", rows)["metrics"]["accuracy"] == wanted["metrics"]["accuracy"]
+
+
+def test_what_cannot_be_told_is_said_before_the_model_runs(tuned, monkeypatch):
+    monkeypatch.setattr("minilm.judging.score.judged_model", None)
+    model, data, _ = tuned("classification", 12)
+    rows = [{"text": each.text, "label": each.label, "source": "web"} for each in data.examples]
     with pytest.raises(ConfigError, match="--group-column sauce: give one of source"):
         score(model, rows, group="sauce")
     with pytest.raises(ConfigError, match="--positive-label a: one of two labels, and the labels are a, b, c"):
         score(model, rows, positive_label="a")
+    model, data, _ = tuned("regression", 12)
+    rows = [{"text": each.text, "label": each.label} for each in data.examples]
+    with pytest.raises(ConfigError, match="--dev dev: chooses temperature and thresholds of probabilities"):
+        score(model, rows, rows)
