@@ -11,7 +11,7 @@ import numpy as np
 from minilm.data.examples import Data, Tagged
 from minilm.data.tables import Table, shown
 from minilm.errors import ConfigError, DataError, some
-from minilm.tasks.classification import Classification, MultiLabel
+from minilm.tasks.classification import Classification, MultiLabel, reads_cls
 from minilm.tasks.task import Task
 from minilm.tasks.tune import Tuned
 from minilm.train.cost import EnergyMeter, matmul_peak, training_flops
@@ -50,7 +50,8 @@ class Judged:
     tokens: np.ndarray | None = None  # (n,) of each example, of a model
     unknown: np.ndarray | None = None  # (n,) of these, how many are [UNK]
     cut: int = 0  # examples longer than what is read of them
-    seconds: float = 0.0  # that a model took
+    flops: int = 0  # of what a model computed, but for its head and padding
+    seconds: float = 0.0  # that it took
     joules: float | None = None  # None: nothing measures them
 
     def __len__(self) -> int:
@@ -66,7 +67,7 @@ def judged_model(
     task, began, meter = tuned.task, time.perf_counter(), EnergyMeter(tuned.runtime.device)
     check_known(task, examples)
     unknown_id = tuned.tokenizer.unk_token_id
-    decoded, chances, tokens, unknown, cut = [], [], [], [], 0
+    decoded, chances, tokens, unknown, cut, flops = [], [], [], [], 0, 0
     for at in watched(range(0, len(examples), AT_ONCE)):
         part = examples[at : at + AT_ONCE]
         predictions = tuned.predictions(part)
@@ -80,6 +81,7 @@ def judged_model(
         tokens.append(np.bincount(example, minlength=len(part)))
         unknown.append(np.bincount(example[features.ids == unknown_id], minlength=len(part)))
         cut += features.cut
+        flops += _flops(tuned, features.lengths)
     return Judged(
         name,
         task,
@@ -90,6 +92,7 @@ def judged_model(
         np.concatenate(tokens),
         np.concatenate(unknown),
         cut,
+        flops,
         time.perf_counter() - began,
         meter.spent(),
     )
@@ -108,25 +111,28 @@ def with_positive(task: Task, label: str | None) -> Task:
 
 def cost_of(judged: Judged, tuned: Tuned) -> dict[str, Any]:
     """Of tokenising and computing: what is needed for the tokens alone, without padding."""
-    cfg, runtime = tuned.model.base_model.encoder.cfg, tuned.runtime
+    runtime = tuned.runtime
     peak_mb = peak_memory_mb(runtime.device)  # before `matmul_peak` takes its own
-    lengths, counts = np.unique(judged.tokens, return_counts=True)
-    flops = sum(
-        count * training_flops(cfg, length, min(length, tuned.length), 0) // 3
-        for length, count in zip(lengths.tolist(), counts.tolist(), strict=True)
-    )
     peak, tokens = matmul_peak(runtime.device, runtime.dtype), int(judged.tokens.sum())
     return {
         "seconds": judged.seconds,
         "tokens": tokens,
         "tokens_per_s": tokens / judged.seconds,
-        "flops": flops,
+        "flops": judged.flops,
         "peak_flops": peak,
-        "mfu": flops / judged.seconds / peak,
+        "mfu": judged.flops / judged.seconds / peak,
         "peak_mb": peak_mb,
         "joules": judged.joules,
         "machine": runtime.describe(),
     }
+
+
+def _flops(tuned: Tuned, lengths: np.ndarray) -> int:
+    """Of features of these lengths, (n,), each by itself."""
+    cfg = tuned.model.base_model.encoder.cfg
+    read = 1 if tuned.task.kind != "model" and reads_cls(tuned.model) else None  # vectors are made of all states
+    found = zip(*(each.tolist() for each in np.unique(lengths, return_counts=True)), strict=True)
+    return sum(count * training_flops(cfg, length, length, 0, read) // 3 for length, count in found)
 
 
 def check_known(task: Task, examples: Sequence[Any]) -> None:

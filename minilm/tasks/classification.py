@@ -37,10 +37,16 @@ def of_texts(examples: Sequence[Example], tokenizer: BertTokenizer, length: int)
     return tokenized([each.text for each in examples], pairs, tokenizer, length)
 
 
+def reads_cls(model: PreTrainedModel) -> bool:
+    """Whether its head reads the first state of a text alone."""
+    how = model.built.pooling
+    return how == "pooler" or (how is not None and model.config.meant_by(how) == "cls")
+
+
 def logits_of(model: PreTrainedModel, batch: TaskBatch, precise: bool = False) -> Tensor:
     """(N, C) of a model that says something of each text. precise: its head as its weights are, whatever autocast."""
-    tokens, encoder, how = batch.tokens, model.base_model.encoder, model.built.pooling
-    if how == "pooler" or (how is not None and model.config.meant_by(how) == "cls"):  # one state a text is read
+    tokens, encoder = batch.tokens, model.base_model.encoder
+    if reads_cls(model):
         read = encoder(tokens, read=tokens.cls)
         states = read.new_zeros(tokens.input_ids.numel(), read.shape[1]).index_copy(0, tokens.cls, read)
         states = states.unflatten(0, tokens.input_ids.shape)

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from minilm.data.examples import Example, Tagged
 from minilm.errors import DataError, UserError
-from minilm.judging.judged import judged_model
+from minilm.judging.judged import cost_of, judged_model
 from minilm.judging.prediction_files import Columns, judged_file
 from minilm.tasks.named import read_examples, read_source
 from minilm.tasks.task import Task
@@ -65,6 +67,24 @@ def test_what_a_model_counts_of_each_example(tuned):
     assert (found.tokens[0], found.unknown[0]) == (6, 1)
     assert found.tokens[1:].tolist() == [min(24, len(each.text.split()) + 2) for each in data.examples]
     assert found.cut == sum(len(each.text.split()) + 2 > 24 for each in data.examples)
+
+
+@pytest.mark.parametrize("name", ["classification", "similarity", "tagging"])
+def test_the_cost_counts_what_is_computed(tuned, name):
+    """Of one text of a row's length, by torch's counter; but for the head, which it leaves out."""
+    model, _, _ = tuned(name, 6)
+    model.model.base_model.encoder.backend = "explicit"  # torch counts no other on a CPU
+    words = "the film was great and fine"  # 8 tokens: a row without padding
+    example = {
+        "classification": Example(words, label="a"),
+        "similarity": Example(words, words, label=1.0),
+        "tagging": Tagged(tuple(words.split()), ("O",) * 6),
+    }[name]
+    with FlopCounterMode(display=False) as counter:
+        judged = judged_model("model", model, [example])
+    D, C = 32, len(getattr(model.task, "labels", ()))
+    head = {"classification": 2 * D * D + 2 * D * C, "similarity": 0, "tagging": 2 * 8 * D * C}[name]
+    assert cost_of(judged, model)["flops"] == counter.get_total_flops() - head
 
 
 def test_a_label_that_the_model_does_not_know_is_named(tuned):
