@@ -123,6 +123,8 @@ class Args:
     """Of the new head, the order of the examples, and dropout."""
     resume: Literal["auto", "never"] = "auto"
     """auto goes on from the newest complete checkpoint in OUT; never refuses an OUT that holds a run."""
+    time_limit: float | None = None
+    """Minutes after which the command saves and ends, with status 0, as it does after SIGUSR1; the same one goes on."""
     device: str = "auto"
     """cuda, mps or cpu; auto takes the first of these that is there."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -137,6 +139,7 @@ RANGES = {name: ends for name, ends in TUNING_RANGES.items() if hasattr(Args, na
     "label_smoothing": (0.0, 0.9),
     "seeds": (1, 1000),
     "kfold": (2, 1000),
+    "time_limit": (1e-3, 1e6),
     "threads": (1, 1024),
 }
 
@@ -246,6 +249,7 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
             precision=args.precision,
             threads=args.threads,
             resume=args.resume,
+            until=cli.time_up(args.time_limit),
         )
         result = write_report(tuned, out, run.train, run.dev, run.test)
     return result, closing(result, out)

@@ -96,6 +96,8 @@ class Args:
     """auto goes on from the newest complete checkpoint in OUT; never refuses an OUT that holds a run."""
     save_every: int = 500
     """Steps between checkpoints."""
+    on_save_error: Literal["stop", "go-on"] = "stop"
+    """Where a checkpoint cannot be written: end with an error, or go on without it. Those before it stay whole."""
     evaluate_every: int | None = None
     """Steps between evaluations; a fifth of the run if not given."""
     seed: int = 0
@@ -152,6 +154,8 @@ class Args:
     """Fraction of the documents, by hash, kept for evaluation."""
     text_field: str = "text"
     """Of a .jsonl line."""
+    time_limit: float | None = None
+    """Minutes after which the command saves and ends, with status 0, as it does after SIGUSR1; the same one goes on."""
     device: str = "auto"
     """cuda, mps or cpu; auto takes the first of these that is there."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -168,6 +172,7 @@ RANGES = {  # inclusive
     "steps": (1, 10**9),
     "epochs": (1e-6, 1e6),
     "minutes": (1e-3, 1e6),
+    "time_limit": (1e-3, 1e6),
     "save_every": (1, 10**9),
     "evaluate_every": (1, 10**9),
     "seed": (0, 2**58),
@@ -376,6 +381,8 @@ def pretrain(
             read_state=lambda directory: read_state(directory, model),
             unigram=unigram_of(data, objective, held_out),
             evaluate_first=pretrained is not None,
+            unsaved=args.on_save_error == "go-on",
+            until=cli.time_up(args.time_limit),
         )
         plan = plan_of(args, recipe, steps)
         if args.dry_run:

@@ -27,6 +27,16 @@ class OnDevice:
         """The same arrays in page-locked memory, from which a GPU copies without waiting."""
         return self._each(lambda value: (value.contiguous() if isinstance(value, Tensor) else value).pin_memory())
 
+    def arrays(self, prefix: str = "") -> dict[str, Tensor]:
+        """All of them by name, those within others as outer.inner."""
+        found = {}
+        for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
+            if isinstance(value, OnDevice):
+                found |= value.arrays(f"{prefix}{name}.")
+            elif isinstance(value, Tensor):
+                found[f"{prefix}{name}"] = value
+        return found
+
     def _each(self, move: Callable[[Any], Any]) -> Self:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: move(v) for k, v in values.items() if isinstance(v, Tensor | OnDevice)})

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
@@ -20,9 +21,11 @@ import tyro
 from minilm.errors import ConfigError, UserError, did_you_mean
 from minilm.files import finite, write_whole
 from minilm.train.ranks import have_met, is_first, leave, lost_contact
+from minilm.train.runtime import exit_status
 
 Args = TypeVar("Args")
 LESS_MEMORY = "in another --out, lower --batch-size and raise --accumulation as much: an equal step"
+BEGAN = time.monotonic()  # this process, as good as
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 OF_A_MODEL = (  # files of its directory that --json could be mistaken for
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
@@ -44,7 +47,7 @@ def run_one_of(commands: dict[str, tuple[Callable[[Any], int | None], type]], ar
     if name not in commands:
         what = f"{name}: no such command" if name else "no command given"
         sys.exit(_fail(what + (did_you_mean(name, commands) or f"; give one of {', '.join(commands)}")))
-    run(*commands[name], argv[1:], f"{script} {name}", "lower --batch-size", "stopped; nothing was written")
+    run(*commands[name], argv[1:], f"{script} {name}", goes_on=False)
 
 
 def run(
@@ -52,16 +55,20 @@ def run(
     args_type: type,
     argv: list[str] | None = None,
     prog: str | None = None,
-    less_memory: str = LESS_MEMORY,
-    stopped: str = STOPPED,
+    goes_on: bool = True,
 ) -> None:
     """Parse the command line, call `main`, and exit: 0, 2 after what a user can mend, 130 after Ctrl-C, or what it
-    returned. prog: what `--help` calls the program. The last two: what to do without memory, what is said of a stop."""
+    returned. prog: what `--help` calls the program. goes_on: whether the same command would, from what is saved."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no error
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends this at once
+        sys.exit(exit_status(number) if goes_on else 128 + number)
+
     for number in (number for number, handler in before.items() if handler is signal.SIG_DFL):
-        signal.signal(number, _end)  # by default it would end this without tidying up
+        signal.signal(number, end)  # by default it would end this without tidying up
     try:
         status = main(parse(args_type, sys.argv[1:] if argv is None else argv, prog))
     except UserError as error:
@@ -80,21 +87,15 @@ def run(
         if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
             raise  # a bug
         what = str(error).split(". ")[0] if isinstance(error, torch.OutOfMemoryError) else "out of memory"
-        status = _fail(f"{what}; {less_memory}")
+        status = _fail(f"{what}; {LESS_MEMORY if goes_on else 'lower --batch-size'}")
     except KeyboardInterrupt:
-        print(stopped, file=sys.stderr)
+        print(STOPPED if goes_on else "stopped; nothing was written", file=sys.stderr)
         status = 130
     finally:
         leave()
         for number, handler in before.items():
             signal.signal(number, handler)
     sys.exit(status or 0)
-
-
-def _end(number: int, frame: object) -> None:
-    """A second one ends this at once."""
-    signal.signal(number, signal.SIG_DFL)
-    sys.exit(128 + number)
 
 
 def parse(args_type: type[Args], argv: list[str], prog: str | None = None) -> Args:
@@ -121,6 +122,11 @@ def parse(args_type: type[Args], argv: list[str], prog: str | None = None) -> Ar
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{flag(field.name)} {value}: not a finite number")
     return args
+
+
+def time_up(limit: float | None) -> float | None:
+    """When, of time.monotonic(), a command has taken so many minutes, if they are limited."""
+    return None if limit is None else BEGAN + 60 * limit
 
 
 def flag(name: str) -> str:

@@ -162,7 +162,10 @@ def test_of_several_processes_the_first_says_what_all_raise(go, monkeypatch):
         assert go("--resume", main=main) == (2, "", said)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+STATUS = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 0}
+
+
+@pytest.mark.parametrize("number", STATUS)
 def test_a_signal_to_end_tidies_up_first(go, number):
     tidied = []
 
@@ -173,15 +176,22 @@ def test_a_signal_to_end_tidies_up_first(go, number):
             tidied.append(signal.getsignal(number))
 
     before = signal.getsignal(number)
-    assert go(main=main) == (128 + number, "", "")
+    assert go(main=main) == (STATUS[number], "", "")
     assert tidied == [signal.SIG_DFL]  # a second one ends it at once
     assert signal.getsignal(number) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", STATUS)
 def test_a_signal_while_flags_are_read_is_no_bad_flag(go, monkeypatch, number):
     monkeypatch.setattr(cli.tyro, "cli", lambda *args, **kwargs: signal.raise_signal(number))
-    assert go("--resume") == (128 + number, "", "")
+    assert go("--resume") == (STATUS[number], "", "")
+
+
+def test_a_command_that_does_not_go_on_has_not_succeeded_when_it_is_told_to_stop(monkeypatch):
+    commands = {"wait": (lambda args: signal.raise_signal(signal.SIGUSR1), Args)}
+    with pytest.raises(SystemExit) as stop:
+        cli.run_one_of(commands, ["wait"])
+    assert stop.value.code == 128 + signal.SIGUSR1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,23 @@ def test_train_commands_run(run, command):
         del flags[at : at + 2]
     said = {"--help": "--objective", "--dry-run": "dry run", "--prepare-only": "documents"}
     assert next((said[flag] for flag in flags if flag in said), "held out") in run(*flags)
+
+
+@pytest.mark.parametrize(("status", "finished", "again"), [(0, False, True), (0, True, False), (2, False, False)])
+def test_the_job_of_a_cluster_queues_itself_until_the_run_is_finished(train, tmp_path, status, finished, again):
+    """With an srun that ends so, and an scontrol that keeps what it is told. A run that fails is not queued again."""
+    (script,) = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    (tmp_path / "job.sh").write_text(script)
+    (tmp_path / "bin").mkdir()
+    for name, line in (("srun", f'echo "$@" > ran; exit {status}'), ("scontrol", 'echo "$@" > told')):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    if finished:
+        (tmp_path / "checkpoints" / "long").mkdir(parents=True)
+        (tmp_path / "checkpoints" / "long" / "config.json").touch()
+    environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
+    subprocess.run(["bash", "job.sh"], cwd=tmp_path, env=environment, check=False)
+    flags = shlex.split((tmp_path / "ran").read_text())[2:]
+    cli.parse(train.Args, flags)
+    told = tmp_path / "told"
+    assert (told.read_text() if told.exists() else "") == ("requeue 7\n" if again else "")

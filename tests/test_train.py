@@ -517,7 +517,7 @@ def wait_for(process, sign, seconds=60):
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGUSR1, 0)])
 def test_a_stopped_run_goes_on_exactly(text, cache, tmp_path, number, status):
     """The real command, killed between two saves or asked to stop; the same command ends where the other one does."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -533,6 +533,16 @@ def test_a_stopped_run_goes_on_exactly(text, cache, tmp_path, number, status):
     assert "going on from step" in err
     assert reference.wait(timeout=60) == 0
     assert same_weights(whole, broken)
+
+
+def test_a_run_ends_when_its_time_is_up(go, train, capsys):
+    """Saved, with status 0; more time makes it whole, for how long it may take is no setting of the run."""
+    status, out, err = go("--steps", 6, "--time-limit", 0.001)
+    assert (status, out) == (0, "")
+    assert "stopped and saved at step 1; the same command" in err.splitlines()[-1]
+    status, _, err = go("--steps", 6, "--time-limit", 1e6)
+    assert status == 0, err
+    assert "going on from step 1 of 6 steps" in err
 
 
 def bad(content: bytes):

@@ -177,9 +177,31 @@ class Store:
         """The directory of that of a step."""
         return self.out / f"step-{step:06d}"
 
-    def save(self, step: int, write: Callable[[Path], None], keep: int = KEPT, spared: int | None = None) -> Path:
-        """A complete checkpoint: written aside, made durable, renamed, and only then older ones removed, but for that
-        of step `spared`."""
+    def check_space(self, size: int, steps: int, every: int) -> None:
+        """Raises CheckpointError where less is free than so many steps need, which save a checkpoint of `size` bytes
+        after `every` of them (0: after the last one), beside those that are there."""
+        there = len(checkpoints(self.out))
+        most = min(KEPT + 1, there + (-(-steps // every) if every else 1)) - there
+        self._check_free(max(1, most) * size, f"{max(1, most)} x {size / 2**20:,.0f} MB of checkpoints")
+
+    def _check_free(self, needed: int, what: str) -> None:
+        free = shutil.disk_usage(self.out).free
+        if free < needed:
+            raise CheckpointError(
+                f"{self.out}: {free / 2**20:,.0f} MB are free, and {what} are to come; {self._then()}"
+            )
+
+    def _then(self) -> str:
+        kept = [path.name for _, path in checkpoints(self.out)]
+        return f"make room, then the same command goes on from {kept[-1] if kept else 'the start'}"
+
+    def save(
+        self, step: int, write: Callable[[Path], None], keep: int = KEPT, spared: int | None = None, size: int = 0
+    ) -> Path:
+        """A complete checkpoint of some `size` in bytes: written aside, made durable, renamed, and only then older ones
+        removed, but for that of step `spared`. Raises CheckpointError where it cannot be written; the older ones are
+        whole then."""
+        self._check_free(size, f"the {size / 2**20:,.0f} MB of step {step:,}")
         final = self.checkpoint(step)
         partial = self._written_aside(final.name, write)
         for number, path in checkpoints(self.out):
@@ -217,11 +239,7 @@ class Store:
             shutil.rmtree(partial, ignore_errors=True)
             if not isinstance(error, OSError | SafetensorError):
                 raise
-            kept = [path.name for _, path in checkpoints(self.out)]
-            raise CheckpointError(
-                f"{self.out}: {name} cannot be written ({error}); make room, then the same command goes on from "
-                f"{kept[-1] if kept else 'the start'}"
-            ) from error
+            raise CheckpointError(f"{self.out}: {name} cannot be written ({error}); {self._then()}") from error
         return partial
 
 

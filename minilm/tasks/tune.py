@@ -190,11 +190,12 @@ def tune(
     precision: str = "auto",
     threads: int | None = None,
     resume: str = "auto",
+    until: float | None = None,
 ) -> Tuned:
     """Train `model` in place, from its newest checkpoint in `store`, if there is one. The caller holds the store.
 
-    about: what else the result tells, as the columns. Raises ConfigError, CheckpointError, and DataError where there is
-    nothing to learn.
+    about: what else the result tells, as the columns. until: as a `Job` has it. Raises ConfigError, CheckpointError,
+    and DataError where there is nothing to learn.
     """
     check_installed()  # before the work, and not after its first epoch
     length = length_of(tuning, model, tokenizer)
@@ -268,6 +269,7 @@ def tune(
         write_model=write_model,
         read_state=read_state,
         patience=tuning.patience,
+        until=until,
         named=lambda units: [examples[features.example[features.units[unit]]].where for unit in units],
     )
     plan = _plan(tuning, batches)

@@ -3,27 +3,38 @@
 import hashlib
 import json
 import math
-import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import minilm
 from minilm.checkpoint.model import read_training, write_training
 from minilm.checkpoint.store import Run, Store
-from minilm.errors import CheckpointError
+from minilm.checkpoint.weights import save_tensors
+from minilm.errors import CheckpointError, UserError
 from minilm.train.cost import EnergyMeter
 from minilm.train.log import Log, Spent, say
-from minilm.train.loop import Judged, Loss, MicroBatch, Optimizers, Plan, TrainingError, fit
-from minilm.train.optim import load_optimizer_state, optimizer_state
+from minilm.train.loop import Judged, Loss, MicroBatch, Optimizers, Plan, TrainingError, fit, not_finite
+from minilm.train.optim import load_optimizer_state, optimizer_state, state_bytes
 from minilm.train.ranks import Applied, split, whole_state
-from minilm.train.runtime import Runtime, StopSignals, forget_peak_memory
+from minilm.train.runtime import (
+    STOPPING,
+    Runtime,
+    Stopped,
+    StopSignals,
+    exit_status,
+    forget_peak_memory,
+    seed_step,
+)
 
 VERSIONS = {"minilm": minilm.__version__, "torch": torch.__version__}
 NAMED_ROWS = 64  # of a step that failed
@@ -60,6 +71,8 @@ class Job:
     evaluate_first: bool = False  # before the first step, too
     named: Callable[[np.ndarray], Iterable[str]] = lambda rows: map(str, rows)  # rows of `order`, for a message
     patience: int | None = None  # evaluations, none better and none of a lower loss, that end the run; best model kept
+    unsaved: bool = False  # whether it goes on where a checkpoint cannot be written
+    until: float | None = None  # of time.monotonic(): saves and ends after the step that goes on till then
 
     @property
     def model(self) -> nn.Module:
@@ -128,18 +141,35 @@ def train(job: Job, plan: Plan) -> Log:
     """Go on from the newest checkpoint, or start, and train to the end: the log of the whole run. Leaves the model in
     eval mode.
 
-    After a signal it saves and exits with 128 + its number. Raises TrainingError, which names the step and its rows.
+    After a signal, or when its time is up, it saves and exits: with `exit_status`, or 0. An evaluation that it leaves
+    for that is made when it goes on. Raises TrainingError, which names the step and its rows.
     """
-    ranks = job.runtime.ranks
+    ranks, signals = job.runtime.ranks, StopSignals()
     checkpoint = ranks.from_first(lambda: job.store.latest(say))
     start, log, history = ranks.agreed(lambda: _restore(job, plan, checkpoint))
+    size = sum(p.numel() * p.element_size() for p in job.model.state_dict().values()) + state_bytes(job.optimizers)
+    if start < plan.steps and not job.unsaved:
+        steps, every = plan.steps - start, plan.save_every
+        ranks.agreed(lambda: job.store.check_space(size, steps, every) if ranks.first else None)
+
+    def owes(step: int) -> bool:
+        """Whether it is to evaluate there, and has not."""
+        is_due = job.evaluate_first if step == 0 else plan.due(plan.evaluate_every, step)
+        return is_due and (not history or history[-1].step < step)
 
     def examine(step: int) -> bool:
         with log.paused():
-            score = job.evaluate()
+            try:
+                with signals.leaving() if ranks.world == 1 else nullcontext():  # several leave nothing by themselves
+                    score = job.evaluate()
+            except Stopped:
+                return True
             log.evaluation(step, score)
             history.append(Evaluation(step, _finite(score.value), _finite(-score.loss)))
         return _is_enough(history, job.patience)
+
+    def stop() -> bool:
+        return signals.received is not None or (job.until is not None and time.monotonic() > job.until)
 
     def save(step: int) -> None:
         with log.paused():
@@ -151,16 +181,21 @@ def train(job: Job, plan: Plan) -> Log:
                 write_training(directory, tensors, state | {"scaler": job.runtime.scaler.state_dict()})
 
             spared = _best(history) if history and job.patience else None
-            ranks.agreed(lambda: job.store.save(step, write, spared=spared) if ranks.first else None)
+            try:
+                ranks.agreed(lambda: job.store.save(step, write, spared=spared, size=size) if ranks.first else None)
+            except UserError as error:
+                if not job.unsaved or step == plan.steps or ranks.any(stop()):
+                    raise
+                say(f"{error}; going on unsaved")
 
     forget_peak_memory(job.runtime.device)
-    with StopSignals() as signals:
+    with signals:
         try:
-            if job.evaluate_first and start == 0:
-                examine(0)
+            if owes(start):
+                examine(start)
             done = (
-                plan.steps
-                if _is_enough(history, job.patience)
+                start
+                if owes(start) or _is_enough(history, job.patience)
                 else fit(
                     job.forward,
                     job.loss,
@@ -172,18 +207,18 @@ def train(job: Job, plan: Plan) -> Log:
                     start=start,
                     evaluate=examine,
                     save=save,
-                    stop=lambda: signals.received is not None,
+                    stop=stop,
                 )
             )
         except TrainingError as error:
-            _, rows = job.loader.order(error.step)
-            named = ", ".join(job.named(rows[:NAMED_ROWS])) + (" ..." if len(rows) > NAMED_ROWS else "")
-            raise TrainingError(error.step, f"{error} (rows {named})") from error
+            raise TrainingError(error.step, f"{error} ({_about_bad(job, plan, error.step)})") from error
         finally:
             log.close()
-    if done < plan.steps and not _is_enough(history, job.patience):
-        say(f"stopped and saved at step {done:,}; the same command, unless with --resume never, goes on from there")
-        sys.exit(128 + (signals.received or signal.SIGTERM))  # where another process got it
+    if owes(done) or (done < plan.steps and not _is_enough(history, job.patience)):
+        where = f"and saved at step {done:,}" if done else "before the first step"
+        say(f"stopped {where}; the same command, unless with --resume never, goes on from there")
+        got = (ranks.any(signals.received == number) for number in STOPPING)
+        sys.exit(next((exit_status(number) for number, is_it in zip(STOPPING, list(got), strict=True) if is_it), 0))
     if job.patience and history:
         log.best = _best(history)
         if history[-1].step < plan.steps:
@@ -193,6 +228,25 @@ def train(job: Job, plan: Plan) -> Log:
             ranks.agreed(lambda: _load(job, job.store.checkpoint(log.best)))
     job.model.eval()
     return log
+
+
+def _about_bad(job: Job, plan: Plan, step: int) -> str:
+    """Of a step that was not finite: its rows, what in it was so first, and the file of its batch, written here."""
+    _, rows = job.loader.order(step)
+    told = ["rows " + ", ".join(job.named(rows[:NAMED_ROWS])) + (" ..." if len(rows) > NAMED_ROWS else "")]
+    if job.runtime.ranks.world > 1:  # each has a part of the step
+        return told[0]
+    micro_batches = next(job.loader.steps_from(step))
+    seed_step(plan.seed, step, job.runtime.ranks.rank)
+    job.forward.train()
+    if found := not_finite(job.forward, job.loss, micro_batches, job.runtime):
+        told.append(f"first {found}")
+    file = job.store.out / f"bad-step-{step + 1:06d}.safetensors"
+    with suppress(OSError, SafetensorError):
+        arrays = {name: own for i, micro in enumerate(micro_batches) for name, own in micro.arrays(f"{i}.").items()}
+        save_tensors({name: own.contiguous() for name, own in arrays.items()}, file)
+        told.append(f"its batch: {file.name}")
+    return "; ".join(told)
 
 
 def _best(history: list[Evaluation]) -> int:

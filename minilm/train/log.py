@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 
 from tqdm import tqdm
 
@@ -19,6 +20,7 @@ from minilm.train.loop import Judged
 from minilm.train.ranks import is_first
 
 PLATEAU, PLATEAU_TOKENS = 0.1, 1_000_000  # so little below the unigram line, in nats, after so many tokens
+tqdm.set_lock(RLock())  # its own it makes with the first line, and a Ctrl-C meanwhile would end in an AttributeError
 QUIET_LINES = 20  # a run whose output is not a terminal prints about this many
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minilm.errors import UserError
-from minilm.train.optim import set_learning_rate
+from minilm.train.optim import gradient_norm, set_learning_rate
 from minilm.train.ranks import Applied, no_sync, whole
 from minilm.train.runtime import Runtime, seed_step
 
@@ -23,6 +23,8 @@ class MicroBatch(Protocol):
     size: int  # tokens that are not padding
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Any: ...
+
+    def arrays(self, prefix: str = "") -> dict[str, Tensor]: ...
 
 
 # -> (sum, count), from minilm.train.losses. A step divides by the count that the host knows already, the batch's own.
@@ -64,7 +66,9 @@ def train_step(
         total += nats.detach()
     for optimizer in optimizers:
         runtime.scaler.unscale_(optimizer)
-    norm = whole(nn.utils.clip_grad_norm_(forward.parameters(), max_norm))
+    norm = gradient_norm(forward.parameters())
+    nn.utils.clip_grads_with_norm_(forward.parameters(), max_norm, norm)
+    norm = whole(norm)
     bad = runtime.ranks.any_on_device(~(norm.isfinite() & total.isfinite()))
     for optimizer in optimizers:
         optimizer.found_inf = bad.float()
@@ -72,6 +76,40 @@ def train_step(
         optimizer.zero_grad(set_to_none=True)
     runtime.scaler.update()
     return total, norm, bad
+
+
+def not_finite(forward: Applied, loss: Loss, micro_batches: Iterable[MicroBatch], runtime: Runtime) -> str:
+    """What is not finite first in a step, which is computed again for that, gradients and all: a weight, the output of
+    a module, the loss, or the gradient of the parameter nearest to it. Nothing, if nothing is."""
+    model = forward.model
+    if bad := next((name for name, own in model.named_parameters() if not own.isfinite().all()), None):
+        return f"the weight {bad}"
+    found: list[str] = []
+    hooks = [
+        module.register_forward_hook(
+            lambda module, inputs, output, name=name: found.append(name) if _has_bad(output) else None
+        )
+        for name, module in model.named_modules()
+    ]
+    try:
+        for micro in micro_batches:
+            with runtime.autocast():
+                nats, _ = forward(loss, micro.to(runtime.device))
+            if found or not nats.isfinite():
+                return f"the output of {found[0]}" if found else "the loss"
+            runtime.scaler.scale(nats / max(1, micro.count)).backward()
+            bad = [name for name, own in model.named_parameters() if own.grad is not None and _has_bad(own.grad)]
+            model.zero_grad(set_to_none=True)
+            if bad:
+                return f"the gradient of {bad[-1]}"
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ""
+
+
+def _has_bad(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.is_floating_point() and not bool(output.isfinite().all())
 
 
 @dataclass(frozen=True)
@@ -114,14 +152,14 @@ def fit(
 ) -> int:
     """Train from step `start` to `plan.steps`; the step it got to, which is less if `stop` asked, in any process.
 
-    `batches` are the micro-batches of step after step. `evaluate(step)`, which says whether that is enough of training,
-    and `save(step)` are called after that many steps are done, `stop()` after each. Raises TrainingError at the next
-    look (every `log_every` steps) after a step that was not finite; that step changed nothing, those between it and the
-    look did.
+    `batches` are the micro-batches of step after step. `evaluate(step)`, which says whether to stop there, and
+    `save(step)` are called after that many steps are done, `stop()` after each; where that asks, nothing is evaluated
+    any more. Raises TrainingError after a step that was not finite, which changed nothing: at once on a CPU, on a GPU
+    as soon as the host hears of it, without waiting, while a few more steps are on their way.
     """
     forward.train()
     parallel = runtime.ranks.parallel(forward)
-    since = _Since(runtime)
+    since, streak = _Since(runtime), FP16_STREAK if runtime.scaler.is_enabled() else 1
     for step in range(start, plan.steps):
         fraction = plan.schedule(step)
         set_learning_rate(optimizers, fraction)
@@ -129,16 +167,17 @@ def fit(
         seed_step(plan.seed, step, runtime.ranks.rank)
         nats, norm, bad = train_step(parallel, loss, optimizers, micro_batches, runtime, plan.max_norm)
         since.add(step, nats, bad, micro_batches)
+        since.check_heard(streak)
         done, stopping = step + 1, runtime.ranks.any(stop())
         watch.tick(done)
         evaluating, saving = plan.due(plan.evaluate_every, done), stopping or plan.due(plan.save_every, done)
         if evaluating or saving or plan.due(plan.log_every, done):  # here the host asks the device
-            since.check(streak=FP16_STREAK if runtime.scaler.is_enabled() else 1)
+            since.check(streak)
             loss_now, tokens = since.totals()
             watch.step(done, loss_now, float(norm), fraction, tokens)
             since = _Since(runtime, since.streak)
-        if evaluating:
-            stopping = evaluate(done) or stopping
+        if evaluating and not stopping:
+            stopping = evaluate(done)
             forward.train()
         if saving or stopping:
             save(done)
@@ -156,12 +195,15 @@ class _Since:
         self.streak = torch.zeros((), dtype=torch.int64, device=device) if streak is None else streak
         self.worst, self.worst_at = self.streak.clone(), torch.zeros_like(self.streak)
         self.count, self.tokens = torch.zeros((), dtype=torch.int64, device=device), 0
+        self.heard = torch.zeros((), dtype=torch.int64, pin_memory=device.type == "cuda")  # `worst`, when it came here
 
     def add(self, step: int, nats: Tensor, bad: Tensor, micro_batches: Iterable[MicroBatch]) -> None:
         self.nats = self.nats + nats.nan_to_num(0.0, 0.0, 0.0)
         self.streak = (self.streak + 1) * bad
         self.worst_at = torch.where(self.streak > self.worst, step - self.streak + 1, self.worst_at)
         self.worst = torch.maximum(self.worst, self.streak)
+        if self.worst.device.type in ("cpu", "cuda"):  # others would wait
+            self.heard.copy_(self.worst, non_blocking=True)
         self.count = self.count + sum(micro.count for micro in micro_batches) * nats.isfinite()
         self.tokens += sum(micro.size for micro in micro_batches)
 
@@ -170,7 +212,13 @@ class _Since:
         nats, count, tokens = self.ranks.total(float(self.nats), int(self.count), self.tokens)
         return nats / max(1, count), int(tokens)
 
+    def check_heard(self, streak: int) -> None:
+        """Raises TrainingError for what the host knows by now, where all processes know the same."""
+        if (self.ranks.world == 1 or self.worst.device.type == "cpu") and self.heard.numpy() >= streak:
+            self.check(streak)
+
     def check(self, streak: int) -> None:
+        """Raises TrainingError for a streak of bad steps so long; waits for the device."""
         if int(self.worst) >= streak:
             raise TrainingError(
                 int(self.worst_at),

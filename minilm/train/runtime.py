@@ -6,7 +6,8 @@ import os
 import resource
 import signal
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -165,16 +166,38 @@ def _keep_freed_memory() -> None:
         mallopt(trim_threshold, (1 << 31) - 1)
 
 
+STOPPING = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
+
+
+def exit_status(number: int) -> int:
+    """Of a process that has saved and ends because of a signal: 0 after SIGUSR1, by which a cluster asks for that."""
+    return 0 if number == signal.SIGUSR1 else 128 + number
+
+
+class Stopped(BaseException):
+    """A signal has come while something was done that may be left undone."""
+
+
 class StopSignals:
-    """Within it, SIGINT, SIGTERM and SIGHUP ask a loop to stop instead of stopping it; a second one stops at once. One
+    """Within it, the signals of STOPPING ask a loop to stop instead of stopping it; a second one stops at once. One
     that the process ignores, as after nohup, stays ignored."""
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._may_leave = False
         self._before: dict[int, Any] = {}
 
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """Within it, one raises Stopped."""
+        try:
+            self._may_leave = True
+            yield
+        finally:
+            self._may_leave = False
+
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOPPING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._receive)
         return self
@@ -187,3 +210,5 @@ class StopSignals:
         if self.received is not None:
             os._exit(128 + number)
         self.received = number
+        if self._may_leave:
+            raise Stopped

@@ -1,14 +1,13 @@
-"""SIGTERM, SIGINT and SIGHUP at a random time: the run saves and says by its status which it was. A second one ends it
-at once."""
+"""SIGTERM, SIGINT, SIGHUP and SIGUSR1 at a random time: the run saves and says by its status which it was. A second one
+ends it at once."""
 
 import os
 import random
 import signal
 from pathlib import Path
 
+from minilm.train.runtime import STOPPING, exit_status
 from tests.faults.victim import Victim
-
-NUMBERS = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 
 def one(victim: Victim, out: Path, rng: random.Random) -> tuple[str, str]:
@@ -22,7 +21,7 @@ def two(victim: Victim, out: Path, rng: random.Random) -> tuple[str, str]:
 
 
 def _signalled(victim: Victim, out: Path, rng: random.Random, twice: bool) -> tuple[str, str]:
-    number, child = rng.choice(NUMBERS), victim.begin(out)
+    number, child = rng.choice(STOPPING), victim.begin(out)
     child.listen_for("ready", 0)
     child.poll(rng.uniform(0.0, victim.seconds))
     for _ in range(1 + twice):
@@ -31,6 +30,6 @@ def _signalled(victim: Victim, out: Path, rng: random.Random, twice: bool) -> tu
             child.poll(rng.uniform(0.0, 0.02))
     status, name = child.end(), signal.Signals(number).name
     phase = f"{name}{' twice' if twice else ''} {child.phase}"
-    if status not in (0, 128 + number):
+    if status not in (0, exit_status(number), *((128 + number, -number) if twice else ())):
         return phase, f"ended with {status}: {victim.said(out)}"
     return phase, victim.fault(out, child.saved)

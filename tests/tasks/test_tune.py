@@ -291,7 +291,7 @@ def test_a_bad_step_names_its_examples_and_a_short_length_what_it_cuts(go, revie
     monkeypatch.setattr(Classification, "loss_of", lambda self, outputs, batch: (outputs.sum() * np.nan, outputs.sum()))
     with pytest.raises(TrainingError) as error:
         go("nan", replace(QUICK, batch_size=3))
-    rows = re.search(r"\(rows (.*)\)", str(error.value))[1].split(", ")
+    rows = re.search(r"\(rows ([^;]*);", str(error.value))[1].split(", ")
     _, units = ExampleBatches(
         make_task("classification", examples).features(examples, BertTokenizer.from_pretrained(go.directory), 24),
         replace(QUICK, batch_size=3),

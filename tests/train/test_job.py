@@ -1,10 +1,15 @@
 """A job beyond what tests/test_train.py sees of it: a bad step is named, a run goes on, and what began it is kept."""
 
+import os
 import shutil
+import signal
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from minilm.batch import Batch
 from minilm.checkpoint.store import Store, checkpoints
@@ -35,8 +40,48 @@ def test_a_bad_step_is_named_with_its_rows(make_job):
     with pytest.raises(TrainingError, match="step 3: ") as error:
         train(job, plan(10))
     assert error.value.step == 2
-    named = [int(word) for word in str(error.value).split("rows ")[1].rstrip(")").split(", ")]
+    named = [int(word) for word in str(error.value).split("rows ")[1].split(";")[0].split(", ")]
     assert torch.equal(job.loader.rows[16].ids[named], torch.cat([call.tokens.input_ids for call in calls[4:6]]))
+
+
+POISONS = {  # what a weight of the model is made in its third step -> what is told
+    "a weight": (float("nan"), "the weight encoder.layers.1.attention.out.weight"),
+    "an output": (3e38, "the output of encoder.layers.1.attention.out"),
+    "the loss": (None, "the loss"),
+}
+
+
+@pytest.mark.parametrize("what", POISONS)
+def test_of_a_bad_step_is_told_what_was_bad_first_and_its_batch_is_kept(make_job, what):
+    value, told = POISONS[what]
+    calls = []
+
+    def loss(model, batch):
+        calls.append(batch)
+        if len(calls) == 3 and value is not None:
+            model.encoder.layers[1].attention.out.weight.data[0] = value
+        nats, count = language_model_loss(model, batch)
+        return (nats * float("nan") if value is None and len(calls) >= 3 else nats), count
+
+    job = make_job(loss=loss, stretches=[Stretch(8, 16, 8, 8)])
+    with pytest.raises(TrainingError, match=r"^step 3: ") as error:
+        train(job, plan(8))
+    assert f"; first {told}; its batch: bad-step-000003.safetensors)" in str(error.value)
+    arrays = load_file(job.store.out / "bad-step-000003.safetensors")
+    assert torch.equal(arrays["0.tokens.input_ids"], calls[2].tokens.input_ids)
+    assert torch.equal(arrays["0.target"], calls[2].target)
+
+
+def test_of_a_bad_gradient_the_parameter_nearest_to_the_loss_is_told(make_job):
+    """Of sqrt|x| at 0; the loss is finite."""
+
+    def loss(model, batch):
+        nats, count = language_model_loss(model, batch)
+        some = model.encoder.layers[1].attention.out.weight.flatten()[0]
+        return nats + (some - some.detach()).abs().sqrt(), count
+
+    with pytest.raises(TrainingError, match=r"first the gradient of encoder\.layers\.1\.attention\.out\.weight;"):
+        train(make_job(loss=loss), plan(8))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -86,6 +131,114 @@ def test_a_model_that_was_trained_before_is_examined_first(make_job):
     again = replace(make_job(), evaluate=job.evaluate, evaluate_first=True)
     assert train(again, plan(8, evaluate_every=4)).loss_before == 6.0
     assert next(losses) == 3.0  # nobody asked
+
+
+@pytest.mark.parametrize("step", [0, 4, 8])
+def test_an_evaluation_that_a_signal_breaks_off_is_made_when_the_run_goes_on(make_job, bits, step, capsys):
+    """Of the first step, one on the way and the last: it saves and ends, and comes to the same."""
+    more = {"seed": 3, "log_every": 2, "evaluate_every": 4, "save_every": 4}
+    whole = replace(make_job("adamw", out="whole"), evaluate_first=True)
+    log = train(whole, plan(8, **more))
+    asked = []
+
+    def evaluate():
+        asked.append(4 * len(asked))
+        if asked[-1] == step:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            raise AssertionError("it goes on")
+        return Score(1.0, 0.0, 1)
+
+    with pytest.raises(SystemExit) as stop:
+        train(replace(make_job("adamw"), evaluate=evaluate, evaluate_first=True), plan(8, **more))
+    assert (stop.value.code, asked) == (0, [*range(0, step + 1, 4)])
+    said = f"saved at step {step}" if step else "stopped before the first step"
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    again = replace(make_job("adamw", seed=9 if step else 0), evaluate_first=True)
+    lines = train(again, plan(8, **more)).file
+    bits.same(bits.of(whole.model, whole.optimizers), bits.of(again.model, again.optimizers))
+    both = [[(line["step"], line.get("loss"), "held_out_loss" in line) for line in read_metrics(file)]
+            for file in (log.file, lines)]  # fmt: skip
+    assert both[0] == both[1]
+
+
+def test_a_signal_before_an_evaluation_leaves_that_for_later(make_job):
+    """The first of three tells the run to stop while it trains to the step of the evaluation."""
+    asked = []
+
+    def loss(model, batch):
+        if len(asked) == 0 and not hasattr(loss, "told"):
+            loss.told = True
+            os.kill(os.getpid(), signal.SIGTERM)
+        return language_model_loss(model, batch)
+
+    def evaluate():
+        asked.append(1)
+        return Score(1.0, 0.0, 1)
+
+    with pytest.raises(SystemExit) as stop:
+        train(replace(make_job(loss=loss), evaluate=evaluate), plan(8, evaluate_every=1))
+    assert (stop.value.code, asked) == (143, [])
+    train(replace(make_job(), evaluate=evaluate), plan(8, evaluate_every=1))
+    assert len(asked) == 8
+
+
+def test_it_stops_when_its_time_is_up(make_job):
+    with pytest.raises(SystemExit) as stop:
+        train(replace(make_job(), until=time.monotonic() - 1), plan(8))
+    assert stop.value.code == 0
+    assert checkpoints(make_job().store.out)[-1][0] == 1
+
+
+# -- no room -----------------------------------------------------------------------------------------
+
+
+def size_of(directory):
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def free(monkeypatch, *mb):
+    """That many MB are free, one look after the other; the last for ever."""
+    left = list(mb)
+    monkeypatch.setattr(
+        "minilm.checkpoint.store.shutil.disk_usage",
+        lambda path: SimpleNamespace(free=(left.pop(0) if len(left) > 1 else left[0]) * 2**20),
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_without_room_for_its_checkpoints_a_run_does_not_begin(make_job, monkeypatch, optimizer):
+    """Three of them are there for a moment, and it knows beforehand how large they are."""
+    made = make_job(optimizer, out="whole")
+    train(made, plan(8, save_every=2))
+    whole = size_of(made.store.checkpoint(8)) / 2**20
+    free(monkeypatch, 2.5 * whole)
+    job = make_job(optimizer)
+    with pytest.raises(CheckpointError, match=r"3 x .* MB of checkpoints are to come; make room") as error:
+        train(job, plan(8, save_every=2))
+    assert "goes on from the start" in str(error.value)
+    assert checkpoints(job.store.out) == []
+    free(monkeypatch, 3.5 * whole)
+    train(job, plan(8, save_every=2))
+    free(monkeypatch, 1.5 * whole)
+    train(make_job(optimizer, out="short"), plan(2, save_every=4))  # which saves one
+
+
+def test_a_save_without_room_ends_a_run_or_is_left_out(make_job, monkeypatch, bits, capsys):
+    whole = make_job(out="whole")
+    train(whole, plan(8, save_every=2))
+    free(monkeypatch, 1e6, 1e6, 0)
+    job = make_job()
+    with pytest.raises(CheckpointError, match=r"of step 4 are to come; make room, .* goes on from step-000002"):
+        train(job, plan(8, save_every=2))
+    free(monkeypatch, 0, 0, 1e6)  # after 4 and 6 there is none
+    again = replace(make_job(), unsaved=True)
+    train(again, plan(8, save_every=2))
+    assert capsys.readouterr().err.count("going on unsaved") == 2
+    assert [step for step, _ in checkpoints(job.store.out)] == [2, 8]
+    bits.same(bits.of(whole.model, whole.optimizers), bits.of(again.model, again.optimizers))
+    free(monkeypatch, 0)
+    with pytest.raises(CheckpointError, match="of step 8 are to come"):  # what is left of it must be saved
+        train(replace(make_job(out="other"), unsaved=True), plan(8, save_every=2))
 
 
 # what each evaluation is worth; of how many evaluations without a better one the run ends: where it ends, the best step

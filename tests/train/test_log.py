@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 
 import pytest
 
@@ -9,6 +11,12 @@ from minilm.errors import CheckpointError
 from minilm.train import log as log_module
 from minilm.train.log import Log, Spent, plot_loss, read_metrics, say
 from minilm.train.loop import Score
+
+
+def test_the_lock_of_the_console_is_there_from_the_beginning():
+    """tqdm makes it with its first line, and a Ctrl-C meanwhile ends in an AttributeError for want of it."""
+    command = "import minilm.train.log; from tqdm import tqdm; assert '_lock' in vars(tqdm)"
+    subprocess.run([sys.executable, "-c", command], check=True)
 
 
 @pytest.fixture

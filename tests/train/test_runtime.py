@@ -12,7 +12,7 @@ import torch
 from minilm.errors import ConfigError
 from minilm.train import runtime as runtime_module
 from minilm.train.ranks import Ranks
-from minilm.train.runtime import Runtime, StopSignals, peak_memory_mb, seed_step
+from minilm.train.runtime import STOPPING, Runtime, Stopped, StopSignals, peak_memory_mb, seed_step
 
 
 @pytest.fixture
@@ -212,7 +212,19 @@ def test_peak_memory_is_in_megabytes():
     assert peak >= held.numel() * 4 / 2**20
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_one_leaves_at_once_what_may_be_left():
+    with StopSignals() as stop:
+        with pytest.raises(Stopped), stop.leaving():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+    with StopSignals() as stop:
+        with stop.leaving():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)  # raises nothing any more
+        assert stop.received == signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", STOPPING)
 def test_the_first_signal_asks_and_handlers_come_back(number):
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     with StopSignals() as stop:
