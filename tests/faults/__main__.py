@@ -21,7 +21,7 @@ from pathlib import Path
 
 from minilm import cli
 from minilm.errors import ConfigError
-from tests.faults import damage, kills, signals
+from tests.faults import damage, kills, mutated, refused, signals
 from tests.faults.mutations import MUTATIONS
 from tests.faults.victim import Victim
 
@@ -58,10 +58,6 @@ def seeded(trial: Trial) -> Trial:
     return lambda victim, out, seed: trial(victim, out, random.Random(seed))
 
 
-def at_point(victim: Victim, out: Path, seed: int) -> tuple[str, str]:
-    return kills.at_point(victim, out, seed)
-
-
 def at_point_again(victim: Victim, out: Path, seed: int) -> tuple[str, str]:
     kills.with_a_damaged_end(victim, out)
     return kills.at_point(victim, out, seed)
@@ -70,11 +66,14 @@ def at_point_again(victim: Victim, out: Path, seed: int) -> tuple[str, str]:
 FAULTS = {
     "kill": Fault(seeded(kills.at_random), 8, 750),
     "kill-in-save": Fault(seeded(kills.in_a_save), 8, 250),
-    "kill-at-point": Fault(at_point, 10, None),
+    "kill-at-point": Fault(kills.at_point, 10, None),
     "kill-at-point-again": Fault(at_point_again, 5, None),
+    "refused-at-point": Fault(refused.at_point, 6, None),
+    "too-large": Fault(seeded(refused.too_large), 4, 60),
     "signal": Fault(seeded(signals.one), 8, 60),
     "signal-twice": Fault(seeded(signals.two), 4, 30),
     "damage": Fault(damage.damaged, 150, 2500, fresh=False),
+    "mutated": Fault(mutated.mutated, 60, 5600, fresh=False),
 }
 
 
@@ -107,7 +106,7 @@ def campaign(args: Args, victim: Victim, scratch: Path, faults: dict[str, Fault]
                 print(f"{name} {seed}, {row['phase']}: {row['lost']}", flush=True)
         own = [row for row in rows if row["fault"] == name]
         print(f"{name:20} {len(own):5,} trials, {sum(bool(row['lost']) for row in own):,} lost something", flush=True)
-    for name, count in sorted(Counter(row["phase"] for row in rows if row["fault"] != "damage").items()):
+    for name, count in sorted(Counter(row["phase"] for row in rows if FAULTS[row["fault"]].fresh).items()):
         print(f"    {name}: {count:,}")
     return int(any(row["lost"] for row in rows))
 

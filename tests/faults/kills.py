@@ -35,7 +35,7 @@ def points(victim: Victim, out: Path) -> int:
     """How many things a run does to its files, the directory being as it is."""
     log = out.with_name(f"{out.name}.points")
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    if victim.begin(out, lambda: _before_each(out, lambda number: os.write(handle, b"."))).end() != 0:
+    if victim.begin(out, lambda: before_each(out, lambda number: os.write(handle, b"."))).end() != 0:
         raise RuntimeError(victim.said(out))
     os.close(handle)
     return log.stat().st_size
@@ -48,7 +48,7 @@ def at_point(victim: Victim, out: Path, point: int) -> tuple[str, str]:
         if number == point:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    child = victim.begin(out, lambda: _before_each(out, kill))
+    child = victim.begin(out, lambda: before_each(out, kill))
     if child.end() != -signal.SIGKILL:
         return child.phase, f"thing {point} was not done: status {child.status}"
     return child.phase, victim.fault(out, child.saved)
@@ -60,7 +60,7 @@ def with_a_damaged_end(victim: Victim, out: Path) -> None:
     os.truncate(out / f"step-{SAVES[2]:06d}" / "model.safetensors", 100)
 
 
-def _before_each(out: Path, call: Callable[[int], object]) -> None:
+def before_each(out: Path, call: Callable[[int], object]) -> None:
     """call(0), call(1), ... before each file of `out` that is opened to be written, made durable, renamed, made or
     removed, in this process from now on."""
     number, own, fsync = 0, str(out), os.fsync
