@@ -7,6 +7,7 @@ the initial one some wrong ports are invisible, because biases are 0, gains 1 an
 import importlib.util
 import random
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +29,29 @@ from minilm.recipes import RECIPES
 
 REGIMES = ("initial", "wild", "deep")  # deep: 6 x 384, once, because it is slow
 VOCAB = 99
+
+
+REACHED: list[object] = []  # hosts that this process asked for, other than itself
+LOCAL = ("localhost", "127.", "::1", "0.0.0.0", socket.gethostname())
+
+
+def _notice(event: str, args: tuple) -> None:
+    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
+        where = args[0] if event.startswith("socket.get") else args[1]
+        host = where[0] if isinstance(where, tuple) else where  # or the path of a local socket
+        if event.startswith("socket.get") or isinstance(where, tuple):
+            REACHED.extend([host] if isinstance(host, str) and host and not host.startswith(LOCAL) else [])
+
+
+sys.addaudithook(_notice)
+
+
+@pytest.fixture(autouse=True)
+def no_network():
+    """No test, and so no command that they run in this process, asks for another machine."""
+    REACHED.clear()
+    yield REACHED
+    assert REACHED == []
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,10 @@
 """Flags from a dataclass; whatever a user can mend is one line on stderr and status 2."""
 
+import contextlib
 import json
 import re
 import signal
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -378,3 +380,14 @@ def test_a_result_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatc
     with pytest.raises(ConfigError, match=r"--json .*r\.json: cannot be written .No space left on device"):
         cli.write_result(str(file), {"loss": 1.25})
     assert json.loads(file.read_text()) == {"loss": 1.5}
+
+
+def test_who_asks_for_another_machine_is_noticed(no_network):
+    """By what every test looks at in its end."""
+    with contextlib.suppress(OSError):
+        socket.getaddrinfo("somewhere.invalid", 80)
+    with contextlib.suppress(OSError), socket.socket() as own:
+        own.settimeout(0.1)
+        own.connect(("192.0.2.1", 80))
+    assert no_network == ["somewhere.invalid", "192.0.2.1"]
+    no_network.clear()
