@@ -21,7 +21,7 @@ from pathlib import Path
 
 from minilm import cli
 from minilm.errors import ConfigError
-from tests.faults import damage, kills, mutated, numbers, refused, signals
+from tests.faults import damage, kills, mutated, numbers, refused, signals, surroundings
 from tests.faults.mutations import MUTATIONS
 from tests.faults.victim import Victim
 
@@ -71,6 +71,7 @@ FAULTS = {
     "refused-at-point": Fault(refused.at_point, 6, None),
     "too-large": Fault(seeded(refused.too_large), 4, 60),
     "not-finite": Fault(seeded(numbers.not_finite), 4, 40),
+    "elsewhere": Fault(surroundings.elsewhere, 3, len(surroundings.PLACES)),
     "signal": Fault(seeded(signals.one), 8, 60),
     "signal-twice": Fault(seeded(signals.two), 4, 30),
     "damage": Fault(damage.damaged, 150, 2500, fresh=False),

@@ -140,8 +140,6 @@ class Victim:
 
     def begin(self, out: Path, change: Callable[[], object] = lambda: None) -> Child:
         """The run in `out`, or what goes on from there. change: of the child, before it begins."""
-        words = ["--data", self.base / "text.txt", "--out", out, "--cache-dir", self.base / "cache", "--threads", 1]
-        words += ["--steps", SAVES[-1], "--save-every", SAVES[0], "--evaluate-every", SAVES[-1], "--device", "cpu"]
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -151,7 +149,7 @@ class Victim:
                 _hurry()
                 _tell(write)
                 change()
-                cli.run(train.main, train.Args, list(map(str, words)))
+                cli.run(train.main, train.Args, self.flags(out, self.base / "text.txt"))
             except SystemExit as end:
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -162,6 +160,12 @@ class Victim:
         os.close(write)
         os.set_blocking(read, False)
         return Child(pid, read, time.perf_counter(), [])
+
+    def flags(self, out: Path, data: Path) -> list[str]:
+        """Of the run; this module, as a program, takes them."""
+        words = ["--data", data, "--out", out, "--cache-dir", self.base / "cache", "--threads", 1, "--device", "cpu"]
+        words += ["--steps", SAVES[-1], "--save-every", SAVES[0], "--evaluate-every", SAVES[-1]]
+        return [*map(str, words)]
 
     def said(self, out: Path) -> str:
         """The last line that a run printed."""
@@ -215,3 +219,9 @@ def _tell(pipe: int) -> None:
         return path
 
     Store.save, cli.parse = told, ready
+
+
+if __name__ == "__main__":
+    RECIPES["quick"] = TINY
+    _hurry()
+    cli.run(train.main, train.Args)
