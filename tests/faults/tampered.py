@@ -49,7 +49,7 @@ class Load(NamedTuple):
     said: str
 
 
-def mutated(victim: Victim, out: Path, seed: int) -> tuple[str, str]:
+def tampered(victim: Victim, out: Path, seed: int) -> tuple[str, str]:
     """(what was done, what is wrong): trial number `seed` on a finished model, which is mended again. out: is kept from
     trial to trial."""
     if not out.exists():
