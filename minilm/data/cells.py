@@ -43,7 +43,7 @@ def cells_of(file: Path, lines: list[str], header: bool | None = None) -> Cells:
     """The rows that are not blank. header: whether the first names the columns; None: as it looks. Raises DataError
     naming file and line."""
     delimiter = _delimiter(file, [line for line in lines[:LOOKED_AT] if line.strip()])
-    quoted = delimiter != "\t" or _are_quotes(line.split("\t") for line in lines if '"' in line)
+    quoted = delimiter != "\t" or _are_quotes(lines)
     records = list(_records(file, lines, delimiter) if quoted else enumerate((x.split("\t") for x in lines), start=1))
     rows = [(number, row) for number, row in records if any(cell.strip() for cell in row) or lines[number - 1] == '""']
     if not rows:
@@ -101,11 +101,16 @@ def _delimiter(file: Path, head: list[str]) -> str:
     return next(even, "") or ("\t" if _by_name(file) == "\t" else next(in_first, "")) or _by_name(file) or ","
 
 
-def _are_quotes(rows: Iterable[list[str]]) -> bool:
-    """Whether a tsv's quotes enclose cells, and are not text, as in GLUE's."""
-    opened = [cell for row in rows for cell in row if cell.startswith('"')]
-    closed = all(IN_QUOTES.match(cell, 1).end() == len(cell) - 1 for cell in opened)
-    return closed and any('""' in cell[1:-1] for cell in opened)
+def _are_quotes(lines: list[str]) -> bool:
+    """Whether a tsv's quotes enclose cells, and are not text, as in GLUE's: all of them are closed, and one stands
+    doubled within, or all cells of all lines have them."""
+    marked = [line for line in lines if '"' in line]
+    cells = [cell for line in marked for cell in line.split("\t")]
+    opened = [cell for cell in cells if cell.startswith('"')]
+    if not all(IN_QUOTES.match(cell, 1).end() == len(cell) - 1 for cell in opened):
+        return False
+    everywhere = len(marked) == sum(map(bool, lines)) and len(opened) == len(cells) > len(marked) > 0
+    return everywhere or any('""' in cell[1:-1] for cell in opened)
 
 
 # -- rows ---------------------------------------------------------------------------------------------
