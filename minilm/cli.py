@@ -142,22 +142,25 @@ def check_ranges(args: Any, ranges: dict[str, tuple[float, float]]) -> None:
 
 
 def check_result(target: str | None, **files: Path | None) -> None:
-    """Raises ConfigError where `write_result` could not write, before hours of work for it; or would write over one of
-    `files`, by the names of their flags."""
+    """`check_output` of --json, which is a file, or "-", or not given. Raises ConfigError."""
     if target == "-" and sys.stdout is None:
         raise ConfigError("--json: standard output is closed; name a file")
-    if target in (None, "-"):
-        return
-    file = Path(target)
-    for name, other in files.items():
-        if other is not None and other.resolve() == file.resolve():
-            raise ConfigError(f"--json {target}: is the file of {flag(name)}; give another")
+    if target not in (None, "-"):
+        check_output("--json", Path(target), **files)
+
+
+def check_output(name: str, output: Path, **files: Path | None) -> None:
+    """Raises ConfigError where the file of the flag `name` could not be written, before hours of work for it; or would
+    be written over a part of a model, or one of `files`, by the names of their flags."""
+    for other_name, other in files.items():
+        if other is not None and other.resolve() == output.resolve():
+            raise ConfigError(f"{name} {output}: is the file of {flag(other_name)}; give another")
     beside = ("model.safetensors.index.json", *WEIGHTS)
-    if file.name in OF_A_MODEL and file.exists() and any(file.with_name(each).exists() for each in beside):
-        raise ConfigError(f"--json {target}: is part of a model; give another file")
-    existing = file if file.exists() else file.parent
-    if file.is_dir() or not existing.exists() or not os.access(existing, os.W_OK):
-        raise ConfigError(f"--json {target}: cannot be written; give a file in a directory that is there and writable")
+    if output.name in OF_A_MODEL and output.exists() and any(output.with_name(each).exists() for each in beside):
+        raise ConfigError(f"{name} {output}: is part of a model; give another file")
+    existing = output if output.exists() else output.parent
+    if output.is_dir() or not existing.exists() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"{name} {output}: cannot be written; give a file in a directory that is there and writable")
 
 
 def write_result(target: str, result: dict[str, Any]) -> None:

@@ -4,13 +4,11 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from minilm import cli
-from minilm.errors import ConfigError
 from minilm.metrics.intervals import FEWEST
 from minilm.tasks.finetune import open_tuned
 from minilm.tasks.tune import Tuned
@@ -61,16 +59,6 @@ class OfModel:
             threads=self.threads,
             flag="--model",
         )
-
-
-def check_output(flag: str, output: Path, **others: Path | None) -> None:
-    """Raises ConfigError where the file of `flag` could not be written, or over one of `others`, by the names of their
-    flags."""
-    if not output.parent.is_dir() or output.is_dir():
-        raise ConfigError(f"{flag} {output}: give a file in a directory that is there")
-    for name, other in others.items():
-        if other is not None and output.resolve() == other.resolve():
-            raise ConfigError(f"{flag} {output}: is the file of {cli.flag(name)}; give another")
 
 
 def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minilm import cli
-from minilm.commands.of_model import THREADS, OfModel, check_output, counted, interval_of, tell
+from minilm.commands.of_model import THREADS, OfModel, counted, interval_of, tell
 from minilm.data.tables import check_regular, read_table
 from minilm.errors import ConfigError, cut, printable
 from minilm.language.likelihood import log_likelihoods, read_scorer
@@ -45,7 +45,7 @@ def run_pairs(args: Pairs) -> None:
     if args.output is not None:
         if args.output.suffix not in Task.endings:
             raise ConfigError(f"--output {args.output}: give a {', '.join(Task.endings)} in a directory that is there")
-        check_output("--output", args.output, data=args.data)
+        cli.check_output("--output", args.output, data=args.data)
     check_regular(args.data)
     by_number = all((name or "").isdigit() for name in (args.good_column, args.bad_column))
     table = read_table(args.data, args.header if by_number or args.header is not None else True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minilm import cli
-from minilm.commands.of_model import THREADS, OfModel, check_output
+from minilm.commands.of_model import THREADS, OfModel
 from minilm.data.examples import named_columns
 from minilm.data.tables import check_regular
 from minilm.errors import ConfigError
@@ -44,7 +44,7 @@ def run_predict(args: Predict) -> None:
     cli.check_ranges(args, {"threads": THREADS})
     if args.output.suffix not in itertools.chain(*(each.endings for each in TASKS.values())):
         raise ConfigError(f"--output {args.output}: give a .csv, .tsv or .jsonl, of tags a .conll, of answers a .json")
-    check_output("--output", args.output, input=args.input)
+    cli.check_output("--output", args.output, input=args.input)
     check_regular(args.input)
     tuned = args.tuned()
     task = tuned.task

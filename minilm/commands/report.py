@@ -6,7 +6,7 @@ from typing import Any
 
 from minilm import cli
 from minilm.commands.labelled import Judgement
-from minilm.commands.of_model import check_output, counted, tell
+from minilm.commands.of_model import counted, tell
 from minilm.commands.score import Score, lines_of, scores_of
 from minilm.data.examples import Example
 from minilm.errors import ConfigError, DataError, library
@@ -34,7 +34,7 @@ def run_report(args: Report) -> None:
     library("jinja2")  # before the work
     json = None if args.json in (None, "-") else Path(args.json)
     inputs = {"data": args.data, "predictions": args.predictions, "dev": args.dev, "result": args.result}
-    check_output("--html", args.html, **inputs, json=json)
+    cli.check_output("--html", args.html, **inputs, json=json)
     if args.result is not None:
         given = [name for name in NOT_WITH_RESULT if getattr(args, name) is not None]
         if given:
