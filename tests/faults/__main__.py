@@ -21,7 +21,7 @@ from pathlib import Path
 
 from minilm import cli
 from minilm.errors import ConfigError
-from tests.faults import damage, kills, numbers, refused, signals, surroundings, tampered
+from tests.faults import damage, kills, numbers, others, refused, signals, surroundings, tampered
 from tests.faults.mutations import MUTATIONS
 from tests.faults.victim import Victim
 
@@ -72,6 +72,8 @@ FAULTS = {
     "too-large": Fault(seeded(refused.too_large), 3, 60),
     "not-finite": Fault(seeded(numbers.not_finite), 3, 40),
     "elsewhere": Fault(surroundings.elsewhere, 2, len(surroundings.PLACES)),
+    "two-writers": Fault(seeded(others.two_writers), 2, 70),
+    "readers": Fault(seeded(others.readers), 1, 50),
     "signal": Fault(seeded(signals.one), 5, 60),
     "signal-twice": Fault(seeded(signals.two), 2, 30),
     "damage": Fault(damage.damaged, 150, 2500, fresh=False),

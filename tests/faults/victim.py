@@ -121,6 +121,7 @@ class Victim:
 
     def __init__(self, base: Path) -> None:
         self.base = base
+        self.read: dict[str, set[str]] = {}  # models that were read while runs went on: of each its sums
         base.mkdir(parents=True, exist_ok=True)
         words = " ".join(topics[name] for name in sorted(topics))[:TEXT]
         paragraphs = (words[at : at + 250].replace("\n", " ") for at in range(0, len(words), 250))
@@ -145,7 +146,7 @@ class Victim:
         if pid == 0:
             try:
                 os.close(read)
-                _quiet(out.with_name(f"{out.name}.log"))
+                quiet(out.with_name(f"{out.name}.log"))
                 _hurry()
                 _tell(write)
                 change()
@@ -190,7 +191,7 @@ class Victim:
         return f"{left[0]} is left" if left else ""
 
 
-def _quiet(log: Path) -> None:
+def quiet(log: Path) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for own in (1, 2):
         os.dup2(handle, own)
