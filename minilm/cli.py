@@ -149,7 +149,7 @@ def check_result(target: str | None, **files: Path | None) -> None:
         check_output("--json", Path(target), **files)
 
 
-def check_output(name: str, output: Path, **files: Path | None) -> None:
+def check_output(name: str, output: Path, /, **files: Path | None) -> None:
     """Raises ConfigError where the file of the flag `name` could not be written, before hours of work for it; or would
     be written over a part of a model, or one of `files`, by the names of their flags."""
     for other_name, other in files.items():
@@ -158,8 +158,9 @@ def check_output(name: str, output: Path, **files: Path | None) -> None:
     beside = ("model.safetensors.index.json", *WEIGHTS)
     if output.name in OF_A_MODEL and output.exists() and any(output.with_name(each).exists() for each in beside):
         raise ConfigError(f"{name} {output}: is part of a model; give another file")
-    existing = output if output.exists() else output.parent
-    if output.is_dir() or not existing.exists() or not os.access(existing, os.W_OK):
+    is_new = not output.exists() or output.is_file()  # written aside, and renamed; a pipe is written to
+    can = os.access(output.parent, os.W_OK | os.X_OK) if is_new else os.access(output, os.W_OK)
+    if output.is_dir() or not output.parent.is_dir() or not can:
         raise ConfigError(f"{name} {output}: cannot be written; give a file in a directory that is there and writable")
 
 

@@ -254,6 +254,7 @@ MODEL_FAULTS = {
 }
 
 
+@pytest.mark.asks
 def test_bad_models_are_one_line(go, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert go("--steps", 2)[0] == 0

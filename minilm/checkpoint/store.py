@@ -181,15 +181,16 @@ class Store:
         """Raises CheckpointError where less is free than so many steps need, which save a checkpoint of `size` bytes
         after `every` of them (0: after the last one), beside those that are there."""
         there = len(checkpoints(self.out))
-        most = min(KEPT + 1, there + (-(-steps // every) if every else 1)) - there
-        self._check_free(max(1, most) * size, f"{max(1, most)} x {size / 2**20:,.0f} MB of checkpoints")
+        more = max(1, min(KEPT + 1, there + (-(-steps // every) if every else 1)) - there)
+        self._check_free(more * size, f"{more} x {megabytes(size)} of checkpoints")
 
     def _check_free(self, needed: int, what: str) -> None:
-        free = shutil.disk_usage(self.out).free
-        if free < needed:
-            raise CheckpointError(
-                f"{self.out}: {free / 2**20:,.0f} MB are free, and {what} are to come; {self._then()}"
-            )
+        """Raises CheckpointError where that is not free, as far as the system tells."""
+        with suppress(OSError):
+            total, _, free = shutil.disk_usage(self.out)
+            if total > 0 and free < needed:
+                told = f"{megabytes(free)} are free, and {what} are to come"
+                raise CheckpointError(f"{self.out}: {told}; {self._then()}")
 
     def _then(self) -> str:
         kept = [path.name for _, path in checkpoints(self.out)]
@@ -201,15 +202,19 @@ class Store:
         """A complete checkpoint of some `size` in bytes: written aside, made durable, renamed, and only then older ones
         removed, but for that of step `spared`. Raises CheckpointError where it cannot be written; the older ones are
         whole then."""
-        self._check_free(size, f"the {size / 2**20:,.0f} MB of step {step:,}")
+        self._check_free(size, f"the {megabytes(size)} of step {step:,}")
         final = self.checkpoint(step)
         partial = self._written_aside(final.name, write)
-        for number, path in checkpoints(self.out):
-            if number >= step:  # damaged, or the run would have gone on from it; it must not displace a good one
-                shutil.rmtree(path)
-        partial.rename(final)
-        sync_entry(self.out)
-        self.prune(keep, spared)
+        try:
+            for number, path in checkpoints(self.out):
+                if number >= step:  # damaged, or the run would have gone on from it; it must not displace a good one
+                    shutil.rmtree(path)
+            partial.rename(final)
+            sync_entry(self.out)
+            self.prune(keep, spared)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(f"{self.out}: {final.name} cannot be written ({error}); {self._then()}") from error
         return final
 
     def prune(self, keep: int, spared: int | None = None) -> None:
@@ -241,6 +246,10 @@ class Store:
                 raise
             raise CheckpointError(f"{self.out}: {name} cannot be written ({error}); {self._then()}") from error
         return partial
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 2**20:,.{0 if size >= 10 << 20 else 1}f} MB"
 
 
 def checkpoints(out: Path) -> list[tuple[int, Path]]:

@@ -23,7 +23,9 @@ TEXTS = ("text", "sentence", "content", "review", "message", "tweet", "comment",
 TEXTS += ("question", "query", "document")
 LABELS = ("label", "labels", "gold_label", "class", "category", "target", "sentiment", "score", "stars", "rating", "y")
 KNOWN = {*TEXTS, *LABELS, *(name for pair in PAIRS for name in pair), "choices", "sent1", "sent2"}
-OWN_NAME = re.compile(r"\w+_(texts?|labels?|messages?|comments?|reviews?|sentences?|category)")  # as product_review
+OWN_NAME = re.compile(
+    r"(?i)[a-z]\w{0,30}_(texts?|labels?|messages?|comments?|reviews?|sentences?|category)"
+)  # one word
 NAME = re.compile(r"(?!\d)[#\w][\w.-]{0,30}( [\w.-]{1,30}){0,2}")
 
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
@@ -199,8 +201,7 @@ def _is_header(rows: list[list[str]]) -> bool:
     stands further below, and there a column holds numbers or few values."""
     names = _stripped(rows[0])
     below = [[row[i].strip() for row in rows[1:] if i < len(row)] for i in range(len(names))]
-    plain = map(plain_name, names)
-    known = [i for i, name in enumerate(plain) if name in KNOWN or OWN_NAME.fullmatch(name)]
+    known = [i for i, name in enumerate(names) if plain_name(name) in KNOWN or OWN_NAME.fullmatch(name)]
     if len(known) > 1 or (known and names[known[0]] not in below[known[0]]):
         return True
     if not names[0]:  # pandas gives its index no name

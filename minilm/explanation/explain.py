@@ -124,7 +124,8 @@ def _occluded(asked: Asked, places: list[np.ndarray], tokenizer: BertTokenizer) 
     cfg = asked.output.model.base_model.encoder.cfg
     ids = (tokenizer.mask_token_id, tokenizer.unk_token_id, cfg.pad_token_id)
     by = next(id for id in ids if id is not None)
-    return occlusion(asked.output, asked.tokens, torch.from_numpy(hidden).to(asked.tokens.input_ids.device), by)
+    values = occlusion(asked.output, asked.tokens, torch.from_numpy(hidden).to(asked.tokens.input_ids.device), by)
+    return np.where(hidden.any(axis=1), values, 0.0)
 
 
 def _shares(asked: Asked, places: list[np.ndarray], method: Method) -> tuple[np.ndarray, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
@@ -299,6 +300,8 @@ def tune(
     finish(job, run, model.state_dict(), "", result, log.best)
     merge(model)
     as_before(model)
+    if log.signal is not None:  # which is not for this run alone
+        signal.raise_signal(log.signal)
     return Tuned(model, tokenizer, fitted, runtime, length, result)
 
 

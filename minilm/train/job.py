@@ -186,7 +186,7 @@ def train(job: Job, plan: Plan) -> Log:
             except UserError as error:
                 if not job.unsaved or step == plan.steps or ranks.any(stop()):
                     raise
-                say(f"{error}; going on unsaved")
+                say(f"step {step:,} is not saved, and the run goes on: {error}")
 
     forget_peak_memory(job.runtime.device)
     with signals:
@@ -219,6 +219,7 @@ def train(job: Job, plan: Plan) -> Log:
         say(f"stopped {where}; the same command, unless with --resume never, goes on from there")
         got = (ranks.any(signals.received == number) for number in STOPPING)
         sys.exit(next((exit_status(number) for number, is_it in zip(STOPPING, list(got), strict=True) if is_it), 0))
+    log.signal = signals.received
     if job.patience and history:
         log.best = _best(history)
         if history[-1].step < plan.steps:
@@ -237,15 +238,16 @@ def _about_bad(job: Job, plan: Plan, step: int) -> str:
     if job.runtime.ranks.world > 1:  # each has a part of the step
         return told[0]
     micro_batches = next(job.loader.steps_from(step))
-    seed_step(plan.seed, step, job.runtime.ranks.rank)
-    job.forward.train()
-    if found := not_finite(job.forward, job.loss, micro_batches, job.runtime):
-        told.append(f"first {found}")
     file = job.store.out / f"bad-step-{step + 1:06d}.safetensors"
     with suppress(OSError, SafetensorError):
         arrays = {name: own for i, micro in enumerate(micro_batches) for name, own in micro.arrays(f"{i}.").items()}
         save_tensors({name: own.contiguous() for name, own in arrays.items()}, file)
         told.append(f"its batch: {file.name}")
+    with suppress(RuntimeError, MemoryError):  # what is told of a fault must not be another one
+        seed_step(plan.seed, step, job.runtime.ranks.rank)
+        job.forward.train()
+        if found := not_finite(job.forward, job.loss, micro_batches, job.runtime):
+            told.insert(1, f"first {found}")
     return "; ".join(told)
 
 
@@ -297,4 +299,5 @@ def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log, l
     peak_lr = max(group["peak_lr"] for optimizer in job.optimizers for group in optimizer.param_groups)
     meter = EnergyMeter(job.runtime.device) if job.runtime.ranks.world == 1 else None
     file = job.store.out / "metrics.jsonl"
-    return start, Log(file, plan.steps, start, peak_lr, spent, job.unigram, meter), history
+    evaluated = history[-1].step if history else -1
+    return start, Log(file, plan.steps, start, peak_lr, spent, job.unigram, meter, evaluated), history

@@ -57,12 +57,15 @@ class Log:
         spent: Spent = Spent(),
         unigram: float | None = None,
         meter: EnergyMeter | None = None,
+        evaluated: int | None = None,
     ) -> None:
-        """spent: by the run up to `start`. unigram: the loss that word frequencies alone reach. Lines of `file` from
-        after `start` are dropped."""
+        """spent: by the run up to `start`. unigram: the loss that word frequencies alone reach. evaluated: the last
+        step of an evaluation that counts; `start`, if not given. Lines of `file` from after these are dropped."""
+        evaluated = start if evaluated is None else evaluated
         self.file, self.steps, self.peak_lr, self.unigram, self.meter = file, steps, peak_lr, unigram, meter
         self.spent = spent
-        kept = [line for line in read_metrics(file) if line["step"] <= start] if start else []
+        kept = [line for line in read_metrics(file) if line["step"] <= (evaluated if is_evaluation(line) else start)]
+        kept = kept if start else []
         first = next((line for line in kept if line["step"] == 0), {})
         self.loss_before: float | None = first.get("held_out_loss")  # of a model that had been trained before
         if is_first():
@@ -71,6 +74,7 @@ class Log:
         self.bar = tqdm(total=steps, initial=start, unit="step", disable=not self.is_terminal, dynamic_ncols=True)
         self.score: Judged | None = None  # the latest
         self.best: int | None = None  # the step whose model is kept, where that is chosen
+        self.signal: int | None = None  # that came when nothing was left to stop
         self.start, self.said_at, self.done = start, start, start
         self.began = self.mark = time.perf_counter()
 
@@ -149,6 +153,10 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
             if _is_metrics(line := json.loads(text)):
                 lines.append(line)
     return lines
+
+
+def is_evaluation(line: dict[str, float]) -> bool:
+    return "held_out_loss" in line
 
 
 def _is_metrics(line: object) -> bool:

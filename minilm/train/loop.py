@@ -159,7 +159,7 @@ def fit(
     """
     forward.train()
     parallel = runtime.ranks.parallel(forward)
-    since, streak = _Since(runtime), FP16_STREAK if runtime.scaler.is_enabled() else 1
+    since = _Since(runtime)
     for step in range(start, plan.steps):
         fraction = plan.schedule(step)
         set_learning_rate(optimizers, fraction)
@@ -167,12 +167,12 @@ def fit(
         seed_step(plan.seed, step, runtime.ranks.rank)
         nats, norm, bad = train_step(parallel, loss, optimizers, micro_batches, runtime, plan.max_norm)
         since.add(step, nats, bad, micro_batches)
-        since.check_heard(streak)
+        since.check_heard()
         done, stopping = step + 1, runtime.ranks.any(stop())
         watch.tick(done)
         evaluating, saving = plan.due(plan.evaluate_every, done), stopping or plan.due(plan.save_every, done)
         if evaluating or saving or plan.due(plan.log_every, done):  # here the host asks the device
-            since.check(streak)
+            since.check()
             loss_now, tokens = since.totals()
             watch.step(done, loss_now, float(norm), fraction, tokens)
             since = _Since(runtime, since.streak)
@@ -193,17 +193,18 @@ class _Since:
         self.ranks, device = runtime.ranks, runtime.device
         self.nats = torch.zeros((), device=device)
         self.streak = torch.zeros((), dtype=torch.int64, device=device) if streak is None else streak
-        self.worst, self.worst_at = self.streak.clone(), torch.zeros_like(self.streak)
+        self.limit = FP16_STREAK if runtime.scaler.is_enabled() else 1
+        self.bad_at = torch.full_like(self.streak, -1)  # where the first streak began that came to the limit
         self.count, self.tokens = torch.zeros((), dtype=torch.int64, device=device), 0
-        self.heard = torch.zeros((), dtype=torch.int64, pin_memory=device.type == "cuda")  # `worst`, when it came here
+        self.heard = torch.full((), -1, dtype=torch.int64, pin_memory=device.type == "cuda")  # that, when it came here
 
     def add(self, step: int, nats: Tensor, bad: Tensor, micro_batches: Iterable[MicroBatch]) -> None:
         self.nats = self.nats + nats.nan_to_num(0.0, 0.0, 0.0)
         self.streak = (self.streak + 1) * bad
-        self.worst_at = torch.where(self.streak > self.worst, step - self.streak + 1, self.worst_at)
-        self.worst = torch.maximum(self.worst, self.streak)
-        if self.worst.device.type in ("cpu", "cuda"):  # others would wait
-            self.heard.copy_(self.worst, non_blocking=True)
+        is_first = (self.streak >= self.limit) & (self.bad_at < 0)
+        self.bad_at = torch.where(is_first, step - self.streak + 1, self.bad_at)
+        if self.bad_at.device.type in ("cpu", "cuda"):  # others would wait
+            self.heard.copy_(self.bad_at, non_blocking=True)
         self.count = self.count + sum(micro.count for micro in micro_batches) * nats.isfinite()
         self.tokens += sum(micro.size for micro in micro_batches)
 
@@ -212,17 +213,17 @@ class _Since:
         nats, count, tokens = self.ranks.total(float(self.nats), int(self.count), self.tokens)
         return nats / max(1, count), int(tokens)
 
-    def check_heard(self, streak: int) -> None:
+    def check_heard(self) -> None:
         """Raises TrainingError for what the host knows by now, where all processes know the same."""
-        if (self.ranks.world == 1 or self.worst.device.type == "cpu") and self.heard.numpy() >= streak:
-            self.check(streak)
+        if (self.ranks.world == 1 or self.bad_at.device.type == "cpu") and self.heard.numpy() >= 0:
+            self.check()
 
-    def check(self, streak: int) -> None:
-        """Raises TrainingError for a streak of bad steps so long; waits for the device."""
-        if int(self.worst) >= streak:
+    def check(self) -> None:
+        """Raises TrainingError for bad steps, so many of them in a row as fp16 may not have; waits for the device."""
+        if (step := int(self.bad_at)) >= 0:
             raise TrainingError(
-                int(self.worst_at),
-                f"step {int(self.worst_at) + 1}: loss or gradient is not finite, so the update was left out; "
+                step,
+                f"step {step + 1}: loss or gradient is not finite, so the update was left out; "
                 f"in another --out, try a lower --lr or --precision fp32",
             )
 

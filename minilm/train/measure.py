@@ -69,7 +69,7 @@ def rehearse(job: Job, plan: Plan, step_s: dict[Kind, float]) -> dict[str, Any]:
     steps = job.loader.steps
     once = replace(plan, steps=len(stretches), evaluate_every=0, save_every=len(stretches))
     seconds = sum(each.steps * step_s[each.kind] for each in job.loader.stretches)
-    train(replace(job, loader=loader, evaluate_first=False, until=None), once)
+    train(replace(job, loader=loader, evaluate_first=False, until=None, unsaved=True), once)
     peak_mb = job.runtime.ranks.largest(peak_memory_mb(job.runtime.device))
     began = time.perf_counter()
     job.evaluate()

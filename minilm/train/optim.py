@@ -78,7 +78,7 @@ def make_optimizers(
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The L2 norm of all gradients together, ()."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    if any(is_sharded(grad) or grad.device.type != "cpu" for grad in grads):
+    if not grads or any(is_sharded(grad) or grad.device.type != "cpu" for grad in grads):
         return nn.utils.get_total_norm(grads)
     return torch.stack([grad.flatten().dot(grad.flatten()) for grad in grads]).sum().sqrt()  # in a third of the time
 

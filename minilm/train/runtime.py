@@ -189,9 +189,11 @@ class StopSignals:
 
     @contextmanager
     def leaving(self) -> Iterator[None]:
-        """Within it, one raises Stopped."""
+        """Within it, one raises Stopped; so does one that has come before."""
         try:
             self._may_leave = True
+            if self.received is not None:
+                raise Stopped
             yield
         finally:
             self._may_leave = False

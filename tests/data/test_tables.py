@@ -60,6 +60,9 @@ def test_a_csv(table, name, end):
         ("Review Text,x\na,1\nb,0\n", ("Review Text", "x"), "names the columns"),  # numbers below x
         ("remark,kind\nso good,x\nbad,y\nok,x\nno,y\n", ("remark", "kind"), "names the columns"),  # few values below
         ("customer,message_text\nAnn,so good\n", ("customer", "message_text"), "names the columns"),
+        ("I just got your message,ham\nwell,spam\n", ("1", "2"), "no header"),
+        ("This is a great review,1\nbad,0\n", ("1", "2"), "no header"),
+        ("what a long sentence,x\nbad,y\n", ("1", "2"), "no header"),
         ("good_review,so good\nbad_review,bad\ngood_review,fine\n", ("1", "2"), "no header"),
         (",remark,kind\n0,so good,x\n1,bad,y\n", ("(index)", "remark", "kind"), "names the columns"),
         ("Quality,#1 ID,#1 String\n1,7,a\n0,8,b\n", ("Quality", "#1 ID", "#1 String"), "names the columns"),

@@ -19,6 +19,7 @@ sentence_transformers = pytest.importorskip("sentence_transformers")
 from sentence_transformers.models import Normalize, Transformer  # noqa: E402
 from sentence_transformers.models import Pooling as TheirPooling  # noqa: E402
 
+pytestmark = pytest.mark.asks  # sentence-transformers looks what it saves up on the hub
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "home", "##s", "##ing", ".", "Paris", "is", "here"]
 LONG = "a dog ran home and the cats sat on the mats. " * 3
 TEXTS = ["the cat sat on a mat.", "", "dogs", LONG, "Paris is here", "  a "]

@@ -157,8 +157,10 @@ def each_mutation(names: tuple[str, ...], victim: Victim, scratch: Path) -> int:
 
 
 def noticed(victim: Victim, scratch: Path) -> str:
-    """By which fault, after how many trials, and what was lost."""
+    """By which fault, after how many trials, and what was lost. A run that fails without any fault proves nothing."""
     scratch.mkdir()
+    if victim.begin(scratch / "whole").end() != 0:
+        raise RuntimeError(f"without a fault, too: {victim.said(scratch / 'whole')}")
     for name in ("kill-in-save", "kill-at-point", "damage"):
         fault = FAULTS[name]
         for count, seed in enumerate(seeds(name, fault, victim, scratch, full=fault.full is None), start=1):

@@ -22,7 +22,9 @@ def copy_in_place() -> None:
         store.write_manifest(directory)
         return directory
 
-    def save(self: Store, step: int, write: object, keep: int = store.KEPT, spared: int | None = None) -> Path:
+    def save(
+        self: Store, step: int, write: object, keep: int = store.KEPT, spared: int | None = None, size: int = 0
+    ) -> Path:
         final = written(self, self.checkpoint(step).name, write)
         self.prune(keep, spared)
         return final
@@ -35,7 +37,9 @@ def rename_before_manifest() -> None:
     """A checkpoint has its name before its manifest, which is not missed."""
     write_manifest = store.write_manifest
 
-    def save(self: Store, step: int, write: object, keep: int = store.KEPT, spared: int | None = None) -> Path:
+    def save(
+        self: Store, step: int, write: object, keep: int = store.KEPT, spared: int | None = None, size: int = 0
+    ) -> Path:
         store.write_manifest = lambda directory: None
         partial = self._written_aside(self.checkpoint(step).name, write)
         store.write_manifest = write_manifest

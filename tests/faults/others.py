@@ -47,6 +47,8 @@ def readers(victim: Victim, out: Path, rng: random.Random) -> tuple[str, str]:
     ends = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
     if status != 0 or any(ends):
         return f"{len(said)} reads", f"the run ended with {status}, its readers with {ends}: {said[-1:]}"
+    if not said:
+        return "0 reads", "nothing was read"
     of_step: dict[str, set[str]] = {}
     for line in said:
         step, digest = line.split()
@@ -86,8 +88,9 @@ def _read(place: Path, name: str, pipe: int) -> None:
     try:
         minilm.read_model(place)
         os.write(pipe, f"{name} {sha256(place / 'model.safetensors')}\n".encode())
-    except (UserError, FileNotFoundError):
-        pass
+    except (UserError, FileNotFoundError) as error:
+        if "\n" in str(error):
+            raise ValueError(f"several lines: {error}") from error
 
 
 def _is_alive(pid: int) -> bool:

@@ -32,4 +32,6 @@ def _signalled(victim: Victim, out: Path, rng: random.Random, twice: bool) -> tu
     phase = f"{name}{' twice' if twice else ''} {child.phase}"
     if status not in (0, exit_status(number), *((128 + number, -number) if twice else ())):
         return phase, f"ended with {status}: {victim.said(out)}"
+    if status == 0 and number != signal.SIGUSR1 and not (out / "config.json").exists():
+        return phase, "ended with 0, unfinished"
     return phase, victim.fault(out, child.saved)

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import struct
 import sys
 import traceback
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import minilm
 from minilm.errors import UserError
 from tests.faults.damage import BYTES
-from tests.faults.victim import Victim
+from tests.faults.victim import HANGS_AFTER, Victim
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = "config.json", "tokenizer.json", "tokenizer_config.json", INDEX, WEIGHTS
@@ -89,6 +90,7 @@ def loaded(directory: Path, loader: str) -> Load:
     if pid == 0:
         status, said = 0, ""
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        signal.alarm(HANGS_AFTER)
         try:
             LOADERS[loader](directory)
         except UserError as error:

@@ -41,7 +41,7 @@ TINY = Recipe(
     lr=1e-3,
 )
 TEXT = 40_000  # characters
-HANGS_AFTER = 60.0  # seconds
+HANGS_AFTER = 60  # seconds
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Child:
         if not self.poll(HANGS_AFTER):
             os.kill(self.pid, signal.SIGKILL)
             self.poll(HANGS_AFTER)
-            raise TimeoutError(f"nothing came of it for {HANGS_AFTER:.0f} s")
+            raise TimeoutError(f"nothing came of it for {HANGS_AFTER} s")
         return self.status
 
     @property
