@@ -134,6 +134,8 @@ class BertTokenizer:
             if (directory / file).exists():
                 config |= read_json(directory / file)
         config |= changes
+        if directory.suffix == ".txt" and directory.is_file():  # a vocabulary alone, as of a BERT
+            config.setdefault("tokenizer_class", "BertTokenizer")
         backend = _read_backend(directory, config)
         tokenizer = cls.__new__(cls)
         tokenizer._set_up(backend, config)

@@ -385,3 +385,12 @@ def test_directories_that_are_refused(tmp_path):
     (tmp_path / "tokenizer.json").symlink_to("/etc/hostname")
     with pytest.raises(DataError, match="leads out of its directory"):
         BertTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_vocabulary_alone_is_that_of_a_bert(tmp_path):
+    """Given by its file, as transformers' BertTokenizer takes it."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    theirs = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
+    ours = BertTokenizer.from_pretrained(tmp_path / "vocab.txt")
+    assert dict(ours("the", "cat")) == dict(theirs("the", "cat"))
