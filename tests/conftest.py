@@ -62,10 +62,13 @@ def one_thread():
 
 @pytest.fixture(autouse=True, scope="session")
 def hang_up():
-    """As in a terminal, even where these run under nohup, which has SIGHUP ignored."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """As in a terminal, even where these run under nohup, which has SIGHUP ignored, or in the background of a script,
+    which has SIGINT ignored."""
+    usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,10 @@
 """A part of the campaign of faults, and that it notices a store that loses something."""
 
+import json
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -39,3 +42,13 @@ def test_what_there_is_none_of_is_one_line(flags):
     assert status == 2
     assert said.startswith(f"error: {flags[0]} flood: give some of ")
     assert said.count("\n") == 1
+
+
+def test_the_table_counts_the_trials_that_are_kept():
+    """Those that damaged nothing are left out; nothing was lost in any."""
+    rows = [json.loads(line) for line in (ROOT / "tests" / "faults" / "trials.jsonl").read_text().splitlines()]
+    assert len({(row["fault"], row["seed"]) for row in rows}) == len(rows)
+    assert [row for row in rows if row["lost"]] == []
+    counts = Counter(row["fault"] for row in rows if not row["phase"].endswith("the same bytes"))
+    table = re.findall(r"^\|.*\| ([\d,]+)(?: of 750)? \| 0 \|$", (ROOT / "RELIABILITY.md").read_text(), re.MULTILINE)
+    assert sorted(int(count.replace(",", "")) for count in table) == sorted(counts.values())
