@@ -127,7 +127,7 @@ def _of_classifier(
     if not np.isfinite(outputs).all():
         raise DataError(f"{directory}: the model's outputs are not finite; in half precision, try fp32")
     said = task.decode(predictions)
-    chances = task.probabilities(outputs.astype(np.float64))
+    chances = task.probabilities(outputs)
     found = label_scores(
         chances.reshape(len(swapped), 2, -1), [*zip(said[::2], said[1::2], strict=True)], task.labels, swapped, words
     )

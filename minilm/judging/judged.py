@@ -76,7 +76,7 @@ def judged_model(
         features = predictions.features
         decoded += task.decode(predictions)
         if isinstance(task, Classification | MultiLabel):
-            chances.append(task.probabilities(predictions.outputs.astype(np.float64)))
+            chances.append(task.probabilities(predictions.outputs))
         example = np.repeat(features.example, features.lengths)
         tokens.append(np.bincount(example, minlength=len(part)))
         unknown.append(np.bincount(example[features.ids == unknown_id], minlength=len(part)))

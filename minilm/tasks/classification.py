@@ -92,7 +92,8 @@ class Classification(Task):
         return nats, (batch.target >= 0).sum()
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
-        """(n, C)."""
+        """(n, C), in float64, for in fp32 unlike ones become equal."""
+        outputs = outputs.astype(np.float64)
         shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
         return shifted / shifted.sum(axis=1, keepdims=True)
 
@@ -131,7 +132,7 @@ class Classification(Task):
         """The likeliest label, and the probability of each, or of very many only that of the likeliest."""
         decoded, chances = self.decode(predictions), self.probabilities(predictions.outputs)
         if len(self.labels) > SHOWN_LABELS:
-            return {"prediction": decoded, "p": [f"{p:.9g}" for p in chances.max(axis=1)]}
+            return {"prediction": decoded, "p": [f"{p}" for p in chances.max(axis=1)]}
         return {"prediction": decoded} | columns_of(chances, self.labels)
 
     def details(self, predictions: Predictions) -> dict[str, Any]:
@@ -182,8 +183,8 @@ class MultiLabel(Task):
         return nats / len(self.labels), torch.tensor(len(batch.target))
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
-        """(n, C)."""
-        return 1 / (1 + np.exp(-outputs))
+        """(n, C), in float64."""
+        return 1 / (1 + np.exp(-outputs.astype(np.float64)))
 
     def decode(self, predictions: Predictions) -> list[tuple[str, ...]]:
         return [tuple(np.array(self.labels)[row > 0].tolist()) for row in predictions.outputs]
@@ -223,4 +224,4 @@ class MultiLabel(Task):
 
 def columns_of(chances: np.ndarray, labels: Sequence[str]) -> dict[str, list[str]]:
     """Probabilities (n, C) as a column for each label."""
-    return {f"p({label})": [f"{p:.9g}" for p in chances[:, i]] for i, label in enumerate(labels)}
+    return {f"p({label})": [f"{p}" for p in chances[:, i]] for i, label in enumerate(labels)}
