@@ -37,10 +37,9 @@ LOCAL = {"localhost", "127.0.0.1", "::1", "0.0.0.0", socket.gethostname()}
 
 def _notice(event: str, args: tuple) -> None:
     if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
-        where = args[0] if event.startswith("socket.get") else args[1]
-        host = where[0] if isinstance(where, tuple) else where  # or the path of a local socket
-        if event.startswith("socket.get") or isinstance(where, tuple):
-            REACHED.extend([host] if isinstance(host, str) and host and host not in LOCAL else [])
+        where = args[:1] if event.startswith("socket.get") else args[1]  # of a local socket a path
+        if isinstance(where, tuple) and isinstance(where[0], str) and where[0] not in {"", *LOCAL}:
+            REACHED.append(where[0])
 
 
 sys.addaudithook(_notice)
@@ -61,8 +60,8 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def hang_up():
-    """As in a terminal, even where these run under nohup, which has SIGHUP ignored, or in the background of a script,
+def as_in_a_terminal():
+    """Signals, even where these run under nohup, which has SIGHUP ignored, or in the background of a script,
     which has SIGINT ignored."""
     usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}

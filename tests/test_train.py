@@ -518,7 +518,9 @@ def wait_for(process, sign, seconds=60):
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGUSR1, 0)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 0)]
+)
 def test_a_stopped_run_goes_on_exactly(text, cache, tmp_path, number, status):
     """The real command, killed between two saves or asked to stop; the same command ends where the other one does."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"

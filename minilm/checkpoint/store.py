@@ -192,7 +192,11 @@ class Store:
                 told = f"{megabytes(free)} are free, and {what} are to come"
                 raise CheckpointError(f"{self.out}: {told}; {self._then()}")
 
+    def _unwritten(self, name: str, error: BaseException) -> CheckpointError:
+        return CheckpointError(f"{self.out}: {name} cannot be written ({error}); {self._then()}")
+
     def _then(self) -> str:
+        """What to do, for a message."""
         kept = [path.name for _, path in checkpoints(self.out)]
         return f"make room, then the same command goes on from {kept[-1] if kept else 'the start'}"
 
@@ -214,7 +218,7 @@ class Store:
             self.prune(keep, spared)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(f"{self.out}: {final.name} cannot be written ({error}); {self._then()}") from error
+            raise self._unwritten(final.name, error) from error
         return final
 
     def prune(self, keep: int, spared: int | None = None) -> None:
@@ -244,7 +248,7 @@ class Store:
             shutil.rmtree(partial, ignore_errors=True)
             if not isinstance(error, OSError | SafetensorError):
                 raise
-            raise CheckpointError(f"{self.out}: {name} cannot be written ({error}); {self._then()}") from error
+            raise self._unwritten(name, error) from error
         return partial
 
 

@@ -23,9 +23,8 @@ TEXTS = ("text", "sentence", "content", "review", "message", "tweet", "comment",
 TEXTS += ("question", "query", "document")
 LABELS = ("label", "labels", "gold_label", "class", "category", "target", "sentiment", "score", "stars", "rating", "y")
 KNOWN = {*TEXTS, *LABELS, *(name for pair in PAIRS for name in pair), "choices", "sent1", "sent2"}
-OWN_NAME = re.compile(
-    r"(?i)[a-z]\w{0,30}_(texts?|labels?|messages?|comments?|reviews?|sentences?|category)"
-)  # one word
+OWN = r"texts?|labels?|messages?|comments?|reviews?|sentences?|category"  # what a name of one's own ends in
+OWN_NAME = re.compile(rf"(?i)[a-z]\w{{0,30}}_({OWN})")
 NAME = re.compile(r"(?!\d)[#\w][\w.-]{0,30}( [\w.-]{1,30}){0,2}")
 
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}

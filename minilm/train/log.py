@@ -64,7 +64,9 @@ class Log:
         evaluated = start if evaluated is None else evaluated
         self.file, self.steps, self.peak_lr, self.unigram, self.meter = file, steps, peak_lr, unigram, meter
         self.spent = spent
-        kept = [line for line in read_metrics(file) if line["step"] <= (evaluated if is_evaluation(line) else start)]
+        kept = [
+            line for line in read_metrics(file) if line["step"] <= (evaluated if "held_out_loss" in line else start)
+        ]
         kept = kept if start else []
         first = next((line for line in kept if line["step"] == 0), {})
         self.loss_before: float | None = first.get("held_out_loss")  # of a model that had been trained before
@@ -153,10 +155,6 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
             if _is_metrics(line := json.loads(text)):
                 lines.append(line)
     return lines
-
-
-def is_evaluation(line: dict[str, float]) -> bool:
-    return "held_out_loss" in line
 
 
 def _is_metrics(line: object) -> bool:
