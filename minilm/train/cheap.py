@@ -28,7 +28,8 @@ class CheapDropout(nn.Dropout):
 
 class CheapEmbedding(nn.Embedding):
     """nn.Embedding whose gradient is one tensor, kept from step to step, of which only the rows last written to are
-    made zero again: torch asks the system for a whole new table of zeros each step.
+    made zero again: torch asks the system for a whole new table of zeros each step. Nobody else may write to it, as
+    clipping would with a norm that is NaN.
 
     Its backward pass adds to `weight.grad` itself, so it is for one process and a table that nothing else reads.
     """
@@ -46,7 +47,7 @@ class CheapEmbedding(nn.Embedding):
         if self.weight.grad is None:  # a new step
             if self.kept is not None:
                 self.kept[torch.cat(self.written)] = 0
-            if self.kept is None or self.kept[0].any():  # clipping by a norm that is NaN made all of it NaN
+            else:
                 self.kept = torch.zeros_like(self.weight)
             self.written, self.weight.grad = [], self.kept
         if self.padding_idx is not None:

@@ -54,7 +54,8 @@ def train_step(
     `forward` is the model as `Applied`, perhaps from `Ranks.parallel`, which averages gradients over the processes. The
     sum is divided by the targets of all micro-batches, so k micro-batches, or k processes, are one batch. If loss or
     gradient is not finite, nothing changes: the update is gated on the device, and nobody waits for the answer. The
-    optimizers must honour `found_inf`, as Muon and torch's fused ones do.
+    optimizers must honour `found_inf`, and `grad_scale`, which gradients are divided by, as Muon and torch's fused ones
+    do.
     """
     (count,) = runtime.ranks.total(sum(micro.count for micro in micro_batches))
     total = torch.zeros((), device=runtime.device)
@@ -66,11 +67,10 @@ def train_step(
         total += nats.detach()
     for optimizer in optimizers:
         runtime.scaler.unscale_(optimizer)
-    norm = gradient_norm(forward.parameters())
-    nn.utils.clip_grads_with_norm_(forward.parameters(), max_norm, norm)
-    norm = whole(norm)
+    norm = whole(gradient_norm(forward.parameters()))
     bad = runtime.ranks.any_on_device(~(norm.isfinite() & total.isfinite()))
     for optimizer in optimizers:
+        optimizer.grad_scale = ((norm + 1e-6) / max_norm).clamp(min=1.0).float()  # clips without a pass of its own
         optimizer.found_inf = bad.float()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -143,9 +143,9 @@ class Muon(torch.optim.Optimizer):
     so that learning rate and weight decay mean what they mean there.
 
     `parts` says how many matrices each parameter is: a merged QKV is three, each orthogonalised by itself.
-    Matrices of one shape are iterated as one batch; of sharded ones every process iterates all. An attribute
-    `found_inf`, if there is one (1.0: change nothing), is honoured without asking the device, as in torch's fused
-    optimizers.
+    Matrices of one shape are iterated as one batch; of sharded ones every process iterates all. Attributes
+    `grad_scale`, which gradients are divided by, and `found_inf` (1.0: change nothing), if there are any, are honoured
+    without asking the device, as in torch's fused optimizers.
     """
 
     def __init__(
@@ -163,6 +163,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         found_inf: Tensor | None = getattr(self, "found_inf", None)
+        scale: Tensor | None = getattr(self, "grad_scale", None)
         keep = 1.0 if found_inf is None else 1.0 - found_inf
         for group in self.param_groups:
             parts = {p: n for p, n in zip(group["params"], group["parts"], strict=True) if p.grad is not None}
@@ -174,6 +175,8 @@ class Muon(torch.optim.Optimizer):
                     self.state[p]["momentum"] = torch.zeros_like(p)
             buffers = [part(self.state[p]["momentum"]) for p in params]
             grads = [part(p.grad) for p in params]
+            if scale is not None:
+                grads = torch._foreach_div(grads, scale)
             finite = grads if found_inf is None else [grad.nan_to_num(0.0, 0.0, 0.0) for grad in grads]
             pace = torch.as_tensor((1 - group["momentum"]) * keep, device=buffers[0].device)
             for buffer, grad in zip(buffers, finite, strict=True):

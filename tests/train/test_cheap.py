@@ -89,7 +89,6 @@ def test_a_table_s_gradients_are_torch_s(padding):
     with torch.no_grad():
         assert torch.equal(cheap[0](torch.arange(9)), cheap[0].weight)
     (cheap(torch.tensor([[3, 4]])) * math.nan).sum().backward()
-    nn.utils.clip_grad_norm_(cheap.parameters(), 0.5)
     cheap.zero_grad()
     cheap(torch.tensor([[3, 4]])).sum().backward()
     assert cheap[0].weight.grad.isfinite().all()

@@ -193,6 +193,24 @@ def test_found_inf_zero_is_a_step_like_any_other():
     assert float((mine - start[0]).detach().norm()) > 0.1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_divided_by_the_scale(dtype):
+    start, grads = [parameter((24, 8), 0)], [[matrix((24, 8), step)] for step in (1, 2)]
+
+    def scaled(scale):
+        def make(params):
+            optimizer = Muon(params, {params[0]: 1}, lr=0.05, weight_decay=0.3, dtype=dtype)
+            optimizer.grad_scale = torch.tensor(scale)
+            return optimizer
+
+        return make
+
+    fourth = [[grad / 4 for grad in row] for row in grads[:1]] + grads[1:]
+    first = run(start, grads, scaled(1.0))[0]
+    assert torch.equal(first, run(start, [[grad * 8 for grad in row] for row in grads], scaled(8.0))[0])
+    assert not torch.equal(first, run(start, fourth, scaled(1.0))[0])  # Muon's step does not scale, its momentum does
+
+
 def test_muon_leaves_parameters_without_gradient_alone():
     with_grad, without = parameter((8, 8), 0), parameter((8, 8), 1)
     before = without.detach().clone()
