@@ -2,9 +2,9 @@
 
     python -m benchmarks.finetuning --set sst2 --model DIR --data DIR --results benchmarks/results/finetuning.jsonl
 
-Each side runs in processes of its own, one after the other in turn, over the same seeds. Timed are tokenising and
-training, not imports, loading or the test. Both sides have their last model, not the best by dev; minilm evaluates and
-saves it within that time. The loop pads each batch to its longest example and has torch's fused AdamW, as minilm.
+Each side runs in processes of its own, one after the other in turn, over the same seeds. Timed are tokenising,
+training, and at the end one scoring of the dev part and a save, not imports, loading or the test. Both sides have their
+last model, not the best by dev. The loop pads each batch to its longest example and has torch's fused AdamW, as minilm.
 Tokens are real ones, padding not counted. Each run is a line of --results, and is not run again where that has it;
 `load` is how many processes ran on average, `threads` how many each of its own had (OMP_NUM_THREADS).
 """

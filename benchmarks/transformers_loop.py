@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,8 +60,9 @@ class _Cosine(nn.Module):
 
 
 class Loop:
-    """A run: `seconds` of tokenising and training, `tokens` that were no padding, and `scores` of examples. state: a
-    file that it is kept in every KEEP_EVERY seconds and, where that is there, gone on from with the same bits."""
+    """A run: `seconds` of tokenising, training, one scoring of the dev part and a save, `tokens` that were no padding,
+    and `scores` of examples. state: a file that it is kept in every KEEP_EVERY seconds and, where that is there, gone
+    on from with the same bits."""
 
     def __init__(
         self,
@@ -80,6 +82,9 @@ class Loop:
         self.model = self._of.model()
         began = time.perf_counter()
         self.steps, self.tokens, before = self._train(self.model, self._of.rows(splits.train), steps)
+        self.scores(splits.dev)
+        with TemporaryFile() as file:
+            torch.save(self.model.state_dict(), file)
         self.seconds = time.perf_counter() - began + before
 
     def scores(self, examples: list[Any]) -> dict[str, float]:
@@ -293,7 +298,8 @@ class Loop:
         def scores(model: nn.Module, examples: list[Any]) -> dict[str, float]:
             told, margins = answers(model, self.splits.dev)
             threshold, _ = best_threshold(margins, told, gold_answers(self.splits.dev))
-            told, margins = answers(model, examples)
+            if examples is not self.splits.dev:
+                told, margins = answers(model, examples)
             return span_scores(at_threshold(margins, told, threshold), gold_answers(examples))
 
         return Side(model, rows, scores)
