@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from minilm.errors import UserError
-from minilm.train.optim import gradient_norm, set_learning_rate
+from minilm.train.optim import forget_tiny, gradient_norm, set_learning_rate
 from minilm.train.ranks import Applied, no_sync, whole
 from minilm.train.runtime import Runtime, seed_step
 
+TIDY_EVERY = 64  # steps
 FP16_STREAK = 50  # overflowing steps in a row that GradScaler may take to find its scale
 
 
@@ -168,6 +169,8 @@ def fit(
         nats, norm, bad = train_step(parallel, loss, optimizers, micro_batches, runtime, plan.max_norm)
         since.add(step, nats, bad, micro_batches)
         since.check_heard()
+        if step % TIDY_EVERY == TIDY_EVERY - 1:
+            forget_tiny(optimizers)
         done, stopping = step + 1, runtime.ranks.any(stop())
         watch.tick(done)
         evaluating, saving = plan.due(plan.evaluate_every, done), stopping or plan.due(plan.save_every, done)

@@ -391,6 +391,15 @@ def test_learning_rates_follow_the_schedule(watch, cpu):
     assert float(run.model.w.detach()) == pytest.approx(-2.0 * sum(fractions), rel=1e-5)  # clipping's 1e-6
 
 
+@pytest.mark.parametrize("start", [0, 40, 100])
+def test_tiny_averages_are_forgotten_at_the_same_steps_wherever_a_run_goes_on(monkeypatch, watch, cpu, start):
+    done, tidied = [], []
+    monkeypatch.setattr("minilm.train.loop.forget_tiny", lambda optimizers: tidied.append(len(done) + 1 + start))
+    the_plan = plan(130, save_every=1)
+    stub_run(watch, cpu, [[Stub(1.0, 1)]] * 130, the_plan, start=start, save=done.append)
+    assert tidied == [step for step in (64, 128) if step > start]
+
+
 @pytest.mark.parametrize("start", [0, 3])
 def test_evaluate_save_stop_at_the_right_steps(watch, cpu, start):
     called, trained, steps = [], [], []

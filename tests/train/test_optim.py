@@ -10,7 +10,7 @@ from torch import nn
 
 from minilm.model.encoder import bert_config
 from minilm.model.heads import LanguageModel
-from minilm.train.optim import Muon, lr_fraction, make_optimizers, newton_schulz, set_learning_rate
+from minilm.train.optim import Muon, forget_tiny, lr_fraction, make_optimizers, newton_schulz, set_learning_rate
 
 LAYER_MATRICES = ("attention.qkv", "attention.out", "mlp.inp", "mlp.out")
 MATRICES = {f"encoder.layers.{i}.{m}.weight" for i in (0, 1) for m in LAYER_MATRICES} | {"head.dense.weight"}
@@ -209,6 +209,30 @@ def test_gradients_are_divided_by_the_scale(dtype):
     first = run(start, grads, scaled(1.0))[0]
     assert torch.equal(first, run(start, [[grad * 8 for grad in row] for row in grads], scaled(8.0))[0])
     assert not torch.equal(first, run(start, fourth, scaled(1.0))[0])  # Muon's step does not scale, its momentum does
+
+
+def test_averages_of_rows_long_unread_become_0_and_no_weight_changes():
+    """Denormal numbers else, by which time nothing of them can be told from 0."""
+    ends = []
+    for tidy in (False, True):
+        table = nn.Parameter(matrix((6, 8), 0, torch.float32))
+        optimizer = torch.optim.AdamW([table], lr=1e-3, eps=1e-6, fused=True)
+        for step in range(1024):
+            table.grad = torch.zeros_like(table)
+            table.grad[: 6 if step == 0 else 3] = matrix((6 if step == 0 else 3, 8), step, torch.float32)
+            optimizer.step()
+            if tidy and step % 64 == 63:
+                forget_tiny([optimizer])
+        ends.append((table.detach(), optimizer.state[table]))
+    (without, unread), (with_it, state) = ends
+    average = unread["exp_avg"][3:]
+    assert (average != 0).any()
+    assert average.abs().max() < torch.finfo(torch.float32).tiny
+    assert torch.equal(state["exp_avg"], torch.where(unread["exp_avg"].abs() < 1e-30, 0, unread["exp_avg"]))
+    assert state["exp_avg"][:3].all()
+    assert state["exp_avg_sq"].all()
+    assert not state["exp_avg"][3:].any()
+    assert torch.equal(without, with_it)
 
 
 def test_muon_leaves_parameters_without_gradient_alone():
