@@ -155,6 +155,10 @@ def test_the_positive_label_and_a_new_head(go):
             row[name] for name in ("f1", "precision", "recall")
         ]
     assert next(iter(result["scores"])) == "f1"  # which chooses the model
+    for flag, positive in (((), "bad"), (("--positive-label", "good"), "good")):  # which the model remembers
+        told = ("--model", "bad", "--data", "uneven.csv", "--json", "scored.json")
+        assert go("score", *told, *flag)[0] == 0
+        assert json.loads(Path("scored.json").read_text())["positive_label"] == positive
     majority = result["baselines"]["majority"]
     assert majority["recall"] == 1 > majority["precision"] > 0.5
     others = ("--model", "bad", "--train", "train.csv", "--label-column", "review", "--text-column", "verdict")

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from minilm.data.examples import Example
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import CheckpointError
 from minilm.metrics.intervals import weighted_label_sets, weighted_labels
 from minilm.metrics.scores import (
     classification_scores,
@@ -29,6 +30,7 @@ from minilm.tasks.task import Features, Predictions, Task, TaskBatch, tokenized
 from minilm.train.losses import widened
 
 UNSEEN = "(unseen)"
+POSITIVE = "positive_label"  # in config.json
 
 
 def of_texts(examples: Sequence[Example], tokenizer: BertTokenizer, length: int) -> Features:
@@ -74,7 +76,14 @@ class Classification(Task):
         return cls(tuple(sorted({each.label for each in examples})))
 
     def config(self) -> dict[str, Any]:
-        return {"id2label": dict(enumerate(self.labels)), "problem_type": "single_label_classification"}
+        names, kind = dict(enumerate(self.labels)), "single_label_classification"
+        return {"id2label": names, "problem_type": kind, POSITIVE: self.positive}
+
+    def as_saved(self, model: PreTrainedModel) -> Self:
+        positive = getattr(model.config, POSITIVE, None)
+        if positive is not None and (len(self.labels) != 2 or positive not in self.labels):
+            raise CheckpointError(f"config.json: {POSITIVE} is {positive!r}; give one of two labels, or null")
+        return replace(self, positive=positive)
 
     def features(self, examples: Sequence[Example], tokenizer: BertTokenizer, length: int) -> Features:
         number = {label: i for i, label in enumerate(self.labels)}

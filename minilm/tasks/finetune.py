@@ -95,7 +95,7 @@ def open_tuned(
     flag: str = "model",
 ) -> Tuned:
     """A tuned model, to predict, to be scored and explained: on its device, reading as many tokens as in training. Its
-    `result` holds the columns that training read, and no scores; which label was the positive one is not known.
+    `result` holds the columns that training read, and no scores.
 
     model: a directory or a name on the hub, and `revision` its branch, tag or commit. allow_pickle: read
     pytorch_model.bin; from makers you trust only. flag: what an error calls `model`. Raises UserError.

@@ -156,7 +156,9 @@ def open_task(directory: Path, use_safetensors: bool | None = None) -> tuple[Pre
         raise CheckpointError(f"{directory}: predicts {config.num_labels} numbers a text, and here one is")
     if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
         return model, Regression()
-    return model, (MultiLabel if config.problem_type == "multi_label_classification" else Classification)(labels)
+    if config.problem_type == "multi_label_classification":
+        return model, MultiLabel(labels)
+    return model, Classification(labels).as_saved(model)
 
 
 def _kind_of(config: PreTrainedConfig) -> str | None:

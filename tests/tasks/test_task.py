@@ -1,5 +1,7 @@
 """Features, and packed batches of them: what a padded batch would say and learn, example by example."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from minilm.data.examples import Example
 from minilm.dropin.models import BertForSequenceClassification
 from minilm.dropin.tokenizer import BertTokenizer
-from minilm.errors import ConfigError
+from minilm.errors import CheckpointError, ConfigError
 from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.named import model_for
@@ -236,3 +238,12 @@ def test_a_new_head_is_drawn_by_the_seed_alone(directory):
     other, _ = model_for(Classification(LABELS), directory, seed=2)
     assert torch.equal(one.classifier.weight, again.classifier.weight)
     assert not torch.equal(one.classifier.weight, other.classifier.weight)
+
+
+@pytest.mark.parametrize(("labels", "positive"), [("ab", "c"), ("ab", 1), ("ab", ["a"]), ("abc", "a")])
+def test_a_positive_label_that_is_none_of_two_is_refused(labels, positive):
+    saved = SimpleNamespace(config=SimpleNamespace(**Classification((*labels,)).config()))
+    assert Classification((*labels,)).as_saved(saved).positive is None
+    saved.config.positive_label = positive
+    with pytest.raises(CheckpointError, match="positive_label is"):
+        Classification((*labels,)).as_saved(saved)
