@@ -203,7 +203,7 @@ def tune(
     features, dev_features = (task.features(each, tokenizer, length) for each in (examples, dev))
     if not len(features) or not len(dev_features):
         raise DataError("no example to learn from" if not len(features) else "no example to evaluate on")
-    asked = {"task": repr(task), "model": weights_fingerprint(model), **asdict(tuning)}
+    asked = {"task": repr(task), "model": f"of weights {weights_fingerprint(model)}", **asdict(tuning)}
     data = _fingerprint((examples, features), (dev, dev_features))
     choices = {
         name: each for name, each in (("precision", precision), ("threads", threads)) if each not in ("auto", None)

@@ -317,6 +317,8 @@ def test_other_examples_are_another_run(go, reviews):
         go(examples=reviews(48, seed=4))
     with pytest.raises(ConfigError, match="began with lr"):
         go(tuning=replace(QUICK, lr=1e-3))
+    with pytest.raises(ConfigError, match=r"began with model of weights [0-9a-f]{16}, not of weights [0-9a-f]{16};"):
+        go(seed=1)
     assert issubclass(DataError, ValueError)
 
 
