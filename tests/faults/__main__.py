@@ -21,7 +21,7 @@ from pathlib import Path
 
 from minilm import cli
 from minilm.errors import ConfigError
-from tests.faults import damage, kills, numbers, others, refused, signals, surroundings, tampered
+from tests.faults import damage, goes_on, kills, numbers, others, refused, signals, surroundings, tampered
 from tests.faults.mutations import MUTATIONS
 from tests.faults.victim import Victim
 
@@ -76,6 +76,7 @@ FAULTS = {
     "readers": Fault(seeded(others.readers), 1, 50),
     "signal": Fault(seeded(signals.one), 5, 60),
     "signal-twice": Fault(seeded(signals.two), 2, 30),
+    "goes-on": Fault(goes_on.in_every_step, 6, len(goes_on.KINDS) * goes_on.SPLITS),
     "damage": Fault(damage.damaged, 150, 2500, fresh=False),
     "tampered": Fault(tampered.tampered, 60, 5600, fresh=False),
 }

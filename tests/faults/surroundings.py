@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minilm.files import sha256
-from tests.faults.victim import HANGS_AFTER, Victim
+from tests.faults.victim import HANGS_AFTER, Victim, weights
 
 ROOT = Path(__file__).parents[2]
 ODD = "aus gang \u00e4\u30e2\u30c7\u30eb 'x' $HOME"
@@ -73,4 +72,4 @@ def elsewhere(victim: Victim, out: Path, seed: int) -> tuple[str, str]:
         status = run.wait(HANGS_AFTER)
     if status != 0:
         return name, f"ended with {status}: {log.read_text(errors='replace')[-300:]}"
-    return name, "" if sha256(own / "model.safetensors") == victim.expected else "other weights"
+    return name, "" if weights(own) == victim.expected else "other weights"

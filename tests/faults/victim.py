@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
+from types import ModuleType
+from typing import Any
 
 import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
@@ -119,6 +121,9 @@ class Victim:
     """One run, that can be begun in any directory, and ends in the same weights if nothing is lost. `base` holds it
     whole, and half: killed after its third save, with two checkpoints."""
 
+    script: ModuleType = train
+    kinds: Any = None  # of `goes_on`
+
     def __init__(self, base: Path) -> None:
         self.base = base
         self.read: dict[str, set[str]] = {}  # models that were read while runs went on: of each its sums
@@ -132,7 +137,7 @@ class Victim:
         if child.end() != 0:
             raise RuntimeError(f"the run itself fails: {self.said(base / 'whole')}")
         self.seconds = time.perf_counter() - child.began
-        self.expected = sha256(base / "whole" / "model.safetensors")
+        self.expected = weights(base / "whole")
         child = self.begin(base / "half")
         child.listen_for("saved", SAVES[2])
         child.kill()
@@ -150,7 +155,7 @@ class Victim:
                 _hurry()
                 _tell(write)
                 change()
-                cli.run(train.main, train.Args, self.flags(out, self.base / "text.txt"))
+                cli.run(self.script.main, self.script.Args, self.flags(out, self.base / "text.txt"))
             except SystemExit as end:
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -185,10 +190,16 @@ class Victim:
                 return f"step {saved} was saved, and {found.name if found else 'nothing'} is there"
         if (status := self.begin(out).end()) != 0:
             return f"going on ends with {status}: {self.said(out)}"
-        if sha256(out / "model.safetensors") != self.expected:
+        if weights(out) != self.expected:
             return "other weights at the end"
         left = [path.name for path in out.rglob(".*")]
         return f"{left[0]} is left" if left else ""
+
+
+def weights(out: Path) -> dict[str, str]:
+    """The sums of all models in a directory, by their paths, but for those of checkpoints."""
+    files = (file.relative_to(out) for file in out.rglob("model.safetensors") if "step-" not in file.parent.name)
+    return {str(file): sha256(out / file) for file in files}
 
 
 def quiet(log: Path) -> None:
