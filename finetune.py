@@ -117,6 +117,8 @@ class Args:
     """Small matrices of this rank, added to those of q, k and v, learn in place of the encoder; merged when saved."""
     lora_alpha: float = 16.0
     """What they add is alpha / rank times their product."""
+    auto_batch: bool = False
+    """Compute a step that does not fit in memory in smaller parts, to the same end but for rounding."""
     gradient_checkpointing: bool = False
     """Compute every layer again in the backward pass instead of keeping it: less memory, a third more time."""
     seed: int = 0
@@ -250,6 +252,7 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
             threads=args.threads,
             resume=args.resume,
             until=cli.time_up(args.time_limit),
+            auto_batch=args.auto_batch,
         )
         result = write_report(tuned, out, run.train, run.dev, run.test)
     return result, closing(result, out)

@@ -51,9 +51,9 @@ from minilm.model.encoder import DROPOUTS, initialise
 from minilm.model.heads import LanguageModel
 from minilm.recipes import RECIPES, Recipe, RecipeName
 from minilm.train.cheap import cheapen
-from minilm.train.job import Job, begin, finish, runtime_of, train
+from minilm.train.job import Job, begin, finish, runtime_of, train, with_less
 from minilm.train.log import Log, plot_loss, say
-from minilm.train.loop import Optimizers, Plan, evaluate
+from minilm.train.loop import Optimizers, OutOfMemory, Plan, evaluate
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.measure import measure, rehearse, step_seconds
 from minilm.train.optim import OptimizerName, ScheduleName, lr_fraction, make_optimizers
@@ -124,6 +124,8 @@ class Args:
     """Rows that a process computes at once, at most."""
     accumulation: int | None = None
     """So many --batch-size rows make a step, in all processes together."""
+    auto_batch: bool = False
+    """Halve what is computed at once where it does not fit in memory: the steps stay equal, but for rounding."""
     batch_warmup_frac: float | None = None
     """Fraction of the steps over which the rows of a step double from --batch-size up."""
     mask_rate: float | None = None
@@ -352,18 +354,24 @@ def pretrain(
             return Loader(recipe.stretches(steps), rows, to_learn, args.seed, ranks.rank, ranks.world, pinned)
 
         step_s: dict[Kind, float] = {}
-        if args.dry_run or not (run or recipe.steps or args.epochs):
+        timed = loader(NOMINAL_STEPS)
+        needed = args.dry_run or not (run or recipe.steps or args.epochs)
+        if needed:
             say("timing a step")
-            step_s = step_seconds(
-                forward,
-                language_model_loss,
-                optimizers,
-                loader(NOMINAL_STEPS),
-                runtime,
-                recipe.max_norm,
-                limit_s=min(MAX_TIMING_S, 0.1 * 60 * (recipe.minutes or math.inf)),
-                on_copy=not args.dry_run,
-            )
+        while needed and not step_s:
+            try:
+                step_s = step_seconds(
+                    forward,
+                    language_model_loss,
+                    optimizers,
+                    timed,
+                    runtime,
+                    recipe.max_norm,
+                    limit_s=min(MAX_TIMING_S, 0.1 * 60 * (recipe.minutes or math.inf)),
+                    on_copy=not args.dry_run,
+                )
+            except OutOfMemory as error:
+                timed = with_less(timed, error, args.auto_batch, ranks)
         steps = run.steps if run else steps_of_budget(args, recipe, longest, step_s)
         own_held_out = shared(held_out, ranks.rank, ranks.world)
         job = Job(
@@ -371,7 +379,7 @@ def pretrain(
             forward,
             language_model_loss,
             optimizers,
-            loader(steps),
+            loader(steps).within(timed.at_once),
             runtime,
             store,
             evaluate=lambda: evaluate(forward, language_model_score, own_held_out, runtime),
@@ -382,6 +390,7 @@ def pretrain(
             unigram=unigram_of(data, objective, held_out),
             evaluate_first=pretrained is not None,
             unsaved=args.on_save_error == "go-on",
+            auto_batch=args.auto_batch,
             until=cli.time_up(args.time_limit),
         )
         plan = plan_of(args, recipe, steps)

@@ -15,16 +15,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import tyro
 
 from minilm.errors import ConfigError, UserError, did_you_mean
 from minilm.files import finite, write_whole
 from minilm.train.ranks import have_met, is_first, leave, lost_contact
-from minilm.train.runtime import exit_status
+from minilm.train.runtime import exit_status, is_out_of_memory
 
 Args = TypeVar("Args")
-LESS_MEMORY = "in another --out, lower --batch-size and raise --accumulation as much: an equal step"
 BEGAN = time.monotonic()  # this process, as good as
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 OF_A_MODEL = (  # files of its directory that --json could be mistaken for
@@ -33,7 +31,6 @@ OF_A_MODEL = (  # files of its directory that --json could be mistaken for
     *("sentence_bert_config.json", "config_sentence_transformers.json", "vocab.txt", "merges.txt", *WEIGHTS),
 )
 STOPPED = "stopped; what was saved stays, and the same command goes on from there"
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def run_one_of(commands: dict[str, tuple[Callable[[Any], int | None], type]], argv: list[str] | None = None) -> None:
@@ -84,10 +81,9 @@ def run(
             _fail(f"another process of this run is gone; the same command goes on from the last save ({why})")
             sys.stderr.flush()
             os._exit(2)  # nothing to tidy up together with it
-        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise  # a bug
-        what = str(error).split(". ")[0] if isinstance(error, torch.OutOfMemoryError) else "out of memory"
-        status = _fail(f"{what}; {LESS_MEMORY if goes_on else 'lower --batch-size'}")
+        status = _fail("out of memory; " + ("give it more, or a smaller model" if goes_on else "lower --batch-size"))
     except KeyboardInterrupt:
         print(STOPPED if goes_on else "stopped; nothing was written", file=sys.stderr)
         status = 130

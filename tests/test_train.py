@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -392,30 +393,61 @@ def test_what_is_shown_is_the_model_without_dropout(go, train, tmp_path, monkeyp
     assert modes == [False]
 
 
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (
-            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has less.\nMuch more."),
-            "CUDA out of",
-        ),
-        (
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
-            "out of memory; in another",
-        ),
-        (MemoryError(), "out of memory; in another --out"),
-    ],
-    ids=["GPU", "CPU", "Python"],
-)
-def test_a_full_memory_is_one_line(go, train, monkeypatch, error, said):
+FULL = {
+    "GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has less.\nMuch more."),
+    "CPU": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
+    "Python": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("error", FULL.values(), ids=FULL)
+def test_a_full_memory_is_one_line(go, train, monkeypatch, error):
     def full(model, batch):
         raise error
 
     monkeypatch.setattr(train, "language_model_loss", full)
     status, _, err = go("--steps", 2)
     assert status == 2
-    assert said in err.splitlines()[-1]
-    assert "in another --out, lower --batch-size and raise --accumulation" in err.splitlines()[-1]
+    found = re.fullmatch(
+        r"error: step 1: out of memory with 4 rows of 32 tokens computed at once; ([\d,]+) MB were in use at most; "
+        r"the same command with --auto-batch goes on in smaller parts",
+        err.splitlines()[-1],
+    )
+    assert 100 < int(found[1].replace(",", "")) < 100_000
+    status, _, err = go("--steps", 2, "--auto-batch")
+    assert status == 2
+    assert "with 1 rows of 32 tokens" in err.splitlines()[-1]
+    assert err.splitlines()[-1].endswith("and there is nothing smaller; in another --out, lower --length")
+
+
+@pytest.mark.parametrize("budget", [("--steps", 6), ("--minutes", 0.01)], ids=["steps", "minutes"])
+def test_what_does_not_fit_is_computed_in_parts(go, train, monkeypatch, tmp_path, budget):
+    """To the bits of a run that was asked for these parts; also from its third step on, and while a step is timed."""
+    plain, asked = train.language_model_loss, []
+
+    def full_above(model, batch):
+        rows = len(batch.tokens.input_ids)
+        asked.append(rows)
+        if rows > 2 and (budget[0] == "--minutes" or len(asked) > 3):
+            plain(model, batch)[0].backward()  # something is left of it
+            raise FULL["GPU"]
+        return plain(model, batch)
+
+    monkeypatch.setattr(train, "language_model_loss", full_above)
+    status, _, err = go("--batch-size", 8, *budget, "--auto-batch")
+    assert status == 0, err
+    assert err.count("out of memory with 8 rows of 32") == err.count("out of memory with 4 rows of 32") == 1
+    assert "from here on at most half of it is" in err
+    if budget[0] == "--steps":
+        assert asked[:10] == [8, 8, 8, 8, 4, 2, 2, 2, 2, 2]
+
+        def in_parts(self, step, micro_batches=train.Loader.micro_batches):
+            return micro_batches(self if step < 3 else self.within(64), step)
+
+        monkeypatch.setattr(train, "language_model_loss", plain)
+        monkeypatch.setattr(train.Loader, "micro_batches", in_parts)
+        assert go("--batch-size", 8, *budget, "--out", "other")[0] == 0
+        assert same_weights(tmp_path / "run", tmp_path / "other")
 
 
 def test_a_checkpoint_of_another_run_is_refused(go, tmp_path):

@@ -131,6 +131,14 @@ class ExampleBatches:
         """Endless."""
         return made_ahead(self.micro_batches, step)
 
+    def smaller(self) -> "ExampleBatches | None":
+        """The same steps, in micro-batches about half as large; None where each is one unit of features."""
+        largest = min(self.tuning.tokens_at_once, int(np.sort(self.size_of)[-self.tuning.batch_size :].sum()))
+        if largest <= self.size_of.min():
+            return None
+        fewer = replace(self.tuning, tokens_at_once=max(1, largest // 2))
+        return ExampleBatches(self.features, fewer, self.row_length, self.pinned)
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -192,11 +200,12 @@ def tune(
     threads: int | None = None,
     resume: str = "auto",
     until: float | None = None,
+    auto_batch: bool = False,
 ) -> Tuned:
     """Train `model` in place, from its newest checkpoint in `store`, if there is one. The caller holds the store.
 
-    about: what else the result tells, as the columns. until: as a `Job` has it. Raises ConfigError, CheckpointError,
-    and DataError where there is nothing to learn.
+    about: what else the result tells, as the columns. until, auto_batch: as a `Job` has them. Raises ConfigError,
+    CheckpointError, OutOfMemory, and DataError where there is nothing to learn.
     """
     check_installed()  # before the work, and not after its first epoch
     length = length_of(tuning, model, tokenizer)
@@ -271,6 +280,7 @@ def tune(
         read_state=read_state,
         patience=tuning.patience,
         until=until,
+        auto_batch=auto_batch,
         named=lambda units: [examples[features.example[features.units[unit]]].where for unit in units],
     )
     plan = _plan(tuning, batches)

@@ -23,9 +23,19 @@ from minilm.checkpoint.weights import save_tensors
 from minilm.errors import CheckpointError, UserError
 from minilm.train.cost import EnergyMeter
 from minilm.train.log import Log, Spent, say
-from minilm.train.loop import Judged, Loss, MicroBatch, Optimizers, Plan, TrainingError, fit, not_finite
+from minilm.train.loop import (
+    Judged,
+    Loss,
+    MicroBatch,
+    Optimizers,
+    OutOfMemory,
+    Plan,
+    TrainingError,
+    fit,
+    not_finite,
+)
 from minilm.train.optim import load_optimizer_state, optimizer_state, state_bytes
-from minilm.train.ranks import Applied, split, whole_state
+from minilm.train.ranks import Applied, Ranks, split, whole_state
 from minilm.train.runtime import (
     STOPPING,
     Runtime,
@@ -52,6 +62,9 @@ class Batches(Protocol):
     def epochs(self) -> float:
         """How often the run sees each row."""
 
+    def smaller(self) -> "Batches | None":
+        """The same steps, with less computed at once; None where that cannot be."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -72,6 +85,7 @@ class Job:
     named: Callable[[np.ndarray], Iterable[str]] = lambda rows: map(str, rows)  # rows of `order`, for a message
     patience: int | None = None  # evaluations, none better and none of a lower loss, that end the run; best model kept
     unsaved: bool = False  # whether it goes on where a checkpoint cannot be written
+    auto_batch: bool = False  # whether what does not fit in memory is computed in smaller parts
     until: float | None = None  # of time.monotonic(): saves and ends after the step that goes on till then
 
     @property
@@ -188,6 +202,13 @@ def train(job: Job, plan: Plan) -> Log:
                     raise
                 say(f"step {step:,} is not saved, and the run goes on: {error}")
 
+    at_once = job.loader
+
+    def smaller(step: int, error: OutOfMemory) -> Iterator[Sequence[MicroBatch]]:
+        nonlocal at_once
+        at_once = with_less(at_once, error, job.auto_batch, ranks, step)
+        return at_once.steps_from(step)
+
     forget_peak_memory(job.runtime.device)
     with signals:
         try:
@@ -208,6 +229,7 @@ def train(job: Job, plan: Plan) -> Log:
                     evaluate=examine,
                     save=save,
                     stop=stop,
+                    smaller=smaller,
                 )
             )
         except TrainingError as error:
@@ -229,6 +251,20 @@ def train(job: Job, plan: Plan) -> Log:
             ranks.agreed(lambda: _load(job, job.store.checkpoint(log.best)))
     job.model.eval()
     return log
+
+
+def with_less(batches: Batches, error: OutOfMemory, auto_batch: bool, ranks: Ranks, step: int = 0) -> Batches:
+    """The batches with less computed at once; which is said. Raises OutOfMemory where that cannot be, or is not asked
+    for; and in one of several processes, for the others would wait."""
+    what = f"step {step + 1}: {error}"
+    if ranks.world > 1:
+        raise OutOfMemory(f"{what}; in another --out, lower --batch-size and raise --accumulation as much") from error
+    if not auto_batch:
+        raise OutOfMemory(f"{what}; the same command with --auto-batch goes on in smaller parts") from error
+    if (fewer := batches.smaller()) is None:
+        raise OutOfMemory(f"{what}, and there is nothing smaller; in another --out, lower --length") from error
+    say(f"{what}; from here on at most half of it is")
+    return fewer
 
 
 def _about_bad(job: Job, plan: Plan, step: int) -> str:

@@ -3,15 +3,16 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from minilm.batch import Tokens
 from minilm.errors import UserError
 from minilm.train.optim import forget_tiny, gradient_norm, set_learning_rate
 from minilm.train.ranks import Applied, no_sync, whole
-from minilm.train.runtime import Runtime, seed_step
+from minilm.train.runtime import Runtime, is_out_of_memory, peak_memory_mb, seed_step
 
 TIDY_EVERY = 64  # steps
 FP16_STREAK = 50  # overflowing steps in a row that GradScaler may take to find its scale
@@ -22,6 +23,7 @@ class MicroBatch(Protocol):
 
     count: int  # targets
     size: int  # tokens that are not padding
+    tokens: Tokens
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Any: ...
 
@@ -41,6 +43,10 @@ class TrainingError(UserError):
         self.step = step
 
 
+class OutOfMemory(UserError):
+    """A step did not fit in memory, and nothing is changed by it."""
+
+
 def train_step(
     forward: nn.Module,
     loss: Loss,
@@ -56,15 +62,20 @@ def train_step(
     sum is divided by the targets of all micro-batches, so k micro-batches, or k processes, are one batch. If loss or
     gradient is not finite, nothing changes: the update is gated on the device, and nobody waits for the answer. The
     optimizers must honour `found_inf`, and `grad_scale`, which gradients are divided by, as Muon and torch's fused ones
-    do.
+    do. Raises OutOfMemory.
     """
     (count,) = runtime.ranks.total(sum(micro.count for micro in micro_batches))
     total = torch.zeros((), device=runtime.device)
     for number, micro in enumerate(micro_batches, start=1):
-        with no_sync(forward) if number < len(micro_batches) else nullcontext():
-            with runtime.autocast():
-                nats, _ = forward(loss, micro.to(runtime.device, non_blocking=True))
-            runtime.scaler.scale(nats / (max(1, count) / runtime.ranks.world)).backward()
+        try:
+            with no_sync(forward) if number < len(micro_batches) else nullcontext():
+                with runtime.autocast():
+                    nats, _ = forward(loss, micro.to(runtime.device, non_blocking=True))
+                runtime.scaler.scale(nats / (max(1, count) / runtime.ranks.world)).backward()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(_too_much(micro, runtime)) from error
         total += nats.detach()
     for optimizer in optimizers:
         runtime.scaler.unscale_(optimizer)
@@ -77,6 +88,12 @@ def train_step(
         optimizer.zero_grad(set_to_none=True)
     runtime.scaler.update()
     return total, norm, bad
+
+
+def _too_much(micro: MicroBatch, runtime: Runtime) -> str:
+    rows, length = micro.tokens.input_ids.shape
+    peak = f"{peak_memory_mb(runtime.device):,.0f} MB were in use at most"
+    return f"out of memory with {rows:,} rows of {length:,} tokens computed at once; {peak}"
 
 
 def not_finite(forward: Applied, loss: Loss, micro_batches: Iterable[MicroBatch], runtime: Runtime) -> str:
@@ -138,6 +155,10 @@ class Watch(Protocol):
     def tick(self, step: int) -> None: ...
 
 
+def _raised(step: int, error: OutOfMemory) -> NoReturn:
+    raise error
+
+
 def fit(
     forward: Applied,
     loss: Loss,
@@ -150,12 +171,14 @@ def fit(
     evaluate: Callable[[int], bool] = lambda step: False,
     save: Callable[[int], None] = lambda step: None,
     stop: Callable[[], bool] = lambda: False,
+    smaller: Callable[[int, OutOfMemory], Iterator[Sequence[MicroBatch]]] = _raised,
 ) -> int:
     """Train from step `start` to `plan.steps`; the step it got to, which is less if `stop` asked, in any process.
 
     `batches` are the micro-batches of step after step. `evaluate(step)`, which says whether to stop there, and
     `save(step)` are called after that many steps are done, `stop()` after each; where that asks, nothing is evaluated
-    any more. Raises TrainingError after a step that was not finite, which changed nothing: at once on a CPU, on a GPU
+    any more. `smaller(step, error)`: the micro-batches from there on, where one was too much for the memory, if not the
+    error. Raises TrainingError after a step that was not finite, which changed nothing: at once on a CPU, on a GPU
     as soon as the host hears of it, without waiting, while a few more steps are on their way.
     """
     forward.train()
@@ -164,9 +187,18 @@ def fit(
     for step in range(start, plan.steps):
         fraction = plan.schedule(step)
         set_learning_rate(optimizers, fraction)
-        micro_batches = next(batches)
-        seed_step(plan.seed, step, runtime.ranks.rank)
-        nats, norm, bad = train_step(parallel, loss, optimizers, micro_batches, runtime, plan.max_norm)
+        while True:
+            micro_batches = next(batches)
+            seed_step(plan.seed, step, runtime.ranks.rank)
+            try:
+                nats, norm, bad = train_step(parallel, loss, optimizers, micro_batches, runtime, plan.max_norm)
+                break
+            except OutOfMemory as error:
+                batches = smaller(step, error)
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)  # of the parts that did fit
+            if runtime.device.type == "cuda":
+                torch.cuda.empty_cache()  # whose pieces are of other sizes
         since.add(step, nats, bad, micro_batches)
         since.check_heard()
         if step % TIDY_EVERY == TIDY_EVERY - 1:

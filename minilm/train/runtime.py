@@ -166,6 +166,14 @@ def _keep_freed_memory() -> None:
         mallopt(trim_threshold, (1 << 31) - 1)
 
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether the device, or the machine, had no more memory to give."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+
+
 STOPPING = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 
 

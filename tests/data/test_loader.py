@@ -108,6 +108,24 @@ def test_a_step_in_parts_is_the_step_in_one(rows_of, tokenizer):
             assert sum(batch.count for batch in several) == one.count
 
 
+def test_smaller_parts_of_the_same_steps(rows_of):
+    """Halved until each is one row of the longest."""
+    rows = {16: rows_of(60, T=16), 32: rows_of(60, T=32)}
+    loader = Loader([Stretch(2, 16, 24, 24), Stretch(2, 32, 12, 12)], rows, CausalLM(), seed=1)
+    whole, sizes = [ids_of(loader.micro_batches(step)).tolist() for step in range(4)], []
+    while loader is not None:
+        sizes.append([[len(batch.tokens.input_ids) for batch in loader.micro_batches(step)] for step in (0, 2)])
+        assert [ids_of(loader.micro_batches(step)).tolist() for step in range(4)] == whole
+        last, loader = loader, loader.smaller()
+    assert sizes[0] == [[24], [12]]
+    assert sizes[1] == [[12] * 2, [6] * 2]
+    assert sizes[2] == [[6] * 4, [3] * 4]
+    assert sizes[3] == [[3] * 8, [1] * 12]
+    assert sizes[4] == [[2] * 12, [1] * 12]
+    assert len(sizes) == 5
+    assert last.at_once == 32
+
+
 @pytest.mark.parametrize("packing", ["stream", "documents"])
 @pytest.mark.parametrize("after", [1, 3, 7])
 def test_going_on_from_a_step_is_going_on(rows_of, packing, after):

@@ -42,7 +42,7 @@ TUNING = {
     "labels in bf16": "--train labels.csv --precision bf16 --class-weights balanced --layer-decay 0.8",
     "early stop": "--train labels.csv --steps 40 --evaluate-every 3 --patience 4 --lr 1e-9",
     "lora": "--train labels.csv --lora-rank 2",
-    "pairs of texts": "--train pairs.csv --task similarity --batch-size 8",
+    "pairs of texts": "--train pairs.csv --task similarity --pair-column 2 --batch-size 8",
     "questions": "--train questions.jsonl --task span --length 24 --batch-size 6",
     "several seeds": "--train labels.csv --steps 6 --seeds 2",
     "folds": "--train labels.csv --steps 6 --kfold 2",

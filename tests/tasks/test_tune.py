@@ -20,7 +20,7 @@ from minilm.tasks.task import outputs_of
 from minilm.tasks.tune import ExampleBatches, Tuning, tune
 from minilm.train.cheap import cheapen
 from minilm.train.log import read_metrics
-from minilm.train.loop import TrainingError
+from minilm.train.loop import OutOfMemory, TrainingError
 
 QUICK = Tuning(epochs=6, batch_size=8, lr=3e-3, length=24, patience=100)
 
@@ -177,6 +177,41 @@ def test_packing_changes_nothing(go, directory, reviews):
         optimizer.zero_grad()
     own = model.state_dict()
     assert max((own[name] - other).abs().max().item() for name, other in weights(tuned).items()) < 1e-5
+
+
+def test_what_does_not_fit_is_computed_in_parts(go, monkeypatch, capsys):
+    """To the bits of a run that was asked for these parts."""
+    sizes, plain = [], Classification.loss
+
+    def full_above(self, model, batch):
+        sizes.append(len(batch.target))
+        if len(batch.target) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return plain(self, model, batch)
+
+    monkeypatch.setattr(Classification, "loss", full_above)
+    with pytest.raises(OutOfMemory, match=r"step 1: out of memory with \d+ rows of \d+ .*--auto-batch goes on"):
+        go()
+    found = go(auto_batch=True)
+    assert capsys.readouterr().err.count("from here on at most half") == sizes[1:].index(
+        next(n for n in sizes if n < 4)
+    )
+    assert max(sizes[-20:]) <= 3
+    monkeypatch.setattr(Classification, "loss", plain)
+    within = []
+
+    def in_parts(self, step, micro_batches=ExampleBatches.micro_batches):
+        fewer = self
+        while max(len(each.target) for each in micro_batches(fewer, 0)) > 3:
+            fewer = fewer.smaller()
+        within.append(fewer.tuning.tokens_at_once)
+        return micro_batches(fewer, step)
+
+    monkeypatch.setattr(ExampleBatches, "micro_batches", in_parts)
+    assert same(weights(found), weights(go("parts")))
+    assert len({*within}) == 1
+    monkeypatch.undo()
+    assert not same(weights(found), weights(go("whole")))
 
 
 def test_each_setting_does_something(go, directory):
