@@ -26,7 +26,7 @@ from minilm.errors import ConfigError, DataError
 from minilm.metrics.scores import check_installed
 from minilm.tasks.task import Features, Predictions, Task, TaskBatch, TaskScore, batch_of, outputs_of
 from minilm.train.cheap import as_before, cheapen
-from minilm.train.job import Job, begin, finish, runtime_of, train
+from minilm.train.job import Job, begin, finish, runtime_of, train, worth
 from minilm.train.log import say
 from minilm.train.loop import Optimizers, Plan
 from minilm.train.lora import adapt, merge, merged_state
@@ -251,7 +251,7 @@ def tune(
         predictions = Predictions(outputs, dev_features, dev)
         fitted = task.fitted(predictions)
         score = TaskScore(loss, fitted.score(predictions))
-        if not best or _worth(score) >= _worth(best[0][1]):
+        if not best or worth(score) >= worth(best[0][1]):
             best[:] = [(fitted, score)]
         return score
 
@@ -313,11 +313,6 @@ def tune(
     if log.signal is not None:  # which is not for this run alone
         signal.raise_signal(log.signal)
     return Tuned(model, tokenizer, fitted, runtime, length, result)
-
-
-def _worth(score: TaskScore) -> tuple[float, ...]:
-    """As a job orders its evaluations."""
-    return tuple(each if math.isfinite(each) else -math.inf for each in (score.value, -score.loss))
 
 
 def length_of(tuning: Tuning, model: PreTrainedModel, tokenizer: BertTokenizer) -> int:

@@ -179,7 +179,7 @@ def train(job: Job, plan: Plan) -> Log:
             except Stopped:
                 return True
             log.evaluation(step, score)
-            history.append(Evaluation(step, _finite(score.value), _finite(-score.loss)))
+            history.append(Evaluation(step, *worth(score)))
         return _is_enough(history, job.patience)
 
     def stop() -> bool:
@@ -299,6 +299,11 @@ def _is_enough(history: list[Evaluation], patience: int | None) -> bool:
         return False
     kinds = ([each.value for each in history], [each.gain for each in history])
     return min(len(numbers) - 1 - numbers.index(max(numbers)) for numbers in kinds) >= patience
+
+
+def worth(score: Judged) -> tuple[float, float]:
+    """(value, gain) of an `Evaluation`; of two models the better one's is larger, as `_best` has it."""
+    return _finite(score.value), _finite(-score.loss)
 
 
 def _finite(value: float) -> float:
