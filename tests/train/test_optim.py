@@ -211,12 +211,13 @@ def test_gradients_are_divided_by_the_scale(dtype):
     assert not torch.equal(first, run(start, fourth, scaled(1.0))[0])  # Muon's step does not scale, its momentum does
 
 
-def test_averages_of_rows_long_unread_become_0_and_no_weight_changes():
+@pytest.mark.parametrize("eps", [1e-6, 1e-12])
+def test_averages_of_rows_long_unread_become_0_and_no_weight_changes(eps):
     """Denormal numbers else, by which time nothing of them can be told from 0."""
     ends = []
     for tidy in (False, True):
         table = nn.Parameter(matrix((6, 8), 0, torch.float32))
-        optimizer = torch.optim.AdamW([table], lr=1e-3, eps=1e-6, fused=True)
+        optimizer = torch.optim.AdamW([table], lr=1e-3, eps=eps, fused=True)
         for step in range(1024):
             table.grad = torch.zeros_like(table)
             table.grad[: 6 if step == 0 else 3] = matrix((6 if step == 0 else 3, 8), step, torch.float32)
@@ -233,6 +234,9 @@ def test_averages_of_rows_long_unread_become_0_and_no_weight_changes():
     assert state["exp_avg_sq"].all()
     assert not state["exp_avg"][3:].any()
     assert torch.equal(without, with_it)
+    state["exp_avg_sq"][:2] = torch.tensor([[9e-37], [2e-36]])
+    forget_tiny([optimizer])
+    assert state["exp_avg_sq"][:2].any(dim=1).tolist() == [False, True]
 
 
 def test_muon_leaves_parameters_without_gradient_alone():
