@@ -118,7 +118,8 @@ class Args:
     lora_alpha: float = 16.0
     """What they add is alpha / rank times their product."""
     auto_batch: bool = False
-    """Compute a step that does not fit in memory in smaller parts, to the same end but for rounding."""
+    """Halve what is computed at once where it does not fit in memory: steps of the same examples; dropout draws other
+    masks."""
     gradient_checkpointing: bool = False
     """Compute every layer again in the backward pass instead of keeping it: less memory, a third more time."""
     seed: int = 0

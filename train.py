@@ -125,7 +125,8 @@ class Args:
     accumulation: int | None = None
     """So many --batch-size rows make a step, in all processes together."""
     auto_batch: bool = False
-    """Halve what is computed at once where it does not fit in memory: the steps stay equal, but for rounding."""
+    """In one process, halve what is computed at once where it does not fit in memory: steps of the same rows and, but
+    for rounding, the same gradient; dropout draws other masks."""
     batch_warmup_frac: float | None = None
     """Fraction of the steps over which the rows of a step double from --batch-size up."""
     mask_rate: float | None = None
@@ -271,6 +272,8 @@ def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretraine
     if recipe.pairs and recipe.architecture != "bert":
         raise ConfigError(f"--pairs {recipe.pairs}: only a BERT has a head for them; choose --recipe bert-mini")
     check_divisible(recipe.stretches(NOMINAL_STEPS), Ranks.join().world)
+    if args.auto_batch and Ranks.join().world > 1:
+        raise ConfigError("--auto-batch: in one process; leave it out, and lower --batch-size instead")
     return recipe
 
 
@@ -354,7 +357,7 @@ def pretrain(
             return Loader(recipe.stretches(steps), rows, to_learn, args.seed, ranks.rank, ranks.world, pinned)
 
         step_s: dict[Kind, float] = {}
-        timed = loader(NOMINAL_STEPS)
+        timed, within = loader(NOMINAL_STEPS), None
         needed = args.dry_run or not (run or recipe.steps or args.epochs)
         if needed:
             say("timing a step")
@@ -371,7 +374,7 @@ def pretrain(
                     on_copy=not args.dry_run,
                 )
             except OutOfMemory as error:
-                timed = with_less(timed, error, args.auto_batch, ranks)
+                timed, within = with_less(timed, error, args.auto_batch, ranks)
         steps = run.steps if run else steps_of_budget(args, recipe, longest, step_s)
         own_held_out = shared(held_out, ranks.rank, ranks.world)
         job = Job(
@@ -379,7 +382,7 @@ def pretrain(
             forward,
             language_model_loss,
             optimizers,
-            loader(steps).within(timed.at_once),
+            loader(steps),
             runtime,
             store,
             evaluate=lambda: evaluate(forward, language_model_score, own_held_out, runtime),
@@ -391,6 +394,7 @@ def pretrain(
             evaluate_first=pretrained is not None,
             unsaved=args.on_save_error == "go-on",
             auto_batch=args.auto_batch,
+            within=within,
             until=cli.time_up(args.time_limit),
         )
         plan = plan_of(args, recipe, steps)

@@ -113,7 +113,7 @@ def settings(args: Args) -> dict[str, Any]:
     """What both sides share, as a line of the results has it."""
     labelled = labelled_set(args)
     shared = {name: getattr(labelled, name) for name in CHOSEN}
-    shared |= {"steps_asked": args.steps, "precision": args.precision}
+    shared |= {"steps_asked": args.steps, "precision": args.precision, "timed": "training, dev, save"}
     return {"set": args.set, "weights": weights_of(args.model)} | shared
 
 

@@ -19,6 +19,7 @@ import tyro
 
 from minilm.errors import ConfigError, UserError, did_you_mean
 from minilm.files import finite, write_whole
+from minilm.train.loop import OutOfMemory
 from minilm.train.ranks import have_met, is_first, leave, lost_contact
 from minilm.train.runtime import exit_status, is_out_of_memory
 
@@ -69,7 +70,8 @@ def run(
     try:
         status = main(parse(args_type, sys.argv[1:] if argv is None else argv, prog))
     except UserError as error:
-        status = _fail(str(error)) if is_first() or not have_met() else 2  # those that have met all raise it
+        alone = isinstance(error, OutOfMemory) or not have_met()  # others that have met all raise it
+        status = _fail(str(error)) if is_first() or alone else 2
     except BrokenPipeError:  # nobody reads what is printed, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
         status = 128 + signal.SIGPIPE

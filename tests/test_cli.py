@@ -14,6 +14,7 @@ import torch
 
 from minilm import cli
 from minilm.errors import ConfigError, DataError
+from minilm.train.loop import OutOfMemory
 
 LONG = "a_directory/" * 20 + "text.txt"
 
@@ -163,6 +164,16 @@ def test_of_several_processes_the_first_says_what_all_raise(go, monkeypatch):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", "2")
         assert go("--resume", main=main) == (2, "", said)
+
+
+def test_too_little_memory_is_said_by_the_process_that_has_it(go, monkeypatch):
+    def main(args):
+        raise OutOfMemory(1, "too little")
+
+    monkeypatch.setattr(cli, "have_met", lambda: True)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert go("--resume", main=main) == (2, "", "error: too little\n")
 
 
 STATUS = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 0}

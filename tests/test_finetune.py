@@ -12,6 +12,7 @@ from transformers import pipeline
 
 import minilm
 from minilm import cli
+from minilm.tasks.classification import Classification
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,23 @@ def test_a_pickle_is_read_where_that_is_allowed(go):
     assert (status, "--allow-pickle" in err, Path("no.csv").exists()) == (2, True, False)
     assert go(*predict, "again.csv", "--allow-pickle")[0] == 0
     assert Path("again.csv").read_bytes() == Path("said.csv").read_bytes()
+
+
+def test_what_does_not_fit_is_computed_in_parts(go, monkeypatch):
+    plain = Classification.loss
+
+    def full_above(self, model, batch):
+        if batch.count > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return plain(self, model, batch)
+
+    monkeypatch.setattr(Classification, "loss", full_above)
+    flags = ("--train", "train.csv", "--steps", "2", "--out", "out")
+    status, _, err = go("finetune", *flags)
+    assert (status, "with --auto-batch it goes on in smaller parts" in err.splitlines()[-1]) == (2, True)
+    status, _, err = go("finetune", *flags, "--auto-batch")
+    assert status == 0, err
+    assert "from here on in parts of at most" in err
 
 
 def test_the_positive_label_and_a_new_head(go):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from minilm import cli
 from minilm.checkpoint.model import read_model
 from minilm.checkpoint.store import Store
+from minilm.errors import ConfigError
 from minilm.recipes import RECIPES, Recipe
 from minilm.train.log import read_metrics
 
@@ -394,60 +395,78 @@ def test_what_is_shown_is_the_model_without_dropout(go, train, tmp_path, monkeyp
 
 
 FULL = {
-    "GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has less.\nMuch more."),
-    "CPU": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
-    "Python": MemoryError(),
+    "GPU": (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has less.\nMuch more."),
+    "CPU": (RuntimeError, "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
+    "Python": (MemoryError, ""),
 }
 
 
-@pytest.mark.parametrize("error", FULL.values(), ids=FULL)
-def test_a_full_memory_is_one_line(go, train, monkeypatch, error):
+@pytest.mark.parametrize(("kind", "said"), FULL.values(), ids=FULL)
+def test_a_full_memory_is_one_line(go, train, monkeypatch, kind, said):
     def full(model, batch):
-        raise error
+        raise kind(said)
 
     monkeypatch.setattr(train, "language_model_loss", full)
     status, _, err = go("--steps", 2)
     assert status == 2
     found = re.fullmatch(
-        r"error: step 1: out of memory with 4 rows of 32 tokens computed at once; ([\d,]+) MB were in use at most; "
-        r"the same command with --auto-batch goes on in smaller parts",
+        r"error: step 1: out of memory with 4 rows of 32 tokens at once; ([\d,]+) MB were in use at most; "
+        r"with --auto-batch it goes on in smaller parts",
         err.splitlines()[-1],
     )
     assert 100 < int(found[1].replace(",", "")) < 100_000
     status, _, err = go("--steps", 2, "--auto-batch")
     assert status == 2
     assert "with 1 rows of 32 tokens" in err.splitlines()[-1]
-    assert err.splitlines()[-1].endswith("and there is nothing smaller; in another --out, lower --length")
+    assert err.splitlines()[-1].endswith("and there is nothing smaller; lower --length")
 
 
 @pytest.mark.parametrize("budget", [("--steps", 6), ("--minutes", 0.01)], ids=["steps", "minutes"])
 def test_what_does_not_fit_is_computed_in_parts(go, train, monkeypatch, tmp_path, budget):
-    """To the bits of a run that was asked for these parts; also from its third step on, and while a step is timed."""
-    plain, asked = train.language_model_loss, []
+    """From its fourth step on, or while a step is timed: to the bits of a run in these parts, dropout's draws among
+    them; and so does what goes on from there, though all would fit."""
+    plain, asked, saved = train.language_model_loss, [], 4 if budget[0] == "--steps" else 1
 
     def full_above(model, batch):
         rows = len(batch.tokens.input_ids)
         asked.append(rows)
+        found = plain(model, batch)
         if rows > 2 and (budget[0] == "--minutes" or len(asked) > 3):
-            plain(model, batch)[0].backward()  # something is left of it
-            raise FULL["GPU"]
-        return plain(model, batch)
+            found[0].backward()  # something is left of it, and drawn
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return found
 
     monkeypatch.setattr(train, "language_model_loss", full_above)
-    status, _, err = go("--batch-size", 8, *budget, "--auto-batch")
+    monkeypatch.setattr(Store, "prune", lambda self, keep, spared=None: None)
+    flags = ("--recipe", "bert-mini", "--batch-size", 8, *budget, "--save-every", saved, "--auto-batch")
+    status, _, err = go(*flags)
     assert status == 0, err
     assert err.count("out of memory with 8 rows of 32") == err.count("out of memory with 4 rows of 32") == 1
-    assert "from here on at most half of it is" in err
+    assert "from here on in parts of at most 64 tokens, or of a row" in err
+    half = half_of(tmp_path / "run", saved)
+    monkeypatch.setattr(train, "language_model_loss", plain)
+    assert go(*flags, "--out", "half")[0] == 0
+    assert same_weights(tmp_path / "run", half)
     if budget[0] == "--steps":
         assert asked[:10] == [8, 8, 8, 8, 4, 2, 2, 2, 2, 2]
 
         def in_parts(self, step, micro_batches=train.Loader.micro_batches):
             return micro_batches(self if step < 3 else self.within(64), step)
 
-        monkeypatch.setattr(train, "language_model_loss", plain)
         monkeypatch.setattr(train.Loader, "micro_batches", in_parts)
-        assert go("--batch-size", 8, *budget, "--out", "other")[0] == 0
+        assert go(*flags, "--out", "other")[0] == 0
         assert same_weights(tmp_path / "run", tmp_path / "other")
+
+
+def test_several_processes_cannot_change_their_parts(go, train, monkeypatch):
+    assert go("--steps", 2, "--auto-batch", "--dry-run")[0] == 0
+    monkeypatch.setattr(train.Ranks, "join", lambda: train.Ranks(0, 2, 0))
+    with pytest.raises(ConfigError, match="--auto-batch: in one process; leave it out"):
+        train.effective_recipe(train.Args(auto_batch=True), "mlm", None)
+    error = train.OutOfMemory(256, "out of memory with 8 rows")
+    said = "step 3: out of memory with 8 rows in process 1; in another --out, lower --batch-size"
+    with pytest.raises(train.OutOfMemory, match=said):
+        train.with_less(None, error, True, train.Ranks(1, 2, 1), 2)
 
 
 def test_a_checkpoint_of_another_run_is_refused(go, tmp_path):

@@ -82,7 +82,10 @@ def with_same_labels(found: list[Judged]) -> list[Judged]:
         return found
     labels = tuple(sorted({*chain.from_iterable(own.task.labels for own in found)}))
     if isinstance(task, Classification) and len(labels) == 2:
-        task = replace(task, positive=task.labels[task.positive_number])
+        asked = sorted({own.task.positive for own in found} - {None})
+        if len(asked) > 1:
+            raise ConfigError(f"--positive-label: the models were tuned for {' and '.join(asked)}; name one")
+        task = replace(task, positive=asked[0] if asked else task.labels[task.positive_number])
     task = replace(task, labels=labels)
     return [
         replace(

@@ -39,7 +39,7 @@ class OfLabelled(OfModel):
     header: bool | None = None
     """Whether a csv's first row names its columns; as it looks, if not given."""
     positive_label: str | None = None
-    """Of two, whose f1, precision and recall are told; the second by its name, if not given."""
+    """Of two, whose f1, precision and recall are told; that of training, or the second by its name, if not given."""
 
 
 def read_labelled(args: OfLabelled, file: Path, name: TaskName, like: Data | None = None) -> Labelled:

@@ -79,24 +79,14 @@ class Loader:
         """The loader of another run over the same rows."""
         return Loader(stretches, self.rows, self.objective, self.seed, self.rank, self.world, self.pin_memory)
 
-    @property
-    def at_once(self) -> int:
-        """Tokens of the largest micro-batch, padding included."""
-        return max(each.rows // self.world // _parts(each, self.world) * each.length for each in self.stretches)
-
-    def smaller(self) -> "Loader | None":
-        """The same steps, in micro-batches half as large, or of one row; None where they all are."""
-        longest = max(each.length for each in self.stretches)
-        return None if self.at_once <= longest else self.within(max(longest, self.at_once // 2))
-
     def within(self, tokens: int) -> "Loader":
-        """The same steps, in micro-batches of at most so many tokens, which no row may have more of."""
-        return self.with_stretches(
-            [
-                replace(each, batch_size=_divisor(each.rows // self.world, min(each.batch_size, tokens // each.length)))
-                for each in self.stretches
-            ]
-        )
+        """The same steps, in micro-batches of at most so many tokens, padding included, or of one row."""
+
+        def smaller(each: Stretch) -> Stretch:
+            most = max(1, min(each.batch_size, tokens // each.length))
+            return replace(each, batch_size=_divisor(each.rows // self.world, most))
+
+        return self.with_stretches([*map(smaller, self.stretches)])
 
     def at(self, step: int) -> tuple[Stretch, int]:
         """The stretch that a step (from 0) belongs to, and the number of its first row in the run of its length. What

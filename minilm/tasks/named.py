@@ -27,7 +27,7 @@ from minilm.dropin.models import (
 from minilm.errors import CheckpointError, ConfigError, DataError, some
 from minilm.metrics.scores import scheme_of
 from minilm.tasks.choice import MultipleChoice
-from minilm.tasks.classification import Classification, MultiLabel
+from minilm.tasks.classification import POSITIVE, Classification, MultiLabel
 from minilm.tasks.regression import Regression
 from minilm.tasks.similarity import Similarity
 from minilm.tasks.span import Span
@@ -193,7 +193,7 @@ def model_for(task: Task, directory: Path, seed: int = 0, new_head: bool = False
             task = replace(task, labels=own)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config.update(task.config())
+        config.update(({POSITIVE: None} if hasattr(config, POSITIVE) else {}) | task.config())
         model = made.from_pretrained(directory, config=config, dtype=torch.float32, ignore_mismatched_sizes=new_head)
         if new_head:
             model.untrained = tuple(name for name, part in model.named_children() if part is not model.base_model)

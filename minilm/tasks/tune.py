@@ -122,7 +122,12 @@ class ExampleBatches:
     def micro_batches(self, step: int) -> list[TaskBatch]:
         """A pure function."""
         _, units = self.order(step)
-        parts = np.array_split(units, math.ceil(int(self.size_of[units].sum()) / self.tuning.tokens_at_once))
+        most = self.tuning.tokens_at_once
+        fewest = min(len(units), math.ceil(int(self.size_of[units].sum()) / most))
+        for count in range(fewest, len(units) + 1):
+            parts = np.array_split(units, count)
+            if all(len(part) < 2 or self.size_of[part].sum() <= most for part in parts):
+                break
         rows = [self.features.of_units(part) for part in parts if len(part)]
         made = [batch_of(self.features, part, self.row_length)[0] for part in rows]
         return [each.pin_memory() for each in made] if self.pinned else made
@@ -131,12 +136,9 @@ class ExampleBatches:
         """Endless."""
         return made_ahead(self.micro_batches, step)
 
-    def smaller(self) -> "ExampleBatches | None":
-        """The same steps, in micro-batches about half as large; None where each is one unit of features."""
-        largest = min(self.tuning.tokens_at_once, int(np.sort(self.size_of)[-self.tuning.batch_size :].sum()))
-        if largest <= self.size_of.min():
-            return None
-        fewer = replace(self.tuning, tokens_at_once=max(1, largest // 2))
+    def within(self, tokens: int) -> "ExampleBatches":
+        """The same steps, in micro-batches of at most so many tokens, or of one unit of features."""
+        fewer = replace(self.tuning, tokens_at_once=max(1, min(tokens, self.tuning.tokens_at_once)))
         return ExampleBatches(self.features, fewer, self.row_length, self.pinned)
 
 

@@ -1,5 +1,6 @@
 """Parts of a model that cost little on a CPU, and what training makes of them: dropout and the table of words."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class CheapEmbedding(nn.Embedding):
     """
 
     kept: Tensor | None = None  # the gradient
-    written: list[Tensor]  # the ids of its rows that are not zero
+    written: Sequence[Tensor] = ()  # the ids of its rows that may not be zero
 
     def forward(self, ids: Tensor) -> Tensor:
         if ids.device.type != "cpu" or not (torch.is_grad_enabled() and self.weight.requires_grad):
@@ -44,17 +45,17 @@ class CheapEmbedding(nn.Embedding):
 
     def add_gradient(self, ids: Tensor, gradient: Tensor) -> None:
         """ids (n,), gradient (n, D)."""
-        if self.weight.grad is None:  # a new step
-            if self.kept is not None:
-                self.kept[torch.cat(self.written)] = 0
-            else:
-                self.kept = torch.zeros_like(self.weight)
-            self.written, self.weight.grad = [], self.kept
         if self.padding_idx is not None:
             is_read = ids != self.padding_idx
             ids, gradient = ids[is_read], gradient[is_read]
+        if self.weight.grad is None:  # a new step
+            if self.kept is None:
+                self.kept = torch.zeros_like(self.weight)
+            for before in self.written:
+                self.kept[before] = 0
+            self.written, self.weight.grad = (), self.kept
+        self.written = (*self.written, ids)  # first, for what follows may find no memory half-way
         self.weight.grad.index_add_(0, ids, gradient)
-        self.written.append(ids)
 
 
 class _Rows(torch.autograd.Function):

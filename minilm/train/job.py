@@ -62,8 +62,11 @@ class Batches(Protocol):
     def epochs(self) -> float:
         """How often the run sees each row."""
 
-    def smaller(self) -> "Batches | None":
-        """The same steps, with less computed at once; None where that cannot be."""
+    def micro_batches(self, step: int) -> Sequence[MicroBatch]:
+        """Of one step."""
+
+    def within(self, tokens: int) -> "Batches":
+        """The same steps, in micro-batches of at most so many tokens, as far as that can be."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Job:
     patience: int | None = None  # evaluations, none better and none of a lower loss, that end the run; best model kept
     unsaved: bool = False  # whether it goes on where a checkpoint cannot be written
     auto_batch: bool = False  # whether what does not fit in memory is computed in smaller parts
+    within: int | None = None  # tokens of a part, where it is known already that more do not fit
     until: float | None = None  # of time.monotonic(): saves and ends after the step that goes on till then
 
     @property
@@ -160,7 +164,8 @@ def train(job: Job, plan: Plan) -> Log:
     """
     ranks, signals = job.runtime.ranks, StopSignals()
     checkpoint = ranks.from_first(lambda: job.store.latest(say))
-    start, log, history = ranks.agreed(lambda: _restore(job, plan, checkpoint))
+    start, log, history, within = ranks.agreed(lambda: _restore(job, plan, checkpoint))
+    batches = job.loader if within is None else job.loader.within(within)
     size = sum(p.numel() * p.element_size() for p in job.model.state_dict().values()) + state_bytes(job.optimizers)
     if start < plan.steps and not job.unsaved:
         steps, every = plan.steps - start, plan.save_every
@@ -192,7 +197,8 @@ def train(job: Job, plan: Plan) -> Log:
             def write(directory: Path) -> None:
                 job.write_model(directory, weights)
                 state = {"job": job.fingerprint(), "step": step, "spent": asdict(log.spent), "history": history}
-                write_training(directory, tensors, state | {"scaler": job.runtime.scaler.state_dict()})
+                state |= {"scaler": job.runtime.scaler.state_dict(), "within": within}
+                write_training(directory, tensors, state)
 
             spared = _best(history) if history and job.patience else None
             try:
@@ -202,12 +208,10 @@ def train(job: Job, plan: Plan) -> Log:
                     raise
                 say(f"step {step:,} is not saved, and the run goes on: {error}")
 
-    at_once = job.loader
-
     def smaller(step: int, error: OutOfMemory) -> Iterator[Sequence[MicroBatch]]:
-        nonlocal at_once
-        at_once = with_less(at_once, error, job.auto_batch, ranks, step)
-        return at_once.steps_from(step)
+        nonlocal batches, within
+        batches, within = with_less(batches, error, job.auto_batch, ranks, step)
+        return batches.steps_from(step)
 
     forget_peak_memory(job.runtime.device)
     with signals:
@@ -221,7 +225,7 @@ def train(job: Job, plan: Plan) -> Log:
                     job.forward,
                     job.loss,
                     job.optimizers,
-                    job.loader.steps_from(start),
+                    batches.steps_from(start),
                     job.runtime,
                     plan,
                     watch=log,
@@ -233,7 +237,9 @@ def train(job: Job, plan: Plan) -> Log:
                 )
             )
         except TrainingError as error:
-            raise TrainingError(error.step, f"{error} ({_about_bad(job, plan, error.step)})") from error
+            raise TrainingError(
+                error.step, f"{error} ({_about_bad(replace(job, loader=batches), plan, error.step)})"
+            ) from error
         finally:
             log.close()
     if owes(done) or (done < plan.steps and not _is_enough(history, job.patience)):
@@ -253,18 +259,23 @@ def train(job: Job, plan: Plan) -> Log:
     return log
 
 
-def with_less(batches: Batches, error: OutOfMemory, auto_batch: bool, ranks: Ranks, step: int = 0) -> Batches:
-    """The batches with less computed at once; which is said. Raises OutOfMemory where that cannot be, or is not asked
-    for; and in one of several processes, for the others would wait."""
-    what = f"step {step + 1}: {error}"
+def with_less(
+    batches: Batches, error: OutOfMemory, auto_batch: bool, ranks: Ranks, step: int = 0
+) -> tuple[Batches, int]:
+    """The batches in parts half as large as what was too much in a step, and how many tokens these may have; which is
+    said. Raises OutOfMemory where that cannot be, or is not asked for; and in one of several processes, for the others
+    would wait."""
+    what, within = f"step {step + 1}: {error}", error.tokens // 2
     if ranks.world > 1:
-        raise OutOfMemory(f"{what}; in another --out, lower --batch-size and raise --accumulation as much") from error
+        advice = f"in process {ranks.rank}; in another --out, lower --batch-size and raise --accumulation as much"
+        raise OutOfMemory(error.tokens, f"{what} {advice}") from error
     if not auto_batch:
-        raise OutOfMemory(f"{what}; the same command with --auto-batch goes on in smaller parts") from error
-    if (fewer := batches.smaller()) is None:
-        raise OutOfMemory(f"{what}, and there is nothing smaller; in another --out, lower --length") from error
-    say(f"{what}; from here on at most half of it is")
-    return fewer
+        raise OutOfMemory(error.tokens, f"{what}; with --auto-batch it goes on in smaller parts") from error
+    fewer = batches.within(within)
+    if max(micro.tokens.input_ids.numel() for micro in fewer.micro_batches(step)) >= error.tokens:
+        raise OutOfMemory(error.tokens, f"{what}, and there is nothing smaller; lower --length") from error
+    say(f"{what}; from here on in parts of at most {within:,} tokens, or of a row")
+    return fewer, within
 
 
 def _about_bad(job: Job, plan: Plan, step: int) -> str:
@@ -316,10 +327,10 @@ def _load(job: Job, checkpoint: Path) -> None:
     job.model.load_state_dict({name: split(weights[name].to(like.device), like) for name, like in own.items()})
 
 
-def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log, list[Evaluation]]:
-    """The step to go on from, with everything as it was then, the log of the run so far, and what each evaluation was
-    worth."""
-    start, spent, history = 0, Spent(), []
+def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log, list[Evaluation], int | None]:
+    """The step to go on from, with everything as it was then, the log of the run so far, what each evaluation was
+    worth, and the tokens of a part where more did not fit."""
+    start, spent, history, within = 0, Spent(), [], job.within
     if checkpoint:
         tensors, state = read_training(checkpoint, job.model)
         if state.get("job") != job.fingerprint():
@@ -330,6 +341,7 @@ def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log, l
             start, spent = int(state["step"]), Spent(**state["spent"])
             history = [Evaluation(int(step), *map(float, rest)) for step, *rest in state.get("history", [])]
             job.runtime.scaler.load_state_dict(state["scaler"])
+            within = None if state.get("within") is None else int(state["within"])
         except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"{checkpoint}: its training state is damaged ({error}); move it away") from error
         if not 0 < start <= plan.steps or checkpoint.name != f"step-{start:06d}":
@@ -341,4 +353,4 @@ def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log, l
     meter = EnergyMeter(job.runtime.device) if job.runtime.ranks.world == 1 else None
     file = job.store.out / "metrics.jsonl"
     evaluated = history[-1].step if history else -1
-    return start, Log(file, plan.steps, start, peak_lr, spent, job.unigram, meter, evaluated), history
+    return start, Log(file, plan.steps, start, peak_lr, spent, job.unigram, meter, evaluated), history, within

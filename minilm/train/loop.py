@@ -44,7 +44,12 @@ class TrainingError(UserError):
 
 
 class OutOfMemory(UserError):
-    """A step did not fit in memory, and nothing is changed by it."""
+    """A step did not fit in memory, and nothing is changed by it. `tokens` of a micro-batch were too many, padding
+    included."""
+
+    def __init__(self, tokens: int, message: str) -> None:
+        super().__init__(message)
+        self.tokens = tokens
 
 
 def train_step(
@@ -75,7 +80,7 @@ def train_step(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise OutOfMemory(_too_much(micro, runtime)) from error
+            raise _too_much(micro, runtime) from error
         total += nats.detach()
     for optimizer in optimizers:
         runtime.scaler.unscale_(optimizer)
@@ -90,10 +95,10 @@ def train_step(
     return total, norm, bad
 
 
-def _too_much(micro: MicroBatch, runtime: Runtime) -> str:
+def _too_much(micro: MicroBatch, runtime: Runtime) -> OutOfMemory:
     rows, length = micro.tokens.input_ids.shape
     peak = f"{peak_memory_mb(runtime.device):,.0f} MB were in use at most"
-    return f"out of memory with {rows:,} rows of {length:,} tokens computed at once; {peak}"
+    return OutOfMemory(rows * length, f"out of memory with {rows:,} rows of {length:,} tokens at once; {peak}")
 
 
 def not_finite(forward: Applied, loss: Loss, micro_batches: Iterable[MicroBatch], runtime: Runtime) -> str:

@@ -189,7 +189,7 @@ class Muon(torch.optim.Optimizer):
             buffers = [part(self.state[p]["momentum"]) for p in params]
             grads = [part(p.grad) for p in params]
             if scale is not None:
-                grads = torch._foreach_div(grads, scale)
+                torch._foreach_div_(grads, scale)
             finite = grads if found_inf is None else [grad.nan_to_num(0.0, 0.0, 0.0) for grad in grads]
             pace = torch.as_tensor((1 - group["momentum"]) * keep, device=buffers[0].device)
             for buffer, grad in zip(buffers, finite, strict=True):

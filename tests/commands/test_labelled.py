@@ -224,6 +224,26 @@ def test_compare(go):
     assert "tuned.csv against other" in out
 
 
+def test_compared_are_the_scores_of_the_label_that_a_model_was_tuned_for(go, home, tmp_path):
+    """Whichever stands first; of two that were tuned for other labels one must be named."""
+    for name in ("bad", "good"):
+        shutil.copytree(home / "tuned", tmp_path / name, ignore=shutil.ignore_patterns("MANIFEST.json"))
+        config = tmp_path / name / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"positive_label": name}))
+    bad, good = (str(tmp_path / name) for name in ("bad", "good"))
+    f1 = {}
+    for name, systems in {"bad": (bad, "other"), "other": ("other", bad), "good": ("other", good)}.items():
+        found = told(go, "compare", *systems, "--data", "test.csv")["comparisons"][0]["metrics"]["f1"]
+        f1[name] = {found["a"], found["b"]}
+    assert f1["bad"] == f1["other"] != f1["good"]
+    status, _, err = go("compare", bad, good, "--data", "test.csv")
+    assert (status, err.splitlines()[-1]) == (
+        2,
+        "error: --positive-label: the models were tuned for bad and good; name one",
+    )
+    assert go("compare", bad, good, "--data", "test.csv", "--positive-label", "bad")[0] == 0
+
+
 SCORE, TEST = ("score", "--model", "tuned"), ("--data", "test.csv")
 REFUSED = [
     (("score", *TEST), "--model, --predictions: give one of them"),

@@ -109,21 +109,22 @@ def test_a_step_in_parts_is_the_step_in_one(rows_of, tokenizer):
 
 
 def test_smaller_parts_of_the_same_steps(rows_of):
-    """Halved until each is one row of the longest."""
+    """To one row, where that is longer."""
     rows = {16: rows_of(60, T=16), 32: rows_of(60, T=32)}
     loader = Loader([Stretch(2, 16, 24, 24), Stretch(2, 32, 12, 12)], rows, CausalLM(), seed=1)
-    whole, sizes = [ids_of(loader.micro_batches(step)).tolist() for step in range(4)], []
-    while loader is not None:
-        sizes.append([[len(batch.tokens.input_ids) for batch in loader.micro_batches(step)] for step in (0, 2)])
-        assert [ids_of(loader.micro_batches(step)).tolist() for step in range(4)] == whole
-        last, loader = loader, loader.smaller()
-    assert sizes[0] == [[24], [12]]
-    assert sizes[1] == [[12] * 2, [6] * 2]
-    assert sizes[2] == [[6] * 4, [3] * 4]
-    assert sizes[3] == [[3] * 8, [1] * 12]
-    assert sizes[4] == [[2] * 12, [1] * 12]
-    assert len(sizes) == 5
-    assert last.at_once == 32
+    whole = [ids_of(loader.micro_batches(step)).tolist() for step in range(4)]
+    for tokens, sizes in {
+        1000: [[24], [12]],
+        383: [[12] * 2, [6] * 2],
+        192: [[12] * 2, [6] * 2],
+        96: [[6] * 4, [3] * 4],
+        63: [[3] * 8, [1] * 12],
+        32: [[2] * 12, [1] * 12],
+        1: [[1] * 24, [1] * 12],
+    }.items():
+        parts = loader.within(tokens)
+        assert [[len(batch.tokens.input_ids) for batch in parts.micro_batches(step)] for step in (0, 2)] == sizes
+        assert [ids_of(parts.micro_batches(step)).tolist() for step in range(4)] == whole
 
 
 @pytest.mark.parametrize("packing", ["stream", "documents"])

@@ -27,6 +27,7 @@ from minilm.checkpoint.store import Store, checkpoints
 from minilm.errors import CheckpointError
 from minilm.files import sha256
 from minilm.recipes import RECIPES, Recipe
+from minilm.train import loop
 
 SAVES = 3, 6, 9, 12  # after these steps
 TINY = Recipe(
@@ -210,6 +211,7 @@ def quiet(log: Path) -> None:
 
 def _hurry() -> None:
     """Neither the machine's peak nor many held-out targets; no picture."""
+    loop.TIDY_EVERY = 5
     train.fixed_batches = partial(train.fixed_batches, min_targets=200)
     import minilm.train.measure as measure
 

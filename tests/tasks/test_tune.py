@@ -180,38 +180,45 @@ def test_packing_changes_nothing(go, directory, reviews):
 
 
 def test_what_does_not_fit_is_computed_in_parts(go, monkeypatch, capsys):
-    """To the bits of a run that was asked for these parts."""
-    sizes, plain = [], Classification.loss
+    """To the bits of a run in these parts."""
+    sizes, fitted, plain = [], [], Classification.loss
 
     def full_above(self, model, batch):
-        sizes.append(len(batch.target))
-        if len(batch.target) > 3:
+        size = batch.tokens.input_ids.numel()
+        found = plain(self, model, batch)
+        if size <= 64:
+            fitted.append(size)
+        elif not fitted:  # in the first step
+            sizes.append(size)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-        return plain(self, model, batch)
+        return found
 
     monkeypatch.setattr(Classification, "loss", full_above)
-    with pytest.raises(OutOfMemory, match=r"step 1: out of memory with \d+ rows of \d+ .*--auto-batch goes on"):
+    with pytest.raises(OutOfMemory, match=r"step 1: out of memory with \d+ rows of \d+ .*--auto-batch it goes on"):
         go()
+    sizes.clear()
     found = go(auto_batch=True)
-    assert capsys.readouterr().err.count("from here on at most half") == sizes[1:].index(
-        next(n for n in sizes if n < 4)
-    )
-    assert max(sizes[-20:]) <= 3
+    halved = [int(tokens) for tokens in re.findall(r"parts of at most (\d+) tokens", capsys.readouterr().err)]
+    assert halved == [size // 2 for size in sizes]
+    assert len(halved) > 0
     monkeypatch.setattr(Classification, "loss", plain)
-    within = []
-
-    def in_parts(self, step, micro_batches=ExampleBatches.micro_batches):
-        fewer = self
-        while max(len(each.target) for each in micro_batches(fewer, 0)) > 3:
-            fewer = fewer.smaller()
-        within.append(fewer.tuning.tokens_at_once)
-        return micro_batches(fewer, step)
-
-    monkeypatch.setattr(ExampleBatches, "micro_batches", in_parts)
-    assert same(weights(found), weights(go("parts")))
-    assert len({*within}) == 1
-    monkeypatch.undo()
+    parts = go("parts", replace(QUICK, tokens_at_once=halved[-1]))
+    assert same(weights(found), weights(parts))
     assert not same(weights(found), weights(go("whole")))
+
+
+@pytest.mark.parametrize("most", [1 << 14, 60, 30, 7])
+def test_no_part_of_a_step_has_more_tokens_than_are_asked_for(go, reviews, most):
+    """Unless a text alone has; together they are the step."""
+    tokenizer = BertTokenizer.from_pretrained(go.directory)
+    features = Classification(("bad", "good")).features(reviews(48), tokenizer, 24)
+    whole, batches = ExampleBatches(features, QUICK), ExampleBatches(features, QUICK).within(most)
+    for step in range(6):
+        parts = batches.micro_batches(step)
+        assert all(part.size <= most or part.count == 1 for part in parts)
+        assert sum(part.count for part in parts) == QUICK.batch_size
+        assert sum(part.size for part in parts) == whole.micro_batches(step)[0].size
+        assert len(parts) > 1 or most > 60
 
 
 def test_each_setting_does_something(go, directory):

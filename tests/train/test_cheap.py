@@ -3,10 +3,11 @@ has torch's gradients, step after step."""
 
 import copy
 import math
+from contextlib import suppress
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minilm.train.cheap import CheapDropout, CheapEmbedding, as_before, cheapen
 
@@ -96,3 +97,32 @@ def test_a_table_s_gradients_are_torch_s(padding):
     as_before(cheap)
     assert [type(each) for each in cheap] == [nn.Embedding, nn.Linear]
     assert cheap[0].weight is next(iter(cheap.parameters()))
+
+
+@pytest.mark.parametrize("padding", [None, 2])
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_a_table_s_gradient_that_found_no_memory_is_tried_again(monkeypatch, padding, fails_at):
+    """Half-way, in the first step or a later one."""
+    torch.manual_seed(0)
+    table = nn.Sequential(nn.Embedding(9, 4, padding_idx=padding))
+    cheapen(table, table[0])
+    add, calls = Tensor.index_add_, []
+
+    def full(self, dim, ids, gradient):
+        calls.append(1)
+        if len(calls) == fails_at:
+            add(self, dim, ids[:1], gradient[:1])
+            raise RuntimeError("can't allocate memory")
+        return add(self, dim, ids, gradient)
+
+    monkeypatch.setattr(Tensor, "index_add_", full)
+    for ids in ([[1, 2, 3]], [[4, 4, 5]]):
+        for _ in range(2):
+            with suppress(RuntimeError):
+                table.zero_grad(set_to_none=True)
+                table(torch.tensor(ids)).sum().backward()
+                break
+        counts = torch.bincount(torch.tensor(ids[0]), minlength=9).float()
+        if padding is not None:
+            counts[padding] = 0
+        assert torch.equal(table[0].weight.grad, counts[:, None].expand(9, 4))
