@@ -80,15 +80,17 @@ def train_step(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)  # of the parts that did fit
             raise _too_much(micro, runtime) from error
         total += nats.detach()
     for optimizer in optimizers:
         runtime.scaler.unscale_(optimizer)
     norm = whole(gradient_norm(forward.parameters()))
     bad = runtime.ranks.any_on_device(~(norm.isfinite() & total.isfinite()))
+    scale, found_inf = ((norm + 1e-6) / max_norm).clamp(min=1.0).float(), bad.float()
     for optimizer in optimizers:
-        optimizer.grad_scale = ((norm + 1e-6) / max_norm).clamp(min=1.0).float()  # clips without a pass of its own
-        optimizer.found_inf = bad.float()
+        optimizer.grad_scale, optimizer.found_inf = scale, found_inf  # which clips without a pass of its own
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     runtime.scaler.update()
@@ -200,10 +202,6 @@ def fit(
                 break
             except OutOfMemory as error:
                 batches = smaller(step, error)
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)  # of the parts that did fit
-            if runtime.device.type == "cuda":
-                torch.cuda.empty_cache()  # whose pieces are of other sizes
         since.add(step, nats, bad, micro_batches)
         since.check_heard()
         if step % TIDY_EVERY == TIDY_EVERY - 1:

@@ -4,6 +4,7 @@ import csv
 import os
 import signal
 from dataclasses import replace
+from functools import cache
 from itertools import count, pairwise
 from pathlib import Path
 from types import ModuleType
@@ -71,27 +72,21 @@ class Other(Victim):
         return usual + self.own
 
 
-class Kinds:
-    """Each made when it is asked for first."""
-
-    def __init__(self, victim: Victim) -> None:
-        self.victim, self.made = victim, {}
-        check_installed()  # once, and not in each process
-        RECIPES["modern-base"] = replace(TINY, architecture="modern")
+@cache
+def kind(victim: Victim, number: int) -> Other:
+    """One of KINDS, made when it is asked for first."""
+    check_installed()  # here, and not in each process
+    RECIPES["modern-base"] = replace(TINY, architecture="modern")
+    if not (victim.base / "questions.jsonl").exists():
         write_examples(victim.base)
-
-    def __getitem__(self, number: int) -> Other:
-        if number not in self.made:
-            self.made[number] = Other(self.victim, *KINDS[number])
-        return self.made[number]
+    return Other(victim, *KINDS[number])
 
 
 def in_every_step(victim: Victim, out: Path, seed: int) -> tuple[str, str]:
     """(the kind of run and the step, what is lost or wrong): stopped there by SIGTERM."""
     shift, number = divmod(seed, len(KINDS))
     step = (shift + 5 * number) % SPLITS  # each once, of each kind
-    victim.kinds = victim.kinds or Kinds(victim)
-    other = victim.kinds[number]
+    other = kind(victim, number)
     child = other.begin(out, lambda: _stopped_in(step + 1))
     status, phase = child.end(), f"{other.name}, step {step + 1}"
     if status != 128 + signal.SIGTERM:

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
 from types import ModuleType
-from typing import Any
 
 import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
@@ -123,7 +122,6 @@ class Victim:
     whole, and half: killed after its third save, with two checkpoints."""
 
     script: ModuleType = train
-    kinds: Any = None  # of `goes_on`
 
     def __init__(self, base: Path) -> None:
         self.base = base
@@ -210,7 +208,7 @@ def quiet(log: Path) -> None:
 
 
 def _hurry() -> None:
-    """Neither the machine's peak nor many held-out targets; no picture."""
+    """Neither the machine's peak nor many held-out targets; no picture. What is done every 64 steps is, too."""
     loop.TIDY_EVERY = 5
     train.fixed_batches = partial(train.fixed_batches, min_targets=200)
     import minilm.train.measure as measure
