@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from minilm.errors import ConfigError, UserError, did_you_mean
+from minilm.errors import ConfigError, LoadingError, UserError, did_you_mean
 from minilm.files import finite, write_whole
 from minilm.train.loop import OutOfMemory
 from minilm.train.ranks import have_met, is_first, leave, lost_contact
@@ -70,7 +70,7 @@ def run(
     try:
         status = main(parse(args_type, sys.argv[1:] if argv is None else argv, prog))
     except UserError as error:
-        alone = isinstance(error, OutOfMemory) or not have_met()  # others that have met all raise it
+        alone = isinstance(error, OutOfMemory | LoadingError) or not have_met()  # others that have met all raise it
         status = _fail(str(error)) if is_first() or alone else 2
     except BrokenPipeError:  # nobody reads what is printed, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end

@@ -27,6 +27,10 @@ class DataError(UserError):
     """A corpus, a data file or a vocabulary."""
 
 
+class LoadingError(DataError):
+    """The next batch of a run, which one of its processes cannot make."""
+
+
 class CheckpointError(UserError):
     """A model directory or a training state."""
 

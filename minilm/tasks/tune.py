@@ -134,7 +134,7 @@ class ExampleBatches:
 
     def steps_from(self, step: int) -> Iterator[list[TaskBatch]]:
         """Endless."""
-        return made_ahead(self.micro_batches, step)
+        return made_ahead(self, step)
 
     def within(self, tokens: int) -> "ExampleBatches":
         """The same steps, in micro-batches of at most so many tokens, or of one unit of features."""

@@ -1,9 +1,12 @@
 """What a step reads is a function of the seed and its number, shared by the processes; evaluation reads the same at
 every call."""
 
+import subprocess
+import sys
 import threading
 import time
-from itertools import islice
+from collections.abc import Callable
+from itertools import count, islice
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from minilm.batch import IGNORE, Batch
 from minilm.data.loader import EVALUATED_TOKENS, Loader, Stretch, fixed_batches, shared
 from minilm.data.objectives import CausalLM, MaskedLM, PrefixLM
 from minilm.data.packing import pack
-from minilm.errors import ConfigError, DataError
+from minilm.errors import ConfigError, DataError, LoadingError
 
 
 @pytest.fixture
@@ -165,8 +168,69 @@ def test_an_error_while_prefetching_reaches_the_caller(rows_of):
         def __call__(self, *args):
             raise RuntimeError("broken objective")
 
-    with pytest.raises(RuntimeError, match="broken objective"):
+    with pytest.raises(RuntimeError, match="broken objective") as error:
         next(plain(rows_of(5), 2, Broken()).steps_from(0))
+    assert error.value.__notes__ == ["while step 1: rows 0, 2 were read"]
+
+
+class Failing(CausalLM):
+    """In the third step, in which the rest of it waits until it is let go."""
+
+    def __init__(self, fault: Callable[[], object]) -> None:
+        self.fault, self.steps = fault, count(1)
+
+    def __call__(self, *args):
+        if next(self.steps) == 3:
+            self.fault()
+        return super().__call__(*args)
+
+
+def test_rows_that_cannot_be_read_are_named(rows_of):
+    def fault() -> None:
+        raise OSError(5, "Input/output error")
+
+    loader = plain(rows_of(20), 2, Failing(fault))
+    running = loader.steps_from(0)
+    next(running), next(running)
+    rows = ", ".join(map(str, loader.order(2)[1]))
+    with pytest.raises(LoadingError, match=rf"^step 3: rows {rows} cannot be read: .* Input/output error$"):
+        next(running)
+
+
+def test_rows_that_are_not_read_in_time_are_named(rows_of, monkeypatch):
+    monkeypatch.setattr("minilm.data.loader.PATIENCE", 1)
+    let_go = threading.Event()
+    loader = plain(rows_of(20), 2, Failing(let_go.wait))
+    running = loader.steps_from(0)
+    next(running), next(running)
+    rows = ", ".join(map(str, loader.order(2)[1]))
+    began = time.monotonic()
+    with pytest.raises(LoadingError, match=f"^step 3: rows {rows} were not read in 1 s; is their disk still there"):
+        next(running)
+    assert 1 <= time.monotonic() - began < 10
+    let_go.set()
+
+
+def test_a_read_that_hangs_does_not_keep_the_process():
+    program = """
+import threading
+import numpy as np
+from minilm.data import loader
+
+class Hanging:
+    def micro_batches(self, step):
+        threading.Event().wait()
+    def order(self, step):
+        return np.zeros(1), np.arange(1)
+
+loader.PATIENCE = 1
+next(loader.made_ahead(Hanging(), 0))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(
+        "LoadingError: step 1: rows 0 were not read in 1 s; is their disk still there?"
+    )
 
 
 # -- stretches ------------------------------------------------------------------------------------------

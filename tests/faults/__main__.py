@@ -21,7 +21,7 @@ from pathlib import Path
 
 from minilm import cli
 from minilm.errors import ConfigError
-from tests.faults import damage, goes_on, kills, numbers, others, refused, signals, surroundings, tampered
+from tests.faults import damage, goes_on, kills, loading, numbers, others, refused, signals, surroundings, tampered
 from tests.faults.mutations import MUTATIONS
 from tests.faults.victim import Victim
 
@@ -71,6 +71,7 @@ FAULTS = {
     "refused-at-point": Fault(refused.at_point, 4, None),
     "too-large": Fault(seeded(refused.too_large), 3, 60),
     "not-finite": Fault(seeded(numbers.not_finite), 3, 40),
+    "loading": Fault(loading.failing, 2, 20),
     "elsewhere": Fault(surroundings.elsewhere, 2, len(surroundings.PLACES)),
     "two-writers": Fault(seeded(others.two_writers), 2, 70),
     "readers": Fault(seeded(others.readers), 1, 50),

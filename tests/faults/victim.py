@@ -160,7 +160,7 @@ class Victim:
                 sys.stderr.flush()
                 os._exit(end.code if isinstance(end.code, int) else 1)
             except BaseException as error:
-                print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                print(f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ()), file=sys.stderr, flush=True)
             os._exit(99)
         os.close(write)
         os.set_blocking(read, False)
