@@ -21,7 +21,19 @@ from pathlib import Path
 
 from minilm import cli
 from minilm.errors import ConfigError
-from tests.faults import damage, goes_on, kills, loading, numbers, others, refused, signals, surroundings, tampered
+from tests.faults import (
+    damage,
+    goes_on,
+    kills,
+    loading,
+    numbers,
+    others,
+    ranks,
+    refused,
+    signals,
+    surroundings,
+    tampered,
+)
 from tests.faults.mutations import MUTATIONS
 from tests.faults.victim import Victim
 
@@ -72,6 +84,7 @@ FAULTS = {
     "too-large": Fault(seeded(refused.too_large), 3, 60),
     "not-finite": Fault(seeded(numbers.not_finite), 3, 40),
     "loading": Fault(loading.failing, 2, 20),
+    "one-of-two": Fault(seeded(ranks.one_of_two), 2, 40),
     "elsewhere": Fault(surroundings.elsewhere, 2, len(surroundings.PLACES)),
     "two-writers": Fault(seeded(others.two_writers), 2, 70),
     "readers": Fault(seeded(others.readers), 1, 50),

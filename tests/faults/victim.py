@@ -27,6 +27,7 @@ from minilm.errors import CheckpointError
 from minilm.files import sha256
 from minilm.recipes import RECIPES, Recipe
 from minilm.train import loop
+from minilm.train.ranks import Ranks
 
 SAVES = 3, 6, 9, 12  # after these steps
 TINY = Recipe(
@@ -48,7 +49,7 @@ HANGS_AFTER = 60  # seconds
 
 @dataclass
 class Child:
-    """A run under way. Its pipe says `ready 0`, then `begin STEP` before a save and `saved STEP` after it."""
+    """A run under way. Its pipe says `ready 0`, `met 0`, then `begin STEP` before a save and `saved STEP` after it."""
 
     pid: int
     pipe: int
@@ -112,7 +113,7 @@ class Child:
     def phase(self) -> str:
         """What it was at when it ended."""
         what, step = self.messages[-1] if self.messages else ("ready", 0)
-        if what == "ready":
+        if what in ("ready", "met"):
             return "before the first save"
         return f"in save {step}" if what == "begin" else f"after save {step}"
 
@@ -180,6 +181,17 @@ class Victim:
     def fault(self, out: Path, saved: int) -> str:
         """What is lost in the directory of a run that is dead, or nothing: the step of which it said that it is saved,
         the going on, the same weights at its end, the tidiness."""
+        if lost := self.lost_step(out, saved):
+            return lost
+        if (status := self.begin(out).end()) != 0:
+            return f"going on ends with {status}: {self.said(out)}"
+        if weights(out) != self.expected:
+            return "other weights at the end"
+        left = [path.name for path in out.rglob(".*")]
+        return f"{left[0]} is left" if left else ""
+
+    def lost_step(self, out: Path, saved: int) -> str:
+        """What is there of the step of which it said that it is saved, if that is less; 0: it said nothing."""
         if saved:
             try:
                 found = Store(out).latest(lambda line: None)
@@ -187,12 +199,7 @@ class Victim:
                 return f"step {saved} was saved: {error}"
             if found is None or int(found.name.removeprefix("step-")) < saved:
                 return f"step {saved} was saved, and {found.name if found else 'nothing'} is there"
-        if (status := self.begin(out).end()) != 0:
-            return f"going on ends with {status}: {self.said(out)}"
-        if weights(out) != self.expected:
-            return "other weights at the end"
-        left = [path.name for path in out.rglob(".*")]
-        return f"{left[0]} is left" if left else ""
+        return ""
 
 
 def weights(out: Path) -> dict[str, str]:
@@ -217,8 +224,8 @@ def _hurry() -> None:
 
 
 def _tell(pipe: int) -> None:
-    """Each save says so before and after; and the run that it is ready for signals."""
-    save, parse = Store.save, cli.parse
+    """Each save says so before and after; and the run that it is ready for signals, and has met its other processes."""
+    save, parse, join = Store.save, cli.parse, Ranks.join
 
     def ready(*args: object) -> object:
         os.write(pipe, b"ready 0\n")
@@ -230,7 +237,12 @@ def _tell(pipe: int) -> None:
         os.write(pipe, f"saved {step}\n".encode())
         return path
 
-    Store.save, cli.parse = told, ready
+    def met() -> Ranks:
+        ranks = join()
+        os.write(pipe, b"met 0\n")
+        return ranks
+
+    Store.save, cli.parse, Ranks.join = told, ready, met
 
 
 if __name__ == "__main__":
