@@ -85,6 +85,7 @@ FAULTS = {
     "not-finite": Fault(seeded(numbers.not_finite), 3, 40),
     "loading": Fault(loading.failing, 2, 20),
     "one-of-two": Fault(seeded(ranks.one_of_two), 2, 40),
+    "another-time": Fault(seeded(surroundings.at_another_time), 2, 20),
     "elsewhere": Fault(surroundings.elsewhere, 2, len(surroundings.PLACES)),
     "two-writers": Fault(seeded(others.two_writers), 2, 70),
     "readers": Fault(seeded(others.readers), 1, 50),

@@ -1,15 +1,17 @@
-"""Where a run finds itself: terminals or none, other encodings, odd names. It is the same run everywhere."""
+"""Where a run finds itself: terminals or none, other encodings, odd names, other times. It is the same run there."""
 
 import os
 import pty
+import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.faults.victim import HANGS_AFTER, Victim, weights
+from tests.faults.victim import HANGS_AFTER, SAVES, Victim, weights
 
 ROOT = Path(__file__).parents[2]
 ODD = "aus gang \u00e4\u30e2\u30c7\u30eb 'x' $HOME"
@@ -43,6 +45,30 @@ PLACES = {
     "no directory for what is temporary": Place({"TMPDIR": "/nowhere"}),
     "files for its owner only": Place(before=lambda: os.umask(0o077)),
 }
+
+
+def at_another_time(victim: Victim, out: Path, rng: random.Random) -> tuple[str, str]:
+    """(when, what is lost): half a run whose files are of any time, equal ones and future ones too, goes on while the
+    clock jumps."""
+    shutil.copytree(victim.base / "half", out)
+    when = rng.choice(["equal times", "times the other way round", "any times"])
+    files = sorted(out.rglob("*"))
+    for number, path in enumerate(files):
+        any_time = rng.uniform(0, 2**32)  # up to 2106
+        at = {"equal times": 1e9, "times the other way round": 1e9 - number}.get(when, any_time)
+        os.utime(path, (at, at), follow_symlinks=False)
+    child = victim.begin(out, lambda: _jumps(random.Random(rng.random())))
+    if child.end() != 0:
+        return when, f"ended with {child.status}: {victim.said(out)}"
+    if [step for what, step in child.messages if what == "saved"] != [SAVES[3]]:
+        return when, f"it did not go on from step {SAVES[2]}: {child.messages}"
+    return when, victim.fault(out, child.saved)
+
+
+def _jumps(rng: random.Random) -> None:
+    """The time of day is another one at every look."""
+    time.time = lambda: rng.uniform(0, 2**32)
+    time.time_ns = lambda: rng.randrange(2**32 * 10**9)
 
 
 def elsewhere(victim: Victim, out: Path, seed: int) -> tuple[str, str]:
