@@ -162,7 +162,7 @@ def read_questions(
     examples, left_out, moved, dropped, again = [], [], [], [], []
     first: dict[str, str] = {}  # id -> its question
     rows = list(rows)
-    own, taken = {str(row.get("id")) for _, _, row in rows}, set()
+    own, taken = {_member(row, "id", str, where) for where, _, row in rows}, set()
     for where, context, row in rows:
         id, question = _member(row, "id", str, where), _member(row, "question", str, where)
         if first.setdefault(id, question) != question:

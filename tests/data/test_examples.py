@@ -212,6 +212,12 @@ ODD = [
     ("a.json", squad(("a", [at(True, "cat")])), read_questions, "answers[0]: no whole number 'answer_start'"),
     ("a.json", squad(("a", "cat")), read_questions, "{file}: data[0].paragraphs[0].qas[0]: no list 'answers'"),
     ("a.json", squad((7, [])), read_questions, "{file}: data[0].paragraphs[0].qas[0]: no text 'id'"),
+    (
+        "a.json",
+        '{"data": [{"paragraphs": [{"context": "cat", "qas": ["who?"]}]}]}',
+        read_questions,
+        "{file}: data[0].paragraphs[0].qas[0]: no text 'id'",
+    ),
     ("a.json", squad(("a", []), context=None), read_questions, "{file}: data[0].paragraphs[0]: no text 'context'"),
     ("a.json", squad(("a", []), context="\ud800"), read_questions, "the context holds a lone surrogate"),
     ("a.json", '{"data": []}', read_questions, "{file}: no question to use (none at all)"),

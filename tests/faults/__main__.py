@@ -26,6 +26,7 @@ from tests.faults import (
     goes_on,
     kills,
     loading,
+    malformed,
     numbers,
     others,
     ranks,
@@ -94,6 +95,7 @@ FAULTS = {
     "goes-on": Fault(goes_on.in_every_step, 6, len(goes_on.KINDS) * goes_on.SPLITS),
     "damage": Fault(damage.damaged, 150, 2500, fresh=False),
     "tampered": Fault(tampered.tampered, 60, 5600, fresh=False),
+    "malformed": Fault(malformed.malformed, 1, 500, fresh=False),
 }
 
 

@@ -130,14 +130,15 @@ def _make(victim: Victim, out: Path) -> None:
 def _of_header(name: str, data: bytes, kind: str, rng: random.Random) -> bytes:
     """The JSON of a file, or of a safetensors file's header, changed."""
     if name != WEIGHTS:
-        return _changed(data, kind, rng)
+        return changed_json(data, kind, rng)
     length = struct.unpack("<Q", data[:8])[0]
-    header = _changed(data[8 : 8 + length], kind, rng)
+    header = changed_json(data[8 : 8 + length], kind, rng)
     claimed = len(header) if rng.random() < 0.9 else rng.choice([0, 1, length, 2**20, 2**31, 2**63 - 1, 2**64 - 1])
     return struct.pack("<Q", claimed) + header + data[8 + length :]
 
 
-def _changed(text: bytes, kind: str, rng: random.Random) -> bytes:
+def changed_json(text: bytes, kind: str, rng: random.Random) -> bytes:
+    """With a value replaced, removed, renamed, taken from elsewhere, or a key that stands there twice."""
     tree = json.loads(text)
     holder, key = _anywhere(tree, rng)
     if kind == "twice" and isinstance(holder, dict):  # a key that stands there twice: JSON does not say which counts

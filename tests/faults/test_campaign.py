@@ -5,9 +5,14 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+
+from minilm.data.examples import Data
+from minilm.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +27,7 @@ def campaign(*flags: object) -> tuple[int, str]:
 def test_nothing_is_lost(tmp_path):
     status, said = campaign("--results", tmp_path / "trials.jsonl", "--scratch", tmp_path)
     assert status == 0, said
-    assert said.count(" 0 lost something") == 18
+    assert said.count(" 0 lost something") == 19
     lines = (tmp_path / "trials.jsonl").read_text().splitlines()
     assert len(lines) > 200
     assert [path.name for path in tmp_path.iterdir()] == ["trials.jsonl"]
@@ -52,3 +57,36 @@ def test_the_table_counts_the_trials_that_are_kept():
     counts = Counter(row["fault"] for row in rows if not row["phase"].endswith("the same bytes"))
     table = re.findall(r"^\|.*\| ([\d,]+)(?: of 750)? \| 0 \|$", (ROOT / "RELIABILITY.md").read_text(), re.MULTILINE)
     assert sorted(int(count.replace(",", "")) for count in table) == sorted(counts.values())
+
+
+ROWS = {
+    "labels.csv": ("text,label\na,b\na,c\n", "2 of 3 rows are told of"),
+    "labels.tsv": ("a\tb\na\tc\n", "1 of 2 rows are told of"),
+    "labels.jsonl": ('{"text": "a", "label": "b"}\n' * 2, "1 of 2 rows are told of"),
+}
+
+
+def fail(error: Exception) -> NoReturn:
+    raise error
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_reader_that_loses_a_row_or_breaks_is_noticed(name, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from tests.faults import malformed
+
+    (form,) = (each for each in malformed.FORMATS if each.name == name)
+    file = tmp_path / name
+    file.write_text(ROWS[name][0])
+    assert malformed.wrong(form, file) == ("", False)
+
+    def lossy(file: Path) -> Data:
+        found = form.read(file)
+        return replace(found, examples=found.examples[1:])
+
+    assert malformed.wrong(form._replace(read=lossy), file) == (ROWS[name][1], False)
+    said, refused = malformed.wrong(form._replace(read=lambda _: fail(DataError("broken"))), file)
+    assert (said, refused) == ("does not name the file: broken", True)
+    said, refused = malformed.wrong(form._replace(read=lambda _: fail(KeyError("broken"))), file)
+    assert said.endswith("KeyError: 'broken'\n")
+    assert not refused
