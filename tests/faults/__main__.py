@@ -32,6 +32,7 @@ from tests.faults import (
     ranks,
     refused,
     signals,
+    soak,
     surroundings,
     tampered,
 )
@@ -95,6 +96,7 @@ FAULTS = {
     "goes-on": Fault(goes_on.in_every_step, 6, len(goes_on.KINDS) * goes_on.SPLITS),
     "damage": Fault(damage.damaged, 150, 2500, fresh=False),
     "tampered": Fault(tampered.tampered, 60, 5600, fresh=False),
+    "soak": Fault(lambda victim, out, _: soak.minutes(victim, out, 30), 0, 1),
     "malformed": Fault(malformed.malformed, 1, 500, fresh=False),
 }
 
