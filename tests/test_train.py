@@ -20,6 +20,7 @@ from minilm.checkpoint.model import read_model
 from minilm.checkpoint.store import Store
 from minilm.errors import ConfigError
 from minilm.recipes import RECIPES, Recipe
+from minilm.train.cheap import CheapDropout
 from minilm.train.log import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -385,6 +386,14 @@ def test_a_run_of_another_version_says_so(go, tmp_path):
     assert status == 0
     assert f"began with torch 1.0, now it is {torch.__version__}: it goes on, but not bit for bit" in err
     assert "(as this run began)" in err
+
+
+def test_dropout_on_a_processor_is_the_cheap_one(go, monkeypatch):
+    """In the steps, and not in the evaluations."""
+    original, drawn = CheapDropout.forward, []
+    monkeypatch.setattr(CheapDropout, "forward", lambda self, x: (drawn.append(self.training), original(self, x))[1])
+    assert go("--steps", 2, "--dropout", 0.5, "--device", "cpu")[0] == 0
+    assert drawn.count(True) >= 2 * (1 + 3 * 2)  # the embedding, and weights and both outputs of two layers
 
 
 def test_what_is_shown_is_the_model_without_dropout(go, train, tmp_path, monkeypatch):
