@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from minilm.checkpoint.model import weights_fingerprint
 from minilm.checkpoint.store import Store, manifest_fault
 from minilm.checkpoint.weights import load_tensors, save_tensors
+from minilm.data.ahead import made_ahead
 from minilm.data.draws import order
 from minilm.data.examples import Data
-from minilm.data.loader import made_ahead
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer

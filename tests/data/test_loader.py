@@ -198,7 +198,7 @@ def test_rows_that_cannot_be_read_are_named(rows_of):
 
 
 def test_rows_that_are_not_read_in_time_are_named(rows_of, monkeypatch):
-    monkeypatch.setattr("minilm.data.loader.PATIENCE", 1)
+    monkeypatch.setattr("minilm.data.ahead.PATIENCE", 1)
     let_go = threading.Event()
     loader = plain(rows_of(20), 2, Failing(let_go.wait))
     running = loader.steps_from(0)
@@ -215,7 +215,7 @@ def test_a_read_that_hangs_does_not_keep_the_process():
     program = """
 import threading
 import numpy as np
-from minilm.data import loader
+from minilm.data import ahead
 
 class Hanging:
     def micro_batches(self, step):
@@ -223,8 +223,8 @@ class Hanging:
     def order(self, step):
         return np.zeros(1), np.arange(1)
 
-loader.PATIENCE = 1
-next(loader.made_ahead(Hanging(), 0))
+ahead.PATIENCE = 1
+next(ahead.made_ahead(Hanging(), 0))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1

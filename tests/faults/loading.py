@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minilm.data.loader import PATIENCE, Loader
+from minilm.data.ahead import PATIENCE
+from minilm.data.loader import Loader
 from tests.faults.victim import SAVES, Victim
 
 ENDS_WITHIN = 60  # seconds
