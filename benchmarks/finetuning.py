@@ -138,6 +138,8 @@ def one(args: Args) -> dict[str, Any]:
     """One side's figures."""
     labelled = labelled_set(args)
     splits = labelled.read(args.data)
+    if args.keep:
+        args.keep.mkdir(parents=True, exist_ok=True)
     if args.side == "transformers":
         from benchmarks.transformers_loop import Loop
 

@@ -90,7 +90,9 @@ def test_finetuning(load, encoder_directory, tmp_path, monkeypatch, name):
     monkeypatch.setattr("benchmarks.labelled.SENTENCES", (20, 5, 5))
     files_of(name, tmp_path)
     common = {"model": str(encoder_directory), "data": tmp_path, "set": name, "precision": "fp32", "length": 24}
-    found = [module.one(module.Args(**common, side=side, epochs=2, lr=1e-3)) for side in module.SIDES]
+    common |= {"epochs": 2, "lr": 1e-3, "keep": tmp_path / "kept" if name == "sst2" else None}
+    monkeypatch.setattr("benchmarks.transformers_loop.KEEP_EVERY", -1)
+    found = [module.one(module.Args(**common, side=side)) for side in module.SIDES]
     assert found[0]["steps"] == found[1]["steps"]
     more = {"f1_over_no_answer", "low", "high"} if name == "subjqa" else set()
     assert {*found[1]["scores"]} - {*found[0]["scores"]} == more | {f"unseen_{each}" for each in more}
