@@ -5,22 +5,21 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from queue import SimpleQueue
-from threading import Thread
+from threading import Thread, current_thread
 from typing import Any, Protocol
 
-import numpy as np
-
-from minilm.errors import LoadingError, some
+from minilm.errors import LoadingError, UserError
 
 AHEAD = 4  # steps: of small ones 2.5 million tokens a second come through, where one ahead lets 1.5 through
 PATIENCE = 50  # seconds for a batch: a disk may sleep, but not for long
+MEND = "the same command goes on from the last save"
 
 
 class Steps(Protocol):
     def micro_batches(self, step: int) -> list[Any]: ...
 
-    def order(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(epoch, row) of all rows of a step."""
+    def read_in(self, step: int) -> str:
+        """What this process reads in a step, for a message."""
 
 
 def made_ahead(source: Steps, step: int) -> Iterator[list[Any]]:
@@ -43,18 +42,24 @@ def made_ahead(source: Steps, step: int) -> Iterator[list[Any]]:
         return future
 
     def stop() -> None:
+        """Waits for the batch that is being made, unless it is late: a thread that the process's end finds within torch
+        aborts it."""
         for future in coming:
             future.cancel()
         asked.put(None)
-        worker.join(timeout=1.0)
+        if worker is not current_thread():  # where the garbage is collected in it
+            worker.join(timeout=1.0 if late else PATIENCE)
 
-    coming = deque(of(step + more) for more in range(AHEAD))
+    coming, late = deque(of(step + more) for more in range(AHEAD)), False
     worker = Thread(target=work, daemon=True)  # one that hangs must not keep the process from its end
     worker.start()
     atexit.register(stop)
     try:
         while True:
-            made = _finished(coming.popleft(), source, step)
+            if late := not _is_done(future := coming.popleft()):
+                why = f"were not read in {PATIENCE} s; is their disk still there?"
+                raise LoadingError(f"{_named(source, step)} {why} {MEND}")
+            made = _result(future, source, step)
             coming.append(of(step + AHEAD))
             step += 1
             yield made
@@ -63,21 +68,20 @@ def made_ahead(source: Steps, step: int) -> Iterator[list[Any]]:
         stop()
 
 
-def _finished(future: Future[list[Any]], source: Steps, step: int) -> list[Any]:
-    for _ in range(PATIENCE):  # in parts: a process that was stopped meanwhile is not too late
-        if future.done() or wait([future], timeout=1.0).done:
-            break
-    else:
-        raise LoadingError(f"{_rows_of(source, step)} were not read in {PATIENCE} s; is their disk still there?")
+def _is_done(future: Future[list[Any]]) -> bool:
+    """Within PATIENCE seconds, in parts: a process that was stopped meanwhile is not late."""
+    return any(future.done() or wait([future], timeout=1.0).done for _ in range(PATIENCE))
+
+
+def _result(future: Future[list[Any]], source: Steps, step: int) -> list[Any]:
     try:
         return future.result()
-    except OSError as error:
-        raise LoadingError(f"{_rows_of(source, step)} cannot be read: {error}") from error
+    except (OSError, UserError) as error:
+        raise LoadingError(f"{_named(source, step)} cannot be read: {error}; {MEND}") from error
     except Exception as error:
-        error.add_note(f"while {_rows_of(source, step)} were read")
+        error.add_note(f"while {_named(source, step)} were read")
         raise
 
 
-def _rows_of(source: Steps, step: int) -> str:
-    _, row = source.order(step)
-    return f"step {step + 1:,}: rows {some(row.astype(str).tolist(), 8)}"
+def _named(source: Steps, step: int) -> str:
+    return f"step {step + 1:,}: {source.read_in(step)}"

@@ -13,7 +13,7 @@ from minilm.data.ahead import made_ahead
 from minilm.data.draws import order
 from minilm.data.objectives import Objective
 from minilm.data.packing import Rows
-from minilm.errors import ConfigError, DataError
+from minilm.errors import ConfigError, DataError, some
 
 EVALUATED_TOKENS = 1 << 17
 EVALUATED_AT_ONCE = 1 << 12  # tokens of one batch
@@ -109,8 +109,7 @@ class Loader:
     def micro_batches(self, step: int) -> list[Batch]:
         """What this process computes of a step: a pure function."""
         stretch, _ = self.at(step)
-        own = stretch.rows // self.world
-        epoch, row = (part[self.rank * own : (self.rank + 1) * own] for part in self.order(step))
+        epoch, row = map(self._own, self.order(step))
         progress = self.progress(step)
         made = []
         parts = _parts(stretch, self.world)
@@ -118,6 +117,17 @@ class Loader:
             batch = _read(self.rows[stretch.length], self.objective, r, e, progress)
             made.append(batch.pin_memory() if self.pin_memory else batch)
         return made
+
+    def read_in(self, step: int) -> str:
+        """What this process reads in a step, for a message."""
+        row = self._own(self.order(step)[1])
+        process = f" in process {self.rank}" if self.world > 1 else ""
+        return f"rows {some(row.astype(str).tolist(), 8)}{process}"
+
+    def _own(self, of_all: np.ndarray) -> np.ndarray:
+        """This process's part of what all rows of a step have."""
+        own = len(of_all) // self.world
+        return of_all[self.rank * own : (self.rank + 1) * own]
 
     def steps_from(self, step: int) -> Iterator[list[Batch]]:
         """Endless micro-batches of step after step."""

@@ -22,7 +22,7 @@ from minilm.data.examples import Data
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
-from minilm.errors import ConfigError, DataError
+from minilm.errors import ConfigError, DataError, some
 from minilm.metrics.scores import check_installed
 from minilm.tasks.task import Features, Predictions, Task, TaskBatch, TaskScore, batch_of, outputs_of
 from minilm.train.cheap import as_before, cheapen
@@ -118,6 +118,11 @@ class ExampleBatches:
         """(epoch, unit of features) of a step; (batch_size,) int64 each."""
         size = self.tuning.batch_size
         return order(self.tuning.seed, step * size, (step + 1) * size, len(self.size_of))
+
+    def read_in(self, step: int) -> str:
+        """What is read in a step, for a message."""
+        _, units = self.order(step)
+        return f"examples {some((1 + units).astype(str).tolist(), 8)}"
 
     def micro_batches(self, step: int) -> list[TaskBatch]:
         """A pure function."""

@@ -1,6 +1,7 @@
 """What a step reads is a function of the seed and its number, shared by the processes; evaluation reads the same at
 every call."""
 
+import gc
 import subprocess
 import sys
 import threading
@@ -193,8 +194,31 @@ def test_rows_that_cannot_be_read_are_named(rows_of):
     running = loader.steps_from(0)
     next(running), next(running)
     rows = ", ".join(map(str, loader.order(2)[1]))
-    with pytest.raises(LoadingError, match=rf"^step 3: rows {rows} cannot be read: .* Input/output error$"):
+    with pytest.raises(LoadingError, match=rf"^step 3: rows {rows} cannot be read: .* Input/output error; the same"):
         next(running)
+
+
+def test_the_rows_that_are_named_are_the_process_s_own(rows_of):
+    rows = rows_of(40)
+    loader = plain(rows, 8, rank=1, world=2)
+    own = ", ".join(map(str, loader.order(2)[1][4:]))
+    assert loader.read_in(2) == f"rows {own} in process 1"
+
+
+@pytest.mark.parametrize("how", ["closed", "dropped", "failed"])
+def test_no_thread_is_left(rows_of, how):
+    before = threading.active_count()
+    running = plain(rows_of(20), 2, Failing(lambda: 1 / 0) if how == "failed" else None).steps_from(0)
+    next(running), next(running)
+    assert threading.active_count() == before + 1
+    if how == "closed":
+        running.close()
+    elif how == "failed":
+        with pytest.raises(ZeroDivisionError):
+            next(running)
+    del running
+    gc.collect()
+    assert threading.active_count() == before
 
 
 def test_rows_that_are_not_read_in_time_are_named(rows_of, monkeypatch):
@@ -211,17 +235,37 @@ def test_rows_that_are_not_read_in_time_are_named(rows_of, monkeypatch):
     let_go.set()
 
 
+@pytest.mark.parametrize("end", ["", "running.close()"])
+def test_a_batch_that_is_being_made_at_the_end_does_not_abort_it(end):
+    """Of many small steps of torch, which take Python's lock again and again."""
+    program = f"""
+import sys
+import torch
+from minilm.data.ahead import made_ahead
+
+class Slow:
+    def micro_batches(self, step):
+        return [torch.ones(9) + 1 for _ in range(400_000 if step else 1)]
+
+running = made_ahead(Slow(), 0)
+next(running)
+{end}
+sys.exit(3)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 def test_a_read_that_hangs_does_not_keep_the_process():
     program = """
 import threading
-import numpy as np
 from minilm.data import ahead
 
 class Hanging:
     def micro_batches(self, step):
         threading.Event().wait()
-    def order(self, step):
-        return np.zeros(1), np.arange(1)
+    def read_in(self, step):
+        return "rows 0"
 
 ahead.PATIENCE = 1
 next(ahead.made_ahead(Hanging(), 0))
@@ -229,7 +273,7 @@ next(ahead.made_ahead(Hanging(), 0))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith(
-        "LoadingError: step 1: rows 0 were not read in 1 s; is their disk still there?"
+        "is their disk still there? the same command goes on from the last save"
     )
 
 

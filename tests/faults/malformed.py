@@ -213,15 +213,13 @@ def wrong(form: Format, file: Path) -> tuple[str, bool]:
     """(what is wrong, whether it was refused)."""
     began = time.process_time()
     try:
-        found = form.read(file)
+        wrong, is_refused = _lost(form, file, form.read(file)), False
     except DataError as error:
-        said = str(error)
-        return "" if file.name in said and said.isprintable() else f"does not name the file: {said}", True
+        wrong, is_refused = "" if file.name in str(error) else f"does not name the file: {error}", True
     except Exception:
-        return traceback.format_exc()[-700:], False
-    if (seconds := time.process_time() - began) > SECONDS:
-        return f"takes {seconds:.1f} s", False
-    return _lost(form, file, found), False
+        wrong, is_refused = traceback.format_exc()[-700:], False
+    seconds = time.process_time() - began
+    return wrong or (f"takes {seconds:.1f} s" if seconds > SECONDS else ""), is_refused
 
 
 def _lost(form: Format, file: Path, found: Any) -> str:

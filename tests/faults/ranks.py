@@ -23,19 +23,20 @@ def one_of_two(victim: Victim, out: Path, rng: random.Random) -> tuple[str, str]
     for child in both:
         child.listen_for("met", 0)
     both[0].poll(rng.uniform(0.0, seconds))
+    phase, saved = f"{number.name} to process {which} {both[0].phase}", both[0].saved
     if both[which].status is None:
         os.kill(both[which].pid, number)
     until = time.monotonic() + ENDS_WITHIN
     ended = [child.poll(until - time.monotonic()) for child in both]
-    phase = f"{number.name} to process {which} {both[0].phase}"
     statuses = [child.status for child in both]
     if not all(ended):
         for child in both:
             child.kill()
         return phase, f"one hangs: {statuses}"
     asked = exit_status(number) if number == signal.SIGTERM else -number
-    alone = number == signal.SIGKILL or both[0].saved in (0, SAVES[-1])  # out of the steps each ends by itself
-    if statuses not in ([0, 0], [asked, asked]) and not (alone and {*statuses} <= {0, 2, asked}):
+    is_ending = saved >= SAVES[2]  # in its last steps, of which the very last one is not followed by another
+    alone = number == signal.SIGKILL or is_ending or not both[0].saved  # out of the steps each ends by itself
+    if statuses not in ([0, 0] if is_ending else [], [asked, asked]) and not (alone and {*statuses} <= {0, 2, asked}):
         return phase, f"ended with {statuses}: {victim.said(out)}"
     if statuses == [0, 0] and not (out / "config.json").exists():
         return phase, "ended with 0, unfinished"
@@ -48,12 +49,14 @@ def one_of_two(victim: Victim, out: Path, rng: random.Random) -> tuple[str, str]
 
 @cache
 def _uninterrupted(victim: Victim) -> tuple[dict[str, str], float]:
-    """The weights of a run of two, and its seconds."""
+    """The weights of a run of two, and its seconds after they have met."""
     out = victim.base / "of two"
     both = _begin(victim, out)
+    both[0].listen_for("met", 0)
+    began = time.perf_counter()
     if statuses := [*filter(None, (child.end() for child in both))]:
         raise RuntimeError(f"the run of two itself fails with {statuses}: {victim.said(out)}")
-    return weights(out), time.perf_counter() - both[0].began
+    return weights(out), time.perf_counter() - began
 
 
 def _begin(victim: Victim, out: Path) -> list[Child]:

@@ -1,4 +1,4 @@
-"""A long run that is killed every few minutes: its memory does not grow, its descriptors stay as many."""
+"""A long run that is killed every few minutes: its memory grows by less than GROWTH, its descriptors stay as many."""
 
 import os
 import random
@@ -55,6 +55,8 @@ def minutes(victim: Victim, out: Path, minutes: int) -> tuple[str, str]:
             seconds, memory, descriptors = np.array(samples).T
             slopes.append(60 * float(np.polyfit(seconds, memory, 1)[0]) / 2**20)
             most |= {int(np.median(half)) for half in np.array_split(descriptors, 2)}
+    if not slopes:
+        return f"{saves} saves", "no life was long enough to be measured"
     rate = f"{np.mean(slopes):+.2f} MiB a minute ({min(slopes):+.2f} to {max(slopes):+.2f})"
     phase = f"{len(slopes)} lives, {saves} saves, {rate}, {', '.join(map(str, sorted(most)))} descriptors"
     if max(slopes) > GROWTH or len(most) > 1:
