@@ -175,7 +175,7 @@ def test_an_error_while_prefetching_reaches_the_caller(rows_of):
 
 
 class Failing(CausalLM):
-    """In the third step, in which the rest of it waits until it is let go."""
+    """Does `fault` in the third step."""
 
     def __init__(self, fault: Callable[[], object]) -> None:
         self.fault, self.steps = fault, count(1)

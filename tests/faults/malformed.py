@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minilm.data.documents import documents_of
-from minilm.data.examples import Data, read_choices, read_texts
+from minilm.data.examples import Data, Kind, read_choices, read_texts
 from minilm.data.spans import read_questions, read_tagged
 from minilm.data.tables import read_table
 from minilm.errors import DataError
@@ -53,7 +53,6 @@ class Format(NamedTuple):
     name: str  # of a file of it
     write: Callable[[random.Random], str]
     read: Callable[[Path], Any]
-    is_json: bool = False
 
 
 def _text(rng: random.Random, most: int = 9) -> str:
@@ -123,53 +122,40 @@ def _documents(rng: random.Random) -> str:
     return "".join(_text(rng, 30) + rng.choice(["\n", "\n\n"]) for _ in range(10))
 
 
+def _labelled(kind: Kind) -> Callable[[Path], Data]:
+    return lambda file: read_texts(read_table(file), kind)
+
+
 def _choices(rng: random.Random) -> list[str]:
     return [_text(rng), _text(rng), _text(rng)]
 
 
 FORMATS = (
-    Format(
-        "labels.csv", _cells("text,label", _text, _label), lambda file: read_texts(read_table(file), "classification")
-    ),
-    Format(
-        "labels.tsv",
-        _cells("sentence,label", _text, _label, by="\t"),
-        lambda file: read_texts(read_table(file), "classification"),
-    ),
-    Format(
-        "pairs.csv",
-        _cells("premise,hypothesis,score", _text, _text, _number),
-        lambda file: read_texts(read_table(file), "regression"),
-    ),
+    Format("labels.csv", _cells("text,label", _text, _label), _labelled("classification")),
+    Format("labels.tsv", _cells("sentence,label", _text, _label, by="\t"), _labelled("classification")),
+    Format("pairs.csv", _cells("premise,hypothesis,score", _text, _text, _number), _labelled("regression")),
     Format(
         "several.csv",
         _cells("text,labels", _text, lambda rng: "|".join({_label(rng), _label(rng)})),
-        lambda file: read_texts(read_table(file), "multilabel"),
+        _labelled("multilabel"),
     ),
-    Format(
-        "labels.jsonl",
-        _objects(text=_text, label=_label),
-        lambda file: read_texts(read_table(file), "classification"),
-        is_json=True,
-    ),
+    Format("labels.jsonl", _objects(text=_text, label=_label), _labelled("classification")),
     Format(
         "labels.json",
         lambda rng: json.dumps([{"text": _text(rng), "label": _label(rng)} for _ in range(5)]),
-        lambda file: read_texts(read_table(file), "classification"),
-        is_json=True,
+        _labelled("classification"),
     ),
     Format(
         "choices.jsonl",
         _objects(question=_text, choices=_choices, label=lambda rng: rng.randrange(3)),
         lambda file: read_choices(read_table(file)),
-        is_json=True,
     ),
     Format("tagged.conll", _tagged, read_tagged),
-    Format("tagged.jsonl", _tokens, read_tagged, is_json=True),
-    Format("squad.json", _squad, read_questions, is_json=True),
-    Format("questions.jsonl", _questions, lambda file: read_questions(read_table(file)), is_json=True),
+    Format("tagged.jsonl", _tokens, read_tagged),
+    Format("squad.json", _squad, read_questions),
+    Format("questions.jsonl", _questions, lambda file: read_questions(read_table(file))),
     Format("corpus.txt", _documents, lambda file: [*documents_of(file, "text")]),
-    Format("corpus.jsonl", _objects(text=_text), lambda file: [*documents_of(file, "text")], is_json=True),
+    Format("corpus.jsonl", _objects(text=_text), lambda file: [*documents_of(file, "text")]),
 )
 
 
@@ -193,7 +179,7 @@ def _written(form: Format, out: Path, rng: random.Random) -> tuple[Path, str]:
     """The file, changed up to three times, and how."""
     text, names = form.write(rng), []
     for _ in range(rng.choice([1, 1, 2, 3])):
-        name = rng.choice([*CHANGES, *(["tree"] * 4 if form.is_json else [])])
+        name = rng.choice([*CHANGES, *(["tree"] * 4 if ".json" in form.name else [])])
         text = CHANGES[name](text, rng) if name != "tree" else _changed_tree(text, rng)
         names.append(name)
     data = text.encode(
