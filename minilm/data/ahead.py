@@ -12,7 +12,8 @@ from minilm.errors import LoadingError, UserError
 
 AHEAD = 4  # steps: of small ones 2.5 million tokens a second come through, where one ahead lets 1.5 through
 PATIENCE = 50  # seconds for a batch: a disk may sleep, but not for long
-MEND = "the same command goes on from the last save"
+LATE_PATIENCE = 5  # seconds more at the end for one that is late, or not waited for
+MEND = "the same command goes on from what is saved"
 
 
 class Steps(Protocol):
@@ -48,7 +49,7 @@ def made_ahead(source: Steps, step: int) -> Iterator[list[Any]]:
             future.cancel()
         asked.put(None)
         if worker is not current_thread():  # where the garbage is collected in it
-            worker.join(timeout=1.0 if late else PATIENCE)
+            worker.join(timeout=LATE_PATIENCE if late else PATIENCE)
 
     coming, late = deque(of(step + more) for more in range(AHEAD)), False
     worker = Thread(target=work, daemon=True)  # one that hangs must not keep the process from its end
@@ -56,6 +57,7 @@ def made_ahead(source: Steps, step: int) -> Iterator[list[Any]]:
     atexit.register(stop)
     try:
         while True:
+            late = True  # where a signal ends the waiting, too
             if late := not _is_done(future := coming.popleft()):
                 why = f"were not read in {PATIENCE} s; is their disk still there?"
                 raise LoadingError(f"{_named(source, step)} {why} {MEND}")

@@ -211,7 +211,7 @@ def train(job: Job, plan: Plan) -> Log:
     def smaller(step: int, error: OutOfMemory) -> Iterator[Sequence[MicroBatch]]:
         nonlocal batches, within
         batches, within = with_less(batches, error, job.auto_batch, ranks, step)
-        return batches.steps_from(step)
+        return signals.left(batches.steps_from(step))
 
     forget_peak_memory(job.runtime.device)
     with signals:
@@ -225,7 +225,7 @@ def train(job: Job, plan: Plan) -> Log:
                     job.forward,
                     job.loss,
                     job.optimizers,
-                    batches.steps_from(start),
+                    signals.left(batches.steps_from(start)),
                     job.runtime,
                     plan,
                     watch=log,

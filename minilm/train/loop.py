@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from minilm.batch import Tokens
-from minilm.errors import UserError
+from minilm.errors import LoadingError, UserError
 from minilm.train.optim import forget_tiny, gradient_norm, set_learning_rate
 from minilm.train.ranks import Applied, no_sync, whole
-from minilm.train.runtime import Runtime, is_out_of_memory, peak_memory_mb, seed_step
+from minilm.train.runtime import Runtime, Stopped, is_out_of_memory, peak_memory_mb, seed_step
 
 TIDY_EVERY = 64  # steps
 FP16_STREAK = 50  # overflowing steps in a row that GradScaler may take to find its scale
@@ -182,7 +182,8 @@ def fit(
 ) -> int:
     """Train from step `start` to `plan.steps`; the step it got to, which is less if `stop` asked, in any process.
 
-    `batches` are the micro-batches of step after step. `evaluate(step)`, which says whether to stop there, and
+    `batches` are the micro-batches of step after step; one that raises Stopped, because `stop` asks, or LoadingError
+    ends the run as `stop` does, LoadingError once all is saved. `evaluate(step)`, which says whether to stop there, and
     `save(step)` are called after that many steps are done, `stop()` after each; where that asks, nothing is evaluated
     any more. `smaller(step, error)`: the micro-batches from there on, where one was too much for the memory, if not the
     error. Raises TrainingError after a step that was not finite, which changed nothing: at once on a CPU, on a GPU
@@ -191,22 +192,27 @@ def fit(
     forward.train()
     parallel = runtime.ranks.parallel(forward)
     since = _Since(runtime)
+    micro_batches, fault = _next(batches) if start < plan.steps else ([], None)
+    if runtime.ranks.any(micro_batches is None):
+        return _left_at(start, fault)
     for step in range(start, plan.steps):
         fraction = plan.schedule(step)
         set_learning_rate(optimizers, fraction)
         while True:
-            micro_batches = next(batches)
             seed_step(plan.seed, step, runtime.ranks.rank)
             try:
                 nats, norm, bad = train_step(parallel, loss, optimizers, micro_batches, runtime, plan.max_norm)
                 break
             except OutOfMemory as error:
                 batches = smaller(step, error)
+                micro_batches = next(batches)
         since.add(step, nats, bad, micro_batches)
         since.check_heard()
         if step % TIDY_EVERY == TIDY_EVERY - 1:
             forget_tiny(optimizers)
-        done, stopping = step + 1, runtime.ranks.any(stop())
+        done = step + 1
+        micro_batches, fault = _next(batches) if done < plan.steps else ([], None)
+        stopping = runtime.ranks.any(micro_batches is None or stop())
         watch.tick(done)
         evaluating, saving = plan.due(plan.evaluate_every, done), stopping or plan.due(plan.save_every, done)
         if evaluating or saving or plan.due(plan.log_every, done):  # here the host asks the device
@@ -220,8 +226,25 @@ def fit(
         if saving or stopping:
             save(done)
         if stopping:
-            return done
+            return _left_at(done, fault)
     return plan.steps
+
+
+def _next(batches: Iterator[Sequence[MicroBatch]]) -> tuple[Sequence[MicroBatch] | None, LoadingError | None]:
+    """(those of the next step, or None, why they cannot be had, unless it is for a signal)."""
+    try:
+        return next(batches), None
+    except Stopped:
+        return None, None
+    except LoadingError as error:
+        return None, error
+
+
+def _left_at(step: int, fault: LoadingError | None) -> int:
+    """The step that it got to. Raises the fault that ended it there, if it was one."""
+    if fault:
+        raise fault
+    return step
 
 
 class _Since:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 
@@ -18,6 +18,7 @@ from minilm.errors import ConfigError
 from minilm.model.attention import Backend
 from minilm.train.ranks import ALONE, Ranks
 
+Item = TypeVar("Item")
 Precision = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -205,6 +206,13 @@ class StopSignals:
             yield
         finally:
             self._may_leave = False
+
+    def left(self, source: Iterator[Item]) -> Iterator[Item]:
+        """The same, but that waiting for the next one is `leaving`."""
+        while True:
+            with self.leaving():
+                item = next(source)
+            yield item
 
     def __enter__(self) -> Self:
         for number in STOPPING:

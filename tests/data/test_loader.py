@@ -273,7 +273,7 @@ next(ahead.made_ahead(Hanging(), 0))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith(
-        "is their disk still there? the same command goes on from the last save"
+        "is their disk still there? the same command goes on from what is saved"
     )
 
 

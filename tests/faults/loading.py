@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -13,16 +14,32 @@ from minilm.data.loader import Loader
 from tests.faults.victim import SAVES, Victim
 
 ENDS_WITHIN = 60  # seconds
+STOPS_WITHIN = 20  # after a signal
+AT_WORK = 5.0  # in which the steps before are done
+
+
+def _hangs_for_good() -> None:
+    threading.Event().wait()
+
+
+def _hangs_till_a_signal() -> None:
+    time.sleep(AT_WORK)
+    os.kill(os.getpid(), signal.SIGTERM)
+    _hangs_for_good()
+
+
 KINDS: dict[str, Callable[[], Any]] = {
     "a disk's error": lambda: os.read(-1, 1),
     "another error": lambda: 1 / 0,
-    "hangs": threading.Event().wait,
+    "hangs": _hangs_for_good,
+    "hangs, then SIGTERM": _hangs_till_a_signal,
 }
+STATUS = {"a disk's error": 2, "hangs": 2, "hangs, then SIGTERM": 128 + signal.SIGTERM}
 
 
 def failing(victim: Victim, out: Path, seed: int) -> tuple[str, str]:
     """(what it does and in which step, what is lost or wrong): trial number `seed`. The error comes soon and names the
-    rows, and the same command goes on."""
+    rows, or the signal is heard; all steps before are saved, unless it is a bug, and the same command goes on."""
     kind = [*KINDS][seed % len(KINDS)]
     step = random.Random(seed).randrange(SAVES[-1])
     phase, began = f"{kind}, step {step + 1}", time.monotonic()
@@ -30,13 +47,18 @@ def failing(victim: Victim, out: Path, seed: int) -> tuple[str, str]:
     if not child.poll(ENDS_WITHIN):
         child.kill()
         return phase, f"nothing came of it in {ENDS_WITHIN} s"
-    if kind == "hangs" and time.monotonic() - began < PATIENCE:
+    seconds = time.monotonic() - began
+    if kind == "hangs" and seconds < PATIENCE:
         return phase, "it did not wait"
     said = out.with_name(f"{out.name}.log").read_text(encoding="utf-8", errors="replace")
-    if f"step {step + 1}: rows " not in said:
+    if kind == "hangs, then SIGTERM" and seconds > AT_WORK + STOPS_WITHIN:
+        return phase, f"the signal was heard after {seconds - AT_WORK:.0f} s"
+    if kind != "hangs, then SIGTERM" and f"step {step + 1}: rows " not in said:
         return phase, f"does not name the rows: {said[-300:]}"
-    if kind in ("hangs", "a disk's error") and (child.status != 2 or said.count("error: ") != 1):
+    if kind in STATUS and (child.status != STATUS[kind] or said.count("error: ") != (child.status == 2)):
         return phase, f"ended with {child.status}: {said[-300:]}"
+    if kind in STATUS and child.saved != step:
+        return phase, f"saved step {child.saved} of {step}"
     return phase, victim.fault(out, child.saved)
 
 

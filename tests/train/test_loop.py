@@ -1,5 +1,6 @@
 """The loop: it learns, a step is one step however it is cut, a bad one changes nothing, and a run can be resumed."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -9,10 +10,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilm.batch import Batch, Tokens
+from minilm.errors import LoadingError
 from minilm.train.loop import FP16_STREAK, Plan, TrainingError, evaluate, fit, train_step
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.optim import lr_fraction, make_optimizers
 from minilm.train.ranks import Applied
+from minilm.train.runtime import Stopped
 
 COUNTS = [2, 6, 0, 3, 5, 1, 4, 6]  # targets of eight rows
 
@@ -436,6 +439,35 @@ def test_stop_saves_once_and_says_where(watch, cpu):
     )
     assert (run.done, saved) == (3, [3])
     assert [look[0] for look in watch.looks()] == [3]
+
+
+def failing(steps, error):
+    """So many steps, then the error."""
+    yield from [[Stub(1.0, 1)]] * steps
+    raise error
+
+
+@pytest.mark.parametrize("end", [LoadingError("gone"), Stopped()], ids=["error", "signal"])
+@pytest.mark.parametrize("start", [0, 2])
+@pytest.mark.parametrize("given", [0, 4])
+def test_what_is_done_is_saved_where_a_batch_does_not_come(watch, cpu, end, start, given):
+    """Seen, evaluated never, saved once; nothing where nothing is done."""
+    saved, model, done = [], One(), start + given
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+    optimizer.param_groups[0]["peak_lr"] = 1.0
+    with pytest.raises(LoadingError, match="gone") if isinstance(end, LoadingError) else nullcontext():
+        got = fit(
+            Applied(model), stub_loss, [optimizer], failing(given, end), cpu(),
+            plan(9, evaluate_every=done or 1), watch, start, lambda step: pytest.fail("evaluated"), saved.append,
+        )  # fmt: skip
+        assert got == done
+    assert (saved, [look[0] for look in watch.looks()]) == (([done], [done]) if given else ([], []))
+    assert float(model.w.detach()) == pytest.approx(-given, rel=1e-5)
+
+
+def test_no_batch_is_waited_for_after_the_last_step(watch, cpu):
+    run = stub_run(watch, cpu, failing(5, AssertionError("waited for")), plan(5))
+    assert run.done == 5
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

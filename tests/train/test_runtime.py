@@ -224,6 +224,21 @@ def test_one_leaves_at_once_what_may_be_left():
         assert stop.received == signal.SIGTERM
 
 
+def test_waiting_for_the_next_one_may_be_left():
+    def hanging():
+        yield "first"
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    with StopSignals() as stop:
+        items = stop.left(hanging())
+        assert next(items) == "first"
+        with pytest.raises(Stopped):
+            next(items)
+        with pytest.raises(Stopped):
+            next(stop.left(iter(["one that is there"])))
+
+
 @pytest.mark.parametrize("number", STOPPING)
 def test_the_first_signal_asks_and_handlers_come_back(number):
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
