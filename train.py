@@ -116,6 +116,8 @@ class Args:
     """Tokens per row."""
     short_frac: float | None = None
     """Fraction of the steps, from the first, with rows a quarter as long."""
+    short_seq_prob: float | None = None
+    """About that fraction of the text mlm reads in short pieces, so that it learns short texts, too."""
     packing: Packing | None = None
     """stream: running text across documents. documents: each sees only itself."""
     pairs: PairTask | None = None
@@ -182,6 +184,7 @@ RANGES = {  # inclusive
     "vocab_size": (MULTIPLE, 10**6),
     "length": (32, 2**16),
     "short_frac": (0.0, 1.0),
+    "short_seq_prob": (0.0, 0.5),
     "batch_size": (1, 10**6),
     "accumulation": (1, 10**6),
     "batch_warmup_frac": (0.0, 1.0),
@@ -262,8 +265,8 @@ def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretraine
     own = [field.name for field in fields(Recipe)]
     overrides = {name: value for name in own if (value := getattr(args, name, None)) is not None}
     recipe = replace(recipe, **({"minutes": None, "steps": None} if budgets else {}) | overrides)
-    if recipe.pairs and objective != "mlm" and not args.pairs:
-        recipe = replace(recipe, pairs=None)  # the recipe's, which goes with its own objective only
+    if objective != "mlm":  # what a recipe has for that; a flag is refused
+        recipe = replace(recipe, pairs=args.pairs, short_seq_prob=args.short_seq_prob or 0.0)
     check_of_use(args, objective, recipe)
     if pretrained:
         recipe = fitted(recipe, args, objective, pretrained)
@@ -280,7 +283,11 @@ def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretraine
 def check_of_use(args: Args, objective: ObjectiveName, recipe: Recipe) -> None:
     """Raises ConfigError for a flag that would change nothing."""
     for names, is_of_use, needed in (
-        (("pairs", "mask_rate", "mask_rate_end", "whole_words"), objective == "mlm", "--objective mlm"),
+        (
+            ("pairs", "mask_rate", "mask_rate_end", "whole_words", "short_seq_prob"),
+            objective == "mlm",
+            "--objective mlm",
+        ),
         (("batch_warmup_frac",), recipe.accumulation > 1, "--accumulation above 1"),
         (("packing",), not recipe.pairs, "rows that are no pairs"),
         (("output_scale",), not args.model, "weights that are new, without --model"),
@@ -457,12 +464,12 @@ def load_data(
     data = runtime.ranks.one_by_one(lambda: prepared(args, recipe, pretrained))
     runtime.ranks.expect_same(data.fingerprint, "other text, or another vocabulary,")
 
-    def packed(shard: Shard, T: int, seed: int) -> Rows:
-        return pack(shard, recipe.packing, T, data.tokenizer, recipe.pairs, seed)
+    def packed(shard: Shard, T: int, seed: int, short_seq_prob: float) -> Rows:
+        return pack(shard, recipe.packing, T, data.tokenizer, recipe.pairs, seed, short_seq_prob)
 
     def all_rows() -> tuple[dict[int, Rows], Rows]:
-        train = {T: packed(data.train, T, args.seed) for T in recipe.lengths}
-        return train, packed(data.held_out, recipe.length, EVAL_SEED)
+        train = {T: packed(data.train, T, args.seed, recipe.short_seq_prob) for T in recipe.lengths}
+        return train, packed(data.held_out, recipe.length, EVAL_SEED, 0.0)
 
     rows, held_out_rows = runtime.ranks.one_by_one(all_rows)
     if not len(held_out_rows):
@@ -496,7 +503,9 @@ def prepared(args: Args, recipe: Recipe, pretrained: Pretrained | None) -> Prepa
 def report_of_corpus(args: Args, recipe: Recipe, pretrained: Pretrained | None) -> tuple[dict[str, Any], list[str]]:
     """What is in the text, once it is tokenised: (the figures, the lines)."""
     data = prepared(args, recipe, pretrained)
-    rows = pack(data.train, recipe.packing, recipe.length, data.tokenizer, recipe.pairs)
+    rows = pack(
+        data.train, recipe.packing, recipe.length, data.tokenizer, recipe.pairs, short_seq_prob=recipe.short_seq_prob
+    )
     report = corpus_report(data, rows)
     return report, corpus_lines(report)
 

@@ -27,6 +27,7 @@ class Recipe:
     batch_size: int  # rows that a process computes at once, at most
     accumulation: int = 1  # such micro-batches per step, in all processes together
     short_frac: float = 0.0  # of the steps, from the first: rows a quarter as long
+    short_seq_prob: float = 0.0  # about that fraction of the text is read in short pieces, for mlm
     batch_warmup_frac: float = 0.0  # of the steps, over which the micro-batches per step double from 1 up
     packing: Packing = "stream"
     pairs: PairTask | None = None  # beside mlm, one pair of texts a row: does the second follow, are they in order?
@@ -99,6 +100,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         intermediate_size=512,
         length=128,
         batch_size=16,
+        short_seq_prob=0.1,
         mask_rate=0.3,
         optimizer="muon",
         lr=5e-3,
@@ -118,6 +120,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         intermediate_size=1024,
         length=128,
         batch_size=16,
+        short_seq_prob=0.1,
         packing="documents",
         mask_rate=0.3,
         optimizer="muon",

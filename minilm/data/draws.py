@@ -8,7 +8,8 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
-MASK_RANK, MASK_DICE, PREFIX_CUT, ROW_ORDER, PAIR_LABEL, PAIR_CUT, PAIR_OTHER = range(7)  # what a draw is for
+# what a draw is for
+MASK_RANK, MASK_DICE, PREFIX_CUT, ROW_ORDER, PAIR_LABEL, PAIR_CUT, PAIR_OTHER, SHORT_SEQ = range(8)
 ROUNDS = 6
 BLOCK = 1 << 12  # places of an order that are found at once
 

@@ -110,11 +110,11 @@ class Loader:
         """What this process computes of a step: a pure function."""
         stretch, _ = self.at(step)
         epoch, row = map(self._own, self.order(step))
-        progress = self.progress(step)
+        progress, short_rows = self.progress(step), self.rows[stretch.length].short_rows(step)
         made = []
         parts = _parts(stretch, self.world)
         for e, r in zip(np.split(epoch, parts), np.split(row, parts), strict=True):
-            batch = _read(self.rows[stretch.length], self.objective, r, e, progress)
+            batch = _read(self.rows[stretch.length], self.objective, r, e, progress, short_rows)
             made.append(batch.pin_memory() if self.pin_memory else batch)
         return made
 
@@ -140,8 +140,14 @@ class Loader:
     def positions(self, step: int) -> tuple[int, int, int]:
         """(tokens, padding included, tokens a row, targets, IGNORE included) of a step, in all processes."""
         stretch, _ = self.at(step)
-        slots = self.objective.slots(stretch.length, self.progress(step))
-        return stretch.rows * stretch.length, stretch.length, stretch.rows * slots
+        short_rows = self.rows[stretch.length].short_rows(step)
+        rows, length = stretch.rows * short_rows, stretch.length // short_rows
+        return rows * length, length, rows * self.objective.slots(length, self.progress(step))
+
+    @property
+    def cycle(self) -> int:
+        """Steps of a stretch that are so far apart have rows of equal length."""
+        return math.lcm(*(each.cycle for each in self.rows.values()))
 
 
 def check_divisible(stretches: Sequence[Stretch], world: int) -> None:
@@ -196,5 +202,10 @@ def shared(batches: Sequence[Batch], rank: int, world: int) -> list[Batch]:
     return own
 
 
-def _read(rows: Rows, objective: Objective, row: np.ndarray, epoch: np.ndarray, progress: float = 0.0) -> Batch:
-    return objective(rows.take(row, epoch), torch.from_numpy(row), torch.from_numpy(epoch), progress)
+def _read(
+    rows: Rows, objective: Objective, row: np.ndarray, epoch: np.ndarray, progress: float = 0.0, short_rows: int = 1
+) -> Batch:
+    taken = rows.take(row, epoch, short_rows)
+    if short_rows > 1:  # each draws for itself
+        row, epoch = (row[:, None] * short_rows + np.arange(short_rows)).ravel(), np.repeat(epoch, short_rows)
+    return objective(taken, torch.from_numpy(row), torch.from_numpy(epoch), progress)

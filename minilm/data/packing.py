@@ -7,6 +7,10 @@ documents  [CLS] document [SEP], several a row by best fit, each seeing only its
 pairs      [CLS] A [SEP] B [SEP], one pair a row: does B follow A (Devlin et al. 2018, sec. 3.1), or are they in
            order (Lan et al. 2020, sec. 3.1)?
 
+A model that has only seen rows of T tokens knows little of short texts, so some of the text (`short_seq_prob`, as in
+google-research/bert's create_pretraining_data.py) is read in short pieces, each on its own: in `documents` and `pairs`
+some documents, in `stream`, which has no mask, all rows of some steps.
+
 Shape letters: B rows, T tokens per row.
 """
 
@@ -21,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minilm.data.draws import PAIR_CUT, PAIR_LABEL, PAIR_OTHER, draw
+from minilm.data.draws import PAIR_CUT, PAIR_LABEL, PAIR_OTHER, SHORT_SEQ, draw
 from minilm.data.shards import FileArray, Shard, fault, seal, writing_cache
 from minilm.data.tokenizer import Tokenizer
 from minilm.files import alone, remove
@@ -31,6 +35,7 @@ PairTask = Literal["next", "order"]
 
 PACKED_TOGETHER = 4096  # documents
 MIN_PAIR = 8  # tokens of a document that is cut into a pair
+SHORTEST = 8  # tokens of the text's short pieces
 
 
 class Taken(NamedTuple):
@@ -47,48 +52,86 @@ class Rows(Protocol):
 
     T: int
     fill: float  # fraction of positions that are not padding
+    cycle: int = 1  # after so many steps `short_rows` come again
 
     def __len__(self) -> int: ...
 
-    def take(self, rows: np.ndarray, epoch: np.ndarray) -> Taken:
-        """(B,) row numbers, and in which pass over the split they are read, for what is drawn anew in each."""
+    def short_rows(self, step: int) -> int:
+        """Into how many short ones each row of a step is cut; 1: into none."""
+        return 1
+
+    def take(self, rows: np.ndarray, epoch: np.ndarray, short_rows: int = 1) -> Taken:
+        """(B,) row numbers, and in which pass over the split they are read, for what is drawn anew in each: their
+        B * short_rows rows of T // short_rows tokens."""
         ...
 
 
 @dataclass(frozen=True)
-class StreamRows:
-    """Row r is [CLS] and the rth T - 1 tokens of the split. A last, incomplete row is left out."""
+class StreamRows(Rows):
+    """Row r is [CLS] and the rth T - 1 tokens of the split. A last, incomplete row is left out.
+
+    One step in 1 / `short_seq_prob` reads its rows cut into 2, 4, 8 and so on in turn, as long as SHORTEST tokens are
+    left: [CLS] piece [SEP]. What a row has beyond equal pieces is left out of these.
+    """
 
     shard: Shard
     T: int
     cls_id: int
+    sep_id: int
+    short_seq_prob: float = 0.0
     fill: float = 1.0
 
     def __len__(self) -> int:
         return len(self.shard.tokens) // (self.T - 1)
 
-    def take(self, rows: np.ndarray, epoch: np.ndarray) -> Taken:
-        ids = np.empty((len(rows), self.T), dtype=np.int64)
-        ids[:, 0] = self.cls_id
+    @property
+    def cuts(self) -> list[int]:
+        """The numbers of pieces that there are."""
+        found = [2**i for i in range(1, self.T.bit_length()) if self.T // 2**i >= SHORTEST]
+        return found if self.short_seq_prob else []
+
+    @property
+    def cycle(self) -> int:
+        return max(1, len(self.cuts) * self._every)
+
+    @property
+    def _every(self) -> int:
+        return round(1 / self.short_seq_prob) if self.short_seq_prob else 1
+
+    def short_rows(self, step: int) -> int:
+        turn, place = divmod(step, self._every)
+        return self.cuts[turn % len(self.cuts)] if self.cuts and place == self._every - 1 else 1
+
+    def take(self, rows: np.ndarray, epoch: np.ndarray, short_rows: int = 1) -> Taken:
+        text = np.empty((len(rows), self.T - 1), dtype=np.int64)
         for b, row in enumerate(rows):
-            ids[b, 1:] = self.shard.tokens[int(row) * (self.T - 1) : (int(row) + 1) * (self.T - 1)]
+            text[b] = self.shard.tokens[int(row) * (self.T - 1) : (int(row) + 1) * (self.T - 1)]
+        ids = np.empty((len(rows) * short_rows, self.T // short_rows), dtype=np.int64)
+        ids[:, 0] = self.cls_id
+        if short_rows == 1:
+            ids[:, 1:] = text
+        else:
+            n = self.T // short_rows - 2
+            ids[:, 1:-1] = text[:, : short_rows * n].reshape(-1, n)
+            ids[:, -1] = self.sep_id
         return Taken(torch.from_numpy(ids))
 
 
-class DocumentRows:
+class DocumentRows(Rows):
     """Rows of whole documents, or of pieces of T - 2 tokens of those that are longer."""
 
-    def __init__(self, shard: Shard, T: int, tokenizer: Tokenizer) -> None:
+    def __init__(self, shard: Shard, T: int, tokenizer: Tokenizer, short_seq_prob: float = 0.0) -> None:
         self.shard, self.T = shard, T
         self.pad_id, self.cls_id, self.sep_id = tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id
-        self.pieces = _kept(shard, f"documents-{T}", lambda: _packed_pieces(shard, T))
+        name = _index_name("documents", T, short_seq_prob)
+        self.pieces = _kept(shard, name, lambda: _packed_pieces(shard, T, short_seq_prob))
         used = len(self.pieces.start) * 2 + self.pieces.tokens
         self.fill = used / max(1, len(self) * T)
 
     def __len__(self) -> int:
         return len(self.pieces.end)
 
-    def take(self, rows: np.ndarray, epoch: np.ndarray) -> Taken:
+    def take(self, rows: np.ndarray, epoch: np.ndarray, short_rows: int = 1) -> Taken:
         ids = np.full((len(rows), self.T), self.pad_id, dtype=np.int64)
         doc = np.full((len(rows), self.T), -1, dtype=np.int64)
         for b, row in enumerate(rows):
@@ -102,7 +145,7 @@ class DocumentRows:
         return Taken(torch.from_numpy(ids), torch.from_numpy(doc))
 
 
-class PairRows:
+class PairRows(Rows):
     """A row is a piece of a document, cut in two at a place drawn uniformly from its middle half.
 
     In half of the rows, `next` puts the second half of another row in the place of its own, `order` swaps the two;
@@ -110,16 +153,19 @@ class PairRows:
     other row may, rarely, be of the same document.
     """
 
-    def __init__(self, shard: Shard, T: int, tokenizer: Tokenizer, task: PairTask, seed: int) -> None:
+    def __init__(
+        self, shard: Shard, T: int, tokenizer: Tokenizer, task: PairTask, seed: int, short_seq_prob: float = 0.0
+    ) -> None:
         self.shard, self.T, self.task, self.seed = shard, T, task, seed
         self.pad_id, self.cls_id, self.sep_id = tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id
-        self.pieces = _kept(shard, f"pairs-{T}", lambda: _single_pieces(shard, T))
+        name = _index_name("pairs", T, short_seq_prob)
+        self.pieces = _kept(shard, name, lambda: _single_pieces(shard, T, short_seq_prob))
         self.fill = (len(self) * 3 + self.pieces.tokens) / max(1, len(self) * T)
 
     def __len__(self) -> int:
         return len(self.pieces.end)
 
-    def take(self, rows: np.ndarray, epoch: np.ndarray) -> Taken:
+    def take(self, rows: np.ndarray, epoch: np.ndarray, short_rows: int = 1) -> Taken:
         drawn = {each: draw(self.seed, each, epoch, rows, rows * 0) for each in (PAIR_LABEL, PAIR_CUT, PAIR_OTHER)}
         label, cut, step = drawn[PAIR_LABEL] % 2, drawn[PAIR_CUT], drawn[PAIR_OTHER]
         if self.task == "next" and len(self) == 1:
@@ -163,30 +209,39 @@ class Pieces(NamedTuple):
         return list(zip(self.start[here].tolist(), self.length[here].tolist(), strict=True))
 
 
-def _packed_pieces(shard: Shard, T: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _index_name(kind: str, T: int, short_seq_prob: float) -> str:
+    return f"{kind}-{T}-short-{short_seq_prob:g}" if short_seq_prob else f"{kind}-{T}"
+
+
+def _packed_pieces(shard: Shard, T: int, short_seq_prob: float) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(start, length, pieces of each row), PACKED_TOGETHER of them by themselves, for a split may be of any size."""
-    for start, length in _cut(shard, T - 2):
+    for start, length in _cut(shard, T - 2, short_seq_prob):
         row_of = best_fit(length + 2, T)
         order = np.argsort(row_of, kind="stable")
         yield start[order], length[order], np.bincount(row_of)
 
 
-def _single_pieces(shard: Shard, T: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _single_pieces(shard: Shard, T: int, short_seq_prob: float) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """As `_packed_pieces`, with one piece a row; those too short for a pair are left out."""
-    for start, length in _cut(shard, T - 3):
+    for start, length in _cut(shard, T - 3, short_seq_prob):
         kept = length >= min(MIN_PAIR, T - 3)
         yield start[kept], length[kept], np.ones(int(kept.sum()), dtype=np.int64)
 
 
-def _cut(shard: Shard, longest: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(start, length) of the pieces that documents fall into: as few as hold at most `longest` tokens each."""
+def _cut(shard: Shard, longest: int, short_seq_prob: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(start, length) of the pieces that documents fall into: as few as hold at most `longest` tokens each, or, of one
+    with that chance, at most a number drawn for it between SHORTEST and that, its logarithm uniformly."""
     for at in range(0, len(shard), PACKED_TOGETHER):
         bounds = shard.offsets[at : at + PACKED_TOGETHER + 1]
         starts, stops = bounds[:-1], bounds[1:] - 1  # without the [SEP] on disk
-        pieces = -(-(stops - starts) // longest)  # of each document
+        document = np.arange(at, at + len(starts))
+        chance, size = (draw(0, SHORT_SEQ, document * 0, document, document * 0 + i) / 2.0**62 for i in (0, 1))
+        short = (SHORTEST * max(1.0, longest / SHORTEST) ** size).astype(np.int64)
+        most = np.where(chance < short_seq_prob, np.minimum(short, longest), longest)
+        pieces = -(-(stops - starts) // most)  # of each document
         number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        start = np.repeat(starts, pieces) + number * longest
-        yield start, np.minimum(np.repeat(stops, pieces) - start, longest)
+        start = np.repeat(starts, pieces) + number * np.repeat(most, pieces)
+        yield start, np.minimum(np.repeat(stops, pieces) - start, np.repeat(most, pieces))
 
 
 def _kept(shard: Shard, name: str, make: Callable[[], Iterator[tuple[np.ndarray, ...]]]) -> Pieces:
@@ -251,9 +306,18 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
 
 
 def pack(
-    shard: Shard, packing: Packing, T: int, tokenizer: Tokenizer, pairs: PairTask | None = None, seed: int = 0
+    shard: Shard,
+    packing: Packing,
+    T: int,
+    tokenizer: Tokenizer,
+    pairs: PairTask | None = None,
+    seed: int = 0,
+    short_seq_prob: float = 0.0,
 ) -> Rows:
-    """The rows of a split; `pairs`, drawn by `seed`, goes before `packing`."""
+    """The rows of a split, that fraction of which, about, is read in short pieces; `pairs`, drawn by `seed`, goes
+    before `packing`."""
     if pairs:
-        return PairRows(shard, T, tokenizer, pairs, seed)
-    return StreamRows(shard, T, tokenizer.cls_id) if packing == "stream" else DocumentRows(shard, T, tokenizer)
+        return PairRows(shard, T, tokenizer, pairs, seed, short_seq_prob)
+    if packing == "documents":
+        return DocumentRows(shard, T, tokenizer, short_seq_prob)
+    return StreamRows(shard, T, tokenizer.cls_id, tokenizer.sep_id, short_seq_prob)

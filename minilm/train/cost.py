@@ -44,18 +44,19 @@ def step_flops(cfg: EncoderConfig, tokens: int, length: int, targets: int, pairs
 def run_flops(cfg: EncoderConfig, loader: Loader, pairs: bool = False) -> int:
     """`step_flops` of all steps, in all processes."""
 
-    def between(begin: int, end: int) -> int:
-        """Within a stretch the targets of a step only rise or only fall: equal at both ends, they are equal."""
-        if begin == end:
+    def of(steps: range) -> int:
+        """Of steps of a stretch with rows of equal length the targets only rise or only fall: equal at both ends, they
+        are equal."""
+        if not steps:
             return 0
-        first, last = loader.positions(begin), loader.positions(end - 1)
+        first, last = loader.positions(steps[0]), loader.positions(steps[-1])
         if first == last:
-            return (end - begin) * step_flops(cfg, *first, pairs)
-        middle = (begin + end) // 2
-        return between(begin, middle) + between(middle, end)
+            return len(steps) * step_flops(cfg, *first, pairs)
+        middle = len(steps) // 2
+        return of(steps[:middle]) + of(steps[middle:])
 
     ends = [0, *accumulate(each.steps for each in loader.stretches)]
-    return sum(between(*each) for each in pairwise(ends))
+    return sum(of(range(begin + i, end, loader.cycle)) for begin, end in pairwise(ends) for i in range(loader.cycle))
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:

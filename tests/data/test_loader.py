@@ -332,6 +332,45 @@ def test_positions_are_what_the_step_holds(stretched):
     assert stretched.positions(8) == (96, 16, 6 * 4)
 
 
+# -- short rows -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short(tokenizer, shard_of, plain_ids):
+    """A loader of 8 rows of 32 a step, of which each third step reads short ones, 2 and 4 of each in turn."""
+
+    def make(batch_size=8, **settings):
+        rows = pack(shard_of([plain_ids[:3] * 400]), "stream", 32, tokenizer, short_seq_prob=0.3)
+        return Loader([Stretch(12, 32, 8, batch_size)], {32: rows}, MaskedLM(tokenizer, 0, 0.3), 0, **settings)
+
+    return make
+
+
+def test_short_steps_have_as_many_tokens_in_shorter_rows(short):
+    loader = short()
+    shapes = [tuple(loader.micro_batches(step)[0].tokens.input_ids.shape) for step in range(7)]
+    assert shapes == [(8, 32), (8, 32), (16, 16), (8, 32), (8, 32), (32, 8), (8, 32)]
+    for step in range(7):
+        (batch,) = loader.micro_batches(step)
+        assert loader.positions(step) == (8 * 32, shapes[step][1], len(batch.target))
+    assert loader.cycle == 6
+
+
+def test_each_short_row_has_masks_of_its_own(short):
+    (batch,) = short().micro_batches(5)
+    chosen = {tuple(sorted(row)) for row in (batch.where % 8).reshape(32, 2).tolist()}
+    assert len(chosen) > 8  # of 15 pairs of places
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_short_rows_are_the_same_in_parts_and_in_two_processes(short, step):
+    whole = ids_of(short().micro_batches(step))
+    assert torch.equal(ids_of(short(2).micro_batches(step)), whole)
+    assert torch.equal(ids_of(short().within(64).micro_batches(step)), whole)
+    both = [ids_of(short(rank=rank, world=2).micro_batches(step)) for rank in (0, 1)]
+    assert torch.equal(torch.cat(both), whole)
+
+
 def test_the_objective_is_told_the_progress(stretched):
     counts = [stretched.micro_batches(step)[0].target.numel() for step in (0, 2)]
     assert counts == [4 * round(16 * rate) for rate in (0.5, 0.5 - 0.25 * 2 / 8)]

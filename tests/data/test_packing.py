@@ -91,6 +91,55 @@ def test_an_exact_multiple_has_no_partial_row_and_too_little_text_none_at_all(to
     assert len(pack(shard_of(documents(plain_ids, [8])), "stream", 11, tokenizer)) == 0
 
 
+# -- short pieces ---------------------------------------------------------------------------------------
+
+
+def test_a_step_in_ten_reads_short_rows_of_each_length_in_turn(tokenizer, shard_of, plain_ids):
+    shard = shard_of(documents(plain_ids, [200] * 8))
+    rows = pack(shard, "stream", 128, tokenizer, short_seq_prob=0.1)
+    short = {step: n for step in range(100) if (n := rows.short_rows(step)) > 1}
+    assert short == {9: 2, 19: 4, 29: 8, 39: 16, 49: 2, 59: 4, 69: 8, 79: 16, 89: 2, 99: 4}
+    assert [rows.short_rows(step + rows.cycle) for step in range(100)] == [rows.short_rows(s) for s in range(100)]
+    thirds = pack(shard, "stream", 32, tokenizer, short_seq_prob=0.3)
+    assert [thirds.short_rows(step) for step in range(7)] == [1, 1, 2, 1, 1, 4, 1]
+    for T, prob in ((128, 0.0), (12, 0.1)):  # of fewer than 8 tokens there are none
+        whole = pack(shard, "stream", T, tokenizer, short_seq_prob=prob)
+        assert {whole.short_rows(step) for step in range(100)} == {1}
+        assert whole.cycle == 1
+
+
+@pytest.mark.parametrize("short_rows", [2, 4])
+def test_short_rows_are_the_pieces_of_their_row_each_closed(tokenizer, shard_of, plain_ids, short_rows):
+    shard = shard_of(documents(plain_ids, [200] * 8))
+    rows = pack(shard, "stream", 35, tokenizer, short_seq_prob=0.1)
+    n = 35 // short_rows - 2
+    ids = rows.take(np.array([3, 1]), np.array([0, 2]), short_rows).ids
+    whole = rows.take(np.array([3, 1]), np.array([0, 2])).ids
+    assert ids.shape == (2 * short_rows, n + 2)
+    assert ids[:, 0].tolist() == [tokenizer.cls_id] * len(ids)
+    assert ids[:, -1].tolist() == [tokenizer.sep_id] * len(ids)
+    assert ids[:, 1:-1].reshape(2, -1).tolist() == whole[:, 1 : 1 + short_rows * n].tolist()
+
+
+def test_some_documents_are_cut_short_at_any_length(tokenizer, shard_of, plain_ids):
+    """A tenth of them, whole; as many between 8 and 32 tokens as between 32 and 126."""
+    shard = shard_of(documents(plain_ids, [252] * 3000))
+    for pairs, longest in ((None, 126), ("next", 125)):
+        rows = pack(shard, "documents", 128, tokenizer, pairs, short_seq_prob=0.1)
+        pieces = sorted(piece for row in range(len(rows)) for piece in rows.pieces.of(row))
+        by_document = {}
+        for start, length in pieces:
+            by_document.setdefault(start // 253, []).append(length)
+        kept = [lengths[0] for lengths in by_document.values()]  # of each but the last piece
+        short = [length for length in kept if length < longest]
+        assert len(by_document) == 3000
+        assert 0.08 < len(short) / 3000 < 0.12
+        assert min(short) == 8
+        assert 0.4 < sum(length < 32 for length in short) / len(short) < 0.6
+        assert all(len({*lengths[:-1]}) <= 1 for lengths in by_document.values())
+    assert pack(shard, "documents", 128, tokenizer).pieces.length.max() == 126
+
+
 # -- documents ------------------------------------------------------------------------------------------
 
 
@@ -118,13 +167,14 @@ def pieces_of(rows: DocumentRows, tokenizer) -> tuple[list[tuple[int, list[int]]
 
 @pytest.mark.parametrize("T", [3, 8, 16, 64])
 @pytest.mark.parametrize(("seed", "at_once"), [(0, 4096), (1, 1), (2, 7), (0, 64), (1, 65)])
-def test_pieces_joined_are_the_documents(tokenizer, shard_of, plain_ids, monkeypatch, T, seed, at_once):
+@pytest.mark.parametrize("short", [0.0, 0.5])
+def test_pieces_joined_are_the_documents(tokenizer, shard_of, plain_ids, monkeypatch, T, seed, at_once, short):
     """Every token once, however many documents are packed together."""
     monkeypatch.setattr(module, "PACKED_TOGETHER", at_once)
     lengths = [*np.random.default_rng(seed).integers(0, 90, 60).tolist(), T - 2, T - 1, 2 * (T - 2), 1, 0]
     texts = documents(plain_ids, lengths, seed)
     shard = shard_of(texts)
-    rows = pack(shard, "documents", T, tokenizer)
+    rows = pack(shard, "documents", T, tokenizer, short_seq_prob=short)
     assert isinstance(rows, DocumentRows)
     pieces, fill = pieces_of(rows, tokenizer)
     assert rows.fill == pytest.approx(fill, abs=1e-12)
@@ -136,7 +186,11 @@ def test_pieces_joined_are_the_documents(tokenizer, shard_of, plain_ids, monkeyp
         joined[d] += tokens
         count[d] += 1
     assert joined == texts
-    assert count == [-(-len(text) // (T - 2)) for text in texts]
+    fewest = [-(-len(text) // (T - 2)) for text in texts]
+    if not short:
+        assert count == fewest
+    elif T > 8:
+        assert 5 < sum(more > least for more, least in zip(count, fewest, strict=True)) < 40
 
 
 def test_short_documents_share_a_row_by_hand(tokenizer, shard_of):

@@ -12,7 +12,7 @@ from minilm.checkpoint.model import read_state, write_model
 from minilm.checkpoint.store import Store
 from minilm.data.loader import Loader, Stretch
 from minilm.data.objectives import CausalLM
-from minilm.data.packing import Taken
+from minilm.data.packing import Rows, Taken
 from minilm.data.tokenizer import SPECIALS, Tokenizer
 from minilm.model.encoder import bert_config, initialise, modern_config
 from minilm.model.heads import LanguageModel
@@ -103,7 +103,7 @@ def words(tmp_path):
     return Tokenizer.load(file)
 
 
-class RandomRows:
+class RandomRows(Rows):
     """`n` rows of random words."""
 
     fill = 1.0
@@ -115,7 +115,7 @@ class RandomRows:
     def __len__(self):
         return len(self.ids)
 
-    def take(self, rows, epoch):
+    def take(self, rows, epoch, short_rows=1):
         return Taken(self.ids[torch.from_numpy(np.asarray(rows))])
 
 

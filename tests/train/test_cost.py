@@ -100,6 +100,36 @@ def test_flops_of_very_many_steps_are_counted_at_once(random_rows, words, end):
     assert run_flops(cfg, many) == pytest.approx(run_flops(cfg, few) * 10**6, rel=0.01)
 
 
+@pytest.mark.parametrize("end", [None, 0.55])
+def test_flops_of_steps_with_short_rows(random_rows, words, end):
+    """Of two lengths, each with a cycle of its own."""
+
+    class Short(random_rows):
+        cycle = 6
+
+        def short_rows(self, step):
+            return {2: 2, 5: 4}.get(step % 6, 1)
+
+        def take(self, rows, epoch, short_rows=1):
+            pytest.fail("read")
+
+    class Shorter(Short):
+        cycle = 4
+
+        def short_rows(self, step):
+            return 2 if step % 4 == 3 else 1
+
+    rows = {16: Shorter(40, 16), 64: Short(9, 64)}
+    masks = MaskedLM(words, 0, rate=0.15, end_rate=end)
+    loader = Loader([Stretch(31, 16, 8, 4), Stretch(50, 64, 4, 2)], rows, masks, seed=0)
+    cfg = bert_config(61, 32, 2, 4, 48, max_position_embeddings=64)
+    steps = [loader.positions(step) for step in range(81)]
+    assert {length for _, length, _ in steps} == {8, 16, 32, 64}
+    reads = [targets if targets / tokens <= 0.5 else None for tokens, _, targets in steps]
+    each = [training_flops(cfg, *step, read) for step, read in zip(steps, reads, strict=True)]
+    assert run_flops(cfg, loader) == sum(each)
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_positions_of_a_step_are_its_batches(random_rows, words, world):
     """Of all processes together, slots that hold no target included, for these are computed, too."""
