@@ -363,25 +363,9 @@ def pretrain(
             pinned = runtime.device.type == "cuda"
             return Loader(recipe.stretches(steps), rows, to_learn, args.seed, ranks.rank, ranks.world, pinned)
 
-        step_s: dict[Kind, float] = {}
-        timed, within = loader(NOMINAL_STEPS), None
-        needed = args.dry_run or not (run or recipe.steps or args.epochs)
-        if needed:
-            say("timing a step")
-        while needed and not step_s:
-            try:
-                step_s = step_seconds(
-                    forward,
-                    language_model_loss,
-                    optimizers,
-                    timed,
-                    runtime,
-                    recipe.max_norm,
-                    limit_s=min(MAX_TIMING_S, 0.1 * 60 * (recipe.minutes or math.inf)),
-                    on_copy=not args.dry_run,
-                )
-            except OutOfMemory as error:
-                timed, within = with_less(timed, error, args.auto_batch, ranks)
+        step_s, within = {}, None
+        if args.dry_run or not (run or recipe.steps or args.epochs):
+            step_s, within = timed(args, recipe, forward, optimizers, loader(NOMINAL_STEPS), runtime)
         steps = run.steps if run else steps_of_budget(args, recipe, longest, step_s)
         own_held_out = shared(held_out, ranks.rank, ranks.world)
         job = Job(
@@ -421,6 +405,30 @@ def pretrain(
         }
         weights = whole_state(model)
         return (result, conclude(run, job, log, data, result, weights)) if ranks.first else (result, [])
+
+
+def timed(
+    args: Args, recipe: Recipe, forward: Applied, optimizers: Optimizers, loader: Loader, runtime: Runtime
+) -> tuple[dict[Kind, float], int | None]:
+    """(what a step of each kind takes, the tokens of a micro-batch where --auto-batch had to make it smaller)."""
+    say("timing a step")
+    limit_s = min(MAX_TIMING_S, 0.1 * 60 * (recipe.minutes or math.inf))
+    within = None
+    while True:
+        try:
+            step_s = step_seconds(
+                forward,
+                language_model_loss,
+                optimizers,
+                loader,
+                runtime,
+                recipe.max_norm,
+                limit_s,
+                on_copy=not args.dry_run,
+            )
+            return step_s, within
+        except OutOfMemory as error:
+            loader, within = with_less(loader, error, args.auto_batch, runtime.ranks)
 
 
 def conclude(
