@@ -129,8 +129,9 @@ RECIPES: dict[RecipeName, Recipe] = {
         output_scale=0.0,
         minutes=3.5,
     ),
-    # Devlin et al. 2018, app. A.2: 1 M steps of 256 rows, nine tenths of them on rows of 128 tokens, next-sentence
-    # prediction, Adam with decoupled decay. Their vocabulary has 30,522 words; ours is a multiple of 64.
+    # Devlin et al. 2018, app. A.2 and their code: 1 M steps of 256 rows, nine tenths of them on rows of 128 tokens, a
+    # tenth of the text in short pieces, next-sentence prediction, Adam with decoupled decay. Their vocabulary has
+    # 30,522 words; ours is a multiple of 64.
     "bert-base": Recipe(
         architecture="bert",
         hidden_size=768,
@@ -141,6 +142,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         batch_size=32,
         accumulation=8,
         short_frac=0.9,
+        short_seq_prob=0.1,
         pairs="next",
         vocab_size=30_528,
         dropout=0.1,
