@@ -28,7 +28,7 @@ OURS, PLAIN = [sys.executable, "train.py"], [sys.executable, "-m", "benchmarks.p
 # BERT of the shape of bert-mini, on the same rows: by our loop and recipe, and BertForMaskedLM in a plain loop with
 # AdamW and whatever of this did best with seed 0, flag after flag in a minute, the learning rate in every budget
 SIDES = {
-    "minilm": [*OURS, "--recipe", "bert-mini", "--packing", "stream"],
+    "minilm": [*OURS, "--recipe", "bert-mini", "--packing", "stream", "--short-seq-prob", "0"],
     "transformers": [*PLAIN, "--library", "transformers", "--recipe", "bert-mini"],
 }
 TRIED = {
@@ -52,6 +52,7 @@ INGREDIENTS = {
     "cosine": ["--schedule", "cosine"],
     "wsd, the last 40 %": ["--schedule", "wsd", "--decay-frac", "0.4"],
     "half the steps on short rows": ["--short-frac", "0.5"],
+    "no text in short pieces": ["--short-seq-prob", "0"],
     "batch ramp 8, 16, 32 over 60 %": ["--batch-size", "8", "--accumulation", "4", "--batch-warmup-frac", "0.6"],
 }
 

@@ -156,6 +156,7 @@ def test_whole_words_short_rows_and_growing_batches(go, tmp_path, monkeypatch):
     monkeypatch.setattr(Store, "prune", lambda self, keep, spared=None: None)
     flags = ["--steps", 40, "--whole-words", "--mask-rate", 0.4, "--mask-rate-end", 0.15, "--short-frac", 0.4]
     flags += ["--accumulation", 4, "--batch-warmup-frac", 0.6, "--length", 128, "--gradient-checkpointing"]
+    flags += ["--short-seq-prob", 0.3]
     assert go(*flags, "--save-every", 20)[0] == 0
     half = half_of(tmp_path / "run", 20)
     status, _, err = go(*flags, "--save-every", 20, "--out", "half")
@@ -349,6 +350,7 @@ def test_a_dry_run_that_is_told_to_end_leaves_nothing(text, cache, tmp_path):
 def test_a_dry_run_says_what_the_run_then_costs(go, tmp_path):
     """FLOPs, tokens and disk exactly; time is measured by hand, for no test may depend on it."""
     flags = ["--steps", 60, "--save-every", 20, "--short-frac", 0.5, "--batch-warmup-frac", 0.3, "--accumulation", 4]
+    flags += ["--short-seq-prob", 0.3]
     assert go(*flags, "--dry-run", "--json", "dry.json")[0] == 0
     assert go(*flags, "--json", "run.json")[0] == 0
     estimate, result = (json.loads((tmp_path / name).read_text()) for name in ("dry.json", "run.json"))
@@ -685,6 +687,8 @@ FLAG_FAULTS = {
     ("--dry-run", "--prepare-only"): "--dry-run and --prepare-only: two things at once",
     ("--length", "130", "--short-frac", "0.5"): "--length 130: short rows are a quarter of it",
     ("--objective", "clm", "--whole-words"): "--whole-words True: goes with --objective mlm only",
+    ("--objective", "clm", "--short-seq-prob", "0.1"): "--short-seq-prob 0.1: goes with --objective mlm only",
+    ("--short-seq-prob", "0.6"): "--short-seq-prob 0.6: give a value from 0 to 0.5",
     ("--objective", "prefix", "--mask-rate", "0.2"): "--mask-rate 0.2: goes with --objective mlm only",
     ("--batch-warmup-frac", "0.5"): "--batch-warmup-frac 0.5: goes with --accumulation above 1 only",
     ("--recipe", "bert-mini", "--pairs", "next", "--packing", "stream"): "--packing stream: goes with rows that are no",
