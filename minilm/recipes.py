@@ -120,7 +120,6 @@ RECIPES: dict[RecipeName, Recipe] = {
         intermediate_size=1024,
         length=128,
         batch_size=16,
-        short_seq_prob=0.1,
         packing="documents",
         mask_rate=0.3,
         optimizer="muon",
