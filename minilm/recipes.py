@@ -91,7 +91,7 @@ class Recipe:
 RECIPES: dict[RecipeName, Recipe] = {
     # The best loss per second found on two CPU cores: ModernBERT's architecture and initialisation (Warner et al.
     # 2024), Muon on its matrices (Jordan et al. 2024), a mask rate above BERT's (Wettig et al. 2023). What each is
-    # worth, and what was worth nothing: benchmarks/results/ingredients.md.
+    # worth, and what was worth nothing: benchmarks/results/ingredients.md. Short pieces: language.md beside it.
     "quick": Recipe(
         architecture="modern",
         hidden_size=256,
