@@ -64,6 +64,7 @@ OWN = ("data", "model", "add_tokens", "out", "cache_dir", "json", "device", "thr
 EVAL_SEED = 0  # held-out masks are the same in every run
 NOMINAL_STEPS = 10**6  # of a run whose length is not known yet: each of its stretches has some
 MAX_TIMING_S = 60.0
+SELDOM = 1e-3  # the least of --short-seq-prob above 0
 
 
 @dataclass(frozen=True)
@@ -268,6 +269,8 @@ def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretraine
     if objective != "mlm":  # what a recipe has for that; a flag is refused
         recipe = replace(recipe, pairs=args.pairs, short_seq_prob=args.short_seq_prob or 0.0)
     check_of_use(args, objective, recipe)
+    if 0 < recipe.short_seq_prob < SELDOM:
+        raise ConfigError(f"--short-seq-prob {recipe.short_seq_prob}: give 0, or a value from {SELDOM} on")
     if pretrained:
         recipe = fitted(recipe, args, objective, pretrained)
     if recipe.architecture is None:
@@ -452,7 +455,10 @@ def asked_for(
     settings = {"objective": objective, "seed": args.seed, "epochs": args.epochs, "held_out": args.held_out}
     if pretrained:
         settings["model"] = f"{os.path.normpath(args.model)} ({weights_fingerprint(pretrained.model)})"
-    return settings | asdict(recipe), choices
+    recipe_settings = asdict(recipe)
+    if not recipe.short_seq_prob:
+        del recipe_settings["short_seq_prob"]  # runs that began without it go on
+    return settings | recipe_settings, choices
 
 
 def check_sharding(args: Args, recipe: Recipe, runtime: Runtime, run: Run | None) -> None:

@@ -688,6 +688,7 @@ FLAG_FAULTS = {
     ("--length", "130", "--short-frac", "0.5"): "--length 130: short rows are a quarter of it",
     ("--objective", "clm", "--whole-words"): "--whole-words True: goes with --objective mlm only",
     ("--objective", "clm", "--short-seq-prob", "0.1"): "--short-seq-prob 0.1: goes with --objective mlm only",
+    ("--short-seq-prob", "1e-9"): "--short-seq-prob 1e-09: give 0, or a value from 0.001 on",
     ("--short-seq-prob", "0.6"): "--short-seq-prob 0.6: give a value from 0 to 0.5",
     ("--objective", "prefix", "--mask-rate", "0.2"): "--mask-rate 0.2: goes with --objective mlm only",
     ("--batch-warmup-frac", "0.5"): "--batch-warmup-frac 0.5: goes with --accumulation above 1 only",

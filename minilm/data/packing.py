@@ -210,7 +210,7 @@ class Pieces(NamedTuple):
 
 
 def _index_name(kind: str, T: int, short_seq_prob: float) -> str:
-    return f"{kind}-{T}-short-{short_seq_prob:g}" if short_seq_prob else f"{kind}-{T}"
+    return f"{kind}-{T}-short-{short_seq_prob!r}" if short_seq_prob else f"{kind}-{T}"
 
 
 def _packed_pieces(shard: Shard, T: int, short_seq_prob: float) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -55,8 +55,8 @@ def run_flops(cfg: EncoderConfig, loader: Loader, pairs: bool = False) -> int:
         middle = len(steps) // 2
         return of(steps[:middle]) + of(steps[middle:])
 
-    ends = [0, *accumulate(each.steps for each in loader.stretches)]
-    return sum(of(range(begin + i, end, loader.cycle)) for begin, end in pairwise(ends) for i in range(loader.cycle))
+    ends, cycle = [0, *accumulate(each.steps for each in loader.stretches)], loader.cycle
+    return sum(of(range(i, end, cycle)) for begin, end in pairwise(ends) for i in range(begin, min(end, begin + cycle)))
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:

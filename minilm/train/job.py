@@ -208,10 +208,13 @@ def train(job: Job, plan: Plan) -> Log:
                     raise
                 say(f"step {step:,} is not saved, and the run goes on: {error}")
 
+    def waited_for(source: Iterator[Sequence[MicroBatch]]) -> Iterator[Sequence[MicroBatch]]:
+        return signals.left(source) if ranks.world == 1 else source  # several leave nothing by themselves
+
     def smaller(step: int, error: OutOfMemory) -> Iterator[Sequence[MicroBatch]]:
         nonlocal batches, within
         batches, within = with_less(batches, error, job.auto_batch, ranks, step)
-        return signals.left(batches.steps_from(step))
+        return waited_for(batches.steps_from(step))
 
     forget_peak_memory(job.runtime.device)
     with signals:
@@ -225,7 +228,7 @@ def train(job: Job, plan: Plan) -> Log:
                     job.forward,
                     job.loss,
                     job.optimizers,
-                    signals.left(batches.steps_from(start)),
+                    waited_for(batches.steps_from(start)),
                     job.runtime,
                     plan,
                     watch=log,

@@ -182,8 +182,8 @@ def fit(
 ) -> int:
     """Train from step `start` to `plan.steps`; the step it got to, which is less if `stop` asked, in any process.
 
-    `batches` are the micro-batches of step after step; one that raises Stopped, because `stop` asks, or LoadingError
-    ends the run as `stop` does, LoadingError once all is saved. `evaluate(step)`, which says whether to stop there, and
+    `batches` are the micro-batches of step after step; where they raise LoadingError, or Stopped because `stop` asks,
+    one process saves what is done before the run ends. `evaluate(step)`, which says whether to stop there, and
     `save(step)` are called after that many steps are done, `stop()` after each; where that asks, nothing is evaluated
     any more. `smaller(step, error)`: the micro-batches from there on, where one was too much for the memory, if not the
     error. Raises TrainingError after a step that was not finite, which changed nothing: at once on a CPU, on a GPU
@@ -191,60 +191,54 @@ def fit(
     """
     forward.train()
     parallel = runtime.ranks.parallel(forward)
-    since = _Since(runtime)
-    micro_batches, fault = _next(batches) if start < plan.steps else ([], None)
-    if runtime.ranks.any(micro_batches is None):
-        return _left_at(start, fault)
+    since, saved = _Since(runtime), start
+
+    def look(done: int) -> None:
+        """Here the host asks the device."""
+        nonlocal since
+        since.check()
+        loss_now, tokens = since.totals()
+        watch.step(done, loss_now, float(norm), fraction, tokens)
+        since = _Since(runtime, since.streak)
+
     for step in range(start, plan.steps):
-        fraction = plan.schedule(step)
-        set_learning_rate(optimizers, fraction)
         while True:
+            try:
+                micro_batches = next(batches)
+            except (Stopped, LoadingError) as error:
+                if runtime.ranks.world == 1 and step > saved:  # of several, others are in the step already
+                    if since.tokens:
+                        look(step)
+                    save(step)
+                if isinstance(error, Stopped):
+                    return step
+                raise
+            fraction = plan.schedule(step)
+            set_learning_rate(optimizers, fraction)
             seed_step(plan.seed, step, runtime.ranks.rank)
             try:
                 nats, norm, bad = train_step(parallel, loss, optimizers, micro_batches, runtime, plan.max_norm)
                 break
             except OutOfMemory as error:
                 batches = smaller(step, error)
-                micro_batches = next(batches)
         since.add(step, nats, bad, micro_batches)
         since.check_heard()
         if step % TIDY_EVERY == TIDY_EVERY - 1:
             forget_tiny(optimizers)
-        done = step + 1
-        micro_batches, fault = _next(batches) if done < plan.steps else ([], None)
-        stopping = runtime.ranks.any(micro_batches is None or stop())
+        done, stopping = step + 1, runtime.ranks.any(stop())
         watch.tick(done)
         evaluating, saving = plan.due(plan.evaluate_every, done), stopping or plan.due(plan.save_every, done)
-        if evaluating or saving or plan.due(plan.log_every, done):  # here the host asks the device
-            since.check()
-            loss_now, tokens = since.totals()
-            watch.step(done, loss_now, float(norm), fraction, tokens)
-            since = _Since(runtime, since.streak)
+        if evaluating or saving or plan.due(plan.log_every, done):
+            look(done)
         if evaluating and not stopping:
             stopping = evaluate(done)
             forward.train()
         if saving or stopping:
             save(done)
+            saved = done
         if stopping:
-            return _left_at(done, fault)
+            return done
     return plan.steps
-
-
-def _next(batches: Iterator[Sequence[MicroBatch]]) -> tuple[Sequence[MicroBatch] | None, LoadingError | None]:
-    """(those of the next step, or None, why they cannot be had, unless it is for a signal)."""
-    try:
-        return next(batches), None
-    except Stopped:
-        return None, None
-    except LoadingError as error:
-        return None, error
-
-
-def _left_at(step: int, fault: LoadingError | None) -> int:
-    """The step that it got to. Raises the fault that ended it there, if it was one."""
-    if fault:
-        raise fault
-    return step
 
 
 class _Since:

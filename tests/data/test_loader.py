@@ -356,6 +356,19 @@ def test_short_steps_have_as_many_tokens_in_shorter_rows(short):
     assert loader.cycle == 6
 
 
+def test_short_rows_draw_by_their_own_numbers(short, tokenizer):
+    """Piece i of n of row r is row r * n + i, in the epoch of its row; a step spans two."""
+    loader = short()
+    step = next(step for step in range(5, 999, 6) if len(set(loader.order(step)[0].tolist())) == 2)
+    (batch,), (epoch, row) = loader.micro_batches(step), loader.order(step)
+    taken = loader.rows[32].take(row, epoch, 4)
+    own, of = (torch.tensor([f(i, j) for i in range(8) for j in range(4)]) for f in (
+        lambda i, j: row[i] * 4 + j, lambda i, j: epoch[i]))  # fmt: skip
+    by_hand = MaskedLM(tokenizer, 0, 0.3)(taken, own, of, loader.progress(step))
+    assert torch.equal(batch.tokens.input_ids, by_hand.tokens.input_ids)
+    assert torch.equal(batch.where, by_hand.where)
+
+
 def test_each_short_row_has_masks_of_its_own(short):
     (batch,) = short().micro_batches(5)
     chosen = {tuple(sorted(row)) for row in (batch.where % 8).reshape(32, 2).tolist()}

@@ -140,6 +140,14 @@ def test_some_documents_are_cut_short_at_any_length(tokenizer, shard_of, plain_i
     assert pack(shard, "documents", 128, tokenizer).pieces.length.max() == 126
 
 
+def test_an_index_is_of_its_fraction(tokenizer, shard_of, plain_ids, on_disk):
+    stored = on_disk(shard_of(documents(plain_ids, [60] * 40)))
+    rows = [pack(stored, "documents", 64, tokenizer, short_seq_prob=p) for p in (0.0, 0.4999999, 0.49999991)]
+    assert len({path.name for path in stored.stem.parent.iterdir() if path.is_dir()}) == 3
+    assert rows[0].pieces.length[:].max() == 60
+    assert len(rows[1].pieces.start) > len(rows[0].pieces.start)
+
+
 # -- documents ------------------------------------------------------------------------------------------
 
 

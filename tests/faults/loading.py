@@ -30,9 +30,9 @@ def _hangs_till_a_signal() -> None:
 
 KINDS: dict[str, Callable[[], Any]] = {
     "a disk's error": lambda: os.read(-1, 1),
+    "hangs, then SIGTERM": _hangs_till_a_signal,
     "another error": lambda: 1 / 0,
     "hangs": _hangs_for_good,
-    "hangs, then SIGTERM": _hangs_till_a_signal,
 }
 STATUS = {"a disk's error": 2, "hangs": 2, "hangs, then SIGTERM": 128 + signal.SIGTERM}
 

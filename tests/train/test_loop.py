@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilm.batch import Batch, Tokens
 from minilm.errors import LoadingError
-from minilm.train.loop import FP16_STREAK, Plan, TrainingError, evaluate, fit, train_step
+from minilm.train.loop import FP16_STREAK, OutOfMemory, Plan, TrainingError, evaluate, fit, train_step
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.optim import lr_fraction, make_optimizers
 from minilm.train.ranks import Applied
@@ -458,11 +458,47 @@ def test_what_is_done_is_saved_where_a_batch_does_not_come(watch, cpu, end, star
     with pytest.raises(LoadingError, match="gone") if isinstance(end, LoadingError) else nullcontext():
         got = fit(
             Applied(model), stub_loss, [optimizer], failing(given, end), cpu(),
-            plan(9, evaluate_every=done or 1), watch, start, lambda step: pytest.fail("evaluated"), saved.append,
+            plan(9, evaluate_every=9), watch, start, lambda step: pytest.fail("evaluated"), saved.append,
         )  # fmt: skip
         assert got == done
     assert (saved, [look[0] for look in watch.looks()]) == (([done], [done]) if given else ([], []))
     assert float(model.w.detach()) == pytest.approx(-given, rel=1e-5)
+
+
+def ticks(watch):
+    return [event for event in watch.events if event[0] == "tick"]
+
+
+def test_what_is_due_is_done_before_the_next_batch_is_waited_for(watch, cpu):
+    """Saved once, and no look twice."""
+    for end, saved in ((RuntimeError("a bug"), [3]), (LoadingError("gone"), [3]), (Stopped(), [3])):
+        done = []
+        with nullcontext() if isinstance(end, Stopped) else pytest.raises(type(end)):
+            stub_run(watch, cpu, failing(3, end), plan(9, save_every=3), save=done.append)
+        assert done == saved
+    assert [look[0] for look in watch.looks()] == [3, 3, 3]
+
+
+def test_after_a_signal_in_a_step_no_batch_is_waited_for(watch, cpu):
+    saved = []
+    run = stub_run(watch, cpu, failing(2, AssertionError("waited for")), plan(9), save=saved.append,
+                   stop=lambda: len(ticks(watch)) == 1)  # fmt: skip
+    assert (run.done, saved) == (2, [2])
+
+
+def test_a_signal_after_a_step_that_was_too_much_saves_those_before(watch, cpu, monkeypatch):
+    saved, step = [], train_step
+
+    def too_much(*args):
+        if len(ticks(watch)) == 2:
+            raise OutOfMemory(8, "out of memory")
+        return step(*args)
+
+    monkeypatch.setattr("minilm.train.loop.train_step", too_much)
+    run = stub_run(
+        watch, cpu, [[Stub(1.0, 1)]] * 9, plan(9), save=saved.append, smaller=lambda step, error: failing(0, Stopped())
+    )
+    assert (run.done, saved) == (2, [2])
 
 
 def test_no_batch_is_waited_for_after_the_last_step(watch, cpu):

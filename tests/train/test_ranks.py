@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from minilm.batch import IGNORE, Batch, Tokens
 from minilm.data.loader import Loader, Stretch
 from minilm.data.objectives import CausalLM
-from minilm.data.packing import Taken
-from minilm.errors import ConfigError, DataError, LoadingError, UserError
+from minilm.data.packing import Rows, Taken
+from minilm.errors import ConfigError, DataError, UserError
 from minilm.model.encoder import bert_config, initialise, modern_config
 from minilm.model.heads import LanguageModel
 from minilm.train.loop import Plan, TrainingError, evaluate, fit, train_step
@@ -140,7 +140,7 @@ def trained(kind, ranks):
     return {"steps": told, "weights": weights(model), "fitted": weights(other), "looks": watch.looks, "score": score}
 
 
-class Rows:
+class Random(Rows):
     """40 rows of random words."""
 
     T, fill = LENGTH, 1.0
@@ -149,7 +149,7 @@ class Rows:
     def __len__(self):
         return len(self.ids)
 
-    def take(self, rows, epoch):
+    def take(self, rows, epoch, short_rows=1):
         return Taken(self.ids[torch.from_numpy(rows)])
 
 
@@ -157,7 +157,7 @@ def loaded(ranks):
     """Weights after 4 steps of 8 rows, two micro-batches a process, by the loader."""
     model, optimizers = small("modern")
     batch_size = 2 if ranks.world > 1 else 4
-    loader = Loader([Stretch(4, LENGTH, 8, batch_size)], {LENGTH: Rows()}, CausalLM(), 3, ranks.rank, ranks.world)
+    loader = Loader([Stretch(4, LENGTH, 8, batch_size)], {LENGTH: Random()}, CausalLM(), 3, ranks.rank, ranks.world)
     assert len(loader.micro_batches(0)) == 2
     fit(Applied(model), language_model_loss, optimizers, loader.steps_from(0), runtime_of(ranks), plan(4), Watch())
     return weights(model)
@@ -270,25 +270,6 @@ def stopped(ranks):
     return done, saved
 
 
-def unread(ranks, given):
-    """Process 1 cannot read its batch after so many steps: (step it got to or error, saved)."""
-    model, optimizers = small("bert")
-    saved = []
-
-    def batches():
-        yield from (shared(step % 3, ranks) for step in range(given if ranks.rank else 9))
-        raise LoadingError("cannot be read")
-
-    try:
-        got = fit(
-            Applied(model), language_model_loss, optimizers, batches(), runtime_of(ranks), plan(9), Watch(),
-            save=saved.append,
-        )  # fmt: skip
-    except LoadingError as error:
-        got = str(error)
-    return got, saved
-
-
 def dropped(ranks):
     """The state of each process's generator after a step: that of its own seed."""
     model, optimizers = small("bert", dropout=0.3)
@@ -320,7 +301,6 @@ def child(here):
     torch.set_num_threads(1)
     ranks = Ranks.join()
     found = {"facts": facts(ranks, here), "bad": bad_step(ranks), "stopped": stopped(ranks), "rng": dropped(ranks)}
-    found |= {f"unread {given}": unread(ranks, given) for given in (0, 4)}
     found |= {kind: trained(kind, ranks) for kind in KINDS}
     found |= {f"sharded {kind}": sharded(kind, ranks) for kind in KINDS}
     found |= {"wrapped": wrapped(ranks), "loaded": loaded(ranks), "again": Ranks.join()}
@@ -489,11 +469,6 @@ def test_a_bad_loss_in_one_is_bad_in_both(two):
 
 def test_both_stop_where_one_is_asked_to(two):
     assert [found["stopped"] for found in two.found] == [(4, [4])] * 2
-
-
-@pytest.mark.parametrize(("given", "saved"), [(0, []), (4, [4])])
-def test_both_save_where_one_cannot_read_its_batch(two, given, saved):
-    assert [found[f"unread {given}"] for found in two.found] == [(given, saved), ("cannot be read", saved)]
 
 
 def test_each_drops_other_units(two):
