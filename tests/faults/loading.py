@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minilm.data.ahead import PATIENCE
+from minilm.data import ahead
 from minilm.data.loader import Loader
 from tests.faults.victim import SAVES, Victim
 
 ENDS_WITHIN = 60  # seconds
 STOPS_WITHIN = 20  # after a signal
-AT_WORK = 5.0  # in which the steps before are done
 
 
 def _hangs_for_good() -> None:
@@ -23,7 +22,7 @@ def _hangs_for_good() -> None:
 
 
 def _hangs_till_a_signal() -> None:
-    time.sleep(AT_WORK)
+    time.sleep(1.0)  # the run waits for it by now
     os.kill(os.getpid(), signal.SIGTERM)
     _hangs_for_good()
 
@@ -48,11 +47,11 @@ def failing(victim: Victim, out: Path, seed: int) -> tuple[str, str]:
         child.kill()
         return phase, f"nothing came of it in {ENDS_WITHIN} s"
     seconds = time.monotonic() - began
-    if kind == "hangs" and seconds < PATIENCE:
+    if kind == "hangs" and seconds < ahead.PATIENCE:
         return phase, "it did not wait"
     said = out.with_name(f"{out.name}.log").read_text(encoding="utf-8", errors="replace")
-    if kind == "hangs, then SIGTERM" and seconds > AT_WORK + STOPS_WITHIN:
-        return phase, f"the signal was heard after {seconds - AT_WORK:.0f} s"
+    if kind == "hangs, then SIGTERM" and seconds > victim.seconds + STOPS_WITHIN:
+        return phase, f"the signal was heard after {seconds:.0f} s"
     if kind != "hangs, then SIGTERM" and f"step {step + 1}: rows " not in said:
         return phase, f"does not name the rows: {said[-300:]}"
     if kind in STATUS and (child.status != STATUS[kind] or said.count("error: ") != (child.status == 2)):
@@ -63,11 +62,17 @@ def failing(victim: Victim, out: Path, seed: int) -> tuple[str, str]:
 
 
 def _fails(fault: Callable[[], Any], step: int) -> None:
-    make = Loader.micro_batches
+    make, wait, waited = Loader.micro_batches, ahead._is_done, []
 
     def made(self: Loader, number: int) -> list[Any]:
         if number == step:
+            while len(waited) <= step:  # for all before, and by now for this one
+                time.sleep(0.01)
             fault()
         return make(self, number)
 
-    Loader.micro_batches = made
+    def waits(future: Any) -> bool:
+        waited.append(future)
+        return wait(future)
+
+    Loader.micro_batches, ahead._is_done = made, waits
