@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -162,7 +162,8 @@ def train(job: Job, plan: Plan) -> Log:
     After a signal, or when its time is up, it saves and exits: with `exit_status`, or 0. An evaluation that it leaves
     for that is made when it goes on. Raises TrainingError, which names the step and its rows.
     """
-    ranks, signals = job.runtime.ranks, StopSignals()
+    ranks = job.runtime.ranks
+    signals = StopSignals(alone=ranks.world == 1)
     checkpoint = ranks.from_first(lambda: job.store.latest(say))
     start, log, history, within = ranks.agreed(lambda: _restore(job, plan, checkpoint))
     batches = job.loader if within is None else job.loader.within(within)
@@ -179,7 +180,7 @@ def train(job: Job, plan: Plan) -> Log:
     def examine(step: int) -> bool:
         with log.paused():
             try:
-                with signals.leaving() if ranks.world == 1 else nullcontext():  # several leave nothing by themselves
+                with signals.leaving():
                     score = job.evaluate()
             except Stopped:
                 return True
@@ -208,13 +209,10 @@ def train(job: Job, plan: Plan) -> Log:
                     raise
                 say(f"step {step:,} is not saved, and the run goes on: {error}")
 
-    def waited_for(source: Iterator[Sequence[MicroBatch]]) -> Iterator[Sequence[MicroBatch]]:
-        return signals.left(source) if ranks.world == 1 else source  # several leave nothing by themselves
-
     def smaller(step: int, error: OutOfMemory) -> Iterator[Sequence[MicroBatch]]:
         nonlocal batches, within
         batches, within = with_less(batches, error, job.auto_batch, ranks, step)
-        return waited_for(batches.steps_from(step))
+        return signals.left(batches.steps_from(step))
 
     forget_peak_memory(job.runtime.device)
     with signals:
@@ -228,7 +226,7 @@ def train(job: Job, plan: Plan) -> Log:
                     job.forward,
                     job.loss,
                     job.optimizers,
-                    waited_for(batches.steps_from(start)),
+                    signals.left(batches.steps_from(start)),
                     job.runtime,
                     plan,
                     watch=log,

@@ -189,9 +189,11 @@ class Stopped(BaseException):
 
 class StopSignals:
     """Within it, the signals of STOPPING ask a loop to stop instead of stopping it; a second one stops at once. One
-    that the process ignores, as after nohup, stays ignored."""
+    that the process ignores, as after nohup, stays ignored. alone: in one of several processes, which leave nothing by
+    themselves, `leaving` does nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, alone: bool = True) -> None:
+        self.alone = alone
         self.received: int | None = None
         self._may_leave = False
         self._before: dict[int, Any] = {}
@@ -200,8 +202,8 @@ class StopSignals:
     def leaving(self) -> Iterator[None]:
         """Within it, one raises Stopped; so does one that has come before."""
         try:
-            self._may_leave = True
-            if self.received is not None:
+            self._may_leave = self.alone
+            if self.alone and self.received is not None:
                 raise Stopped
             yield
         finally:

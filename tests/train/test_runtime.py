@@ -224,6 +224,16 @@ def test_one_leaves_at_once_what_may_be_left():
         assert stop.received == signal.SIGTERM
 
 
+def test_one_of_several_leaves_nothing():
+    with StopSignals(alone=False) as stop:
+        with stop.leaving():
+            os.kill(os.getpid(), signal.SIGTERM)
+        with stop.leaving():
+            pass
+        assert next(stop.left(iter(["one that is there"]))) == "one that is there"
+        assert stop.received == signal.SIGTERM
+
+
 def test_waiting_for_the_next_one_may_be_left():
     def hanging():
         yield "first"
