@@ -349,7 +349,7 @@ def pretrain(
                 raise CheckpointError(f"{out / 'run.json'}: its result is not as it was written ({error!r})") from error
             return run.result, []
 
-        backend = run.backend if run else runtime.backend(recipe.length)
+        backend = run.backend if run else runtime.backend(recipe.length, recipe.dropout)
         forward, optimizers = build(args, recipe, data.tokenizer.vocab_size, runtime, backend, pretrained)
         model = forward.model
         parameters = sum(p.numel() for p in model.parameters())

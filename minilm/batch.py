@@ -47,13 +47,13 @@ class Tokens(OnDevice):
     """Rows of tokens, and who may see whom in them (the rule is `model.attention.visible`).
 
     Make one with `Tokens.full`, `Tokens.padded` or `Tokens.packed`: what those know about the batch
-    (`layout`, `attention`, `max_len`) lives on the host, so that no kernel choice ever asks the device.
+    (`layout`, `attention`, `max_len`, `runs`) lives on the host, so that no kernel choice ever asks the device.
     """
 
     input_ids: Tensor  # (B, T) int64
     position: Tensor  # (B, T) int64; restarts at 0 with each document
     token_type_ids: Tensor  # (B, T) int64; which sentence of a pair
-    doc: Tensor  # (B, T) int64; numbers the documents within a row; -1 on the padding of packed rows
+    doc: Tensor  # (B, T) int64; numbers the documents within a row; negative on the padding of packed rows
     key: Tensor  # (B, T) bool; false on padding, which nobody reads
     prefix: Tensor  # (B, T) bool; true: visible from before, too. Everywhere: BERT. Nowhere: causal.
     cls: Tensor  # (N,) int64; flat index of each document's first token
@@ -61,6 +61,7 @@ class Tokens(OnDevice):
     layout: Layout
     attention: AttentionPattern
     max_len: int  # tokens of the longest document or run of padding, or T
+    runs: tuple[tuple[int, int], ...] = ()  # of packed rows: (documents, tokens of each), neighbours of one length
 
     @classmethod
     def full(
@@ -122,9 +123,9 @@ class Tokens(OnDevice):
         prefix: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Self:
-        """Several documents a row, one after the other; `doc` (B, T) numbers them, -1 is padding.
+        """Several documents a row, one after the other; `doc` (B, T) numbers them, negative is padding.
 
-        Made on the host: `max_len` and the document starts are read from `doc`.
+        Made on the host: `max_len`, `runs` and the document starts are read from `doc`.
         """
         B, T = input_ids.shape
         key = doc >= 0
@@ -135,6 +136,7 @@ class Tokens(OnDevice):
         bounds = starts.flatten().nonzero().flatten()
         cu_seqlens = torch.full((B * T + 1,), B * T, dtype=torch.int32, device=doc.device)
         cu_seqlens[: len(bounds)] = bounds.int()
+        lengths, documents = bounds.diff(append=bounds.new_tensor([B * T])).unique_consecutive(return_counts=True)
         return cls(
             input_ids=input_ids,
             position=torch.where(key, position, 0),
@@ -147,6 +149,7 @@ class Tokens(OnDevice):
             layout="packed",
             attention=attention,
             max_len=int(position.max()) + 1,
+            runs=tuple(zip(documents.tolist(), lengths.tolist(), strict=True)),
         )
 
 

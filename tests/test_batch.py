@@ -52,6 +52,7 @@ def test_packed():
     assert t.cu_seqlens.dtype == torch.int32
     assert t.cu_seqlens.tolist() == [0, 3, 4, 5, 7, 10, 10, 10, 10, 10, 10]
     assert (t.layout, t.attention, t.max_len) == ("packed", "bidirectional", 3)
+    assert t.runs == ((1, 3), (2, 1), (1, 2), (1, 3))
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minilm.batch import Tokens
+from minilm.errors import ConfigError
 
-Backend = Literal["explicit", "sdpa"]
+Backend = Literal["explicit", "sdpa", "varlen"]
 
 
 def visible(doc: Tensor, key: Tensor, prefix: Tensor, window: int | None) -> Tensor:
@@ -86,6 +87,8 @@ class LayerContext:
     is_causal: bool
     rope: tuple[Tensor, Tensor] | None
     backend: Backend
+    tokens: Tokens | None = None  # packed ones, where the varlen backend needs no mask to tell documents apart
+    window: int | None = None  # of that
     seen: list[Tensor] | None = None  # where the explicit backend leaves its weights for a viewer
     read: Tensor | None = None  # flat index into (B, T) of the only states that are wanted of the layer, (N,), or
     # (B, S), as many of each row, row b's in row b, whose keys and values are then not copied for each of them
@@ -104,7 +107,7 @@ class LayerContext:
         def at_read(each: Tensor) -> Tensor:
             return each[row if len(each) > 1 else torch.zeros_like(row), :, column].transpose(1, 2)
 
-        mask = self.mask
+        mask = self.mask if self.tokens is None else attention_mask(self.tokens, self.window)[0]
         if mask is not None:
             mask = at_read(mask.expand(*mask.shape[:2], T, T))
         if self.is_causal:
@@ -112,7 +115,7 @@ class LayerContext:
         rope = self.rope
         if rope is not None:
             rope = tuple(map(at_read, rope))
-        return replace(self, mask=mask, is_causal=False, rope=rope)
+        return replace(self, mask=mask, is_causal=False, rope=rope, tokens=None)
 
 
 def attention_weights(q: Tensor, k: Tensor, ctx: LayerContext) -> Tensor:
@@ -144,7 +147,56 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, drop: nn.Dropout) -
     return F.scaled_dot_product_attention(q, k, v, attn_mask=ctx.mask, dropout_p=dropout, is_causal=ctx.is_causal)
 
 
-BACKENDS: dict[Backend, Callable[..., Tensor]] = {"explicit": explicit, "sdpa": sdpa}
+def varlen(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, drop: nn.Dropout) -> Tensor:
+    """Each document of packed rows by itself, so that no mask is made and no pair of tokens computed for nothing: by
+    torch's kernel for that, in half precision on a GPU; elsewhere by sdpa, neighbours of one length at a time. It is
+    sdpa where a row is one document, and of prefixes. No dropout of weights: raises ConfigError.
+    """
+    if ctx.tokens is None:
+        return sdpa(q, k, v, ctx, drop)
+    if drop.training and drop.p > 0:
+        raise ConfigError(f"attention backend varlen knows no dropout, and attention_dropout is {drop.p}; take sdpa")
+    of_each = _by_kernel if has_varlen_kernel(q.device, q.dtype) else _by_runs
+    flat = (each.transpose(1, 2).flatten(0, 1) for each in (q, k, v))  # (B * T, H, K)
+    return of_each(*flat, ctx).unflatten(0, (len(q), -1)).transpose(1, 2)
+
+
+def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch has a kernel there for rows of several documents: in half precision on a GPU of 2020 or later."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return half and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _by_kernel(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext) -> Tensor:
+    """(B * T, H, K) each, and so is the result. Dao 2023 (FlashAttention-2)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    tokens, near = ctx.tokens, -1 if ctx.window is None else ctx.window
+    documents = sum(count for count, _ in tokens.runs)
+    bounds = tokens.cu_seqlens[: (1 << documents.bit_length()) + 1]  # few shapes, few empty documents
+    window = (near, 0 if tokens.attention == "causal" else near)
+    return varlen_attn(q, k, v, bounds, bounds, tokens.max_len, tokens.max_len, window_size=window)
+
+
+def _by_runs(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext) -> Tensor:
+    """As `_by_kernel`."""
+    made, at, is_causal = [], 0, ctx.tokens.attention == "causal"
+    for documents, T in ctx.tokens.runs:
+        run = slice(at, at + documents * T)
+        q_NHTK, k_NHTK, v_NHTK = (each[run].unflatten(0, (documents, T)).transpose(1, 2) for each in (q, k, v))
+        mask = None
+        if ctx.window is not None and ctx.window < T - 1:
+            i = torch.arange(T, device=q.device)
+            mask = (i[:, None] - i).abs() <= ctx.window
+            mask = mask.tril() if is_causal else mask
+        whole = is_causal and mask is None
+        y_NHTK = F.scaled_dot_product_attention(q_NHTK, k_NHTK, v_NHTK, attn_mask=mask, is_causal=whole)
+        made.append(y_NHTK.transpose(1, 2).flatten(0, 1))
+        at = run.stop
+    return torch.cat(made)
+
+
+BACKENDS: dict[Backend, Callable[..., Tensor]] = {"explicit": explicit, "sdpa": sdpa, "varlen": varlen}
 
 
 def are_fewest(read: float, num_attention_heads: int, hidden_size: int) -> bool:

@@ -295,13 +295,14 @@ class Encoder(nn.Module):
         seen = None if trace is None else trace.attentions
         backend = self.backend if seen is None else "explicit"
         position = tokens.position[:1] if tokens.layout == "full" else tokens.position  # rows are alike
+        alone = backend == "varlen" and tokens.layout == "packed" and tokens.attention != "prefix"
         made = {}
         for spec in dict.fromkeys(self.cfg.layers):
-            mask, is_causal = attention_mask(tokens, spec.window)
+            mask, is_causal = (None, False) if alone else attention_mask(tokens, spec.window)
             rope = None
             if spec.rope_base is not None:
                 rope = rope_table(position, self.cfg.head_width, spec.rope_base, dtype)
-            made[spec] = LayerContext(mask, is_causal, rope, backend, seen)
+            made[spec] = LayerContext(mask, is_causal, rope, backend, tokens if alone else None, spec.window, seen)
         return made
 
     def forward(

@@ -333,8 +333,9 @@ def length_of(tuning: Tuning, model: PreTrainedModel, tokenizer: BertTokenizer) 
 
 def _backend(model: PreTrainedModel, runtime: Runtime, length: int) -> str:
     """The faster attention: on a CPU torch's fused kernel knows no dropout, and what it falls back to is slow."""
-    drops = model.base_model.encoder.cfg.attention_dropout > 0
-    return "explicit" if drops and runtime.device.type == "cpu" and length <= LONGEST else runtime.backend(length)
+    dropout = model.base_model.encoder.cfg.attention_dropout
+    slow = dropout > 0 and runtime.device.type == "cpu" and length <= LONGEST
+    return "explicit" if slow else runtime.backend(length, dropout)
 
 
 def _prepared(model: PreTrainedModel, tuning: Tuning, runtime: Runtime) -> Optimizers:

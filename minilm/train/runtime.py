@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, TypeVar
 import torch
 
 from minilm.errors import ConfigError
-from minilm.model.attention import Backend
+from minilm.model.attention import Backend, has_varlen_kernel
 from minilm.train.ranks import ALONE, Ranks
 
 Item = TypeVar("Item")
@@ -92,9 +92,12 @@ class Runtime:
         """bf16 where that is native: fp16 would overflow in the iteration, and emulated bf16 is slow."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
-    def backend(self, length: int) -> Backend:
+    def backend(self, length: int, dropout: float = 0.0) -> Backend:
         """The faster attention for rows of `length` tokens. On a CPU, torch's fused kernel spends most of its time
-        in the backward pass: written out, bf16 attention trains 3 times faster at 128 tokens, 1.3 times at 512."""
+        in the backward pass: written out, bf16 attention trains 3 times faster at 128 tokens, 1.3 times at 512.
+        dropout: of the weights, which the kernel for rows of several documents has not."""
+        if not dropout and has_varlen_kernel(self.device, self.dtype):
+            return "varlen"
         return "explicit" if self.device.type == "cpu" and self.precision == "bf16" and length <= 512 else "sdpa"
 
     def describe(self) -> str:

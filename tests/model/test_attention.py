@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from minilm.batch import Tokens
+from minilm.errors import ConfigError
 from minilm.model.attention import (
     BACKENDS,
     Attention,
@@ -78,6 +79,76 @@ def test_backends_attend_by_the_rule(batch, rule, backend, layout, reach, assert
         assert_close(mine.grad, theirs.grad)
     ctx = LayerContext(*attention_mask(t, window), None, backend)
     assert_close(BACKENDS[backend](q, k, v, ctx, nn.Dropout(0.0)), out.detach())
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("reach", ["bidirectional", "causal"])
+def test_documents_by_themselves_attend_by_the_rule(batch, rule, reach, window, assert_close):
+    """Packed rows without a mask: values and gradients wherever there is a token."""
+    t = batch("packed", reach)
+    q, k, v, y = torch.randn(4, 3, 2, 24, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = y * t.key[:, None, :, None]  # nobody reads what padding attends to
+    found = []
+    for ctx in (
+        LayerContext(None, False, None, "varlen", t, window),
+        LayerContext(rule(t, window)[:, None], False, None, "explicit"),
+    ):
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = BACKENDS[ctx.backend](*inputs, ctx, nn.Dropout(0.0))
+        out.backward(y)
+        found.append([out.detach() * t.key[:, None, :, None], *(x.grad for x in inputs)])
+    for mine, reference in zip(*found, strict=True):
+        assert_close(mine, reference)
+
+
+def as_documented(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size):
+    """What torch says of its varlen_attn, document by document."""
+    assert torch.equal(cu_seq_q, cu_seq_k)
+    assert cu_seq_q.dtype == torch.int32
+    assert int(cu_seq_q.diff().max()) <= max_q == max_k
+    out = []
+    for begin, end in zip(cu_seq_q[:-1].tolist(), cu_seq_q[1:].tolist(), strict=True):
+        i = torch.arange(end - begin)
+        before, after = (end - begin if near < 0 else near for near in window_size)
+        sees = (i[:, None] - i <= before) & (i - i[:, None] <= after)
+        scores = torch.einsum("ihk,jhk->hij", q[begin:end], k[begin:end]) / q.shape[-1] ** 0.5
+        out.append(torch.einsum("hij,jhk->ihk", scores.masked_fill(~sees, -torch.inf).softmax(-1), v[begin:end]))
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("reach", ["bidirectional", "causal"])
+def test_the_kernel_of_a_gpu_is_asked_for_the_rule(batch, rule, reach, window, monkeypatch, assert_close):
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", as_documented)
+    monkeypatch.setattr("minilm.model.attention.has_varlen_kernel", lambda *of: True)
+    t = batch("packed", reach)
+    q, k, v = torch.randn(3, 3, 2, 24, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mine = BACKENDS["varlen"](q, k, v, LayerContext(None, False, None, "varlen", t, window), nn.Dropout(0.0))
+    by_rule = LayerContext(rule(t, window)[:, None], False, None, "explicit")
+    reference = BACKENDS["explicit"](q, k, v, by_rule, nn.Dropout(0.0))
+    assert_close(mine * t.key[:, None, :, None], reference * t.key[:, None, :, None])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_kernel_takes_what_it_is_given(batch, monkeypatch, dtype):
+    """Names, shapes and types, as torch of this version declares them; nothing is computed."""
+    monkeypatch.setattr("minilm.model.attention.has_varlen_kernel", lambda *of: True)
+    tokens = batch("packed", "causal").to("meta")
+    q = torch.empty(3, 24, 2, 8, dtype=dtype, device="meta", requires_grad=True)
+    y = BACKENDS["varlen"](
+        *[q.transpose(1, 2)] * 3, LayerContext(None, False, None, "varlen", tokens, 5), nn.Dropout(0.0)
+    )
+    y.sum().backward()
+    assert (y.shape, y.dtype, y.device.type) == ((3, 2, 24, 8), dtype, "meta")
+    assert q.grad.shape == q.shape
+
+
+def test_documents_by_themselves_know_no_dropout(batch):
+    ctx = LayerContext(None, False, None, "varlen", batch("packed", "causal"))
+    q = torch.randn(3, 2, 24, 8)
+    with pytest.raises(ConfigError, match=r"varlen knows no dropout, and attention_dropout is 0\.1; take sdpa"):
+        BACKENDS["varlen"](q, q, q, ctx, nn.Dropout(0.1))
+    assert BACKENDS["varlen"](q, q, q, ctx, nn.Dropout(0.1).eval()).shape == q.shape
 
 
 def test_attention_weights_sum_to_one_over_the_visible(batch, rule):

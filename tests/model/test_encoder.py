@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minilm.batch import Tokens
 from minilm.errors import ConfigError
+from minilm.model.attention import BACKENDS
 from minilm.model.encoder import Encoder, EncoderConfig, LayerSpec, bert_config, initialise, modern_config
 from minilm.model.heads import LanguageModel, Pooler
 from minilm.train.losses import cross_entropy_sum
@@ -99,7 +100,7 @@ def test_parity_of_positions_that_differ_by_row(pair, ids, assert_close):
     assert_close(both.ours(Tokens.full(ids, position=position)), both.theirs(ids, position_ids=position).logits)
 
 
-@pytest.mark.parametrize("backend", ["explicit", "sdpa"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("reach", OBJECTIVE)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_packed_documents_are_alone(pair, ids, packed, tokens_of, rule, assert_close, architecture, reach, backend):
@@ -404,7 +405,7 @@ def test_layers_are_not_put_where_nothing_computes_them():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("backend", ["explicit", "sdpa"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["full", "padded", "packed"])
 @pytest.mark.parametrize("attention", ["bidirectional", "causal", "prefix"])
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -438,6 +439,8 @@ def test_states_that_are_read_are_those_of_all(
         doc = torch.tensor([[0] * 5 + [1] * 11, [0] * 16, [0, 1, 1, 2, 2, 2] + [-1] * 10])
         tokens = Tokens.packed(ids, doc, attention, prefix)
     read = torch.tensor(read)
+    if backend == "varlen" and layout == "packed":  # whose padding, which nobody reads, sees no document
+        read = read.masked_fill(~tokens.key.flatten()[read], 32)
     encoder.eval()
     whole = encoder(tokens).flatten(0, 1)[read]
     own = encoder(tokens, read=read)

@@ -69,6 +69,25 @@ def test_bf16_is_as_close_as_the_reference_is(pair, ids, tokens_of, gpu, archite
     assert distance[0] <= 2 * distance[1] < 0.2 * float(exact.std())
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("reach", ["bidirectional", "causal", "prefix"])
+@pytest.mark.parametrize("architecture", ["bert", "modern"])
+def test_documents_by_themselves_are_those_behind_a_mask(
+    tiny, ids, packed, tokens_of, gpu, architecture, reach, precision
+):
+    """Loss and gradients of backend varlen, whose kernel is there in half precision alone, are those of sdpa."""
+    runtime, found = gpu(precision), []
+    batch = labelled(tokens_of(ids[:, :16] % 61, reach, packed[:, :16])).to(runtime.device)
+    for backend in ("sdpa", "varlen"):
+        model = tiny(architecture, backend=backend).to(runtime.device)
+        with runtime.autocast():
+            nats, _ = language_model_loss(model, batch)
+        found.append([nats.detach(), *torch.autograd.grad(nats, list(model.parameters()))])
+    near = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}[precision]  # of the largest; fp32 is TF32
+    for mine, reference in zip(*found[::-1], strict=True):
+        assert (mine - reference).abs().max() <= near * reference.abs().max().clamp(min=1e-3)
+
+
 @pytest.mark.parametrize("layout", ["full", "packed"])
 @pytest.mark.parametrize("reach", ["bidirectional", "causal", "prefix"])
 @pytest.mark.parametrize("architecture", ["bert", "modern"])

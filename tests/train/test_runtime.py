@@ -152,17 +152,24 @@ def test_what_a_precision_means(cpu, precision, dtype, muon, scales):
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "length", "backend"),
+    ("device", "precision", "length", "dropout", "backend"),
     [
-        ("cpu", "bf16", 128, "explicit"),
-        ("cpu", "bf16", 512, "explicit"),
-        ("cpu", "bf16", 513, "sdpa"),
-        ("cpu", "fp32", 128, "sdpa"),
-        ("cuda", "bf16", 128, "sdpa"),
+        ("cpu", "bf16", 128, 0.1, "explicit"),
+        ("cpu", "bf16", 512, 0.0, "explicit"),
+        ("cpu", "bf16", 513, 0.0, "sdpa"),
+        ("cpu", "fp32", 128, 0.0, "sdpa"),
+        ((8, 0), "bf16", 128, 0.0, "varlen"),
+        ((9, 0), "fp16", 1024, 0.0, "varlen"),
+        ((9, 0), "bf16", 128, 0.1, "sdpa"),
+        ((9, 0), "fp32", 128, 0.0, "sdpa"),
+        ((7, 5), "fp16", 128, 0.0, "sdpa"),
     ],
 )
-def test_backend(device, precision, length, backend):
-    assert Runtime(torch.device(device), precision, "test", 1).backend(length) == backend
+def test_backend(device, precision, length, dropout, backend, monkeypatch):
+    """device: or the compute capability of a GPU."""
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda of: device)
+    kind = torch.device("cpu" if device == "cpu" else "cuda")
+    assert Runtime(kind, precision, "test", 1).backend(length, dropout) == backend
 
 
 def drawn():
