@@ -36,7 +36,7 @@ from minilm.data.objectives import make_objective
 from minilm.data.packing import best_fit, pack
 from minilm.data.prepare import prepare
 from minilm.data.tokenizer import Tokenizer
-from minilm.evaluation.embed import BATCH_SIZE, embed, read_embedder
+from minilm.evaluation.embed import embed, read_embedder
 from minilm.model.attention import Backend
 from minilm.model.encoder import EncoderConfig, bert_config, initialise
 from minilm.model.heads import LanguageModel
@@ -61,6 +61,7 @@ RATE = 0.15  # of the tokens are targets
 LR, DECAY, EPS = 1e-4, 0.01, 1e-6
 SINGLE = 50  # texts, one at a time
 LOADED = 50  # batches
+TOGETHER = 32  # texts, sentence-transformers' batch
 WORDS = {"short": (4, 16), "long": (150, 300), "mixed": (4, 300)}  # of a text, the last with as many of each size
 
 
@@ -191,7 +192,7 @@ def _fresh(cfg: EncoderConfig, backend: Backend = "sdpa") -> LanguageModel:
 
 def _minilm(cfg: EncoderConfig, setting: Setting, T: int, batches: list[Batch]) -> Side:
     runtime = setting.runtime
-    model = _fresh(cfg, runtime.backend(T))
+    model = _fresh(cfg, runtime.backend(T, cfg.attention_dropout))
     if setting.device.type == "cpu":
         cheapen(model)
     forward = Applied(model).to(setting.device).train()
@@ -299,11 +300,10 @@ def _both_sentence_transformers(setting: Setting, calls: list[list[str]]) -> Mak
 
 def _embedder(setting: Setting, calls: list[list[str]]) -> Side:
     embedder, runtime = read_embedder(setting.model), setting.runtime
-    embedder.model.to(setting.device)
+    embedder.model.to(setting.device, runtime.dtype)
 
     def run() -> Done:
-        with runtime.autocast():
-            return _of_vectors(torch.cat([embed(embedder, texts) for texts in calls]))
+        return _of_vectors(torch.cat([embed(embedder, texts) for texts in calls]))
 
     return run
 
@@ -336,8 +336,8 @@ def _sorted(setting: Setting, texts: list[str]) -> Side:
 
     def run() -> Done:
         found = []
-        for at in range(0, len(texts), BATCH_SIZE):
-            part = by_length[at : at + BATCH_SIZE]
+        for at in range(0, len(texts), TOGETHER):
+            part = by_length[at : at + TOGETHER]
             inputs = tokenizer(part, padding=True, truncation=True, max_length=length, return_tensors="pt")
             inputs = inputs.to(setting.device)
             with torch.no_grad(), runtime.autocast():

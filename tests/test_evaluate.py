@@ -70,7 +70,7 @@ def test_embed_writes_a_row_a_line(go, script, monkeypatch, caplog):
         "how": ["cls"],
         "normalize": True,
     }
-    flags = ("--pooling", "mean", "max", "--no-normalize", "--batch-size", "1", "--precision", "bf16")
+    flags = ("--pooling", "mean", "max", "--no-normalize", "--batch-tokens", "1", "--precision", "bf16")
     with gzip.open("lines.txt.gz", "wt") as stream:
         stream.write("\n".join(LINES))
     assert go("embed", "--model", "encoder", "--data", "lines.txt.gz", "--out", "v.npy", *flags)[0] == 0

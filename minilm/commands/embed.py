@@ -15,8 +15,9 @@ from minilm import cli
 from minilm.commands.of_model import SAY_EVERY, THREADS, OfModel
 from minilm.data.documents import is_jsonl, lines_of
 from minilm.errors import ConfigError, DataError, printable
-from minilm.evaluation.embed import BATCH_SIZE, chunks, read_embedder, say_cut, search, vectors_of
+from minilm.evaluation.embed import Embedder, chunks, read_embedder, say_cut, search, vectors_of
 from minilm.train.log import say
+from minilm.train.runtime import Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,15 @@ class OfTexts(OfModel):
     """Text, also .gz or .xz, one text a line."""
     pooling: tuple[Literal["cls", "mean", "max"], ...] | None = None
     """How a text's states become one vector; as the model's sentence-transformers files say, or mean, if not given."""
-    batch_size: int = BATCH_SIZE
-    """Texts at a time."""
+    batch_tokens: int | None = None
+    """So many at a time, or one text; 4,096 on a CPU and 65,536 elsewhere, if not given."""
+
+    def embedder(self, normalize: bool | None = None) -> Embedder:
+        """The model on its device, its weights as precise as asked for: vectors need no sums in fp32."""
+        embedder = read_embedder(self.model, self.pooling, normalize, **self.options())
+        runtime = Runtime.precise(embedder.model, self.device, self.precision, self.threads)
+        embedder.model.to(runtime.dtype)
+        return embedder
 
     def lines(self) -> Iterator[str]:
         if is_jsonl(self.data):
@@ -61,7 +69,7 @@ class Search(OfTexts):
 def run_embed(args: Embed) -> None:
     """Vectors of all lines, streamed into a file that is there only when it is whole."""
     cli.check_result(args.json)
-    cli.check_ranges(args, {"batch_size": (1, 1 << 20), "threads": THREADS})
+    cli.check_ranges(args, {"batch_tokens": (1, 1 << 20), "threads": THREADS})
     files = {"--data": args.data, "--out": args.out, "--json": args.json}
     for (one, file), (other, same) in itertools.combinations(files.items(), 2):
         if same not in (None, "-") and file.resolve() == Path(same).resolve():
@@ -71,18 +79,18 @@ def run_embed(args: Embed) -> None:
     count = sum(1 for _ in args.lines())
     if not count:
         raise DataError(f"--data {args.data}: holds no line")
-    embedder = read_embedder(args.model, args.pooling, args.normalize, **args.options())
+    embedder = args.embedder(args.normalize)
     width, cut, at = len(embedder.pooling.how) * embedder.model.config.hidden_size, 0, 0
     said = time.monotonic()
     partial = args.out.with_name(f".{args.out.name}.{os.getpid()}.tmp")  # two runs may have the same --out
     try:
         partial.unlink(missing_ok=True)  # of a dead process, or a link
-        with partial.open("xb") as rows, args.computing(embedder.model):
+        with partial.open("xb") as rows:
             np.lib.format.write_array_header_1_0(
                 rows, {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
             )
             for chunk in chunks(args.lines()):
-                vectors, long = vectors_of(embedder, chunk, args.batch_size)
+                vectors, long = vectors_of(embedder, chunk, args.batch_tokens)
                 if at + len(chunk) > count:
                     raise DataError(f"--data {args.data}: changed while it was read")
                 rows.write(vectors.numpy().astype("<f4", copy=False).tobytes())
@@ -109,13 +117,11 @@ def run_embed(args: Embed) -> None:
 def run_search(args: Search) -> None:
     """The nearest lines of each query."""
     cli.check_result(args.json)
-    cli.check_ranges(args, {"batch_size": (1, 1 << 20), "top_k": (1, 1 << 20), "threads": THREADS})
+    cli.check_ranges(args, {"batch_tokens": (1, 1 << 20), "top_k": (1, 1 << 20), "threads": THREADS})
     if not args.query:
         raise ConfigError("--query: give one or more texts")
     lines = args.lines()
-    embedder = read_embedder(args.model, args.pooling, **args.options())
-    with args.computing(embedder.model):
-        found = search(embedder, args.query, lines, args.top_k, args.batch_size)
+    found = search(args.embedder(), args.query, lines, args.top_k, args.batch_tokens)
     if args.json is not None:
         hits = [[{"line": hit.row + 1, "score": hit.score, "text": hit.text} for hit in each] for each in found]
         results = [{"query": query, "hits": each} for query, each in zip(args.query, hits, strict=True)]

@@ -1,28 +1,30 @@
 """Texts -> vectors, as sentence-transformers makes them; and the texts that lie nearest to one."""
 
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from tokenizers import normalizers
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
-from minilm.batch import Tokens
+from minilm.batch import AttentionPattern, Tokens
 from minilm.checkpoint.model import check_version, find_model, version_of
 from minilm.checkpoint.pooling import Pooling, read_pooling
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import BertModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
+from minilm.model.encoder import EncoderConfig
 from minilm.model.heads import pooled
 
 log = logging.getLogger("minilm")
-BATCH_SIZE = 32  # texts at a time
+ON_CPU, ELSEWHERE = 1 << 12, 1 << 16  # tokens at a time
 CHUNK = 4096  # texts that are held at a time
 ROOM = 1 << 20  # characters of them, or one text
 
@@ -90,14 +92,15 @@ def read_embedder(
     return Embedder(model, tokenizer)
 
 
-def embed(model: Embedder | Path | str, texts: str | Sequence[str], batch_size: int = BATCH_SIZE) -> Tensor:
+def embed(model: Embedder | Path | str, texts: str | Sequence[str], batch_tokens: int | None = None) -> Tensor:
     """A vector (D,) of a text, or (N, D) of several, fp32 on the CPU; D times the number of poolings, where those are
     several. Texts that are longer than the model reads are cut, which a line says.
 
-    model: of `read_embedder`, or what it reads. Raises DataError for what is no text.
+    model: of `read_embedder`, or what it reads. batch_tokens: so many at a time, or one text; 4,096 on a CPU and 65,536
+    elsewhere, if not given. Raises DataError for what is no text.
     """
     embedder = model if isinstance(model, Embedder) else read_embedder(model)
-    vectors, cut = vectors_of(embedder, [texts] if isinstance(texts, str) else texts, batch_size)
+    vectors, cut = vectors_of(embedder, [texts] if isinstance(texts, str) else texts, batch_tokens)
     say_cut(cut, len(vectors), embedder)
     return vectors[0] if isinstance(texts, str) else vectors
 
@@ -109,13 +112,14 @@ def say_cut(cut: int, texts: int, embedder: Embedder) -> None:
 
 
 def vectors_of(
-    embedder: Embedder, texts: Iterable[str], batch_size: int = BATCH_SIZE, prompt: str | None = None
+    embedder: Embedder, texts: Iterable[str], batch_tokens: int | None = None, prompt: str | None = None
 ) -> tuple[Tensor, int]:
     """`embed`, silently: (N, D), and how many of the texts were cut. prompt: instead of the model's usual one."""
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; give 1 or more")
+    if batch_tokens is not None and batch_tokens < 1:
+        raise ConfigError(f"batch_tokens is {batch_tokens}; give 1 or more")
     prompt = embedder.pooling.prompt if prompt is None else prompt
-    parts = [_vectors_of(embedder, part, batch_size, prompt) for part in chunks(texts)]
+    at_once = batch_tokens or (ON_CPU if embedder.model.device.type == "cpu" else ELSEWHERE)
+    parts = [_vectors_of(embedder, part, at_once, prompt) for part in chunks(texts)]
     width = len(embedder.pooling.how) * embedder.model.config.hidden_size
     return torch.cat([torch.empty(0, width), *(vectors for vectors, _ in parts)]), sum(cut for _, cut in parts)
 
@@ -136,34 +140,61 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 @torch.no_grad()
-def _vectors_of(embedder: Embedder, texts: list[str], batch_size: int, prompt: str) -> tuple[Tensor, int]:
+def _vectors_of(embedder: Embedder, texts: list[str], batch_tokens: int, prompt: str) -> tuple[Tensor, int]:
     (model, tokenizer), pooling = embedder, embedder.pooling
     if pooling.lowercase and not _lowercases(tokenizer):
         raise ConfigError("the model's pooling says lowercase, and the tokenizer does not; take both of read_embedder")
-    prompted = [prompt + text for text in texts]
-    encoded = tokenizer(prompted, truncation=True, max_length=embedder.length, return_attention_mask=True)
+    encoded = tokenizer([prompt + text for text in texts], truncation=True, max_length=embedder.length)
     cut = sum(bool(each.overflowing) for each in encoded.encodings)
-    vectors = torch.empty(len(prompted), len(pooling.how) * model.config.hidden_size)
-    by_length = sorted(range(len(prompted)), key=lambda row: -len(encoded.input_ids[row]))  # little padding
-    pads = {"input_ids": tokenizer.pad_token_id or 0}
-    training = model.training
+    of_each = [ids or [model.encoder.cfg.pad_token_id] for ids in encoded.input_ids]  # a text may have no token
+    vectors = torch.empty(len(texts), len(pooling.how) * model.config.hidden_size)
+    encoder, pattern = model.encoder, "causal" if model.config.is_causal else "bidirectional"
+    training, backend = model.training, encoder.backend
     model.eval()
+    encoder.backend = "varlen"
     try:
-        for at in range(0, len(by_length), batch_size):
-            rows = by_length[at : at + batch_size]
-            inputs = {
-                name: pad_sequence([torch.tensor(lists[row]) for row in rows], True, pads.get(name, 0)).to(model.device)
-                for name, lists in encoded.items()
-            }
-            tokens = Tokens.padded(inputs["input_ids"], inputs["attention_mask"])
-            states = model(**inputs).last_hidden_state.float()
+        for rows in _batches(np.array([*map(len, of_each)], int), batch_tokens):
+            tokens = _packed([of_each[row] for row in rows], encoder.cfg, pattern).to(model.device)
+            states = encoder(tokens).float()
             vectors[rows] = torch.cat([pooled(states, tokens, how) for how in pooling.how], dim=1).cpu()
     finally:
         model.train(training)
+        encoder.backend = backend
     if not vectors.isfinite().all():
         row = int((~vectors.isfinite().all(dim=1)).nonzero()[0])
         raise DataError(f"the model makes no finite vector of {texts[row][:50]!r}; in half precision, try fp32")
     return F.normalize(vectors) if pooling.normalize else vectors, cut
+
+
+def _batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Numbers of texts with about as many tokens each time, the longest first, for neighbours of one length are
+    computed together."""
+    order = np.argsort(-lengths, kind="stable")
+    ends = lengths[order].cumsum()
+    at = 0
+    while at < len(order):
+        room = (ends[at - 1] if at else 0) + batch_tokens
+        upto = max(at + 1, int(np.searchsorted(ends, room, side="right")))
+        yield order[at:upto]
+        at = upto
+
+
+def _packed(texts: list[list[int]], cfg: EncoderConfig, pattern: AttentionPattern) -> Tokens:
+    """One after the other in one row, which is filled up so that batches have few sizes: for each that products of half
+    precision have on a CPU, a kernel is made and kept."""
+    lengths = [len(ids) for ids in texts]
+    total = sum(lengths)
+    more = -total % max(1, 1 << total.bit_length() >> 4)
+    ids = torch.tensor([[*itertools.chain.from_iterable(texts), *[cfg.pad_token_id] * more]])
+    doc = torch.arange(len(texts)).repeat_interleave(torch.tensor(lengths))
+    padding = -1 - torch.arange(more) // max(lengths)  # told apart like texts, or one would be longer than all of them
+    tokens = Tokens.packed(ids, torch.cat([doc, padding])[None], pattern)
+    if cfg.position_offset:  # RoBERTa's positions do not count its padding, not even as a word of a text
+        real = (ids[0] != cfg.pad_token_id).long()
+        counted = real.cumsum(dim=0)
+        before = F.pad((counted - real)[tokens.cls][doc], (0, more))
+        tokens = replace(tokens, position=((counted - before) * real - 1)[None])
+    return tokens
 
 
 def _lowercases(tokenizer: BertTokenizer) -> bool:
@@ -176,7 +207,7 @@ def search(
     queries: str | Sequence[str],
     texts: Iterable[str],
     top_k: int = 5,
-    batch_size: int = BATCH_SIZE,
+    batch_tokens: int | None = None,
 ) -> list[list[Hit]]:
     """For each query (of one, in a list of one) the `top_k` texts of the largest cosine, largest first, of equal ones
     the earlier; texts may be a stream longer than memory. Blank ones are not found. What the model's files say to put
@@ -185,12 +216,12 @@ def search(
     if top_k < 1:
         raise ConfigError(f"top_k is {top_k}; give 1 or more")
     embedder = model if isinstance(model, Embedder) else read_embedder(model)
-    wanted = F.normalize(vectors_of(embedder, queries, batch_size, embedder.pooling.query)[0])
+    wanted = F.normalize(vectors_of(embedder, queries, batch_tokens, embedder.pooling.query)[0])
     best: list[list[Hit]] = [[] for _ in queries]
     first = cut = count = 0
     for chunk in chunks(texts):
         rows = [row for row, text in enumerate(chunk) if text.strip()]
-        vectors, long = vectors_of(embedder, [chunk[row] for row in rows], batch_size, embedder.pooling.document)
+        vectors, long = vectors_of(embedder, [chunk[row] for row in rows], batch_tokens, embedder.pooling.document)
         cosines = (wanted @ F.normalize(vectors).T).clamp(-1, 1).round(decimals=6)  # equal texts are equal
         scores, places = cosines.sort(dim=1, descending=True, stable=True)
         for query, hits in enumerate(best):

@@ -62,7 +62,7 @@ def test_as_sentence_transformers_has_it_both_ways(encoder, how, normalize, tmp_
     ours = minilm.read_embedder(tmp_path / "theirs")
     assert (ours.pooling.how, ours.pooling.normalize, ours.length) == (how, normalize, 20)
     caplog.clear()
-    mine = minilm.embed(ours, TEXTS, batch_size=3)
+    mine = minilm.embed(ours, TEXTS, batch_tokens=30)
     assert mine.shape == (6, 32 * len(how))
     assert (mine - torch.from_numpy(reference)).abs().max() < 1e-5 * max(1, np.abs(reference).max())
     assert caplog.messages == ["1 of 6 texts are longer than 20 tokens and were cut there"]
@@ -70,7 +70,7 @@ def test_as_sentence_transformers_has_it_both_ways(encoder, how, normalize, tmp_
     ours.tokenizer.save_pretrained(tmp_path / "ours")
     again = sentence_transformers.SentenceTransformer(str(tmp_path / "ours"), device="cpu")
     assert np.array_equal(again.encode(TEXTS, batch_size=3), reference)
-    assert torch.equal(minilm.embed(tmp_path / "ours", TEXTS, batch_size=3), mine)
+    assert torch.equal(minilm.embed(tmp_path / "ours", TEXTS, batch_tokens=30), mine)
 
 
 def test_a_prompt_and_lower_casing(encoder, tmp_path):
@@ -111,12 +111,26 @@ def test_all_minilm_is_sentence_transformers_to_1e_6():
     assert one.norm().item() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("text", ["a {} mat", "{} a mat", "{} {} {}", "the cat"])
+def test_a_batch_changes_nothing_also_of_texts_with_padding_in_them(encoder, text):
+    """Which RoBERTa's positions do not count. In float64, against transformers' own model, each text by itself."""
+    embedder = minilm.read_embedder(encoder, how=["mean"], normalize=False)
+    embedder.model.double()
+    text = text.replace("{}", embedder.tokenizer.pad_token)
+    theirs = transformers.AutoModel.from_pretrained(encoder).double().eval()
+    inputs = embedder.tokenizer(text, return_tensors="pt")
+    with torch.no_grad():
+        states = theirs(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
+    for others in ([], ["cats", LONG], TEXTS * 3):
+        assert (minilm.embed(embedder, [*others, text])[-1] - states[0].mean(dim=0)).abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("encoder", ["bert"], indirect=True)
 class TestOfOneFamily:
     def test_the_order_of_texts_and_the_batch_do_not_matter(self, encoder):
         embedder = minilm.read_embedder(encoder, how=["mean"], normalize=False)
         whole = minilm.embed(embedder, TEXTS)
-        turned = minilm.embed(embedder, TEXTS[::-1], batch_size=1)
+        turned = minilm.embed(embedder, TEXTS[::-1], batch_tokens=1)
         assert (whole - turned.flip(0)).abs().max() < 1e-5
         embedder.model.train()
         assert torch.equal(minilm.embed(embedder, TEXTS), whole)  # without dropout
@@ -287,7 +301,7 @@ class TestOfOneFamily:
     def test_a_failure_leaves_the_model_in_training(self, encoder, monkeypatch):
         embedder = minilm.read_embedder(encoder, how="mean")
         embedder.model.train()
-        monkeypatch.setattr(embedder.model, "forward", lambda **inputs: 1 / 0)
+        monkeypatch.setattr(embedder.model.encoder, "forward", lambda tokens: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             minilm.embed(embedder, TEXTS)
         assert embedder.model.training
@@ -299,14 +313,22 @@ class TestOfOneFamily:
         with pytest.raises(CheckpointError, match="expected '' and a name"):
             read_pooling(encoder)
 
+    def test_a_text_without_a_token_has_a_vector(self, encoder):
+        embedder = minilm.read_embedder(encoder, how=["mean"], normalize=False)
+        embedder.tokenizer.backend_tokenizer.post_processor = None  # no [CLS], no [SEP]
+        vectors = minilm.embed(embedder, ["", "the cat", ""])
+        assert vectors.isfinite().all()
+        assert (vectors[1] - minilm.embed(embedder, "the cat")).abs().max() < 1e-5
+        assert torch.equal(vectors[0], vectors[2])
+
     def test_what_is_no_text_is_refused(self, encoder):
         embedder = minilm.read_embedder(encoder, how=["cls"], normalize=False)
         with pytest.raises(DataError, match="3 is no text"):
             minilm.embed(embedder, ["a", 3])
         with pytest.raises(DataError, match="no text to search"):
             minilm.search(embedder, ["a"], ["", " "])
-        with pytest.raises(ConfigError, match="batch_size is 0"):
-            minilm.embed(embedder, ["a"], batch_size=0)
+        with pytest.raises(ConfigError, match="batch_tokens is 0"):
+            minilm.embed(embedder, ["a"], batch_tokens=0)
         with pytest.raises(ConfigError, match="top_k is 0"):
             minilm.search(embedder, ["a"], ["b"], top_k=0)
         with pytest.raises(ConfigError, match="pooling median: give cls, max, mean"):
