@@ -1,6 +1,8 @@
-"""What pretraining reaches: beside transformers in equal seconds, and without one ingredient after the other.
+"""What pretraining reaches: beside transformers in equal seconds, in how many seconds it reaches the same loss, and
+without one ingredient after the other.
 
     python -m benchmarks.pretraining --name side-by-side
+    python -m benchmarks.pretraining --name time-to-loss
     python -m benchmarks.pretraining --name ingredients
 
 Each result is appended to benchmarks/results/NAME.jsonl as it comes, with commit and date; one that is there is not
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -37,7 +39,11 @@ TRIED = {
     "lr": ("2.5e-4", "5e-4", "1e-3"),
     "mask_rate": ("0.15", "0.3"),
 }
+RATES = ("2.5e-4", "5e-4", "1e-3", "2e-3")  # of time-to-loss
 FIRST = {"attention": "sdpa", "batch_size": "16", "lr": "5e-4", "mask_rate": "0.15"}
+
+# what is to come to the loss of transformers -> its command, how many times sooner
+SOONER = {"same architecture": (SIDES["minilm"], (2, 4)), "free (quick)": (OURS, (4, 8))}
 
 # what is changed in quick -> flags; each for as many tokens
 INGREDIENTS = {
@@ -61,10 +67,10 @@ INGREDIENTS = {
 class Args:
     """Measure, and print the table."""
 
-    name: Literal["side-by-side", "ingredients"]
+    name: Literal["side-by-side", "time-to-loss", "ingredients"]
     seeds: tuple[int, ...] = (0, 1)
     minutes: tuple[float, ...] = (1.0, 2.0, 5.0)
-    """Budgets of side-by-side."""
+    """Budgets of side-by-side; the last is that of time-to-loss."""
     rows: int = 12_800
     """Budget of ingredients: rows of 128 tokens."""
     data: tuple[str, ...] = ()
@@ -93,8 +99,8 @@ def main(args: Args) -> None:
             out.write(json.dumps(row) + "\n")
         return row
 
-    measure = side_by_side if args.name == "side-by-side" else ingredients
-    for line in measure(args, measured):
+    measures = {"side-by-side": side_by_side, "time-to-loss": time_to_loss, "ingredients": ingredients}
+    for line in measures[args.name](args, measured):
         print(line, flush=True)
 
 
@@ -124,14 +130,42 @@ def side_by_side(args: Args, measured: Any) -> Iterator[str]:
             command = [*SIDES["transformers"], "--minutes", taken, "--seed", str(seed)]
             theirs = partial(measured, command, side="transformers", **budget)
             if seed == args.seeds[0]:
-                for flag in TRIED if best is FIRST else ["lr"]:
-                    each = {value: theirs(**best | {flag: value}) for value in TRIED[flag]}
-                    losses = {value: row["held_out_loss"] for value, row in each.items() if "held_out_loss" in row}
-                    yield f"transformers, {flag}: {', '.join(f'{value} {loss:.3f}' for value, loss in losses.items())}"
-                    best = best | {flag: min(losses, key=losses.get, default=best[flag])}
+                best = yield from tuned(theirs, best, TRIED if best is FIRST else {"lr": TRIED["lr"]})
             found["minilm"].append(ours)
             found["transformers"].append(theirs(**best))
         yield from table(f"{minutes:g} min", found)
+
+
+def tuned(theirs: Any, best: dict[str, str], tried: dict[str, tuple[str, ...]]) -> Generator[str, None, dict[str, str]]:
+    """The reference with one value after the other of each flag; the best of all flags in the end."""
+    for flag, values in tried.items():
+        each = {value: theirs(**best | {flag: value}) for value in values}
+        losses = {value: row["held_out_loss"] for value, row in each.items() if "held_out_loss" in row}
+        yield f"transformers, {flag}: {', '.join(f'{value} {loss:.3f}' for value, loss in losses.items())}"
+        best = best | {flag: min(losses, key=losses.get, default=best[flag])}
+    return best
+
+
+def time_to_loss(args: Args, measured: Any) -> Iterator[str]:
+    """The reference for some minutes, with the best of four learning rates; ours for a part of these."""
+    minutes, found = args.minutes[-1], defaultdict(list)
+
+    def theirs(minutes: float, seed: int, **flags: str) -> dict[str, Any]:
+        command = [*SIDES["transformers"], "--minutes", str(minutes), "--seed", str(seed)]
+        return measured(command, side="transformers", minutes=minutes, seed=seed, **flags)
+
+    first = args.seeds[0]
+    others = {flag: values for flag, values in TRIED.items() if flag != "lr"}
+    best = yield from tuned(partial(theirs, 1.0, first), FIRST, others)
+    best = yield from tuned(partial(theirs, minutes, first), best, {"lr": RATES})
+    for seed in args.seeds:
+        found["transformers"].append(theirs(minutes, seed, **best))
+        for side, (command, times) in SOONER.items():
+            for each in times:
+                flags = ["--minutes", str(minutes / each), "--seed", str(seed)]
+                row = measured([*command, *flags], side=side, minutes=minutes / each, seed=seed)
+                found[f"{side}, {each} times sooner"].append(row)
+    yield from table(f"{minutes:g} min", found)
 
 
 def ingredients(args: Args, measured: Any) -> Iterator[str]:
