@@ -42,7 +42,7 @@ TRIED = {
 RATES = ("2.5e-4", "5e-4", "1e-3", "2e-3")  # of time-to-loss
 FIRST = {"attention": "sdpa", "batch_size": "16", "lr": "5e-4", "mask_rate": "0.15"}
 
-# what is to come to the loss of transformers -> its command, how many times sooner
+# what is to come to the loss of transformers -> its command, in what part of its minutes
 SOONER = {"same architecture": (SIDES["minilm"], (2, 4)), "free (quick)": (OURS, (4, 8))}
 
 # what is changed in quick -> flags; each for as many tokens
@@ -164,8 +164,16 @@ def time_to_loss(args: Args, measured: Any) -> Iterator[str]:
             for each in times:
                 flags = ["--minutes", str(minutes / each), "--seed", str(seed)]
                 row = measured([*command, *flags], side=side, minutes=minutes / each, seed=seed)
-                found[f"{side}, {each} times sooner"].append(row)
-    yield from table(f"{minutes:g} min", found)
+                found[f"{side}, {minutes / each:g} min"].append(row)
+    yield from table(f"in {minutes:g} min or less", found)
+    means = {
+        name: tuple(statistics.mean(row[key] for row in rows) for key in ("held_out_loss", "seconds"))
+        for name, rows in found.items()
+        if all("held_out_loss" in row for row in rows)
+    }
+    for name, (loss, seconds) in means.items():
+        if name != "transformers" and loss <= means["transformers"][0]:
+            yield f"{name}: at a lower loss {means['transformers'][1] / seconds:.1f} times sooner"
 
 
 def ingredients(args: Args, measured: Any) -> Iterator[str]:

@@ -61,7 +61,8 @@ class Tokens(OnDevice):
     layout: Layout
     attention: AttentionPattern
     max_len: int  # tokens of the longest document or run of padding, or T
-    runs: tuple[tuple[int, int], ...] = ()  # of packed rows: (documents, tokens of each), neighbours of one length
+    runs: tuple[tuple[int, int], ...] = ()  # of packed rows: (documents, tokens of each), neighbours of one
+    # length, and of padding as if it were some
 
     @classmethod
     def full(

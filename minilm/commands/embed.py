@@ -17,22 +17,24 @@ from minilm.data.documents import is_jsonl, lines_of
 from minilm.errors import ConfigError, DataError, printable
 from minilm.evaluation.embed import Embedder, chunks, read_embedder, say_cut, search, vectors_of
 from minilm.train.log import say
-from minilm.train.runtime import Runtime
+from minilm.train.runtime import Precision, Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfTexts(OfModel):
     """What is told where a file of texts is embedded."""
 
+    precision: Precision = "fp32"
+    """Of the model: its weights, its states and its products. Norms are computed in fp32."""
     data: Path
     """Text, also .gz or .xz, one text a line."""
     pooling: tuple[Literal["cls", "mean", "max"], ...] | None = None
     """How a text's states become one vector; as the model's sentence-transformers files say, or mean, if not given."""
     batch_tokens: int | None = None
-    """So many at a time, or one text; 4,096 on a CPU and 65,536 elsewhere, if not given."""
+    """So many at a time, or one text; 4,096 on a CPU and 16,384 elsewhere, if not given."""
 
     def embedder(self, normalize: bool | None = None) -> Embedder:
-        """The model on its device, its weights as precise as asked for: vectors need no sums in fp32."""
+        """The model on its device, as precise as asked for."""
         embedder = read_embedder(self.model, self.pooling, normalize, **self.options())
         runtime = Runtime.precise(embedder.model, self.device, self.precision, self.threads)
         embedder.model.to(runtime.dtype)

@@ -24,7 +24,7 @@ from minilm.model.encoder import EncoderConfig
 from minilm.model.heads import pooled
 
 log = logging.getLogger("minilm")
-ON_CPU, ELSEWHERE = 1 << 12, 1 << 16  # tokens at a time
+ON_CPU, ELSEWHERE = 1 << 12, 1 << 14  # tokens at a time
 CHUNK = 4096  # texts that are held at a time
 ROOM = 1 << 20  # characters of them, or one text
 
@@ -96,7 +96,7 @@ def embed(model: Embedder | Path | str, texts: str | Sequence[str], batch_tokens
     """A vector (D,) of a text, or (N, D) of several, fp32 on the CPU; D times the number of poolings, where those are
     several. Texts that are longer than the model reads are cut, which a line says.
 
-    model: of `read_embedder`, or what it reads. batch_tokens: so many at a time, or one text; 4,096 on a CPU and 65,536
+    model: of `read_embedder`, or what it reads. batch_tokens: so many at a time, or one text; 4,096 on a CPU and 16,384
     elsewhere, if not given. Raises DataError for what is no text.
     """
     embedder = model if isinstance(model, Embedder) else read_embedder(model)
@@ -149,17 +149,15 @@ def _vectors_of(embedder: Embedder, texts: list[str], batch_tokens: int, prompt:
     of_each = [ids or [model.encoder.cfg.pad_token_id] for ids in encoded.input_ids]  # a text may have no token
     vectors = torch.empty(len(texts), len(pooling.how) * model.config.hidden_size)
     encoder, pattern = model.encoder, "causal" if model.config.is_causal else "bidirectional"
-    training, backend = model.training, encoder.backend
+    training = model.training
     model.eval()
-    encoder.backend = "varlen"
     try:
         for rows in _batches(np.array([*map(len, of_each)], int), batch_tokens):
             tokens = _packed([of_each[row] for row in rows], encoder.cfg, pattern).to(model.device)
-            states = encoder(tokens).float()
+            states = encoder(tokens, backend="varlen").float()
             vectors[rows] = torch.cat([pooled(states, tokens, how) for how in pooling.how], dim=1).cpu()
     finally:
         model.train(training)
-        encoder.backend = backend
     if not vectors.isfinite().all():
         row = int((~vectors.isfinite().all(dim=1)).nonzero()[0])
         raise DataError(f"the model makes no finite vector of {texts[row][:50]!r}; in half precision, try fp32")
@@ -184,7 +182,7 @@ def _packed(texts: list[list[int]], cfg: EncoderConfig, pattern: AttentionPatter
     precision have on a CPU, a kernel is made and kept."""
     lengths = [len(ids) for ids in texts]
     total = sum(lengths)
-    more = -total % max(1, 1 << total.bit_length() >> 4)
+    more = -total % max(1, (1 << total.bit_length()) // 16)  # eight sizes between two powers of 2
     ids = torch.tensor([[*itertools.chain.from_iterable(texts), *[cfg.pad_token_id] * more]])
     doc = torch.arange(len(texts)).repeat_interleave(torch.tensor(lengths))
     padding = -1 - torch.arange(more) // max(lengths)  # told apart like texts, or one would be longer than all of them

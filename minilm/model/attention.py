@@ -16,6 +16,7 @@ from minilm.batch import Tokens
 from minilm.errors import ConfigError
 
 Backend = Literal["explicit", "sdpa", "varlen"]
+KERNEL_WIDTH = 256  # of a head, that torch's kernel for packed rows takes
 
 
 def visible(doc: Tensor, key: Tensor, prefix: Tensor, window: int | None) -> Tensor:
@@ -88,7 +89,7 @@ class LayerContext:
     rope: tuple[Tensor, Tensor] | None
     backend: Backend
     tokens: Tokens | None = None  # packed ones, where the varlen backend needs no mask to tell documents apart
-    window: int | None = None  # of that
+    window: int | None = None  # tokens seen on each side, beside `tokens`; in a mask it is already
     seen: list[Tensor] | None = None  # where the explicit backend leaves its weights for a viewer
     read: Tensor | None = None  # flat index into (B, T) of the only states that are wanted of the layer, (N,), or
     # (B, S), as many of each row, row b's in row b, whose keys and values are then not copied for each of them
@@ -148,42 +149,46 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, drop: nn.Dropout) -
 
 
 def varlen(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, drop: nn.Dropout) -> Tensor:
-    """Each document of packed rows by itself, so that no mask is made and no pair of tokens computed for nothing: by
-    torch's kernel for that, in half precision on a GPU; elsewhere by sdpa, neighbours of one length at a time. It is
-    sdpa where a row is one document, and of prefixes. No dropout of weights: raises ConfigError.
+    """Each document of packed rows by itself, so that no pair of tokens is computed for nothing: by torch's kernel for
+    that, in half precision on a GPU; elsewhere by sdpa, neighbours of one length at a time. It is sdpa where a row is
+    one document, of prefixes, and where only some states are read. No dropout of weights: raises ConfigError.
     """
     if ctx.tokens is None:
         return sdpa(q, k, v, ctx, drop)
     if drop.training and drop.p > 0:
         raise ConfigError(f"attention backend varlen knows no dropout, and attention_dropout is {drop.p}; take sdpa")
-    of_each = _by_kernel if has_varlen_kernel(q.device, q.dtype) else _by_runs
+    of_each = _by_kernel if has_varlen_kernel(q.device, q.dtype) and q.shape[-1] <= KERNEL_WIDTH else _by_runs
     flat = (each.transpose(1, 2).flatten(0, 1) for each in (q, k, v))  # (B * T, H, K)
     return of_each(*flat, ctx).unflatten(0, (len(q), -1)).transpose(1, 2)
 
 
 def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch has a kernel there for rows of several documents: in half precision on a GPU of 2020 or later."""
+    """Whether torch has a kernel there for rows of several documents: in half precision on an Nvidia GPU of 2020 or
+    later."""
     half = dtype in (torch.bfloat16, torch.float16)
-    return half and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if not half or device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _by_kernel(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext) -> Tensor:
-    """(B * T, H, K) each, and so is the result. Dao 2023 (FlashAttention-2)."""
+    """(B * T, H, K) each, and so is the result. Dao 2023 (FlashAttention-2), whose heads are multiples of 8 wide."""
     from torch.nn.attention.varlen import varlen_attn
 
-    tokens, near = ctx.tokens, -1 if ctx.window is None else ctx.window
-    documents = sum(count for count, _ in tokens.runs)
-    bounds = tokens.cu_seqlens[: (1 << documents.bit_length()) + 1]  # few shapes, few empty documents
+    tokens, near, K = ctx.tokens, -1 if ctx.window is None else ctx.window, q.shape[-1]
+    q, k, v = (F.pad(each, (0, -K % 8)) for each in (q, k, v))
+    bounds = tokens.cu_seqlens[: sum(count for count, _ in tokens.runs) + 1]
+    sizes = tokens.max_len, tokens.max_len
     window = (near, 0 if tokens.attention == "causal" else near)
-    return varlen_attn(q, k, v, bounds, bounds, tokens.max_len, tokens.max_len, window_size=window)
+    return varlen_attn(q, k, v, bounds, bounds, *sizes, scale=K**-0.5, window_size=window)[..., :K]
 
 
 def _by_runs(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext) -> Tensor:
-    """As `_by_kernel`."""
-    made, at, is_causal = [], 0, ctx.tokens.attention == "causal"
-    for documents, T in ctx.tokens.runs:
-        run = slice(at, at + documents * T)
-        q_NHTK, k_NHTK, v_NHTK = (each[run].unflatten(0, (documents, T)).transpose(1, 2) for each in (q, k, v))
+    """(B * T, H, K) each, and so is the result: documents of one length that follow each other are one batch."""
+    made, runs, is_causal = [], ctx.tokens.runs, ctx.tokens.attention == "causal"
+    parts = [each.split([documents * T for documents, T in runs]) for each in (q, k, v)]
+    for (documents, T), *of_run in zip(runs, *parts, strict=True):
+        q_NHTK, k_NHTK, v_NHTK = (each.unflatten(0, (documents, T)).transpose(1, 2) for each in of_run)
         mask = None
         if ctx.window is not None and ctx.window < T - 1:
             i = torch.arange(T, device=q.device)
@@ -192,7 +197,6 @@ def _by_runs(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext) -> Tensor:
         whole = is_causal and mask is None
         y_NHTK = F.scaled_dot_product_attention(q_NHTK, k_NHTK, v_NHTK, attn_mask=mask, is_causal=whole)
         made.append(y_NHTK.transpose(1, 2).flatten(0, 1))
-        at = run.stop
     return torch.cat(made)
 
 

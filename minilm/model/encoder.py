@@ -290,10 +290,12 @@ class Encoder(nn.Module):
             raise AttributeError("a whole list of layers cannot be put here; change `layers` and the config")
         super().__setattr__(name, value)
 
-    def contexts(self, tokens: Tokens, dtype: torch.dtype, trace: Trace | None = None) -> dict[LayerSpec, LayerContext]:
+    def contexts(
+        self, tokens: Tokens, dtype: torch.dtype, trace: Trace | None = None, backend: Backend | None = None
+    ) -> dict[LayerSpec, LayerContext]:
         """Mask and rotation for each kind of layer. Only the explicit backend has weights that a trace can show."""
         seen = None if trace is None else trace.attentions
-        backend = self.backend if seen is None else "explicit"
+        backend = backend or self.backend if seen is None else "explicit"
         position = tokens.position[:1] if tokens.layout == "full" else tokens.position  # rows are alike
         alone = backend == "varlen" and tokens.layout == "packed" and tokens.attention != "prefix"
         made = {}
@@ -311,14 +313,15 @@ class Encoder(nn.Module):
         embeds: Tensor | None = None,
         trace: Trace | None = None,
         read: Tensor | None = None,
+        backend: Backend | None = None,
     ) -> Tensor:
         """embeds: (B, T, E) instead of the word table's rows. trace: is filled with states and attention weights.
 
         read: flat index into (B, T); the last layer then computes these states alone: (N,) -> (N, D), or as many of
-        each row, row b's in row b, which is faster, (B, S) -> (B, S, D).
+        each row, row b's in row b, which is faster, (B, S) -> (B, S, D). backend: for this pass, in place of its own.
         """
         x = self.embedding(tokens, embeds)
-        contexts = self.contexts(tokens, x.dtype, trace)
+        contexts = self.contexts(tokens, x.dtype, trace, backend)
         for number, (layer, spec) in enumerate(zip(self.layers, self.cfg.layers, strict=True), start=1):
             if trace is not None:
                 trace.states.append(x)

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 from pydoc_data.topics import topics
+from unittest.mock import Mock
 
 import pytest
 import torch
+from torch.nn.attention.varlen import varlen_attn
 
 from minilm.batch import IGNORE, Batch
 from minilm.data.objectives import MaskedLM, PrefixLM
@@ -73,16 +75,19 @@ def test_bf16_is_as_close_as_the_reference_is(pair, ids, tokens_of, gpu, archite
 @pytest.mark.parametrize("reach", ["bidirectional", "causal", "prefix"])
 @pytest.mark.parametrize("architecture", ["bert", "modern"])
 def test_documents_by_themselves_are_those_behind_a_mask(
-    tiny, ids, packed, tokens_of, gpu, architecture, reach, precision
+    tiny, ids, packed, tokens_of, gpu, architecture, reach, precision, monkeypatch
 ):
     """Loss and gradients of backend varlen, whose kernel is there in half precision alone, are those of sdpa."""
     runtime, found = gpu(precision), []
     batch = labelled(tokens_of(ids[:, :16] % 61, reach, packed[:, :16])).to(runtime.device)
+    calls = Mock(wraps=varlen_attn)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", calls)
     for backend in ("sdpa", "varlen"):
         model = tiny(architecture, backend=backend).to(runtime.device)
         with runtime.autocast():
             nats, _ = language_model_loss(model, batch)
         found.append([nats.detach(), *torch.autograd.grad(nats, list(model.parameters()))])
+    assert calls.called == (precision != "fp32" and reach != "prefix")
     near = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}[precision]  # of the largest; fp32 is TF32
     for mine, reference in zip(*found[::-1], strict=True):
         assert (mine - reference).abs().max() <= near * reference.abs().max().clamp(min=1e-3)
