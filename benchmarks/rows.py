@@ -5,7 +5,7 @@ minilm                          as its commands do it, in the row's precision
 transformers                    as its documentation has it: the collator's mask, autocast, AdamW
 transformers, tuned             on a GPU: torch.compile, no mask where nothing is padded
 transformers, head on targets   by its modules: only targets meet the vocabulary, no mask, and the faster attention
-sentence-transformers           in the row's precision by autocast; and in fp32, its default
+sentence-transformers           in the row's precision, that of its weights as of ours; and in fp32, its default
 
 Weights, tokens, targets and updates are the same, dropout is off where nothing else is said. Weights are large at first
 (INITIAL), for with BERT's small ones every loss is about ln V, whoever sees whom. Batches are made before, on the
@@ -311,13 +311,10 @@ def _embedder(setting: Setting, calls: list[list[str]]) -> Side:
 def _sentence_transformers(setting: Setting, calls: list[list[str]]) -> Side:
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(setting.model), device=str(setting.device))
-    half = setting.precision == "bf16"
+    model = SentenceTransformer(str(setting.model), device=str(setting.device)).to(setting.runtime.dtype)
 
     def run() -> Done:
-        with torch.autocast(setting.device.type, dtype=torch.bfloat16, enabled=half):
-            found = [model.encode(texts, convert_to_tensor=True) for texts in calls]
-        return _of_vectors(torch.cat(found))
+        return _of_vectors(torch.cat([model.encode(texts, convert_to_tensor=True) for texts in calls]))
 
     return run
 
@@ -326,9 +323,9 @@ def _sorted(setting: Setting, texts: list[str]) -> Side:
     """A plain loop over transformers' model: the longest texts first, in half precision where the row has it."""
     from transformers import AutoModel, AutoTokenizer
 
-    model = AutoModel.from_pretrained(setting.model).to(setting.device).eval()
+    model = AutoModel.from_pretrained(setting.model).to(setting.device, setting.runtime.dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(setting.model)
-    pooling, runtime = read_pooling(setting.model) or Pooling(), setting.runtime
+    pooling = read_pooling(setting.model) or Pooling()
     length = min(pooling.max_length or model.config.max_position_embeddings, model.config.max_position_embeddings)
     assert pooling.how == ("mean",), pooling
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
@@ -340,7 +337,7 @@ def _sorted(setting: Setting, texts: list[str]) -> Side:
             part = by_length[at : at + TOGETHER]
             inputs = tokenizer(part, padding=True, truncation=True, max_length=length, return_tensors="pt")
             inputs = inputs.to(setting.device)
-            with torch.no_grad(), runtime.autocast():
+            with torch.no_grad():
                 states = model(**inputs).last_hidden_state.float()
             mask = inputs["attention_mask"][..., None]
             means = (states * mask).sum(dim=1) / mask.sum(dim=1)
