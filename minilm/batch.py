@@ -168,6 +168,13 @@ def _prefix(attention: AttentionPattern, prefix: Tensor | None, like: Tensor) ->
     return everywhere(like, dtype=torch.bool)
 
 
+def next_size(n: int, of_octave: int) -> int:
+    """The first of so many sizes between two powers of 2 that is n or more. For a product of half precision on a CPU
+    oneDNN makes a kernel for each shape, which takes longer than the product, and keeps it: batches should have few."""
+    step = max(1, (1 << n.bit_length()) // (2 * of_octave))
+    return -(-n // step) * step
+
+
 def are_few(read: int, T: int) -> bool:
     """Whether states that are read of a row of T tokens are so few that the last layer should compute them alone."""
     return 0 < read <= T // 2

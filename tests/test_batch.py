@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minilm.batch import IGNORE, Batch, Tokens
+from minilm.batch import IGNORE, Batch, Tokens, next_size
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 13, 14]])
 MASK = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
@@ -76,6 +76,13 @@ def test_no_segment_is_longer_than_max_len_even_of_padding():
     t = Tokens.packed(torch.zeros(1, 9).long(), torch.tensor([[0, 0, 1, -1, -1, -1, -1, -1, -1]]))
     assert int(t.cu_seqlens.diff().max()) <= t.max_len  # varlen kernels read past nothing
     assert t.position.tolist() == [[0, 1, 0, 0, 0, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(("n", "four", "eight"), [(0, 0, 0), (1, 1, 1), (9, 10, 9), (17, 20, 18), (4097, 5120, 4608)])
+def test_sizes_of_batches_are_few(n, four, eight):
+    assert (next_size(n, 4), next_size(n, 8)) == (four, eight)
+    sizes = {next_size(each, 4) for each in range(1025, 2049)}
+    assert sizes == {1280, 1536, 1792, 2048}
 
 
 def test_packed_documents_equal_the_documents_alone():

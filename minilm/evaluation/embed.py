@@ -13,7 +13,7 @@ from tokenizers import normalizers
 from torch import Tensor
 from torch.nn import functional as F
 
-from minilm.batch import AttentionPattern, Tokens
+from minilm.batch import AttentionPattern, Tokens, next_size
 from minilm.checkpoint.model import check_version, find_model, version_of
 from minilm.checkpoint.pooling import Pooling, read_pooling
 from minilm.dropin.inputs import max_tokens
@@ -178,11 +178,10 @@ def _batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
 
 
 def _packed(texts: list[list[int]], cfg: EncoderConfig, pattern: AttentionPattern) -> Tokens:
-    """One after the other in one row, which is filled up so that batches have few sizes: for each that products of half
-    precision have on a CPU, a kernel is made and kept."""
+    """One after the other in one row, which is filled up to the next of few sizes."""
     lengths = [len(ids) for ids in texts]
     total = sum(lengths)
-    more = -total % max(1, (1 << total.bit_length()) // 16)  # eight sizes between two powers of 2
+    more = next_size(total, 8) - total
     ids = torch.tensor([[*itertools.chain.from_iterable(texts), *[cfg.pad_token_id] * more]])
     doc = torch.arange(len(texts)).repeat_interleave(torch.tensor(lengths))
     padding = -1 - torch.arange(more) // max(lengths)  # told apart like texts, or one would be longer than all of them

@@ -19,7 +19,7 @@ from tokenizers import Encoding
 from torch import Tensor
 from torch.nn import functional as F
 
-from minilm.batch import AttentionPattern, Tokens
+from minilm.batch import AttentionPattern, Tokens, next_size
 from minilm.checkpoint.hf import objective_of
 from minilm.checkpoint.model import find_model
 from minilm.dropin.config import PreTrainedConfig
@@ -203,10 +203,8 @@ def _of_length(scorer: LanguageScorer, asked: list[Questions], likeliest: bool) 
 
 
 def _filled(array: np.ndarray, most: int) -> np.ndarray:
-    """With its last element again, up to the next of four sizes between two powers of 2, or to `most`. For a product of
-    half precision on a CPU oneDNN makes a kernel for each shape, which takes longer than the product, and keeps it."""
-    step = max(1, 1 << len(array).bit_length() >> 3)
-    more = min(-len(array) % step, most - len(array))
+    """With its last element again, up to the next of few sizes, or to `most`."""
+    more = min(next_size(len(array), 4), most) - len(array)
     return np.concatenate([array, array[-1:].repeat(more, axis=0)])
 
 
