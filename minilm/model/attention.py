@@ -185,17 +185,15 @@ def _by_kernel(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext) -> Tensor:
 
 def _by_runs(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext) -> Tensor:
     """(B * T, H, K) each, and so is the result: documents of one length that follow each other are one batch."""
-    made, runs, is_causal = [], ctx.tokens.runs, ctx.tokens.attention == "causal"
+    made, tokens, runs = [], ctx.tokens, ctx.tokens.runs
     parts = [each.split([documents * T for documents, T in runs]) for each in (q, k, v)]
     for (documents, T), *of_run in zip(runs, *parts, strict=True):
         q_NHTK, k_NHTK, v_NHTK = (each.unflatten(0, (documents, T)).transpose(1, 2) for each in of_run)
-        mask = None
-        if ctx.window is not None and ctx.window < T - 1:
-            i = torch.arange(T, device=q.device)
-            mask = (i[:, None] - i).abs() <= ctx.window
-            mask = mask.tril() if is_causal else mask
-        whole = is_causal and mask is None
-        y_NHTK = F.scaled_dot_product_attention(q_NHTK, k_NHTK, v_NHTK, attn_mask=mask, is_causal=whole)
+        mask, is_causal = None, tokens.attention == "causal"
+        if ctx.window is not None:
+            alone = Tokens.full(tokens.input_ids.reshape(1, -1)[:, :T], tokens.attention)
+            mask, is_causal = attention_mask(alone, ctx.window)
+        y_NHTK = F.scaled_dot_product_attention(q_NHTK, k_NHTK, v_NHTK, attn_mask=mask, is_causal=is_causal)
         made.append(y_NHTK.transpose(1, 2).flatten(0, 1))
     return torch.cat(made)
 
