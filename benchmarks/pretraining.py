@@ -42,8 +42,9 @@ TRIED = {
 RATES = ("2.5e-4", "5e-4", "1e-3", "2e-3")  # of time-to-loss
 FIRST = {"attention": "sdpa", "batch_size": "16", "lr": "5e-4", "mask_rate": "0.15"}
 
-# what is to come to the loss of transformers -> its command, in what part of its minutes
-SOONER = {"same architecture": (SIDES["minilm"], (2, 4)), "free (quick)": (OURS, (4, 8))}
+# what is to come to the loss of transformers -> in what part of its minutes
+SOONER = {"same architecture": (2, 4), "free (quick)": (4, 8)}
+COMMANDS = SIDES | {"same architecture": SIDES["minilm"], "free (quick)": OURS}
 
 # what is changed in quick -> flags; each for as many tokens
 INGREDIENTS = {
@@ -124,16 +125,22 @@ def side_by_side(args: Args, measured: Any) -> Iterator[str]:
     for minutes in args.minutes:
         found = defaultdict(list)
         for seed in args.seeds:
-            budget = {"minutes": minutes, "seed": seed}
-            ours = measured([*SIDES["minilm"], "--minutes", str(minutes), "--seed", str(seed)], side="minilm", **budget)
-            taken = str(ours.get("seconds", minutes * 60) / 60)
-            command = [*SIDES["transformers"], "--minutes", taken, "--seed", str(seed)]
-            theirs = partial(measured, command, side="transformers", **budget)
+            ours = of_side(measured, "minilm", minutes, seed)
+            taken = ours.get("seconds", minutes * 60) / 60
+            theirs = partial(of_side, measured, "transformers", minutes, seed, taken)
             if seed == args.seeds[0]:
                 best = yield from tuned(theirs, best, TRIED if best is FIRST else {"lr": TRIED["lr"]})
             found["minilm"].append(ours)
             found["transformers"].append(theirs(**best))
         yield from table(f"{minutes:g} min", found)
+
+
+def of_side(
+    measured: Any, side: str, minutes: float, seed: int, taken: float | None = None, **flags: str
+) -> dict[str, Any]:
+    """A side's result with a budget, by which it is kept, or in the minutes that another side has taken of it."""
+    command = [*COMMANDS[side], "--minutes", str(taken or minutes), "--seed", str(seed)]
+    return measured(command, side=side, minutes=minutes, seed=seed, **flags)
 
 
 def tuned(theirs: Any, best: dict[str, str], tried: dict[str, tuple[str, ...]]) -> Generator[str, None, dict[str, str]]:
@@ -149,22 +156,15 @@ def tuned(theirs: Any, best: dict[str, str], tried: dict[str, tuple[str, ...]]) 
 def time_to_loss(args: Args, measured: Any) -> Iterator[str]:
     """The reference for some minutes, with the best of four learning rates; ours for a part of these."""
     minutes, found = args.minutes[-1], defaultdict(list)
-
-    def theirs(minutes: float, seed: int, **flags: str) -> dict[str, Any]:
-        command = [*SIDES["transformers"], "--minutes", str(minutes), "--seed", str(seed)]
-        return measured(command, side="transformers", minutes=minutes, seed=seed, **flags)
-
-    first = args.seeds[0]
+    theirs, first = partial(of_side, measured, "transformers"), args.seeds[0]
     others = {flag: values for flag, values in TRIED.items() if flag != "lr"}
     best = yield from tuned(partial(theirs, 1.0, first), FIRST, others)
     best = yield from tuned(partial(theirs, minutes, first), best, {"lr": RATES})
     for seed in args.seeds:
         found["transformers"].append(theirs(minutes, seed, **best))
-        for side, (command, times) in SOONER.items():
+        for side, times in SOONER.items():
             for each in times:
-                flags = ["--minutes", str(minutes / each), "--seed", str(seed)]
-                row = measured([*command, *flags], side=side, minutes=minutes / each, seed=seed)
-                found[f"{side}, {minutes / each:g} min"].append(row)
+                found[f"{side}, {minutes / each:g} min"].append(of_side(measured, side, minutes / each, seed))
     yield from table(f"in {minutes:g} min or less", found)
     means = {
         name: tuple(statistics.mean(row[key] for row in rows) for key in ("held_out_loss", "seconds"))
