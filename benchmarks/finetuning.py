@@ -153,7 +153,8 @@ def one(args: Args) -> dict[str, Any]:
     from minilm.tasks.named import make_task, model_for
     from minilm.tasks.tune import Tuning, tune
 
-    check_installed()  # whose import would be timed
+    check_installed()  # whose import would be timed, as would that of what every optimizer needs
+    import_module("torch._dynamo")  # which transformers has imported before its own time begins
     model, task = model_for(make_task(labelled.task, splits.train), Path(args.model), args.seed)
     tokenizer = BertTokenizer.from_pretrained(args.model)
     tuning = Tuning(

@@ -14,7 +14,8 @@ LEVELS = 1 << 16  # of a draw
 class CheapDropout(nn.Dropout):
     """nn.Dropout with masks of 16-bit draws, made ten times as fast: torch's generator draws them one by one.
 
-    The rate is the nearest multiple of 2^-16. The draws (SFC64, as numpy has it) depend on torch's generator alone.
+    The rate is the nearest multiple of 2^-16, and 1 / (1 - rate) is rounded to x's type, as torch's own is. The draws
+    (SFC64, as numpy has it) depend on torch's generator alone.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -24,7 +25,8 @@ class CheapDropout(nn.Dropout):
         seed = int(torch.randint(1 << 62, ()))
         draws = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)[: x.numel()]
         kept = (draws >= dropped - LEVELS // 2).view(np.int8)  # torch compares one by one, and reads bools so
-        return (x * torch.from_numpy(kept).view(x.shape)).mul_(LEVELS / (LEVELS - dropped))
+        scale = torch.from_numpy(kept).to(x.dtype).mul_(LEVELS / (LEVELS - dropped))  # a product of two types is slow
+        return x * scale.view(x.shape)
 
 
 class CheapEmbedding(nn.Embedding):
@@ -56,6 +58,10 @@ class CheapEmbedding(nn.Embedding):
             self.written, self.weight.grad = (), self.kept
         self.written = (*self.written, ids)  # first, for what follows may find no memory half-way
         self.weight.grad.index_add_(0, ids, gradient)
+
+    def rows_of_gradient(self) -> Tensor:
+        """(n, D): of `weight.grad` all rows that may not be zero, each once."""
+        return self.weight.grad[torch.cat(tuple(self.written)).unique()]
 
 
 class _Rows(torch.autograd.Function):

@@ -86,7 +86,7 @@ def train_step(
         total += nats.detach()
     for optimizer in optimizers:
         runtime.scaler.unscale_(optimizer)
-    norm = whole(gradient_norm(forward.parameters()))
+    norm = whole(gradient_norm(forward))
     bad = runtime.ranks.any_on_device(~(norm.isfinite() & total.isfinite()))
     scale, found_inf = ((norm + 1e-6) / max_norm).clamp(min=1.0).float(), bad.float()
     for optimizer in optimizers:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minilm.model.attention import MergedLinear
+from minilm.train.cheap import CheapEmbedding
 from minilm.train.ranks import is_sharded, joined, part, split, whole
 
 OptimizerName = Literal["adamw", "muon"]
@@ -77,9 +78,14 @@ def make_optimizers(
     return optimizers
 
 
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+def gradient_norm(model: nn.Module) -> Tensor:
     """The L2 norm of all gradients together, ()."""
-    grads = [p.grad for p in parameters if p.grad is not None]
+    tables = {module.weight: module for module in model.modules() if isinstance(module, CheapEmbedding)}
+    grads = [
+        tables[p].rows_of_gradient() if p in tables and p.grad is tables[p].kept else p.grad
+        for p in model.parameters()
+        if p.grad is not None
+    ]
     if not grads or any(is_sharded(grad) or grad.device.type != "cpu" for grad in grads):
         return nn.utils.get_total_norm(grads)
     return torch.stack([grad.flatten().dot(grad.flatten()) for grad in grads]).sum().sqrt()  # in a third of the time

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minilm.train.cheap import CheapDropout, CheapEmbedding, as_before, cheapen
+from minilm.train.optim import gradient_norm
 
 N = 200_000
 
@@ -79,7 +80,8 @@ def test_a_table_s_gradients_are_torch_s(padding):
         for model in (plain, cheap):
             for batch in batches:
                 model(batch).square().sum().backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            assert abs(gradient_norm(model) - norm.clamp(max=0.5)) < 1e-6
         for own, theirs in zip(cheap.parameters(), plain.parameters(), strict=True):
             assert (own.grad - theirs.grad).abs().max() < 1e-12
         for optimizer in optimizers:
