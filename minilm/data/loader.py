@@ -120,9 +120,12 @@ class Loader:
 
     def read_in(self, step: int) -> str:
         """What this process reads in a step, for a message."""
-        row = self._own(self.order(step)[1])
         process = f" in process {self.rank}" if self.world > 1 else ""
-        return f"rows {some(row.astype(str).tolist(), 8)}{process}"
+        return f"rows {some(self.named(self._own(self.order(step)[1])), 8)}{process}"
+
+    def named(self, rows: np.ndarray) -> list[str]:
+        """By their numbers, from 0."""
+        return rows.astype(str).tolist()
 
     def _own(self, of_all: np.ndarray) -> np.ndarray:
         """This process's part of what all rows of a step have."""

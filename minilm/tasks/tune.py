@@ -3,7 +3,7 @@
 import hashlib
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -103,8 +103,16 @@ class Tuning:
 class ExampleBatches:
     """The features of step after step, packed. Every epoch is another order, and a step may span two."""
 
-    def __init__(self, features: Features, tuning: Tuning, row_length: int | None = None, pinned: bool = False) -> None:
-        self.features, self.tuning, self.row_length, self.pinned = features, tuning, row_length, pinned
+    def __init__(
+        self,
+        features: Features,
+        tuning: Tuning,
+        row_length: int | None = None,
+        pinned: bool = False,
+        where: Callable[[int], str] = str,  # an example is, of its number
+    ) -> None:
+        self.features, self.tuning = features, tuning
+        self.row_length, self.pinned, self.where = row_length, pinned, where
         begins = features.units[:-1]
         self.size_of = np.add.reduceat(features.lengths, begins)  # tokens of each unit
         of_epoch = len(begins) / tuning.batch_size
@@ -121,8 +129,11 @@ class ExampleBatches:
 
     def read_in(self, step: int) -> str:
         """What is read in a step, for a message."""
-        _, units = self.order(step)
-        return f"examples {some((1 + units).astype(str).tolist(), 8)}"
+        return f"examples {some(self.named(self.order(step)[1]), 8)}"
+
+    def named(self, rows: np.ndarray) -> list[str]:
+        """Units of features."""
+        return [self.where(example) for example in self.features.example[self.features.units[rows]].tolist()]
 
     def micro_batches(self, step: int) -> list[TaskBatch]:
         """A pure function."""
@@ -144,7 +155,7 @@ class ExampleBatches:
     def within(self, tokens: int) -> "ExampleBatches":
         """The same steps, in micro-batches of at most so many tokens, or of one unit of features."""
         fewer = replace(self.tuning, tokens_at_once=max(1, min(tokens, self.tuning.tokens_at_once)))
-        return ExampleBatches(self.features, fewer, self.row_length, self.pinned)
+        return ExampleBatches(self.features, fewer, self.row_length, self.pinned, self.where)
 
 
 @dataclass(frozen=True)
@@ -229,9 +240,10 @@ def tune(
         raise ConfigError(f"--out {store.out}: began with other examples; use the same, or another --out")
     runtime = runtime_of(run, device, precision, threads)
     row_length = length if runtime.device.type == "cuda" else None
-    batches = ExampleBatches(features, tuning, row_length, runtime.device.type == "cuda")
-    backend = run.backend if run else _backend(model, runtime, length)
-    model.base_model.encoder.backend = backend
+    pinned = runtime.device.type == "cuda"
+    batches = ExampleBatches(features, tuning, row_length, pinned, lambda example: examples[example].where)
+    encoder = model.base_model.encoder
+    encoder.backend = backend = run.backend if run else runtime.backend(length, encoder.cfg.attention_dropout)
     finished = run is not None and bool(run.result)
     if finished and (fault := manifest_fault(store.out)):
         say(f"{store.out} is finished, but {fault}: the model is written again")
@@ -288,7 +300,6 @@ def tune(
         patience=tuning.patience,
         until=until,
         auto_batch=auto_batch,
-        named=lambda units: [examples[features.example[features.units[unit]]].where for unit in units],
     )
     plan = _plan(tuning, batches)
     begun, run = run is not None, run or begin(job, plan.steps, backend)
@@ -329,13 +340,6 @@ def length_of(tuning: Tuning, model: PreTrainedModel, tokenizer: BertTokenizer) 
         raise ConfigError(f"--length {tuning.length}: the model reads {limit} tokens")
     usual = model.pooling.max_length if model.pooling else None
     return tuning.length or min(limit, LONGEST, usual or LONGEST)
-
-
-def _backend(model: PreTrainedModel, runtime: Runtime, length: int) -> str:
-    """The faster attention: on a CPU torch's fused kernel knows no dropout, and what it falls back to is slow."""
-    dropout = model.base_model.encoder.cfg.attention_dropout
-    slow = dropout > 0 and runtime.device.type == "cpu" and length <= LONGEST
-    return "explicit" if slow else runtime.backend(length, dropout)
 
 
 def _prepared(model: PreTrainedModel, tuning: Tuning, runtime: Runtime) -> Optimizers:

@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ import minilm
 from minilm.checkpoint.model import read_training, write_training
 from minilm.checkpoint.store import Run, Store
 from minilm.checkpoint.weights import save_tensors
-from minilm.errors import CheckpointError, UserError
+from minilm.errors import CheckpointError, UserError, some
 from minilm.train.cost import EnergyMeter
 from minilm.train.log import Log, Spent, say
 from minilm.train.loop import (
@@ -59,6 +59,9 @@ class Batches(Protocol):
     def order(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, row) of all rows of a step."""
 
+    def named(self, rows: np.ndarray) -> list[str]:
+        """What these are, for a message."""
+
     def epochs(self) -> float:
         """How often the run sees each row."""
 
@@ -85,7 +88,6 @@ class Job:
     read_state: Callable[[Path], dict[str, Tensor]]  # which is this, of such a directory
     unigram: float | None = None  # the loss that word frequencies alone reach
     evaluate_first: bool = False  # before the first step, too
-    named: Callable[[np.ndarray], Iterable[str]] = lambda rows: map(str, rows)  # rows of `order`, for a message
     patience: int | None = None  # evaluations, none better and none of a lower loss, that end the run; best model kept
     unsaved: bool = False  # whether it goes on where a checkpoint cannot be written
     auto_batch: bool = False  # whether what does not fit in memory is computed in smaller parts
@@ -282,7 +284,7 @@ def with_less(
 def _about_bad(job: Job, plan: Plan, step: int) -> str:
     """Of a step that was not finite: its rows, what in it was so first, and the file of its batch, written here."""
     _, rows = job.loader.order(step)
-    told = ["rows " + ", ".join(job.named(rows[:NAMED_ROWS])) + (" ..." if len(rows) > NAMED_ROWS else "")]
+    told = [f"rows {some(job.loader.named(rows), NAMED_ROWS)}"]
     if job.runtime.ranks.world > 1:  # each has a part of the step
         return told[0]
     micro_batches = next(job.loader.steps_from(step))

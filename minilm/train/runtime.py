@@ -94,11 +94,13 @@ class Runtime:
 
     def backend(self, length: int, dropout: float = 0.0) -> Backend:
         """The faster attention for rows of `length` tokens. On a CPU, torch's fused kernel spends most of its time
-        in the backward pass: written out, bf16 attention trains 3 times faster at 128 tokens, 1.3 times at 512.
-        On a GPU that has a kernel for rows of several documents that one, unless weights of attention are dropped."""
+        in the backward pass: written out, bf16 attention trains 3 times faster at 128 tokens, 1.3 times at 512. And it
+        drops no weights; what torch falls back to is slow. On a GPU that has a kernel for rows of several documents
+        that one, unless weights are dropped."""
         if not dropout and has_varlen_kernel(self.device, self.dtype):
             return "varlen"
-        return "explicit" if self.device.type == "cpu" and self.precision == "bf16" and length <= 512 else "sdpa"
+        is_slow = self.device.type == "cpu" and (dropout > 0 or self.precision == "bf16")
+        return "explicit" if is_slow and length <= 512 else "sdpa"
 
     def describe(self) -> str:
         """One line for the console."""

@@ -334,11 +334,14 @@ def test_a_bad_step_names_its_examples_and_a_short_length_what_it_cuts(go, revie
     with pytest.raises(TrainingError) as error:
         go("nan", replace(QUICK, batch_size=3))
     rows = re.search(r"\(rows ([^;]*);", str(error.value))[1].split(", ")
-    _, units = ExampleBatches(
+    batches = ExampleBatches(
         make_task("classification", examples).features(examples, BertTokenizer.from_pretrained(go.directory), 24),
         replace(QUICK, batch_size=3),
-    ).order(error.value.step)
+        where=lambda example: examples[example].where,
+    )
+    _, units = batches.order(error.value.step)
     assert rows == [examples[unit].where for unit in units]
+    assert batches.within(5).read_in(error.value.step) == f"examples {', '.join(rows)}"
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,8 @@ def test_what_a_precision_means(cpu, precision, dtype, muon, scales):
         ("cpu", "bf16", 512, 0.0, "explicit"),
         ("cpu", "bf16", 513, 0.0, "sdpa"),
         ("cpu", "fp32", 128, 0.0, "sdpa"),
+        ("cpu", "fp32", 512, 0.1, "explicit"),
+        ("cpu", "fp32", 513, 0.1, "sdpa"),
         ((8, 0), "bf16", 128, 0.0, "varlen"),
         ((9, 0), "fp16", 1024, 0.0, "varlen"),
         ((9, 0), "bf16", 128, 0.1, "sdpa"),
