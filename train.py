@@ -53,7 +53,7 @@ from minilm.recipes import RECIPES, Recipe, RecipeName
 from minilm.train.cheap import cheapen
 from minilm.train.job import Job, begin, finish, runtime_of, train, with_less
 from minilm.train.log import Log, plot_loss, say
-from minilm.train.loop import Loss, Optimizers, OutOfMemory, Plan, evaluate
+from minilm.train.loop import Optimizers, OutOfMemory, Plan, evaluate
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.measure import measure, rehearse, step_seconds
 from minilm.train.optim import OptimizerName, ScheduleName, lr_fraction, make_optimizers
@@ -170,9 +170,6 @@ class Args:
     """With torchrun: each process keeps a part of weights, gradients and optimizer states, for what does not fit."""
     threads: int | None = None
     """Of the CPU; torch's choice if not given."""
-    compile: bool = False
-    """Fuse the pointwise work of a step (torch.compile), which takes a minute first. On a CPU it pays in long runs in
-    bf16 without dropout."""
     cache_dir: Path = Path("~/.cache/minilm")
     """Tokenised corpora, keyed by content."""
 
@@ -353,10 +350,6 @@ def pretrain(
             return run.result, []
 
         backend = run.backend if run else runtime.backend(recipe.length, recipe.dropout)
-        loss = language_model_loss
-        if args.compile:
-            loss = runtime.compiled(loss)
-            backend = "sdpa" if backend == "varlen" else backend  # which every packing would compile anew
         forward, optimizers = build(args, recipe, data.tokenizer.vocab_size, runtime, backend, pretrained)
         model = forward.model
         parameters = sum(p.numel() for p in model.parameters())
@@ -375,13 +368,13 @@ def pretrain(
 
         step_s, within = {}, None
         if args.dry_run or not (run or recipe.steps or args.epochs):
-            step_s, within = timed(args, recipe, forward, loss, optimizers, loader(NOMINAL_STEPS), runtime)
+            step_s, within = timed(args, recipe, forward, optimizers, loader(NOMINAL_STEPS), runtime)
         steps = run.steps if run else steps_of_budget(args, recipe, longest, step_s)
         own_held_out = shared(held_out, ranks.rank, ranks.world)
         job = Job(
             settings | {"data": data.fingerprint},
             forward,
-            loss,
+            language_model_loss,
             optimizers,
             loader(steps),
             runtime,
@@ -418,13 +411,7 @@ def pretrain(
 
 
 def timed(
-    args: Args,
-    recipe: Recipe,
-    forward: Applied,
-    loss: Loss,
-    optimizers: Optimizers,
-    loader: Loader,
-    runtime: Runtime,
+    args: Args, recipe: Recipe, forward: Applied, optimizers: Optimizers, loader: Loader, runtime: Runtime
 ) -> tuple[dict[Kind, float], int | None]:
     """(what a step of each kind takes, the tokens of a micro-batch where --auto-batch had to make it smaller)."""
     say("timing a step")
@@ -434,7 +421,7 @@ def timed(
         try:
             step_s = step_seconds(
                 forward,
-                loss,
+                language_model_loss,
                 optimizers,
                 loader,
                 runtime,
@@ -466,8 +453,6 @@ def asked_for(
     flags = {"precision": args.precision, "threads": args.threads}
     choices = {name: value for name, value in flags.items() if value not in ("auto", None)}
     settings = {"objective": objective, "seed": args.seed, "epochs": args.epochs, "held_out": args.held_out}
-    if args.compile:
-        settings["compile"] = True
     if pretrained:
         settings["model"] = f"{os.path.normpath(args.model)} ({weights_fingerprint(pretrained.model)})"
     recipe_settings = asdict(recipe)
@@ -482,8 +467,6 @@ def check_sharding(args: Args, recipe: Recipe, runtime: Runtime, run: Run | None
         raise ConfigError("--shard: shares a model among processes; start them with torchrun --nproc-per-node")
     if args.shard and runtime.precision == "fp16":
         raise ConfigError("--shard: --precision fp16 is not supported with it; use bf16 or fp32")
-    if args.shard and args.compile:
-        raise ConfigError("--shard: --compile is not supported with it; leave it out")
     if args.shard and not (run or args.dry_run or recipe.steps or args.epochs):
         raise ConfigError("--shard: give --steps or --epochs, for a sharded model is not copied to time it")
 
@@ -556,7 +539,7 @@ def build(
         own, known = model.state_dict(), pretrained.model.state_dict()  # a head for pairs may be in one of them only
         model.load_state_dict(own | {name: known[name] for name in own.keys() & known.keys()})
     model.encoder.gradient_checkpointing = recipe.gradient_checkpointing
-    if runtime.device.type == "cpu" and not args.compile:  # whose graph makes masks of its own
+    if runtime.device.type == "cpu":
         cheapen(model)
     forward = Applied(model)
     if args.shard:

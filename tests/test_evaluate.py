@@ -207,30 +207,6 @@ def test_help_says_the_command(go, command, capsys):
     assert (status, command in out) == (0, True)
 
 
-def test_pairs_are_scored_the_same_by_a_fused_encoder(go, monkeypatch):
-    """With rows of several lengths; torch's compiler itself takes longer than all else here, so that it only traces."""
-    rows = [{"good": " ".join(WORDS[: 2 + i % 5]), "bad": " ".join(WORDS[1 : 3 + i % 5])} for i in range(20)]
-    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    traced, compiled = [], torch.compile
-
-    def tracing(function, **options):
-        return compiled(function, **options, backend=lambda graph, inputs: traced.append(graph) or graph.forward)
-
-    monkeypatch.setattr(torch, "compile", tracing)
-    nats = []
-    for flags in ((), ("--compile",)):
-        assert not traced
-        status, _, err = go("pairs", "--model", "masked", "--data", "pairs.jsonl", "--output", "s.jsonl", *flags)
-        assert status == 0, err
-        scored = [json.loads(line) for line in Path("s.jsonl").read_text().splitlines()]
-        nats.append([row[name] for row in scored for name in ("nats_good", "nats_bad")])
-    assert 0 < len(traced) < 4
-    assert nats[1] == pytest.approx(nats[0], abs=1e-5)
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    status, _, err = go("pairs", "--model", "masked", "--data", "pairs.jsonl", "--compile")
-    assert (status, "no C++ compiler no-such-compiler is there; install one, or" in err) == (2, True), err
-
-
 def test_pairs(go):
     """Scores of both sentences are those of the library, and what a model finds likelier counts."""
     good, bad = ["the cats sat.", "a dog ran", "the dog sat"] * 10, ["the cat sats.", "a ran dog", "the dog sat"] * 10

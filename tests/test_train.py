@@ -114,21 +114,6 @@ def test_text_in_model_out(go, tmp_path, recipe, objective):
     assert tokenizer.vocab_size == 256
 
 
-@pytest.mark.skipif(shutil.which(os.environ.get("CXX") or "g++") is None, reason="needs a C++ compiler")
-def test_a_fused_step_learns_the_same(go, tmp_path):
-    """The compiler's own products are summed in another order: a few roundings, over 6 steps."""
-    for flags in (("--out", "plain"), ("--out", "fused", "--compile")):
-        status, _, err = go("--steps", 6, "--precision", "fp32", *flags)
-        assert status == 0, err
-    plain, fused = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("plain", "fused"))
-    assert [line["step"] for line in fused] == [line["step"] for line in plain]
-    assert [line["loss"] for line in fused if "loss" in line] == pytest.approx(
-        [line["loss"] for line in plain if "loss" in line], abs=2e-3
-    )
-    status, _, err = go("--steps", 6, "--precision", "fp32", "--out", "fused")
-    assert (status, "began with compile True, not without; use the same" in err) == (2, True), err
-
-
 def test_it_learns(go, tmp_path):
     """Well below the unigram line, where no model gets that does not read the context."""
     go("--steps", 400, "--batch-size", 16, "--json", "r.json")

@@ -6,8 +6,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
+
 from minilm import cli
-from minilm.dropin.models import PreTrainedModel
 from minilm.metrics.intervals import FEWEST
 from minilm.tasks.finetune import open_tuned
 from minilm.tasks.tune import Tuned
@@ -43,14 +44,9 @@ class OfModel:
         """As `from_pretrained` takes them."""
         return {"revision": self.revision, "use_safetensors": False if self.allow_pickle else None}
 
-    def computing(self, model: PreTrainedModel, fused: bool = False) -> AbstractContextManager:
-        """Moves `model` to its device; what is computed within is as precise as asked for. fused: its encoder is one
-        graph. Raises ConfigError."""
-        runtime = Runtime.precise(model, self.device, self.precision, self.threads)
-        if fused:
-            encoder = model.base_model.encoder
-            encoder.forward = runtime.compiled(encoder.forward, dynamic=True)
-        return runtime.autocast()
+    def computing(self, model: torch.nn.Module) -> AbstractContextManager:
+        """Moves `model` to its device; what is computed within is as precise as asked for."""
+        return Runtime.precise(model, self.device, self.precision, self.threads).autocast()
 
     def tuned(self, name: str | None = None) -> Tuned:
         """The model, or another one, as one that is tuned. Raises UserError."""

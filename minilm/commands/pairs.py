@@ -34,8 +34,6 @@ class Pairs(OfModel):
     """Masked models: hide also the rest of a token's word, so that its pieces do not tell each other."""
     header: bool | None = None
     """Whether a csv's first row names its columns; it does, if not given, or, of columns by number, as it looks."""
-    compile: bool = False
-    """Fuse the model's pointwise work (torch.compile), which takes a minute first and pays of some 10,000 pairs."""
     output: Path | None = None
     """A .csv, .tsv or .jsonl to write: the rows, and the log-likelihood of each sentence."""
 
@@ -56,7 +54,7 @@ def run_pairs(args: Pairs) -> None:
     nats, tokens, began = np.zeros((len(pairs), 2)), 0, time.monotonic()
     texts = [text for pair in pairs for text in pair[:2]]
     where = [*chain.from_iterable((pair.where, pair.where) for pair in pairs)]
-    with args.computing(scorer.model, args.compile):
+    with args.computing(scorer.model):
         found = log_likelihoods(scorer, texts, args.within_word, where)
         for i, own in enumerate(counted(found, len(texts), "sentences")):
             nats[i // 2, i % 2], tokens = own.sum(), tokens + len(own)

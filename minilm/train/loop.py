@@ -118,7 +118,7 @@ def not_finite(forward: Applied, loss: Loss, micro_batches: Iterable[MicroBatch]
     ]
     try:
         for micro in micro_batches:
-            with runtime.autocast(), torch.compiler.set_stance("force_eager"):  # a graph calls no hook
+            with runtime.autocast():
                 nats, _ = forward(loss, micro.to(runtime.device))
             if found or not nats.isfinite():
                 return f"the output of {found[0]}" if found else "the loss"

@@ -4,14 +4,12 @@ import ctypes
 import hashlib
 import os
 import resource
-import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from typing import Any, Literal, Self, TypeVar
 
 import torch
@@ -21,7 +19,6 @@ from minilm.model.attention import Backend, has_varlen_kernel
 from minilm.train.ranks import ALONE, Ranks
 
 Item = TypeVar("Item")
-Function = TypeVar("Function", bound=Callable[..., Any])
 Precision = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -104,24 +101,6 @@ class Runtime:
             return "varlen"
         is_slow = self.device.type == "cpu" and (dropout > 0 or self.precision == "bf16")
         return "explicit" if is_slow and length <= 512 else "sdpa"
-
-    def compiled(self, function: Function, dynamic: bool = False) -> Function:
-        """`function` as one graph (torch.compile), which fuses its pointwise work. The first call with each shape takes
-        up to a minute, or, if `dynamic`, the first two or three of all. Raises ConfigError where what torch needs for
-        that is missing.
-
-        Sets for the whole process, on a CPU, that torch's operators are deterministic: a graph's threads would add
-        gradients in any order, and a run that goes on could not have the bits that it would have had.
-        """
-        compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-        if self.device.type == "cpu" and shutil.which(compiler) is None:
-            raise ConfigError(f"--compile: no C++ compiler {compiler} is there; install one, or leave --compile out")
-        if self.device.type == "cpu":
-            torch.use_deterministic_algorithms(True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # which takes time
-        if self.device.type == "cuda" and find_spec("triton") is None:
-            raise ConfigError("--compile: needs triton, which is not installed; leave --compile out")
-        return torch.compile(function, fullgraph=not dynamic, dynamic=dynamic)
 
     def describe(self) -> str:
         """One line for the console."""
