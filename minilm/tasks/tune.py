@@ -239,9 +239,9 @@ def tune(
     if run and run.settings["data"] != data:
         raise ConfigError(f"--out {store.out}: began with other examples; use the same, or another --out")
     runtime = runtime_of(run, device, precision, threads)
-    row_length = length if runtime.device.type == "cuda" else None
-    pinned = runtime.device.type == "cuda"
-    batches = ExampleBatches(features, tuning, row_length, pinned, lambda example: examples[example].where)
+    on_gpu = runtime.device.type == "cuda"
+    row_length = length if on_gpu else None
+    batches = ExampleBatches(features, tuning, row_length, on_gpu, lambda example: examples[example].where)
     encoder = model.base_model.encoder
     encoder.backend = backend = run.backend if run else runtime.backend(length, encoder.cfg.attention_dropout)
     finished = run is not None and bool(run.result)
