@@ -165,10 +165,10 @@ def forget_peak_memory(device: torch.device) -> None:
 def _keep_freed_memory() -> None:
     """Have glibc keep what a step frees for the next step, instead of asking the system for zeroed pages anew: a
     CPU step is 1.3 times faster. Does nothing elsewhere."""
-    trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    trim_threshold, mmap_max = -1, -4  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(mmap_threshold, 32 << 20)  # the most that glibc accepts
+        mallopt(mmap_max, 0)  # else what is above 32 MB, as logits and a table's gradient, is given back each time
         mallopt(trim_threshold, (1 << 31) - 1)
 
 

@@ -327,7 +327,7 @@ def test_freed_memory_is_kept_on_linux_only(monkeypatch):
     assert called == []
     monkeypatch.setattr(runtime_module.sys, "platform", "linux")
     runtime_module._keep_freed_memory()
-    assert called == [(-3, 32 * 2**20), (-1, 2**31 - 1)]
+    assert called == [(-4, 0), (-1, 2**31 - 1)]
 
 
 def test_a_signal_that_is_ignored_stays_so():
