@@ -218,10 +218,11 @@ def _of_batch(
     read = _filled(read, len(rows) if few else rows.size)
     model = scorer.model
     device, table = model.device, model.get_input_embeddings().weight
-    tokens = Tokens.full(torch.from_numpy(rows).to(device), scorer.attention)
+    tokens = Tokens.full(torch.from_numpy(rows), scorer.attention).to(device)
     where = torch.from_numpy(read).to(device)
-    encoder = model.base_model.encoder
-    states = encoder(tokens, read=where) if few else encoder(tokens).flatten(0, 1)[where]
+    encoder, distinct = model.base_model.encoder, _distinct(rows, device)
+    states = encoder(tokens, read=where if few else None, distinct=distinct)
+    states = states if few else states.flatten(0, 1)[where]
     features = model.head(states)
     at_once = max(1, LOGITS_AT_ONCE // len(table))
     parts = [_over_vocabulary(part, table, model.head.bias, likeliest) for part in features.split(at_once)]
@@ -234,6 +235,18 @@ def _of_batch(
     if not np.isfinite(found).all():
         raise DataError("the model's log-probabilities are not finite; in half precision, try fp32")
     return Answers(found, most[state].cpu().numpy())
+
+
+def _distinct(rows: np.ndarray, device: torch.device) -> tuple[Tokens, Tensor] | None:
+    """The tokens that differ, or stand elsewhere, as `Encoder` reads them; None where they are not few: masked copies
+    of a text of T tokens, which have T x T, hold T of its own and T masks."""
+    T = rows.shape[1]
+    cells, cell = np.unique(rows * T + np.arange(T), return_inverse=True)
+    if 2 * len(cells) > rows.size:
+        return None
+    cells = torch.from_numpy(_filled(cells, rows.size))[None]
+    tokens = Tokens.full(cells // T, position=cells % T)
+    return tokens.to(device), torch.from_numpy(cell.reshape(rows.shape)).to(device)
 
 
 def _over_vocabulary(features: Tensor, table: Tensor, bias: Tensor, likeliest: bool) -> tuple[Tensor, Tensor]:

@@ -93,9 +93,15 @@ class LayerContext:
     seen: list[Tensor] | None = None  # where the explicit backend leaves its weights for a viewer
     read: Tensor | None = None  # flat index into (B, T) of the only states that are wanted of the layer, (N,), or
     # (B, S), as many of each row, row b's in row b, whose keys and values are then not copied for each of them
+    cell: Tensor | None = None  # (B, T): the layer's input is of distinct cells, (1, C, D), and this one's is here
+
+    def everywhere(self, x: Tensor) -> Tensor:
+        """(1, C, D) of distinct cells, or (B, T, D) -> (B, T, D)."""
+        return x if self.cell is None else x[0].index_select(0, self.cell.flatten()).unflatten(0, self.cell.shape)
 
     def wanted(self, x: Tensor) -> Tensor:
-        """What of the layer's input (B, T, D) its output is beside: all of it, or (N, D), or (B, S, D)."""
+        """What of the layer's input its output is beside: all of it (B, T, D), or (N, D), or (B, S, D)."""
+        x = self.everywhere(x)
         if self.read is None:
             return x
         return x.flatten(0, 1).index_select(0, self.read.flatten()).unflatten(0, self.read.shape)
@@ -234,7 +240,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, ctx: LayerContext) -> Tensor:
         if ctx.read is not None:
             return self._at_read(x, ctx)
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_attention_heads, -1))
+        qkv = ctx.everywhere(self.qkv(x)).unflatten(-1, (3, self.num_attention_heads, -1))
         q_BHTK, k_BHTK, v_BHTK = qkv.permute(2, 0, 3, 1, 4)
         q_BHTK, k_BHTK = rotate(q_BHTK, ctx.rope), rotate(k_BHTK, ctx.rope)
         y_BHTK = BACKENDS[ctx.backend](q_BHTK, k_BHTK, v_BHTK, ctx, self.drop_weights)
@@ -242,10 +248,11 @@ class Attention(nn.Module):
 
     def _at_read(self, x: Tensor, ctx: LayerContext) -> Tensor:
         """(B, T, D) -> (N, D) or (B, S, D): keys and values of every token, but queries of those that are read."""
+        wanted, x = ctx.wanted(x), ctx.everywhere(x)
         (B, T, D), heads, read = x.shape, self.num_attention_heads, ctx.read
         bias, own = self.qkv.bias, ctx.of_read(T)
         of_q, of_kv = (None, None) if bias is None else (bias[:D], bias[D:])
-        q = F.linear(ctx.wanted(x), self.qkv.weight[:D], of_q).unflatten(-1, (heads, -1))
+        q = F.linear(wanted, self.qkv.weight[:D], of_q).unflatten(-1, (heads, -1))
         q_RHSK = q[:, :, None] if read.ndim == 1 else q.transpose(1, 2)
         if own.rope is None and are_fewest(read.numel() / B, heads, D):
             y_RHSK = self._of_states(q_RHSK, x if read.ndim == 2 else x.index_select(0, read // T), own)

@@ -314,18 +314,25 @@ class Encoder(nn.Module):
         trace: Trace | None = None,
         read: Tensor | None = None,
         backend: Backend | None = None,
+        distinct: tuple[Tokens, Tensor] | None = None,
     ) -> Tensor:
         """embeds: (B, T, E) instead of the word table's rows. trace: is filled with states and attention weights.
 
         read: flat index into (B, T); the last layer then computes these states alone: (N,) -> (N, D), or as many of
         each row, row b's in row b, which is faster, (B, S) -> (B, S, D). backend: for this pass, in place of its own.
+
+        distinct: for rows that are alike but for few tokens, those that differ, in one row (1, C) with the position of
+        each, and which of them each of (B, T) is. What is made of a token alone, up to the first layer's queries, keys
+        and values, is then made C times.
         """
-        x = self.embedding(tokens, embeds)
+        x = self.embedding(tokens if distinct is None else distinct[0], embeds)
         contexts = self.contexts(tokens, x.dtype, trace, backend)
         for number, (layer, spec) in enumerate(zip(self.layers, self.cfg.layers, strict=True), start=1):
-            if trace is not None:
-                trace.states.append(x)
             ctx = contexts[spec] if number < len(self.layers) else replace(contexts[spec], read=read)
+            if number == 1 and distinct is not None:
+                ctx = replace(ctx, cell=distinct[1])
+            if trace is not None:
+                trace.states.append(ctx.everywhere(x))
             if self.gradient_checkpointing and self.training:  # Chen et al. 2016
                 x = checkpoint(layer, x, ctx, use_reentrant=False)
             else:

@@ -86,6 +86,22 @@ def test_a_row_that_repeats_is_computed_once(tmp_path, made, in_float64):
     assert sum(rows) == 3 + 3 - 1  # where the second word is masked the two are one
 
 
+def test_a_token_that_repeats_at_its_place_is_embedded_once(tmp_path, made, in_float64, monkeypatch):
+    scorer, texts = in_float64(made("bert", tmp_path)[0]), ["the cat sat on the mat", "the dog sat on the mat"]
+    embedded = []
+    scorer.model.bert.encoder.embedding.register_forward_pre_hook(lambda _, given: embedded.append(given[0].position))
+    found = list(log_likelihoods(scorer, texts))
+    assert [position.numel() for position in embedded] == [16]  # of 11 rows of 8: 9 tokens of theirs, 6 masks, filled
+    monkeypatch.setattr(likelihood, "_distinct", lambda rows, device: None)
+    for one, other in zip(found, log_likelihoods(scorer, texts), strict=True):
+        assert np.allclose(one, other, rtol=0, atol=1e-12)
+    assert embedded[1].numel() == 12 * 8
+    embedded.clear()
+    monkeypatch.undo()
+    list(log_likelihoods(scorer, ["the cat"]))  # a text of 4 tokens has 6 in its 2 rows of 4
+    assert [position.shape for position in embedded] == [(2, 4)]
+
+
 def test_specials_in_a_text_are_text(tmp_path, made, vocab):
     scorer = read_scorer(made("bert", tmp_path)[0])
     (encoded,) = scorer.encoded(["the [MASK] sat"])

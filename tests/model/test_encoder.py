@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from minilm.batch import Tokens
 from minilm.errors import ConfigError
 from minilm.model.attention import BACKENDS
-from minilm.model.encoder import Encoder, EncoderConfig, LayerSpec, bert_config, initialise, modern_config
+from minilm.model.encoder import Encoder, EncoderConfig, LayerSpec, Trace, bert_config, initialise, modern_config
 from minilm.model.heads import LanguageModel, Pooler
 from minilm.train.losses import cross_entropy_sum
 
@@ -474,6 +474,39 @@ def test_few_states_drop_what_they_would_drop_with_keys_and_values(read, bias, e
     assert (of_read() - few).abs().max() < 1e-12
     encoder.eval()
     assert (of_read() - few).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("read", [None, [0, 3, 15, 17], [0, 17], [[3], [17], [33]]], ids=["all", "any", "few", "rows"])
+def test_tokens_that_repeat_at_their_places_are_computed_once(architecture, layers, read, exact_float64):
+    """Three masked copies of a text of 16 tokens have 16 of its own and three masks; their trace is the same, too."""
+    make = bert_config if architecture == "bert" else modern_config
+    torch.manual_seed(0)
+    encoder = Encoder(make(50, 32, layers, 4, 48, max_position_embeddings=32, dropout=0.0)).double()
+    rows = torch.randint(5, 50, (16,)).repeat(3, 1)
+    rows[torch.arange(3), torch.tensor([2, 7, 15])] = 4
+    cells, cell = (rows * 16 + torch.arange(16)).unique(return_inverse=True)
+    distinct = Tokens.full(cells[None] // 16, position=cells[None] % 16), cell
+    assert len(cells) == 19
+    seen, wanted = Trace(attentions=[]), Trace(attentions=[])
+    read = None if read is None else torch.tensor(read)
+    with torch.no_grad():
+        own = encoder(Tokens.full(rows), read=read, distinct=distinct)
+        whole = encoder(Tokens.full(rows), read=read)
+        encoder(Tokens.full(rows), trace=seen, read=read, distinct=distinct)
+        encoder(Tokens.full(rows), trace=wanted, read=read)
+    assert own.shape == whole.shape
+    assert (own - whole).abs().max() < 1e-12
+    for one, other in zip(seen.states + seen.attentions, wanted.states + wanted.attentions, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).abs().max() < 1e-12
+    if layers > 1:
+        with FlopCounterMode(display=False) as few:
+            encoder(Tokens.full(rows), read=read, distinct=distinct)
+        with FlopCounterMode(display=False) as all_of_them:
+            encoder(Tokens.full(rows), read=read)
+        assert all_of_them.get_total_flops() - few.get_total_flops() == 2 * (48 - 19) * 32 * 96  # queries, keys, values
 
 
 def test_only_what_is_read_is_computed():
