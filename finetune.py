@@ -134,6 +134,8 @@ class Args:
     """auto takes the fastest that the device computes natively."""
     threads: int | None = None
     """Of the CPU; torch's choice if not given."""
+    deterministic: bool = False
+    """On a GPU, too, the same bits each time, also where a run goes on; slower. On a CPU they always are."""
     json: str | None = None
     """Write the result there; alone or -, to standard output."""
 
@@ -223,6 +225,7 @@ def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
                 device=args.device,
                 precision=args.precision,
                 threads=args.threads,
+                deterministic=args.deterministic,
             ).result
     found = f"{len(few.examples)} examples after {result['steps']} steps: loss {result['dev']['loss']:.4f}"
     metric = next(name for name in result["dev"] if name != "loss")
@@ -254,6 +257,7 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
             resume=args.resume,
             until=cli.time_up(args.time_limit),
             auto_batch=args.auto_batch,
+            deterministic=args.deterministic,
         )
         result = write_report(tuned, out, run.train, run.dev, run.test)
     return result, closing(result, out)

@@ -170,6 +170,8 @@ class Args:
     """With torchrun: each process keeps a part of weights, gradients and optimizer states, for what does not fit."""
     threads: int | None = None
     """Of the CPU; torch's choice if not given."""
+    deterministic: bool = False
+    """On a GPU, too, the same bits each time, also where a run goes on; slower. On a CPU they always are."""
     cache_dir: Path = Path("~/.cache/minilm")
     """Tokenised corpora, keyed by content."""
 
@@ -332,7 +334,7 @@ def pretrain(
         ranks.agreed(lambda: held.enter_context(store.hold()) if ranks.first else None)
         settings, choices = asked_for(args, objective, recipe, pretrained)
         run = ranks.from_first(lambda: store.earlier_run(settings, choices, args.resume))
-        runtime = ranks.agreed(lambda: runtime_of(run, args.device, args.precision, args.threads))
+        runtime = ranks.agreed(lambda: runtime_of(run, args.device, args.precision, args.threads, args.deterministic))
         check_sharding(args, recipe, runtime, run)
         data, rows, held_out = load_data(args, objective, recipe, runtime, pretrained)
         if run and run.settings["data"] != data.fingerprint:
@@ -455,6 +457,8 @@ def asked_for(
     settings = {"objective": objective, "seed": args.seed, "epochs": args.epochs, "held_out": args.held_out}
     if pretrained:
         settings["model"] = f"{os.path.normpath(args.model)} ({weights_fingerprint(pretrained.model)})"
+    if args.deterministic:
+        settings["deterministic"] = True
     recipe_settings = asdict(recipe)
     if not recipe.short_seq_prob:
         del recipe_settings["short_seq_prob"]  # runs that began without it go on

@@ -177,12 +177,14 @@ class Store:
         """The directory of that of a step."""
         return self.out / f"step-{step:06d}"
 
-    def check_space(self, size: int, steps: int, every: int) -> None:
+    def check_space(self, size: int, steps: int, every: int, final: int = 0, spares: bool = False) -> None:
         """Raises CheckpointError where less is free than so many steps need, which save a checkpoint of `size` bytes
-        after `every` of them (0: after the last one), beside those that are there."""
-        there = len(checkpoints(self.out))
-        more = max(1, min(KEPT + 1, there + (-(-steps // every) if every else 1)) - there)
-        self._check_free(more * size, f"{more} x {megabytes(size)} of checkpoints")
+        after `every` of them (0: after the last one), beside those that are there, and in the end a model of `final`
+        bytes. spares: whether one more is kept, the best."""
+        there, most = len(checkpoints(self.out)), KEPT + 1 + spares
+        more = max(1, min(most, there + (-(-steps // every) if every else 1)) - there)
+        what = f"{more} x {megabytes(size)} of checkpoints and {megabytes(final)} of the model"
+        self._check_free(more * size + final, what)
 
     def _check_free(self, needed: int, what: str) -> None:
         """Raises CheckpointError where that is not free, as far as the system tells."""

@@ -12,7 +12,7 @@ from minilm.errors import LoadingError, UserError
 
 AHEAD = 4  # steps: of small ones 2.5 million tokens a second come through, where one ahead lets 1.5 through
 PATIENCE = 50  # seconds for a batch: a disk may sleep, but not for long
-LATE_PATIENCE = 5  # seconds more at the end for one that is late, or not waited for
+END_PATIENCE, LATE_PATIENCE = 20, 5  # seconds at the end for one that is being made, or that is late already
 MEND = "the same command goes on from what is saved"
 
 
@@ -49,7 +49,7 @@ def made_ahead(source: Steps, step: int) -> Iterator[list[Any]]:
             future.cancel()
         asked.put(None)
         if worker is not current_thread():  # where the garbage is collected in it
-            worker.join(timeout=LATE_PATIENCE if late else PATIENCE)
+            worker.join(timeout=LATE_PATIENCE if late else END_PATIENCE)
 
     coming, late = deque(of(step + more) for more in range(AHEAD)), False
     worker = Thread(target=work, daemon=True)  # one that hangs must not keep the process from its end

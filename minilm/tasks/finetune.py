@@ -42,6 +42,7 @@ def finetune(
     precision: str = "auto",
     threads: int | None = None,
     auto_batch: bool = False,
+    deterministic: bool = False,
     **tuning: Any,
 ) -> Tuned:
     """A model tuned on rows: `.predict(texts)`, `.model`, `.result` with the scores of its best epoch.
@@ -49,6 +50,7 @@ def finetune(
     model: a directory or a name on the hub. rows, dev: lists of dicts, a DataFrame or a `datasets.Dataset`; a tenth of
     the rows, if `dev` is None. text, pair, label: columns, found by their names or looks, if not given. out: where the
     run is kept, and gone on with; None: nowhere. auto_batch: compute what does not fit in memory in parts.
+    deterministic: the same bits each time on a GPU, too.
     tuning: fields of `Tuning`, as epochs or lr.
 
     Raises UserError in one line for what cannot be, TypeError for a keyword that there is none of.
@@ -84,6 +86,7 @@ def finetune(
                 precision=precision,
                 threads=threads,
                 auto_batch=auto_batch,
+                deterministic=deterministic,
             )
 
 

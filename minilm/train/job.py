@@ -111,12 +111,14 @@ class Evaluation(NamedTuple):
     gain: float  # minus the loss
 
 
-def runtime_of(run: Run | None, device: str, precision: str, threads: int | None) -> Runtime:
+def runtime_of(
+    run: Run | None, device: str, precision: str, threads: int | None, deterministic: bool = False
+) -> Runtime:
     """The device, and precision and threads: chosen, or as the run began with, for bits repeat only at equal ones. What
     else they depend on and is another now is said."""
     if run is None:
-        return Runtime.choose(device, precision, threads)
-    runtime = replace(Runtime.choose(device, run.precision, run.threads), reason="as this run began")
+        return Runtime.choose(device, precision, threads, deterministic)
+    runtime = replace(Runtime.choose(device, run.precision, run.threads, deterministic), reason="as this run began")
     now = {"device": runtime.device.type, "processes": runtime.ranks.world, **VERSIONS}
     was = {"device": run.device, "processes": run.world, **run.versions}
     for what in (what for what in now if now[what] != was.get(what) and not run.result):
@@ -169,10 +171,12 @@ def train(job: Job, plan: Plan) -> Log:
     checkpoint = ranks.from_first(lambda: job.store.latest(say))
     start, log, history, within = ranks.agreed(lambda: _restore(job, plan, checkpoint))
     batches = job.loader if within is None else job.loader.within(within)
-    size = sum(p.numel() * p.element_size() for p in job.model.state_dict().values()) + state_bytes(job.optimizers)
+    final = sum(p.numel() * p.element_size() for p in job.model.state_dict().values())
+    size = final + state_bytes(job.optimizers)
     if start < plan.steps and not job.unsaved:
         steps, every = plan.steps - start, plan.save_every
-        ranks.agreed(lambda: job.store.check_space(size, steps, every) if ranks.first else None)
+        spares = job.patience is not None
+        ranks.agreed(lambda: job.store.check_space(size, steps, every, final, spares) if ranks.first else None)
 
     def owes(step: int) -> bool:
         """Whether it is to evaluate there, and has not."""

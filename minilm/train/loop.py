@@ -182,8 +182,8 @@ def fit(
 ) -> int:
     """Train from step `start` to `plan.steps`; the step it got to, which is less if `stop` asked, in any process.
 
-    `batches` are the micro-batches of step after step; where they raise LoadingError, or Stopped because `stop` asks,
-    one process saves what is done before the run ends. `evaluate(step)`, which says whether to stop there, and
+    `batches` are the micro-batches of step after step; where they raise LoadingError in any process, or Stopped because
+    `stop` asks, what is done is saved before the run ends. `evaluate(step)`, which says whether to stop there, and
     `save(step)` are called after that many steps are done, `stop()` after each; where that asks, nothing is evaluated
     any more. `smaller(step, error)`: the micro-batches from there on, where one was too much for the memory, if not the
     error. Raises TrainingError after a step that was not finite, which changed nothing: at once on a CPU, on a GPU
@@ -201,18 +201,30 @@ def fit(
         watch.step(done, loss_now, float(norm), fraction, tokens)
         since = _Since(runtime, since.streak)
 
+    def save_before(fault: BaseException | None, done: int) -> None:
+        """Before the run ends for that; where it cannot be saved, both are said."""
+        if since.tokens:
+            look(done)
+        try:
+            save(done)
+        except UserError as error:
+            if not isinstance(fault, LoadingError):
+                raise
+            raise LoadingError(f"{fault}; and {error}") from error
+
     for step in range(start, plan.steps):
         while True:
+            fault = None
             try:
                 micro_batches = next(batches)
             except (Stopped, LoadingError) as error:
-                if runtime.ranks.world == 1 and step > saved:  # of several, others are in the step already
-                    if since.tokens:
-                        look(step)
-                    save(step)
-                if isinstance(error, Stopped):
+                fault = error
+            if runtime.ranks.any(fault is not None):  # in all of them, for none can do the step without the others
+                if step > saved:
+                    save_before(fault, step)
+                if isinstance(fault, Stopped):
                     return step
-                raise
+                raise fault or UserError("another process cannot read its batch, and says why; all end")
             fraction = plan.schedule(step)
             set_learning_rate(optimizers, fraction)
             seed_step(plan.seed, step, runtime.ranks.rank)

@@ -34,11 +34,14 @@ class Runtime:
     ranks: Ranks = ALONE
 
     @classmethod
-    def choose(cls, device: str = "auto", precision: str = "auto", threads: int | None = None) -> Self:
-        """cuda, then mps, then cpu; the fastest precision that the device computes natively.
+    def choose(
+        cls, device: str = "auto", precision: str = "auto", threads: int | None = None, deterministic: bool = False
+    ) -> Self:
+        """cuda, then mps, then cpu; the fastest precision that the device computes natively. deterministic: the same
+        bits each time on a GPU, too, as a CPU has them.
 
-        Sets for the whole process: torch's CPU threads, TF32 for fp32 products on a GPU, and on a CPU that glibc keeps
-        freed memory. Raises ConfigError for a device that is not there.
+        Sets for the whole process: torch's CPU threads; on a GPU TF32 for fp32 products, and what `deterministic` asks
+        for; on a CPU that glibc keeps freed memory. Raises ConfigError for a device that is not there.
         """
         if threads is not None and threads < 1:
             raise ConfigError(f"--threads {threads}: give 1 or more")
@@ -60,6 +63,9 @@ class Runtime:
             _keep_freed_memory()
         if chosen.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 where fp32 is left
+            if deterministic:
+                os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read with the first product
+                torch.use_deterministic_algorithms(True)
         return cls(chosen, fastest, reason, torch.get_num_threads(), ranks)
 
     @classmethod

@@ -207,6 +207,7 @@ def test_the_rows_that_are_named_are_the_process_s_own(rows_of):
 
 @pytest.mark.parametrize("how", ["closed", "dropped", "failed"])
 def test_no_thread_is_left(rows_of, how):
+    gc.collect()  # what tests before this one have left
     before = threading.active_count()
     running = plain(rows_of(20), 2, Failing(lambda: 1 / 0) if how == "failed" else None).steps_from(0)
     next(running), next(running)

@@ -3,6 +3,7 @@
     python -m tests.faults                      a part of it, in a minute
     python -m tests.faults --full               all of it, in hours; what --results holds is not done again
     python -m tests.faults --mutations          each way to make the store worse must be noticed
+    python -m tests.faults --full --only goes-on --device cuda      the same weights after any stop, on a GPU
 
 A trial is a line of --results: fault, seed, what the run was at, and what was lost, which is nothing. Exits with 1 if
 anything was.
@@ -18,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from minilm import cli
 from minilm.errors import ConfigError
@@ -54,6 +56,8 @@ class Args:
     """Of these faults alone."""
     results: Path | None = None
     """A .jsonl, a line a trial."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Of the runs; on cuda they are --deterministic."""
     scratch: Path | None = None
     """Where the runs are; in the system's temporary directory, if not given."""
 
@@ -106,7 +110,7 @@ def main(args: Args) -> int:
         if unknown := sorted({*asked} - known.keys()):
             raise ConfigError(f"{flag} {unknown[0]}: give some of {', '.join(known)}")
     with tempfile.TemporaryDirectory(dir=args.scratch, prefix="faults-") as scratch:
-        victim = Victim(Path(scratch) / "victim")
+        victim = Victim(Path(scratch) / "victim", args.device)
         if args.mutations is not None:
             return each_mutation(args.mutations or tuple(MUTATIONS), victim, Path(scratch))
         return campaign(args, victim, Path(scratch), {name: FAULTS[name] for name in args.only or FAULTS})

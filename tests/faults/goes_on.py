@@ -56,7 +56,7 @@ class Other(Victim):
     """A run of another kind, with the text of `like`, and to tune its model."""
 
     def __init__(self, like: Victim, script: ModuleType, name: str, flags: str) -> None:
-        self.base, self.script, self.name = like.base, script, name
+        self.base, self.device, self.script, self.name = like.base, like.device, script, name
         self.own = [str(self.base / word) if word.endswith((".csv", ".jsonl")) else word for word in flags.split()]
         whole = self.base / f"whole {name}"
         if self.begin(whole).end() != 0:
@@ -66,7 +66,7 @@ class Other(Victim):
     def flags(self, out: Path, data: Path) -> list[str]:
         usual = super().flags(out, data)
         if self.script is finetune:
-            usual = ["--model", str(self.base / "whole"), "--out", str(out), "--threads", "1", "--device", "cpu"]
+            usual = ["--model", str(self.base / "whole"), "--out", str(out), "--threads", "1", *self.place()]
             usual += [] if "--precision" in self.own else ["--precision", "fp32"]
             usual += [] if "--steps" in self.own else ["--steps", str(SAVES[-1]), "--evaluate-every", "5"]
         return usual + self.own

@@ -124,8 +124,8 @@ class Victim:
 
     script: ModuleType = train
 
-    def __init__(self, base: Path) -> None:
-        self.base = base
+    def __init__(self, base: Path, device: str = "cpu") -> None:
+        self.base, self.device = base, device
         self.read: dict[str, set[str]] = {}  # models that were read while runs went on: of each its sums
         base.mkdir(parents=True, exist_ok=True)
         words = " ".join(topics[name] for name in sorted(topics))[:TEXT]
@@ -169,9 +169,13 @@ class Victim:
 
     def flags(self, out: Path, data: Path) -> list[str]:
         """Of the run; this module, as a program, takes them."""
-        words = ["--data", data, "--out", out, "--cache-dir", self.base / "cache", "--threads", 1, "--device", "cpu"]
+        words = ["--data", data, "--out", out, "--cache-dir", self.base / "cache", "--threads", 1, *self.place()]
         words += ["--steps", SAVES[-1], "--save-every", SAVES[0], "--evaluate-every", SAVES[-1]]
         return [*map(str, words)]
+
+    def place(self) -> list[str]:
+        """The flags of where it computes."""
+        return ["--device", self.device] + (["--deterministic"] if self.device != "cpu" else [])
 
     def said(self, out: Path) -> str:
         """The last line that a run printed."""

@@ -175,6 +175,14 @@ def test_masks_and_cuts_are_drawn_alike(gpu, packing):
             assert torch.equal(getattr(here.tokens, name), getattr(there.tokens, name).cpu()), name
 
 
+def test_a_run_that_is_stopped_goes_on_to_the_same_bits():
+    """Of some kinds of run; `python -m tests.faults --full --only goes-on --device cuda` tries all, in every step."""
+    command = [sys.executable, "-m", "tests.faults", "--only", "goes-on", "--device", "cuda"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 trials, 0 lost something" in done.stdout
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_the_command_trains_and_goes_on(tmp_path, precision):
     """Twice: the second call finds the finished run."""

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilm.batch import Batch, Tokens
-from minilm.errors import LoadingError
+from minilm.errors import CheckpointError, LoadingError
 from minilm.train.loop import FP16_STREAK, OutOfMemory, Plan, TrainingError, evaluate, fit, train_step
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.optim import lr_fraction, make_optimizers
@@ -477,6 +477,16 @@ def test_what_is_due_is_done_before_the_next_batch_is_waited_for(watch, cpu):
             stub_run(watch, cpu, failing(3, end), plan(9, save_every=3), save=done.append)
         assert done == [3]
     assert [look[0] for look in watch.looks()] == [3, 3, 3]
+
+
+def test_where_neither_a_batch_comes_nor_a_save_is_made_both_are_said(watch, cpu):
+    def save(step):
+        raise CheckpointError("disk full")
+
+    with pytest.raises(LoadingError, match=r"^gone; and disk full$"):
+        stub_run(watch, cpu, failing(3, LoadingError("gone")), plan(9), save=save)
+    with pytest.raises(CheckpointError, match=r"^disk full$"):
+        stub_run(watch, cpu, failing(3, Stopped()), plan(9), save=save)
 
 
 def test_after_a_signal_in_a_step_no_batch_is_waited_for(watch, cpu):

@@ -18,7 +18,7 @@ from minilm.batch import IGNORE, Batch, Tokens
 from minilm.data.loader import Loader, Stretch
 from minilm.data.objectives import CausalLM
 from minilm.data.packing import Rows, Taken
-from minilm.errors import ConfigError, DataError, UserError
+from minilm.errors import ConfigError, DataError, LoadingError, UserError
 from minilm.model.encoder import bert_config, initialise, modern_config
 from minilm.model.heads import LanguageModel
 from minilm.train.loop import Plan, TrainingError, evaluate, fit, train_step
@@ -270,6 +270,26 @@ def stopped(ranks):
     return done, saved
 
 
+def unread(ranks):
+    """Process 1 cannot read its fourth batch: what each raises, and what was saved before."""
+    model, optimizers = small("bert")
+    saved = []
+
+    def batches():
+        for step in range(9):
+            if step == 3 and ranks.rank == 1:
+                raise LoadingError("step 4: rows 7 cannot be read")
+            yield shared(step % 3, ranks)
+
+    def run():
+        fit(
+            Applied(model), language_model_loss, optimizers, batches(), runtime_of(ranks), plan(9, save_every=2),
+            Watch(), save=saved.append,
+        )  # fmt: skip
+
+    return tried(run), saved
+
+
 def dropped(ranks):
     """The state of each process's generator after a step: that of its own seed."""
     model, optimizers = small("bert", dropout=0.3)
@@ -301,6 +321,7 @@ def child(here):
     torch.set_num_threads(1)
     ranks = Ranks.join()
     found = {"facts": facts(ranks, here), "bad": bad_step(ranks), "stopped": stopped(ranks), "rng": dropped(ranks)}
+    found["unread"] = unread(ranks)
     found |= {kind: trained(kind, ranks) for kind in KINDS}
     found |= {f"sharded {kind}": sharded(kind, ranks) for kind in KINDS}
     found |= {"wrapped": wrapped(ranks), "loaded": loaded(ranks), "again": Ranks.join()}
@@ -469,6 +490,13 @@ def test_a_bad_loss_in_one_is_bad_in_both(two):
 
 def test_both_stop_where_one_is_asked_to(two):
     assert [found["stopped"] for found in two.found] == [(4, [4])] * 2
+
+
+def test_where_one_cannot_read_its_batch_both_save_and_end(two):
+    (first, saved), (second, saved_too) = (found["unread"] for found in two.found)
+    assert saved == saved_too == [2, 3]
+    assert first == "UserError: another process cannot read its batch, and says why; all end"
+    assert second == "LoadingError: step 4: rows 7 cannot be read"
 
 
 def test_each_drops_other_units(two):
