@@ -22,6 +22,7 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
 from minilm.model.encoder import EncoderConfig
 from minilm.model.heads import pooled
+from minilm.train.runtime import side_by_side
 
 log = logging.getLogger("minilm")
 ON_CPU, ELSEWHERE = 1 << 12, 1 << 14  # tokens at a time
@@ -139,7 +140,6 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
         yield part
 
 
-@torch.no_grad()
 def _vectors_of(embedder: Embedder, texts: list[str], batch_tokens: int, prompt: str) -> tuple[Tensor, int]:
     (model, tokenizer), pooling = embedder, embedder.pooling
     if pooling.lowercase and not _lowercases(tokenizer):
@@ -149,13 +149,18 @@ def _vectors_of(embedder: Embedder, texts: list[str], batch_tokens: int, prompt:
     of_each = [ids or [model.encoder.cfg.pad_token_id] for ids in encoded.input_ids]  # a text may have no token
     vectors = torch.empty(len(texts), len(pooling.how) * model.config.hidden_size)
     encoder, pattern = model.encoder, "causal" if model.config.is_causal else "bidirectional"
+
+    def of_batch(rows: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        tokens = _packed([of_each[row] for row in rows], encoder.cfg, pattern).to(model.device)
+        states = encoder(tokens, backend="varlen").float()
+        return rows, torch.cat([pooled(states, tokens, how) for how in pooling.how], dim=1).cpu()
+
     training = model.training
     model.eval()
     try:
-        for rows in _batches(np.array([*map(len, of_each)], int), batch_tokens):
-            tokens = _packed([of_each[row] for row in rows], encoder.cfg, pattern).to(model.device)
-            states = encoder(tokens, backend="varlen").float()
-            vectors[rows] = torch.cat([pooled(states, tokens, how) for how in pooling.how], dim=1).cpu()
+        batches = _batches(np.array([*map(len, of_each)], int), batch_tokens)
+        for rows, own in side_by_side(of_batch, batches, model.device):
+            vectors[rows] = own
     finally:
         model.train(training)
     if not vectors.isfinite().all():

@@ -27,6 +27,7 @@ from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import BertForMaskedLM, BertLMHeadModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, ConfigError, DataError
+from minilm.train.runtime import side_by_side
 
 AT_ONCE = 1 << 13  # tokens of a batch
 LOGITS_AT_ONCE = 1 << 24  # of them
@@ -176,13 +177,29 @@ def _answers(scorer: LanguageScorer, group: list[Questions], likeliest: bool) ->
     for i, each in enumerate(group):
         if len(each.target):
             by_length.setdefault(each.rows.shape[1], []).append(i)
-    for members in by_length.values():
-        for i, own in zip(members, _of_length(scorer, [group[i] for i in members], likeliest), strict=True):
-            found[i] = own
+    of_length = [(members, _batches([group[i] for i in members])) for members in by_length.values()]
+    batches = (batch for _, own in of_length for batch in own)
+    made = side_by_side(lambda each: _of_batch(scorer, each, likeliest), batches, scorer.model.device)
+    for members, own in of_length:
+        ends = np.cumsum([len(group[i].target) for i in members])
+        nats, most = np.empty(ends[-1]), np.empty(ends[-1], np.int64)
+        for batch in own:
+            nats[batch.number], most[batch.number] = next(made)
+        for i, *answer in zip(members, np.split(nats, ends[:-1]), np.split(most, ends[:-1]), strict=True):
+            found[i] = Answers(*answer)
     return found
 
 
-def _of_length(scorer: LanguageScorer, asked: list[Questions], likeliest: bool) -> list[Answers]:
+class _Batch(NamedTuple):
+    """Rows that are computed together."""
+
+    rows: np.ndarray  # (R, T) int64
+    place: np.ndarray  # (N,): flat index into `rows` of the state that a target is asked of
+    target: np.ndarray  # (N,)
+    number: np.ndarray  # (N,): of the target, among those of its length
+
+
+def _batches(asked: list[Questions]) -> list[_Batch]:
     """Of questions in rows of one length; rows that repeat are computed once."""
     T = asked[0].rows.shape[1]
     rows, unique = np.unique(np.concatenate([each.rows for each in asked]), axis=0, return_inverse=True)
@@ -191,15 +208,12 @@ def _of_length(scorer: LanguageScorer, asked: list[Questions], likeliest: bool) 
     place = row * T + np.concatenate([each.column for each in asked])  # flat index into `rows`
     target = np.concatenate([each.target for each in asked])
     order = np.argsort(place, kind="stable")
-    nats, most = np.empty(len(target)), np.empty(len(target), np.int64)
-    at_once = max(1, AT_ONCE // T)
+    made, at_once = [], max(1, AT_ONCE // T)
     for first in range(0, len(rows), at_once):
         here = rows[first : first + at_once]
         mine = order[slice(*np.searchsorted(place, (first * T, (first + len(here)) * T), sorter=order))]
-        here = _filled(here, at_once)
-        nats[mine], most[mine] = _of_batch(scorer, here, place[mine] - first * T, target[mine], likeliest)
-    ends = np.cumsum([len(each.target) for each in asked])[:-1]
-    return [*map(Answers, np.split(nats, ends), np.split(most, ends))]
+        made.append(_Batch(_filled(here, at_once), place[mine] - first * T, target[mine], mine))
+    return made
 
 
 def _filled(array: np.ndarray, most: int) -> np.ndarray:
@@ -208,11 +222,8 @@ def _filled(array: np.ndarray, most: int) -> np.ndarray:
     return np.concatenate([array, array[-1:].repeat(more, axis=0)])
 
 
-@torch.no_grad()
-def _of_batch(
-    scorer: LanguageScorer, rows: np.ndarray, place: np.ndarray, target: np.ndarray, likeliest: bool
-) -> Answers:
-    """place (N,): flat index into `rows` of the state that a target (N,) is asked of."""
+def _of_batch(scorer: LanguageScorer, batch: _Batch, likeliest: bool) -> Answers:
+    rows, place, target, _ = batch
     read, state = np.unique(place, return_inverse=True)
     few = len(read) <= len(rows)  # the last layer then computes them alone
     read = _filled(read, len(rows) if few else rows.size)

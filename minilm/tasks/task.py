@@ -22,7 +22,7 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.tasks.baselines import Scores
 from minilm.tasks.predictions import places, table_of_examples, write_table
 from minilm.train.ranks import Applied
-from minilm.train.runtime import Runtime
+from minilm.train.runtime import Runtime, side_by_side
 
 STEP, LONGER = 8, 72  # tokens: a row's length is a multiple; by how much it may exceed its longest feature
 DEAR = 600  # tokens of a row whose attention costs as much as all else
@@ -302,7 +302,6 @@ def _layout(lengths: np.ndarray) -> tuple[int, np.ndarray]:
     return min(tried, key=lambda each: each[0] * (each[1].max() + 1) * (DEAR + each[0]))
 
 
-@torch.no_grad()
 def outputs_of(
     task: Task, forward: Applied, features: Features, runtime: Runtime, wants_loss: bool = True
 ) -> tuple[np.ndarray, float]:
@@ -310,15 +309,17 @@ def outputs_of(
     forward.eval()
     found: np.ndarray | None = None
     nats = count = 0.0
-    for rows in _by_length(features):
+
+    def of_batch(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
         batch, rows = batch_of(features, rows)
         moved = batch.to(runtime.device, non_blocking=True)
         with runtime.autocast():
             outputs = forward(task.outputs, moved)
-            if wants_loss:
-                own, targets = task.loss_of(outputs, moved)
-                nats, count = nats + float(own), count + float(targets)
-        outputs = outputs.float().cpu().numpy()
+            loss, targets = task.loss_of(outputs, moved) if wants_loss else (0.0, 0.0)
+        return rows, outputs.float().cpu().numpy(), float(loss), float(targets)
+
+    for rows, outputs, loss, targets in side_by_side(of_batch, _by_length(features), runtime.device):
+        nats, count = nats + loss, count + targets
         if found is None:
             found = np.zeros((len(features.ids) if task.per_token else len(features), *outputs.shape[1:]), np.float32)
         found[features.places(rows) if task.per_token else rows] = outputs

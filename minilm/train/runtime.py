@@ -6,7 +6,9 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +20,8 @@ from minilm.errors import ConfigError
 from minilm.model.attention import Backend, has_varlen_kernel
 from minilm.train.ranks import ALONE, Ranks
 
-Item = TypeVar("Item")
+Item, Made = TypeVar("Item"), TypeVar("Made")
+SIDE_BY_SIDE = 8  # batches, on a CPU: each has its own activations
 Precision = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -176,6 +179,37 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(mmap_max, 0)  # else what is above 32 MB, as logits and a table's gradient, is given back each time
         mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def side_by_side(work: Callable[[Item], Made], items: Iterable[Item], device: torch.device) -> Iterator[Made]:
+    """`work` of each item, in their order, without gradients, with autocast as it is here. On a CPU SIDE_BY_SIDE of
+    them at a time share torch's threads: operators of one batch are too short to be shared well by many."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if threads == 1:
+        yield from map(torch.no_grad()(work), items)
+        return
+    workers = min(threads, SIDE_BY_SIDE)
+    is_on, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    def alone(item: Item) -> Made:
+        with torch.no_grad(), torch.autocast("cpu", dtype, is_on):
+            return work(item)
+
+    coming: deque[Future[Made]] = deque()
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+            try:
+                for item in items:
+                    coming.append(pool.submit(alone, item))
+                    if len(coming) > 2 * workers:
+                        yield coming.popleft().result()
+                while coming:
+                    yield coming.popleft().result()
+            finally:
+                for each in coming:
+                    each.cancel()
+    finally:
+        torch.set_num_threads(threads)  # of threads that are begun from here on
 
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")

@@ -1,18 +1,20 @@
 """Device and precision as they would be chosen elsewhere, what a step draws, and signals."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import torch
 
-from minilm.errors import ConfigError
+from minilm.errors import ConfigError, DataError
 from minilm.train import runtime as runtime_module
 from minilm.train.ranks import Ranks
-from minilm.train.runtime import STOPPING, Runtime, Stopped, StopSignals, peak_memory_mb, seed_step
+from minilm.train.runtime import STOPPING, Runtime, Stopped, StopSignals, peak_memory_mb, seed_step, side_by_side
 
 
 @pytest.fixture
@@ -98,6 +100,20 @@ def test_a_device_that_is_not_there_is_one_line(machine, has, device, part):
 def test_a_gpu_by_number(machine):
     machine(cuda=(8, 0), gpus=2)
     assert Runtime.choose(device="cuda:1").device == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_gpu_repeats_its_bits_where_that_is_asked_for(machine, monkeypatch, device, deterministic):
+    """A CPU does anyway."""
+    machine(cuda=(8, 0))
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    Runtime.choose(device=device, deterministic=deterministic)
+    is_set = device == "cuda" and deterministic
+    assert asked == [True] * is_set
+    assert runtime_module.os.environ["CUBLAS_WORKSPACE_CONFIG"] == (":4096:8" if is_set else "")
 
 
 @pytest.mark.parametrize(("local_world", "threads"), [(None, 2), ("2", 4), ("8", 1), ("99", 1)])
@@ -328,6 +344,72 @@ def test_freed_memory_is_kept_on_linux_only(monkeypatch):
     monkeypatch.setattr(runtime_module.sys, "platform", "linux")
     runtime_module._keep_freed_memory()
     assert called == [(-4, 0), (-1, 2**31 - 1)]
+
+
+@pytest.fixture
+def threads():
+    """threads(n): torch's, of the process."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("given", "workers", "each"), [(1, 1, 1), (2, 2, 1), (3, 3, 1), (20, 8, 2)])
+def test_batches_share_the_threads_of_a_cpu(threads, given, workers, each):
+    """In their order, without gradients and with autocast as it is; and the threads are as before."""
+    threads(given)
+    weight, names, together = torch.ones(2, 2, requires_grad=True), set(), threading.Semaphore(0)
+
+    def work(item):
+        names.add(threading.current_thread().name)
+        if item < workers:  # these wait for each other
+            together.release()
+            time.sleep(0.2)
+        return item, torch.get_num_threads(), weight @ weight
+
+    with torch.autocast("cpu", torch.bfloat16):
+        made = list(side_by_side(work, range(40), torch.device("cpu")))
+    assert [item for item, _, _ in made] == list(range(40))
+    assert {own for _, own, _ in made} == {each}
+    assert all(product.dtype == torch.bfloat16 and not product.requires_grad for _, _, product in made)
+    assert len(names) == workers
+    assert torch.get_num_threads() == given
+    seen = []
+    late = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    late.start()
+    late.join()
+    assert seen == [given]
+    assert next(side_by_side(lambda item: weight @ weight, [0], torch.device("cpu"))).dtype == torch.float32
+
+
+def test_on_a_gpu_a_batch_comes_after_the_other(threads):
+    threads(4)
+    lazily = side_by_side(lambda item: threading.current_thread(), iter(range(3)), torch.device("cuda"))
+    assert next(lazily) is threading.current_thread()
+    assert torch.is_grad_enabled()  # between them, too
+
+
+@pytest.mark.parametrize("given", [1, 2])
+def test_an_error_in_a_batch_is_raised_and_the_rest_left(threads, given):
+    threads(given)
+    begun, running = [], threading.active_count()
+
+    def work(item):
+        begun.append(item)
+        if item == 3:
+            raise DataError("number 3")
+        return item
+
+    made = side_by_side(work, range(10**6), torch.device("cpu"))
+    assert [next(made) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(DataError, match="number 3"):
+        next(made)
+    assert len(begun) < 20
+    made = side_by_side(work, itertools.count(4), torch.device("cpu"))
+    assert next(made) == 4
+    made.close()  # as by who wants no more of an endless stream
+    assert threading.active_count() == running
+    assert torch.get_num_threads() == given
 
 
 def test_a_signal_that_is_ignored_stays_so():
