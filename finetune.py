@@ -135,7 +135,7 @@ class Args:
     threads: int | None = None
     """Of the CPU; torch's choice if not given."""
     deterministic: bool = False
-    """On a GPU, too, the same bits each time, also where a run goes on; slower. On a CPU they always are."""
+    """The same bits each time on an Nvidia GPU, too, also where a run goes on; slower. A CPU needs no flag for that."""
     json: str | None = None
     """Write the result there; alone or -, to standard output."""
 

@@ -171,7 +171,7 @@ class Args:
     threads: int | None = None
     """Of the CPU; torch's choice if not given."""
     deterministic: bool = False
-    """On a GPU, too, the same bits each time, also where a run goes on; slower. On a CPU they always are."""
+    """The same bits each time on an Nvidia GPU, too, also where a run goes on; slower. A CPU needs no flag for that."""
     cache_dir: Path = Path("~/.cache/minilm")
     """Tokenised corpora, keyed by content."""
 

@@ -181,10 +181,11 @@ class Store:
         """Raises CheckpointError where less is free than so many steps need, which save a checkpoint of `size` bytes
         after `every` of them (0: after the last one), beside those that are there, and in the end a model of `final`
         bytes. spares: whether one more is kept, the best."""
-        there, most = len(checkpoints(self.out)), KEPT + 1 + spares
-        more = max(1, min(most, there + (-(-steps // every) if every else 1)) - there)
-        what = f"{more} x {megabytes(size)} of checkpoints and {megabytes(final)} of the model"
-        self._check_free(more * size + final, what)
+        there, kept = len(checkpoints(self.out)), KEPT + spares
+        in_all = there + (-(-steps // every) if every else 1)
+        more = max(1, min(kept + 1, in_all) - there)
+        needed = max(more * size, (min(kept, in_all) - there) * size + final)
+        self._check_free(needed, f"{more} x {megabytes(size)} of checkpoints, then {megabytes(final)} of the model")
 
     def _check_free(self, needed: int, what: str) -> None:
         """Raises CheckpointError where that is not free, as far as the system tells."""

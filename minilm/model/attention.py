@@ -93,10 +93,11 @@ class LayerContext:
     seen: list[Tensor] | None = None  # where the explicit backend leaves its weights for a viewer
     read: Tensor | None = None  # flat index into (B, T) of the only states that are wanted of the layer, (N,), or
     # (B, S), as many of each row, row b's in row b, whose keys and values are then not copied for each of them
-    cell: Tensor | None = None  # (B, T): the layer's input is of distinct cells, (1, C, D), and this one's is here
+    cell: Tensor | None = None  # (B, T): of the C distinct tokens that the layer's input (1, C, D) holds, each a token
+    # at its place, the number of the one that stands there; None: the input is (B, T, D)
 
     def everywhere(self, x: Tensor) -> Tensor:
-        """(1, C, D) of distinct cells, or (B, T, D) -> (B, T, D)."""
+        """What is made of the layer's input at every place: (1, C, D) -> (B, T, D)."""
         return x if self.cell is None else x[0].index_select(0, self.cell.flatten()).unflatten(0, self.cell.shape)
 
     def wanted(self, x: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def finetune(
     model: a directory or a name on the hub. rows, dev: lists of dicts, a DataFrame or a `datasets.Dataset`; a tenth of
     the rows, if `dev` is None. text, pair, label: columns, found by their names or looks, if not given. out: where the
     run is kept, and gone on with; None: nowhere. auto_batch: compute what does not fit in memory in parts.
-    deterministic: the same bits each time on a GPU, too.
+    deterministic: the same bits each time on an Nvidia GPU, too, if asked for before the process uses it; they stay so.
     tuning: fields of `Tuning`, as epochs or lr.
 
     Raises UserError in one line for what cannot be, TypeError for a keyword that there is none of.

@@ -175,7 +175,7 @@ def train(job: Job, plan: Plan) -> Log:
     size = final + state_bytes(job.optimizers)
     if start < plan.steps and not job.unsaved:
         steps, every = plan.steps - start, plan.save_every
-        spares = job.patience is not None
+        spares = bool(job.patience)
         ranks.agreed(lambda: job.store.check_space(size, steps, every, final, spares) if ranks.first else None)
 
     def owes(step: int) -> bool:

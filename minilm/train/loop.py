@@ -218,7 +218,7 @@ def fit(
             try:
                 micro_batches = next(batches)
             except (Stopped, LoadingError) as error:
-                fault = error
+                fault = error.with_traceback(None)  # which would hold this frame, and so itself
             if runtime.ranks.any(fault is not None):  # in all of them, for none can do the step without the others
                 if step > saved:
                     save_before(fault, step)

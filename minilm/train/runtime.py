@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import itertools
 import os
 import resource
 import signal
@@ -41,11 +42,12 @@ class Runtime:
         cls, device: str = "auto", precision: str = "auto", threads: int | None = None, deterministic: bool = False
     ) -> Self:
         """cuda, then mps, then cpu; the fastest precision that the device computes natively. deterministic: the same
-        bits each time on a GPU, too, as a CPU has them.
+        bits each time on an Nvidia GPU, too, in all that this process does from here on.
 
         Sets for the whole process: torch's CPU threads; on a GPU TF32 for fp32 products, and what `deterministic` asks
         for; on a CPU that glibc keeps freed memory. Raises ConfigError for a device that is not there.
         """
+        is_used = torch.cuda.is_initialized()
         if threads is not None and threads < 1:
             raise ConfigError(f"--threads {threads}: give 1 or more")
         if precision not in ("auto", *DTYPES):
@@ -67,6 +69,8 @@ class Runtime:
         if chosen.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 where fp32 is left
             if deterministic:
+                if is_used and not os.environ.get("CUBLAS_WORKSPACE_CONFIG"):
+                    raise ConfigError("--deterministic: this process has used the GPU already; ask for it before that")
                 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read with the first product
                 torch.use_deterministic_algorithms(True)
         return cls(chosen, fastest, reason, torch.get_num_threads(), ranks)
@@ -172,8 +176,8 @@ def forget_peak_memory(device: torch.device) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep what a step frees for the next step, instead of asking the system for zeroed pages anew: a
-    CPU step is 1.3 times faster. Does nothing elsewhere."""
+    """Have glibc keep what a step of the main thread frees for the next one, instead of asking the system for zeroed
+    pages anew: a CPU step is 1.3 times faster. Does nothing elsewhere."""
     trim_threshold, mmap_max = -1, -4  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -182,13 +186,17 @@ def _keep_freed_memory() -> None:
 
 
 def side_by_side(work: Callable[[Item], Made], items: Iterable[Item], device: torch.device) -> Iterator[Made]:
-    """`work` of each item, in their order, without gradients, with autocast as it is here. On a CPU SIDE_BY_SIDE of
-    them at a time share torch's threads: operators of one batch are too short to be shared well by many."""
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    if threads == 1:
+    """`work` of each item, in their order, without gradients, with autocast as it is here. On a CPU up to SIDE_BY_SIDE
+    of them at a time share torch's threads: operators of one batch are too short to be shared well by many. Threads
+    that are begun meanwhile have no more of torch's than one of these."""
+    items = iter(items)
+    first = list(itertools.islice(items, SIDE_BY_SIDE)) if device.type == "cpu" else []
+    items, threads = itertools.chain(first, items), torch.get_num_threads()
+    if min(threads, len(first)) <= 1:
         yield from map(torch.no_grad()(work), items)
         return
-    workers = min(threads, SIDE_BY_SIDE)
+    each = -(-threads // len(first))
+    workers, wait = threads // each, True
     is_on, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
 
     def alone(item: Item) -> Made:
@@ -196,19 +204,19 @@ def side_by_side(work: Callable[[Item], Made], items: Iterable[Item], device: to
             return work(item)
 
     coming: deque[Future[Made]] = deque()
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,))
     try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-            try:
-                for item in items:
-                    coming.append(pool.submit(alone, item))
-                    if len(coming) > 2 * workers:
-                        yield coming.popleft().result()
-                while coming:
-                    yield coming.popleft().result()
-            finally:
-                for each in coming:
-                    each.cancel()
+        for item in items:
+            coming.append(pool.submit(alone, item))
+            if len(coming) > 2 * workers:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+    except (Stopped, KeyboardInterrupt):
+        wait = False  # whoever asks to stop has no time for batches that are under way
+        raise
     finally:
+        pool.shutdown(wait=wait, cancel_futures=True)
         torch.set_num_threads(threads)  # of threads that are begun from here on
 
 

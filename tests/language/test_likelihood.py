@@ -78,6 +78,19 @@ def test_the_same_in_groups_of_any_size(tmp_path, monkeypatch, made, in_float64,
                 assert np.allclose(one, other, rtol=0, atol=1e-12)
 
 
+def test_several_threads_change_nothing(tmp_path, monkeypatch, made, in_float64, sentences):
+    """The batches of each text find their way back to it."""
+    scorer, texts = in_float64(made("bert", tmp_path)[0]), sentences(30)
+    alone, threads = list(log_likelihoods(scorer, texts)), torch.get_num_threads()
+    monkeypatch.setattr(likelihood, "AT_ONCE", 40)
+    try:
+        torch.set_num_threads(3)
+        for one, other in zip(alone, log_likelihoods(scorer, texts), strict=True):
+            assert np.allclose(one, other, rtol=0, atol=1e-12)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_a_row_that_repeats_is_computed_once(tmp_path, made, in_float64):
     scorer, rows = in_float64(made("bert", tmp_path)[0]), []
     encoder = scorer.model.bert.encoder

@@ -212,16 +212,21 @@ def test_without_room_for_its_checkpoints_a_run_does_not_begin(make_job, monkeyp
     whole = size_of(made.store.checkpoint(8)) / 2**20
     free(monkeypatch, 2.5 * whole)
     job = make_job(optimizer)
-    with pytest.raises(CheckpointError, match=r"3 x .* MB of checkpoints and .* MB of the model are to come") as error:
+    with pytest.raises(
+        CheckpointError, match=r"3 x .* MB of checkpoints, then .* MB of the model are to come"
+    ) as error:
         train(job, plan(8, save_every=2))
     assert "; make room, then the same command goes on from the start" in str(error.value)
     with pytest.raises(CheckpointError, match="4 x"):  # the best one stays beside them
         train(replace(job, patience=2), plan(8, save_every=2))
     assert checkpoints(job.store.out) == []
     model = sum(own.numel() * own.element_size() for own in job.model.state_dict().values()) / 2**20
-    free(monkeypatch, 3 * whole + 0.5 * model)
-    with pytest.raises(CheckpointError, match="of the model are to come"):
-        job.store.check_space(int(whole * 2**20), 8, 2, int(model * 2**20))
+    for mb, steps in ((whole + 0.9 * model, 2), (2.9 * whole, 8)):  # one checkpoint and the model; three are more
+        free(monkeypatch, mb)
+        with pytest.raises(CheckpointError, match="of the model are to come"):
+            job.store.check_space(int(whole * 2**20), steps, 2, int(model * 2**20))
+        free(monkeypatch, mb + 0.2 * whole)
+        job.store.check_space(int(whole * 2**20), steps, 2, int(model * 2**20))
     free(monkeypatch, 3.5 * whole)
     train(job, plan(8, save_every=2))
     free(monkeypatch, 1.5 * whole)

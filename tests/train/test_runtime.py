@@ -354,17 +354,16 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("given", "workers", "each"), [(1, 1, 1), (2, 2, 1), (3, 3, 1), (20, 8, 2)])
+@pytest.mark.parametrize(("given", "workers", "each"), [(1, 1, 1), (2, 2, 1), (3, 3, 1), (12, 6, 2), (20, 6, 3)])
 def test_batches_share_the_threads_of_a_cpu(threads, given, workers, each):
     """In their order, without gradients and with autocast as it is; and the threads are as before."""
     threads(given)
-    weight, names, together = torch.ones(2, 2, requires_grad=True), set(), threading.Semaphore(0)
+    weight, names, together = torch.ones(2, 2, requires_grad=True), set(), threading.Barrier(workers)
 
     def work(item):
         names.add(threading.current_thread().name)
         if item < workers:  # these wait for each other
-            together.release()
-            time.sleep(0.2)
+            together.wait(timeout=20)
         return item, torch.get_num_threads(), weight @ weight
 
     with torch.autocast("cpu", torch.bfloat16):
@@ -380,6 +379,26 @@ def test_batches_share_the_threads_of_a_cpu(threads, given, workers, each):
     late.join()
     assert seen == [given]
     assert next(side_by_side(lambda item: weight @ weight, [0], torch.device("cpu"))).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("batches", "each"), [(1, 8), (2, 4), (3, 3), (8, 1)])
+def test_few_batches_have_the_more_threads(threads, batches, each):
+    threads(8)
+    made = side_by_side(lambda item: torch.get_num_threads(), range(batches), torch.device("cpu"))
+    assert list(made) == [each] * batches
+
+
+def test_a_signal_does_not_wait_for_the_batches_under_way(threads):
+    threads(2)
+    let_go, made = threading.Event(), []
+    with StopSignals() as stop:
+        threading.Timer(0.3, signal.raise_signal, [signal.SIGTERM]).start()
+        with pytest.raises(Stopped), stop.leaving():
+            made += side_by_side(lambda item: let_go.wait(30), range(9), torch.device("cpu"))
+    assert made == []
+    assert not let_go.is_set()
+    let_go.set()
+    assert torch.get_num_threads() == 2
 
 
 def test_on_a_gpu_a_batch_comes_after_the_other(threads):
