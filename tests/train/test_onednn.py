@@ -1,0 +1,153 @@
+"""Products by oneDNN are torch's, and nothing else changes by them."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.overrides import _get_current_function_mode
+from torch.utils.flop_counter import FlopCounterMode
+
+from minilm.batch import Tokens
+from minilm.model.encoder import Encoder, bert_config
+from minilm.train import onednn
+from minilm.train.onednn import HAS_ONEDNN, OneDNN
+from minilm.train.runtime import Runtime, side_by_side
+
+pytestmark = pytest.mark.skipif(not HAS_ONEDNN, reason="this build has no oneDNN for an x86 CPU")
+SHAPES = {"rows": (7, 64), "one row": (1, 64), "batch": (3, 5, 64), "heads": (2, 3, 5, 64)}
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """The shapes that oneDNN has been given."""
+    shapes, linear = [], onednn._linear
+    monkeypatch.setattr(onednn, "_linear", lambda *tensors: shapes.append(tensors[0].shape) or linear(*tensors))
+    return shapes
+
+
+def made(shape, bias=True):
+    torch.manual_seed(0)
+    weight = torch.randn(40, shape[-1])[3:36]  # a part, as attention takes of its merged matrix
+    tensors = [torch.randn(shape), weight, torch.randn(33)][: 3 if bias else 2]
+    return [own.requires_grad_() for own in tensors]
+
+
+def computed(tensors):
+    """The product, its gradients, and gradients of these."""
+    y = F.linear(*tensors)
+    first = torch.autograd.grad(y.sin().sum(), tensors, create_graph=True)
+    return [y, *first, *torch.autograd.grad(sum(own.square().sum() for own in first), tensors[:2])]
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_values_and_gradients(shape, bias, called):
+    tensors = made(shape, bias)
+    expected = computed(tensors)
+    with OneDNN():
+        got = computed(tensors)
+    assert called[0] == shape
+    for ours, reference in zip(got, expected, strict=True):
+        assert (ours - reference).abs().max() <= 1e-5 * reference.abs().max()
+    with OneDNN(), torch.no_grad():
+        assert torch.equal(F.linear(*tensors), got[0])
+
+
+def test_only_what_is_asked_for_has_a_gradient():
+    x, weight, bias = made((7, 64))
+    with OneDNN():
+        F.linear(x.detach(), weight, bias.detach()).sum().backward()
+    assert weight.grad is not None
+    assert x.grad is None
+    assert bias.grad is None
+
+
+def per_sample():
+    x, weight, bias = made((3, 2, 64))
+    return torch.func.vmap(torch.func.grad(lambda row: F.linear(row, weight, bias).sin().sum()))(x)
+
+
+def traced():
+    x, weight, bias = (own.detach() for own in made((7, 64)))
+    return torch.jit.trace(lambda x: F.linear(x, weight, bias), x, check_trace=False)(x)
+
+
+def compiled():
+    x, weight, bias = made((7, 64))
+    return torch.compile(lambda x: F.linear(x, weight, bias), backend="aot_eager", fullgraph=True)(x)
+
+
+AS_EVER = {
+    "float64": lambda: F.linear(*(own.double() for own in made((7, 64)))),
+    "half precision": lambda: F.linear(*(own.bfloat16() for own in made((7, 64)))),
+    "one vector": lambda: F.linear(*made((64,))),
+    "no rows": lambda: F.linear(*made((0, 64))),
+    "by name": lambda: F.linear(input=made((7, 64))[0], weight=made((7, 64))[1]),
+    "on no device": lambda: torch.zeros(F.linear(*(own.to("meta") for own in made((7, 64)))).shape),
+    "per sample": per_sample,
+    "traced": traced,
+    "compiled": compiled,
+}
+
+
+@pytest.mark.parametrize("what", AS_EVER)
+def test_all_else_is_as_ever(what, called):
+    expected = AS_EVER[what]()
+    with OneDNN():
+        assert torch.equal(AS_EVER[what](), expected)
+    assert not called
+
+
+def test_it_can_be_turned_off():
+    tensors = made((7, 64))
+    expected = F.linear(*tensors)
+    with OneDNN(), torch.backends.mkldnn.flags(enabled=False):
+        assert torch.equal(F.linear(*tensors), expected)
+
+
+def test_autocast_goes_before_it():
+    with OneDNN(), torch.autocast("cpu", torch.bfloat16):
+        assert F.linear(*made((7, 64))).dtype == torch.bfloat16
+
+
+def test_a_wrong_shape_is_told_as_torch_tells_it():
+    x, weight, bias = made((7, 64))
+    with OneDNN(), pytest.raises(RuntimeError, match="cannot be multiplied"):
+        F.linear(x[:, :5], weight, bias)
+
+
+def test_its_operations_are_counted():
+    counts = []
+    for mode in (OneDNN(), torch.enable_grad()):
+        with mode, FlopCounterMode(display=False) as counter:
+            F.linear(*made((3, 5, 64))).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] == 3 * 2 * 15 * 64 * 33
+
+
+def test_a_runtime_in_fp32_has_it_and_its_threads_too():
+    before = torch.get_num_threads()
+    try:
+        for precision, expected in (("fp32", True), ("bf16", False)):
+            runtime = Runtime.choose("cpu", precision, 2)
+            with runtime.autocast():
+                has = [*side_by_side(lambda _: _get_current_function_mode() is not None, range(4), runtime.device)]
+            assert has == [expected] * 4
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_computed_again_is_computed_as_before(called):
+    """Of gradient checkpointing; its second pass is part of the backward one."""
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        encoder = Encoder(bert_config(31, 16, 2, 2, dropout=0.0)).train()
+        encoder.gradient_checkpointing = checkpointing
+        called.clear()
+        with OneDNN():
+            states = encoder(Tokens.full(torch.arange(10).view(2, 5)))
+        states.square().sum().backward()
+        gradients.append({name: own.grad for name, own in encoder.named_parameters()})
+        assert len(called) == 2 * 4 * (1 + checkpointing) + 8  # forward, again, and gradients of what they read
+    for name, own in gradients[0].items():
+        assert torch.equal(own, gradients[1][name]), name
