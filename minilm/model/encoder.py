@@ -7,7 +7,6 @@ layer), and plain fields (bias, eps, token types, activation, widths).
 Shape letters: B rows, T tokens per row, D width, F feed-forward width.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -15,11 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import _get_current_function_mode
 from torch.utils.checkpoint import checkpoint
 
 from minilm.batch import Tokens
 from minilm.errors import ConfigError
+from minilm.model import onednn
 from minilm.model.attention import (
     BACKENDS,
     Attention,
@@ -336,20 +335,14 @@ class Encoder(nn.Module):
             if trace is not None:
                 trace.states.append(ctx.everywhere(x))
             if self.gradient_checkpointing and self.training:  # Chen et al. 2016
-                within = {} if torch.compiler.is_compiling() else {"context_fn": _as_here}
-                x = checkpoint(layer, x, ctx, use_reentrant=False, **within)
+                alike = {} if torch.compiler.is_compiling() else {"context_fn": onednn.both_passes}
+                x = checkpoint(layer, x, ctx, use_reentrant=False, **alike)
             else:
                 x = layer(x, ctx)
         x = self.final_norm(x)
         if trace is not None:
             trace.states.append(x)
         return x
-
-
-def _as_here() -> tuple[AbstractContextManager, AbstractContextManager]:
-    """What `checkpoint` computes the first and the second time within: of what it is called within it keeps autocast,
-    but no function mode."""
-    return nullcontext(), _get_current_function_mode() or nullcontext()
 
 
 @torch.no_grad()

@@ -16,11 +16,10 @@ from functools import cached_property
 from typing import Any, Literal, Self, TypeVar
 
 import torch
-from torch.overrides import _get_current_function_mode
 
 from minilm.errors import ConfigError
+from minilm.model import onednn
 from minilm.model.attention import Backend, has_varlen_kernel
-from minilm.train.onednn import HAS_ONEDNN, OneDNN
 from minilm.train.ranks import ALONE, Ranks
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
@@ -93,10 +92,14 @@ class Runtime:
 
     def autocast(self) -> AbstractContextManager:
         """Matrix products in `precision`, sums and norms in fp32, weights stay fp32. Those in fp32 by oneDNN on a CPU
-        that it is for."""
+        where that is faster."""
         if self.precision == "fp32":
-            return OneDNN() if HAS_ONEDNN and self.device.type == "cpu" else nullcontext()
+            return onednn.OneDNN() if self.has_onednn else nullcontext()
         return torch.autocast(self.device.type, self.dtype)
+
+    @cached_property
+    def has_onednn(self) -> bool:
+        return self.device.type == "cpu" and onednn.is_faster()
 
     @cached_property
     def scaler(self) -> torch.amp.GradScaler:
@@ -201,7 +204,7 @@ def side_by_side(work: Callable[[Item], Made], items: Iterable[Item], device: to
     each = -(-threads // len(first))
     workers, wait = threads // each, True
     is_on, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
-    mode = _get_current_function_mode() or nullcontext()
+    mode = onednn.within()
 
     def alone(item: Item) -> Made:
         with torch.no_grad(), torch.autocast("cpu", dtype, is_on), mode:

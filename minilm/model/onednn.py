@@ -1,17 +1,27 @@
-"""Products in fp32 on an x86 CPU by oneDNN, as those in bf16 are. torch has MKL make them, which adds the bias in a
-pass of its own and is slower on an AMD processor."""
+"""Products in fp32 on an x86 CPU by oneDNN, as those in bf16 are. torch has MKL make them, which is slow on AMD's
+processors with AVX-512, and adds the bias in a pass of its own."""
 
-import platform
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils.flop_counter import register_flop_formula
 
-HAS_ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
+CPU = Path("/proc/cpuinfo")
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def is_faster() -> bool:
+    """On this processor: AMD's with AVX-512, where a training step takes 0.91 of the time. Intel's takes as long by
+    either, and AMD's with AVX2 alone longer (benchmarks/results/pairs.md, finetuning.md)."""
+    if not HAS_ONEDNN or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    return CPU.exists() and "AuthenticAMD" in CPU.read_text()
 
 
 class OneDNN(TorchFunctionMode):
@@ -26,6 +36,17 @@ class OneDNN(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         bias = args[2] if len(args) > 2 else None
         return (_Linear.apply if torch.is_grad_enabled() else _linear)(*args[:2], bias)
+
+
+def within() -> AbstractContextManager:
+    """The OneDNN that the caller is within, or nothing: another thread is not within it by itself."""
+    mode = _get_current_function_mode()
+    return mode if isinstance(mode, OneDNN) else nullcontext()
+
+
+def both_passes() -> tuple[AbstractContextManager, AbstractContextManager]:
+    """For gradient checkpointing: what is computed again is computed within it, too."""
+    return nullcontext(), within()
 
 
 def _can(x: Tensor, weight: Tensor, *_: Any) -> bool:

@@ -7,9 +7,9 @@ from torch.overrides import _get_current_function_mode
 from torch.utils.flop_counter import FlopCounterMode
 
 from minilm.batch import Tokens
+from minilm.model import onednn
 from minilm.model.encoder import Encoder, bert_config
-from minilm.train import onednn
-from minilm.train.onednn import HAS_ONEDNN, OneDNN
+from minilm.model.onednn import HAS_ONEDNN, OneDNN
 from minilm.train.runtime import Runtime, side_by_side
 
 pytestmark = pytest.mark.skipif(not HAS_ONEDNN, reason="this build has no oneDNN for an x86 CPU")
@@ -124,7 +124,25 @@ def test_its_operations_are_counted():
     assert counts[0] == counts[1] == 3 * 2 * 15 * 64 * 33
 
 
-def test_a_runtime_in_fp32_has_it_and_its_threads_too():
+@pytest.mark.parametrize(
+    ("lines", "capability", "expected"),
+    [
+        ("vendor_id\t: AuthenticAMD\n", "AVX512", True),
+        ("vendor_id\t: AuthenticAMD\n", "AVX2", False),
+        ("vendor_id\t: GenuineIntel\n", "AVX512", False),
+        (None, "AVX512", False),
+    ],
+)
+def test_for_whom_it_is_faster(lines, capability, expected, tmp_path, monkeypatch):
+    if lines is not None:
+        (tmp_path / "cpuinfo").write_text(lines)
+    monkeypatch.setattr(onednn, "CPU", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert onednn.is_faster() == expected
+
+
+def test_a_runtime_in_fp32_has_it_and_its_threads_too(monkeypatch):
+    monkeypatch.setattr(onednn, "is_faster", lambda: True)
     before = torch.get_num_threads()
     try:
         for precision, expected in (("fp32", True), ("bf16", False)):
