@@ -1,5 +1,5 @@
-"""Products in fp32 on an x86 CPU by oneDNN, as those in bf16 are. torch has MKL make them, which is slow on AMD's
-processors with AVX-512, and adds the bias in a pass of its own."""
+"""Products in fp32 by oneDNN, as those in bf16 are, on AMD's processors with AVX-512. torch has MKL make them, which is
+slow there, and adds the bias in a pass of its own."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -8,17 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode, _get_current_function_mode
-from torch.utils.flop_counter import register_flop_formula
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 CPU = Path("/proc/cpuinfo")
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def is_faster() -> bool:
-    """On this processor: AMD's with AVX-512, where a training step takes 0.91 of the time. Intel's takes as long by
-    either, and AMD's with AVX2 alone longer (benchmarks/results/pairs.md, finetuning.md)."""
+    """On this processor: AMD's with AVX-512, where a training step takes 0.91 of the time (benchmarks/results/rows.md).
+    Intel's take as long by either for minimal pairs, and AMD's with AVX2 alone longer (finetuning.md)."""
     if not HAS_ONEDNN or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     return CPU.exists() and "AuthenticAMD" in CPU.read_text()
@@ -26,8 +28,9 @@ def is_faster() -> bool:
 
 class OneDNN(TorchFunctionMode):
     """Within it `F.linear`, and so `nn.Linear`, computes by oneDNN what it can: values differ by rounding. What is
-    compiled or transformed, and all else, is computed as ever. `torch.backends.mkldnn.flags(enabled=False)` turns it
-    off."""
+    compiled or transformed, and all else, is computed as ever, but that its gradients cannot be batched. oneDNN keeps
+    what it made for the last 1,024 shapes, in fp32 as in bf16: 0.7 GB for 200 numbers of rows of four matrices of BERT.
+    `torch.backends.mkldnn.flags(enabled=False)` turns it off."""
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -40,8 +43,8 @@ class OneDNN(TorchFunctionMode):
 
 def within() -> AbstractContextManager:
     """The OneDNN that the caller is within, or nothing: another thread is not within it by itself."""
-    mode = _get_current_function_mode()
-    return mode if isinstance(mode, OneDNN) else nullcontext()
+    modes = _get_current_function_mode_stack()
+    return next((mode for mode in modes if isinstance(mode, OneDNN)), nullcontext())
 
 
 def both_passes() -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -49,14 +52,22 @@ def both_passes() -> tuple[AbstractContextManager, AbstractContextManager]:
     return nullcontext(), within()
 
 
-def _can(x: Tensor, weight: Tensor, *_: Any) -> bool:
+def _can(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         return False
-    if torch.overrides.has_torch_function((x, weight)) or not torch.backends.mkldnn.enabled:
+    if forward_ad._current_level >= 0 or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
         return False
-    is_fp32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    fits = x.ndim > 1 and x.numel() > 0 and x.shape[-1] == weight.shape[-1]  # if not, torch says so
-    return is_fp32 and fits and x.device.type == weight.device.type == "cpu"
+    own = (x, weight) if bias is None else (x, weight, bias)
+    if not all(type(each) in (Tensor, Parameter) and _is_plain(each) for each in own):
+        return False
+    fits = x.ndim > 1 and weight.ndim == 2 and x.shape[-1] == weight.shape[1]  # if not, torch says so
+    # oneDNN takes no notice of a bias's strides
+    return fits and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
+
+
+def _is_plain(each: Tensor) -> bool:
+    is_fp32 = each.dtype == torch.float32 and each.device.type == "cpu"
+    return is_fp32 and each.layout == torch.strided and not each.is_nested and each.numel() > 0
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -67,7 +78,8 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
         return _linear(x, weight, bias)
 
     @staticmethod
@@ -82,8 +94,9 @@ class _Linear(torch.autograd.Function):
         )
 
 
-if HAS_ONEDNN:
+def _flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+    return 2 * x.numel() * weight[0]
 
-    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def _flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
-        return 2 * x.numel() * weight[0]
+
+if HAS_ONEDNN and torch.ops.mkldnn._linear_pointwise not in flop_registry:
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_flops)

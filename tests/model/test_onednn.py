@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.overrides import _get_current_function_mode
 from torch.utils.flop_counter import FlopCounterMode
@@ -76,7 +78,28 @@ def compiled():
     return torch.compile(lambda x: F.linear(x, weight, bias), backend="aot_eager", fullgraph=True)(x)
 
 
+def of_bias(bias):
+    return lambda: F.linear(*made((7, 64), bias=False), bias)
+
+
+def with_tangent():
+    x, weight, bias = (own.detach() for own in made((7, 64)))
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(F.linear(forward_ad.make_dual(x, x + 1), weight, bias)).tangent
+
+
+class Marked(torch.Tensor):
+    """A kind of one's own."""
+
+
 AS_EVER = {
+    "a bias with strides": of_bias(torch.arange(66.0)[::2]),
+    "one bias for all": of_bias(torch.ones(1).expand(33)),
+    "a bias that broadcasts": of_bias(torch.arange(7.0)[:, None].expand(7, 33)),
+    "a matrix of no rows": lambda: F.linear(made((7, 64))[0], torch.ones(0, 64)),
+    "a vector for a matrix": lambda: F.linear(made((7, 64))[0], torch.ones(64)),
+    "a kind of one's own": lambda: F.linear(made((7, 64))[0].detach().as_subclass(Marked), made((7, 64))[1]).detach(),
+    "a tangent": with_tangent,
     "float64": lambda: F.linear(*(own.double() for own in made((7, 64)))),
     "half precision": lambda: F.linear(*(own.bfloat16() for own in made((7, 64)))),
     "one vector": lambda: F.linear(*made((64,))),
@@ -97,16 +120,41 @@ def test_all_else_is_as_ever(what, called):
     assert not called
 
 
-def test_it_can_be_turned_off():
+def test_it_can_be_turned_off(called):
     tensors = made((7, 64))
     expected = F.linear(*tensors)
     with OneDNN(), torch.backends.mkldnn.flags(enabled=False):
         assert torch.equal(F.linear(*tensors), expected)
+    assert not called
 
 
 def test_autocast_goes_before_it():
     with OneDNN(), torch.autocast("cpu", torch.bfloat16):
         assert F.linear(*made((7, 64))).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("learns", [0, 1], ids=["x", "weight"])
+def test_only_what_a_gradient_needs_is_kept(learns):
+    """So what is not may be changed in place, and takes no memory."""
+    tensors = [own.requires_grad_(number == learns) for number, own in enumerate(map(Tensor.detach, made((7, 64))))]
+    kept, needed = [], tensors[1 - learns].clone()
+    with OneDNN(), torch.autograd.graph.saved_tensors_hooks(lambda own: kept.append(own) or own, lambda own: own):
+        y = F.linear(*tensors)
+    assert [own.data_ptr() for own in kept] == [tensors[1 - learns].data_ptr()]
+    with torch.no_grad():
+        tensors[learns].add_(1)
+    y.sum().backward()
+    expected = torch.ones(7, 33) @ needed if learns == 0 else torch.ones(33, 7) @ needed
+    torch.testing.assert_close(tensors[learns].grad, expected)
+
+
+def test_modes_beside_it_do_not_hide_it(called):
+    with OneDNN() as mode, torch.device("cpu"):
+        F.linear(*made((7, 64)))
+        assert onednn.within() is mode
+    with torch.device("cpu"), OneDNN():
+        F.linear(*made((7, 64)))
+    assert len(called) == 2
 
 
 def test_a_wrong_shape_is_told_as_torch_tells_it():
