@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -21,7 +21,7 @@ from minilm.errors import ConfigError, LoadingError, UserError, did_you_mean
 from minilm.files import finite, write_whole
 from minilm.train.loop import OutOfMemory
 from minilm.train.ranks import have_met, is_first, leave, lost_contact
-from minilm.train.runtime import exit_status, is_out_of_memory
+from minilm.train.runtime import STOPPING, exit_status, is_out_of_memory
 
 Args = TypeVar("Args")
 BEGAN = time.monotonic()  # this process, as good as
@@ -59,16 +59,26 @@ def run(
     returned. prog: what `--help` calls the program. goes_on: whether the same command would, from what is saved."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no error
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    came: list[int] = []
 
-    def end(number: int, frame: object) -> None:
+    def end(number: int, frame: object = None) -> NoReturn:
+        came.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         signal.signal(number, signal.SIG_DFL)  # a second one ends this at once
         sys.exit(exit_status(number) if goes_on else 128 + number)
 
-    for number in (number for number, handler in before.items() if handler is signal.SIG_DFL):
-        signal.signal(number, end)  # by default it would end this without tidying up
+    for number, handler in before.items():
+        if handler in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, end)  # by default it would end this without tidying up
     try:
-        status = main(parse(args_type, sys.argv[1:] if argv is None else argv, prog))
+        try:
+            status = main(parse(args_type, sys.argv[1:] if argv is None else argv, prog))
+        except Exception:
+            if came:  # a library in C may make an error of its own of what a signal has raised within it
+                end(came[0])
+            raise
     except UserError as error:
         alone = isinstance(error, OutOfMemory | LoadingError) or not have_met()  # others that have met all raise it
         status = _fail(str(error)) if is_first() or alone else 2

@@ -195,6 +195,21 @@ def test_a_signal_to_end_tidies_up_first(go, number):
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.parametrize("number", [*STATUS, signal.SIGINT])
+def test_a_signal_of_which_a_library_makes_another_error_ends_it_all_the_same(go, number):
+    def main(args):
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            raise ValueError("Invalid bounding box") from None
+
+    before = signal.getsignal(number)
+    status, out, err = go(main=main)
+    assert (status, out) == (STATUS.get(number, 130), "")
+    assert "bounding" not in err
+    assert signal.getsignal(number) == before
+
+
 @pytest.mark.parametrize("number", STATUS)
 def test_a_signal_while_flags_are_read_is_no_bad_flag(go, monkeypatch, number):
     monkeypatch.setattr(cli.tyro, "cli", lambda *args, **kwargs: signal.raise_signal(number))

@@ -266,6 +266,10 @@ class StopSignals:
             if self.alone and self.received is not None:
                 raise Stopped
             yield
+        except Exception:
+            if self.alone and self.received is not None:  # a library in C may make an error of its own of Stopped
+                raise Stopped from None
+            raise
         finally:
             self._may_leave = False
 

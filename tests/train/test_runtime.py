@@ -249,6 +249,21 @@ def test_one_leaves_at_once_what_may_be_left():
         assert stop.received == signal.SIGTERM
 
 
+def test_it_is_left_whatever_a_library_makes_of_it():
+    def of_c():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Stopped:
+            raise ValueError("Invalid bounding box") from None
+
+    with StopSignals() as stop:
+        with pytest.raises(Stopped), stop.leaving():
+            of_c()
+        assert stop.received == signal.SIGTERM
+    with StopSignals() as stop, pytest.raises(ValueError, match="its own"), stop.leaving():
+        raise ValueError("its own")
+
+
 def test_one_of_several_leaves_nothing():
     with StopSignals(alone=False) as stop:
         with stop.leaving():
