@@ -28,6 +28,7 @@ from minilm.files import sha256
 from minilm.recipes import RECIPES, Recipe
 from minilm.train import loop
 from minilm.train.ranks import Ranks
+from minilm.train.runtime import STOPPING
 
 SAVES = 3, 6, 9, 12  # after these steps
 TINY = Recipe(
@@ -152,6 +153,8 @@ class Victim:
             try:
                 os.close(read)
                 quiet(out.with_name(f"{out.name}.log"))
+                for number in STOPPING:  # as in a process that nothing has run in yet
+                    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
                 _hurry()
                 _tell(write)
                 change()
