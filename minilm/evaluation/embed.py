@@ -20,6 +20,7 @@ from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import BertModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
+from minilm.model import onednn
 from minilm.model.encoder import EncoderConfig
 from minilm.model.heads import pooled
 from minilm.train.runtime import side_by_side
@@ -159,8 +160,9 @@ def _vectors_of(embedder: Embedder, texts: list[str], batch_tokens: int, prompt:
     model.eval()
     try:
         batches = _batches(np.array([*map(len, of_each)], int), batch_tokens)
-        for rows, own in side_by_side(of_batch, batches, model.device):
-            vectors[rows] = own
+        with onednn.chosen(model.device):
+            for rows, own in side_by_side(of_batch, batches, model.device):
+                vectors[rows] = own
     finally:
         model.train(training)
     if not vectors.isfinite().all():

@@ -3,6 +3,7 @@ slow there, and adds the bias in a pass of its own."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ CPU = Path("/proc/cpuinfo")
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+@cache
 def is_faster() -> bool:
     """On this processor: AMD's with AVX-512, where a training step takes 0.91 of the time (benchmarks/results/rows.md).
     Intel's take as long by either for minimal pairs, and AMD's with AVX2 alone longer (finetuning.md)."""
@@ -39,6 +41,11 @@ class OneDNN(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         bias = args[2] if len(args) > 2 else None
         return (_Linear.apply if torch.is_grad_enabled() else _linear)(*args[:2], bias)
+
+
+def chosen(device: torch.device) -> AbstractContextManager:
+    """OneDNN where it is faster, or nothing."""
+    return OneDNN() if device.type == "cpu" and is_faster() else nullcontext()
 
 
 def within() -> AbstractContextManager:

@@ -10,7 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Self, TypeVar
@@ -94,12 +94,8 @@ class Runtime:
         """Matrix products in `precision`, sums and norms in fp32, weights stay fp32. Those in fp32 by oneDNN on a CPU
         where that is faster."""
         if self.precision == "fp32":
-            return onednn.OneDNN() if self.has_onednn else nullcontext()
+            return onednn.chosen(self.device)
         return torch.autocast(self.device.type, self.dtype)
-
-    @cached_property
-    def has_onednn(self) -> bool:
-        return self.device.type == "cpu" and onednn.is_faster()
 
     @cached_property
     def scaler(self) -> torch.amp.GradScaler:

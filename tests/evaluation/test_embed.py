@@ -14,6 +14,7 @@ import minilm
 from minilm.checkpoint.pooling import OWN, read_pooling
 from minilm.errors import CheckpointError, ConfigError, DataError
 from minilm.evaluation.embed import chunks
+from minilm.model import onednn
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 from sentence_transformers.models import Normalize, Transformer  # noqa: E402
@@ -334,3 +335,15 @@ class TestOfOneFamily:
             minilm.search(embedder, ["a"], ["b"], top_k=0)
         with pytest.raises(ConfigError, match="pooling median: give cls, max, mean"):
             minilm.read_embedder(encoder, how=["median"])
+
+
+@pytest.mark.skipif(not onednn.HAS_ONEDNN, reason="this build has no oneDNN")
+def test_products_are_onednns_where_that_is_faster(encoder, monkeypatch):
+    vectors, linear = [], onednn._linear
+    for is_faster in (False, True):
+        shapes = []
+        monkeypatch.setattr(onednn, "is_faster", lambda is_faster=is_faster: is_faster)
+        monkeypatch.setattr(onednn, "_linear", lambda *of, shapes=shapes: shapes.append(of[0].shape) or linear(*of))
+        vectors.append(minilm.embed(str(encoder), TEXTS))
+        assert bool(shapes) == is_faster
+    assert (vectors[0] - vectors[1]).abs().max() < 1e-5 * max(1, vectors[0].abs().max())

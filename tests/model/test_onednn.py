@@ -186,7 +186,13 @@ def test_for_whom_it_is_faster(lines, capability, expected, tmp_path, monkeypatc
         (tmp_path / "cpuinfo").write_text(lines)
     monkeypatch.setattr(onednn, "CPU", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert onednn.is_faster() == expected
+    assert onednn.is_faster.__wrapped__() == expected
+
+
+def test_on_a_gpu_there_is_none(monkeypatch):
+    monkeypatch.setattr(onednn, "is_faster", lambda: True)
+    assert isinstance(onednn.chosen(torch.device("cpu")), OneDNN)
+    assert not isinstance(onednn.chosen(torch.device("cuda")), OneDNN)
 
 
 def test_a_runtime_in_fp32_has_it_and_its_threads_too(monkeypatch):
