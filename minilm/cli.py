@@ -71,7 +71,7 @@ def run(
 
     for number, handler in before.items():
         if handler in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, end)  # by default it would end this without tidying up
+            signal.signal(number, end)  # by default most would end this without tidying up
     try:
         try:
             status = main(parse(args_type, sys.argv[1:] if argv is None else argv, prog))

@@ -14,7 +14,7 @@ from minilm.model.encoder import Encoder, bert_config
 from minilm.model.onednn import HAS_ONEDNN, OneDNN
 from minilm.train.runtime import Runtime, side_by_side
 
-pytestmark = pytest.mark.skipif(not HAS_ONEDNN, reason="this build has no oneDNN for an x86 CPU")
+pytestmark = pytest.mark.skipif(not HAS_ONEDNN, reason="this build has no oneDNN")
 SHAPES = {"rows": (7, 64), "one row": (1, 64), "batch": (3, 5, 64), "heads": (2, 3, 5, 64)}
 
 
