@@ -57,7 +57,7 @@ class Tokens(OnDevice):
     key: Tensor  # (B, T) bool; false on padding, which nobody reads
     prefix: Tensor  # (B, T) bool; true: visible from before, too. Everywhere: BERT. Nowhere: causal.
     cls: Tensor  # (N,) int64; flat index of each document's first token
-    cu_seqlens: Tensor | None  # (B * T + 1,) int32; flat document boundaries, the last one repeated
+    cu_seqlens: Tensor | None  # (N + 1,) int32; where documents and runs of padding begin, and B * T
     layout: Layout
     attention: AttentionPattern
     max_len: int  # tokens of the longest document or run of padding, or T
@@ -135,9 +135,8 @@ class Tokens(OnDevice):
         column = _rows(T, input_ids)
         position = column - torch.where(starts, column, 0).cummax(dim=1).values
         bounds = starts.flatten().nonzero().flatten()
-        cu_seqlens = torch.full((B * T + 1,), B * T, dtype=torch.int32, device=doc.device)
-        cu_seqlens[: len(bounds)] = bounds.int()
-        lengths, documents = bounds.diff(append=bounds.new_tensor([B * T])).unique_consecutive(return_counts=True)
+        bounds = torch.cat((bounds, bounds.new_tensor([B * T])))
+        lengths, documents = bounds.diff().unique_consecutive(return_counts=True)
         return cls(
             input_ids=input_ids,
             position=torch.where(key, position, 0),
@@ -146,7 +145,7 @@ class Tokens(OnDevice):
             key=key,
             prefix=_prefix(attention, prefix, input_ids),
             cls=(starts & key).flatten().nonzero().flatten(),
-            cu_seqlens=cu_seqlens,
+            cu_seqlens=bounds.int(),
             layout="packed",
             attention=attention,
             max_len=int(position.max()) + 1,

@@ -50,7 +50,7 @@ def test_packed():
     assert t.cls.tolist() == [0, 3, 4, 5]
     assert t.doc is DOC
     assert t.cu_seqlens.dtype == torch.int32
-    assert t.cu_seqlens.tolist() == [0, 3, 4, 5, 7, 10, 10, 10, 10, 10, 10]
+    assert t.cu_seqlens.tolist() == [0, 3, 4, 5, 7, 10]
     assert (t.layout, t.attention, t.max_len) == ("packed", "bidirectional", 3)
     assert t.runs == ((1, 3), (2, 1), (1, 2), (1, 3))
 
@@ -64,10 +64,9 @@ def test_packed():
         ([[0, 1, -1, -1], [0, 1, 1, 1]], [0, 1, 2, 4, 5, 8], 3),
     ],
 )
-def test_boundaries_have_one_length_whatever_the_documents(doc, bounds, max_len):
+def test_boundaries_are_those_of_documents_and_padding(doc, bounds, max_len):
     t = Tokens.packed(torch.zeros(2, 4).long(), torch.tensor(doc))
-    assert t.cu_seqlens.shape == (9,)
-    assert t.cu_seqlens.tolist() == bounds + [8] * (9 - len(bounds))
+    assert t.cu_seqlens.tolist() == bounds
     assert t.max_len == max_len
     assert int(t.cu_seqlens.diff().max()) <= t.max_len
 

@@ -56,7 +56,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for x_part, t in zip(x.chunk(parts), target.chunk(parts), strict=True):
             log_p = F.linear(x_part, weight, bias).to(wide).log_softmax(dim=1)
             counts, t = (t != IGNORE)[:, None].to(wide), t.clamp(min=0)[:, None]
-            nats -= (log_p.gather(1, t) * counts).sum()
+            nats = nats - (log_p.gather(1, t) * counts).sum()  # not in place: compiled, torch 2.11 lost all gradients
             d_logits = log_p.exp_().scatter_add_(1, t, torch.full_like(counts, -1.0)).mul_(counts)
             grad_bias += d_logits.sum(0)
             d_logits = d_logits.to(x_part.dtype)
