@@ -53,7 +53,7 @@ from minilm.recipes import RECIPES, Recipe, RecipeName
 from minilm.train.cheap import cheapen
 from minilm.train.job import Job, begin, finish, runtime_of, train, with_less
 from minilm.train.log import Log, plot_loss, say
-from minilm.train.loop import Optimizers, OutOfMemory, Plan, evaluate
+from minilm.train.loop import Loss, Optimizers, OutOfMemory, Plan, evaluate
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.measure import measure, rehearse, step_seconds
 from minilm.train.optim import OptimizerName, ScheduleName, lr_fraction, make_optimizers
@@ -172,6 +172,8 @@ class Args:
     """Of the CPU; torch's choice if not given."""
     deterministic: bool = False
     """The same bits each time on an Nvidia GPU, too, also where a run goes on; slower. A CPU needs no flag for that."""
+    compile: bool = False
+    """On an Nvidia GPU, make one graph of model and loss by torch's compiler: starts later, and takes faster steps."""
     cache_dir: Path = Path("~/.cache/minilm")
     """Tokenised corpora, keyed by content."""
 
@@ -336,6 +338,7 @@ def pretrain(
         run = ranks.from_first(lambda: store.earlier_run(settings, choices, args.resume))
         runtime = ranks.agreed(lambda: runtime_of(run, args.device, args.precision, args.threads, args.deterministic))
         check_sharding(args, recipe, runtime, run)
+        loss = runtime.compiled(language_model_loss) if args.compile else language_model_loss
         data, rows, held_out = load_data(args, objective, recipe, runtime, pretrained)
         if run and run.settings["data"] != data.fingerprint:
             other = "" if args.data else ", or with other versions of the packages whose documentation it is"
@@ -370,13 +373,13 @@ def pretrain(
 
         step_s, within = {}, None
         if args.dry_run or not (run or recipe.steps or args.epochs):
-            step_s, within = timed(args, recipe, forward, optimizers, loader(NOMINAL_STEPS), runtime)
+            step_s, within = timed(args, recipe, forward, loss, optimizers, loader(NOMINAL_STEPS), runtime)
         steps = run.steps if run else steps_of_budget(args, recipe, longest, step_s)
         own_held_out = shared(held_out, ranks.rank, ranks.world)
         job = Job(
             settings | {"data": data.fingerprint},
             forward,
-            language_model_loss,
+            loss,
             optimizers,
             loader(steps),
             runtime,
@@ -413,7 +416,7 @@ def pretrain(
 
 
 def timed(
-    args: Args, recipe: Recipe, forward: Applied, optimizers: Optimizers, loader: Loader, runtime: Runtime
+    args: Args, recipe: Recipe, forward: Applied, loss: Loss, optimizers: Optimizers, loader: Loader, runtime: Runtime
 ) -> tuple[dict[Kind, float], int | None]:
     """(what a step of each kind takes, the tokens of a micro-batch where --auto-batch had to make it smaller)."""
     say("timing a step")
@@ -423,13 +426,14 @@ def timed(
         try:
             step_s = step_seconds(
                 forward,
-                language_model_loss,
+                loss,
                 optimizers,
                 loader,
                 runtime,
                 recipe.max_norm,
                 limit_s,
                 on_copy=not args.dry_run,
+                compiled=args.compile,
             )
             return step_s, within
         except OutOfMemory as error:
@@ -457,8 +461,7 @@ def asked_for(
     settings = {"objective": objective, "seed": args.seed, "epochs": args.epochs, "held_out": args.held_out}
     if pretrained:
         settings["model"] = f"{os.path.normpath(args.model)} ({weights_fingerprint(pretrained.model)})"
-    if args.deterministic:
-        settings["deterministic"] = True
+    settings |= {name: True for name in ("deterministic", "compile") if getattr(args, name)}
     recipe_settings = asdict(recipe)
     if not recipe.short_seq_prob:
         del recipe_settings["short_seq_prob"]  # runs that began without it go on
@@ -471,6 +474,8 @@ def check_sharding(args: Args, recipe: Recipe, runtime: Runtime, run: Run | None
         raise ConfigError("--shard: shares a model among processes; start them with torchrun --nproc-per-node")
     if args.shard and runtime.precision == "fp16":
         raise ConfigError("--shard: --precision fp16 is not supported with it; use bf16 or fp32")
+    if args.shard and args.compile:
+        raise ConfigError("--shard: a sharded model is no single graph; leave out --compile")
     if args.shard and not (run or args.dry_run or recipe.steps or args.epochs):
         raise ConfigError("--shard: give --steps or --epochs, for a sharded model is not copied to time it")
 

@@ -2,6 +2,7 @@
 a pass over texts, and it says how much that was, and numbers that all sides must come to.
 
 minilm                          as its commands do it, in the row's precision
+minilm, compiled                on a GPU: with --compile
 transformers                    as its documentation has it: the collator's mask, autocast, AdamW
 transformers, tuned             on a GPU: torch.compile, no mask where nothing is padded
 transformers, head on targets   by its modules: only targets meet the vocabulary, no mask, and the faster attention
@@ -122,6 +123,7 @@ def language_modelling(
     }
     if device.type == "cuda":
         fixed = [_padded(each, causal, natural, T) for each in texts]  # one shape, for which it is compiled
+        sides["minilm, compiled"] = partial(_minilm, cfg, setting, T, packed, compiled=True)
         sides["transformers, tuned"] = partial(_transformers, cfg, setting, fixed, causal, compiled=True)
     if not causal:  # which has no other tokens than targets
         sides["transformers, head on targets"] = partial(_transformers, cfg, setting, bare, causal, on_targets=True)
@@ -191,8 +193,9 @@ def _fresh(cfg: EncoderConfig, backend: Backend = "sdpa") -> LanguageModel:
     return model
 
 
-def _minilm(cfg: EncoderConfig, setting: Setting, T: int, batches: list[Batch]) -> Side:
+def _minilm(cfg: EncoderConfig, setting: Setting, T: int, batches: list[Batch], compiled: bool = False) -> Side:
     runtime = setting.runtime
+    loss = runtime.compiled(language_model_loss) if compiled else language_model_loss
     model = _fresh(cfg, runtime.backend(T, cfg.attention_dropout))
     if setting.device.type == "cpu":
         cheapen(model)
@@ -203,7 +206,7 @@ def _minilm(cfg: EncoderConfig, setting: Setting, T: int, batches: list[Batch]) 
     def run() -> Done:
         found = []
         for batch in there:
-            nats, norm, _ = train_step(forward, language_model_loss, optimizers, [batch], runtime, 1.0)
+            nats, norm, _ = train_step(forward, loss, optimizers, [batch], runtime, 1.0)
             found += [nats / batch.count, norm]
         return Done(sum(batch.size for batch in there), torch.stack(found))
 

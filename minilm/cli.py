@@ -21,7 +21,7 @@ from minilm.errors import ConfigError, LoadingError, UserError, did_you_mean
 from minilm.files import finite, write_whole
 from minilm.train.loop import OutOfMemory
 from minilm.train.ranks import have_met, is_first, leave, lost_contact
-from minilm.train.runtime import STOPPING, exit_status, is_out_of_memory
+from minilm.train.runtime import STOPPING, exit_status, is_out_of_memory, of_compiler
 
 Args = TypeVar("Args")
 BEGAN = time.monotonic()  # this process, as good as
@@ -93,9 +93,14 @@ def run(
             _fail(f"another process of this run is gone; the same command goes on from the last save ({why})")
             sys.stderr.flush()
             os._exit(2)  # nothing to tidy up together with it
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            advice = "give it more, or a smaller model" if goes_on else "lower --batch-size"
+            status = _fail(f"out of memory; {advice}")
+        elif of_compiler(error):
+            why = " ".join(str(error).split())[:200]  # of very many lines
+            status = _fail(f"--compile: torch's compiler fails here ({why}); leave it out, in another --out")
+        else:
             raise  # a bug
-        status = _fail("out of memory; " + ("give it more, or a smaller model" if goes_on else "lower --batch-size"))
     except KeyboardInterrupt:
         print(STOPPED if goes_on else "stopped; nothing was written", file=sys.stderr)
         status = 130

@@ -53,6 +53,18 @@ def no_network(request):
     assert reached == [] or request.node.get_closest_marker("asks")
 
 
+@pytest.fixture
+def graphs(monkeypatch):
+    """The graphs of `Runtime.compiled`, here on a CPU, too; they are run as they are, and no code is made of them."""
+    compiled, made = torch.compile, []
+    monkeypatch.setattr("minilm.train.runtime.COMPILED_ON", ("cpu",))
+    monkeypatch.setattr(torch, "compile", partial(compiled, backend=lambda graph, inputs: made.append(graph) or graph))
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=8, optimize_ddp=True):
+        yield made
+    torch._dynamo.reset()
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Tiny matrices gain nothing from more, and lose twentyfold where the cores are shared."""

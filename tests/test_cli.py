@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ import torch
 from minilm import cli
 from minilm.errors import ConfigError, DataError
 from minilm.train.loop import OutOfMemory
+from minilm.train.runtime import Runtime
 
 LONG = "a_directory/" * 20 + "text.txt"
 
@@ -282,6 +284,26 @@ def test_too_little_memory_is_one_line(go, message):
     status, _, err = go("--resume", main=main)
     assert (status, err.count("\n")) == (2, 1)
     assert err == "error: out of memory; give it more, or a smaller model\n"
+
+
+def test_a_compiler_that_fails_is_one_line(capsys, monkeypatch, graphs):
+    """With the first of the many lines that torch has for it."""
+
+    def broken(graph, inputs):
+        raise ValueError("no such instruction\nand much more")
+
+    def main(args):
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+        Runtime.choose("cpu", "fp32").compiled(torch.cos)
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, Args, [])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert re.fullmatch(
+        r"error: --compile: torch's compiler fails here \([^\n]+\); leave it out, in another --out\n", err
+    )
+    assert "no such instruction" in err
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,36 @@ def test_text_in_model_out(go, tmp_path, recipe, objective):
     assert tokenizer.vocab_size == 256
 
 
+def test_a_compiled_run_is_the_run(go, tmp_path, graphs):
+    """Before code is made of them, which rounds elsewhere, graphs compute the same bits; and what was begun so goes on
+    only so. In bf16: on some processors fp32 has products of its own."""
+    flags = ("--precision", "bf16", "--steps", 24, "--short-seq-prob", 0.2, "--save-every", 12)
+    assert go(*flags, "--out", "eager")[0] == 0
+    assert len(graphs) == 0
+    status, _, err = go(*flags, "--out", "run", "--compile")
+    assert status == 0, err
+    assert 3 <= len(graphs) <= 4  # a trial, one for the first shape, and one or two for the two others
+    same = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("eager", "run")]
+    assert same[0] == same[1]
+    for out, more in (("run", ()), ("eager", ("--compile",))):
+        status, _, err = go(*flags, "--out", out, *more)
+        assert status == 2
+        assert "compile" in err
+
+
+def test_a_budget_in_minutes_is_of_steps_that_are_compiled(go, graphs):
+    status, _, err = go("--precision", "bf16", "--minutes", 0.02, "--short-seq-prob", 0.2, "--compile")
+    assert status == 0, err
+    assert "step" in err.partition("ms a step")[2]
+    assert 3 <= len(graphs) <= 4  # those of the copy that was timed are used again
+
+
+def test_what_is_not_compiled_is_refused(go, tmp_path):
+    status, _, err = go("--compile", "--steps", 2)
+    assert (status, err) == (2, "error: --compile: pays on an Nvidia GPU alone, and this is cpu; leave it out\n")
+    assert not (tmp_path / "run").exists()
+
+
 def test_it_learns(go, tmp_path):
     """Well below the unigram line, where no model gets that does not read the context."""
     go("--steps", 400, "--batch-size", 16, "--json", "r.json")

@@ -105,7 +105,8 @@ def _too_much(micro: MicroBatch, runtime: Runtime) -> OutOfMemory:
 
 def not_finite(forward: Applied, loss: Loss, micro_batches: Iterable[MicroBatch], runtime: Runtime) -> str:
     """What is not finite first in a step, which is computed again for that, gradients and all: a weight, the output of
-    a module, the loss, or the gradient of the parameter nearest to it. Nothing, if nothing is."""
+    a module, the loss, or the gradient of the parameter nearest to it. Nothing, if nothing is. What is compiled is not
+    then, so that all modules are heard."""
     model = forward.model
     if bad := next((name for name, own in model.named_parameters() if not own.isfinite().all()), None):
         return f"the weight {bad}"
@@ -118,7 +119,7 @@ def not_finite(forward: Applied, loss: Loss, micro_batches: Iterable[MicroBatch]
     ]
     try:
         for micro in micro_batches:
-            with runtime.autocast():
+            with runtime.autocast(), torch.compiler.set_stance("force_eager"):
                 nats, _ = forward(loss, micro.to(runtime.device))
             if found or not nats.isfinite():
                 return f"the output of {found[0]}" if found else "the loss"

@@ -4,10 +4,12 @@ import copy
 import math
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from minilm.batch import Batch
 from minilm.checkpoint.model import read_model
 from minilm.checkpoint.store import KEPT
 from minilm.data.loader import Kind, Loader
@@ -30,11 +32,12 @@ def step_seconds(
     max_norm: float,
     limit_s: float = math.inf,
     on_copy: bool = True,
+    compiled: bool = False,
 ) -> dict[Kind, float]:
     """How long a step of each kind takes, all found in not much more than `limit_s`.
 
     on_copy: everything stays as it is, so that a job trained for so many minutes is bit for bit that of so many steps.
-    A sharded model cannot be copied.
+    A sharded model cannot be copied. compiled: `loss` is; what compiling takes is neither limited nor counted.
     """
     if on_copy:
         forward, optimizers = copy.deepcopy((forward, optimizers))
@@ -43,6 +46,8 @@ def step_seconds(
     found: dict[Kind, float] = {}
     for stretch in loader.stretches:
         took: list[float] = []
+        for micro_batches in _of_each_shape(loader.with_stretches([stretch])) if compiled else ():
+            train_step(parallel, loss, optimizers, micro_batches, runtime, max_norm)
         batches = loader.with_stretches([replace(stretch, steps=WARM_STEPS + TIMED_STEPS)]).steps_from(0)
         going = True
         while going:
@@ -55,6 +60,13 @@ def step_seconds(
         timed = took[min(WARM_STEPS, len(took) - 1) :]
         found[stretch.kind] = runtime.ranks.total(sum(timed) / len(timed))[0] / runtime.ranks.world
     return found
+
+
+def _of_each_shape(loader: Loader) -> Iterator[Sequence[Batch]]:
+    """A step of each shape that the loader's first steps have, or its last one."""
+    steps = [*range(min(loader.cycle, loader.steps)), loader.steps - 1]
+    for step in {loader.positions(step): step for step in reversed(steps)}.values():
+        yield loader.micro_batches(step)
 
 
 def rehearse(job: Job, plan: Plan, step_s: dict[Kind, float]) -> dict[str, Any]:

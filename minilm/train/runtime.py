@@ -26,6 +26,8 @@ Item, Made = TypeVar("Item"), TypeVar("Made")
 SIDE_BY_SIDE = 8  # batches, on a CPU: each has its own activations
 Precision = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+COMPILED_ON = ("cuda",)  # of two kinds of CPU none trained faster for it (benchmarks/results/rows.md)
+MOST_GRAPHS = 64  # of one function; the compiler's own limit, 8, is for code that changes by mistake
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,24 @@ class Runtime:
     def muon_dtype(self) -> torch.dtype:
         """bf16 where that is native: fp16 would overflow in the iteration, and emulated bf16 is slow."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def compiled(self, function: Callable[..., Made]) -> Callable[..., Made]:
+        """`function` of a model and a batch as one graph, by torch's compiler: for the shapes that come first as they
+        are, and once more for all others. What it fuses it rounds elsewhere.
+
+        Sets for the whole process how that compiler works, and has it compile something small, so that it fails at
+        once where it does not work (`of_compiler`). Raises ConfigError where it would not pay.
+        """
+        if self.device.type not in COMPILED_ON:
+            raise ConfigError(f"--compile: pays on an Nvidia GPU alone, and this is {self.device.type}; leave it out")
+        import torch._dynamo
+        import torch._inductor.config
+
+        torch._dynamo.config.recompile_limit = MOST_GRAPHS
+        torch._dynamo.config.optimize_ddp = False  # which would cut the graph at the buckets of several processes
+        torch._inductor.config.deterministic = torch.are_deterministic_algorithms_enabled()
+        torch.compile(torch.sin, fullgraph=True)(torch.ones(8, device=self.device))
+        return torch.compile(function, fullgraph=True)
 
     def backend(self, length: int, dropout: float = 0.0) -> Backend:
         """The faster attention for rows of `length` tokens. On a CPU, torch's fused kernel spends most of its time
@@ -229,6 +249,11 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """Whether the device, or the machine, had no more memory to give."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+
+
+def of_compiler(error: BaseException) -> bool:
+    """Whether torch's compiler has failed."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 STOPPING = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1

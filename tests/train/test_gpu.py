@@ -110,22 +110,25 @@ def test_compiled_is_eager(tiny, ids, packed, tokens_of, gpu, architecture, reac
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("architecture", ["bert", "modern"])
 @pytest.mark.parametrize(
     ("name", "precision"), [("adamw", "fp16"), ("muon", "fp16"), ("muon", "bf16"), ("adamw", "fp32")]
 )
 def test_it_learns_at_every_precision_without_waiting_for_the_device(
-    tiny, masked, gpu, monkeypatch, name, precision, architecture
+    tiny, masked, gpu, monkeypatch, name, precision, architecture, compiled
 ):
     """Eight rows by heart; and no step asks the device anything, which CUDA's debug mode would make an error."""
     runtime = gpu(precision)
+    torch._dynamo.reset()
+    loss = runtime.compiled(language_model_loss) if compiled else language_model_loss
     model = tiny(architecture, dropout=0.0).to(runtime.device)
     batch = masked([6, 5, 6, 4, 6, 6, 3, 6]).pin_memory()
     optimizers = make_optimizers(model, name, lr=1e-2, weight_decay=0.0, muon_dtype=runtime.muon_dtype)
 
     def train(steps):
         for _ in range(steps):
-            train_step(Applied(model), language_model_loss, optimizers, [batch], runtime, 1.0)
+            train_step(Applied(model), loss, optimizers, [batch], runtime, 1.0)
 
     train(60)  # until kernels are loaded, state is made and fp16 has found its scale
     torch.cuda.set_sync_debug_mode("error")
@@ -183,12 +186,14 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits():
     assert "6 trials, 0 lost something" in done.stdout
 
 
+@pytest.mark.parametrize("more", [(), ("--compile",), ("--compile", "--packing", "documents", "--deterministic")])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_the_command_trains_and_goes_on(tmp_path, precision):
+def test_the_command_trains_and_goes_on(tmp_path, precision, more):
     """Twice: the second call finds the finished run."""
     (tmp_path / "text.txt").write_text("\n\n".join(topics[name] for name in sorted(topics)))
     flags = ["--data", "text.txt", "--cache-dir", "cache", "--out", "run", "--device", "cuda", "--steps", "40"]
     flags += ["--precision", precision, "--vocab-size", "512", "--save-every", "20", "--json", "result.json"]
+    flags += more
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, ROOT / "train.py", *flags], cwd=tmp_path, capture_output=True, text=True, timeout=300

@@ -1,5 +1,6 @@
 """A job beyond what tests/test_train.py sees of it: a bad step is named, a run goes on, and what began it is kept."""
 
+import math
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from minilm.train.log import read_metrics
 from minilm.train.loop import Plan, Score, TrainingError
 from minilm.train.losses import language_model_loss
 from minilm.train.ranks import Ranks
+from minilm.train.runtime import Runtime
 
 
 def plan(steps, **more):
@@ -69,6 +71,15 @@ def test_of_a_bad_step_is_told_what_was_bad_first_and_its_batch_is_kept(make_job
     arrays = load_file(job.store.out / "bad-step-000003.safetensors")
     assert torch.equal(arrays["0.tokens.input_ids"], calls[2].tokens.input_ids)
     assert torch.equal(arrays["0.target"], calls[2].target)
+
+
+def test_of_a_compiled_step_that_is_bad_the_module_is_told(make_job, graphs):
+    """Whose hooks a graph would not call."""
+    job = make_job(precision="bf16", loss=Runtime.choose("cpu", "bf16").compiled(language_model_loss))
+    job.model.encoder.layers[1].mlp.register_forward_hook(lambda module, inputs, output: output * math.inf)
+    with pytest.raises(TrainingError, match=r"^step 1: .*first the output of encoder\.layers\.1\.mlp;"):
+        train(job, plan(8))
+    assert len(graphs) == 2
 
 
 def test_of_a_bad_gradient_the_parameter_nearest_to_the_loss_is_told(make_job):

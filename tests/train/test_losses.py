@@ -197,6 +197,19 @@ def test_forward_and_loss_compile_as_one_graph(tiny, tokens_of, packed, architec
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
+def test_packings_of_other_documents_are_one_graph(tiny, graphs, monkeypatch):
+    """Of backend varlen as on a GPU, whose kernel takes the documents as numbers; here nothing is computed."""
+    monkeypatch.setattr("minilm.model.attention.has_varlen_kernel", lambda *of: True)
+    model = tiny("modern", backend="varlen").to("meta")
+    compiled = torch.compile(lambda tokens: model.encoder(tokens), fullgraph=True)
+    for documents in (1, 2, 3, 5, 7, 4, 6):
+        doc = (torch.arange(16) * documents // 16).expand(3, 16)
+        tokens = Tokens.packed(torch.zeros(3, 16).long(), doc.contiguous())
+        assert len(tokens.cu_seqlens) == 3 * documents + 1
+        assert compiled(tokens.to("meta")).shape == (3, 16, 32)
+    assert len(graphs) == 2  # of the first, and of all others
+
+
 # -- pairs ----------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import torch
 
 from minilm.checkpoint.model import read_model
 from minilm.data.loader import Stretch
+from minilm.data.packing import Taken
 from minilm.evaluation.report import estimate_lines
 from minilm.train import measure as measure_module
 from minilm.train.cost import run_flops
@@ -208,3 +209,26 @@ def test_what_was_learned_and_what_it_cost(make_job, tmp_path, monkeypatch):
     assert asked == [(job.runtime.device, torch.float32)]
     log.score = None  # a run that was stopped between its last evaluation and its end
     assert measure(job, log)["held_out_loss"] == 1.0  # as the job's own evaluation says
+
+
+def test_what_is_compiled_has_had_each_shape_before_it_is_timed(make_job, monkeypatch):
+    """By short rows, one step in two, that are cut in 2 or 4."""
+    job, shapes = make_job(stretches=[Stretch(6, 16, 8, 4), Stretch(4, 16, 12, 4)]), []
+    rows = job.loader.rows[16]
+    monkeypatch.setattr(type(rows), "cycle", 4)
+    monkeypatch.setattr(type(rows), "short_rows", lambda self, step: (1, 2, 1, 4)[step % 4])
+    monkeypatch.setattr(
+        type(rows), "take", lambda self, rows, epoch, short=1: Taken(self.ids[rows].reshape(len(rows) * short, -1))
+    )
+
+    def step(forward, loss, optimizers, micro_batches, runtime, max_norm):
+        shapes.append([tuple(each.tokens.input_ids.shape) for each in micro_batches])
+        return torch.zeros(()), torch.zeros(()), torch.tensor(False)
+
+    monkeypatch.setattr(measure_module, "train_step", step)
+    timed(job, compiled=True)
+    first, second = [[(4, 16)] * 2, [(8, 8)] * 2, [(16, 4)] * 2], [[(4, 16)] * 3, [(8, 8)] * 3, [(16, 4)] * 3]
+    of_each = WARM_STEPS + TIMED_STEPS
+    assert sorted(shapes[:3]) == sorted(first)
+    assert sorted(shapes[3 + of_each : 6 + of_each]) == sorted(second)
+    assert len(shapes) == 2 * (3 + of_each)
