@@ -22,7 +22,7 @@ CLS, SEP, MASK, UNK, LENGTH = 2, 3, 4, 1, 32
 @pytest.fixture
 def passages(sentences):
     """Of 2 to 70 words: each beginning before each last word, of one token or of several, and one that is unknown."""
-    begins = [*sentences(14), " ".join(sentences(6, 6)), " ".join(sentences(9, 9))]
+    begins = [*sentences(30), " ".join(sentences(6, 6)), " ".join(sentences(9, 9))]
     words = [stem + end for stem in ("the", "cat", "on", "mat", "ran", "home") for end in ("", "s", "inged", ".")]
     pairs = [(begin, f"{begin} {word}") for begin in begins for word in [*words, ".", "zebra"]]
     return [Passage(text, len(begin), f"f:{n}") for n, (begin, text) in enumerate(pairs)]
