@@ -19,7 +19,7 @@ class Long(Victim):
     """A run that does not come to its end, of the text of `like`."""
 
     def __init__(self, like: Victim) -> None:
-        self.base = like.base
+        self.base, self.device = like.base, like.device
 
     def flags(self, out: Path, data: Path) -> list[str]:
         usual = super().flags(out, data)

@@ -41,6 +41,21 @@ def test_a_store_that_makes_room_first_is_noticed(tmp_path):
     assert "noticed by kill-in-save" in said
 
 
+def test_the_long_run_begins(tmp_path):
+    """The campaign's half hour, for three seconds: too short for it to measure anything, and nothing else is wrong."""
+    code = (
+        "from tests.faults.soak import *; out = Path(sys.argv[1]); print(minutes(Victim(out / 'v'), out / 'run', 0.05))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "no life was long enough to be measured" in done.stdout, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("flags", [("--only", "flood"), ("--mutations", "flood")])
 def test_what_there_is_none_of_is_one_line(flags):
     status, said = campaign(*flags)
