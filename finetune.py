@@ -222,10 +222,7 @@ def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
                 few.examples,
                 tuning,
                 store,
-                device=args.device,
-                precision=args.precision,
-                threads=args.threads,
-                deterministic=args.deterministic,
+                **computed(args),
             ).result
     found = f"{len(few.examples)} examples after {result['steps']} steps: loss {result['dev']['loss']:.4f}"
     metric = next(name for name in result["dev"] if name != "loss")
@@ -251,13 +248,10 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
             tuning_of(args, run.seed),
             store,
             about | files | {"columns": run.train.columns},
-            device=args.device,
-            precision=args.precision,
-            threads=args.threads,
             resume=args.resume,
             until=cli.time_up(args.time_limit),
             auto_batch=args.auto_batch,
-            deterministic=args.deterministic,
+            **computed(args),
         )
         result = write_report(tuned, out, run.train, run.dev, run.test)
     return result, closing(result, out)
@@ -266,6 +260,11 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
 def task_of(args: Args, run: Run) -> Task:
     """What is learned, with the flags that it has."""
     return make_task(args.task, run.train.examples, args.class_weights, args.label_smoothing, args.positive_label)
+
+
+def computed(args: Args) -> dict[str, Any]:
+    """The flags of where and how precisely."""
+    return {name: getattr(args, name) for name in ("device", "precision", "threads", "deterministic")}
 
 
 def tuning_of(args: Args, seed: int) -> Tuning:
