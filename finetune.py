@@ -136,6 +136,8 @@ class Args:
     """Of the CPU; torch's choice if not given."""
     deterministic: bool = False
     """The same bits each time on an Nvidia GPU, too, also where a run goes on; slower. A CPU needs no flag for that."""
+    compile: bool = False
+    """On an Nvidia GPU, make one graph of model and loss by torch's compiler: starts later, and takes faster steps."""
     json: str | None = None
     """Write the result there; alone or -, to standard output."""
 
@@ -264,7 +266,7 @@ def task_of(args: Args, run: Run) -> Task:
 
 def computed(args: Args) -> dict[str, Any]:
     """The flags of where and how precisely."""
-    return {name: getattr(args, name) for name in ("device", "precision", "threads", "deterministic")}
+    return {name: getattr(args, name) for name in ("device", "precision", "threads", "deterministic", "compile")}
 
 
 def tuning_of(args: Args, seed: int) -> Tuning:

@@ -43,6 +43,7 @@ def finetune(
     threads: int | None = None,
     auto_batch: bool = False,
     deterministic: bool = False,
+    compile: bool = False,
     **tuning: Any,
 ) -> Tuned:
     """A model tuned on rows: `.predict(texts)`, `.model`, `.result` with the scores of its best epoch.
@@ -51,6 +52,7 @@ def finetune(
     the rows, if `dev` is None. text, pair, label: columns, found by their names or looks, if not given. out: where the
     run is kept, and gone on with; None: nowhere. auto_batch: compute what does not fit in memory in parts.
     deterministic: the same bits each time on an Nvidia GPU, too, if asked for before the process uses it; they stay so.
+    compile: on an Nvidia GPU, one graph of model and loss by torch's compiler.
     tuning: fields of `Tuning`, as epochs or lr.
 
     Raises UserError in one line for what cannot be, TypeError for a keyword that there is none of.
@@ -87,6 +89,7 @@ def finetune(
                 threads=threads,
                 auto_batch=auto_batch,
                 deterministic=deterministic,
+                compile=compile,
             )
 
 

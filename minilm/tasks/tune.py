@@ -220,12 +220,13 @@ def tune(
     until: float | None = None,
     auto_batch: bool = False,
     deterministic: bool = False,
+    compile: bool = False,
 ) -> Tuned:
     """Train `model` in place, from its newest checkpoint in `store`, if there is one. The caller holds the store.
 
     about: what else the result tells, as the columns. until, auto_batch: as a `Job` has them; deterministic: as of
-    `Runtime.choose`. Raises ConfigError,
-    CheckpointError, OutOfMemory, and DataError where there is nothing to learn.
+    `Runtime.choose`; compile: the loss is `Runtime.compiled`. Raises ConfigError, CheckpointError, OutOfMemory, and
+    DataError where there is nothing to learn.
     """
     check_installed()  # before the work, and not after its first epoch
     length = length_of(tuning, model, tokenizer)
@@ -233,7 +234,7 @@ def tune(
     if not len(features) or not len(dev_features):
         raise DataError("no example to learn from" if not len(features) else "no example to evaluate on")
     asked = {"task": repr(task), "model": f"of weights {weights_fingerprint(model)}", **asdict(tuning)}
-    asked |= {"deterministic": True} if deterministic else {}
+    asked |= {name: True for name, on in (("deterministic", deterministic), ("compile", compile)) if on}
     data = _fingerprint((examples, features), (dev, dev_features))
     choices = {
         name: each for name, each in (("precision", precision), ("threads", threads)) if each not in ("auto", None)
@@ -242,6 +243,7 @@ def tune(
     if run and run.settings["data"] != data:
         raise ConfigError(f"--out {store.out}: began with other examples; use the same, or another --out")
     runtime = runtime_of(run, device, precision, threads, deterministic)
+    loss = runtime.compiled(task.loss) if compile else task.loss
     on_gpu = runtime.device.type == "cuda"
     row_length = length if on_gpu else None
     batches = ExampleBatches(features, tuning, row_length, on_gpu, lambda example: examples[example].where)
@@ -292,7 +294,7 @@ def tune(
     job = Job(
         asked | {"data": data},
         forward,
-        task.loss,
+        loss,
         optimizers,
         batches,
         runtime,

@@ -15,7 +15,7 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
 from minilm.tasks import tune as tune_module
 from minilm.tasks.classification import Classification
-from minilm.tasks.named import make_task, model_for, open_task
+from minilm.tasks.named import TASKS, make_task, model_for, open_task
 from minilm.tasks.task import outputs_of
 from minilm.tasks.tune import ExampleBatches, Tuning, tune
 from minilm.train.cheap import cheapen
@@ -49,6 +49,52 @@ def go(directory, reviews, tmp_path):
 
     run.directory = directory
     return run
+
+
+LONGER = [" and" * (i % 5) for i in range(60)]  # so that steps have other shapes
+OF_TASK = {
+    "classification": [{"text": f"the film{more}", "label": "ab"[i % 2]} for i, more in enumerate(LONGER)],
+    "multilabel": [{"text": f"the film{more}", "label": ("a", "a|b")[i % 2]} for i, more in enumerate(LONGER)],
+    "regression": [{"text": f"the film{more}", "label": i / 60} for i, more in enumerate(LONGER)],
+    "similarity": [{"sentence1": f"a{more}", "sentence2": "plot", "label": i / 60} for i, more in enumerate(LONGER)],
+    "tagging": [
+        {"words": f"the film{more}".split(), "tags": ["O", "B-X", *["O"] * len(more.split())]} for more in LONGER
+    ],
+    "span": [
+        {"question": "what", "context": f"the film{more}", "answers": {"text": ["film"], "answer_start": [4]}}
+        for more in LONGER
+    ],
+    "choice": [{"question": f"the{more}", "choice1": "a", "choice2": "plot", "label": 1} for more in LONGER],
+}
+
+
+def test_every_task_is_compiled_here():
+    assert {*OF_TASK} == {*TASKS}
+
+
+@pytest.mark.parametrize("task", OF_TASK)
+def test_a_compiled_run_is_the_run(directory, graphs, monkeypatch, task):
+    """Before code is made of them, which rounds elsewhere, graphs compute the same bits. In bf16: on some processors
+    fp32 has products of its own; and without what is made cheap on a CPU alone."""
+    monkeypatch.setattr(tune_module, "cheapen", lambda *of: None)
+    settings = {"steps": 16, "batch_size": 8, "length": 24, "device": "cpu", "precision": "bf16", "task": task}
+    rows = [row | ({"id": str(i)} if task == "span" else {}) for i, row in enumerate(OF_TASK[task])]
+    eager = minilm.finetune(directory, rows, rows[:9], **settings)
+    assert graphs == []
+    compiled = minilm.finetune(directory, rows, rows[:9], **settings, compile=True)
+    assert 2 <= len(graphs) <= 8  # of 17: a trial, and until each of a few sizes has been another once
+    assert same(weights(eager), weights(compiled))
+
+
+def test_a_run_goes_on_as_compiled_as_it_began(go, graphs, monkeypatch):
+    monkeypatch.setattr(tune_module, "cheapen", lambda *of: None)
+    monkeypatch.setattr("minilm.model.onednn.is_faster", lambda: False)
+    go()
+    with pytest.raises(ConfigError, match="compile"):
+        go(compile=True)
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="pays on an Nvidia GPU alone"):
+        go("other", compile=True)
 
 
 def weights(tuned):
