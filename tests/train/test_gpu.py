@@ -206,12 +206,11 @@ def test_the_command_trains_and_goes_on(tmp_path, precision, more):
 
 
 def test_a_task_is_compiled(tmp_path):
-    """From scratch, on a few rows; it says what it came to."""
-    rows = [f"{text},{label}" for text, label in (("a fine film", "good"), ("a poor and dull film", "bad")) * 40]
-    (tmp_path / "reviews.csv").write_text("\n".join(["text,label", *rows]))
-    flags = ["--train", "reviews.csv", "--out", "run", "--device", "cuda", "--steps", "40", "--compile"]
+    """The embedded set, from scratch: it becomes better than its commonest label, 0.40."""
+    flags = ["--out", "run", "--device", "cuda", "--steps", "150", "--compile"]
     done = subprocess.run(
         [sys.executable, ROOT / "finetune.py", *flags], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["dev"]["accuracy"] > 0.9
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["dev"]["accuracy"] > 0.5
