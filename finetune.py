@@ -137,7 +137,7 @@ class Args:
     deterministic: bool = False
     """The same bits each time on an Nvidia GPU, too, also where a run goes on; slower. A CPU needs no flag for that."""
     compile: bool = False
-    """On an Nvidia GPU, make one graph of model and loss by torch's compiler: starts later, and takes faster steps."""
+    """On a GPU, make one graph of model and loss by torch's compiler: starts later, and its steps may be faster."""
     json: str | None = None
     """Write the result there; alone or -, to standard output."""
 

@@ -173,7 +173,7 @@ class Args:
     deterministic: bool = False
     """The same bits each time on an Nvidia GPU, too, also where a run goes on; slower. A CPU needs no flag for that."""
     compile: bool = False
-    """On an Nvidia GPU, make one graph of model and loss by torch's compiler: starts later, and takes faster steps."""
+    """On a GPU, make one graph of model and loss by torch's compiler: starts later, and its steps may be faster."""
     cache_dir: Path = Path("~/.cache/minilm")
     """Tokenised corpora, keyed by content."""
 
@@ -298,6 +298,7 @@ def check_of_use(args: Args, objective: ObjectiveName, recipe: Recipe) -> None:
         (("batch_warmup_frac",), recipe.accumulation > 1, "--accumulation above 1"),
         (("packing",), not recipe.pairs, "rows that are no pairs"),
         (("output_scale",), not args.model, "weights that are new, without --model"),
+        (("mask_rate_end",), not args.compile, "steps without --compile"),
         (("decay_frac",), recipe.schedule == "wsd", "--schedule wsd"),
     ):
         for name in names:
@@ -338,7 +339,8 @@ def pretrain(
         run = ranks.from_first(lambda: store.earlier_run(settings, choices, args.resume))
         runtime = ranks.agreed(lambda: runtime_of(run, args.device, args.precision, args.threads, args.deterministic))
         check_sharding(args, recipe, runtime, run)
-        loss = runtime.compiled(language_model_loss) if args.compile else language_model_loss
+        is_compiled = args.compile and not (run and run.result)
+        loss = runtime.compiled(language_model_loss) if is_compiled else language_model_loss
         data, rows, held_out = load_data(args, objective, recipe, runtime, pretrained)
         if run and run.settings["data"] != data.fingerprint:
             other = "" if args.data else ", or with other versions of the packages whose documentation it is"

@@ -96,11 +96,10 @@ def run(
         if is_out_of_memory(error):
             advice = "give it more, or a smaller model" if goes_on else "lower --batch-size"
             status = _fail(f"out of memory; {advice}")
-        elif of_compiler(error):
-            why = " ".join(str(error).split())[:200]  # of very many lines
-            status = _fail(f"--compile: torch's compiler fails here ({why}); leave it out, in another --out")
         else:
-            raise  # a bug
+            status = _of_compiler(error)
+    except Exception as error:
+        status = _of_compiler(error)
     except KeyboardInterrupt:
         print(STOPPED if goes_on else "stopped; nothing was written", file=sys.stderr)
         status = 130
@@ -213,6 +212,14 @@ def _one_line(boxes: str) -> str:
     text = re.sub(r"^(Parsing error|Unrecognized options|Required options|Invalid choice)\s*:?\s*", "", text)
     text = re.sub(r"\s*(Argument helptext:.*)?For full helptext,? (run|see) .*$", "", text)
     return re.sub(r"\s*-{4,}\s*", " ", text).strip()
+
+
+def _of_compiler(error: Exception) -> int:
+    """2 after an error of torch's compiler, which is said. Raises any other, which is a bug."""
+    if not of_compiler(error):
+        raise error
+    why = " ".join(str(error).split())[:200]  # of very many lines
+    return _fail(f"--compile: torch's compiler fails here ({why}); leave it out, in another --out")
 
 
 def _fail(message: str) -> int:

@@ -122,7 +122,7 @@ def test_a_compiled_run_is_the_run(go, tmp_path, graphs):
     assert len(graphs) == 0
     status, _, err = go(*flags, "--out", "run", "--compile")
     assert status == 0, err
-    assert 3 <= len(graphs) <= 4  # a trial, one for the first shape, and one or two for the two others
+    assert len(graphs) == 1 + 3  # a trial, and one for each shape
     same = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("eager", "run")]
     assert same[0] == same[1]
     for out, more in (("run", ()), ("eager", ("--compile",))):
@@ -135,12 +135,25 @@ def test_a_budget_in_minutes_is_of_steps_that_are_compiled(go, graphs):
     status, _, err = go("--precision", "bf16", "--minutes", 0.02, "--short-seq-prob", 0.2, "--compile")
     assert status == 0, err
     assert "step" in err.partition("ms a step")[2]
-    assert 3 <= len(graphs) <= 4  # those of the copy that was timed are used again
+    assert len(graphs) == 1 + 3  # those of the copy that was timed are used again
+
+
+def test_each_mask_rate_would_be_compiled_anew(go, graphs):
+    status, _, err = go("--compile", "--steps", 2, "--mask-rate-end", 0.5)
+    assert (status, len(graphs)) == (2, 0)
+    assert err == "error: --mask-rate-end 0.5: goes with steps without --compile only; leave it out\n"
+
+
+def test_more_shapes_than_are_compiled_are_one_line(go, graphs, monkeypatch):
+    monkeypatch.setattr("minilm.train.runtime.MOST_GRAPHS", 1)
+    status, _, err = go("--precision", "bf16", "--steps", 24, "--short-seq-prob", 0.2, "--compile")
+    assert status == 2
+    assert err.splitlines()[-1].startswith("error: --compile: torch's compiler fails here (")
 
 
 def test_what_is_not_compiled_is_refused(go, tmp_path):
     status, _, err = go("--compile", "--steps", 2)
-    assert (status, err) == (2, "error: --compile: pays on an Nvidia GPU alone, and this is cpu; leave it out\n")
+    assert (status, err) == (2, "error: --compile: is for a GPU, and this is cpu; leave it out\n")
     assert not (tmp_path / "run").exists()
 
 

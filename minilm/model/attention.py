@@ -184,9 +184,11 @@ def _by_kernel(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext) -> Tensor:
 
     tokens, near, K = ctx.tokens, -1 if ctx.window is None else ctx.window, q.shape[-1]
     q, k, v = (F.pad(each, (0, -K % 8)) for each in (q, k, v))
-    bounds, T = tokens.cu_seqlens, tokens.input_ids.shape[1]  # not max_len: a graph is compiled for one size
+    bounds, longest = tokens.cu_seqlens, tokens.max_len
+    if torch.compiler.is_compiling():  # for any documents
+        longest = tokens.input_ids.shape[1]
     window = (near, 0 if tokens.attention == "causal" else near)
-    return varlen_attn(q, k, v, bounds, bounds, T, T, scale=K**-0.5, window_size=window)[..., :K]
+    return varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=K**-0.5, window_size=window)[..., :K]
 
 
 def _by_runs(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext) -> Tensor:

@@ -243,7 +243,8 @@ def tune(
     if run and run.settings["data"] != data:
         raise ConfigError(f"--out {store.out}: began with other examples; use the same, or another --out")
     runtime = runtime_of(run, device, precision, threads, deterministic)
-    loss = runtime.compiled(task.loss) if compile else task.loss
+    is_compiled = compile and not (run and run.result)
+    loss = runtime.compiled(task.loss, any_shape=True) if is_compiled else task.loss
     on_gpu = runtime.device.type == "cuda"
     row_length = length if on_gpu else None
     batches = ExampleBatches(features, tuning, row_length, on_gpu, lambda example: examples[example].where)

@@ -63,9 +63,8 @@ def step_seconds(
 
 
 def _of_each_shape(loader: Loader) -> Iterator[Sequence[Batch]]:
-    """A step of each shape that the loader's first steps have, or its last one."""
-    steps = [*range(min(loader.cycle, loader.steps)), loader.steps - 1]
-    for step in {loader.positions(step): step for step in reversed(steps)}.values():
+    """A step of each shape."""
+    for step in {loader.positions(step): step for step in range(min(loader.cycle, loader.steps))}.values():
         yield loader.micro_batches(step)
 
 

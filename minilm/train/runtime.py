@@ -26,7 +26,7 @@ Item, Made = TypeVar("Item"), TypeVar("Made")
 SIDE_BY_SIDE = 8  # batches, on a CPU: each has its own activations
 Precision = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-COMPILED_ON = ("cuda",)  # of two kinds of CPU none trained faster for it (benchmarks/results/rows.md)
+COMPILED_ON = ("cuda",)  # on a CPU little is gained, and nothing where bits must repeat (benchmarks/results/rows.md)
 MOST_GRAPHS = 64  # of one function; the compiler's own limit, 8, is for code that changes by mistake
 
 
@@ -109,15 +109,16 @@ class Runtime:
         """bf16 where that is native: fp16 would overflow in the iteration, and emulated bf16 is slow."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
-    def compiled(self, function: Callable[..., Made]) -> Callable[..., Made]:
-        """`function` of a model and a batch as one graph, by torch's compiler: for the shapes that come first as they
-        are, and once more for all others. What it fuses it rounds elsewhere.
+    def compiled(self, function: Callable[..., Made], any_shape: bool = False) -> Callable[..., Made]:
+        """`function` of a model and a batch as one graph, by torch's compiler: for each shape one of its own, whatever
+        the documents of packed rows; or, if batches may have `any_shape`, one for all. What it fuses it rounds
+        elsewhere, but always alike, for it is chosen by the shape alone.
 
         Sets for the whole process how that compiler works, and has it compile something small, so that it fails at
-        once where it does not work (`of_compiler`). Raises ConfigError where it would not pay.
+        once where it does not work (`of_compiler`). Raises ConfigError where it is not meant for the device.
         """
         if self.device.type not in COMPILED_ON:
-            raise ConfigError(f"--compile: pays on an Nvidia GPU alone, and this is {self.device.type}; leave it out")
+            raise ConfigError(f"--compile: is for a GPU, and this is {self.device.type}; leave it out")
         import torch._dynamo
         import torch._inductor.config
 
@@ -125,7 +126,14 @@ class Runtime:
         torch._dynamo.config.optimize_ddp = False  # which would cut the graph at the buckets of several processes
         torch._inductor.config.deterministic = torch.are_deterministic_algorithms_enabled()
         torch.compile(torch.sin, fullgraph=True)(torch.ones(8, device=self.device))
-        return torch.compile(function, fullgraph=True)
+        graph = torch.compile(function, fullgraph=True, dynamic=any_shape)
+
+        def call(model: torch.nn.Module, batch: Any) -> Made:
+            if batch.tokens.cu_seqlens is not None:
+                torch._dynamo.maybe_mark_dynamic(batch.tokens.cu_seqlens, 0)
+            return graph(model, batch)
+
+        return call
 
     def backend(self, length: int, dropout: float = 0.0) -> Backend:
         """The faster attention for rows of `length` tokens. On a CPU, torch's fused kernel spends most of its time

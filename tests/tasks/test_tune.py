@@ -82,7 +82,7 @@ def test_a_compiled_run_is_the_run(directory, graphs, monkeypatch, task):
     eager = minilm.finetune(directory, rows, rows[:9], **settings)
     assert graphs == []
     compiled = minilm.finetune(directory, rows, rows[:9], **settings, compile=True)
-    assert 2 <= len(graphs) <= 8  # of 17: a trial, and until each of a few sizes has been another once
+    assert 2 <= len(graphs) <= 8  # of 17: a trial, one for all shapes, and some where a size is 1
     assert same(weights(eager), weights(compiled))
 
 
@@ -93,7 +93,7 @@ def test_a_run_goes_on_as_compiled_as_it_began(go, graphs, monkeypatch):
     with pytest.raises(ConfigError, match="compile"):
         go(compile=True)
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="pays on an Nvidia GPU alone"):
+    with pytest.raises(ConfigError, match="is for a GPU"):
         go("other", compile=True)
 
 

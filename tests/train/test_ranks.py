@@ -386,7 +386,8 @@ def alone():
     """What one process makes of the same."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with patch("minilm.model.onednn.is_faster", lambda: False):
+    config = torch._dynamo.config.patch(recompile_limit=8, optimize_ddp=True)  # put back afterwards
+    with patch("minilm.model.onednn.is_faster", lambda: False), config:
         yield {kind: trained(kind, ALONE) for kind in KINDS} | {"loaded": loaded(ALONE)}
     torch.set_num_threads(threads)
 
