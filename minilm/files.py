@@ -71,9 +71,10 @@ def write_whole(file: Path, content: str | bytes) -> None:
         partial.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
         sync_entry(partial)
         partial.replace(file)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+        error.filename = str(file)  # which the system does not tell where there is no room for more
         raise
     sync_entry(file.parent)
 

@@ -1,5 +1,6 @@
 """What is on disk: arrays that are read a slice at a time, directories that know when they are damaged, whole files."""
 
+import errno
 import json
 import os
 import random
@@ -165,12 +166,13 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, fails):
     write_whole(file, "before")
 
     def broken(*args, **kwargs):
-        raise OSError("broken")
+        raise OSError(errno.EFBIG, "broken")  # as the system says it, without a name
 
     with monkeypatch.context() as patch:
         patch.setattr(files.Path if fails != "fsync" else os, fails, broken)
-        with pytest.raises(OSError, match="broken"):
+        with pytest.raises(OSError, match="broken") as error:
             write_whole(file, "after")
+    assert error.value.filename == str(file)
     assert file.read_text() == "before"
     write_whole(file, "after")
     assert file.read_text() == "after"
