@@ -277,7 +277,7 @@ def tuning_of(args: Args, seed: int) -> Tuning:
 
 def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], list[str]]:
     """Each in a directory of its own in OUT; the mean of their scores with its interval."""
-    check_several(out)
+    check_several(out, runs[0].name.split("-")[0])
     results = []
     for number, run in enumerate(runs, start=1):
         say(f"{run.name}: {number} of {len(runs)}")
@@ -307,12 +307,13 @@ def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], lis
     return result, [*lines, f"saved      {out}", f"next       {command}"]
 
 
-def check_several(out: Path) -> None:
-    """Raises ConfigError where OUT holds something else than several runs."""
+def check_several(out: Path, kind: str) -> None:
+    """Raises ConfigError where OUT holds something else than several runs of this kind, seed or fold."""
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    strangers = {name for name in names if not re.fullmatch("(seed|fold)-[0-9]+", name)}
+    strangers = {name for name in names if not re.fullmatch(f"{kind}-[0-9]+", name)}
     if strangers - ({"results.json"} if len(names) > 1 else set()):
-        raise ConfigError(f"--out {out}: holds {min(strangers)} and not several runs; choose an empty directory")
+        other = min(strangers - {"results.json"}, default="results.json")
+        raise ConfigError(f"--out {out}: holds {other} and not several {kind}s; choose an empty directory")
 
 
 def check(args: Args, run: Run) -> Iterator[str]:

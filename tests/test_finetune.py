@@ -777,11 +777,29 @@ def test_several_runs_take_no_other_directory(go):
     Path("mine/results.json").write_text("{}")
     for seeds in (("--seeds", "2"), ("--kfold", "2")):
         status, _, err = go("finetune", "--train", "train.csv", "--out", "mine", "--steps", "2", *seeds)
-        assert (status, "--out mine: holds results.json and not several runs" in err) == (2, True), err
+        assert (status, "--out mine: holds results.json and not several " in err) == (2, True), err
     assert [path.name for path in Path("mine").iterdir()] == ["results.json"]
     assert go("finetune", "--train", "train.csv", "--out", "one", "--steps", "2")[0] == 0
     status, _, err = go("finetune", "--train", "train.csv", "--out", "one", "--steps", "2", "--seeds", "2")
-    assert (status, "and not several runs" in err) == (2, True), err
+    assert (status, "and not several " in err) == (2, True), err
+    assert go("finetune", "--train", "train.csv", "--out", "two", "--steps", "2", "--seeds", "2")[0] == 0
+    before = Path("two/results.json").read_bytes()
+    status, _, err = go("finetune", "--train", "train.csv", "--out", "two", "--steps", "2", "--kfold", "2")
+    assert (status, "--out two: holds seed-0 and not several folds; choose an empty" in err) == (2, True), err
+    assert Path("two/results.json").read_bytes() == before
+
+
+def test_outputs_that_are_no_numbers_predict_nothing(go):
+    assert go("finetune", "--train", "train.csv", "--out", "out", "--steps", "2")[0] == 0
+    model = minilm.BertForSequenceClassification.from_pretrained("out")
+    with torch.no_grad():
+        for own in model.parameters():
+            own.mul_(1e30)  # which are finite yet
+    model.save_pretrained("huge")
+    minilm.BertTokenizer.from_pretrained("out").save_pretrained("huge")
+    status, _, err = go("predict", "--model", "huge", "--input", "new.csv", "--output", "said.csv")
+    assert (status, "new.csv: the model's outputs for it are not finite" in err) == (2, True), err
+    assert not Path("said.csv").exists()
 
 
 def test_results_write_over_no_input(go):
