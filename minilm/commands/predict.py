@@ -4,13 +4,11 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from minilm import cli
 from minilm.commands.of_model import THREADS, OfModel
 from minilm.data.examples import named_columns
 from minilm.data.tables import check_regular
-from minilm.errors import ConfigError, DataError
+from minilm.errors import ConfigError
 from minilm.tasks.named import TASKS, read_examples, read_source
 from minilm.train.log import say
 
@@ -60,8 +58,7 @@ def run_predict(args: Predict) -> None:
     if columns and not any(note.startswith(columns) for note in data.notes):  # as in training, and so not looked for
         say(columns)
     predictions = tuned.predictions(data.examples)
-    if not np.isfinite(predictions.outputs).all():
-        raise DataError(f"{args.input}: the model's outputs for it are not finite; in half precision, try fp32")
+    predictions.check_finite(str(args.input))
     counts = {"rows": len(data.examples) + len(data.left_out), "cut": predictions.features.cut, "length": tuned.length}
     counts |= task.write(args.output, source, predictions)
     for why in data.left_out:

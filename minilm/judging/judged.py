@@ -71,8 +71,7 @@ def judged_model(
     for at in watched(range(0, len(examples), AT_ONCE)):
         part = examples[at : at + AT_ONCE]
         predictions = tuned.predictions(part)
-        if not np.isfinite(predictions.outputs).all():
-            raise DataError(f"{part[0].where}: the model's outputs here are not finite; in half precision, try fp32")
+        predictions.check_finite(part[0].where)
         features = predictions.features
         decoded += task.decode(predictions)
         if isinstance(task, Classification | MultiLabel):

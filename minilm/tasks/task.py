@@ -19,6 +19,7 @@ from minilm.data.packing import best_fit
 from minilm.data.tables import Table
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import DataError
 from minilm.tasks.baselines import Scores
 from minilm.tasks.predictions import places, table_of_examples, write_table
 from minilm.train.ranks import Applied
@@ -119,6 +120,11 @@ class Predictions(NamedTuple):
     outputs: np.ndarray  # (n, ...) of all features, or (tokens, ...) of all their tokens
     features: Features
     examples: Sequence[Any]
+
+    def check_finite(self, where: str) -> None:
+        """Raises DataError for outputs that are not; `where` the examples stand is told."""
+        if not np.isfinite(self.outputs).all():
+            raise DataError(f"{where}: the model's outputs here are not finite; in half precision, try fp32")
 
 
 @dataclass(frozen=True)
