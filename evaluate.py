@@ -1,5 +1,10 @@
 """Use a trained model, of any family, and judge it; `python evaluate.py --help` lists what for."""
 
+from minilm.errors import end_quietly
+
+if __name__ == "__main__":
+    end_quietly()  # before torch is loaded
+
 from minilm import cli
 from minilm.commands.bias import Bias, run_bias
 from minilm.commands.cloze import Cloze, run_cloze

@@ -4,6 +4,11 @@ The path of an example: tables -> examples (minilm/data), a task and its feature
 pretraining (minilm/train), and to disk (minilm/checkpoint).
 """
 
+from minilm.errors import end_quietly
+
+if __name__ == "__main__":
+    end_quietly()  # before torch is loaded
+
 import os
 import re
 import tempfile

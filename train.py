@@ -4,6 +4,11 @@ The path of a sentence: corpus -> tokenizer -> shards -> packing -> objectives -
 head (minilm/model), loss, optimizer and loop (minilm/train), and to disk (minilm/checkpoint).
 """
 
+from minilm.errors import end_quietly
+
+if __name__ == "__main__":
+    end_quietly()  # before torch is loaded
+
 import math
 import os
 import tempfile

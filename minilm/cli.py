@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import math
 import os
 import re
@@ -17,8 +16,8 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from minilm.errors import ConfigError, LoadingError, UserError, did_you_mean
-from minilm.files import finite, write_whole
+from minilm.errors import ConfigError, LoadingError, UserError, cut, did_you_mean
+from minilm.files import encoded, finite, json_text, write_whole
 from minilm.train.loop import OutOfMemory
 from minilm.train.ranks import have_met, is_first, leave, lost_contact
 from minilm.train.runtime import STOPPING, exit_status, is_out_of_memory, of_compiler
@@ -31,6 +30,7 @@ OF_A_MODEL = (  # files of its directory that --json could be mistaken for
     *("model.safetensors.index.json", "modules.json", "MANIFEST.json", "run.json", "results.json"),
     *("sentence_bert_config.json", "config_sentence_transformers.json", "vocab.txt", "merges.txt", *WEIGHTS),
 )
+SHOWN = 200  # letters of a file, in a message
 STOPPED = "stopped; what was saved stays, and the same command goes on from there"
 
 
@@ -164,30 +164,42 @@ def check_result(target: str | None, **files: Path | None) -> None:
 def check_output(name: str, output: Path, /, **files: Path | None) -> None:
     """Raises ConfigError where the file of the flag `name` could not be written, before hours of work for it; or would
     be written over a part of a model, or one of `files`, by the names of their flags."""
+    try:
+        file = output.resolve()  # what a link leads to is written
+        is_new = not file.exists() or file.is_file()  # written aside, and renamed; into a pipe it is written
+    except (OSError, RuntimeError) as error:  # too long a name, a loop of links
+        why = getattr(error, "strerror", None) or "a loop of links"
+        raise ConfigError(f"{name} {cut(str(output), SHOWN)}: cannot be written ({why})") from error
     for other_name, other in files.items():
-        if other is not None and other.resolve() == output.resolve():
+        if other is not None and other.resolve() == file:
             raise ConfigError(f"{name} {output}: is the file of {flag(other_name)}; give another")
     beside = ("model.safetensors.index.json", *WEIGHTS)
-    if output.name in OF_A_MODEL and output.exists() and any(output.with_name(each).exists() for each in beside):
+    if file.name in OF_A_MODEL and file.exists() and any(file.with_name(each).exists() for each in beside):
         raise ConfigError(f"{name} {output}: is part of a model; give another file")
-    is_new = not output.exists() or output.is_file()  # written aside, and renamed; a pipe is written to
-    can = os.access(output.parent, os.W_OK | os.X_OK) if is_new else os.access(output, os.W_OK)
-    if output.is_dir() or not output.parent.is_dir() or not can:
+    can = os.access(file.parent, os.W_OK | os.X_OK) if is_new else os.access(file, os.W_OK)
+    if file.is_dir() or not file.parent.is_dir() or not can:
         raise ConfigError(f"{name} {output}: cannot be written; give a file in a directory that is there and writable")
 
 
 def write_result(target: str, result: dict[str, Any]) -> None:
     """`result` as JSON into a file, or on standard output for "-"."""
-    text, file = json.dumps(finite(result), indent=2) + "\n", Path(target)
+    text = json_text(finite(result))
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        write_output("--json", Path(target), text)
+
+
+def write_output(name: str, output: Path, content: str | bytes) -> None:
+    """Into the file of the flag `name`, or where a link of that name leads; a pipe is written into. Raises
+    ConfigError."""
     try:
-        if target == "-":
-            sys.stdout.write(text)
-        elif file.exists() and not file.is_file():  # a pipe
-            file.write_text(text, encoding="utf-8")
+        if output.exists() and not output.is_file():
+            output.write_bytes(encoded(content))
         else:
-            write_whole(file, text)
+            write_whole(output.resolve(), content)
     except OSError as error:
-        raise ConfigError(f"--json {target}: cannot be written ({error.strerror or error})") from error
+        raise ConfigError(f"{name} {output}: cannot be written ({error.strerror or error})") from error
 
 
 def _spelled_out(argv: list[str], args_type: type) -> list[str]:

@@ -5,6 +5,7 @@ The commands turn these into that one line and exit status 2; a library user cat
 
 import difflib
 import importlib
+import signal
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 
@@ -33,6 +34,13 @@ class LoadingError(DataError):
 
 class CheckpointError(UserError):
     """A model directory or a training state."""
+
+
+def end_quietly() -> None:
+    """Ctrl-C ends this process as the system does, without a traceback: of a script that loads torch, until `cli.run`
+    takes it over, and after that again."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background it may be ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def printable(text: str) -> str:

@@ -6,12 +6,15 @@ import hashlib
 import json
 import math
 import os
+import re
+import secrets
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from minilm.errors import CheckpointError
 
@@ -20,6 +23,7 @@ MAX_DEPTH = 50
 NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system without them
 _held: set[tuple[int, ...]] = set()  # what `alone` has: process, thread, and the directory's device and inode
 TRIES = 100  # to find a directory that other processes make and rename
+NAMED = 40  # letters of a file's name in its partial's, which may be no longer than a name may be
 
 
 def sha256(file: Path) -> str:
@@ -63,20 +67,74 @@ def read_json(file: Path, kind: type = dict, most: int = MAX_JSON, directory: Pa
     return value
 
 
-def write_whole(file: Path, content: str | bytes) -> None:
-    """Whole or not at all, and on the disk. Text is UTF-8; half a character, or a name's odd byte, is written out."""
-    partial = file.with_name(f".{file.name}.tmp")
-    partial.unlink(missing_ok=True)  # of a dead process; a link is not written through
+@contextmanager
+def written_whole(file: Path) -> Iterator[BinaryIO]:
+    """A stream of bytes, which `file` holds, whole and on the disk, when the context ends; of one that fails, nothing.
+
+    They are written beside it, under a name of their own, for others may be writing the same file; what a dead process
+    left of writing it is removed. A link of that name is not followed, but replaced.
+    """
+    _remove_stale(file)
+    partial, stream = _partial(file)
     try:
-        partial.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
-        sync_entry(partial)
-        partial.replace(file)
-    except OSError as error:
+        with stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+            partial.replace(file)
+        sync_entry(file.parent)
+    except BaseException as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        error.filename = str(file)  # which the system does not tell where there is no room for more
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):
+            error.filename = str(file)  # which the system does not tell where there is no room for more
         raise
-    sync_entry(file.parent)
+
+
+def _partial(file: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside `file`, locked as long as it is open: so `_remove_stale` knows that its writer lives."""
+    while True:
+        partial = file.with_name(f".{file.name[:NAMED]}.{secrets.token_hex(4)}.tmp")
+        try:
+            stream = partial.open("xb")
+        except OSError as error:
+            error.filename = str(file)
+            raise
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(stream.fileno()).st_nlink:
+                return partial, stream
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return partial, stream
+        stream.close()  # another process has just taken it for a dead one's, and removes it
+
+
+def _remove_stale(file: Path) -> None:
+    """Removes what dead processes left of writing `file`; not where the file system knows no locks."""
+    own = re.compile(rf"\.{re.escape(file.name[:NAMED])}\.[0-9a-f]{{8}}\.tmp")
+    with suppress(OSError):
+        for name in filter(own.fullmatch, os.listdir(file.parent)):
+            stale = file.with_name(name)
+            with suppress(OSError):  # gone, a link, or locked by its writer
+                handle = os.open(stale, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    if stat.S_ISREG(os.fstat(handle).st_mode):
+                        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        stale.unlink()
+                finally:
+                    os.close(handle)
+
+
+def write_whole(file: Path, content: str | bytes) -> None:
+    """`written_whole` at once."""
+    with written_whole(file) as stream:
+        stream.write(encoded(content))
+
+
+def encoded(content: str | bytes) -> bytes:
+    """Text as UTF-8; half a character, or a name's odd byte, is written out."""
+    return content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
 
 
 def json_text(value: dict[str, Any] | list[Any]) -> str:
@@ -98,9 +156,9 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_jsonl(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """`write_whole` of an object a line."""
-    write_whole(file, "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows))
+def jsonl_text(rows: Iterable[dict[str, Any]]) -> str:
+    """An object a line."""
+    return "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows)
 
 
 def remove(path: Path) -> None:

@@ -2,9 +2,12 @@
 
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +21,7 @@ from minilm.errors import ConfigError, DataError
 from minilm.train.loop import OutOfMemory
 from minilm.train.runtime import Runtime
 
+ROOT = Path(__file__).parent.parent
 LONG = "a_directory/" * 20 + "text.txt"
 
 
@@ -365,6 +369,20 @@ def test_ctrl_c_is_130(go):
     )
 
 
+@pytest.mark.parametrize("script", ["train.py", "finetune.py", "evaluate.py"])
+def test_ctrl_c_before_torch_is_loaded_is_no_traceback(tmp_path, script):
+    """Nothing has begun: the system ends it, as it does after the command."""
+    (tmp_path / "torch.py").write_text("print('loading', flush=True)\nimport time\ntime.sleep(60)\n")
+    command = [sys.executable, ROOT / script]
+    with subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"loading\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == (b"", b"")
+    assert process.returncode == -signal.SIGINT
+
+
 @pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (1, 1), (143, 143)])
 def test_status_is_what_main_returned(go, returned, status):
     assert go("--resume", main=lambda args: returned)[0] == status
@@ -418,14 +436,47 @@ def test_a_result_writes_over_no_input(tmp_path):
         cli.check_result(f"{tmp_path}/./rows.csv", train=file)  # also one that is yet to be written
 
 
+def test_an_output_goes_where_a_link_leads_and_into_a_pipe(tmp_path):
+    """Neither is replaced by a file."""
+    link, pipe = tmp_path / "link.csv", tmp_path / "pipe"
+    link.symlink_to("real.csv")
+    os.mkfifo(pipe)
+    read = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for output in (link, pipe):
+        cli.check_output("--output", output)
+        cli.write_output("--output", output, "a,ä\n")
+    assert link.is_symlink()
+    assert (tmp_path / "real.csv").read_text(encoding="utf-8") == "a,ä\n"
+    assert pipe.is_fifo()
+    assert os.read(read, 100).decode() == "a,ä\n"
+    os.close(read)
+    with pytest.raises(ConfigError, match=r"--output .*link\.csv: is the file of --data; give another"):
+        cli.check_output("--output", link, data=tmp_path / "real.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("loop", "a loop of links"),
+        ("nowhere", "give a file in a directory that is there"),
+        ("a" * 300, "File name too long"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused(tmp_path, name, why):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "nowhere").symlink_to("none/file")
+    with pytest.raises(ConfigError, match=f"^--output .*: cannot be written.*{why}"):
+        cli.check_output("--output", tmp_path / name)
+
+
 def test_a_result_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     file = tmp_path / "r.json"
     cli.write_result(str(file), {"loss": 1.5})
 
-    def full(path):
+    def full(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("minilm.files.sync_entry", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(ConfigError, match=r"--json .*r\.json: cannot be written .No space left on device"):
         cli.write_result(str(file), {"loss": 1.25})
     assert json.loads(file.read_text()) == {"loss": 1.5}

@@ -83,14 +83,16 @@ def test_embed_writes_a_row_a_line(go, script, monkeypatch, caplog):
 def test_what_is_beside_the_result_is_left_alone(go, tmp_path, monkeypatch):
     """Another run's partial file, and one that a link leads to; and nothing stays of a run that fails."""
     flags = ("embed", "--model", "encoder", "--data", "lines.txt", "--out", "v.npy")
-    others, mine = tmp_path / ".v.npy.1.tmp", tmp_path / f".v.npy.{os.getpid()}.tmp"
+    others, dead = tmp_path / ".v.npy.1.tmp", tmp_path / ".linked.npy.01234567.tmp"
     others.write_text("of another")
-    mine.symlink_to("lines.txt")
+    dead.write_text("of a run that was killed")
+    (tmp_path / "linked.npy").write_text("")
+    (tmp_path / "v.npy").symlink_to("linked.npy")  # is followed
     assert go(*flags)[0] == 0
     assert others.read_text() == "of another"
-    assert Path("lines.txt").read_text().splitlines() == LINES
-    assert not mine.exists()
-    before = np.load("v.npy")
+    assert not dead.exists()
+    assert (tmp_path / "v.npy").is_symlink()
+    before = np.load("linked.npy")
 
     def full(handle):
         raise OSError(28, "No space left on device")
@@ -98,9 +100,9 @@ def test_what_is_beside_the_result_is_left_alone(go, tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", full)
     status, _, err = go(*flags)
     assert status == 2
-    assert "No space left" in err.splitlines()[-1]
+    assert "error: --out v.npy: cannot be written (No space left on device)" in err.splitlines()[-1]
     assert np.array_equal(np.load("v.npy"), before)
-    assert not mine.exists()
+    assert [path for path in tmp_path.glob(".*") if path != others] == []
 
 
 def test_what_is_printed_moves_no_cursor(go):
@@ -154,6 +156,11 @@ def test_fill_mask_is_what_the_library_says(go):
         (("embed", "--model", "encoder", "--data", "lines.txt", "--out", "x/v.npy"), "in a directory that is there"),
         (("search", "--model", "encoder", "--data", "lines.txt", "--query", "a", "--top-k", "0"), "--top-k 0: give a"),
         (("embed", "--model", "encoder", "--data", "pipe", "--out", "v.npy"), "--data pipe: not a regular file"),
+        (("embed", "--model", "encoder", "--data", "lines.txt", "--out", "pipe"), "--out pipe: give a file that ends"),
+        (
+            ("embed", "--model", "encoder", "--data", "lines.txt", "--out", "a" * 300),
+            "a...: cannot be written (File na",
+        ),
         (
             ("embed", "--model", "encoder", "--data", "lines.npy", "--out", "./lines.npy"),
             "--out lines.npy: is the file",

@@ -5,6 +5,7 @@ OUT/step-000300/ config.json model.safetensors tokenizer training/ MANIFEST.json
 OUT/config.json model.safetensors tokenizer README.md MANIFEST.json          the end: config.json comes last
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -22,6 +23,7 @@ from minilm.files import json_text, read_json, regular_file, sha256, sync, sync_
 
 FORMAT = 1  # of MANIFEST.json, run.json and training/state.json
 SHOWN = 200  # letters of a setting, in a message
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 KEPT = 2  # checkpoints of a run, beside the one that is being written
 
 
@@ -66,14 +68,16 @@ class Store:
             raise ConfigError(f"--out {str(self.out)!r}: cannot be printed; choose a name that can")
         nearest = self.out
         while not nearest.exists() and nearest != nearest.parent:
+            if nearest.is_symlink():
+                raise ConfigError(f"--out {self.out}: {nearest} is a link that leads nowhere; mend or remove it")
             nearest = nearest.parent
         if not nearest.is_dir():
             raise ConfigError(f"--out {self.out}: {nearest} is a file, not a directory")
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise ConfigError(f"--out {self.out}: {nearest} is not writable; choose another --out")
         if nearest == self.out and not (self.out / "run.json").exists():
-            own = "lock", ".run.json.tmp"
-            strangers = (path.name for path in self.out.iterdir() if not path.name.startswith((*own, ".tmp-")))
+            own = "lock", ".run.json.", ".tmp-"
+            strangers = (path.name for path in self.out.iterdir() if not path.name.startswith(own))
             if stranger := min(strangers, default=""):
                 raise ConfigError(f"--out {self.out}: holds {stranger} and no run; choose an empty directory")
         return nearest
@@ -193,15 +197,17 @@ class Store:
             total, _, free = shutil.disk_usage(self.out)
             if total > 0 and free < needed:
                 told = f"{megabytes(free)} are free, and {what} are to come"
-                raise CheckpointError(f"{self.out}: {told}; {self._then()}")
+                raise CheckpointError(f"{self.out}: {told}; {self._then('make room')}")
 
     def _unwritten(self, name: str, error: BaseException) -> CheckpointError:
-        return CheckpointError(f"{self.out}: {name} cannot be written ({error}); {self._then()}")
+        full = any(os.strerror(number) in str(error) for number in NO_ROOM)
+        mend = "make room" if full else "mend that"
+        return CheckpointError(f"{self.out}: {name} cannot be written ({error}); {self._then(mend)}")
 
-    def _then(self) -> str:
+    def _then(self, mend: str) -> str:
         """What to do, for a message."""
         kept = [path.name for _, path in checkpoints(self.out)]
-        return f"make room, then the same command goes on from {kept[-1] if kept else 'the start'}"
+        return f"{mend}, then the same command goes on from {kept[-1] if kept else 'the start'}"
 
     def save(
         self, step: int, write: Callable[[Path], None], keep: int = KEPT, spared: int | None = None, size: int = 0

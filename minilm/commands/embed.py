@@ -1,10 +1,7 @@
 """embed, search: vectors of texts, and the nearest texts."""
 
-import itertools
-import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +13,7 @@ from minilm.commands.of_model import SAY_EVERY, THREADS, OfModel
 from minilm.data.documents import is_jsonl, lines_of
 from minilm.errors import ConfigError, DataError, printable
 from minilm.evaluation.embed import Embedder, chunks, read_embedder, say_cut, search, vectors_of
+from minilm.files import written_whole
 from minilm.train.log import say
 from minilm.train.runtime import Precision, Runtime
 
@@ -70,24 +68,19 @@ class Search(OfTexts):
 
 def run_embed(args: Embed) -> None:
     """Vectors of all lines, streamed into a file that is there only when it is whole."""
-    cli.check_result(args.json)
+    cli.check_result(args.json, data=args.data, out=args.out)
     cli.check_ranges(args, {"batch_tokens": (1, 1 << 20), "threads": THREADS})
-    files = {"--data": args.data, "--out": args.out, "--json": args.json}
-    for (one, file), (other, same) in itertools.combinations(files.items(), 2):
-        if same not in (None, "-") and file.resolve() == Path(same).resolve():
-            raise ConfigError(f"{other} {same}: is the file of {one}; give another")
-    if args.out.suffix != ".npy" or not args.out.parent.is_dir() or args.out.is_dir():
-        raise ConfigError(f"--out {args.out}: give a file that ends in .npy, in a directory that is there")
+    cli.check_output("--out", args.out, data=args.data)
+    if args.out.suffix != ".npy" or (args.out.exists() and not args.out.is_file()):
+        raise ConfigError(f"--out {args.out}: give a file that ends in .npy, and no pipe")
     count = sum(1 for _ in args.lines())
     if not count:
         raise DataError(f"--data {args.data}: holds no line")
     embedder = args.embedder(args.normalize)
     width, cut, at = len(embedder.pooling.how) * embedder.model.config.hidden_size, 0, 0
     said = time.monotonic()
-    partial = args.out.with_name(f".{args.out.name}.{os.getpid()}.tmp")  # two runs may have the same --out
     try:
-        partial.unlink(missing_ok=True)  # of a dead process, or a link
-        with partial.open("xb") as rows:
+        with written_whole(args.out.resolve()) as rows:
             np.lib.format.write_array_header_1_0(
                 rows, {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
             )
@@ -102,12 +95,8 @@ def run_embed(args: Embed) -> None:
                     say(f"{at:,} of {count:,} lines")
             if at < count:
                 raise DataError(f"--data {args.data}: changed while it was read")
-            rows.flush()
-            os.fsync(rows.fileno())
-        os.replace(partial, args.out)
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {args.out}: cannot be written ({error.strerror or error})") from error
     say_cut(cut, count, embedder)
     how = " + ".join(embedder.pooling.how) + (", length 1" if embedder.pooling.normalize else "")
     say(f"{count:,} lines -> {args.out}: float32 ({count}, {width}), {how}")
@@ -118,7 +107,7 @@ def run_embed(args: Embed) -> None:
 
 def run_search(args: Search) -> None:
     """The nearest lines of each query."""
-    cli.check_result(args.json)
+    cli.check_result(args.json, data=args.data)
     cli.check_ranges(args, {"batch_tokens": (1, 1 << 20), "top_k": (1, 1 << 20), "threads": THREADS})
     if not args.query:
         raise ConfigError("--query: give one or more texts")

@@ -21,7 +21,6 @@ from minilm.explanation.shown import (
     picture,
     table_lines,
 )
-from minilm.files import write_whole
 from minilm.tasks.span import Span
 
 OFF = 0.05  # of the output's difference: what is said of the steps
@@ -59,16 +58,17 @@ def run_explain(args: Explain) -> None:
     for name in ("png", "html"):
         if (file := getattr(args, name)) is None:
             continue
-        if file.suffix != f".{name}" or not file.parent.is_dir() or file.is_dir():
-            raise ConfigError(f"--{name} {file}: give a file that ends in .{name}, in a directory that is there")
+        if file.suffix != f".{name}":
+            raise ConfigError(f"--{name} {file}: give a file that ends in .{name}")
+        cli.check_output(f"--{name}", file)
     if args.png is not None:
         library("matplotlib.figure")
     found = _explained(args, Method(args.method, args.steps, args.layer, args.head))
     image = None if args.png is None else picture(found)
     if args.html is not None:
-        write_whole(args.html, html_page(found, f"Why {found.says or 'no answer'}?"))
+        cli.write_output("--html", args.html, html_page(found, f"Why {found.says or 'no answer'}?"))
     if image is not None:
-        write_whole(args.png, image)
+        cli.write_output("--png", args.png, image)
     lines = coloured_lines(found) if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else table_lines(found)
     tell(args.json, {"model": args.model} | found.as_json(), [*described(found), *_notes(found), *lines])
 

@@ -14,7 +14,7 @@ from minilm.data.tables import check_regular, read_table
 from minilm.errors import ConfigError, cut, printable
 from minilm.language.likelihood import log_likelihoods, read_scorer
 from minilm.language.pairs import pair_scores, read_pairs
-from minilm.tasks.predictions import write_table
+from minilm.tasks.predictions import table_text
 from minilm.tasks.task import Task
 
 
@@ -67,7 +67,7 @@ def run_pairs(args: Pairs) -> None:
     }
     if args.output is not None:
         more = {"nats_good": nats[:, 0].tolist(), "nats_bad": nats[:, 1].tolist()}
-        write_table(args.output, table, range(len(pairs)), more)
+        cli.write_output("--output", args.output, table_text(args.output.suffix, table, range(len(pairs)), more))
     tell(args.json, found, _lines(found))
 
 

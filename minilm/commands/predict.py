@@ -60,7 +60,9 @@ def run_predict(args: Predict) -> None:
     predictions = tuned.predictions(data.examples)
     predictions.check_finite(str(args.input))
     counts = {"rows": len(data.examples) + len(data.left_out), "cut": predictions.features.cut, "length": tuned.length}
-    counts |= task.write(args.output, source, predictions)
+    text, more = task.file_text(args.output.suffix, source, predictions)
+    cli.write_output("--output", args.output, text)
+    counts |= more
     for why in data.left_out:
         say(f"nothing said of {why}")
     for name, count in counts.items():

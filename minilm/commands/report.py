@@ -11,7 +11,7 @@ from minilm.commands.score import Score, lines_of, scores_of
 from minilm.data.examples import Example
 from minilm.errors import ConfigError, DataError, library
 from minilm.explanation.explain import explain
-from minilm.files import finite, read_json, write_whole
+from minilm.files import finite, read_json
 from minilm.judging.page import page
 from minilm.tasks.tune import Tuned
 from minilm.train.log import say
@@ -52,7 +52,7 @@ def run_report(args: Report) -> None:
         if args.result is None:
             raise  # a bug
         raise ConfigError(f"--result {args.result}: is no result of this version's score or report") from error
-    write_whole(args.html, made)
+    cli.write_output("--html", args.html, made)
     say(f"report -> {args.html}")
 
 

@@ -23,6 +23,8 @@ WHOLE = 1 << 30  # bytes of a json file, which may be one line
 
 COMPRESSED = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ"}  # how such a file begins
 STARTS = {  # what no text begins with -> what it is, and what to do
+    b"\xff\xfe\0\0": "UTF-32; convert it, for example with iconv -f utf-32 -t utf-8",
+    b"\0\0\xfe\xff": "UTF-32; convert it, for example with iconv -f utf-32 -t utf-8",
     b"\xff\xfe": "UTF-16; convert it, for example with iconv -f utf-16 -t utf-8",
     b"\xfe\xff": "UTF-16; convert it, for example with iconv -f utf-16 -t utf-8",
     COMPRESSED[".gz"]: "compressed by gzip; let its name end in .gz",

@@ -138,7 +138,10 @@ class BertTokenizer:
             config.setdefault("tokenizer_class", "BertTokenizer")
         backend = _read_backend(directory, config)
         tokenizer = cls.__new__(cls)
-        tokenizer._set_up(backend, config)
+        try:
+            tokenizer._set_up(backend, config)
+        except UserError as error:
+            raise type(error)(f"{directory}: {error}") from error
         check_ids(backend, str(directory))
         check_case(backend.get_vocab(), tokenizer.do_lower_case, str(directory))
         plain = isinstance(backend.normalizer, normalizers.BertNormalizer)  # another may lower-case besides

@@ -1,4 +1,4 @@
-"""Predictions in files: a table's rows with more columns, words with their tags. Each file is whole or not there."""
+"""What a file of predictions holds: a table's rows with more columns, words with their tags."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from typing import Any
 from minilm.data.examples import Tagged
 from minilm.data.spans import with_column
 from minilm.data.tables import Row, Table
-from minilm.files import write_jsonl, write_whole
+from minilm.files import jsonl_text
 
 SHOWN_LABELS = 40  # in a table or a picture
 
@@ -26,7 +26,7 @@ def table_of_examples(examples: Sequence[Any]) -> Table:
     return Table("examples", ("where", *fields), rows)
 
 
-def write_table(file: Path, table: Table, place: Sequence[int | None], more: dict[str, list[Any]]) -> None:
+def table_text(ending: str, table: Table, place: Sequence[int | None], more: dict[str, list[Any]]) -> str:
     """The rows of `table` with more columns: a .jsonl, a .tsv or a csv; one that the table has gets a name of its own.
 
     place: of each row its place in the columns; what has none is empty there.
@@ -40,12 +40,11 @@ def write_table(file: Path, table: Table, place: Sequence[int | None], more: dic
         row.cells | {name: "" if at is None else values[at] for name, values in named.items()}
         for row, at in zip(table.rows, place, strict=True)
     ]
-    if file.suffix == ".jsonl":
-        write_jsonl(file, rows)
-        return
+    if ending == ".jsonl":
+        return jsonl_text(rows)
     columns = [*table.columns, *named]
     cells = (columns, *([row.get(column, "") for column in columns] for row in rows))
-    write_whole(file, "".join(_csv_line(row, "\t" if file.suffix == ".tsv" else ",") for row in cells))
+    return "".join(_csv_line(row, "\t" if ending == ".tsv" else ",") for row in cells)
 
 
 def _csv_line(cells: Iterable[Any], delimiter: str) -> str:
@@ -65,24 +64,21 @@ def places(table: Table, examples: Sequence[Any]) -> list[int | None]:
     return [number.get(row.where) for row in table.rows]
 
 
-def write_tags(
-    file: Path, source: Table | Path | None, examples: Sequence[Tagged], tags: Sequence[Sequence[str]]
-) -> None:
+def tags_text(
+    ending: str, source: Table | Path | None, examples: Sequence[Tagged], tags: Sequence[Sequence[str]]
+) -> str:
     """The words of `source` and the tag of each: lists in a .jsonl, else one word a line, its tag the last column; with
     no source the words of `examples`, and the tags that they have before those predicted."""
-    if file.suffix == ".jsonl":
-        if isinstance(source, Table):
-            write_table(file, source, places(source, examples), {"prediction": [*tags]})
-        else:
-            rows = zip(examples, tags, strict=True)
-            write_jsonl(file, [{"words": each.words, "prediction": own} for each, own in rows])
-    elif isinstance(source, Path):
-        lines = with_column(source, chain.from_iterable(tags), tabs=file.suffix == ".tsv")
-        write_whole(file, "".join(f"{line}\n" for line in lines))
-    else:
-        known = source is None and all(each.tags is not None for each in examples)
-        columns = zip(examples, tags, strict=True)
-        write_whole(file, _word_lines((each.words, *([each.tags] if known else []), own) for each, own in columns))
+    if ending == ".jsonl" and isinstance(source, Table):
+        return table_text(ending, source, places(source, examples), {"prediction": [*tags]})
+    rows = zip(examples, tags, strict=True)
+    if ending == ".jsonl":
+        return jsonl_text({"words": each.words, "prediction": own} for each, own in rows)
+    if isinstance(source, Path):
+        lines = with_column(source, chain.from_iterable(tags), tabs=ending == ".tsv")
+        return "".join(f"{line}\n" for line in lines)
+    known = source is None and all(each.tags is not None for each in examples)
+    return _word_lines((each.words, *([each.tags] if known else []), own) for each, own in rows)
 
 
 def _word_lines(sentences: Iterable[tuple[Sequence[str], ...]]) -> str:

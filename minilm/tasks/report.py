@@ -41,8 +41,11 @@ def write_report(tuned: Tuned, out: Path, train: Data, dev: Data, test: Data | N
     result["baselines"] = tuned.task.baselines(train.examples, judged.examples)
     result["cut"] = predictions.features.cut
     result |= tuned.task.details(predictions)
-    result["predictions"] = f"predictions{tuned.task.endings[0]}"
-    result |= tuned.task.write(out / result["predictions"], None, predictions)
+    ending = tuned.task.endings[0]
+    result["predictions"] = f"predictions{ending}"
+    text, counts = tuned.task.file_text(ending, None, predictions)
+    write_whole(out / result["predictions"], text)
+    result |= counts
     if "confusion" in result:
         plot_confusion(np.array(result["confusion"]), [row["name"] for row in result["labels"]], out / "confusion.png")
     if not plot_loss(out / "metrics.jsonl", out / "loss.png", kept=result.get("best_step")):

@@ -23,7 +23,7 @@ from minilm.data.tables import Table
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, ConfigError, DataError
-from minilm.files import write_json, write_jsonl
+from minilm.files import json_text, jsonl_text
 from minilm.metrics.intervals import weighted_means, with_intervals
 from minilm.metrics.scores import answer_scores, at_threshold, best_threshold, span_scores
 from minilm.tasks.baselines import Scores
@@ -200,19 +200,20 @@ class Span(Task):
     def baselines(self, train: Sequence[Question], judged: Sequence[Question]) -> Scores:
         return {"no_answer": scores_of(dict.fromkeys((each.id for each in judged), ""), judged)}
 
-    def write(self, file: Path, source: Table | Path | None, predictions: Predictions) -> dict[str, int]:
+    def file_text(
+        self, ending: str, source: Table | Path | None, predictions: Predictions
+    ) -> tuple[str, dict[str, int]]:
         """The answers, "" for none, by the questions' ids, as SQuAD's script takes them; or a line each with its
         margin."""
         answers, margins = self.answers(predictions)
-        if file.suffix == ".json":
-            write_json(file, answers)
-        else:
-            rows = [
-                {"id": each.id, "question": each.question, "prediction": answers[each.id], "margin": margins[each.id]}
-                for each in predictions.examples
-            ]
-            write_jsonl(file, rows)
-        return {"no_answer": sum(not text for text in answers.values())}
+        counts = {"no_answer": sum(not text for text in answers.values())}
+        if ending == ".json":
+            return json_text(answers), counts
+        rows = (
+            {"id": each.id, "question": each.question, "prediction": answers[each.id], "margin": margins[each.id]}
+            for each in predictions.examples
+        )
+        return jsonl_text(rows), counts
 
 
 def gold_answers(examples: Sequence[Question]) -> dict[str, list[str]]:

@@ -21,7 +21,7 @@ from minilm.errors import DataError
 from minilm.metrics.intervals import weighted_counts
 from minilm.metrics.scores import Tags, entity_counts, entity_scores, per_type
 from minilm.tasks.baselines import Scores, commonest_tags
-from minilm.tasks.predictions import write_tags
+from minilm.tasks.predictions import tags_text
 from minilm.tasks.task import TOKENIZED, Features, Predictions, Task, TaskBatch
 from minilm.train.losses import cross_entropy_sum
 
@@ -108,9 +108,11 @@ class Tagging(Task):
     def baselines(self, train: Sequence[Tagged], judged: Sequence[Tagged]) -> Scores:
         return {"commonest_tag": tag_scores([each.tags for each in judged], commonest_tags(train, judged))}
 
-    def write(self, file: Path, source: Table | Path | None, predictions: Predictions) -> dict[str, int]:
-        write_tags(file, source, predictions.examples, self.decode(predictions))
-        return {"words_without_token": without_token(predictions.features, predictions.examples)}
+    def file_text(
+        self, ending: str, source: Table | Path | None, predictions: Predictions
+    ) -> tuple[str, dict[str, int]]:
+        text = tags_text(ending, source, predictions.examples, self.decode(predictions))
+        return text, {"words_without_token": without_token(predictions.features, predictions.examples)}
 
     def asked(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Tagged]:
         sentences = [tuple(words.split() if isinstance(words, str) else words) for words in texts]

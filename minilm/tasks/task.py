@@ -21,7 +21,7 @@ from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
 from minilm.tasks.baselines import Scores
-from minilm.tasks.predictions import places, table_of_examples, write_table
+from minilm.tasks.predictions import places, table_of_examples, table_text
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime, side_by_side
 
@@ -239,13 +239,14 @@ class Task(ABC):
         """Columns of a table of predictions."""
         return {"prediction": self.decode(predictions)}
 
-    def write(self, file: Path, source: Table | Path | None, predictions: Predictions) -> dict[str, int]:
-        """A file of predictions, beside what `source`, of which they were read, has; None: beside the examples
-        themselves. Returns counts of what a reader should know."""
+    def file_text(
+        self, ending: str, source: Table | Path | None, predictions: Predictions
+    ) -> tuple[str, dict[str, int]]:
+        """What a file of predictions holds, beside what `source`, of which they were read, has; None: beside the
+        examples themselves. And counts of what a reader should know."""
         table = table_of_examples(predictions.examples) if source is None else source
         place = range(len(predictions.examples)) if source is None else places(source, predictions.examples)
-        write_table(file, table, place, self.columns(predictions))
-        return {}
+        return table_text(ending, table, place, self.columns(predictions)), {}
 
 
 def tokenized(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: BertTokenizer, length: int) -> Features:

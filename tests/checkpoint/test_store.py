@@ -1,5 +1,6 @@
 """A run directory: complete checkpoints, or none."""
 
+import errno
 import fcntl
 import json
 import os
@@ -196,8 +197,21 @@ def test_an_output_that_cannot_be_is_refused_and_not_made(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="is a file, not a directory"):
         Store(tmp_path / "file" / "run").check_writable()
+    (tmp_path / "link").symlink_to("nowhere")
+    for out in (tmp_path / "link", tmp_path / "link" / "run"):
+        with pytest.raises(ConfigError, match="link is a link that leads nowhere; mend or remove it"):
+            Store(out).check_writable()
     Store(tmp_path / "new" / "run").check_writable()
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("number", "mend"), [(errno.ENOSPC, "make room"), (errno.ENOENT, "mend that")])
+def test_a_save_that_fails_says_what_to_mend(store, number, mend):
+    def write(directory):
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(CheckpointError, match=f"{os.strerror(number)}.; {mend}, then the same command goes on from"):
+        store.save(5, write)
 
 
 def test_a_lock_that_is_a_link_is_not_followed(store, tmp_path):
@@ -350,9 +364,11 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
     assert file.read_text(encoding="utf-8") == "first é\n"
     assert names(tmp_path) == ["run.json"]
     (tmp_path / "elsewhere").write_text("mine")
-    (tmp_path / ".run.json.tmp").symlink_to("elsewhere")
+    file.unlink()
+    file.symlink_to("elsewhere")  # which is not written through
     write_whole(file, "third\n")
     assert (file.read_text(), (tmp_path / "elsewhere").read_text()) == ("third\n", "mine")
+    assert not file.is_symlink()
     (tmp_path / "elsewhere").unlink()
     write_json(file, {"a": [1, None]})
     assert json.loads(file.read_text()) == {"a": [1, None]}

@@ -4,7 +4,10 @@ import errno
 import json
 import os
 import random
+import re
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from minilm.data import shards as module
 from minilm.data.corpus import Corpus
 from minilm.data.prepare import prepare
 from minilm.data.shards import FileArray, entry_fault, fault, open_entry, seal
-from minilm.files import sha256, write_json, write_whole
+from minilm.files import sha256, write_json, write_whole, written_whole
 
 
 @pytest.fixture
@@ -160,7 +163,7 @@ def test_an_entry_is_what_was_prepared(tmp_path, tokenizer):
 # -- files that are whole or not there ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fails", ["write_bytes", "fsync", "replace"])
+@pytest.mark.parametrize("fails", ["open", "fsync", "replace"])
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, fails):
     file = tmp_path / "x.json"
     write_whole(file, "before")
@@ -186,9 +189,77 @@ def test_a_whole_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
     replace = os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: done.append(("replace", str(a))) or replace(a, b))
     write_json(tmp_path / "x", {"ä": [1]})
-    own = str(tmp_path / ".x.tmp")
+    own = done[0][1]
+    assert re.fullmatch(r"\.x\.[0-9a-f]{8}\.tmp", Path(own).name)
     assert done == [("sync", own), ("replace", own), ("sync", str(tmp_path))]
     assert json.loads((tmp_path / "x").read_text(encoding="utf-8")) == {"ä": [1]}
+
+
+def test_many_may_write_the_same_file(tmp_path):
+    """Each into a file of its own beside it: whoever is the last, the file is one of theirs, and whole."""
+    file = tmp_path / "x"
+    contents = {str(number) * (1 << 16) for number in range(8)}
+    with ThreadPoolExecutor(8) as pool:
+        written = [pool.submit(write_whole, file, content) for _ in range(20) for content in contents]
+        while not all(each.done() for each in written):
+            assert not file.exists() or file.read_text() in contents
+        for each in written:
+            each.result()
+    assert file.read_text() in contents
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_the_dead_left_of_a_file_is_removed_and_nothing_else(tmp_path):
+    file = tmp_path / "x.json"
+    (tmp_path / ".x.json.01234567.tmp").write_text("half")
+    others = [".x.json.tmp", ".x.json.1.tmp", ".x.json.0123456g.tmp", "x.json.01234567.tmp", ".y.json.01234567.tmp"]
+    for name in others:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".x.json.89abcdef.tmp").symlink_to("elsewhere")
+    os.mkfifo(tmp_path / ".x.json.aaaaaaaa.tmp")
+    (tmp_path / ".x.json.bbbbbbbb.tmp").mkdir()
+    with written_whole(file) as stream:
+        write_whole(file, "another's")  # the first one lives, and its partial file stays
+        stream.write(b"mine")
+    assert file.read_text() == "mine"
+    kept = [*others, ".x.json.89abcdef.tmp", ".x.json.aaaaaaaa.tmp", ".x.json.bbbbbbbb.tmp", "x.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    assert (tmp_path / ".x.json.tmp").read_text() == "mine"
+
+
+def test_a_partial_file_that_is_taken_for_a_dead_ones_is_made_again(tmp_path, monkeypatch):
+    """Another process may come between a file's making and its lock."""
+    file, taken = tmp_path / "x", []
+
+    def lock(handle, how):
+        if not taken:
+            (partial,) = tmp_path.iterdir()
+            partial.unlink()
+            taken.append(partial)
+        return flock(handle, how)
+
+    flock = files.fcntl.flock
+    monkeypatch.setattr(files.fcntl, "flock", lock)
+    write_whole(file, "after all")
+    assert taken
+    assert file.read_text() == "after all"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_without_locks_nothing_is_taken_for_a_dead_ones(tmp_path, monkeypatch):
+    def none(handle, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", none)
+    (tmp_path / ".x.01234567.tmp").write_text("half")
+    write_whole(tmp_path / "x", "whole")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {".x.01234567.tmp": "half", "x": "whole"}
+
+
+def test_a_name_may_be_as_long_as_names_are(tmp_path):
+    file = tmp_path / ("ä" * 127)  # 254 bytes, and 255 are the most
+    write_whole(file, "x")
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
 def test_sync_reaches_every_file(tmp_path, monkeypatch):

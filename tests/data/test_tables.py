@@ -308,6 +308,8 @@ MALFORMED = [
     ("rows.csv", b"text,label\ncaf\xe9,1\n", "rows.csv:2: not UTF-8 (byte 0xe9); convert it"),
     ("rows.csv", "text,label\na,1\n".encode("utf-16"), "rows.csv:1: UTF-16; convert it, for example with iconv"),
     ("rows.csv.gz", "text,label\na,1\n".encode("utf-16"), "rows.csv.gz:1: UTF-16; convert it"),
+    ("rows.csv", "text,label\na,1\n".encode("utf-32"), "rows.csv:1: UTF-32; convert it, for example with iconv"),
+    ("rows.csv", b"\0\0\xfe\xff" + "text,label\na,1\n".encode("utf-32-be"), "rows.csv:1: UTF-32; convert it"),
     ("rows.csv", "text,label\na,1\n".encode("utf-16-be"), "rows.csv:1: a NUL byte"),
     ("rows.csv", "text,label\na\0b,1\n", "rows.csv:2: a NUL byte"),
     ("rows.csv", "text,label\ra,1\rb,0\r", "rows.csv:1: its lines end in \\r alone; convert it"),

@@ -686,7 +686,7 @@ TOKENIZER_ROWS = [
         Row(f"{key} of {json.dumps(value)}", of_tokenizer(**{key: value}), words, None)
         for key, value, words in [
             ("model_max_length", "512", "model_max_length"),
-            ("model_max_length", -5, "model_max_length"),
+            ("model_max_length", -5, "/model: tokenizer_config.json: model_max_length is -5; give a number of"),
             ("model_max_length", 0, "model_max_length"),
             ("model_max_length", math.nan, "model_max_length"),
             ("model_max_length", True, "model_max_length"),

@@ -13,7 +13,7 @@ from typing import Any
 import finetune
 import train
 from minilm.data.documents import documents_of
-from minilm.files import write_jsonl
+from minilm.files import jsonl_text
 from minilm.metrics.scores import check_installed
 from minilm.recipes import RECIPES
 from minilm.train import loop
@@ -128,4 +128,4 @@ def write_examples(base: Path) -> None:
                 "answers": {"text": [" ".join(words[3:5])], "answer_start": [at]},
             }
         )
-    write_jsonl(base / "questions.jsonl", questions)
+    (base / "questions.jsonl").write_text(jsonl_text(questions), encoding="utf-8")

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minilm.data.examples import Example, Tagged
 from minilm.errors import DataError, UserError
+from minilm.files import write_whole
 from minilm.judging.judged import cost_of, judged_model
 from minilm.judging.prediction_files import Columns, judged_file
 from minilm.tasks.named import read_examples, read_source
@@ -28,7 +29,7 @@ def test_the_file_that_predict_writes_says_what_the_model_says(tuned, tmp_path, 
     source = read_source(file, name)
     for ending in model.task.endings:
         out = tmp_path / f"out{ending}"
-        model.task.write(out, source, whole)
+        write_whole(out, model.task.file_text(ending, source, whole)[0])
         with_gold = judged_file(out, name, data, source)[0]
         alone = with_gold if name == "span" else None
         if name != "span" and not (name == "tagging" and ending == ".jsonl"):
@@ -157,7 +158,8 @@ def test_what_is_no_file_of_predictions_is_named(tmp_path, name, file, content, 
 )
 def test_predictions_of_other_examples_are_refused(tuned, tmp_path, name, out, change, said):
     model, data, file = tuned(name)
-    model.task.write(tmp_path / out, read_source(file, name), model.predictions(data.examples))
+    text = model.task.file_text(Path(out).suffix, read_source(file, name), model.predictions(data.examples))[0]
+    write_whole(tmp_path / out, text)
     Path(tmp_path / out).write_text(change(Path(tmp_path / out).read_text()))
     with pytest.raises(DataError) as caught:
         judged_file(tmp_path / out, name, data, read_source(file, name))

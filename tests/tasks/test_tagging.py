@@ -19,7 +19,7 @@ from minilm.errors import ConfigError, DataError
 from minilm.metrics.scores import convert, per_type, spans
 from minilm.tasks.baselines import commonest_tags
 from minilm.tasks.named import make_task, model_for, open_task, read_examples, read_source
-from minilm.tasks.predictions import write_tags
+from minilm.tasks.predictions import tags_text
 from minilm.tasks.tagging import Tagging, tag_scores, without_token
 from minilm.tasks.task import Predictions, batch_of, outputs_of
 from minilm.tasks.tune import Tuning, tune
@@ -330,15 +330,14 @@ def test_a_column_more(text, tmp_path):
     file.write_bytes(text.encode())
     examples = read_tagged(file, labelled=False).examples
     tags = [["B-x"] * len(each.words) for each in examples]
-    write_tags(out, file, examples, tags)
+    out.write_text(tags_text(".conll", file, examples, tags))
     again = read_tagged(out).examples
     assert [each.words for each in again] == [each.words for each in examples]
     assert [[*each.tags] for each in again] == tags
     assert [line.split()[:1] for line in out.read_text().split("\n")] == [
         line.split()[:1] for line in [*text.removesuffix("\n").split("\n"), ""]
     ]
-    write_tags(tmp_path / "out.jsonl", file, examples, tags)
-    assert '"prediction": ["B-x"' in (tmp_path / "out.jsonl").read_text()
+    assert '"prediction": ["B-x"' in tags_text(".jsonl", file, examples, tags)
 
 
 def test_the_commonest_tag_of_a_word():
