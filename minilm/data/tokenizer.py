@@ -5,10 +5,13 @@ a corpus or a labelled file must not be able to speak to the model in its own ma
 """
 
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,6 +41,9 @@ from minilm.files import regular_file
 
 MULTIPLE = 64  # matmuls like vocabularies of whole tiles
 BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")  # of transformers: these split one way
+FEW_CORES = 3  # on more, encoding all of a text by the library's threads is faster than remembering words
+REMEMBERED = 1 << 20  # letters of words
+WORD = re.compile(r"[!-/:-@\[-`{-~]|[^ \t\n\r!-/:-@\[-`{-~]+")  # a mark of ASCII's, or what is between them and spaces
 # normalizers that change letter by letter, or nearly: what they do to a text can be said of its words alone
 PLAIN_STEPS = {"BertNormalizer", "Lowercase", "StripAccents", "Strip", "NFC", "NFD", "NFKC", "NFKD", "Sequence"}
 
@@ -70,6 +76,16 @@ class Tokenizer:
         backend.no_padding()
         backend.encode_special_tokens = True
         self._backend = backend
+        self._ids: dict[str, list[int]] = {}  # of words that `encode_documents` remembers
+
+    @cached_property
+    def _by_words(self) -> bool:
+        """Whether what a text becomes is what its words do, one after the other, and finding those saves time."""
+        kinds = (normalizers.BertNormalizer, pre_tokenizers.BertPreTokenizer, models.WordPiece)
+        parts = (self._backend.normalizer, self._backend.pre_tokenizer, self._backend.model)
+        added = self._backend.get_added_tokens_decoder().values()  # which a text may hold, unless they are special
+        splits_so = all(map(isinstance, parts, kinds)) and all(token.special for token in added)
+        return splits_so and (os.cpu_count() or 1) <= FEW_CORES
 
     @cached_property
     def _with_specials(self) -> tokenizers.Tokenizer:
@@ -231,9 +247,17 @@ class Tokenizer:
         return Encoding(ids, types, offsets, tokens, (cut[0], cut[1] if pair is not None else 0))
 
     def encode_documents(self, documents: Sequence[str]) -> list[np.ndarray]:
-        """Ids without [CLS] and [SEP], one int64 array a document; on all cores."""
-        encodings = self._backend.encode_batch_fast(list(documents), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        """Ids without [CLS] and [SEP], one int64 array a document; on all cores, or, of few, each word only once."""
+        if not self._by_words:
+            encodings = self._backend.encode_batch_fast(list(documents), add_special_tokens=False)
+            return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        if sum(map(len, self._ids)) > REMEMBERED:
+            self._ids = {}
+        texts = [WORD.findall(document) for document in documents]
+        new = [*set().union(*texts).difference(self._ids)]
+        encodings = self._backend.encode_batch_fast(new, add_special_tokens=False)
+        self._ids |= {word: encoding.ids for word, encoding in zip(new, encodings, strict=True)}
+        return [np.array([*chain.from_iterable(map(self._ids.__getitem__, words))], np.int64) for words in texts]
 
     def decode(self, ids: Sequence[int], skip_specials: bool = True) -> str:
         """Text again: pieces joined, lower-cased if the vocabulary is."""

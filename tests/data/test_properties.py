@@ -19,6 +19,8 @@ from minilm.data.examples import read_texts
 from minilm.data.objectives import CausalLM, MaskedLM, PrefixLM
 from minilm.data.packing import Taken, pack
 from minilm.data.tables import read_table
+from minilm.data.tokenizer import Tokenizer
+from minilm.data.tokenizer_files import wordpiece
 from minilm.errors import DataError
 
 tried = settings(
@@ -60,6 +62,33 @@ def test_any_text_has_the_tokens_that_transformers_gives_it(both, text, pair, le
         )
     assert len(found["input_ids"]) <= length
     assert ours.decode(found["input_ids"]) == theirs.decode(wanted["input_ids"])
+
+
+ODD = ["[MASK]", "the", "ab", "!", "''", " ", "\u0301", "\u0345", "İ", "ß", "Σ", "ǅ", "\x0b", "\x1c", "\x7f", "\x85"]
+ODD += ["\xa0", "\u200b", "\u2028", "\ufffd", "日本", "가", "\u1100\u1161", "a\u0323\u0307", "Å", "…", "q" * 101]
+
+
+@tried
+@given(documents=st.lists(st.lists(TEXT | st.sampled_from(ODD)).map("".join), max_size=3))
+def test_documents_word_by_word_are_what_they_are_at_once(by_word, documents):
+    """What remembers words cuts a text in places across which the library would not look."""
+    for tokenizer in by_word:
+        whole = tokenizer.backend
+        whole.encode_special_tokens = True
+        wanted = [whole.encode(document, add_special_tokens=False).ids for document in documents]
+        assert [found.tolist() for found in tokenizer.encode_documents(documents)] == wanted
+
+
+@pytest.fixture(scope="module")
+def by_word(prose):
+    """Tokenizers that take and leave capital letters, accents and Chinese."""
+    texts = [*prose, *ODD * 3]
+    found = [Tokenizer.train(texts, 256, lowercase) for lowercase in (True, False)]
+    vocab = found[0].backend.get_vocab()
+    found += [Tokenizer(wordpiece(vocab, True, False), True), Tokenizer(wordpiece(vocab, False, True, False), False)]
+    for tokenizer in found:
+        tokenizer._by_words = True  # whatever machine this is
+    return found
 
 
 # -- packing and objectives -----------------------------------------------------------------------------

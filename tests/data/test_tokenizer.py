@@ -249,6 +249,36 @@ def test_stored_truncation_and_padding_are_cleared(trained, tmp_path):
     assert [a.tolist() for a in loaded.encode_documents(NASTY)] == [ids[1:-1] for ids in ids_of(trained)]
 
 
+@pytest.mark.parametrize("cores", [1, 2, 64])
+def test_words_are_remembered_where_that_saves_time(trained, prose, monkeypatch, cores):
+    """On few cores; on many the library encodes documents at once. The ids are the same."""
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("minilm.data.tokenizer.REMEMBERED", 100)
+    tokenizer = Tokenizer(trained.backend, trained.lowercase)
+    remembered = []
+    for document in [*prose, *prose]:
+        assert tokenizer.encode_documents([document])[0].tolist() == trained.encode(document).input_ids[1:-1]
+        remembered.append(sum(map(len, tokenizer._ids)))
+    assert (max(remembered) > 0) == (cores < 64)
+    longest = max(sum(map(len, set(document.split()))) for document in prose)
+    assert max(remembered) <= 100 + longest
+    assert tokenizer.encode_documents([]) == []
+    assert [found.tolist() for found in tokenizer.encode_documents(["", " \n"])] == [[], []]
+
+
+def test_a_text_with_words_of_its_own_is_encoded_at_once(trained, monkeypatch):
+    """An added word may be of several, and other splitters look across them."""
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    backend = trained.backend
+    backend.add_tokens(["cat, sat"])
+    tokenizer = Tokenizer(backend, trained.lowercase)
+    assert not tokenizer._by_words
+    assert tokenizer.encode_documents(["the cat, sat"])[0][-1] == trained.vocab_size
+    backend = trained.backend
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    assert not Tokenizer(backend, trained.lowercase)._by_words
+
+
 # -- using ----------------------------------------------------------------------------------------------
 
 
