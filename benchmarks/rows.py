@@ -56,7 +56,8 @@ SHAPES = {  # by the device
     "cuda": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
 }
 TOKENS = {"cpu": 32 * 128, "cuda": 256 * 128}  # of a step, padding included where rows are full
-TEXTS = {"cpu": 400, "cuda": 20_000}  # of a pass
+TEXTS = {"cpu": 400, "cuda": 20_000}  # of a pass, if not given
+DOCUMENTS = 1600  # that are tokenised
 BATCHES = {"cpu": 2, "cuda": 4}  # different ones, all in each call
 INITIAL = 0.1  # the standard deviation of weights
 RATE = 0.15  # of the tokens are targets
@@ -86,6 +87,7 @@ class Setting:
     precision: str
     model: Path | None  # a directory that all libraries open
     cache_dir: Path
+    texts: int | None = None  # of a pass
 
     @property
     def runtime(self) -> Runtime:
@@ -279,7 +281,7 @@ def texts_of(setting: Setting, kind: str, n: int) -> list[str]:
 
 def embedding(setting: Setting, kind: str) -> Makers:
     """Texts to vectors, tokenising included."""
-    texts = texts_of(setting, kind, TEXTS[setting.device.type])
+    texts = texts_of(setting, kind, setting.texts or TEXTS[setting.device.type])
     return {
         "minilm": partial(_embedder, setting, [texts]),
         **_both_sentence_transformers(setting, [texts]),
@@ -361,7 +363,7 @@ def tokenising(setting: Setting) -> Makers:
     """Documents to ids, without special tokens, by as many threads as either library takes."""
     from transformers import AutoTokenizer
 
-    texts = texts_of(setting, "long", 4 * TEXTS["cpu"])
+    texts = texts_of(setting, "long", DOCUMENTS)
 
     def minilm() -> Side:
         tokenizer = Tokenizer.load(setting.model)
@@ -388,8 +390,8 @@ def _of_ids(ids: np.ndarray) -> Done:
     return Done(len(ids), torch.from_numpy(ids.astype(np.int64)))
 
 
-def loading(setting: Setting) -> Makers:
-    """Masked batches of 32 rows of 128 tokens, out of tokens on the disk, or in memory for transformers."""
+def loading(setting: Setting, B: int = 32) -> Makers:
+    """Masked batches of B rows of 128 tokens, out of tokens on the disk, or in memory for transformers."""
     from torch.utils.data import DataLoader
     from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
@@ -397,7 +399,7 @@ def loading(setting: Setting) -> Makers:
     rows = pack(data.train, "stream", 128, data.tokenizer)
 
     def minilm() -> Side:
-        stretches, objective = [Stretch(10**9, 128, 32, 32)], make_objective("mlm", data.tokenizer, 0, RATE)
+        stretches, objective = [Stretch(10**9, 128, B, B)], make_objective("mlm", data.tokenizer, 0, RATE)
         endless = Loader(stretches, {128: rows}, objective, 0).steps_from(0)
 
         def run() -> Done:
@@ -408,14 +410,14 @@ def loading(setting: Setting) -> Makers:
 
     def transformers() -> Side:
         """A process of its own prepares them, as minilm's thread does."""
-        numbers = np.arange(32 * LOADED) % len(rows)
+        numbers = np.arange(B * LOADED) % len(rows)
         ids = rows.take(numbers, np.zeros_like(numbers)).ids
         special = torch.isin(ids, torch.tensor(data.tokenizer.special_ids)).long()
         examples = [{"input_ids": a, "special_tokens_mask": b} for a, b in zip(ids, special, strict=True)]
         with tempfile.TemporaryDirectory() as directory:
             data.tokenizer.save(Path(directory), 128)
             collate = DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(directory), mlm_probability=RATE)
-        loader = DataLoader(examples, 32, True, collate_fn=collate, num_workers=1, persistent_workers=True)
+        loader = DataLoader(examples, B, True, collate_fn=collate, num_workers=1, persistent_workers=True)
         return lambda: Done(sum(batch["input_ids"].numel() for batch in loader), torch.zeros(1))
 
     return {"minilm": minilm, "transformers": transformers}
@@ -452,5 +454,6 @@ ROWS: dict[str, Row] = {  # the most telling first
     "embed-long": Row("vectors of texts of 150 to 300 words", "texts", partial(embedding, kind="long"), True),
     "latency": Row("vectors of short texts, one at a time", "texts", latency, True),
     "tokenise": Row("documents to ids", "tokens", tokenising, True, ("fp32",)),
-    "load": Row("masked batches", "tokens", loading, precisions=("fp32",)),
+    "load": Row("masked batches of 32 rows of 128 tokens", "tokens", loading, precisions=("fp32",)),
+    "load-256": Row("the same of 256 rows", "tokens", partial(loading, B=256), precisions=("fp32",)),
 }

@@ -181,13 +181,14 @@ def benchmarks_main(load, monkeypatch, tmp_path):
         ("TOKENS", {"cpu": 1024}),
         ("TEXTS", {"cpu": 6}),
         ("SINGLE", 3),
+        ("DOCUMENTS", 24),
         ("LOADED", 2),
         ("WORDS", {"short": (2, 5), "long": (5, 9), "mixed": (2, 9)}),
     ):
         monkeypatch.setattr(rows, name, value)
     documents = ["the cat sat on the mat and ran home with two dogs"] * 4
     monkeypatch.setattr(rows, "embedded_corpus", lambda cache_dir: SimpleNamespace(documents=lambda: documents))
-    (tmp_path / "a.txt").write_text("\n\n".join(f"the cat {i} sat on the mat" for i in range(900)))
+    (tmp_path / "a.txt").write_text("\n\n".join(f"the cat {i} sat on the mat" for i in range(4000)))
     corpus = open_corpus([str(tmp_path / "a.txt")])
     monkeypatch.setattr(rows, "prepare", lambda _, cache, *args, **more: prepare(corpus, cache, *args, **more))
     monkeypatch.setattr(module, "ALONE", 1)
@@ -203,7 +204,7 @@ def benchmarks_main(load, monkeypatch, tmp_path):
 
 
 ROWS = ["pretrain-128", "pretrain-128-dropout", "pretrain-natural", "pretrain-512", "causal-1024"]
-TEXT_ROWS = ["embed-mixed", "embed-short", "embed-long", "latency", "tokenise", "load"]
+TEXT_ROWS = ["embed-mixed", "embed-short", "embed-long", "latency", "tokenise", "load", "load-256"]
 
 
 def test_every_row_is_known(benchmarks_main):
@@ -234,6 +235,15 @@ def test_sides_do_the_same(benchmarks_main, encoder_directory, tmp_path, capsys,
         assert ("ratio" in line) == (line["side"] != "minilm")
         assert line.get("ratio_low", 0) <= line.get("ratio", 0) <= line.get("ratio_high", 0)
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_pass_is_of_so_many_texts(benchmarks_main, encoder_directory, tmp_path):
+    shared = {"rows": ("embed-mixed",), "precision": "fp32", "device": "cpu", "model": encoder_directory}
+    args = benchmarks_main.Args(**shared, cache_dir=tmp_path, texts=4, turns_of="all", pairs=1)
+    assert {own["turns"][0][0] for own in benchmarks_main.turns(args)["sides"].values()} == {4}
+    where = torch.device("cpu")
+    told = [benchmarks_main.about(replace(args, texts=n), "embed-mixed", "fp32", where) for n in (4, 5)]
+    assert told[0] != told[1]
 
 
 def test_a_side_that_does_something_else_is_none(benchmarks_main):
