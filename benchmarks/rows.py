@@ -38,10 +38,14 @@ from minilm.data.objectives import make_objective
 from minilm.data.packing import best_fit, pack
 from minilm.data.prepare import prepare
 from minilm.data.tokenizer import Tokenizer
+from minilm.dropin.config import BertConfig
+from minilm.dropin.models import BertForSequenceClassification
 from minilm.evaluation.embed import embed, read_embedder
 from minilm.model.attention import Backend
 from minilm.model.encoder import EncoderConfig, bert_config, initialise
 from minilm.model.heads import LanguageModel
+from minilm.tasks.classification import Classification
+from minilm.tasks.task import Features, batch_of
 from minilm.train.cheap import cheapen
 from minilm.train.cost import step_flops
 from minilm.train.loop import train_step
@@ -64,7 +68,8 @@ RATE = 0.15  # of the tokens are targets
 LR, DECAY, EPS = 1e-4, 0.01, 1e-6
 SINGLE = 50  # texts, one at a time
 LOADED = 50  # batches
-TOGETHER = 32  # texts, sentence-transformers' batch
+TOGETHER = 32  # texts, sentence-transformers' batch, and of a step of fine-tuning
+LABELLED, LABELLED_LENGTHS = 8, (4, 64)  # batches, and tokens of a text of theirs
 WORDS = {"short": (4, 16), "long": (150, 300), "mixed": (4, 300)}  # of a text, the last with as many of each size
 
 
@@ -233,6 +238,23 @@ def _transformers(
     assert all("decoder" in name or "position_ids" in name for name in missing), missing  # which are tied
     if on_targets and half and setting.device.type == "cpu":
         made.set_attn_implementation("eager")
+
+    def of_targets(labels: Tensor, **inputs: Tensor) -> Tensor:
+        is_target = labels != IGNORE
+        logits = made.cls(made.bert(**inputs).last_hidden_state[is_target])
+        return nn.functional.cross_entropy(logits.float(), labels[is_target])
+
+    return _loop(made, setting, batches, compiled, of_targets if on_targets else None)
+
+
+def _loop(
+    made: nn.Module,
+    setting: Setting,
+    batches: list[dict[str, Tensor]],
+    compiled: bool = False,
+    loss_of: Callable[..., Tensor] | None = None,
+) -> Side:
+    """A plain loop over one of transformers' models. loss_of: of a batch; the model's own, if not given."""
     made.to(setting.device).train()
     plain, decayed = ([own for own in made.parameters() if (own.ndim < 2) == flat] for flat in (True, False))
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}]
@@ -241,17 +263,13 @@ def _transformers(
     there = [{name: own.to(setting.device) for name, own in batch.items()} for batch in batches]
     masks = [batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in batches]
     count, calls = sum(int(mask.sum()) for mask in masks), itertools.count()
-
-    def of_targets(labels: Tensor, **inputs: Tensor) -> Tensor:
-        is_target = labels != IGNORE
-        logits = made.cls(made.bert(**inputs).last_hidden_state[is_target])
-        return nn.functional.cross_entropy(logits.float(), labels[is_target])
+    half = setting.precision == "bf16"
 
     def run() -> Done:
         found, is_compared = [], next(calls) == 0
         for batch in there:
             with torch.autocast(setting.device.type, dtype=torch.bfloat16, enabled=half):
-                loss = of_targets(**batch) if on_targets else forward(**batch).loss
+                loss = forward(**batch).loss if loss_of is None else loss_of(**batch)
             loss.backward()
             # clipping's own norm of 12 M numbers is off by up to 4e-4 on a CPU, against float64; this one by 7e-6
             norm = [gradient_norm(made)] if is_compared else []
@@ -262,6 +280,78 @@ def _transformers(
         return Done(count, torch.stack(found))
 
     return run
+
+
+# -- fine-tuning ----------------------------------------------------------------------------------------
+
+
+def finetuning(setting: Setting) -> Makers:
+    """A training step of 32 labelled texts, their lengths about as SST-2's."""
+    rng, count = np.random.default_rng(0), TOGETHER * LABELLED
+    lengths = np.clip(rng.lognormal(np.log(22), 0.5, count), *LABELLED_LENGTHS).astype(int)
+    ids, target = rng.integers(5, VOCABULARY, lengths.sum()).astype(np.int32), rng.integers(0, 2, count)
+    offsets = np.concatenate([[0], lengths.cumsum()])
+    features = Features(ids, np.zeros(len(ids), np.int8), offsets, target, np.arange(count))
+    sides: Makers = {
+        "minilm": partial(_classifier, setting, features),
+        "transformers": partial(_their_classifier, setting, features),
+    }
+    if setting.device.type == "cuda":
+        sides["minilm, compiled"] = partial(_classifier, setting, features, compiled=True)
+        sides["transformers, tuned"] = partial(_their_classifier, setting, features, 16, compiled=True)
+    return sides
+
+
+def _fresh_classifier(setting: Setting) -> BertForSequenceClassification:
+    """The same weights each time, of two labels."""
+    torch.manual_seed(0)
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    sizes = SHAPES[setting.device.type]
+    more = {"intermediate_size": 4 * sizes["hidden_size"], "initializer_range": INITIAL, "num_labels": 2}
+    return BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **sizes, **more, **none))
+
+
+def _classifier(setting: Setting, features: Features, compiled: bool = False) -> Side:
+    """As `minilm.tasks.tune` trains one."""
+    runtime, model, task = setting.runtime, _fresh_classifier(setting), Classification(("no", "yes"))
+    model.to(setting.device).train()
+    longest, on_gpu = LABELLED_LENGTHS[1], setting.device.type == "cuda"
+    encoder = model.base_model.encoder
+    encoder.backend = runtime.backend(longest, 0.0)
+    cheapen(model, encoder.embedding.word)
+    forward, loss = Applied(model), runtime.compiled(task.loss, any_shape=True) if compiled else task.loss
+    optimizers = make_optimizers(model, "adamw", LR, DECAY, eps=EPS)
+    parts = np.arange(len(features)).reshape(LABELLED, TOGETHER)
+    there = [batch_of(features, part, longest if on_gpu else None)[0].to(setting.device) for part in parts]
+
+    def run() -> Done:
+        found = []
+        for batch in there:
+            nats, norm, _ = train_step(forward, loss, optimizers, [batch], runtime, 1.0)
+            found += [nats / batch.count, norm]
+        return Done(sum(batch.size for batch in there), torch.stack(found))
+
+    return run
+
+
+def _their_classifier(setting: Setting, features: Features, multiple: int = 1, compiled: bool = False) -> Side:
+    """Each batch is padded to its longest text, or to a multiple of so many tokens."""
+    from transformers import AutoModelForSequenceClassification
+
+    with tempfile.TemporaryDirectory() as directory:
+        _fresh_classifier(setting).save_pretrained(directory)
+        made = AutoModelForSequenceClassification.from_pretrained(directory)
+    texts = [torch.from_numpy(ids.astype(np.int64)) for ids in np.split(features.ids, features.offsets[1:-1])]
+    labels = torch.from_numpy(features.target)
+    batches = []
+    for part in np.arange(len(texts)).reshape(LABELLED, TOGETHER):
+        own = [texts[i] for i in part]
+        batch = {"input_ids": pad_sequence(own, True), "labels": labels[part]}
+        batch["attention_mask"] = pad_sequence([torch.ones_like(ids) for ids in own], True)
+        more = -batch["input_ids"].shape[1] % multiple
+        padded = {name: nn.functional.pad(batch[name], (0, more)) for name in ("input_ids", "attention_mask")}
+        batches.append(batch | padded)
+    return _loop(made, setting, batches, compiled)
 
 
 # -- texts ----------------------------------------------------------------------------------------------
@@ -449,6 +539,7 @@ ROWS: dict[str, Row] = {  # the most telling first
         partial(language_modelling, T=1024, causal=True),
         flops=partial(flops_of, T=1024, rate=1.0),
     ),
+    "finetune": Row("a fine-tuning step, 32 texts of 4 to 64 tokens", "tokens", finetuning),
     "embed-mixed": Row("vectors of texts of 4 to 300 words", "texts", partial(embedding, kind="mixed"), True),
     "embed-short": Row("vectors of texts of 4 to 16 words", "texts", partial(embedding, kind="short"), True),
     "embed-long": Row("vectors of texts of 150 to 300 words", "texts", partial(embedding, kind="long"), True),

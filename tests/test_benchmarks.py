@@ -203,7 +203,7 @@ def benchmarks_main(load, monkeypatch, tmp_path):
     return module
 
 
-ROWS = ["pretrain-128", "pretrain-128-dropout", "pretrain-natural", "pretrain-512", "causal-1024"]
+ROWS = ["pretrain-128", "pretrain-128-dropout", "pretrain-natural", "pretrain-512", "causal-1024", "finetune"]
 TEXT_ROWS = ["embed-mixed", "embed-short", "embed-long", "latency", "tokenise", "load", "load-256"]
 
 
