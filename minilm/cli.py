@@ -45,7 +45,7 @@ def run_one_of(commands: dict[str, tuple[Callable[[Any], int | None], type]], ar
     if name not in commands:
         what = f"{name}: no such command" if name else "no command given"
         sys.exit(_fail(what + (did_you_mean(name, commands) or f"; give one of {', '.join(commands)}")))
-    run(*commands[name], argv[1:], f"{script} {name}", goes_on=False)
+    run(*commands[name], argv[1:], f"{script} {name}", getattr(commands[name][1], "goes_on", False))
 
 
 def run(

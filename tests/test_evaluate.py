@@ -1,8 +1,10 @@
 """The commands of evaluate.py on a small model: what they print, write, and refuse."""
 
 import gzip
+import itertools
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from sacrebleu.metrics import BLEU
 import minilm
 from minilm import cli
 from minilm.checkpoint.pooling import Pooling
+from minilm.commands import embed as embed_command
 from minilm.data.tables import table_of
 from minilm.language.bias import crows_log_probabilities, read_crows
 from minilm.language.cloze import last_words, read_passages
@@ -83,14 +86,12 @@ def test_embed_writes_a_row_a_line(go, script, monkeypatch, caplog):
 def test_what_is_beside_the_result_is_left_alone(go, tmp_path, monkeypatch):
     """Another run's partial file, and one that a link leads to; and nothing stays of a run that fails."""
     flags = ("embed", "--model", "encoder", "--data", "lines.txt", "--out", "v.npy")
-    others, dead = tmp_path / ".v.npy.1.tmp", tmp_path / ".linked.npy.01234567.tmp"
+    others = tmp_path / ".v.npy.1.tmp"
     others.write_text("of another")
-    dead.write_text("of a run that was killed")
     (tmp_path / "linked.npy").write_text("")
     (tmp_path / "v.npy").symlink_to("linked.npy")  # is followed
     assert go(*flags)[0] == 0
     assert others.read_text() == "of another"
-    assert not dead.exists()
     assert (tmp_path / "v.npy").is_symlink()
     before = np.load("linked.npy")
 
@@ -103,6 +104,64 @@ def test_what_is_beside_the_result_is_left_alone(go, tmp_path, monkeypatch):
     assert "error: --out v.npy: cannot be written (No space left on device)" in err.splitlines()[-1]
     assert np.array_equal(np.load("v.npy"), before)
     assert [path for path in tmp_path.glob(".*") if path != others] == []
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 0), (None, 2)],
+    ids=["SIGTERM", "SIGINT", "SIGUSR1", "a full disk"],
+)
+def test_embed_goes_on(go, monkeypatch, tmp_path, number, status):
+    """After a signal, or where the disk is full: to the same bytes, and what is done is not computed again."""
+    monkeypatch.setattr("minilm.evaluation.embed.CHUNK", 2)
+    flags = ("embed", "--model", "encoder", "--data", "lines.txt", "--threads", "1")
+    assert go(*flags, "--out", "whole.npy", "--json", "whole.json")[0] == 0
+    vectors_of, read = embed_command.vectors_of, []
+
+    def stops(embedder, texts, *more):
+        if len(read) == 4:
+            if number is None:
+                raise OSError(28, "No space left on device")
+            signal.raise_signal(number)
+        read.extend(texts)
+        return vectors_of(embedder, texts, *more)
+
+    monkeypatch.setattr(embed_command, "vectors_of", stops)
+    found, _, err = go(*flags, "--out", "v.npy")
+    assert found == status
+    assert not Path("v.npy").exists()
+    assert "stopped; " in err or number is None
+    monkeypatch.setattr(embed_command, "vectors_of", lambda *args: read.extend(args[1]) or vectors_of(*args))
+    found, _, err = go(*flags, "--out", "v.npy", "--json", "v.json")
+    assert found == 0
+    assert "going on after 4 of 6 lines" in err
+    assert read == LINES
+    assert Path("v.npy").read_bytes() == Path("whole.npy").read_bytes()
+    assert json.loads(Path("v.json").read_text()) == json.loads(Path("whole.json").read_text())
+    assert not [*tmp_path.glob("*.partial*")]
+
+
+@pytest.mark.parametrize("change", ["--normalize", "--batch-tokens", "--model", "--data", "--precision"])
+def test_embed_begins_anew_where_the_vectors_would_be_others(go, monkeypatch, tmp_path, change):
+    monkeypatch.setattr("minilm.evaluation.embed.CHUNK", 2)
+    vectors_of = embed_command.vectors_of
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            embed_command,
+            "vectors_of",
+            lambda e, texts, *more: signal.raise_signal(15) if texts[0] == LINES[4] else vectors_of(e, texts, *more),
+        )
+        flags = {"--model": "encoder", "--data": "lines.txt", "--batch-tokens": "64"}
+        assert go("embed", *itertools.chain(*flags.items()), "--out", "v.npy")[0] == 143
+    more = ["--no-normalize"] if change == "--normalize" else []
+    Path("others.txt").write_text("\n".join([*LINES[:5], "another"]) + "\n")
+    others = {"--batch-tokens": "16", "--model": "masked", "--data": "others.txt", "--precision": "bf16"}
+    flags |= {change: others[change]} if change in others else {}
+    status, _, err = go("embed", *itertools.chain(*flags.items()), *more, "--out", "v.npy")
+    assert status == 0
+    assert "v.npy.partial is of another model, other data or settings: beginning anew" in err
+    assert go("embed", *itertools.chain(*flags.items()), *more, "--out", "w.npy")[0] == 0
+    assert Path("v.npy").read_bytes() == Path("w.npy").read_bytes()
 
 
 def test_what_is_printed_moves_no_cursor(go):

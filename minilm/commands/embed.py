@@ -1,19 +1,23 @@
 """embed, search: vectors of texts, and the nearest texts."""
 
+import hashlib
+import io
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 
 from minilm import cli
-from minilm.commands.of_model import SAY_EVERY, THREADS, OfModel
+from minilm.checkpoint.model import weights_fingerprint
+from minilm.commands.of_model import SAY_EVERY, THREADS, OfModel, going_on
 from minilm.data.documents import is_jsonl, lines_of
 from minilm.errors import ConfigError, DataError, printable
 from minilm.evaluation.embed import Embedder, chunks, read_embedder, say_cut, search, vectors_of
-from minilm.files import written_whole
 from minilm.train.log import say
 from minilm.train.runtime import Precision, Runtime
 
@@ -38,6 +42,15 @@ class OfTexts(OfModel):
         embedder.model.to(runtime.dtype)
         return embedder
 
+    def decides(self, embedder: Embedder) -> dict[str, Any]:
+        """What decides the bits of a line's vector."""
+        model, backend = embedder.model, embedder.tokenizer.backend_tokenizer
+        how = asdict(embedder.pooling) | {"length": embedder.length, "batch_tokens": self.batch_tokens}
+        computed = {"precision": self.precision, "device": str(model.device), "threads": torch.get_num_threads()}
+        tokenizer = hashlib.sha256(backend.to_str().encode()).hexdigest()
+        of = {"model": weights_fingerprint(model), "tokenizer": tokenizer, "torch": torch.__version__}
+        return of | how | computed
+
     def lines(self) -> Iterator[str]:
         if is_jsonl(self.data):
             raise DataError(f"--data {self.data}: jsonl is not read here; give a file of one text a line")
@@ -48,7 +61,9 @@ class OfTexts(OfModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Embed(OfTexts):
-    """A vector for each line of a text file, as a .npy."""
+    """A vector for each line of a text file, as a .npy. Stopped or killed, the same command goes on."""
+
+    goes_on: ClassVar[bool] = True
 
     out: Path
     """The .npy to write: float32, a row a line."""
@@ -73,36 +88,59 @@ def run_embed(args: Embed) -> None:
     cli.check_output("--out", args.out, data=args.data)
     if args.out.suffix != ".npy" or (args.out.exists() and not args.out.is_file()):
         raise ConfigError(f"--out {args.out}: give a file that ends in .npy, and no pipe")
-    count = sum(1 for _ in args.lines())
+    lines, again = Watched(args.lines()), Watched(args.lines())
+    count = sum(1 for _ in lines)
     if not count:
         raise DataError(f"--data {args.data}: holds no line")
     embedder = args.embedder(args.normalize)
-    width, cut, at = len(embedder.pooling.how) * embedder.model.config.hidden_size, 0, 0
+    width = len(embedder.pooling.how) * embedder.model.config.hidden_size
     said = time.monotonic()
-    try:
-        with written_whole(args.out.resolve()) as rows:
-            np.lib.format.write_array_header_1_0(
-                rows, {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
-            )
-            for chunk in chunks(args.lines()):
-                vectors, long = vectors_of(embedder, chunk, args.batch_tokens)
-                if at + len(chunk) > count:
-                    raise DataError(f"--data {args.data}: changed while it was read")
-                rows.write(vectors.numpy().astype("<f4", copy=False).tobytes())
-                at, cut = at + len(chunk), cut + long
-                if time.monotonic() - said > SAY_EVERY:
-                    said = time.monotonic()
-                    say(f"{at:,} of {count:,} lines")
-            if at < count:
-                raise DataError(f"--data {args.data}: changed while it was read")
-    except OSError as error:
-        raise ConfigError(f"--out {args.out}: cannot be written ({error.strerror or error})") from error
+    with going_on("--out", args.out, args.decides(embedder) | {"lines": lines.digest()}) as rows:
+        at, cut = rows.told.get("lines", 0), rows.told.get("cut", 0)
+        if at:
+            say(f"going on after {at:,} of {count:,} lines")
+        else:
+            rows.add(header(count, width))
+        for chunk in chunks(itertools.islice(again, at, None)):
+            vectors, long = vectors_of(embedder, chunk, args.batch_tokens)
+            if at + len(chunk) > count:
+                break
+            at, cut = at + len(chunk), cut + long
+            rows.add(vectors.numpy().astype("<f4", copy=False).tobytes(), lines=at, cut=cut)
+            if time.monotonic() - said > SAY_EVERY:
+                said = time.monotonic()
+                say(f"{at:,} of {count:,} lines")
+        if again.digest() != lines.digest():
+            raise DataError(f"--data {args.data}: changed while it was read")
+        rows.finish()
     say_cut(cut, count, embedder)
     how = " + ".join(embedder.pooling.how) + (", length 1" if embedder.pooling.normalize else "")
     say(f"{count:,} lines -> {args.out}: float32 ({count}, {width}), {how}")
     if args.json is not None:
         pooling = asdict(embedder.pooling)
         cli.write_result(args.json, {"texts": count, "cut": cut, "length": embedder.length, "width": width} | pooling)
+
+
+class Watched:
+    """Lines, and when they have been read what tells them from others."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines, self._digest = iter(lines), hashlib.sha256()
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            self._digest.update(f"{line}\n".encode())
+            yield line
+
+    def digest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def header(count: int, width: int) -> bytes:
+    """How a .npy of so many vectors begins."""
+    begin = io.BytesIO()
+    np.lib.format.write_array_header_1_0(begin, {"descr": "<f4", "fortran_order": False, "shape": (count, width)})
+    return begin.getvalue()
 
 
 def run_search(args: Search) -> None:

@@ -2,14 +2,17 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
 from minilm import cli
+from minilm.errors import ConfigError
 from minilm.metrics.intervals import FEWEST
+from minilm.partial import Partial, partial_of
 from minilm.tasks.finetune import open_tuned
 from minilm.tasks.tune import Tuned
 from minilm.train.log import say
@@ -24,6 +27,8 @@ SAY_EVERY = 10  # seconds
 @dataclass(frozen=True, kw_only=True)
 class OfModel:
     """What every command is told of its model."""
+
+    goes_on: ClassVar[bool] = False  # whether one that was stopped does, when it is given again
 
     model: str
     """A directory, or a name on the Hugging Face hub."""
@@ -73,6 +78,23 @@ def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
                 say(f"{done:,} of {total:,} {what}, {max(0, left):.0f} s left")
         yield each
         before = time.monotonic()
+
+
+@contextmanager
+def going_on(name: str, output: Path, of: dict[str, Any]) -> Iterator[Partial]:
+    """`partial_of` the file of the flag `name`, or where a link of that name leads. Raises ConfigError."""
+    try:
+        with partial_of(output.resolve(), of) as partial:
+            if partial.was_of_another:
+                say(f"{partial.path} is of another model, other data or settings: beginning anew")
+            try:
+                yield partial
+            except (KeyboardInterrupt, SystemExit):
+                if partial.told:
+                    say(f"stopped; {partial.path} is kept, from which the same command goes on")
+                raise
+    except OSError as error:
+        raise ConfigError(f"{name} {output}: cannot be written ({error.strerror or error})") from error
 
 
 def tell(target: str | None, found: dict[str, Any], lines: Iterable[str]) -> None:

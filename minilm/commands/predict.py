@@ -1,11 +1,13 @@
 """predict: what a tuned model says of new examples."""
 
 import itertools
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from minilm import cli
-from minilm.commands.of_model import THREADS, OfModel
+from minilm.commands.of_model import THREADS, OfModel, going_on
 from minilm.data.examples import named_columns
 from minilm.data.tables import check_regular
 from minilm.errors import ConfigError
@@ -15,7 +17,10 @@ from minilm.train.log import say
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(OfModel):
-    """What a tuned model says of each row of a table, of each word, or to each question; labels are not needed."""
+    """What a tuned model says of each row of a table, of each word, or to each question; labels are not needed.
+    Stopped or killed, the same command goes on."""
+
+    goes_on: ClassVar[bool] = True
 
     input: Path
     """csv, tsv, jsonl, json or parquet, also .gz or .xz; for tags one word a line (CoNLL), or lists of words; of
@@ -57,11 +62,16 @@ def run_predict(args: Predict) -> None:
     columns = named_columns(data.columns)
     if columns and not any(note.startswith(columns) for note in data.notes):  # as in training, and so not looked for
         say(columns)
-    predictions = tuned.predictions(data.examples)
-    predictions.check_finite(str(args.input))
-    counts = {"rows": len(data.examples) + len(data.left_out), "cut": predictions.features.cut, "length": tuned.length}
-    text, more = task.file_text(args.output.suffix, source, predictions)
-    cli.write_output("--output", args.output, text)
+    features = tuned.features(data.examples)
+    counts = {"rows": len(data.examples) + len(data.left_out), "cut": features.cut, "length": tuned.length}
+    is_pipe = args.output.exists() and not args.output.is_file()
+    with nullcontext() if is_pipe else going_on("--output", args.output, tuned.decides(features)) as kept:
+        if kept and kept.told:
+            say(f"going on after {kept.told['batches']:,} batches")
+        predictions = tuned.predictions(data.examples, features, kept)
+        predictions.check_finite(str(args.input))
+        text, more = task.file_text(args.output.suffix, source, predictions)
+        cli.write_output("--output", args.output, text)
     counts |= more
     for why in data.left_out:
         say(f"nothing said of {why}")

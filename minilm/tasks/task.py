@@ -3,6 +3,8 @@
 Shape letters: N features of a batch, B rows, T tokens per row, C labels.
 """
 
+import io
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -20,6 +22,7 @@ from minilm.data.tables import Table
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
+from minilm.partial import Partial
 from minilm.tasks.baselines import Scores
 from minilm.tasks.predictions import places, table_of_examples, table_text
 from minilm.train.ranks import Applied
@@ -310,12 +313,25 @@ def _layout(lengths: np.ndarray) -> tuple[int, np.ndarray]:
 
 
 def outputs_of(
-    task: Task, forward: Applied, features: Features, runtime: Runtime, wants_loss: bool = True
+    task: Task,
+    forward: Applied,
+    features: Features,
+    runtime: Runtime,
+    wants_loss: bool = True,
+    kept: Partial | None = None,
 ) -> tuple[np.ndarray, float]:
-    """What the model says of all features, and its mean loss (NaN, if that is not wanted). Leaves it in eval mode."""
+    """What the model says of all features, and its mean loss (NaN, if that is not wanted). Leaves it in eval mode.
+    kept: what it has said in the first batches already; more is added, and the loss is not wanted."""
     forward.eval()
     found: np.ndarray | None = None
     nats = count = 0.0
+    batches = _by_length(features)
+
+    def put(rows: np.ndarray, outputs: np.ndarray) -> None:
+        nonlocal found
+        if found is None:
+            found = np.zeros((len(features.ids) if task.per_token else len(features), *outputs.shape[1:]), np.float32)
+        found[features.places(rows) if task.per_token else rows] = outputs
 
     def of_batch(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
         batch, rows = batch_of(features, rows)
@@ -325,12 +341,24 @@ def outputs_of(
             loss, targets = task.loss_of(outputs, moved) if wants_loss else (0.0, 0.0)
         return rows, outputs.float().cpu().numpy(), float(loss), float(targets)
 
-    for rows, outputs, loss, targets in side_by_side(of_batch, _by_length(features), runtime.device):
-        nats, count = nats + loss, count + targets
-        if found is None:
-            found = np.zeros((len(features.ids) if task.per_token else len(features), *outputs.shape[1:]), np.float32)
-        found[features.places(rows) if task.per_token else rows] = outputs
+    done = kept.told.get("batches", 0) if kept else 0
+    if kept:
+        content = io.BytesIO(kept.content())
+        for _ in itertools.islice(batches, done):
+            put(np.load(content), np.load(content))
+    for rows, outputs, loss, targets in side_by_side(of_batch, batches, runtime.device):
+        nats, count, done = nats + loss, count + targets, done + 1
+        put(rows, outputs)
+        if kept:
+            kept.add(_arrays(rows, outputs), batches=done)
     return found, nats / count if wants_loss and count else float("nan")
+
+
+def _arrays(*arrays: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    for array in arrays:
+        np.save(content, array)
+    return content.getvalue()
 
 
 def _by_length(features: Features) -> Iterator[np.ndarray]:

@@ -24,6 +24,7 @@ from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError, some
 from minilm.metrics.scores import check_installed
+from minilm.partial import Partial
 from minilm.tasks.task import Features, Predictions, Task, TaskBatch, TaskScore, batch_of, outputs_of
 from minilm.train.cheap import as_before, cheapen
 from minilm.train.job import Job, begin, finish, runtime_of, train, worth
@@ -196,11 +197,25 @@ class Tuned:
         """What is known of how its examples were read: the columns, where others have the same names."""
         return Data([], columns=self.result.get("columns", {}), separator=None)
 
-    def predictions(self, examples: Sequence[Any]) -> Predictions:
-        """What the model says of them."""
-        features = self.task.features(examples, self.tokenizer, self.length)
-        outputs, _ = outputs_of(self.task, Applied(self.model), features, self.runtime, wants_loss=False)
+    def features(self, examples: Sequence[Any]) -> Features:
+        """As much of them as the model reads."""
+        return self.task.features(examples, self.tokenizer, self.length)
+
+    def predictions(
+        self, examples: Sequence[Any], features: Features | None = None, kept: Partial | None = None
+    ) -> Predictions:
+        """What the model says of them. features: theirs; kept: as `outputs_of` has it."""
+        features = features or self.features(examples)
+        outputs, _ = outputs_of(self.task, Applied(self.model), features, self.runtime, wants_loss=False, kept=kept)
         return Predictions(outputs, features, examples)
+
+    def decides(self, features: Features) -> dict[str, Any]:
+        """What decides the bits of what the model says of them."""
+        computed = {"precision": self.runtime.precision, "device": str(self.runtime.device)}
+        computed |= {"threads": self.runtime.threads, "torch": torch.__version__}
+        task = hashlib.sha256(repr(self.task).encode()).hexdigest()[:16]
+        of = {"model": weights_fingerprint(self.model), "task": task, "features": _fingerprint(((), features))}
+        return of | computed
 
 
 def tune(

@@ -1,5 +1,6 @@
 """What a model says of labelled examples, and the same read from the file that it wrote."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,41 @@ from minilm.errors import DataError, UserError
 from minilm.files import write_whole
 from minilm.judging.judged import cost_of, judged_model
 from minilm.judging.prediction_files import Columns, judged_file
+from minilm.partial import partial_of
 from minilm.tasks.named import read_examples, read_source
 from minilm.tasks.task import Task
+
+
+@pytest.mark.parametrize("name", ["classification", "similarity", "choice", "tagging", "span"])
+def test_what_a_model_says_is_kept_batch_by_batch(tuned, tmp_path, monkeypatch, name):
+    """However often it is stopped, the outputs are the same, and no batch is computed twice."""
+    monkeypatch.setattr("minilm.tasks.task.EVALUATED_AT_ONCE", 16)
+    model, data, _ = tuned(name)
+    whole = model.predictions(data.examples)
+    features, computed = model.features(data.examples), []
+    outputs = type(model.task).outputs
+
+    def stops(task, encoder, batch):
+        if len(computed) % 3 == 2 and computed[-1] is not None:
+            computed.append(None)
+            raise KeyboardInterrupt
+        computed.append(batch.size)
+        return outputs(task, encoder, batch)
+
+    monkeypatch.setattr(type(model.task), "outputs", stops)
+    for _ in range(100):
+        with suppress(KeyboardInterrupt), partial_of(tmp_path / "out", model.decides(features)) as kept:
+            again = model.predictions(data.examples, features, kept)
+            break
+    assert computed.count(None) > 2
+    assert np.array_equal(again.outputs, whole.outputs)
+    assert sum(filter(None, computed)) == len(features.ids)
+    assert [path.name for path in tmp_path.glob("out*")] == []
+    other = model.decides(model.features(data.examples[1:]))
+    assert other != model.decides(features)
+    with torch.no_grad():
+        next(model.model.parameters()).mul_(2)
+    assert model.decides(features)["model"] != other["model"]
 
 
 @pytest.mark.parametrize(

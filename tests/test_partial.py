@@ -1,0 +1,169 @@
+"""A file that is computed for long: what is there of it goes on, if it is the same one."""
+
+import json
+import os
+import sys
+from contextlib import suppress
+
+import pytest
+
+from minilm import partial as module
+from minilm.errors import DataError
+from minilm.partial import partial_of
+
+OF = {"model": "0123", "how": ("mean", "max")}
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "v.npy"
+
+
+def stopped(file):
+    """Three rows of two bytes, after which it is told to stop."""
+    with suppress(SystemExit), partial_of(file, OF) as partial:
+        for row in range(3):
+            partial.add(b"%02d" % row, rows=row + 1)
+        sys.exit(143)
+
+
+def test_it_goes_on_and_becomes_the_file(file, tmp_path):
+    stopped(file)
+    assert names(tmp_path) == ["v.npy.partial", "v.npy.partial.json"]
+    with partial_of(file, OF) as partial:
+        assert (partial.told, partial.content(), partial.was_of_another) == ({"rows": 3}, b"000102", False)
+        partial.add(b"03", rows=4)
+        partial.finish()
+    assert names(tmp_path) == ["v.npy"]
+    assert file.read_bytes() == b"00010203"
+
+
+def test_what_is_read_and_not_needed_any_more_is_removed(file, tmp_path):
+    with partial_of(file, OF) as partial:
+        partial.add(b"00", rows=1)
+    assert names(tmp_path) == []
+
+
+def test_a_kill_loses_what_came_after_the_last_save(file, tmp_path, monkeypatch):
+    """What was written and not told of is cut off."""
+    monkeypatch.setattr(module, "SAVE_EVERY", -1)
+    child = os.fork()
+    if not child:
+        with partial_of(file, OF) as partial:
+            partial.add(b"00", rows=1)
+            partial.add(b"01", rows=2)
+            monkeypatch.setattr(module, "SAVE_EVERY", 60)
+            partial.add(b"02", rows=3)
+            partial._stream.flush()
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert (tmp_path / "v.npy.partial").read_bytes() == b"000102"
+    with partial_of(file, OF) as partial:
+        assert (partial.told, partial.content()) == ({"rows": 2}, b"0001")
+        assert (tmp_path / "v.npy.partial").read_bytes() == b"0001"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda kept: kept | {"of": OF | {"model": "4567"}},
+        lambda kept: kept | {"bytes": 7},
+        lambda kept: kept | {"bytes": -1},
+        lambda kept: kept | {"bytes": "6"},
+        lambda kept: kept | {"told": {"rows": 2.5}},
+        lambda kept: kept | {"told": 3},
+        lambda kept: {"of": kept["of"]},
+        lambda kept: [],
+    ],
+    ids=range(8),
+)
+def test_what_is_of_another_begins_anew(file, tmp_path, change):
+    stopped(file)
+    about = tmp_path / "v.npy.partial.json"
+    about.write_text(json.dumps(change(json.loads(about.read_text()))))
+    with partial_of(file, OF) as partial:
+        assert partial.was_of_another
+        assert (partial.told, partial.content()) == ({}, b"")
+
+
+def test_without_its_description_it_begins_anew(file, tmp_path):
+    stopped(file)
+    (tmp_path / "v.npy.partial.json").unlink()
+    with partial_of(file, OF) as partial:
+        assert (partial.told, partial.content(), partial.was_of_another) == ({}, b"", False)
+
+
+def test_what_nothing_is_told_of_does_not_stay(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SAVE_EVERY", -1)
+    with suppress(KeyboardInterrupt), partial_of(file, OF) as partial:
+        partial.add(b"a header")
+        assert names(tmp_path) == ["v.npy.partial"]
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []
+
+
+def test_where_it_cannot_be_saved_a_signal_is_a_signal(file, tmp_path, monkeypatch):
+    stopped(file)
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    def told_to_stop():
+        with partial_of(file, OF) as partial:
+            partial.add(b"03", rows=4)
+            sys.exit(143)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(SystemExit):
+            told_to_stop()
+    with partial_of(file, OF) as partial:
+        assert (partial.told, partial.content()) == ({"rows": 3}, b"000102")
+
+
+def test_bad_data_leaves_nothing(file, tmp_path):
+    stopped(file)
+    with pytest.raises(DataError), partial_of(file, OF):
+        raise DataError("the data has changed")
+    assert names(tmp_path) == []
+
+
+def test_only_one_process_has_it(file, tmp_path):
+    with partial_of(file, OF) as first:
+        first.add(b"00", rows=1)
+        with pytest.raises(BlockingIOError, match="another process is writing it"), partial_of(file, OF):
+            pass
+    with partial_of(file, OF):
+        pass
+
+
+def test_neither_a_link_nor_a_pipe_is_written_into(file, tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "v.npy.partial").symlink_to("mine")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"), partial_of(file, OF):
+        pass
+    assert (tmp_path / "mine").read_text() == "precious"
+    (tmp_path / "v.npy.partial").unlink()
+    os.mkfifo(tmp_path / "v.npy.partial")
+    with pytest.raises(OSError, match="is no regular file"), partial_of(file, OF):
+        pass
+
+
+def test_another_that_finishes_in_between_is_noticed(file, tmp_path, monkeypatch):
+    """Between this one's opening the file and its lock the other one renames it."""
+    flock, path = module.fcntl.flock, tmp_path / "v.npy.partial"
+
+    def late(handle, how):
+        monkeypatch.setattr(module.fcntl, "flock", flock)
+        path.replace(file)
+        return flock(handle, how)
+
+    monkeypatch.setattr(module.fcntl, "flock", late)
+    with partial_of(file, OF) as partial:
+        assert names(tmp_path) == ["v.npy", "v.npy.partial"]
+        partial.add(b"00", rows=1)
+    assert file.read_bytes() == b""
