@@ -219,7 +219,7 @@ def main(args: Args) -> None:
     objective = args.objective or (pretrained.objective if pretrained else "mlm")
     recipe = effective_recipe(args, objective, pretrained)
     out = args.out or Path("checkpoints") / f"{args.recipe or ('continue' if pretrained else 'quick')}-{objective}"
-    ranks.agreed(lambda: cli.check_result(args.json))
+    ranks.agreed(lambda: cli.check_result(args.json, add_tokens=args.add_tokens, data=files_of(args)))
     if args.prepare_only:
         result, shown = report_of_corpus(args, recipe, pretrained)
     elif args.dry_run:
@@ -579,6 +579,11 @@ def steps_of_budget(args: Args, recipe: Recipe, rows: Rows, step_s: dict[Kind, f
     steps = max(1, int(60 * recipe.minutes / mean_s))
     say(f"{1000 * mean_s:.0f} ms a step: {recipe.minutes:g} minutes are about {steps:,} steps")
     return steps
+
+
+def files_of(args: Args) -> tuple[Path, ...]:
+    """That are read for --data."""
+    return open_corpus(args.data, args.text_field).files if args.data else ()
 
 
 def plan_of(args: Args, recipe: Recipe, steps: int) -> Plan:

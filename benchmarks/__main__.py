@@ -213,10 +213,8 @@ def turns(args: Args) -> dict[str, Any]:
     """Of the sides of one row: (count, seconds) of each turn, the seconds until the first call is done, memory at its
     peak."""
     (name,), precision = args.rows, args.precision
-    row, setting = (
-        ROWS[name],
-        Setting(device_of(args.device), precision, args.model, args.cache_dir.expanduser(), args.texts),
-    )
+    row, cache_dir = ROWS[name], args.cache_dir.expanduser()
+    setting = Setting(device_of(args.device), precision, args.model, cache_dir, args.texts)
     runtime, makers = setting.runtime, row.make(setting)  # the first sets threads and memory for all sides alike
     chosen: dict[str, Side] = {}
     found: dict[str, Any] = {}

@@ -1,6 +1,5 @@
 """What the scripts share: flags from a dataclass, and one line for everything that a user can mend."""
 
-import contextlib
 import io
 import math
 import os
@@ -9,7 +8,8 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -25,7 +25,8 @@ from minilm.train.runtime import STOPPING, exit_status, is_out_of_memory, of_com
 Args = TypeVar("Args")
 BEGAN = time.monotonic()  # this process, as good as
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-OF_A_MODEL = (  # files of its directory that --json could be mistaken for
+OF_A_MODEL = (  # files of its directory, or a run's, that an output could be mistaken for
+    *("state.json", "tensors.safetensors", "metrics.jsonl", "lock", "META.json"),
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
     *("model.safetensors.index.json", "modules.json", "MANIFEST.json", "run.json", "results.json"),
     *("sentence_bert_config.json", "config_sentence_transformers.json", "vocab.txt", "merges.txt", *WEIGHTS),
@@ -123,7 +124,7 @@ def parse(args_type: type[Args], argv: list[str], prog: str | None = None) -> Ar
             raise ConfigError(f"{name}: given twice, of which only one would count; name all after one {name}")
     boxes = io.StringIO()
     try:
-        with contextlib.redirect_stderr(boxes):
+        with redirect_stderr(boxes):
             args = tyro.cli(args_type, prog=prog, args=_spelled_out(argv, args_type))
     except SystemExit as stop:
         if stop.code != 2:  # after --help, or by a signal
@@ -153,7 +154,7 @@ def check_ranges(args: Any, ranges: dict[str, tuple[float, float]]) -> None:
             raise ConfigError(f"{flag(name)} {value}: give a value from {low:g} to {high:g}")
 
 
-def check_result(target: str | None, **files: Path | None) -> None:
+def check_result(target: str | None, **files: Path | Sequence[Path] | None) -> None:
     """`check_output` of --json, which is a file, or "-", or not given. Raises ConfigError."""
     if target == "-" and sys.stdout is None:
         raise ConfigError("--json: standard output is closed; name a file")
@@ -161,24 +162,46 @@ def check_result(target: str | None, **files: Path | None) -> None:
         check_output("--json", Path(target), **files)
 
 
-def check_output(name: str, output: Path, /, **files: Path | None) -> None:
+def check_output(name: str, output: Path, /, **files: Path | Sequence[Path] | None) -> None:
     """Raises ConfigError where the file of the flag `name` could not be written, before hours of work for it; or would
     be written over a part of a model, or one of `files`, by the names of their flags."""
     try:
-        file = output.resolve()  # what a link leads to is written
-        is_new = not file.exists() or file.is_file()  # written aside, and renamed; into a pipe it is written
-    except (OSError, RuntimeError) as error:  # too long a name, a loop of links
-        why = getattr(error, "strerror", None) or "a loop of links"
-        raise ConfigError(f"{name} {cut(str(output), SHOWN)}: cannot be written ({why})") from error
-    for other_name, other in files.items():
-        if other is not None and other.resolve() == file:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            output.stat()
+    except OSError as error:  # too long a name, a loop of links
+        raise ConfigError(f"{name} {cut(str(output), SHOWN)}: cannot be written ({error.strerror})") from error
+    file = where_written(output)
+    for other_name, others in files.items():
+        others = [others] if isinstance(others, Path) else others or []
+        if any(where_written(other) == file for other in others):
             raise ConfigError(f"{name} {output}: is the file of {flag(other_name)}; give another")
-    beside = ("model.safetensors.index.json", *WEIGHTS)
+    if is_stream(output):
+        if not output.exists():
+            raise ConfigError(f"{name} {output}: is not open; give a file")
+        return
+    beside = ("model.safetensors.index.json", "tensors.safetensors", "run.json", *WEIGHTS)
     if file.name in OF_A_MODEL and file.exists() and any(file.with_name(each).exists() for each in beside):
         raise ConfigError(f"{name} {output}: is part of a model; give another file")
-    can = os.access(file.parent, os.W_OK | os.X_OK) if is_new else os.access(file, os.W_OK)
+    can = os.access(file.parent, os.W_OK | os.X_OK) and (not file.exists() or os.access(file, os.W_OK))
     if file.is_dir() or not file.parent.is_dir() or not can:
         raise ConfigError(f"{name} {output}: cannot be written; give a file in a directory that is there and writable")
+
+
+def where_written(output: Path) -> Path:
+    """What a link leads to, as far as it leads."""
+    return Path(os.path.realpath(output))
+
+
+def is_stream(output: Path) -> bool:
+    """Whether it is written into, as a pipe or /dev/stdout, where a file is written aside and renamed."""
+    return descriptor_of(output) is not None or (output.exists() and not output.is_file() and not output.is_dir())
+
+
+def descriptor_of(output: Path) -> int | None:
+    """Of an open file of this process that is named so: by such a name it would begin anew."""
+    standard = {"/dev/stdout": 1, "/dev/stderr": 2}
+    number = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", str(output))
+    return int(number[1]) if number else standard.get(str(output))
 
 
 def write_result(target: str, result: dict[str, Any]) -> None:
@@ -191,13 +214,16 @@ def write_result(target: str, result: dict[str, Any]) -> None:
 
 
 def write_output(name: str, output: Path, content: str | bytes) -> None:
-    """Into the file of the flag `name`, or where a link of that name leads; a pipe is written into. Raises
-    ConfigError."""
+    """Into the file of the flag `name`, or where a link of that name leads. Raises ConfigError."""
     try:
-        if output.exists() and not output.is_file():
+        if (number := descriptor_of(output)) is not None:
+            print(end="", flush=True)  # what was printed comes first
+            with open(os.dup(number), "wb") as stream:
+                stream.write(encoded(content))
+        elif is_stream(output):
             output.write_bytes(encoded(content))
         else:
-            write_whole(output.resolve(), content)
+            write_whole(where_written(output), content)
     except OSError as error:
         raise ConfigError(f"{name} {output}: cannot be written ({error.strerror or error})") from error
 
@@ -235,6 +261,6 @@ def _of_compiler(error: Exception) -> int:
 
 
 def _fail(message: str) -> int:
-    with contextlib.suppress(OSError):  # nobody reads it
+    with suppress(OSError):  # nobody reads it
         print("error: " + " ".join(message.split()), file=sys.stderr)
     return 2

@@ -37,8 +37,8 @@ class CheckpointError(UserError):
 
 
 def end_quietly() -> None:
-    """Ctrl-C ends this process as the system does, without a traceback: of a script that loads torch, until `cli.run`
-    takes it over, and after that again."""
+    """Have Ctrl-C end this process without a traceback until `cli.run` handles it, and after that: to be called before
+    torch is loaded, which takes seconds."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background it may be ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

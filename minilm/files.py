@@ -11,10 +11,11 @@ import secrets
 import shutil
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from minilm.errors import CheckpointError
 
@@ -23,7 +24,8 @@ MAX_DEPTH = 50
 NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system without them
 _held: set[tuple[int, ...]] = set()  # what `alone` has: process, thread, and the directory's device and inode
 TRIES = 100  # to find a directory that other processes make and rename
-NAMED = 40  # letters of a file's name in its partial's, which may be no longer than a name may be
+SHOWN = 40  # letters of a file's name in that of what is to become it, for names may not be long
+STALE = 3600  # seconds, after which nobody is writing it any more
 
 
 def sha256(file: Path) -> str:
@@ -67,69 +69,40 @@ def read_json(file: Path, kind: type = dict, most: int = MAX_JSON, directory: Pa
     return value
 
 
-@contextmanager
-def written_whole(file: Path) -> Iterator[BinaryIO]:
-    """A stream of bytes, which `file` holds, whole and on the disk, when the context ends; of one that fails, nothing.
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Whole, and on the disk, or as it was. Text is as `encoded` makes it; a link is replaced, not followed.
 
-    They are written beside it, under a name of their own, for others may be writing the same file; what a dead process
-    left of writing it is removed. A link of that name is not followed, but replaced.
+    It is written beside it first, under a name of its own, for others may be writing the same file; what a process that
+    was killed left of that an hour ago, or more, is removed.
     """
     _remove_stale(file)
-    partial, stream = _partial(file)
+    partial = file.with_name(f".{file.name[:SHOWN]}.{secrets.token_hex(4)}.tmp")
     try:
-        with stream:
-            yield stream
+        with partial.open("xb") as stream:
+            if file.is_file() and not file.is_symlink():
+                os.fchmod(stream.fileno(), stat.S_IMODE(file.stat().st_mode))  # who may read it stays so
+            stream.write(encoded(content))
             stream.flush()
             os.fsync(stream.fileno())
-            partial.replace(file)
-        sync_entry(file.parent)
+        partial.replace(file)
     except BaseException as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(partial)):
+        if isinstance(error, OSError):
             error.filename = str(file)  # which the system does not tell where there is no room for more
         raise
-
-
-def _partial(file: Path) -> tuple[Path, BinaryIO]:
-    """A new file beside `file`, locked as long as it is open: so `_remove_stale` knows that its writer lives."""
-    while True:
-        partial = file.with_name(f".{file.name[:NAMED]}.{secrets.token_hex(4)}.tmp")
-        try:
-            stream = partial.open("xb")
-        except OSError as error:
-            error.filename = str(file)
-            raise
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(stream.fileno()).st_nlink:
-                return partial, stream
-        except OSError as error:
-            if error.errno in NO_LOCKS:
-                return partial, stream
-        stream.close()  # another process has just taken it for a dead one's, and removes it
+    with suppress(PermissionError):  # of a directory that may be written and not read
+        sync_entry(file.parent)
 
 
 def _remove_stale(file: Path) -> None:
-    """Removes what dead processes left of writing `file`; not where the file system knows no locks."""
-    own = re.compile(rf"\.{re.escape(file.name[:NAMED])}\.[0-9a-f]{{8}}\.tmp")
+    own = re.compile(rf"\.{re.escape(file.name[:SHOWN])}\.[0-9a-f]{{8}}\.tmp")
     with suppress(OSError):
         for name in filter(own.fullmatch, os.listdir(file.parent)):
-            stale = file.with_name(name)
-            with suppress(OSError):  # gone, a link, or locked by its writer
-                handle = os.open(stale, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-                try:
-                    if stat.S_ISREG(os.fstat(handle).st_mode):
-                        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        stale.unlink()
-                finally:
-                    os.close(handle)
-
-
-def write_whole(file: Path, content: str | bytes) -> None:
-    """`written_whole` at once."""
-    with written_whole(file) as stream:
-        stream.write(encoded(content))
+            with suppress(OSError):  # gone meanwhile, or a directory
+                status = (stale := file.with_name(name)).stat(follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime > STALE:
+                    stale.unlink()
 
 
 def encoded(content: str | bytes) -> bytes:
@@ -157,7 +130,7 @@ def finite(value: Any) -> Any:
 
 
 def jsonl_text(rows: Iterable[dict[str, Any]]) -> str:
-    """An object a line."""
+    """An object a line, `finite`."""
     return "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows)
 
 

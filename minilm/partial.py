@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -21,25 +22,32 @@ class Partial:
     """The bytes that are there of `file`: in FILE.partial, and in FILE.partial.json of what they are, how many of them
     are on the disk, and what their maker has to know to go on. Of `partial_of`."""
 
-    def __init__(self, file: Path, stream: BinaryIO, of: dict[str, Any]) -> None:
-        self.file, self.path, self.about = file, _beside(file, ""), _beside(file, ".json")
+    def __init__(self, file: Path, path: Path, stream: BinaryIO, of: dict[str, Any]) -> None:
+        """path: FILE.partial, or, where there are no locks, a name of its own, from which nobody goes on."""
+        self.file, self.path = file, path
+        self.about = _beside(file, ".json") if path == _beside(file) else None
         self._stream, self._of = stream, json.loads(json.dumps(of))
-        self._state: tuple[int, dict[str, int]] = (0, {})  # how many bytes, what was told of them
-        self.was_of_another, self._saved_at = False, time.monotonic()
-        if self.about.exists() and (state := self._read()) is not None:
-            self._state = state
+        self._state: tuple[int, dict[str, int]] = 0, {}  # how many bytes, what was told of them
+        self._is_file, self._saved_at = False, time.monotonic()
+        found = self._found()
+        self.was_of_another = found is None
+        self._state = found or self._state
         stream.truncate(self._state[0])
+        with suppress(OSError):  # of a full disk, which the next bytes meet, too
+            self.save()  # from now on it is known whose it is
 
-    def _read(self) -> tuple[int, dict[str, int]] | None:
-        """None: what is there is of something else."""
+    def _found(self) -> tuple[int, dict[str, int]] | None:
+        """What is there; None: of something else. Raises OSError where nothing tells of what."""
+        size = self.path.stat().st_size
+        if self.about is None or not self.about.exists():
+            if size:
+                raise FileExistsError(errno.EEXIST, f"{self.path.name} is in the way; move it away", str(self.file))
+            return 0, {}
         with suppress(CheckpointError, KeyError, TypeError, AttributeError):
             kept = read_json(self.about)
-            size, told = kept["bytes"], kept["told"]
-            numbers = [size, *told.values()]
-            is_whole = all(type(each) is int for each in numbers) and 0 <= size <= self.path.stat().st_size
-            if is_whole and kept["of"] == self._of:
-                return size, told
-        self.was_of_another = True
+            numbers = [kept["bytes"], *kept["told"].values()]
+            if all(type(each) is int for each in numbers) and 0 <= kept["bytes"] <= size and kept["of"] == self._of:
+                return kept["bytes"], kept["told"]
         return None
 
     @property
@@ -52,16 +60,18 @@ class Partial:
         return self.path.read_bytes()[: self._state[0]]
 
     def add(self, content: bytes, **told: int) -> None:
-        """Some more bytes; every SAVE_EVERY seconds all so far are made durable, if something is told of them."""
+        """Some more bytes; every SAVE_EVERY seconds all so far are made durable, if something was told of them."""
         self._stream.write(content)
         self._state = self._state[0] + len(content), told  # at once, for a signal may end this anywhere
-        if told and time.monotonic() - self._saved_at > SAVE_EVERY:
+        if time.monotonic() - self._saved_at > SAVE_EVERY:
             self.save()
 
     def save(self) -> None:
         self._stream.flush()
-        os.fsync(self._stream.fileno())
-        write_json(self.about, {"of": self._of, "bytes": self._state[0], "told": self._state[1]})
+        if self.about is not None:
+            os.fsync(self._stream.fileno())
+            size, told = self._state
+            write_json(self.about, {"of": self._of, "bytes": size if told else 0, "told": told})
         self._saved_at = time.monotonic()
 
     def finish(self) -> None:
@@ -69,42 +79,56 @@ class Partial:
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self.path.replace(self.file)
+        self._is_file = True
         sync_entry(self.file.parent)
+        if self.about is not None:
+            self.about.unlink(missing_ok=True)
+
+    def leave(self) -> None:
+        """They stay, if there is something to go on from; where that cannot be saved, what was before."""
+        if self.about is None or not self.told:
+            self.remove()
+        elif not self._is_file:
+            with suppress(OSError):
+                self.save()
 
     def remove(self) -> None:
-        for path in (self.path, self.about):
-            with suppress(OSError):
-                path.unlink()
+        """What is not the file by now. Empty it is nobody's, and once it is unlinked another process may begin one."""
+        if self._is_file:
+            return
+        with suppress(OSError):
+            self._stream.truncate(0)
+            if self.about is not None:
+                self.about.unlink(missing_ok=True)
+            self.path.unlink()
 
 
 @contextmanager
 def partial_of(file: Path, of: dict[str, Any]) -> Iterator[Partial]:
     """What is there of `file`, if it is `of` the same, for JSON: else it begins anew. It stays where the context is
     left by anything but a DataError, and ends with it. Raises OSError, also where another process has it."""
-    with _locked(file) as stream:
-        partial = Partial(file, stream, of)
+    with _locked(file) as (path, stream):
+        partial = Partial(file, path, stream, of)
         try:
             yield partial
         except DataError:
             partial.remove()
             raise
         except BaseException:
-            if partial.told:
-                with suppress(OSError):  # what was saved before is still there
-                    partial.save()
-            else:
-                partial.remove()
+            partial.leave()
             raise
         partial.remove()
 
 
 @contextmanager
-def _locked(file: Path) -> Iterator[BinaryIO]:
+def _locked(file: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """FILE.partial, of this process alone."""
+    path = _beside(file)
     while True:
-        handle = os.open(_beside(file, ""), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
         with open(handle, "ab") as stream:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise OSError(errno.EINVAL, f"{_beside(file, '').name} is no regular file", str(file))
+                raise OSError(errno.EINVAL, f"{path.name} is no regular file", str(file))
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -112,13 +136,19 @@ def _locked(file: Path) -> Iterator[BinaryIO]:
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
+                break
             held = False
             with suppress(FileNotFoundError):  # another process has just finished it
-                held = os.path.samestat(os.fstat(handle), os.stat(_beside(file, "")))
+                held = os.path.samestat(os.fstat(handle), os.stat(path))
             if held:
-                yield stream
+                yield path, stream
                 return
+    if not path.stat().st_size:
+        path.unlink()
+    own = _beside(file, f".{secrets.token_hex(4)}")
+    with own.open("xb") as stream:
+        yield own, stream
 
 
-def _beside(file: Path, ending: str) -> Path:
+def _beside(file: Path, ending: str = "") -> Path:
     return file.with_name(f"{file.name}.partial{ending}")

@@ -431,9 +431,19 @@ def test_a_result_writes_over_no_input(tmp_path):
         cli.check_result(str(tmp_path / "config.json"))
     with pytest.raises(ConfigError, match="is part of a model"):
         cli.check_result(str(tmp_path / "model.safetensors"))
+    training = tmp_path / "step-000001" / "training"
+    training.mkdir(parents=True)
+    for name in ("state.json", "tensors.safetensors"):
+        (training / name).write_text("")
+    with pytest.raises(ConfigError, match=r"state\.json: is part of a model"):
+        cli.check_result(str(training / "state.json"))
     (tmp_path / "config.json").unlink()
     with pytest.raises(ConfigError, match=re.escape("rows.csv: is the file of --train; give another")):
         cli.check_result(f"{tmp_path}/./rows.csv", train=file)  # also one that is yet to be written
+    with pytest.raises(ConfigError, match=re.escape("rows.csv: is the file of --data; give another")):
+        cli.check_result(str(file), data=(tmp_path / "others.csv", file))
+    (tmp_path / "loop").symlink_to("loop")
+    cli.check_result(str(tmp_path / "r.json"), data=tmp_path / "loop")  # which is for others to say
 
 
 def test_an_output_goes_where_a_link_leads_and_into_a_pipe(tmp_path):
@@ -454,10 +464,34 @@ def test_an_output_goes_where_a_link_leads_and_into_a_pipe(tmp_path):
         cli.check_output("--output", link, data=tmp_path / "real.csv")
 
 
+@pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}"])
+def test_an_open_file_is_written_on(tmp_path, name):
+    """As /dev/stdout is, where that is a file that holds something."""
+    log = tmp_path / "log"
+    with log.open("ab", buffering=0) as stream:
+        stream.write(b"before\n")
+        output = Path(name.format(stream.fileno()))
+        cli.check_output("--output", output)
+        cli.write_output("--output", output, "result\n")
+        stream.write(b"after\n")
+    assert log.read_text() == "before\nresult\nafter\n"
+    with pytest.raises(ConfigError, match="/987654: is not open; give a file"):
+        cli.check_output("--output", Path(name.format(987654)))
+
+
+def test_a_file_that_may_not_be_written_is_not_replaced(tmp_path, monkeypatch):
+    file = tmp_path / "r.csv"
+    file.write_text("precious")
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).is_dir())  # of root it allows all
+    with pytest.raises(ConfigError, match=r"r\.csv: cannot be written; give a file in"):
+        cli.check_output("--output", file)
+    cli.check_output("--output", tmp_path / "new.csv")
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("loop", "a loop of links"),
+        ("loop", "Too many levels of symbolic links"),
         ("nowhere", "give a file in a directory that is there"),
         ("a" * 300, "File name too long"),
     ],

@@ -341,6 +341,7 @@ def test_perplexity(go):
         (("--length", "17"), "--length 17: give a value from 3 to 16"),
         (("--data", "blank.txt"), "holds no document"),
         (("--data", "nowhere.txt"), "nowhere.txt"),
+        (("--json", "texts.txt"), "--json texts.txt: is the file of --data"),
         (("--model", "encoder"), "holds no language model"),
     ):
         status, _, err = go(*flags, *more) if more[0] not in flags else go(*_with(flags, *more))

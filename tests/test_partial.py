@@ -1,5 +1,6 @@
 """A file that is computed for long: what is there of it goes on, if it is the same one."""
 
+import errno
 import json
 import os
 import sys
@@ -90,18 +91,52 @@ def test_what_is_of_another_begins_anew(file, tmp_path, change):
         assert (partial.told, partial.content()) == ({}, b"")
 
 
-def test_without_its_description_it_begins_anew(file, tmp_path):
-    stopped(file)
-    (tmp_path / "v.npy.partial.json").unlink()
+def test_what_nothing_says_whose_it_is_is_left_alone(file, tmp_path):
+    """A user's own, say."""
+    (tmp_path / "v.npy.partial").write_text("precious")
+    with pytest.raises(FileExistsError, match="partial is in the way; move it away"), partial_of(file, OF):
+        pass
+    assert (tmp_path / "v.npy.partial").read_text() == "precious"
+    (tmp_path / "v.npy.partial").write_text("")  # of one that was killed when it began
     with partial_of(file, OF) as partial:
         assert (partial.told, partial.content(), partial.was_of_another) == ({}, b"", False)
+
+
+def test_who_comes_when_it_is_finished_is_another(file, tmp_path):
+    """What the next process makes under the same name stays."""
+    with partial_of(file, OF) as first:
+        first.add(b"00", rows=1)
+        first.finish()
+        with partial_of(file, OF) as second:
+            second.add(b"01", rows=1)
+            first.remove()
+            second.finish()
+    assert file.read_bytes() == b"01"
+    assert names(tmp_path) == ["v.npy"]
+
+
+def test_without_locks_each_has_its_own_and_none_goes_on(file, tmp_path, monkeypatch):
+    def none(handle, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(module.fcntl, "flock", none)
+    stopped(file)
+    assert names(tmp_path) == []
+    with partial_of(file, OF) as first, partial_of(file, OF) as second:
+        for partial, content in ((first, b"00"), (second, b"11"), (first, b"22"), (second, b"33")):
+            partial.add(content, rows=1)
+        assert (first.content(), second.content()) == (b"0022", b"1133")
+        first.finish()
+        second.finish()
+    assert file.read_bytes() == b"1133"
+    assert names(tmp_path) == ["v.npy"]
 
 
 def test_what_nothing_is_told_of_does_not_stay(file, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SAVE_EVERY", -1)
     with suppress(KeyboardInterrupt), partial_of(file, OF) as partial:
         partial.add(b"a header")
-        assert names(tmp_path) == ["v.npy.partial"]
+        assert json.loads((tmp_path / "v.npy.partial.json").read_text())["bytes"] == 0
         raise KeyboardInterrupt
     assert names(tmp_path) == []
 
@@ -164,6 +199,6 @@ def test_another_that_finishes_in_between_is_noticed(file, tmp_path, monkeypatch
 
     monkeypatch.setattr(module.fcntl, "flock", late)
     with partial_of(file, OF) as partial:
-        assert names(tmp_path) == ["v.npy", "v.npy.partial"]
+        assert names(tmp_path) == ["v.npy", "v.npy.partial", "v.npy.partial.json"]
         partial.add(b"00", rows=1)
     assert file.read_bytes() == b""

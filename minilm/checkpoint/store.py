@@ -19,11 +19,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from minilm.errors import CheckpointError, ConfigError, cut
-from minilm.files import json_text, read_json, regular_file, sha256, sync, sync_entry, write_json
+from minilm.files import NO_LOCKS, json_text, read_json, regular_file, remove, sha256, sync, sync_entry, write_json
 
 FORMAT = 1  # of MANIFEST.json, run.json and training/state.json
 SHOWN = 200  # letters of a setting, in a message
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 KEPT = 2  # checkpoints of a run, beside the one that is being written
 
 
@@ -99,13 +99,17 @@ class Store:
                 lock.seek(0)
                 holder = lock.read().strip() or "another process"
                 raise ConfigError(f"--out {self.out}: {holder} is writing it; wait, or choose another") from error
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
             if not self._is_lock(lock.fileno()):  # its last holder has just removed it
                 raise ConfigError(f"--out {self.out}: was being removed by another process; run the command again")
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            lock.flush()
-            for stale in self.out.glob(".tmp-*"):  # nobody else writes here, so their makers are dead
-                shutil.rmtree(stale, ignore_errors=True)
+            with suppress(OSError):  # of a full disk, which what is saved says better
+                os.ftruncate(lock.fileno(), 0)
+                os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            for stale in (*self.out.glob(".tmp-*"), *self.out.glob(".*.tmp")):  # nobody else writes here
+                with suppress(OSError):  # their makers are dead
+                    remove(stale)
             try:
                 yield
             finally:
@@ -200,7 +204,7 @@ class Store:
                 raise CheckpointError(f"{self.out}: {told}; {self._then('make room')}")
 
     def _unwritten(self, name: str, error: BaseException) -> CheckpointError:
-        full = any(os.strerror(number) in str(error) for number in NO_ROOM)
+        full = any(os.strerror(number) in str(error) for number in NO_ROOM)  # safetensors' have no number
         mend = "make room" if full else "mend that"
         return CheckpointError(f"{self.out}: {name} cannot be written ({error}); {self._then(mend)}")
 

@@ -86,7 +86,7 @@ def run_embed(args: Embed) -> None:
     cli.check_result(args.json, data=args.data, out=args.out)
     cli.check_ranges(args, {"batch_tokens": (1, 1 << 20), "threads": THREADS})
     cli.check_output("--out", args.out, data=args.data)
-    if args.out.suffix != ".npy" or (args.out.exists() and not args.out.is_file()):
+    if args.out.suffix != ".npy" or cli.is_stream(args.out):
         raise ConfigError(f"--out {args.out}: give a file that ends in .npy, and no pipe")
     lines, again = Watched(args.lines()), Watched(args.lines())
     count = sum(1 for _ in lines)

@@ -84,7 +84,7 @@ def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
 def going_on(name: str, output: Path, of: dict[str, Any]) -> Iterator[Partial]:
     """`partial_of` the file of the flag `name`, or where a link of that name leads. Raises ConfigError."""
     try:
-        with partial_of(output.resolve(), of) as partial:
+        with partial_of(cli.where_written(output), of) as partial:
             if partial.was_of_another:
                 say(f"{partial.path} is of another model, other data or settings: beginning anew")
             try:

@@ -37,11 +37,11 @@ class Perplexity(OfModel):
 
 def run_perplexity(args: Perplexity) -> None:
     """Of all documents together, with intervals over documents."""
-    cli.check_result(args.json)
     cli.check_ranges(
         args, {"threads": THREADS, "documents": (1, 1 << 40), "length": (3, 1 << 24), "stride": (1, 1 << 24)}
     )
     corpus = open_corpus(args.data, args.text_field)
+    cli.check_result(args.json, data=corpus.files)
     total = sum(1 for _ in corpus.documents())
     if not total:
         raise DataError(f"--data {args.data[0]}: holds no document")

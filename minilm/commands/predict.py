@@ -64,8 +64,8 @@ def run_predict(args: Predict) -> None:
         say(columns)
     features = tuned.features(data.examples)
     counts = {"rows": len(data.examples) + len(data.left_out), "cut": features.cut, "length": tuned.length}
-    is_pipe = args.output.exists() and not args.output.is_file()
-    with nullcontext() if is_pipe else going_on("--output", args.output, tuned.decides(features)) as kept:
+    is_stream, of = cli.is_stream(args.output), tuned.decides(features)
+    with nullcontext() if is_stream else going_on("--output", args.output, of) as kept:
         if kept and kept.told:
             say(f"going on after {kept.told['batches']:,} batches")
         predictions = tuned.predictions(data.examples, features, kept)

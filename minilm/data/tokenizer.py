@@ -41,9 +41,11 @@ from minilm.files import regular_file
 
 MULTIPLE = 64  # matmuls like vocabularies of whole tiles
 BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")  # of transformers: these split one way
-FEW_CORES = 3  # on more, encoding all of a text by the library's threads is faster than remembering words
+FEW_CORES = 3  # with more the library's threads, on documents as they are, are as fast as one that remembers words
 REMEMBERED = 1 << 20  # letters of words
-WORD = re.compile(r"[!-/:-@\[-`{-~]|[^ \t\n\r!-/:-@\[-`{-~]+")  # a mark of ASCII's, or what is between them and spaces
+NEW = 0.25  # of a batch's words, where they are not worth remembering
+# a mark of ASCII's, or what is between those and white space; the library cuts it further, and never across these
+WORD = re.compile(r"[!-/:-@\[-`{-~]|[^ \t\n\r!-/:-@\[-`{-~]+")
 # normalizers that change letter by letter, or nearly: what they do to a text can be said of its words alone
 PLAIN_STEPS = {"BertNormalizer", "Lowercase", "StripAccents", "Strip", "NFC", "NFD", "NFKC", "NFKD", "Sequence"}
 
@@ -76,16 +78,15 @@ class Tokenizer:
         backend.no_padding()
         backend.encode_special_tokens = True
         self._backend = backend
-        self._ids: dict[str, list[int]] = {}  # of words that `encode_documents` remembers
+        self._known: tuple[dict[str, list[int]], int] = {}, 0  # the ids of words, and how many letters these have
 
     @cached_property
-    def _by_words(self) -> bool:
-        """Whether what a text becomes is what its words do, one after the other, and finding those saves time."""
+    def _is_of_words(self) -> bool:
+        """Whether what a text becomes is what each WORD in it does, one after the other."""
         kinds = (normalizers.BertNormalizer, pre_tokenizers.BertPreTokenizer, models.WordPiece)
         parts = (self._backend.normalizer, self._backend.pre_tokenizer, self._backend.model)
         added = self._backend.get_added_tokens_decoder().values()  # which a text may hold, unless they are special
-        splits_so = all(map(isinstance, parts, kinds)) and all(token.special for token in added)
-        return splits_so and (os.cpu_count() or 1) <= FEW_CORES
+        return all(map(isinstance, parts, kinds)) and all(token.special for token in added)
 
     @cached_property
     def _with_specials(self) -> tokenizers.Tokenizer:
@@ -247,17 +248,19 @@ class Tokenizer:
         return Encoding(ids, types, offsets, tokens, (cut[0], cut[1] if pair is not None else 0))
 
     def encode_documents(self, documents: Sequence[str]) -> list[np.ndarray]:
-        """Ids without [CLS] and [SEP], one int64 array a document; on all cores, or, of few, each word only once."""
-        if not self._by_words:
-            encodings = self._backend.encode_batch_fast(list(documents), add_special_tokens=False)
-            return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
-        if sum(map(len, self._ids)) > REMEMBERED:
-            self._ids = {}
-        texts = [WORD.findall(document) for document in documents]
-        new = [*set().union(*texts).difference(self._ids)]
-        encodings = self._backend.encode_batch_fast(new, add_special_tokens=False)
-        self._ids |= {word: encoding.ids for word, encoding in zip(new, encodings, strict=True)}
-        return [np.array([*chain.from_iterable(map(self._ids.__getitem__, words))], np.int64) for words in texts]
+        """Ids without [CLS] and [SEP], one int64 array a document; on all cores. On few each word is encoded once, and
+        remembered."""
+        if self._is_of_words and _cores() <= FEW_CORES:
+            texts, (known, letters) = [WORD.findall(document) for document in documents], self._known
+            new = [*set().union(*texts).difference(known)]
+            if len(new) <= NEW * sum(map(len, texts)):
+                encodings = self._backend.encode_batch_fast(new, add_special_tokens=False)
+                known = known | {word: encoding.ids for word, encoding in zip(new, encodings, strict=True)}
+                letters += sum(map(len, new))
+                self._known = (known, letters) if letters <= REMEMBERED else ({}, 0)  # at once, for other threads
+                return [np.array([*chain.from_iterable(map(known.__getitem__, words))], np.int64) for words in texts]
+        encodings = self._backend.encode_batch_fast(list(documents), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def decode(self, ids: Sequence[int], skip_specials: bool = True) -> str:
         """Text again: pieces joined, lower-cased if the vocabulary is."""
@@ -336,6 +339,11 @@ def _alphabet(documents: Iterable[str], backend: tokenizers.Tokenizer, limit: in
     first = sorted([c for c in common if not c.isspace()][:limit])
     inner = {c for word in words for part, _ in backend.pre_tokenizer.pre_tokenize_str(word) for c in part[1:]}
     return first, sorted(inner.intersection(first))
+
+
+def _cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _longest_first(a: int, b: int, room: int) -> list[int]:

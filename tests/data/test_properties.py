@@ -79,15 +79,23 @@ def test_documents_word_by_word_are_what_they_are_at_once(by_word, documents):
         assert [found.tolist() for found in tokenizer.encode_documents(documents)] == wanted
 
 
+@pytest.fixture
+def by_word(of_words, monkeypatch):
+    """The same, on a machine of few cores, and where no word is too rare to be remembered."""
+    monkeypatch.setattr("minilm.data.tokenizer._cores", lambda: 1)
+    monkeypatch.setattr("minilm.data.tokenizer.NEW", 1)
+    return of_words
+
+
 @pytest.fixture(scope="module")
-def by_word(prose):
+def of_words(prose):
     """Tokenizers that take and leave capital letters, accents and Chinese."""
     texts = [*prose, *ODD * 3]
     found = [Tokenizer.train(texts, 256, lowercase) for lowercase in (True, False)]
     vocab = found[0].backend.get_vocab()
     found += [Tokenizer(wordpiece(vocab, True, False), True), Tokenizer(wordpiece(vocab, False, True, False), False)]
     for tokenizer in found:
-        tokenizer._by_words = True  # whatever machine this is
+        assert tokenizer._is_of_words
     return found
 
 

@@ -5,6 +5,8 @@ import json
 import os
 import random
 import re
+import stat
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +19,7 @@ from minilm.data import shards as module
 from minilm.data.corpus import Corpus
 from minilm.data.prepare import prepare
 from minilm.data.shards import FileArray, entry_fault, fault, open_entry, seal
-from minilm.files import sha256, write_json, write_whole, written_whole
+from minilm.files import sha256, write_json, write_whole
 
 
 @pytest.fixture
@@ -210,50 +212,40 @@ def test_many_may_write_the_same_file(tmp_path):
 
 
 def test_what_the_dead_left_of_a_file_is_removed_and_nothing_else(tmp_path):
-    file = tmp_path / "x.json"
-    (tmp_path / ".x.json.01234567.tmp").write_text("half")
-    others = [".x.json.tmp", ".x.json.1.tmp", ".x.json.0123456g.tmp", "x.json.01234567.tmp", ".y.json.01234567.tmp"]
-    for name in others:
-        (tmp_path / name).write_text("mine")
+    """Who is writing it now has begun less than an hour ago."""
+    file, old = tmp_path / "x.json", time.time() - 2 * files.STALE
+    for name in (".x.json.01234567.tmp", ".x.json.tmp", ".x.json.0123456g.tmp", "x.json.01234567.tmp"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / ".y.json.01234567.tmp").write_text("another file's")
     (tmp_path / ".x.json.89abcdef.tmp").symlink_to("elsewhere")
-    os.mkfifo(tmp_path / ".x.json.aaaaaaaa.tmp")
     (tmp_path / ".x.json.bbbbbbbb.tmp").mkdir()
-    with written_whole(file) as stream:
-        write_whole(file, "another's")  # the first one lives, and its partial file stays
-        stream.write(b"mine")
-    assert file.read_text() == "mine"
-    kept = [*others, ".x.json.89abcdef.tmp", ".x.json.aaaaaaaa.tmp", ".x.json.bbbbbbbb.tmp", "x.json"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
-    assert (tmp_path / ".x.json.tmp").read_text() == "mine"
+    before = {path.name for path in tmp_path.iterdir()}
+    for name in before:
+        os.utime(tmp_path / name, (old, old), follow_symlinks=False)
+    (tmp_path / ".x.json.aaaaaaaa.tmp").write_text("being written")
+    write_whole(file, "whole")
+    kept = before - {".x.json.01234567.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == kept | {".x.json.aaaaaaaa.tmp", "x.json"}
 
 
-def test_a_partial_file_that_is_taken_for_a_dead_ones_is_made_again(tmp_path, monkeypatch):
-    """Another process may come between a file's making and its lock."""
-    file, taken = tmp_path / "x", []
-
-    def lock(handle, how):
-        if not taken:
-            (partial,) = tmp_path.iterdir()
-            partial.unlink()
-            taken.append(partial)
-        return flock(handle, how)
-
-    flock = files.fcntl.flock
-    monkeypatch.setattr(files.fcntl, "flock", lock)
-    write_whole(file, "after all")
-    assert taken
-    assert file.read_text() == "after all"
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+def test_a_file_that_is_replaced_is_read_by_whom_it_was(tmp_path):
+    file = tmp_path / "x"
+    write_whole(file, "new")
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~umask
+    file.chmod(0o600)
+    write_whole(file, "private")
+    assert (stat.S_IMODE(file.stat().st_mode), file.read_text()) == (0o600, "private")
 
 
-def test_without_locks_nothing_is_taken_for_a_dead_ones(tmp_path, monkeypatch):
-    def none(handle, how):
-        raise OSError(errno.ENOLCK, "No locks available")
+def test_a_directory_that_may_not_be_read_is_written(tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(files.fcntl, "flock", none)
-    (tmp_path / ".x.01234567.tmp").write_text("half")
+    monkeypatch.setattr(files, "sync_entry", refused)
     write_whole(tmp_path / "x", "whole")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {".x.01234567.tmp": "half", "x": "whole"}
+    assert (tmp_path / "x").read_text() == "whole"
 
 
 def test_a_name_may_be_as_long_as_names_are(tmp_path):

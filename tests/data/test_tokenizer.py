@@ -2,13 +2,16 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tokenizers
-from tokenizers import models
+from tokenizers import models, normalizers, pre_tokenizers
 
+from minilm.data import tokenizer as module
 from minilm.data.tokenizer import SPECIALS, Tokenizer
 from minilm.errors import DataError
 
@@ -249,34 +252,63 @@ def test_stored_truncation_and_padding_are_cleared(trained, tmp_path):
     assert [a.tolist() for a in loaded.encode_documents(NASTY)] == [ids[1:-1] for ids in ids_of(trained)]
 
 
-@pytest.mark.parametrize("cores", [1, 2, 64])
-def test_words_are_remembered_where_that_saves_time(trained, prose, monkeypatch, cores):
+@pytest.mark.parametrize("more", [0, 1])
+def test_words_are_remembered_where_that_saves_time(trained, prose, monkeypatch, more):
     """On few cores; on many the library encodes documents at once. The ids are the same."""
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
-    monkeypatch.setattr("minilm.data.tokenizer.REMEMBERED", 100)
+    monkeypatch.setattr(module, "_cores", lambda: module.FEW_CORES + more)
     tokenizer = Tokenizer(trained.backend, trained.lowercase)
-    remembered = []
-    for document in [*prose, *prose]:
-        assert tokenizer.encode_documents([document])[0].tolist() == trained.encode(document).input_ids[1:-1]
-        remembered.append(sum(map(len, tokenizer._ids)))
-    assert (max(remembered) > 0) == (cores < 64)
-    longest = max(sum(map(len, set(document.split()))) for document in prose)
-    assert max(remembered) <= 100 + longest
+    wanted, remembered = [trained.encode(document).input_ids[1:-1] for document in prose], []
+    for most in (10**6, 10**6, 10):
+        monkeypatch.setattr(module, "REMEMBERED", most)
+        assert [found.tolist() for found in tokenizer.encode_documents([*prose, "zzyzx"])] == [
+            *wanted,
+            trained.encode("zzyzx").input_ids[1:-1],
+        ]
+        known, letters = tokenizer._known
+        assert letters == sum(map(len, known))
+        remembered.append(letters)
+    assert (remembered[0] == remembered[1] > 0) == (not more)
+    assert remembered[2] == 0
     assert tokenizer.encode_documents([]) == []
     assert [found.tolist() for found in tokenizer.encode_documents(["", " \n"])] == [[], []]
 
 
-def test_a_text_with_words_of_its_own_is_encoded_at_once(trained, monkeypatch):
-    """An added word may be of several, and other splitters look across them."""
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+def test_words_that_are_all_new_are_not_remembered(trained, monkeypatch):
+    monkeypatch.setattr(module, "_cores", lambda: 1)
+    tokenizer = Tokenizer(trained.backend, trained.lowercase)
+    for texts, remembers in ((["ab cd ef gh"], False), (["ab cd ab ab ab ab ab ab"], True), (["ij kl mn ab"], False)):
+        before = tokenizer._known
+        ids = [found.tolist() for found in tokenizer.encode_documents(texts)]
+        assert ids == [trained.encode(text).input_ids[1:-1] for text in texts]
+        assert (tokenizer._known != before) == remembers
+
+
+def test_threads_may_share_a_tokenizer(trained, monkeypatch):
+    """One of them may forget all words while another one looks some up."""
+    monkeypatch.setattr(module, "_cores", lambda: 1)
+    monkeypatch.setattr(module, "NEW", 1)
+    monkeypatch.setattr(module, "REMEMBERED", 200)
+    tokenizer, rng = Tokenizer(trained.backend, trained.lowercase), random.Random(0)
+    texts = [[" ".join("".join(rng.choices("abcdef", k=4)) for _ in range(30)) for _ in range(4)] for _ in range(60)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(tokenizer.encode_documents, texts))
+    for each, own in zip(texts, found, strict=True):
+        assert [ids.tolist() for ids in own] == [trained.encode(text).input_ids[1:-1] for text in each]
+
+
+def test_a_text_with_words_of_its_own_is_encoded_at_once(trained):
+    """An added word may be of several, and other splitters look across them; a special token is text."""
     backend = trained.backend
+    backend.add_special_tokens(["[NEW]"])
+    assert Tokenizer(backend, trained.lowercase)._is_of_words
     backend.add_tokens(["cat, sat"])
     tokenizer = Tokenizer(backend, trained.lowercase)
-    assert not tokenizer._by_words
-    assert tokenizer.encode_documents(["the cat, sat"])[0][-1] == trained.vocab_size
-    backend = trained.backend
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    assert not Tokenizer(backend, trained.lowercase)._by_words
+    assert not tokenizer._is_of_words
+    assert tokenizer.encode_documents(["the cat, sat"])[0][-1] == trained.vocab_size + 1
+    for name, part in (("pre_tokenizer", pre_tokenizers.Whitespace()), ("normalizer", normalizers.Lowercase())):
+        backend = trained.backend
+        setattr(backend, name, part)
+        assert not Tokenizer(backend, trained.lowercase)._is_of_words
 
 
 # -- using ----------------------------------------------------------------------------------------------
