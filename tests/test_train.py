@@ -726,7 +726,6 @@ FLAG_FAULTS = {
     ("--out", "file"): "is a file, not a directory",
     ("--json", "nowhere/result.json"): "--json nowhere/result.json: cannot be written",
     ("--json", "file", "--data", "file"): "--json file: is the file of --data",
-    ("--json", "file", "--add-tokens", "file"): "--json file: is the file of --add-tokens",
     ("--mask-rate", "0"): "--mask-rate 0",
     ("--length", "1"): "--length 1",
     ("--dry-run", "--prepare-only"): "--dry-run and --prepare-only: two things at once",
