@@ -219,7 +219,7 @@ def main(args: Args) -> None:
     objective = args.objective or (pretrained.objective if pretrained else "mlm")
     recipe = effective_recipe(args, objective, pretrained)
     out = args.out or Path("checkpoints") / f"{args.recipe or ('continue' if pretrained else 'quick')}-{objective}"
-    ranks.agreed(lambda: cli.check_result(args.json, add_tokens=args.add_tokens, data=files_of(args)))
+    ranks.agreed(lambda: check_result(args))
     if args.prepare_only:
         result, shown = report_of_corpus(args, recipe, pretrained)
     elif args.dry_run:
@@ -581,9 +581,11 @@ def steps_of_budget(args: Args, recipe: Recipe, rows: Rows, step_s: dict[Kind, f
     return steps
 
 
-def files_of(args: Args) -> tuple[Path, ...]:
-    """That are read for --data."""
-    return open_corpus(args.data, args.text_field).files if args.data else ()
+def check_result(args: Args) -> None:
+    """Raises ConfigError for a --json that cannot be written, or would be over what is read."""
+    to_file = args.json not in (None, "-")
+    files = open_corpus(args.data, args.text_field).files if args.data and to_file else ()
+    cli.check_result(args.json, add_tokens=args.add_tokens, data=files)
 
 
 def plan_of(args: Args, recipe: Recipe, steps: int) -> Plan:

@@ -25,6 +25,7 @@ from minilm import cli
 from minilm.errors import ConfigError
 from tests.faults import (
     damage,
+    evaluating,
     goes_on,
     kills,
     loading,
@@ -98,6 +99,7 @@ FAULTS = {
     "signal": Fault(seeded(signals.one), 5, 60),
     "signal-twice": Fault(seeded(signals.two), 2, 30),
     "goes-on": Fault(goes_on.in_every_step, 6, len(goes_on.KINDS) * goes_on.SPLITS),
+    "evaluating": Fault(evaluating.in_many_lives, 2, 60),
     "damage": Fault(damage.damaged, 150, 2500, fresh=False),
     "tampered": Fault(tampered.tampered, 60, 5600, fresh=False),
     "soak": Fault(lambda victim, out, _: soak.minutes(victim, out, 30), 0, 1),
