@@ -45,7 +45,7 @@ from minilm.model.attention import Backend
 from minilm.model.encoder import EncoderConfig, bert_config, initialise
 from minilm.model.heads import LanguageModel
 from minilm.tasks.classification import Classification
-from minilm.tasks.task import Features, batch_of
+from minilm.tasks.task import Features, TaskBatch, batch_of
 from minilm.train.cheap import cheapen
 from minilm.train.cost import step_flops
 from minilm.train.loop import train_step
@@ -206,7 +206,14 @@ def _minilm(cfg: EncoderConfig, setting: Setting, T: int, batches: list[Batch], 
     model = _fresh(cfg, runtime.backend(T, cfg.attention_dropout))
     if setting.device.type == "cpu":
         cheapen(model)
-    forward = Applied(model).to(setting.device).train()
+    return _our_loop(model, loss, batches, setting)
+
+
+def _our_loop(
+    model: nn.Module, loss: Callable[..., tuple[Tensor, Tensor]], batches: Sequence[Batch | TaskBatch], setting: Setting
+) -> Side:
+    """The steps of minilm's loop."""
+    runtime, forward = setting.runtime, Applied(model).to(setting.device).train()
     optimizers = make_optimizers(model, "adamw", LR, DECAY, eps=EPS)
     there = [batch.to(setting.device) for batch in batches]
 
@@ -314,24 +321,14 @@ def _fresh_classifier(setting: Setting) -> BertForSequenceClassification:
 def _classifier(setting: Setting, features: Features, compiled: bool = False) -> Side:
     """As `minilm.tasks.tune` trains one."""
     runtime, model, task = setting.runtime, _fresh_classifier(setting), Classification(("no", "yes"))
-    model.to(setting.device).train()
     longest, on_gpu = LABELLED_LENGTHS[1], setting.device.type == "cuda"
     encoder = model.base_model.encoder
     encoder.backend = runtime.backend(longest, 0.0)
     cheapen(model, encoder.embedding.word)
-    forward, loss = Applied(model), runtime.compiled(task.loss, any_shape=True) if compiled else task.loss
-    optimizers = make_optimizers(model, "adamw", LR, DECAY, eps=EPS)
+    loss = runtime.compiled(task.loss, any_shape=True) if compiled else task.loss
     parts = np.arange(len(features)).reshape(LABELLED, TOGETHER)
-    there = [batch_of(features, part, longest if on_gpu else None)[0].to(setting.device) for part in parts]
-
-    def run() -> Done:
-        found = []
-        for batch in there:
-            nats, norm, _ = train_step(forward, loss, optimizers, [batch], runtime, 1.0)
-            found += [nats / batch.count, norm]
-        return Done(sum(batch.size for batch in there), torch.stack(found))
-
-    return run
+    batches = [batch_of(features, part, longest if on_gpu else None)[0] for part in parts]
+    return _our_loop(model, loss, batches, setting)
 
 
 def _their_classifier(setting: Setting, features: Features, multiple: int = 1, compiled: bool = False) -> Side:

@@ -15,7 +15,7 @@ import torch
 from minilm import cli
 from minilm.checkpoint.model import weights_fingerprint
 from minilm.commands.of_model import SAY_EVERY, THREADS, OfModel, going_on
-from minilm.data.documents import is_jsonl, lines_of
+from minilm.data.documents import is_jsonl, lines_of, reading
 from minilm.errors import ConfigError, DataError, printable
 from minilm.evaluation.embed import Embedder, chunks, read_embedder, say_cut, search, vectors_of
 from minilm.train.log import say
@@ -54,8 +54,9 @@ class OfTexts(OfModel):
     def lines(self) -> Iterator[str]:
         if is_jsonl(self.data):
             raise DataError(f"--data {self.data}: jsonl is not read here; give a file of one text a line")
-        if not self.data.is_file():
-            raise DataError(f"--data {self.data}: {'not a regular file' if self.data.exists() else 'no such file'}")
+        with reading(self.data):
+            if not self.data.is_file():
+                raise DataError(f"--data {self.data}: {'not a regular file' if self.data.exists() else 'no such file'}")
         return lines_of(self.data)
 
 

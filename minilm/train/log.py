@@ -13,7 +13,7 @@ from threading import RLock
 
 from tqdm import tqdm
 
-from minilm.errors import CheckpointError
+from minilm.errors import CheckpointError, printable
 from minilm.files import write_whole
 from minilm.train.cost import EnergyMeter
 from minilm.train.loop import Judged
@@ -25,10 +25,10 @@ QUIET_LINES = 20  # a run whose output is not a terminal prints about this many
 
 
 def say(line: str) -> None:
-    """One line on stderr, above the bar if there is one; stdout is for results."""
+    """One line on stderr, whatever a name in it holds, above the bar if there is one; stdout is for results."""
     if is_first() and sys.stderr is not None:  # closed
         with contextlib.suppress(OSError):  # nobody reads it; a run goes on all the same
-            tqdm.write(line, file=sys.stderr)
+            tqdm.write(printable(line), file=sys.stderr)
             sys.stderr.flush()
 
 

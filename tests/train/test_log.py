@@ -379,3 +379,8 @@ def test_a_log_that_cannot_be_written_says_which(tmp_path, clock):
     clock.now += 1
     with pytest.raises(CheckpointError, match=r"m\.jsonl: cannot be written \(Is a directory\); mend that"):
         log.step(5, 5.0, 0.5, 0.5, 100)
+
+
+def test_what_is_said_is_one_line_whatever_a_name_in_it_holds(capsys):
+    say("60 rows -> a\nb\x1b[2J.csv")
+    assert capsys.readouterr().err == "60 rows -> a b [2J.csv\n"
