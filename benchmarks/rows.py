@@ -456,7 +456,8 @@ def tokenising(setting: Setting) -> Makers:
         tokenizer = Tokenizer.load(setting.model)
 
         def run() -> Done:
-            return _of_ids(np.concatenate(tokenizer.encode_documents(texts)))
+            fresh = Tokenizer(tokenizer.backend, tokenizer.lowercase)  # which remembers no word of these texts
+            return _of_ids(np.concatenate(fresh.encode_documents(texts)))
 
         return run
 
