@@ -75,10 +75,10 @@ class Args:
 
 def main(args: Args) -> int:
     began = time.monotonic()
+    cli.check_ranges(args, RANGES)
     if args.turns_of is not None:
         print(json.dumps(turns(args)))
         return 0
-    cli.check_ranges(args, RANGES)
     gpu, names = "gpu" in args.rows, [*dict.fromkeys(name for name in args.rows if name != "gpu")]
     if strange := [name for name in names if name not in ROWS]:
         known = did_you_mean(strange[0], ROWS) or f"; there are {', '.join(ROWS)}"

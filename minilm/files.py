@@ -142,6 +142,18 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
+def lock(handle: int) -> bool:
+    """Have the open file to this process alone, until it is closed; False: its file system knows no locks. Raises
+    BlockingIOError where another one has it, OSError."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False
+    return True
+
+
 @contextmanager
 def alone(directory: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """`directory`, made if need be, with no other process or thread within this. One that is there is waited for, which
@@ -163,13 +175,10 @@ def alone(directory: Path, waiting: Callable[[], None] = lambda: None) -> Iterat
             if key in _held:  # in a signal's handler, say: it would wait for itself
                 raise OSError(errno.EDEADLK, "this thread is writing there already", str(directory))
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(handle)
             except BlockingIOError:
                 waiting()
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    raise
             with suppress(OSError):
                 held = os.path.samestat(status, os.stat(directory))
             if held:

@@ -1,7 +1,6 @@
 """What takes long to compute, kept while it is: a command that was killed, or told to stop, goes on from there."""
 
 import errno
-import fcntl
 import json
 import os
 import secrets
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minilm.errors import CheckpointError, DataError
-from minilm.files import NO_LOCKS, read_json, sync_entry, write_json
+from minilm.files import lock, read_json, sync_entry, write_json
 
 SAVE_EVERY = 30  # seconds
 
@@ -130,13 +129,10 @@ def _locked(file: Path) -> Iterator[tuple[Path, BinaryIO]]:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise OSError(errno.EINVAL, f"{path.name} is no regular file", str(file))
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not lock(handle):
+                    break
             except BlockingIOError as error:
                 raise BlockingIOError(error.errno, "another process is writing it", str(file)) from error
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    raise
-                break
             held = False
             with suppress(FileNotFoundError):  # another process has just finished it
                 held = os.path.samestat(os.fstat(handle), os.stat(path))

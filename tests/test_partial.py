@@ -1,6 +1,7 @@
 """A file that is computed for long: what is there of it goes on, if it is the same one."""
 
 import errno
+import fcntl
 import json
 import os
 import sys
@@ -119,7 +120,7 @@ def test_without_locks_each_has_its_own_and_none_goes_on(file, tmp_path, monkeyp
     def none(handle, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(module.fcntl, "flock", none)
+    monkeypatch.setattr(fcntl, "flock", none)
     stopped(file)
     assert names(tmp_path) == []
     with partial_of(file, OF) as first, partial_of(file, OF) as second:
@@ -190,14 +191,14 @@ def test_neither_a_link_nor_a_pipe_is_written_into(file, tmp_path):
 
 def test_another_that_finishes_in_between_is_noticed(file, tmp_path, monkeypatch):
     """Between this one's opening the file and its lock the other one renames it."""
-    flock, path = module.fcntl.flock, tmp_path / "v.npy.partial"
+    flock, path = fcntl.flock, tmp_path / "v.npy.partial"
 
     def late(handle, how):
-        monkeypatch.setattr(module.fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "flock", flock)
         path.replace(file)
         return flock(handle, how)
 
-    monkeypatch.setattr(module.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with partial_of(file, OF) as partial:
         assert names(tmp_path) == ["v.npy", "v.npy.partial", "v.npy.partial.json"]
         partial.add(b"00", rows=1)

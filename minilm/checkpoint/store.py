@@ -6,7 +6,6 @@ OUT/config.json model.safetensors tokenizer README.md MANIFEST.json          the
 """
 
 import errno
-import fcntl
 import os
 import shutil
 import socket
@@ -18,8 +17,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from minilm import files
 from minilm.errors import CheckpointError, ConfigError, cut
-from minilm.files import NO_LOCKS, json_text, read_json, regular_file, remove, sha256, sync, sync_entry, write_json
+from minilm.files import json_text, read_json, regular_file, remove, sha256, sync, sync_entry, write_json
 
 FORMAT = 1  # of MANIFEST.json, run.json and training/state.json
 SHOWN = 200  # letters of a setting, in a message
@@ -94,14 +94,11 @@ class Store:
             raise ConfigError(f"--out {self.out}: cannot be written ({error.strerror or error})") from error
         with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                files.lock(lock.fileno())
             except BlockingIOError as error:
                 lock.seek(0)
                 holder = lock.read().strip() or "another process"
                 raise ConfigError(f"--out {self.out}: {holder} is writing it; wait, or choose another") from error
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    raise
             if not self._is_lock(lock.fileno()):  # its last holder has just removed it
                 raise ConfigError(f"--out {self.out}: was being removed by another process; run the command again")
             with suppress(OSError):  # of a full disk, which what is saved says better

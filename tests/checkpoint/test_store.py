@@ -332,7 +332,7 @@ def test_a_lock_that_another_process_has_made_anew_is_not_held(store, monkeypatc
         (store.out / "lock").unlink()
         (store.out / "lock").write_text("of another process")
 
-    monkeypatch.setattr("minilm.checkpoint.store.fcntl.flock", late)
+    monkeypatch.setattr("fcntl.flock", late)
     with pytest.raises(ConfigError, match="run the command again"), store.hold():
         pass
 
