@@ -39,12 +39,12 @@ from minilm.train.cost import matmul_peak
 
 OURS = "minilm"
 AGREE = {"fp32": 1e-5, "bf16": 3e-2}  # of the largest of the numbers that sides come to; on a GPU fp32 is TF32
-LEAST_S, MOST_S = 1.0, 600.0  # of a turn, of a row's turns
+LEAST_S = 1.0  # of a turn
 ALONE = 2  # turns, and the least of a row's
 BUSY = 0.5  # of a process that runs besides: a machine so busy measures nothing
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers")
 PRECISIONS = ("fp32", "bf16")
-RANGES = {"budget_s": (1, 10**6), "pairs": (1, 1000), "texts": (1, 10**6)}
+RANGES = {"budget_s": (1, 10**6), "row_s": (1, 10**6), "pairs": (1, 1000), "texts": (1, 10**6)}
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class Args:
     """Turns of each side."""
     budget_s: float | None = None
     """Begin no row after so many seconds."""
+    row_s: float = 600.0
+    """Begin no turn of a row after so many seconds of its turns, but the second of each side."""
     json: Path | None = None
     """A .jsonl: each side of each row is a line of it, and what it holds is not measured again."""
     png: Path | None = None
@@ -200,7 +202,8 @@ def in_process(args: Args, name: str, precision: str, device: torch.device, side
     """What `turns` finds in a process of its own."""
     print(f"{name}, {precision}: {'sides in turn' if side == 'all' else f'{side} alone'}", file=sys.stderr, flush=True)
     flags = [f"--precision={precision}", f"--device={device}", f"--turns-of={side}", f"--pairs={args.pairs}"]
-    flags += [f"--cache-dir={args.cache_dir}"] + ([] if args.model is None else [f"--model={args.model}"])
+    flags += [f"--row-s={args.row_s}", f"--cache-dir={args.cache_dir}"]
+    flags += [] if args.model is None else [f"--model={args.model}"]
     flags += [] if args.texts is None else [f"--texts={args.texts}"]
     command = [sys.executable, "-m", "benchmarks", name, *flags]
     with tempfile.TemporaryDirectory() as compiled:  # so that each one compiles
@@ -229,7 +232,7 @@ def turns(args: Args) -> dict[str, Any]:
     check_agreement(row, AGREE[precision if setting.device.type == "cpu" else "bf16"], firsts)
     began = time.monotonic()
     for number in range(args.pairs if args.turns_of == "all" else ALONE):
-        if number >= ALONE and time.monotonic() - began > MOST_S:
+        if number >= ALONE and time.monotonic() - began > args.row_s:
             break
         for side in [*chosen][:: 1 if number % 2 == 0 else -1]:
             found[side]["turns"].append(turn(chosen[side], setting))
