@@ -208,7 +208,8 @@ class PreTrainedModel(nn.Module):
         model.to(next(iter(state.values())).dtype)
         config.dtype = _name_of(model.dtype)
         if dropped:
-            log.warning("%s: left out, for %s has no such head: %s", directory, cls.__name__, ", ".join(dropped))
+            why = "has no such head, or a new one" if ignore_mismatched_sizes else "has no such head"
+            log.warning("%s: left out, for %s %s: %s", directory, cls.__name__, why, ", ".join(dropped))
         model._load(state, f"{directory}: {cls.__name__}")
         if cls.kind == "model":
             try:

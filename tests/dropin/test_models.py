@@ -442,12 +442,13 @@ def test_a_model_without_a_pooler_has_none(tmp_path):
     assert models.BertModel.from_pretrained(tmp_path, add_pooling_layer=False).pooler is None
 
 
-def test_a_head_of_another_size(tmp_path):
+def test_a_head_of_another_size(tmp_path, caplog):
     theirs_of("bert", "sequence", num_labels=3).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"classifier.weight has shape \(3, 32\); config.json makes it \(4, 32\)"):
         models.BertForSequenceClassification.from_pretrained(tmp_path, num_labels=4)
     ours = models.BertForSequenceClassification.from_pretrained(tmp_path, num_labels=4, ignore_mismatched_sizes=True)
     assert ours.classifier.weight.shape == (4, 32)
+    assert "BertForSequenceClassification has no such head, or a new one: classifier." in caplog.text
 
 
 def test_label_names_travel(tmp_path):
