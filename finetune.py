@@ -37,8 +37,9 @@ from minilm.tasks.finetune import DEV, held_out, say_compared, say_notes
 from minilm.tasks.named import TaskName, make_task, model_for, new_model, read_examples, read_source
 from minilm.tasks.report import baseline_line, check_lines, closing, next_command, warning, write_report
 from minilm.tasks.task import Task, said
-from minilm.tasks.tune import RANGES as TUNING_RANGES
-from minilm.tasks.tune import Tuning, length_of, tune
+from minilm.tasks.tune import tune
+from minilm.tasks.tuning import RANGES as TUNING_RANGES
+from minilm.tasks.tuning import Tuning, length_of
 from minilm.train.log import say
 
 QUICK = Path("checkpoints/quick-mlm")

@@ -152,7 +152,8 @@ def one(args: Args) -> dict[str, Any]:
     from minilm.dropin.tokenizer import BertTokenizer
     from minilm.metrics.scores import check_installed
     from minilm.tasks.named import make_task, model_for
-    from minilm.tasks.tune import Tuning, tune
+    from minilm.tasks.tune import tune
+    from minilm.tasks.tuning import Tuning
 
     check_installed()  # whose import would be timed, as would that of what every optimizer needs
     import_module("torch._dynamo")  # which transformers has imported before its own time begins

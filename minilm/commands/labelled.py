@@ -14,7 +14,7 @@ from minilm.judging.prediction_files import Columns, judged_file
 from minilm.tasks.finetune import say_notes
 from minilm.tasks.named import TaskName, read_examples, read_source
 from minilm.tasks.task import Task
-from minilm.tasks.tune import Tuned
+from minilm.tasks.tuned import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from minilm.errors import ConfigError
 from minilm.metrics.intervals import FEWEST
 from minilm.partial import Partial, partial_of
 from minilm.tasks.finetune import open_tuned
-from minilm.tasks.tune import Tuned
+from minilm.tasks.tuned import Tuned
 from minilm.train.log import say
 from minilm.train.runtime import Precision, Runtime
 

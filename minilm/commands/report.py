@@ -13,7 +13,7 @@ from minilm.errors import ConfigError, DataError, library
 from minilm.explanation.explain import explain
 from minilm.files import finite, read_json
 from minilm.judging.page import page
-from minilm.tasks.tune import Tuned
+from minilm.tasks.tuned import Tuned
 from minilm.train.log import say
 
 NOT_WITH_RESULT = ("model", "predictions", "data", "dev", "group_column", "positive_label", "json")

@@ -25,7 +25,7 @@ from minilm.explanation.attribution import STEPS, gradient_x_input, integrated_g
 from minilm.explanation.shown import SHARES, Explanation
 from minilm.explanation.targets import Asked, asked_of, asked_of_mask
 from minilm.tasks.span import Span
-from minilm.tasks.tune import Tuned
+from minilm.tasks.tuned import Tuned
 
 MethodName = Literal["integrated-gradients", "gradient-x-input", "occlusion", "rollout", "attention"]
 

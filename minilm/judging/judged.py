@@ -13,7 +13,7 @@ from minilm.data.tables import Table, shown
 from minilm.errors import ConfigError, DataError, some
 from minilm.tasks.classification import Classification, MultiLabel, reads_cls
 from minilm.tasks.task import Task
-from minilm.tasks.tune import Tuned
+from minilm.tasks.tuned import Tuned
 from minilm.train.cost import EnergyMeter, matmul_peak, training_flops
 from minilm.train.runtime import peak_memory_mb
 

@@ -34,7 +34,7 @@ from minilm.tasks.finetune import open_tuned, say_notes
 from minilm.tasks.named import read_examples
 from minilm.tasks.predictions import SHOWN_LABELS
 from minilm.tasks.task import Task
-from minilm.tasks.tune import Tuned
+from minilm.tasks.tuned import Tuned
 
 MISTAKES = 10  # shown
 NOT_DEFINED = "not defined: of nothing here, or of a constant"

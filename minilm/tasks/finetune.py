@@ -16,7 +16,9 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, did_you_mean
 from minilm.tasks.named import TASKS, TaskName, make_task, model_for, open_task, read_examples
 from minilm.tasks.report import read_in_training
-from minilm.tasks.tune import Tuned, Tuning, length_of, tune
+from minilm.tasks.tune import tune
+from minilm.tasks.tuned import Tuned
+from minilm.tasks.tuning import Tuning, length_of
 from minilm.train.log import say
 from minilm.train.runtime import Runtime
 

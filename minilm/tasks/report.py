@@ -21,7 +21,7 @@ from minilm.tasks.baselines import SAID
 from minilm.tasks.predictions import SHOWN_LABELS
 from minilm.tasks.span import THRESHOLD
 from minilm.tasks.task import Task, said
-from minilm.tasks.tune import Tuned
+from minilm.tasks.tuned import Tuned
 from minilm.train.log import plot_loss, say
 
 

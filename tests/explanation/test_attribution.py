@@ -17,7 +17,7 @@ from minilm.dropin.config import PreTrainedConfig
 from minilm.explanation.attribution import Output, gradient_x_input, integrated_gradients, occlusion
 from minilm.explanation.explain import Method, explain
 from minilm.tasks.classification import Classification
-from minilm.tasks.tune import Tuned
+from minilm.tasks.tuned import Tuned
 from minilm.train.runtime import Runtime
 
 PLAIN = [f"w{letter}" for letter in "abcdefghijklmnopqrst"]

@@ -22,7 +22,7 @@ from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.regression import Regression
 from minilm.tasks.span import Span
 from minilm.tasks.task import Predictions, outputs_of
-from minilm.tasks.tune import Tuned
+from minilm.tasks.tuned import Tuned
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime
 

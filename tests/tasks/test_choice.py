@@ -12,7 +12,7 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.named import model_for, open_task
 from minilm.tasks.task import batch_of
-from minilm.tasks.tune import ExampleBatches, Tuning
+from minilm.tasks.tuning import ExampleBatches, Tuning
 
 PLAIN = ["the", "film", "was", "and", "plot", "a"]
 

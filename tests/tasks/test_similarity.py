@@ -17,7 +17,7 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.tasks.named import make_task, model_for, open_task
 from minilm.tasks.similarity import Similarity
 from minilm.tasks.task import Predictions, batch_of
-from minilm.tasks.tune import ExampleBatches, Tuning
+from minilm.tasks.tuning import ExampleBatches, Tuning
 
 PLAIN = ["the", "film", "was", "and", "plot", "a"]
 

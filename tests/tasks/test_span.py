@@ -23,7 +23,8 @@ from minilm.metrics.scores import span_scores
 from minilm.tasks.named import make_task, model_for, open_task
 from minilm.tasks.span import THRESHOLD, Span, gold_answers, windows
 from minilm.tasks.task import Predictions, batch_of, outputs_of
-from minilm.tasks.tune import Tuning, tune
+from minilm.tasks.tune import tune
+from minilm.tasks.tuning import Tuning
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime
 

@@ -22,7 +22,8 @@ from minilm.tasks.named import make_task, model_for, open_task, read_examples, r
 from minilm.tasks.predictions import tags_text
 from minilm.tasks.tagging import Tagging, tag_scores, without_token
 from minilm.tasks.task import Predictions, batch_of, outputs_of
-from minilm.tasks.tune import Tuning, tune
+from minilm.tasks.tune import tune
+from minilm.tasks.tuning import Tuning
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime
 

@@ -17,7 +17,8 @@ from minilm.tasks import tune as tune_module
 from minilm.tasks.classification import Classification
 from minilm.tasks.named import TASKS, make_task, model_for, open_task
 from minilm.tasks.task import outputs_of
-from minilm.tasks.tune import ExampleBatches, Tuning, tune
+from minilm.tasks.tune import tune
+from minilm.tasks.tuning import ExampleBatches, Tuning
 from minilm.train.cheap import cheapen
 from minilm.train.log import read_metrics
 from minilm.train.loop import OutOfMemory, TrainingError

@@ -1,0 +1,90 @@
+"""A model with the task that it was tuned for: what it says of texts."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from minilm.checkpoint.model import weights_fingerprint
+from minilm.data.examples import Data
+from minilm.dropin.models import PreTrainedModel
+from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import DataError
+from minilm.partial import Partial
+from minilm.tasks.task import Features, Predictions, Task, outputs_of
+from minilm.train.ranks import Applied
+from minilm.train.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A model, and how it reads."""
+
+    model: PreTrainedModel
+    tokenizer: BertTokenizer
+    task: Task
+    runtime: Runtime
+    length: int  # tokens read of an example
+    result: dict[str, Any]
+
+    def predict(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Any]:
+        """What it says of each text or pair: a label, several, or a number; of lists of words, a tag each; to a
+        question on a context its answer; of choices the number, from 0. Raises DataError for a text in no list."""
+        self.check_texts("predict", texts, pairs)
+        examples = self.task.asked(texts, pairs)
+        self.check_pairs(pairs)
+        if not examples:
+            return []
+        return self.task.decode(self.predictions(examples))
+
+    def check_texts(self, who: str, texts: Sequence[Any], pairs: Sequence[Any] | None) -> None:
+        """Raises DataError for what is no list of texts, with a pair each, if any. who: is given them."""
+        if isinstance(texts, str | dict) or hasattr(texts, "columns") or not hasattr(texts, "__len__"):
+            raise DataError(f"{who} takes a list of texts; give one, [text], or a column of a frame")
+        if pairs is not None and len(pairs) != len(texts):
+            raise DataError(f"{len(texts):,} texts and {len(pairs):,} pairs; give each text its own")
+
+    def check_pairs(self, pairs: Sequence[Any] | None) -> None:
+        """Raises DataError where training read pairs, and here are none."""
+        if pairs is None and "pair" in self.read_as.columns:
+            raise DataError("training read two texts a row: give `pairs`, one for each text")
+
+    @property
+    def read_as(self) -> Data:
+        """What is known of how its examples were read: the columns, where others have the same names."""
+        return Data([], columns=self.result.get("columns", {}), separator=None)
+
+    def features(self, examples: Sequence[Any]) -> Features:
+        """As much of them as the model reads."""
+        return self.task.features(examples, self.tokenizer, self.length)
+
+    def predictions(
+        self, examples: Sequence[Any], features: Features | None = None, kept: Partial | None = None
+    ) -> Predictions:
+        """What the model says of them. features: theirs; kept: as `outputs_of` has it."""
+        features = features or self.features(examples)
+        outputs, _ = outputs_of(self.task, Applied(self.model), features, self.runtime, wants_loss=False, kept=kept)
+        return Predictions(outputs, features, examples)
+
+    def decides(self, features: Features) -> dict[str, Any]:
+        """What decides the bits of what the model says of them."""
+        computed = {"precision": self.runtime.precision, "device": str(self.runtime.device)}
+        computed |= {"threads": self.runtime.threads, "torch": torch.__version__}
+        task = hashlib.sha256(repr(self.task).encode()).hexdigest()[:16]
+        of = {"model": weights_fingerprint(self.model), "task": task, "features": fingerprint(((), features))}
+        return of | computed
+
+
+def fingerprint(*splits: tuple[Sequence[Any], Features]) -> str:
+    """Of all that examples and their features hold: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for examples, features in splits:
+        for each in examples:
+            digest.update(repr(each._replace(where="")).encode("utf-8", "surrogatepass"))
+        for array in (features.ids, features.types, features.offsets, features.target):
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:16]
