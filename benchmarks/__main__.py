@@ -32,7 +32,8 @@ import torch
 import tyro
 
 from benchmarks.machine import ROOT, machine, weights_of, when
-from benchmarks.rows import ROWS, Done, Row, Setting, Side
+from benchmarks.rows import ROWS
+from benchmarks.side import Done, Row, Setting, Side
 from minilm import cli
 from minilm.errors import ConfigError, did_you_mean, library
 from minilm.train.cost import matmul_peak

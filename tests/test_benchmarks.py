@@ -173,24 +173,25 @@ def test_pairs(load, monkeypatch, tmp_path, capsys):
 def benchmarks_main(load, monkeypatch, tmp_path):
     """`python -m benchmarks` as a module, its rows made small, each in this process."""
     monkeypatch.syspath_prepend(ROOT)
-    module, rows = load("benchmarks/__main__.py"), importlib.import_module("benchmarks.rows")
+    module = load("benchmarks/__main__.py")
+    steps, texts = (importlib.import_module(f"benchmarks.{name}") for name in ("steps", "texts"))
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    for name, value in (
-        ("VOCABULARY", 64),
-        ("SHAPES", {"cpu": shape}),
-        ("TOKENS", {"cpu": 1024}),
-        ("TEXTS", {"cpu": 6}),
-        ("SINGLE", 3),
-        ("DOCUMENTS", 24),
-        ("LOADED", 2),
-        ("WORDS", {"short": (2, 5), "long": (5, 9), "mixed": (2, 9)}),
+    for of, name, value in (
+        (steps, "VOCABULARY", 64),
+        (steps, "SHAPES", {"cpu": shape}),
+        (steps, "TOKENS", {"cpu": 1024}),
+        (texts, "TEXTS", {"cpu": 6}),
+        (texts, "SINGLE", 3),
+        (texts, "DOCUMENTS", 24),
+        (texts, "LOADED", 2),
+        (texts, "WORDS", {"short": (2, 5), "long": (5, 9), "mixed": (2, 9)}),
     ):
-        monkeypatch.setattr(rows, name, value)
+        monkeypatch.setattr(of, name, value)
     documents = ["the cat sat on the mat and ran home with two dogs"] * 4
-    monkeypatch.setattr(rows, "embedded_corpus", lambda cache_dir: SimpleNamespace(documents=lambda: documents))
+    monkeypatch.setattr(texts, "embedded_corpus", lambda cache_dir: SimpleNamespace(documents=lambda: documents))
     (tmp_path / "a.txt").write_text("\n\n".join(f"the cat {i} sat on the mat" for i in range(4000)))
     corpus = open_corpus([str(tmp_path / "a.txt")])
-    monkeypatch.setattr(rows, "prepare", lambda _, cache, *args, **more: prepare(corpus, cache, *args, **more))
+    monkeypatch.setattr(texts, "prepare", lambda _, cache, *args, **more: prepare(corpus, cache, *args, **more))
     monkeypatch.setattr(module, "ALONE", 1)
     monkeypatch.setattr(module, "LEAST_S", 0)
     monkeypatch.setattr(module, "when", lambda: {"commit": "abc", "date": "today"})
@@ -247,8 +248,7 @@ def test_a_pass_is_of_so_many_texts(benchmarks_main, encoder_directory, tmp_path
 
 
 def test_a_side_that_does_something_else_is_none(benchmarks_main):
-    rows = importlib.import_module("benchmarks.rows")
-    row, done = rows.ROWS["pretrain-128"], rows.Done
+    row, done = benchmarks_main.ROWS["pretrain-128"], benchmarks_main.Done
     values = torch.tensor([2.0, 5.0])
     benchmarks_main.check_agreement(row, 1e-5, {"a": done(8, values), "b": done(8, values + 1e-5)})
     for other in (done(9, values), done(8, values + 0.01), done(8, values[:1])):
@@ -259,25 +259,27 @@ def test_a_side_that_does_something_else_is_none(benchmarks_main):
 @pytest.mark.parametrize("wrong", ["attention", "lr", "targets"])
 def test_sides_that_differ_are_told_apart(benchmarks_main, monkeypatch, tmp_path, wrong):
     """By what they come to: a model that sees otherwise, learns at another pace, or predicts other tokens."""
-    rows = importlib.import_module("benchmarks.rows")
-    setting = rows.Setting(torch.device("cpu"), "fp32", None, tmp_path)
-    own = rows._packed
+    steps = importlib.import_module("benchmarks.steps")
+    setting = benchmarks_main.Setting(torch.device("cpu"), "fp32", None, tmp_path)
+    own = steps._packed
 
     def as_causal(batch):
-        return replace(batch, tokens=rows.Tokens.full(batch.tokens.input_ids, "causal"))
+        return replace(batch, tokens=steps.Tokens.full(batch.tokens.input_ids, "causal"))
 
     if wrong == "attention":
-        monkeypatch.setattr(rows, "_packed", lambda *args: as_causal(own(*args)))
+        monkeypatch.setattr(steps, "_packed", lambda *args: as_causal(own(*args)))
     if wrong == "targets":
         moved = lambda texts: [(ids, (pick + 1) % len(ids)) for ids, pick in texts]  # noqa: E731
-        monkeypatch.setattr(rows, "_packed", lambda texts, T, attention: own(moved(texts), T, attention))
-    makers = rows.language_modelling(setting)
+        monkeypatch.setattr(steps, "_packed", lambda texts, T, attention: own(moved(texts), T, attention))
+    makers = steps.language_modelling(setting)
     theirs = makers["transformers"]()
     if wrong == "lr":
-        monkeypatch.setattr(rows, "LR", 3 * rows.LR)
+        monkeypatch.setattr(steps, "LR", 3 * steps.LR)
     firsts = {"minilm": makers["minilm"](), "transformers": theirs}
     with pytest.raises(AssertionError):
-        benchmarks_main.check_agreement(rows.ROWS["pretrain-128"], 1e-5, {k: run() for k, run in firsts.items()})
+        benchmarks_main.check_agreement(
+            benchmarks_main.ROWS["pretrain-128"], 1e-5, {k: run() for k, run in firsts.items()}
+        )
 
 
 def test_what_cannot_be_measured(benchmarks_main, capsys, tmp_path):

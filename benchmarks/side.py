@@ -1,0 +1,50 @@
+"""What is measured: a row, and a side of it, each call of which does some of its work."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minilm.train.runtime import Runtime
+
+
+class Done(NamedTuple):
+    """What a call of a side did."""
+
+    count: int  # of the row's unit
+    values: Tensor  # losses and norms of gradients, vectors, ids: what all sides must come to
+
+
+Side = Callable[[], Done]
+Makers = dict[str, Callable[[], Side]]  # of sides by their names, so that one can be made alone
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a row is measured."""
+
+    device: torch.device
+    precision: str
+    model: Path | None  # a directory that all libraries open
+    cache_dir: Path
+    texts: int | None = None  # of a pass
+
+    @property
+    def runtime(self) -> Runtime:
+        return Runtime.choose(str(self.device), self.precision)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kind of work."""
+
+    what: str
+    unit: str
+    make: Callable[[Setting], Makers]
+    of_model: bool = False  # whether it is of --model
+    precisions: tuple[str, ...] = ("fp32", "bf16")
+    flops: Callable[[Setting], float] | None = None  # that a token needs at least
+    agree: bool = True  # whether sides come to the same numbers

@@ -1,0 +1,277 @@
+"""Training steps: of language models on made-up tokens, and of a classifier on made-up texts."""
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from benchmarks.side import Done, Makers, Setting, Side
+from minilm.batch import IGNORE, Batch, Tokens
+from minilm.checkpoint.hf import config_to_hf, to_hf
+from minilm.data.packing import best_fit
+from minilm.dropin.config import BertConfig
+from minilm.dropin.models import BertForSequenceClassification
+from minilm.model.attention import Backend
+from minilm.model.encoder import EncoderConfig, bert_config, initialise
+from minilm.model.heads import LanguageModel
+from minilm.tasks.classification import Classification
+from minilm.tasks.task import Features, TaskBatch, batch_of
+from minilm.train.cheap import cheapen
+from minilm.train.cost import step_flops
+from minilm.train.loop import train_step
+from minilm.train.losses import language_model_loss
+from minilm.train.optim import gradient_norm, make_optimizers
+from minilm.train.ranks import Applied
+
+VOCABULARY = 30_522
+SHAPES = {  # by the device
+    "cpu": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12},
+    "cuda": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+}
+TOKENS = {"cpu": 32 * 128, "cuda": 256 * 128}  # of a step, padding included where rows are full
+BATCHES = {"cpu": 2, "cuda": 4}  # different ones, all in each call
+INITIAL = 0.1  # the standard deviation of weights
+RATE = 0.15  # of the tokens are targets
+LR, DECAY, EPS = 1e-4, 0.01, 1e-6
+LABELLED, TOGETHER, LABELLED_LENGTHS = 8, 32, (4, 64)  # batches, texts of each, and tokens of a text
+
+
+def language_modelling(
+    setting: Setting, T: int = 128, dropout: float = 0.0, natural: bool = False, causal: bool = False
+) -> Makers:
+    """A training step. natural: texts of all lengths, half of T on average; else rows are full."""
+    device, cfg = setting.device, shape_of(setting, T, dropout)
+    texts = [*_made_up(T, TOKENS[device.type] // T, natural, BATCHES[device.type])]
+    attention = "causal" if causal else "bidirectional"
+    packed = [_packed(each, T, attention) for each in texts]
+    masked, bare = ([_padded(each, causal, mask or natural) for each in texts] for mask in (True, False))
+    sides: Makers = {
+        "minilm": partial(_minilm, cfg, setting, T, packed),
+        "transformers": partial(_transformers, cfg, setting, masked, causal),
+    }
+    if device.type == "cuda":
+        fixed = [_padded(each, causal, natural, T) for each in texts]  # one shape, for which it is compiled
+        sides["minilm, compiled"] = partial(_minilm, cfg, setting, T, packed, compiled=True)
+        sides["transformers, tuned"] = partial(_transformers, cfg, setting, fixed, causal, compiled=True)
+    if not causal:  # which has no other tokens than targets
+        sides["transformers, head on targets"] = partial(_transformers, cfg, setting, bare, causal, on_targets=True)
+    return sides
+
+
+def shape_of(setting: Setting, T: int, dropout: float = 0.0) -> EncoderConfig:
+    sizes = SHAPES[setting.device.type]
+    return bert_config(VOCABULARY, **sizes, max_position_embeddings=max(512, T), dropout=dropout)
+
+
+def flops_of(setting: Setting, T: int, rate: float = RATE) -> float:
+    """Of the matrix products that a token of a full row needs, as minilm computes them; attention in full."""
+    return step_flops(shape_of(setting, T), T, T, round(rate * T)) / T
+
+
+def _made_up(T: int, B: int, natural: bool, batches: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Batches of B texts, the ids of each one's tokens and the columns of its targets, in order."""
+    rng = np.random.default_rng(0)
+    for _ in range(batches):
+        lengths = np.clip(rng.normal(T / 2, T / 5, B), 8, T).astype(int) if natural else np.full(B, T)
+        ids = [rng.integers(5, VOCABULARY, n) for n in lengths]
+        picks = [np.sort(rng.permutation(n)[: max(1, round(RATE * n))]) for n in lengths]
+        yield [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in zip(ids, picks, strict=True)]
+
+
+def _packed(texts: Sequence[tuple[Tensor, Tensor]], T: int, attention: str) -> Batch:
+    """As minilm's loader makes them: full rows, or texts one after the other. A causal model predicts each next
+    token, of all but the first."""
+    lengths = np.array([len(ids) for ids, _ in texts])
+    row_of = best_fit(lengths, T)
+    B = int(row_of.max()) + 1
+    ids, doc = torch.zeros(B, T, dtype=torch.int64), torch.full((B, T), -1)
+    where, target, filled = [], [], [0] * B
+    for number, ((own, pick), row) in enumerate(zip(texts, row_of.tolist(), strict=True)):
+        start, filled[row] = filled[row], filled[row] + len(own)
+        ids[row, start : start + len(own)], doc[row, start : start + len(own)] = own, number
+        here = torch.arange(len(own) - 1) if attention == "causal" else pick
+        where.append(row * T + start + here)
+        target.append(own[here + 1] if attention == "causal" else own[here])
+    full = bool((doc >= 0).all()) and len(texts) == B
+    tokens = Tokens.full(ids, attention) if full else Tokens.packed(ids, doc, attention)
+    flat, count = torch.cat(where), sum(map(len, target))
+    return Batch(tokens, flat, torch.cat(target), count, int(lengths.sum()), per_row=len(where[0]) if full else 0)
+
+
+def _padded(texts: Sequence[tuple[Tensor, Tensor]], causal: bool, masked: bool, T: int = 0) -> dict[str, Tensor]:
+    """As transformers' collator makes them, at least T tokens long; a causal model shifts its labels itself."""
+    labels = []
+    for ids, pick in texts:
+        own = ids.clone() if causal else torch.full_like(ids, IGNORE)
+        own[pick] = ids[pick]
+        labels.append(own)
+    ids = [ids for ids, _ in texts]
+    made = {"input_ids": pad_sequence(ids, True), "labels": pad_sequence(labels, True, IGNORE)}
+    made |= {"attention_mask": pad_sequence([torch.ones_like(own) for own in ids], True)} if masked else {}
+    more = max(0, T - made["input_ids"].shape[1])
+    rest = {"labels": IGNORE}
+    return {name: nn.functional.pad(own, (0, more), value=rest.get(name, 0)) for name, own in made.items()}
+
+
+def _fresh(cfg: EncoderConfig, backend: Backend = "sdpa") -> LanguageModel:
+    """The same weights each time."""
+    torch.manual_seed(0)
+    model = LanguageModel(cfg, backend)
+    initialise(model, std=INITIAL)
+    return model
+
+
+def _minilm(cfg: EncoderConfig, setting: Setting, T: int, batches: list[Batch], compiled: bool = False) -> Side:
+    runtime = setting.runtime
+    loss = runtime.compiled(language_model_loss) if compiled else language_model_loss
+    model = _fresh(cfg, runtime.backend(T, cfg.attention_dropout))
+    if setting.device.type == "cpu":
+        cheapen(model)
+    return _our_loop(model, loss, batches, setting)
+
+
+def _our_loop(
+    model: nn.Module, loss: Callable[..., tuple[Tensor, Tensor]], batches: Sequence[Batch | TaskBatch], setting: Setting
+) -> Side:
+    """The steps of minilm's loop."""
+    runtime, forward = setting.runtime, Applied(model).to(setting.device).train()
+    optimizers = make_optimizers(model, "adamw", LR, DECAY, eps=EPS)
+    there = [batch.to(setting.device) for batch in batches]
+
+    def run() -> Done:
+        found = []
+        for batch in there:
+            nats, norm, _ = train_step(forward, loss, optimizers, [batch], runtime, 1.0)
+            found += [nats / batch.count, norm]
+        return Done(sum(batch.size for batch in there), torch.stack(found))
+
+    return run
+
+
+def _transformers(
+    cfg: EncoderConfig,
+    setting: Setting,
+    batches: list[dict[str, Tensor]],
+    causal: bool,
+    compiled: bool = False,
+    on_targets: bool = False,
+) -> Side:
+    from transformers import AutoConfig, BertForMaskedLM, BertLMHeadModel
+
+    objective, half = "clm" if causal else "mlm", setting.precision == "bf16"
+    config = config_to_hf(cfg, objective, {"cls_token_id": 2, "sep_token_id": 3})
+    made = (BertLMHeadModel if causal else BertForMaskedLM)(AutoConfig.for_model(**config))
+    missing, unexpected = made.load_state_dict(to_hf(_fresh(cfg).state_dict(), "bert", objective), strict=False)
+    assert not unexpected, unexpected
+    assert all("decoder" in name or "position_ids" in name for name in missing), missing  # which are tied
+    if on_targets and half and setting.device.type == "cpu":
+        made.set_attn_implementation("eager")
+
+    def of_targets(labels: Tensor, **inputs: Tensor) -> Tensor:
+        is_target = labels != IGNORE
+        logits = made.cls(made.bert(**inputs).last_hidden_state[is_target])
+        return nn.functional.cross_entropy(logits.float(), labels[is_target])
+
+    return _loop(made, setting, batches, compiled, of_targets if on_targets else None)
+
+
+def _loop(
+    made: nn.Module,
+    setting: Setting,
+    batches: list[dict[str, Tensor]],
+    compiled: bool = False,
+    loss_of: Callable[..., Tensor] | None = None,
+) -> Side:
+    """A plain loop over one of transformers' models. loss_of: of a batch; the model's own, if not given."""
+    made.to(setting.device).train()
+    plain, decayed = ([own for own in made.parameters() if (own.ndim < 2) == flat] for flat in (True, False))
+    groups = [{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LR, eps=EPS, fused=True)
+    forward = torch.compile(made) if compiled else made
+    there = [{name: own.to(setting.device) for name, own in batch.items()} for batch in batches]
+    masks = [batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in batches]
+    count, calls = sum(int(mask.sum()) for mask in masks), itertools.count()
+    half = setting.precision == "bf16"
+
+    def run() -> Done:
+        found, is_compared = [], next(calls) == 0
+        for batch in there:
+            with torch.autocast(setting.device.type, dtype=torch.bfloat16, enabled=half):
+                loss = forward(**batch).loss if loss_of is None else loss_of(**batch)
+            loss.backward()
+            # clipping's own norm of 12 M numbers is off by up to 4e-4 on a CPU, against float64; this one by 7e-6
+            norm = [gradient_norm(made)] if is_compared else []
+            nn.utils.clip_grad_norm_(made.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            found += [loss.detach(), *norm]
+        return Done(count, torch.stack(found))
+
+    return run
+
+
+# -- fine-tuning ----------------------------------------------------------------------------------------
+
+
+def finetuning(setting: Setting) -> Makers:
+    """A training step of 32 labelled texts, their lengths about as SST-2's."""
+    rng, count = np.random.default_rng(0), TOGETHER * LABELLED
+    lengths = np.clip(rng.lognormal(np.log(22), 0.5, count), *LABELLED_LENGTHS).astype(int)
+    ids, target = rng.integers(5, VOCABULARY, lengths.sum()).astype(np.int32), rng.integers(0, 2, count)
+    offsets = np.concatenate([[0], lengths.cumsum()])
+    features = Features(ids, np.zeros(len(ids), np.int8), offsets, target, np.arange(count))
+    sides: Makers = {
+        "minilm": partial(_classifier, setting, features),
+        "transformers": partial(_their_classifier, setting, features),
+    }
+    if setting.device.type == "cuda":
+        sides["minilm, compiled"] = partial(_classifier, setting, features, compiled=True)
+        sides["transformers, tuned"] = partial(_their_classifier, setting, features, 16, compiled=True)
+    return sides
+
+
+def _fresh_classifier(setting: Setting) -> BertForSequenceClassification:
+    """The same weights each time, of two labels."""
+    torch.manual_seed(0)
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    sizes = SHAPES[setting.device.type]
+    more = {"intermediate_size": 4 * sizes["hidden_size"], "initializer_range": INITIAL, "num_labels": 2}
+    return BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **sizes, **more, **none))
+
+
+def _classifier(setting: Setting, features: Features, compiled: bool = False) -> Side:
+    """As `minilm.tasks.tune` trains one."""
+    runtime, model, task = setting.runtime, _fresh_classifier(setting), Classification(("no", "yes"))
+    longest, on_gpu = LABELLED_LENGTHS[1], setting.device.type == "cuda"
+    encoder = model.base_model.encoder
+    encoder.backend = runtime.backend(longest, 0.0)
+    cheapen(model, encoder.embedding.word)
+    loss = runtime.compiled(task.loss, any_shape=True) if compiled else task.loss
+    parts = np.arange(len(features)).reshape(LABELLED, TOGETHER)
+    batches = [batch_of(features, part, longest if on_gpu else None)[0] for part in parts]
+    return _our_loop(model, loss, batches, setting)
+
+
+def _their_classifier(setting: Setting, features: Features, multiple: int = 1, compiled: bool = False) -> Side:
+    """Each batch is padded to its longest text, or to a multiple of so many tokens."""
+    from transformers import AutoModelForSequenceClassification
+
+    with tempfile.TemporaryDirectory() as directory:
+        _fresh_classifier(setting).save_pretrained(directory)
+        made = AutoModelForSequenceClassification.from_pretrained(directory)
+    texts = [torch.from_numpy(ids.astype(np.int64)) for ids in np.split(features.ids, features.offsets[1:-1])]
+    labels = torch.from_numpy(features.target)
+    batches = []
+    for part in np.arange(len(texts)).reshape(LABELLED, TOGETHER):
+        own = [texts[i] for i in part]
+        batch = {"input_ids": pad_sequence(own, True), "labels": labels[part]}
+        batch["attention_mask"] = pad_sequence([torch.ones_like(ids) for ids in own], True)
+        more = -batch["input_ids"].shape[1] % multiple
+        padded = {name: nn.functional.pad(batch[name], (0, more)) for name in ("input_ids", "attention_mask")}
+        batches.append(batch | padded)
+    return _loop(made, setting, batches, compiled)
