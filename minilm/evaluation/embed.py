@@ -160,7 +160,7 @@ def _vectors_of(embedder: Embedder, texts: list[str], batch_tokens: int, prompt:
     model.eval()
     try:
         batches = _batches(np.array([*map(len, of_each)], int), batch_tokens)
-        with onednn.chosen(model.device):
+        with onednn.chosen(model.device, model.dtype):
             for rows, own in side_by_side(of_batch, batches, model.device):
                 vectors[rows] = own
     finally:

@@ -1,5 +1,5 @@
-"""Products in fp32 by oneDNN, as those in bf16 are, on AMD's processors with AVX-512. torch has MKL make them, which is
-slow there, and adds the bias in a pass of its own."""
+"""Products by oneDNN with the bias in them, for which torch has a pass of its own: of weights in bf16, and in fp32 on
+AMD's processors with AVX-512, where torch has MKL make them, which is slow there."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -28,10 +28,16 @@ def is_faster() -> bool:
     return CPU.exists() and "AuthenticAMD" in CPU.read_text()
 
 
+def has_bf16() -> bool:
+    """Whether this processor multiplies in bf16."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
 class OneDNN(TorchFunctionMode):
-    """Within it `F.linear`, and so `nn.Linear`, computes by oneDNN what it can: values differ by rounding. What is
-    compiled or transformed, and all else, is computed as ever, but that its gradients cannot be batched. oneDNN keeps
-    what it made for the last 1,024 shapes, in fp32 as in bf16: 0.7 GB for 200 numbers of rows of four matrices of BERT.
+    """Within it `F.linear`, and so `nn.Linear`, computes by oneDNN what it can, in fp32 and bf16: values differ by
+    rounding. What is compiled or transformed, and all else, is computed as ever, but that its gradients cannot be
+    batched. oneDNN keeps what it made for the last 1,024 shapes, as torch's own products in bf16 do: 0.7 GB for 200
+    numbers of rows of four matrices of BERT.
     `torch.backends.mkldnn.flags(enabled=False)` turns it off."""
 
     def __torch_function__(
@@ -43,9 +49,10 @@ class OneDNN(TorchFunctionMode):
         return (_Linear.apply if torch.is_grad_enabled() else _linear)(*args[:2], bias)
 
 
-def chosen(device: torch.device) -> AbstractContextManager:
-    """OneDNN where it is faster, or nothing."""
-    return OneDNN() if device.type == "cpu" and is_faster() else nullcontext()
+def chosen(device: torch.device, dtype: torch.dtype = torch.float32) -> AbstractContextManager:
+    """OneDNN where it is faster for weights of `dtype`, or nothing."""
+    fits = is_faster() if dtype == torch.float32 else dtype == torch.bfloat16 and HAS_ONEDNN and has_bf16()
+    return OneDNN() if device.type == "cpu" and fits else nullcontext()
 
 
 def within() -> AbstractContextManager:
@@ -65,7 +72,7 @@ def _can(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     if forward_ad._current_level >= 0 or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
         return False
     own = (x, weight) if bias is None else (x, weight, bias)
-    if not all(type(each) in (Tensor, Parameter) and _is_plain(each) for each in own):
+    if not all(type(each) in (Tensor, Parameter) and each.dtype == x.dtype and _is_plain(each) for each in own):
         return False
     fits = x.ndim > 1 and weight.ndim == 2 and x.shape[-1] == weight.shape[1]  # if not, torch says so
     # oneDNN takes no notice of a bias's strides
@@ -73,8 +80,9 @@ def _can(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
 
 
 def _is_plain(each: Tensor) -> bool:
-    is_fp32 = each.dtype == torch.float32 and each.device.type == "cpu"
-    return is_fp32 and each.layout == torch.strided and not each.is_nested and each.numel() > 0
+    fits = each.dtype == torch.float32 or (each.dtype == torch.bfloat16 and has_bf16())
+    fits = fits and each.device.type == "cpu"
+    return fits and each.layout == torch.strided and not each.is_nested and each.numel() > 0
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

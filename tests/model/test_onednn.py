@@ -54,6 +54,32 @@ def test_values_and_gradients(shape, bias, called):
         assert torch.equal(F.linear(*tensors), got[0])
 
 
+@pytest.mark.skipif(not onednn.has_bf16(), reason="this processor has no bf16")
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_in_bf16(shape, bias, called):
+    """As torch's own, each as far from float64 as bf16 rounds; first gradients, too."""
+    tensors = [own.detach().bfloat16().requires_grad_() for own in made(shape, bias)]
+    exact = [own.detach().double().requires_grad_() for own in tensors]
+    with OneDNN():
+        ours = F.linear(*tensors)
+        gradients = torch.autograd.grad(ours.sum(), tensors)
+    assert called[0] == shape
+    y = F.linear(*exact)
+    for got, expected in zip((ours, *gradients), (y, *torch.autograd.grad(y.sum(), exact)), strict=True):
+        assert got.dtype == torch.bfloat16
+        assert (got - expected).abs().max() <= 2**-8 * expected.abs().max()
+
+
+def test_in_bf16_on_a_processor_without_it(called, monkeypatch):
+    monkeypatch.setattr(onednn, "has_bf16", lambda: False)
+    tensors = [own.bfloat16() for own in made((7, 64))]
+    expected = F.linear(*tensors)
+    with OneDNN():
+        assert torch.equal(F.linear(*tensors), expected)
+    assert not called
+
+
 def test_only_what_is_asked_for_has_a_gradient():
     x, weight, bias = made((7, 64))
     with OneDNN():
@@ -101,7 +127,7 @@ AS_EVER = {
     "a kind of one's own": lambda: F.linear(made((7, 64))[0].detach().as_subclass(Marked), made((7, 64))[1]).detach(),
     "a tangent": with_tangent,
     "float64": lambda: F.linear(*(own.double() for own in made((7, 64)))),
-    "half precision": lambda: F.linear(*(own.bfloat16() for own in made((7, 64)))),
+    "fp16": lambda: F.linear(*(own.half() for own in made((7, 64)))),
     "one vector": lambda: F.linear(*made((64,))),
     "no rows": lambda: F.linear(*made((0, 64))),
     "by name": lambda: F.linear(input=made((7, 64))[0], weight=made((7, 64))[1]),
@@ -193,6 +219,17 @@ def test_on_a_gpu_there_is_none(monkeypatch):
     monkeypatch.setattr(onednn, "is_faster", lambda: True)
     assert isinstance(onednn.chosen(torch.device("cpu")), OneDNN)
     assert not isinstance(onednn.chosen(torch.device("cuda")), OneDNN)
+
+
+@pytest.mark.parametrize("has", [True, False], ids=["has bf16", "has none"])
+def test_for_which_weights_it_is_chosen(has, monkeypatch):
+    """Those in bf16 whoever made the processor, and in fp32 where it is faster."""
+    monkeypatch.setattr(onednn, "is_faster", lambda: not has)
+    monkeypatch.setattr(onednn, "has_bf16", lambda: has)
+    own = {torch.float32: not has, torch.bfloat16: has, torch.float16: False, torch.float64: False}
+    for dtype, expected in own.items():
+        assert isinstance(onednn.chosen(torch.device("cpu"), dtype), OneDNN) == expected
+        assert not isinstance(onednn.chosen(torch.device("cuda"), dtype), OneDNN)
 
 
 def test_a_runtime_in_fp32_has_it_and_its_threads_too(monkeypatch):
