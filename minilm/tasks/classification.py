@@ -96,7 +96,9 @@ class Classification(Task):
 
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         logits = widened(outputs)
-        weights = None if self.weights is None else logits.new_tensor(self.weights)
+        weights = None
+        if self.weights is not None:  # which new_tensor would have the host wait for
+            weights = torch.tensor(self.weights, dtype=logits.dtype).to(logits.device, non_blocking=True)
         nats = F.cross_entropy(logits, batch.target, weights, reduction="sum", label_smoothing=self.smoothing)
         return nats, (batch.target >= 0).sum()
 
