@@ -31,7 +31,7 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.machine import ROOT, machine, weights_of, when
+from benchmarks.machine import ROOT, busy, machine, weights_of, when
 from benchmarks.rows import ROWS
 from benchmarks.side import Done, Row, Setting, Side
 from minilm import cli
@@ -42,7 +42,8 @@ OURS = "minilm"
 AGREE = {"fp32": 1e-5, "bf16": 3e-2}  # of the largest of the numbers that sides come to; on a GPU fp32 is TF32
 LEAST_S = 1.0  # of a turn
 ALONE = 2  # turns, and the least of a row's
-BUSY = 0.5  # of a process that runs besides: a machine so busy measures nothing
+BUSY = 0.5  # of a core, taken by others: a machine so busy measures nothing
+PEAK_S = 0.5  # for the fastest product of matrices, after each turn
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers")
 PRECISIONS = ("fp32", "bf16")
 RANGES = {"budget_s": (1, 10**6), "row_s": (1, 10**6), "pairs": (1, 1000), "texts": (1, 10**6)}
@@ -97,8 +98,6 @@ def main(args: Args) -> int:
     device, failed = device_of("cuda" if gpu else args.device), []
     if gpu and subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu"], cwd=ROOT).returncode:
         failed.append("the tests that need a GPU")
-    if (busy := os.getloadavg()[0]) > BUSY:
-        print(f"the machine is busy ({busy:.1f} processes ran): figures may be worth nothing", file=sys.stderr)
     found, shown, longest = read(args.json), [], 0.0
     for name, precision in wanted(args, names or [*ROWS], device):
         what = about(args, name, precision, device)
@@ -110,12 +109,14 @@ def main(args: Args) -> int:
         if args.budget_s is not None and start - began + longest > args.budget_s:
             print(f"{name}, {precision}: not begun, the budget is spent", file=sys.stderr)
             continue
+        if (load := busy()) > BUSY:
+            print(f"the machine is busy (others take {load:.1f} cores): figures may be worth nothing", file=sys.stderr)
         try:
             rows = measured(args, name, precision, device)
         except subprocess.CalledProcessError:
             failed.append(f"{name}, {precision}")
             continue
-        rows = [what | row | {"date": when()["date"], "load": busy} for row in rows]
+        rows = [what | row | {"date": when()["date"], "load": load} for row in rows]
         keep(args.json, rows)
         shown, longest = shown + rows, max(longest, time.monotonic() - start)
     if shown:
@@ -193,7 +194,7 @@ def measured(args: Args, name: str, precision: str, device: torch.device) -> lis
             ratios = [count / seconds / theirs for (count, seconds), theirs in pairs]
             line |= {"ratio": statistics.median(ratios), "ratio_low": quantile(ratios, 0.1)}
             line |= {"ratio_high": quantile(ratios, 0.9)}
-        if together["flops"] is not None:  # useful ones: what the other sides compute besides is not counted
+        if "flops" in together:  # useful ones: what the other sides compute besides is not counted
             line["of_matmul_peak"] = together["flops"] * line[f"{ROWS[name].unit}_per_s"] / together["peak_flops"]
         lines.append(line | {"peak_mb": alone["peak_mb"], "first_s": alone["first_s"]})
     return lines
@@ -219,7 +220,9 @@ def turns(args: Args) -> dict[str, Any]:
     (name,), precision = args.rows, args.precision
     row, cache_dir = ROWS[name], args.cache_dir.expanduser()
     setting = Setting(device_of(args.device), precision, args.model, cache_dir, args.texts)
-    runtime, makers = setting.runtime, row.make(setting)  # the first sets threads and memory for all sides alike
+    if args.turns_of in ("all", OURS) or setting.device.type == "cuda":
+        _ = setting.runtime  # sets threads and memory for all sides alike; alone on a CPU another has memory as ever
+    makers = row.make(setting)
     chosen: dict[str, Side] = {}
     found: dict[str, Any] = {}
     firsts: dict[str, Done] = {}
@@ -231,17 +234,18 @@ def turns(args: Args) -> dict[str, Any]:
             wait(setting)
             found[side] = {"first_s": time.perf_counter() - began, "turns": []}
     check_agreement(row, AGREE[precision if setting.device.type == "cpu" else "bf16"], firsts)
-    began = time.monotonic()
+    began, peaks = time.monotonic(), []
     for number in range(args.pairs if args.turns_of == "all" else ALONE):
         if number >= ALONE and time.monotonic() - began > args.row_s:
             break
         for side in [*chosen][:: 1 if number % 2 == 0 else -1]:
             found[side]["turns"].append(turn(chosen[side], setting))
+        if row.flops and args.turns_of == "all":
+            peaks.append(matmul_peak(setting.device, setting.dtype, PEAK_S))
     for own in found.values():
         own["peak_mb"] = memory_mb(setting.device)
-    flops = row.flops(setting) if row.flops else None
-    peak = matmul_peak(setting.device, runtime.dtype, 3.0) if flops else None
-    return {"sides": found, "flops": flops, "peak_flops": peak}
+    told = {"flops": row.flops(setting), "peak_flops": statistics.median(peaks)} if peaks else {}
+    return {"sides": found} | told
 
 
 def turn(run: Side, setting: Setting) -> tuple[int, float]:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import subprocess
+import time
 from datetime import date
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +24,22 @@ def machine() -> dict[str, str]:
     """Where it runs."""
     cores = f"{len(os.sched_getaffinity(0))} cores of an {cpu()}, {torch.backends.cpu.get_cpu_capability()}"
     return {"cpu": cores} | {name: f"{name} {metadata.version(name)}" for name in ("torch", "transformers")}
+
+
+def busy(seconds: float = 2.0) -> float:
+    """How many cores others keep busy while this process waits so long, the host's other guests among them; where /proc
+    does not tell, how many processes ran in the last minute."""
+    file = Path("/proc/stat")
+    if not file.exists():
+        return os.getloadavg()[0]
+
+    def ticks() -> int:
+        user, nice, system, _, _, *rest = map(int, file.read_text().split("\n", 1)[0].split()[1:9])  # idle, waiting
+        return user + nice + system + sum(rest)
+
+    before = ticks()
+    time.sleep(seconds)
+    return (ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds
 
 
 def weights_of(model: Path | str) -> str:

@@ -48,6 +48,7 @@ ROWS: dict[str, Row] = {  # the most telling first
         flops=partial(flops_of, T=1024, rate=1.0),
     ),
     "finetune": Row("a fine-tuning step, 32 texts of 4 to 64 tokens", "tokens", finetuning),
+    "finetune-grouped": Row("the same, texts of like lengths in a batch", "tokens", partial(finetuning, grouped=True)),
     "embed-mixed": Row("vectors of texts of 4 to 300 words", "texts", partial(embedding, kind="mixed"), True),
     "embed-short": Row("vectors of texts of 4 to 16 words", "texts", partial(embedding, kind="short"), True),
     "embed-long": Row("vectors of texts of 150 to 300 words", "texts", partial(embedding, kind="long"), True),

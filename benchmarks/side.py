@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minilm.train.runtime import Runtime
+from minilm.train.runtime import DTYPES, Runtime
 
 
 class Done(NamedTuple):
@@ -31,6 +31,10 @@ class Setting:
     model: Path | None  # a directory that all libraries open
     cache_dir: Path
     texts: int | None = None  # of a pass
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
 
     @property
     def runtime(self) -> Runtime:

@@ -69,8 +69,8 @@ def _both_sentence_transformers(setting: Setting, calls: list[list[str]]) -> Mak
 
 
 def _embedder(setting: Setting, calls: list[list[str]]) -> Side:
-    embedder, runtime = read_embedder(setting.model), setting.runtime
-    embedder.model.to(setting.device, runtime.dtype)
+    embedder = read_embedder(setting.model)
+    embedder.model.to(setting.device, setting.dtype)
 
     def run() -> Done:
         return _of_vectors(torch.cat([embed(embedder, texts) for texts in calls]))
@@ -81,7 +81,7 @@ def _embedder(setting: Setting, calls: list[list[str]]) -> Side:
 def _sentence_transformers(setting: Setting, calls: list[list[str]]) -> Side:
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(setting.model), device=str(setting.device)).to(setting.runtime.dtype)
+    model = SentenceTransformer(str(setting.model), device=str(setting.device)).to(setting.dtype)
 
     def run() -> Done:
         return _of_vectors(torch.cat([model.encode(texts, convert_to_tensor=True) for texts in calls]))
@@ -93,7 +93,7 @@ def _sorted(setting: Setting, texts: list[str]) -> Side:
     """A plain loop over transformers' model: the longest texts first, in half precision where the row has it."""
     from transformers import AutoModel, AutoTokenizer
 
-    model = AutoModel.from_pretrained(setting.model).to(setting.device, setting.runtime.dtype).eval()
+    model = AutoModel.from_pretrained(setting.model).to(setting.device, setting.dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(setting.model)
     pooling = read_pooling(setting.model) or Pooling()
     length = min(pooling.max_length or model.config.max_position_embeddings, model.config.max_position_embeddings)

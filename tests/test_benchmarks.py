@@ -5,6 +5,8 @@ import json
 import lzma
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -205,6 +207,7 @@ def benchmarks_main(load, monkeypatch, tmp_path):
 
 
 ROWS = ["pretrain-128", "pretrain-128-dropout", "pretrain-natural", "pretrain-512", "causal-1024", "finetune"]
+ROWS += ["finetune-grouped"]
 TEXT_ROWS = ["embed-mixed", "embed-short", "embed-long", "latency", "tokenise", "load", "load-256"]
 
 
@@ -280,6 +283,36 @@ def test_sides_that_differ_are_told_apart(benchmarks_main, monkeypatch, tmp_path
         benchmarks_main.check_agreement(
             benchmarks_main.ROWS["pretrain-128"], 1e-5, {k: run() for k, run in firsts.items()}
         )
+
+
+def test_a_machine_that_others_use_is_noticed(monkeypatch):
+    """By cores that are taken while nothing is done here."""
+    monkeypatch.syspath_prepend(ROOT)
+    module = importlib.import_module("benchmarks.machine")
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        taken = module.busy(1.0)
+    finally:
+        other.kill()
+        other.wait()
+    assert 0.2 < taken <= os.cpu_count() + 0.5
+
+
+@pytest.mark.parametrize(
+    ("row", "other"),
+    [("pretrain-128", "transformers"), ("finetune", "transformers"), ("embed-short", "transformers, sorted")],
+)
+def test_alone_the_reference_has_memory_as_ever(benchmarks_main, monkeypatch, encoder_directory, tmp_path, row, other):
+    """What minilm sets for its process stays out of the figures of another's memory."""
+    kept = []
+    monkeypatch.setattr("minilm.train.runtime._keep_freed_memory", lambda: kept.append(1))
+    args = benchmarks_main.Args(
+        (row,), encoder_directory, "fp32", device="cpu", cache_dir=tmp_path, pairs=1, turns_of=other
+    )
+    benchmarks_main.turns(args)
+    assert not kept
+    benchmarks_main.turns(replace(args, turns_of="minilm"))
+    assert kept
 
 
 def test_what_cannot_be_measured(benchmarks_main, capsys, tmp_path):

@@ -6,9 +6,11 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
+from torch.nn.functional import linear
 
 from minilm.batch import are_few
 from minilm.data.loader import Loader
+from minilm.model import onednn
 from minilm.model.attention import are_fewest
 from minilm.model.encoder import EncoderConfig
 
@@ -60,19 +62,21 @@ def run_flops(cfg: EncoderConfig, loader: Loader, pairs: bool = False) -> int:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """FLOPs a second of the fastest square matrix product found in about so many seconds: what the machine can do."""
+    """FLOPs a second of the fastest square matrix product found in about so many seconds, made as layers' products are:
+    what the machine can do."""
     best, end = 0.0, time.perf_counter() + seconds
     size = 512 if device.type == "cpu" else 2048
-    while size <= (4096 if device.type == "cpu" else 16_384):
-        a = torch.randn(size, size, device=device).to(dtype)
-        for _ in range(10):
-            began = time.perf_counter()
-            float((a @ a)[0, 0])  # waits for the device
-            now = time.perf_counter()
-            best = max(best, 2 * size**3 / (now - began))
-            if now + 8 * (now - began) > end:  # neither this size again nor, eightfold, the next one
-                return best
-        size *= 2
+    with torch.no_grad(), onednn.chosen(device, dtype):
+        while size <= (4096 if device.type == "cpu" else 16_384):
+            a = torch.randn(size, size, device=device).to(dtype)
+            for _ in range(10):
+                began = time.perf_counter()
+                float(linear(a, a)[0, 0])  # waits for the device
+                now = time.perf_counter()
+                best = max(best, 2 * size**3 / (now - began))
+                if now + 8 * (now - began) > end:  # neither this size again nor, eightfold, the next one
+                    return best
+            size *= 2
     return best
 
 
