@@ -338,12 +338,32 @@ class TestOfOneFamily:
 
 
 @pytest.mark.skipif(not onednn.HAS_ONEDNN, reason="this build has no oneDNN")
-def test_products_are_onednns_where_that_is_faster(encoder, monkeypatch):
-    vectors, linear = [], onednn._linear
-    for is_faster in (False, True):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_products_are_onednns_where_that_is_faster(encoder, monkeypatch, dtype):
+    """Of enough tokens, for which it looks at each call of torch."""
+    embedder, vectors, linear = minilm.read_embedder(str(encoder)), [], onednn._linear
+    embedder.model.to(dtype)
+    if dtype == torch.bfloat16 and not onednn.has_bf16():
+        pytest.skip("this processor has no bf16")
+    for is_faster, looked_at in ((False, 0), (True, 0), (True, 10**6)):
         shapes = []
         monkeypatch.setattr(onednn, "is_faster", lambda is_faster=is_faster: is_faster)
         monkeypatch.setattr(onednn, "_linear", lambda *of, shapes=shapes: shapes.append(of[0].shape) or linear(*of))
-        vectors.append(minilm.embed(str(encoder), TEXTS))
-        assert bool(shapes) == is_faster
-    assert (vectors[0] - vectors[1]).abs().max() < 1e-5 * max(1, vectors[0].abs().max())
+        monkeypatch.setattr("minilm.evaluation.embed.LOOKED_AT", looked_at)
+        vectors.append(minilm.embed(embedder, TEXTS))
+        assert bool(shapes) == ((is_faster or dtype == torch.bfloat16) and looked_at == 0)
+    near = 1e-5 if dtype == torch.float32 else 3e-2
+    assert (vectors[0] - vectors[1]).abs().max() < near * max(1, vectors[0].abs().max())
+    assert (vectors[2] - vectors[1]).abs().max() < near * max(1, vectors[0].abs().max())
+
+
+def test_a_model_is_in_the_mode_that_it_was_in(encoder):
+    """Part by part."""
+    embedder = minilm.read_embedder(str(encoder))
+    embedder.model.train()
+    last = embedder.model.encoder.layers[-1].eval()
+    before = [module.training for module in embedder.model.modules()]
+    first, second = (minilm.embed(embedder, ["the cat sat"]) for _ in range(2))
+    assert torch.equal(first, second)  # nothing was dropped
+    assert [module.training for module in embedder.model.modules()] == before
+    assert not last.training
