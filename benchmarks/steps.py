@@ -56,7 +56,7 @@ def language_modelling(
     }
     if device.type == "cuda":
         fixed = [_padded(each, causal, natural, T) for each in texts]  # one shape, for which it is compiled
-        sides["minilm, compiled"] = partial(_minilm, cfg, setting, T, packed, compiled=True)
+        sides["minilm, compiled"] = partial(_minilm, cfg, setting, T, packed, compiled=True, any_shape=natural)
         sides["transformers, tuned"] = partial(_transformers, cfg, setting, fixed, causal, compiled=True)
     if not causal:  # which has no other tokens than targets
         sides["transformers, head on targets"] = partial(_transformers, cfg, setting, bare, causal, on_targets=True)
@@ -126,9 +126,11 @@ def _fresh(cfg: EncoderConfig, backend: Backend = "sdpa") -> LanguageModel:
     return model
 
 
-def _minilm(cfg: EncoderConfig, setting: Setting, T: int, batches: list[Batch], compiled: bool = False) -> Side:
+def _minilm(
+    cfg: EncoderConfig, setting: Setting, T: int, batches: list[Batch], compiled: bool = False, any_shape: bool = False
+) -> Side:
     runtime = setting.runtime
-    loss = runtime.compiled(language_model_loss) if compiled else language_model_loss
+    loss = runtime.compiled(language_model_loss, any_shape) if compiled else language_model_loss
     model = _fresh(cfg, runtime.backend(T, cfg.attention_dropout))
     if setting.device.type == "cpu":
         cheapen(model)

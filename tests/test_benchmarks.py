@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -283,6 +284,56 @@ def test_sides_that_differ_are_told_apart(benchmarks_main, monkeypatch, tmp_path
         benchmarks_main.check_agreement(
             benchmarks_main.ROWS["pretrain-128"], 1e-5, {k: run() for k, run in firsts.items()}
         )
+
+
+def test_what_needs_a_gpu_is_tested_first_and_once(benchmarks_main, monkeypatch, tmp_path):
+    """The passing of its tests is kept like a row; where they fail, or take longer than there is time, that is said."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    calls, outcome = [], SimpleNamespace(returncode=1)
+
+    def run(command, cwd, timeout):
+        calls.append(command)
+        assert (ROOT / command[-1]).exists()
+        if outcome.returncode is None:
+            raise subprocess.TimeoutExpired(command, timeout)
+        return outcome
+
+    monkeypatch.setattr(benchmarks_main.subprocess, "run", run)
+    args, device = benchmarks_main.Args(("gpu",), json=tmp_path / "rows.jsonl", budget_s=540.0), torch.device("cuda")
+
+    def said():
+        return benchmarks_main.gpu_tests(args, device, benchmarks_main.read(args.json))
+
+    assert said() == "the tests that need a GPU"
+    outcome.returncode = None
+    assert said() == "the tests that need a GPU: not done in 540 s"
+    outcome.returncode = 0
+    assert said() is None
+    assert len(calls) == 3
+    assert said() is None
+    assert len(calls) == 3
+    monkeypatch.setattr(benchmarks_main, "when", lambda: {"commit": "def", "date": "today"})
+    assert said() is None
+    assert len(calls) == 4
+
+
+def test_code_is_known_without_git(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT)
+    module = importlib.import_module("benchmarks.machine")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    (tmp_path / "minilm").mkdir()
+    (tmp_path / "minilm" / "a.py").write_text("a = 1\n")
+    before = module.when()["commit"]
+    assert before.startswith("files-")
+    assert module.when()["commit"] == before
+    (tmp_path / "minilm" / "a.py").write_text("a = 2\n")
+    assert module.when()["commit"] != before
+
+
+def test_a_library_that_is_not_there_has_no_version(benchmarks_main):
+    assert benchmarks_main.version_of("torch") == metadata.version("torch")
+    assert benchmarks_main.version_of("no-such-library") is None
 
 
 def test_a_machine_that_others_use_is_noticed(monkeypatch):

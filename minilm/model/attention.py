@@ -183,7 +183,8 @@ def _by_kernel(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     tokens, near, K = ctx.tokens, -1 if ctx.window is None else ctx.window, q.shape[-1]
-    q, k, v = (F.pad(each, (0, -K % 8)) for each in (q, k, v))
+    if K % 8:
+        q, k, v = (F.pad(each, (0, -K % 8)) for each in (q, k, v))
     bounds, longest = tokens.cu_seqlens, tokens.max_len
     if torch.compiler.is_compiling():  # for any documents
         longest = tokens.input_ids.shape[1]

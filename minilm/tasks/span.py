@@ -113,7 +113,8 @@ class Span(Task):
         window = torch.searchsorted(first, batch.where, right=True) - 1
         place = window * L + batch.where - first[window]
         padded = logits.new_full((N * L, 2), -torch.inf).index_copy(0, place, logits).view(N, L, 2)
-        return F.cross_entropy(padded, batch.target, reduction="sum") / 2, torch.tensor(N)
+        each = padded.transpose(1, 2).flatten(0, 1)  # of three dimensions CUDA sums in any order
+        return F.cross_entropy(each, batch.target.flatten(), reduction="sum") / 2, torch.tensor(N)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
         """Logits of the start and of the end, (M, 2)."""

@@ -119,6 +119,8 @@ class Runtime:
         """
         if self.device.type not in COMPILED_ON:
             raise ConfigError(f"--compile: is for a GPU, and this is {self.device.type}; leave it out")
+        if self.precision == "bf16" and self.device.type == "cuda" and not _has_bf16(self.device):
+            raise ConfigError("--compile, --precision bf16: this GPU has no bf16 of its own; take fp16, or auto")
         import torch._dynamo
         import torch._inductor.config
 
@@ -171,9 +173,13 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _has_bf16(gpu: torch.device) -> bool:
+    return torch.cuda.get_device_capability(gpu) >= (8, 0)
+
+
 def _native(device: torch.device) -> tuple[Precision, str]:
     if device.type == "cuda":
-        if torch.cuda.get_device_capability(device) >= (8, 0):
+        if _has_bf16(device):
             return "bf16", "native on this GPU"
         return "fp16", "this GPU has no native bf16; with GradScaler"
     if device.type == "cpu":

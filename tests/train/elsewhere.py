@@ -1,5 +1,6 @@
 """Training steps on a device that is not the CPU, of tensors without numbers: what is not where it should be is an
-error, and so is asking the device for a number. `python -m tests.train.elsewhere` says which steps it followed.
+error, and so is asking the device for a number, or for what CUDA refuses where bits must repeat. `python -m
+tests.train.elsewhere` says which steps it followed.
 
 Matrix products, autocast and memory of a GPU it does not have; those are for test_gpu.py.
 """
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilm.batch import Batch, OnDevice, Tokens
 from minilm.dropin.config import BertConfig
@@ -42,6 +44,10 @@ from minilm.train.runtime import Runtime
 
 DEVICE = "elsewhere:0"
 T, WORDS = 16, 61
+REFUSED = {  # on CUDA by torch.use_deterministic_algorithms, of what its documentation lists
+    *("bincount", "cumsum", "histc", "kthvalue", "median", "nanmedian", "nll_loss2d_forward", "put_"),
+    *("embedding_bag", "grid_sampler_2d", "max_pool3d_with_indices", "replication_pad1d", "reflection_pad1d"),
+}
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 
 
@@ -99,6 +105,16 @@ def tasks() -> Iterator[tuple[str, Callable[[], nn.Module], Callable[..., Any], 
         yield task.name, partial(kind, config), task.loss, batch
 
 
+class Repeatable(TorchDispatchMode):
+    """Raises AssertionError for what is REFUSED, of real numbers."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        name = func._schema.name.partition("::")[2]
+        is_real = any(isinstance(each, Tensor) and each.is_floating_point() for each in args)
+        assert name not in REFUSED or not is_real, name
+        return func(*args, **(kwargs or {}))
+
+
 def follow(name: str, make: Callable[[], nn.Module], loss: Callable[..., Any], batch: OnDevice, optimizer: str) -> None:
     """Two steps of two micro-batches."""
     device = torch.device(DEVICE)
@@ -112,20 +128,23 @@ def follow(name: str, make: Callable[[], nn.Module], loss: Callable[..., Any], b
             model = make().train()
         optimizers = make_optimizers(model, optimizer, 1e-2, 0.1, muon_dtype=runtime.muon_dtype)
         for _ in range(2):
-            found = train_step(Applied(model), loss, optimizers, [fake, fake], runtime, 1.0)
+            with Repeatable():
+                found = train_step(Applied(model), loss, optimizers, [fake, fake], runtime, 1.0)
         assert [each.device for each in found] == [device] * 3, (name, found)
         assert all(own.device == device for own in model.state_dict().values()), name
     print(f"{name}, {optimizer}: followed", flush=True)
 
 
 def notices() -> None:
-    """That it would be noticed: two devices in one sum, and a number that is asked for."""
+    """That it would be noticed: two devices in one sum, a number that is asked for, and a sum in any order."""
     with FakeTensorMode():
         number = torch.ones((), device=DEVICE)
         wrong = ((lambda: number + torch.ones(3), RuntimeError), (number.item, DataDependentOutputException))
         for each, error in wrong:
             with pytest.raises(error):
                 each()
+    with Repeatable(), pytest.raises(AssertionError, match="nll_loss2d_forward"):
+        nn.functional.cross_entropy(torch.zeros(2, 3, 2), torch.zeros(2, 2, dtype=torch.int64), reduction="sum")
 
 
 class Module(backend_registration._DummyBackendModule):

@@ -16,6 +16,7 @@ from minilm.batch import IGNORE, Batch
 from minilm.data.objectives import MaskedLM, PrefixLM
 from minilm.data.packing import Taken
 from minilm.data.tokenizer import Tokenizer
+from minilm.model.attention import has_varlen_kernel
 from minilm.train.loop import evaluate, train_step
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.optim import make_optimizers
@@ -30,6 +31,12 @@ ROOT = Path(__file__).parent.parent.parent
 def gpu():
     """gpu(precision): the Runtime that `train.py --device cuda` makes."""
     return lambda precision="auto": Runtime.choose("cuda", precision)
+
+
+def skip_if_not_compiled(precision, compiled):
+    """torch's compiler makes no bf16 for GPUs from before 2020."""
+    if compiled and precision == "bf16" and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("this GPU has no bf16 of its own")
 
 
 def labelled(tokens):
@@ -87,7 +94,7 @@ def test_documents_by_themselves_are_those_behind_a_mask(
         with runtime.autocast():
             nats, _ = language_model_loss(model, batch)
         found.append([nats.detach(), *torch.autograd.grad(nats, list(model.parameters()))])
-    assert calls.called == (precision != "fp32" and reach != "prefix")
+    assert calls.called == (has_varlen_kernel(runtime.device, runtime.dtype) and reach != "prefix")
     near = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}[precision]  # of the largest; fp32 is TF32
     for mine, reference in zip(*found[::-1], strict=True):
         assert (mine - reference).abs().max() <= near * reference.abs().max().clamp(min=1e-3)
@@ -120,6 +127,7 @@ def test_it_learns_at_every_precision_without_waiting_for_the_device(
 ):
     """Eight rows by heart; and no step asks the device anything, which CUDA's debug mode would make an error."""
     runtime = gpu(precision)
+    skip_if_not_compiled(precision, compiled)
     torch._dynamo.reset()
     loss = runtime.compiled(language_model_loss) if compiled else language_model_loss
     model = tiny(architecture, dropout=0.0).to(runtime.device)
@@ -190,6 +198,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits():
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_the_command_trains_and_goes_on(tmp_path, precision, more):
     """Twice: the second call finds the finished run."""
+    skip_if_not_compiled(precision, "--compile" in more)
     (tmp_path / "text.txt").write_text("\n\n".join(topics[name] for name in sorted(topics)))
     flags = ["--data", "text.txt", "--cache-dir", "cache", "--out", "run", "--device", "cuda", "--steps", "40"]
     flags += ["--precision", precision, "--vocab-size", "512", "--save-every", "20", "--json", "result.json"]

@@ -215,6 +215,12 @@ def test_what_a_step_draws_differs_between_seeds_steps_and_processes():
     assert len(found) == len(places)
 
 
+def test_what_an_older_gpu_does_not_compile(machine):
+    machine(cuda=(7, 5))
+    with pytest.raises(ConfigError, match="this GPU has no bf16 of its own; take fp16, or auto"):
+        Runtime.choose("cuda", "bf16").compiled(torch.sin)
+
+
 @pytest.mark.parametrize(("has", "kind"), [({"cuda": (8, 0), "gpus": 2}, "cuda"), ({"mps": True}, "mps")], ids=str)
 def test_the_generator_of_an_accelerator_is_seeded_too(machine, monkeypatch, has, kind):
     """Dropout on a GPU draws from it."""
