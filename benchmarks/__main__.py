@@ -85,8 +85,8 @@ def main(args: Args) -> int:
         return 0
     gpu, names = "gpu" in args.rows, [*dict.fromkeys(name for name in args.rows if name != "gpu")]
     if strange := [name for name in names if name not in ROWS]:
-        known = did_you_mean(strange[0], ROWS) or f"; there are {', '.join(ROWS)}"
-        raise ConfigError(f"{strange[0]}: no such row{known}")
+        hint = did_you_mean(strange[0], ROWS) or f"; there are {', '.join(ROWS)}"
+        raise ConfigError(f"{strange[0]}: no such row{hint}")
     if gpu and args.device == "cpu":
         raise ConfigError("gpu, --device cpu: give one of them")
     for flag, file in (("--json", args.json), ("--png", args.png)):
@@ -101,8 +101,7 @@ def main(args: Args) -> int:
         failed.append(why)
     for name, precision in wanted(args, names or [*ROWS], device):
         what = about(args, name, precision, device)
-        known = what["commit"] and not what["commit"].endswith("-dirty")
-        if rows := [row for row in found if what.items() <= row.items() and known]:
+        if rows := known(found, what):
             shown += rows
             continue
         start = time.monotonic()
@@ -131,7 +130,7 @@ def main(args: Args) -> int:
 def gpu_tests(args: Args, device: torch.device, found: list[dict[str, Any]]) -> str | None:
     """Run what needs a GPU, if it has not passed before by --json; what failed, if anything."""
     what = {"tests": "gpu", "machine": torch.cuda.get_device_name(device)} | {"commit": when()["commit"]}
-    if not what["commit"].endswith("-dirty") and any(what.items() <= row.items() for row in found):
+    if known(found, what):
         return None
     command = [sys.executable, "-m", "pytest", "-q", "tests/train/test_gpu.py"]
     try:
@@ -191,6 +190,12 @@ def read(file: Path | None) -> list[dict[str, Any]]:
         with suppress(ValueError):
             found.append(json.loads(line))
     return found
+
+
+def known(found: list[dict[str, Any]], what: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of `found` that are of the same; none are, where the code is not committed."""
+    is_committed = not what["commit"].endswith("-dirty")
+    return [row for row in found if is_committed and what.items() <= row.items()]
 
 
 def keep(file: Path | None, rows: list[dict[str, Any]]) -> None:

@@ -165,14 +165,14 @@ def _transformers(
 ) -> Side:
     from transformers import AutoConfig, BertForMaskedLM, BertLMHeadModel
 
-    objective, half = "clm" if causal else "mlm", setting.precision == "bf16"
+    objective = "clm" if causal else "mlm"
     config = config_to_hf(cfg, objective, {"cls_token_id": 2, "sep_token_id": 3})
     made = (BertLMHeadModel if causal else BertForMaskedLM)(AutoConfig.for_model(**config))
     missing, unexpected = made.load_state_dict(to_hf(_fresh(cfg).state_dict(), "bert", objective), strict=False)
     assert not unexpected, unexpected
     assert all("decoder" in name or "position_ids" in name for name in missing), missing  # which are tied
-    if on_targets and half and setting.device.type == "cpu":
-        made.set_attn_implementation("eager")
+    if on_targets:
+        _attend_faster(made, setting)
 
     def of_targets(labels: Tensor, **inputs: Tensor) -> Tensor:
         is_target = labels != IGNORE
@@ -180,6 +180,12 @@ def _transformers(
         return nn.functional.cross_entropy(logits.float(), labels[is_target])
 
     return _loop(made, setting, batches, compiled, of_targets if on_targets else None)
+
+
+def _attend_faster(made: nn.Module, setting: Setting) -> None:
+    """Have a model of transformers take the attention that is faster there."""
+    if setting.precision == "bf16" and setting.device.type == "cpu":
+        made.set_attn_implementation("eager")
 
 
 def _loop(
@@ -231,7 +237,7 @@ def finetuning(setting: Setting, grouped: bool = False) -> Makers:
     features = Features(ids, np.zeros(len(ids), np.int8), offsets, target, np.arange(count))
     sides: Makers = {
         "minilm": partial(_classifier, setting, features),
-        "transformers": partial(_their_classifier, setting, features, is_eager=grouped),
+        "transformers": partial(_their_classifier, setting, features, by_expert=grouped),
     }
     if setting.device.type == "cuda":
         sides["minilm, compiled"] = partial(_classifier, setting, features, compiled=True)
@@ -262,7 +268,7 @@ def _classifier(setting: Setting, features: Features, compiled: bool = False) ->
 
 
 def _their_classifier(
-    setting: Setting, features: Features, multiple: int = 1, compiled: bool = False, is_eager: bool = False
+    setting: Setting, features: Features, multiple: int = 1, compiled: bool = False, by_expert: bool = False
 ) -> Side:
     """Each batch is padded to its longest text, or to a multiple of so many tokens."""
     from transformers import AutoModelForSequenceClassification
@@ -270,8 +276,8 @@ def _their_classifier(
     with tempfile.TemporaryDirectory() as directory:
         _fresh_classifier(setting).save_pretrained(directory)
         made = AutoModelForSequenceClassification.from_pretrained(directory)
-    if is_eager and setting.precision == "bf16" and setting.device.type == "cpu":
-        made.set_attn_implementation("eager")
+    if by_expert:
+        _attend_faster(made, setting)
     texts = [torch.from_numpy(ids.astype(np.int64)) for ids in np.split(features.ids, features.offsets[1:-1])]
     labels = torch.from_numpy(features.target)
     batches = []

@@ -81,8 +81,8 @@ def _can(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
 
 def _is_plain(each: Tensor) -> bool:
     fits = each.dtype == torch.float32 or (each.dtype == torch.bfloat16 and has_bf16())
-    fits = fits and each.device.type == "cpu"
-    return fits and each.layout == torch.strided and not each.is_nested and each.numel() > 0
+    is_dense = each.layout == torch.strided and not each.is_nested
+    return fits and each.device.type == "cpu" and is_dense and each.numel() > 0
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
