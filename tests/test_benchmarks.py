@@ -195,16 +195,22 @@ def benchmarks_main(load, monkeypatch, tmp_path):
     (tmp_path / "a.txt").write_text("\n\n".join(f"the cat {i} sat on the mat" for i in range(4000)))
     corpus = open_corpus([str(tmp_path / "a.txt")])
     monkeypatch.setattr(texts, "prepare", lambda _, cache, *args, **more: prepare(corpus, cache, *args, **more))
-    monkeypatch.setattr(module, "ALONE", 1)
-    monkeypatch.setattr(module, "LEAST_S", 0)
+    measure = importlib.import_module("benchmarks.measure")
+    monkeypatch.setattr(measure, "ALONE", 1)
+    monkeypatch.setattr(measure, "LEAST_S", 0)
     monkeypatch.setattr(module, "when", lambda: {"commit": "abc", "date": "today"})
-
-    def in_process(args, name, precision, device, side):
-        more = {"rows": (name,), "precision": precision, "device": str(device), "turns_of": side}
-        return json.loads(json.dumps(module.turns(replace(args, **more))))
-
-    monkeypatch.setattr(module, "in_process", in_process)
+    monkeypatch.setattr(measure, "in_process", lambda *of: json.loads(json.dumps(measure.turns(*of))))
     return module
+
+
+@pytest.fixture
+def measure(benchmarks_main):
+    return importlib.import_module("benchmarks.measure")
+
+
+@pytest.fixture
+def setting(measure, encoder_directory, tmp_path):
+    return measure.Setting(torch.device("cpu"), "fp32", encoder_directory, tmp_path)
 
 
 ROWS = ["pretrain-128", "pretrain-128-dropout", "pretrain-natural", "pretrain-512", "causal-1024", "finetune"]
@@ -242,29 +248,76 @@ def test_sides_do_the_same(benchmarks_main, encoder_directory, tmp_path, capsys,
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_pass_is_of_so_many_texts(benchmarks_main, encoder_directory, tmp_path):
-    shared = {"rows": ("embed-mixed",), "precision": "fp32", "device": "cpu", "model": encoder_directory}
-    args = benchmarks_main.Args(**shared, cache_dir=tmp_path, texts=4, turns_of="all", pairs=1)
-    assert {own["turns"][0][0] for own in benchmarks_main.turns(args)["sides"].values()} == {4}
-    where = torch.device("cpu")
-    told = [benchmarks_main.about(replace(args, texts=n), "embed-mixed", "fp32", where) for n in (4, 5)]
+def test_a_pass_is_of_so_many_texts(benchmarks_main, measure, setting):
+    found = measure.turns("embed-mixed", replace(setting, texts=4), "all", 1, 600.0)
+    assert {own["turns"][0][0] for own in found["sides"].values()} == {4}
+    args = [benchmarks_main.Args(model=setting.model, texts=n) for n in (4, 5)]
+    told = [benchmarks_main.about(each, "embed-mixed", "fp32", setting.device) for each in args]
     assert told[0] != told[1]
 
 
-def test_a_side_that_does_something_else_is_none(benchmarks_main):
-    row, done = benchmarks_main.ROWS["pretrain-128"], benchmarks_main.Done
+def test_a_side_that_does_something_else_is_none(measure, setting):
+    row, done = measure.ROWS["pretrain-128"], measure.Done
     values = torch.tensor([2.0, 5.0])
-    benchmarks_main.check_agreement(row, 1e-5, {"a": done(8, values), "b": done(8, values + 1e-5)})
-    for other in (done(9, values), done(8, values + 0.01), done(8, values[:1])):
-        with pytest.raises(AssertionError):
-            benchmarks_main.check_agreement(row, 1e-5, {"a": done(8, values), "b": other})
+    measure.check_agreement(row, setting, done(8, values), done(8, values + 1e-5))
+    for other, why in (
+        (done(9, values), "9 tokens, and minilm has 8"),
+        (done(8, values + 0.01), "off by 2.0e-03"),
+        (done(8, values[:1]), "shape"),
+    ):
+        with pytest.raises(AssertionError, match=why):
+            measure.check_agreement(row, setting, done(8, values), other)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_side_that_fails_costs_no_other_side(benchmarks_main, monkeypatch, tmp_path, capsys, alone):
+    """In turn with others, or alone: the others are measured, what failed is said and kept, and the status is 1."""
+    measure, steps = (importlib.import_module(f"benchmarks.{name}") for name in ("measure", "steps"))
+    if alone:
+        own = measure.in_process
+
+        def in_process(name, setting, side, *of):
+            if side == "transformers":
+                raise subprocess.CalledProcessError(1, side)
+            return own(name, setting, side, *of)
+
+        monkeypatch.setattr(measure, "in_process", in_process)
+    else:
+
+        def fails(*of, **more):
+            raise RuntimeError("no compiler | here")
+
+        monkeypatch.setattr(steps, "_their_classifier", fails)
+    file = tmp_path / "rows.jsonl"
+    flags = ["finetune", "--pairs", "1", "--json", str(file), "--cache-dir", str(tmp_path), "--device", "cpu"]
+    why = "alone, not in turn" if alone else "RuntimeError: no compiler | here"
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            cli.run(benchmarks_main.main, benchmarks_main.Args, [*flags, "--precision", "fp32"])
+        out, err = capsys.readouterr()
+        assert stop.value.code == 1
+        assert err.endswith(f"failed: finetune, fp32, transformers: {why}\n")
+        table = [line for line in out.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in table}) == 1
+        assert f"failed: {why.replace('|', '/')}" in table[-1]
+    ours, theirs = [json.loads(line) for line in file.read_text().splitlines()]
+    assert ours["tokens_per_s"] > 0
+    assert theirs["failed"] == why
+
+
+def test_where_ours_fails_there_is_no_row(measure, setting, monkeypatch):
+    def fails(*of, **more):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(importlib.import_module("benchmarks.steps"), "_classifier", fails)
+    with pytest.raises(RuntimeError, match="ours"):
+        measure.turns("finetune", setting, "all", 1, 600.0)
 
 
 @pytest.mark.parametrize("wrong", ["attention", "lr", "targets"])
-def test_sides_that_differ_are_told_apart(benchmarks_main, monkeypatch, tmp_path, wrong):
+def test_sides_that_differ_are_told_apart(measure, setting, monkeypatch, wrong):
     """By what they come to: a model that sees otherwise, learns at another pace, or predicts other tokens."""
     steps = importlib.import_module("benchmarks.steps")
-    setting = benchmarks_main.Setting(torch.device("cpu"), "fp32", None, tmp_path)
     own = steps._packed
 
     def as_causal(batch):
@@ -279,11 +332,8 @@ def test_sides_that_differ_are_told_apart(benchmarks_main, monkeypatch, tmp_path
     theirs = makers["transformers"]()
     if wrong == "lr":
         monkeypatch.setattr(steps, "LR", 3 * steps.LR)
-    firsts = {"minilm": makers["minilm"](), "transformers": theirs}
     with pytest.raises(AssertionError):
-        benchmarks_main.check_agreement(
-            benchmarks_main.ROWS["pretrain-128"], 1e-5, {k: run() for k, run in firsts.items()}
-        )
+        measure.check_agreement(measure.ROWS["pretrain-128"], setting, makers["minilm"]()(), theirs())
 
 
 def test_what_needs_a_gpu_is_tested_first_and_once(benchmarks_main, monkeypatch, tmp_path):
@@ -353,16 +403,13 @@ def test_a_machine_that_others_use_is_noticed(monkeypatch):
     ("row", "other"),
     [("pretrain-128", "transformers"), ("finetune", "transformers"), ("embed-short", "transformers, sorted")],
 )
-def test_alone_the_reference_has_memory_as_ever(benchmarks_main, monkeypatch, encoder_directory, tmp_path, row, other):
+def test_alone_the_reference_has_memory_as_ever(measure, setting, monkeypatch, row, other):
     """What minilm sets for its process stays out of the figures of another's memory."""
     kept = []
     monkeypatch.setattr("minilm.train.runtime._keep_freed_memory", lambda: kept.append(1))
-    args = benchmarks_main.Args(
-        (row,), encoder_directory, "fp32", device="cpu", cache_dir=tmp_path, pairs=1, turns_of=other
-    )
-    benchmarks_main.turns(args)
+    measure.turns(row, setting, other, 1, 600.0)
     assert not kept
-    benchmarks_main.turns(replace(args, turns_of="minilm"))
+    measure.turns(row, setting, "minilm", 1, 600.0)
     assert kept
 
 
