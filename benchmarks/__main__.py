@@ -4,12 +4,11 @@
     python -m benchmarks pretrain-128 --json rows.jsonl       # one row, kept: what is there is not measured again
     python -m benchmarks gpu --budget-s 540                   # tests that need a GPU, then all rows on it
 
-A row's sides take turns in a process of their own, forth and back (A B, B A, A B), after each has run all of its
-batches once and all have come to the same numbers. A turn is as many calls as make a second; a ratio is that of the
-turns of one round. Then each side runs alone, for its peak memory and the time until its first call is done, from
-loading on: for the other sides with their libraries' imports, for minilm without. A side that fails, or comes to
-other numbers, is left out and said. Rows are added to --json as they come; of another commit, model or version they are
-measured anew.
+Each side of a row is a process of its own. They take turns, forth and back (A B, B A, A B), after each has run all of
+its batches once and all have come to the same numbers. A turn is as many calls as make a second; a ratio is that of the
+turns of one round. The time until the first call is done is from loading on: for the other sides with their libraries'
+imports, for minilm without. A side that fails, or comes to other numbers, is left out and said. Rows are added to
+--json as they come; of another commit, model or version they are measured anew.
 """
 
 import json
@@ -28,7 +27,7 @@ import torch
 import tyro
 
 from benchmarks.machine import ROOT, busy, machine, weights_of, when
-from benchmarks.measure import measured, turns
+from benchmarks.measure import SideError, answer_orders, measured
 from benchmarks.rows import ROWS
 from benchmarks.side import Setting
 from benchmarks.table import picture, told
@@ -65,17 +64,15 @@ class Args:
     cache_dir: Path = Path("~/.cache/minilm")
     texts: int | None = None
     """Of a pass, of rows of texts: 400 on a CPU and 20,000 on a GPU, if not given."""
-    turns_of: str | None = None
-    """For itself: print as JSON what the named side, or "all" in turn, takes."""
+    side: str | None = None
+    """For itself: be this side's process."""
 
 
 def main(args: Args) -> int:
     began = time.monotonic()
     cli.check_ranges(args, RANGES)
-    if args.turns_of is not None:
-        setting = setting_of(args, args.precision, device_of(args.device))
-        print(json.dumps(turns(args.rows[0], setting, args.turns_of, args.pairs, args.row_s)))
-        return 0
+    if args.side is not None:
+        return answer_orders(args.rows[0], setting_of(args, args.precision, device_of(args.device)), args.side)
     gpu, names = "gpu" in args.rows, [*dict.fromkeys(name for name in args.rows if name != "gpu")]
     if strange := [name for name in names if name not in ROWS]:
         hint = did_you_mean(strange[0], ROWS) or f"; there are {', '.join(ROWS)}"
@@ -104,8 +101,8 @@ def main(args: Args) -> int:
             print(f"the machine is busy (others take {load:.1f} cores): figures may be worth nothing", file=sys.stderr)
         try:
             rows = measured(name, setting_of(args, precision, device), args.pairs, args.row_s)
-        except subprocess.CalledProcessError:
-            failed.append(f"{name}, {precision}")
+        except SideError as error:
+            failed.append(f"{name}, {precision}, {error}")
             continue
         rows = [what | row | {"date": when()["date"], "load": load} for row in rows]
         keep(args.json, rows)

@@ -1,4 +1,4 @@
-"""A row's sides, taking turns in a process of their own, and each in one alone."""
+"""A row's sides take turns, each in a process of its own: as programs that have nothing in common but the machine."""
 
 import json
 import os
@@ -9,8 +9,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,98 +25,199 @@ from minilm.train.cost import matmul_peak
 OURS = "minilm"
 AGREE = {"fp32": 1e-5, "bf16": 3e-2}  # of the largest of the numbers that sides come to; on a GPU fp32 is TF32
 LEAST_S = 1.0  # of a turn
-ALONE = 2  # turns, and the least of a row's
-PEAK_S = 0.5  # for the fastest product of matrices, after each turn
+FEWEST = 2  # turns
+PEAK_S = 0.5  # for the fastest product of matrices, after each round
+PATIENCE_S = 10.0  # for a process to end
+
+
+class SideError(Exception):
+    """Ours cannot be measured."""
 
 
 def measured(name: str, setting: Setting, pairs: int, row_s: float) -> list[dict[str, Any]]:
-    """A line of each side; of one that failed it holds why. Raises CalledProcessError where ours did."""
-    together = in_process(name, setting, "all", pairs, row_s)
-    unit, ours, lines = ROWS[name].unit, together["sides"][OURS], []
-    for side, own in together["sides"].items():
+    """A line of each side; of another than ours that fails, or comes to other numbers, it holds that. Raises SideError
+    where ours does."""
+    row, began, peaks = ROWS[name], 0.0, []
+    with ExitStack() as stack:
+        sides: list[Process] = []
+        for side in row.make(setting):
+            sides.append(stack.enter_context(Process(name, setting, side)))
+            sides[-1].begin(row, sides[0])
+        for number in range(pairs):
+            began = began or time.monotonic()
+            if number >= FEWEST and time.monotonic() - began > row_s:
+                break
+            for process in sides[:: 1 if number % 2 == 0 else -1]:
+                process.turn()
+            if row.flops:
+                peaks.append(matmul_peak(setting.device, setting.dtype, PEAK_S))
+        lines = [process.line(row, sides[0]) for process in sides]
+    for line in lines if peaks else ():
+        if "failed" not in line:  # useful operations: what the other sides compute besides is not counted
+            line["of_matmul_peak"] = row.flops(setting) * line[f"{row.unit}_per_s"] / statistics.median(peaks)
+    return lines
+
+
+class Process:
+    """A side's own, which does what it is asked for, as `serve` has it. Where that fails, it is asked no more."""
+
+    def __init__(self, name: str, setting: Setting, side: str) -> None:
+        self.setting, self.side = setting, side
+        self.failed: str | None = None
+        self.speeds: list[float] = []
+        print(f"{name}, {setting.precision}: {side}", file=sys.stderr, flush=True)
+        flags = [f"--precision={setting.precision}", f"--device={setting.device.type}", f"--side={side}"]
+        flags += [f"--cache-dir={setting.cache_dir}"]
+        flags += [] if setting.model is None else [f"--model={setting.model}"]
+        flags += [] if setting.texts is None else [f"--texts={setting.texts}"]
+        self.scratch = tempfile.TemporaryDirectory()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks", name, *flags],
+            cwd=ROOT,
+            env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{self.scratch.name}/compiled"},  # so that each one compiles
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+        self.scratch.cleanup()
+
+    def end(self) -> int:
+        """Its status."""
+        self.process.stdin.close()
         try:
-            alone = in_process(name, setting, side, pairs, row_s)["sides"][side]
-        except subprocess.CalledProcessError:
-            if side == OURS:
-                raise
-            together["failed"][side] = "alone, not in turn"
-            continue
-        speed = [count / seconds for count, seconds in own["turns"]]
-        line = {"side": side, "unit": unit, f"{unit}_per_s": statistics.median(speed)}
-        line |= {"low": quantile(speed, 0.1), "high": quantile(speed, 0.9), "turns": len(speed)}
-        if side != OURS:
-            both = zip(ours["turns"], speed, strict=True)
-            ratios = [count / seconds / theirs for (count, seconds), theirs in both]
+            return self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+    def ask(self, order: str) -> Any:
+        """The answer; None, if it failed, or has failed before. Raises SideError where ours does."""
+        if self.failed is not None:
+            return None
+        answer = self.answer(order)
+        if isinstance(answer, dict) and "failed" in answer:
+            self.fail(answer["failed"])
+            return None
+        return answer
+
+    def answer(self, order: str) -> Any:
+        try:
+            self.process.stdin.write(f"{order}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else {"failed": f"its process ended with status {self.end()}"}
+
+    def fail(self, why: str) -> None:
+        self.failed = why
+        if self.side == OURS:
+            raise SideError(f"{self.side}: {why}")
+
+    def begin(self, row: Row, ours: "Process") -> None:
+        """Its first call, the numbers of which must be ours."""
+        file = Path(self.scratch.name) / "values.pt"
+        if (answer := self.ask(f"first {file}")) is None:
+            return
+        self.first_s, self.done = answer["seconds"], Done(answer["count"], torch.load(file))
+        if self is not ours and (why := other_numbers(row, self.setting, ours.done, self.done)):
+            self.fail(why)
+
+    def turn(self) -> None:
+        if (answer := self.ask("turn")) is not None:
+            count, seconds = answer
+            self.speeds.append(count / seconds)
+
+    def line(self, row: Row, ours: "Process") -> dict[str, Any]:
+        peak_mb = self.ask("memory")
+        if self.failed is not None:
+            return {"side": self.side, "failed": self.failed}
+        line = {"side": self.side, "unit": row.unit, f"{row.unit}_per_s": statistics.median(self.speeds)}
+        line |= {"low": quantile(self.speeds, 0.1), "high": quantile(self.speeds, 0.9), "turns": len(self.speeds)}
+        if self is not ours:
+            ratios = [own / theirs for own, theirs in zip(ours.speeds, self.speeds, strict=True)]
             line |= {"ratio": statistics.median(ratios), "ratio_low": quantile(ratios, 0.1)}
             line |= {"ratio_high": quantile(ratios, 0.9)}
-        if "flops" in together:  # useful ones: what the other sides compute besides is not counted
-            line["of_matmul_peak"] = together["flops"] * line[f"{unit}_per_s"] / together["peak_flops"]
-        lines.append(line | {"peak_mb": alone["peak_mb"], "first_s": alone["first_s"]})
-    return lines + [{"side": side, "failed": why} for side, why in together["failed"].items()]
+        return line | {"peak_mb": peak_mb, "first_s": self.first_s}
 
 
-def in_process(name: str, setting: Setting, side: str, pairs: int, row_s: float) -> dict[str, Any]:
-    """What `turns` finds in a process of its own."""
-    what = "sides in turn" if side == "all" else f"{side} alone"
-    print(f"{name}, {setting.precision}: {what}", file=sys.stderr, flush=True)
-    flags = [f"--precision={setting.precision}", f"--device={setting.device.type}", f"--turns-of={side}"]
-    flags += [f"--pairs={pairs}", f"--row-s={row_s}", f"--cache-dir={setting.cache_dir}"]
-    flags += [] if setting.model is None else [f"--model={setting.model}"]
-    flags += [] if setting.texts is None else [f"--texts={setting.texts}"]
-    command = [sys.executable, "-m", "benchmarks", name, *flags]
-    with tempfile.TemporaryDirectory() as compiled:  # so that each one compiles
-        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": compiled}
-        done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def quantile(values: Sequence[float], q: float) -> float:
+    return float(np.quantile(values, q))
 
 
-def turns(name: str, setting: Setting, side: str, pairs: int, row_s: float) -> dict[str, Any]:
-    """Of a row's sides, or of one: (count, seconds) of each turn, the seconds until the first call is done, memory at
-    its peak. `failed`: of all, why another than ours is left out: it raised, or came to other numbers."""
-    row, sides, failed, first = ROWS[name], {}, {}, None
-    if side in ("all", OURS) or setting.device.type == "cuda":
-        _ = setting.runtime  # sets threads and memory for all sides alike; alone on a CPU another has memory as ever
-    chosen: dict[str, Side] = {}
-    for each, make in row.make(setting).items():
-        if side not in ("all", each):
-            continue
-        began = time.perf_counter()
+def other_numbers(row: Row, setting: Setting, ours: Done, other: Done) -> str:
+    """What tells that a side does something else; nothing, if it comes to our numbers."""
+    if ours.count != other.count:
+        return f"{other.count} {row.unit}, and minilm has {ours.count}"
+    a, b = (done.values.double() for done in (ours, other))
+    if a.shape != b.shape:
+        return f"numbers of shape {tuple(b.shape)}, and minilm's are {tuple(a.shape)}"
+    off = float((a - b).abs().max() / a.abs().max().clamp(min=1e-30))
+    if row.agree and not off <= AGREE[setting.precision if setting.device.type == "cpu" else "bf16"]:
+        return f"numbers that are off by {off:.1e} of minilm's largest"
+    return ""
+
+
+# -- in a side's process --------------------------------------------------------------------------------
+
+
+def answer_orders(name: str, setting: Setting, side: str) -> int:
+    """Orders are lines of standard input, answers lines of JSON on standard output, where nothing else may write."""
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)
         try:
-            run = make()
-            done = run()
-            wait(setting)
-            took = time.perf_counter() - began
-            check_agreement(row, setting, first or done, done)
+            for answer in serve(name, setting, side, map(str.strip, sys.stdin)):
+                print(json.dumps(answer), file=answers, flush=True)
         except Exception as error:
-            if each in (OURS, side):
-                raise
-            failed[each] = traceback.format_exception_only(error)[-1].splitlines()[0]
             traceback.print_exc()
-            continue
-        first = first or done
-        chosen[each], sides[each] = run, {"first_s": took, "turns": []}
-    began, peaks = time.monotonic(), []
-    for number in range(pairs if side == "all" else ALONE):
-        if number >= ALONE and time.monotonic() - began > row_s:
-            break
-        for each in [*chosen][:: 1 if number % 2 == 0 else -1]:
-            sides[each]["turns"].append(turn(chosen[each], setting))
-        if row.flops and side == "all":
-            peaks.append(matmul_peak(setting.device, setting.dtype, PEAK_S))
-    for own in sides.values():
-        own["peak_mb"] = memory_mb(setting.device)
-    told = {"flops": row.flops(setting), "peak_flops": statistics.median(peaks)} if peaks else {}
-    return {"sides": sides, "failed": failed} | told
+            why = traceback.format_exception_only(error)[-1].splitlines()[0]
+            print(json.dumps({"failed": why}), file=answers, flush=True)
+            return 1
+    return 0
+
+
+def serve(name: str, setting: Setting, side: str, orders: Iterable[str]) -> Iterator[Any]:
+    """`first FILE`: the seconds until the first call is done, from making the side on, and the count of it; its numbers
+    go into the file. `turn`: (count, seconds). `memory`: at its peak."""
+    if side == OURS or setting.device.type == "cuda":
+        _ = setting.runtime  # sets threads and memory; on a CPU another side has these as ever, unless an expert's
+    make = ROWS[name].make(setting)[side]
+    for order in orders:
+        match order.split(maxsplit=1):
+            case ["first", file]:
+                began = time.perf_counter()
+                run = make()
+                done = run()
+                wait(setting)
+                seconds = time.perf_counter() - began
+                torch.save(done.values.cpu(), file)
+                yield {"seconds": seconds, "count": done.count}
+            case ["turn"]:
+                yield turn(run, setting)
+            case ["memory"]:
+                yield memory_mb(setting.device)
 
 
 def turn(run: Side, setting: Setting) -> tuple[int, float]:
-    """(count, seconds) of as many calls as make LEAST_S."""
+    """(count, seconds) of as many calls as make LEAST_S. On a GPU what its memory is kept for is given back afterwards,
+    for other processes, and taken again before."""
+    if setting.device.type == "cuda":
+        run()
     wait(setting)
     began, count = time.perf_counter(), 0
     while count == 0 or time.perf_counter() - began < LEAST_S:
         count += run().count
         wait(setting)
-    return count, time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    if setting.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return count, seconds
 
 
 def wait(setting: Setting) -> None:
@@ -122,22 +225,8 @@ def wait(setting: Setting) -> None:
         torch.cuda.synchronize()
 
 
-def check_agreement(row: Row, setting: Setting, ours: Done, other: Done) -> None:
-    """A side that does something else is no side. Raises AssertionError."""
-    assert ours.count == other.count, f"{other.count} {row.unit}, and minilm has {ours.count}"
-    a, b = (done.values.double().cpu() for done in (ours, other))
-    assert a.shape == b.shape, f"numbers of shape {tuple(b.shape)}, and minilm's are {tuple(a.shape)}"
-    off = float((a - b).abs().max() / a.abs().max().clamp(min=1e-30))
-    tolerance = AGREE[setting.precision if setting.device.type == "cpu" else "bf16"]
-    assert not row.agree or off <= tolerance, f"numbers that are off by {off:.1e} of minilm's largest"
-
-
 def memory_mb(device: torch.device) -> float:
     """Of the process, or of the GPU, at its peak."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
-
-
-def quantile(values: Sequence[float], q: float) -> float:
-    return float(np.quantile(values, q))

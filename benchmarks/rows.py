@@ -12,7 +12,8 @@ Weights, tokens, targets and updates are the same, dropout is off where nothing 
 (INITIAL), for with BERT's small ones every loss is about ln V, whoever sees whom. Batches are made before, on the
 device; AdamW is torch's fused one, gradients are set to None, clipped at 1.0. Counted are real tokens, not padding.
 What minilm does and transformers' classes do not: only targets meet the vocabulary and pass the last layer, texts are
-packed without padding.
+packed without padding. On a CPU minilm has glibc keep memory that is freed (`Runtime.choose`), and so have the sides of
+an expert: "head on targets", "sorted", and transformers where lengths are grouped.
 """
 
 from functools import partial

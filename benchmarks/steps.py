@@ -172,7 +172,7 @@ def _transformers(
     assert not unexpected, unexpected
     assert all("decoder" in name or "position_ids" in name for name in missing), missing  # which are tied
     if on_targets:
-        _attend_faster(made, setting)
+        _as_an_expert(made, setting)
 
     def of_targets(labels: Tensor, **inputs: Tensor) -> Tensor:
         is_target = labels != IGNORE
@@ -182,8 +182,9 @@ def _transformers(
     return _loop(made, setting, batches, compiled, of_targets if on_targets else None)
 
 
-def _attend_faster(made: nn.Module, setting: Setting) -> None:
-    """Have a model of transformers take the attention that is faster there."""
+def _as_an_expert(made: nn.Module, setting: Setting) -> None:
+    """Have a model of transformers take the attention that is faster there, and keep memory as minilm does."""
+    _ = setting.runtime
     if setting.precision == "bf16" and setting.device.type == "cpu":
         made.set_attn_implementation("eager")
 
@@ -277,7 +278,7 @@ def _their_classifier(
         _fresh_classifier(setting).save_pretrained(directory)
         made = AutoModelForSequenceClassification.from_pretrained(directory)
     if by_expert:
-        _attend_faster(made, setting)
+        _as_an_expert(made, setting)
     texts = [torch.from_numpy(ids.astype(np.int64)) for ids in np.split(features.ids, features.offsets[1:-1])]
     labels = torch.from_numpy(features.target)
     batches = []

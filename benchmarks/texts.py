@@ -90,9 +90,11 @@ def _sentence_transformers(setting: Setting, calls: list[list[str]]) -> Side:
 
 
 def _sorted(setting: Setting, texts: list[str]) -> Side:
-    """A plain loop over transformers' model: the longest texts first, in half precision where the row has it."""
+    """A plain loop over transformers' model: the longest texts first, in half precision where the row has it, and with
+    memory kept as minilm does."""
     from transformers import AutoModel, AutoTokenizer
 
+    _ = setting.runtime
     model = AutoModel.from_pretrained(setting.model).to(setting.device, setting.dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(setting.model)
     pooling = read_pooling(setting.model) or Pooling()
