@@ -6,9 +6,10 @@
 
 Each side of a row is a process of its own. They take turns, forth and back (A B, B A, A B), after each has run all of
 its batches once and all have come to the same numbers. A turn is as many calls as make a second; a ratio is that of the
-turns of one round. The time until the first call is done is from loading on: for the other sides with their libraries'
-imports, for minilm without. A side that fails, or comes to other numbers, is left out and said. Rows are added to
---json as they come; of another commit, model or version they are measured anew.
+turns of one round. The time until the first call is done is from loading on: for minilm without imports, for the other
+sides with those of their libraries, and in training with the making of minilm's weights, which they have, too. A side
+that fails, or comes to other numbers, is left out and said. Rows are added to --json as they come; of another commit,
+model or version, and where a side failed, they are measured anew.
 """
 
 import json
@@ -188,9 +189,11 @@ def read(file: Path | None) -> list[dict[str, Any]]:
 
 
 def known(found: list[dict[str, Any]], what: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those of `found` that are of the same; none are, where the code is not committed."""
-    is_committed = not what["commit"].endswith("-dirty")
-    return [row for row in found if is_committed and what.items() <= row.items()]
+    """Those of `found` that are of the same, the last of each side; none, where one failed or the code is not
+    committed."""
+    last = {row.get("side"): row for row in found if what.items() <= row.items()}
+    is_known = not what["commit"].endswith("-dirty") and not any("failed" in row for row in last.values())
+    return [*last.values()] if is_known else []
 
 
 def keep(file: Path | None, rows: list[dict[str, Any]]) -> None:

@@ -1,19 +1,23 @@
 """What is measured side by side. A row makes the same work for each of its sides; each call of a side is some steps, or
 a pass over texts, and it says how much that was, and numbers that all sides must come to.
 
-minilm                          as its commands do it, in the row's precision
-minilm, compiled                on a GPU: with --compile
-transformers                    as its documentation has it: the collator's mask, autocast, AdamW
-transformers, tuned             on a GPU: torch.compile, no mask where nothing is padded
-transformers, head on targets   by its modules: only targets meet the vocabulary, no mask, and the faster attention
-sentence-transformers           in the row's precision, that of its weights as of ours; and in fp32, its default
+minilm                           as its commands do it, in the row's precision
+minilm, compiled                 on a GPU: with --compile
+transformers                     as its documentation has it: the collator's mask, autocast, AdamW
+transformers, tuned              on a GPU: torch.compile, no mask where nothing is padded
+transformers, head on targets    by its modules: only targets meet the vocabulary, no mask, and the faster attention
+transformers, faster attention   of its implementations (eager, where the row has bf16 or dropout)
+transformers, grouped            that, with texts of like lengths in a batch
+transformers, sorted             vectors by a loop over its model, 32 texts of like lengths in a batch
+transformers, sorted, by tokens  the same, with so many tokens in a batch as were fastest beforehand (on a CPU)
+sentence-transformers            in the row's precision, that of its weights as of ours; and in fp32, its default
 
 Weights, tokens, targets and updates are the same, dropout is off where nothing else is said. Weights are large at first
 (INITIAL), for with BERT's small ones every loss is about ln V, whoever sees whom. Batches are made before, on the
 device; AdamW is torch's fused one, gradients are set to None, clipped at 1.0. Counted are real tokens, not padding.
 What minilm does and transformers' classes do not: only targets meet the vocabulary and pass the last layer, texts are
-packed without padding. On a CPU minilm has glibc keep memory that is freed (`Runtime.choose`), and so have the sides of
-an expert: "head on targets", "sorted", and transformers where lengths are grouped.
+packed without padding. In training on a CPU it has glibc keep memory that is freed (`Runtime.choose`), and so have the
+sides of an expert: "head on targets", "faster attention" and "grouped".
 """
 
 from functools import partial

@@ -15,7 +15,8 @@ class Done(NamedTuple):
     """What a call of a side did."""
 
     count: int  # of the row's unit
-    values: Tensor  # losses and norms of gradients, vectors, ids: what all sides must come to
+    values: Tensor  # what all sides must come to at first: losses and norms of gradients (2, steps), vectors (texts,
+    # width), ids (1, tokens)
 
 
 Side = Callable[[], Done]

@@ -150,7 +150,7 @@ def _our_loop(
         for batch in there:
             nats, norm, _ = train_step(forward, loss, optimizers, [batch], runtime, 1.0)
             found += [nats / batch.count, norm]
-        return Done(sum(batch.size for batch in there), torch.stack(found))
+        return Done(sum(batch.size for batch in there), torch.stack(found).unflatten(0, (len(there), -1)).T)
 
     return run
 
@@ -172,7 +172,7 @@ def _transformers(
     assert not unexpected, unexpected
     assert all("decoder" in name or "position_ids" in name for name in missing), missing  # which are tied
     if on_targets:
-        _as_an_expert(made, setting)
+        _as_an_expert(made, setting, batches[0]["input_ids"].shape[1], cfg.attention_dropout)
 
     def of_targets(labels: Tensor, **inputs: Tensor) -> Tensor:
         is_target = labels != IGNORE
@@ -182,10 +182,9 @@ def _transformers(
     return _loop(made, setting, batches, compiled, of_targets if on_targets else None)
 
 
-def _as_an_expert(made: nn.Module, setting: Setting) -> None:
+def _as_an_expert(made: nn.Module, setting: Setting, T: int, dropout: float) -> None:
     """Have a model of transformers take the attention that is faster there, and keep memory as minilm does."""
-    _ = setting.runtime
-    if setting.precision == "bf16" and setting.device.type == "cpu":
+    if setting.runtime.backend(T, dropout) == "explicit":
         made.set_attn_implementation("eager")
 
 
@@ -219,7 +218,7 @@ def _loop(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             found += [loss.detach(), *norm]
-        return Done(count, torch.stack(found))
+        return Done(count, torch.stack(found).unflatten(0, (len(there), -1)).T)
 
     return run
 
@@ -229,17 +228,18 @@ def _loop(
 
 def finetuning(setting: Setting, grouped: bool = False) -> Makers:
     """A training step of 32 labelled texts, their lengths about as SST-2's. grouped: of like lengths, as transformers'
-    `group_by_length` makes batches of a whole set, and in bf16 with the faster attention."""
+    `group_by_length` makes batches of a whole set, and as an expert has it besides."""
     rng, count = np.random.default_rng(0), TOGETHER * LABELLED
     lengths = np.clip(rng.lognormal(np.log(22), 0.5, count), *LABELLED_LENGTHS).astype(int)
     lengths = np.sort(lengths)[::-1] if grouped else lengths
     ids, target = rng.integers(5, VOCABULARY, lengths.sum()).astype(np.int32), rng.integers(0, 2, count)
     offsets = np.concatenate([[0], lengths.cumsum()])
     features = Features(ids, np.zeros(len(ids), np.int8), offsets, target, np.arange(count))
-    sides: Makers = {
-        "minilm": partial(_classifier, setting, features),
-        "transformers": partial(_their_classifier, setting, features, by_expert=grouped),
-    }
+    sides: Makers = {"minilm": partial(_classifier, setting, features)}
+    if not grouped:
+        sides["transformers"] = partial(_their_classifier, setting, features)
+    expert = "transformers, grouped" if grouped else "transformers, faster attention"
+    sides[expert] = partial(_their_classifier, setting, features, by_expert=True)
     if setting.device.type == "cuda":
         sides["minilm, compiled"] = partial(_classifier, setting, features, compiled=True)
         sides["transformers, tuned"] = partial(_their_classifier, setting, features, 16, compiled=True)
@@ -278,7 +278,7 @@ def _their_classifier(
         _fresh_classifier(setting).save_pretrained(directory)
         made = AutoModelForSequenceClassification.from_pretrained(directory)
     if by_expert:
-        _as_an_expert(made, setting)
+        _as_an_expert(made, setting, LABELLED_LENGTHS[1], 0.0)
     texts = [torch.from_numpy(ids.astype(np.int64)) for ids in np.split(features.ids, features.offsets[1:-1])]
     labels = torch.from_numpy(features.target)
     batches = []

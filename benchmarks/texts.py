@@ -1,5 +1,6 @@
 """Work on texts: vectors of them, their tokens, and batches out of these."""
 
+import itertools
 import random
 import tempfile
 from dataclasses import replace
@@ -26,6 +27,7 @@ DOCUMENTS = 1600  # that are tokenised
 SINGLE = 50  # texts, one at a time
 LOADED = 50  # batches
 TOGETHER = 32  # texts, sentence-transformers' batch
+FEW = {"cpu": 1024, "cuda": 16_384}  # tokens of one; on a CPU it is fastest with so few, of 1,024 to 16,384
 WORDS = {"short": (4, 16), "long": (150, 300), "mixed": (4, 300)}  # of a text, the last with as many of each size
 
 
@@ -48,6 +50,7 @@ def embedding(setting: Setting, kind: str) -> Makers:
         "minilm": partial(_embedder, setting, [texts]),
         **_both_sentence_transformers(setting, [texts]),
         "transformers, sorted": partial(_sorted, setting, texts),
+        "transformers, sorted, by tokens": partial(_sorted, setting, texts, FEW[setting.device.type]),
     }
 
 
@@ -89,32 +92,31 @@ def _sentence_transformers(setting: Setting, calls: list[list[str]]) -> Side:
     return run
 
 
-def _sorted(setting: Setting, texts: list[str]) -> Side:
-    """A plain loop over transformers' model: the longest texts first, in half precision where the row has it, and with
-    memory kept as minilm does."""
+def _sorted(setting: Setting, texts: list[str], batch_tokens: int | None = None) -> Side:
+    """A plain loop over transformers' model: the longest texts first, in half precision where the row has it, TOGETHER
+    in a batch, or with at most so many tokens, padding included."""
     from transformers import AutoModel, AutoTokenizer
 
-    _ = setting.runtime
     model = AutoModel.from_pretrained(setting.model).to(setting.device, setting.dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(setting.model)
     pooling = read_pooling(setting.model) or Pooling()
     length = min(pooling.max_length or model.config.max_position_embeddings, model.config.max_position_embeddings)
     assert pooling.how == ("mean",), pooling
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    by_length, back = [texts[i] for i in order], np.argsort(order)
 
     def run() -> Done:
-        found = []
-        for at in range(0, len(texts), TOGETHER):
-            part = by_length[at : at + TOGETHER]
-            inputs = tokenizer(part, padding=True, truncation=True, max_length=length, return_tensors="pt")
-            inputs = inputs.to(setting.device)
+        ids = tokenizer(texts, truncation=True, max_length=length, return_attention_mask=False).input_ids
+        order, at, found = sorted(range(len(texts)), key=lambda i: -len(ids[i])), 0, []
+        while at < len(order):
+            size = max(1, batch_tokens // len(ids[order[at]])) if batch_tokens else TOGETHER
+            part = order[at : at + size]
+            at += len(part)
+            inputs = tokenizer.pad({"input_ids": [ids[i] for i in part]}, return_tensors="pt").to(setting.device)
             with torch.no_grad():
                 states = model(**inputs).last_hidden_state.float()
             mask = inputs["attention_mask"][..., None]
             means = (states * mask).sum(dim=1) / mask.sum(dim=1)
             found.append(nn.functional.normalize(means) if pooling.normalize else means)
-        return _of_vectors(torch.cat(found)[back])
+        return _of_vectors(torch.cat(found)[np.argsort(order)])
 
     return run
 
@@ -125,8 +127,6 @@ def _of_vectors(vectors: Tensor) -> Done:
 
 def tokenising(setting: Setting) -> Makers:
     """Documents to ids, without special tokens, by as many threads as either library takes."""
-    from transformers import AutoTokenizer
-
     texts = texts_of(setting, "long", DOCUMENTS)
 
     def minilm() -> Side:
@@ -139,12 +139,17 @@ def tokenising(setting: Setting) -> Makers:
         return run
 
     def transformers() -> Side:
+        from transformers import AutoTokenizer
+
         tokenizer = AutoTokenizer.from_pretrained(setting.model, model_max_length=10**9)
+        calls = itertools.count()
 
         def run() -> Done:
             wanted = {"return_attention_mask": False, "return_token_type_ids": False}
             ids = tokenizer(texts, add_special_tokens=False, **wanted).input_ids
-            return _of_ids(np.concatenate([np.array(each, np.int32) for each in ids]))
+            if next(calls) == 0:
+                return _of_ids(np.concatenate([np.array(each, np.int32) for each in ids]))
+            return Done(sum(map(len, ids)), torch.zeros(1, 1))
 
         return run
 
@@ -152,14 +157,11 @@ def tokenising(setting: Setting) -> Makers:
 
 
 def _of_ids(ids: np.ndarray) -> Done:
-    return Done(len(ids), torch.from_numpy(ids.astype(np.int64)))
+    return Done(len(ids), torch.from_numpy(ids.astype(np.int64))[None])
 
 
 def loading(setting: Setting, B: int = 32) -> Makers:
     """Masked batches of B rows of 128 tokens, out of tokens on the disk, or in memory for transformers."""
-    from torch.utils.data import DataLoader
-    from transformers import AutoTokenizer, DataCollatorForLanguageModeling
-
     data = prepare(None, setting.cache_dir, 0.05, vocab_size=8192)
     rows = pack(data.train, "stream", 128, data.tokenizer)
 
@@ -169,12 +171,15 @@ def loading(setting: Setting, B: int = 32) -> Makers:
 
         def run() -> Done:
             count = sum(each.tokens.input_ids.numel() for _ in range(LOADED) for each in next(endless))
-            return Done(count, torch.zeros(1))
+            return Done(count, torch.zeros(1, 1))
 
         return run
 
     def transformers() -> Side:
         """A process of its own prepares them, as minilm's thread does."""
+        from torch.utils.data import DataLoader
+        from transformers import AutoTokenizer, DataCollatorForLanguageModeling
+
         numbers = np.arange(B * LOADED) % len(rows)
         ids = rows.take(numbers, np.zeros_like(numbers)).ids
         special = torch.isin(ids, torch.tensor(data.tokenizer.special_ids)).long()
@@ -183,6 +188,6 @@ def loading(setting: Setting, B: int = 32) -> Makers:
             data.tokenizer.save(Path(directory), 128)
             collate = DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(directory), mlm_probability=RATE)
         loader = DataLoader(examples, B, True, collate_fn=collate, num_workers=1, persistent_workers=True)
-        return lambda: Done(sum(batch["input_ids"].numel() for batch in loader), torch.zeros(1))
+        return lambda: Done(sum(batch["input_ids"].numel() for batch in loader), torch.zeros(1, 1))
 
     return {"minilm": minilm, "transformers": transformers}

@@ -33,7 +33,7 @@ class OfTexts(OfModel):
     pooling: tuple[Literal["cls", "mean", "max"], ...] | None = None
     """How a text's states become one vector; as the model's sentence-transformers files say, or mean, if not given."""
     batch_tokens: int | None = None
-    """So many at a time, or one text; 4,096 on a CPU and 16,384 elsewhere, if not given."""
+    """So many at a time, or one text; 2,048 on a CPU and 16,384 elsewhere, if not given."""
 
     def embedder(self, normalize: bool | None = None) -> Embedder:
         """The model on its device, as precise as asked for."""

@@ -27,7 +27,7 @@ from minilm.model.heads import pooled
 from minilm.train.runtime import side_by_side
 
 log = logging.getLogger("minilm")
-ON_CPU, ELSEWHERE = 1 << 12, 1 << 14  # tokens at a time
+ON_CPU, ELSEWHERE = 1 << 11, 1 << 14  # tokens at a time
 LOOKED_AT = 1024  # tokens, for which oneDNN's products are worth it
 CHUNK = 4096  # texts that are held at a time
 ROOM = 1 << 20  # characters of them, or one text
@@ -100,7 +100,7 @@ def embed(model: Embedder | Path | str, texts: str | Sequence[str], batch_tokens
     """A vector (D,) of a text, or (N, D) of several, fp32 on the CPU; D times the number of poolings, where those are
     several. Texts that are longer than the model reads are cut, which a line says.
 
-    model: of `read_embedder`, or what it reads. batch_tokens: so many at a time, or one text; 4,096 on a CPU and 16,384
+    model: of `read_embedder`, or what it reads. batch_tokens: so many at a time, or one text; 2,048 on a CPU and 16,384
     elsewhere, if not given. Raises DataError for what is no text.
     """
     embedder = model if isinstance(model, Embedder) else read_embedder(model)

@@ -243,6 +243,16 @@ def test_peak_memory_is_in_megabytes():
     assert peak >= held.numel() * 4 / 2**20
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="others count what began a process, too")
+def test_peak_memory_is_of_the_process_alone():
+    """Not that of one, larger, that has begun it."""
+    held = torch.ones(256 << 18)  # 256 MiB, touched
+    code = "import torch; from minilm.train.runtime import peak_memory_mb; print(peak_memory_mb(torch.device('cpu')))"
+    alone = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert alone > 64
+    assert peak_memory_mb(torch.device("cpu")) > alone + held.numel() * 4 / 2**20 - 200
+
+
 def test_one_leaves_at_once_what_may_be_left():
     with StopSignals() as stop:
         with pytest.raises(Stopped), stop.leaving():
