@@ -34,7 +34,7 @@ from minilm.errors import ConfigError, DataError
 from minilm.files import finite, write_json
 from minilm.metrics.intervals import spread
 from minilm.tasks.finetune import DEV, held_out, say_compared, say_notes
-from minilm.tasks.named import TaskName, make_task, model_for, new_model, read_examples, read_source
+from minilm.tasks.named import TaskName, make_task, model_for, new_model, read_alike, read_examples, read_source
 from minilm.tasks.report import baseline_line, check_lines, closing, next_command, warning, write_report
 from minilm.tasks.task import Task, said
 from minilm.tasks.tune import tune
@@ -170,7 +170,7 @@ def main(args: Args) -> None:
     if args.kfold and (args.seeds > 1 or args.dev or args.test or args.train is None):
         raise ConfigError("--kfold: splits what --train names by itself; name that, and no --dev, --test or --seeds")
     if args.overfit_batch:
-        apart = ("seeds", "kfold", "class_weights", "label_smoothing", "positive_label")
+        apart = ("seeds", "kfold", "epochs", "time_limit", "class_weights", "label_smoothing", "positive_label")
         if given := [cli.flag(name) for name in apart if getattr(args, name) != getattr(Args, name)]:
             raise ConfigError(f"{given[0]}: does not go with --overfit-batch; leave one of them out")
     if args.group_column and (args.train is None or args.dev):
@@ -230,6 +230,7 @@ def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
                 few.examples,
                 tuning,
                 store,
+                auto_batch=args.auto_batch,
                 **computed(args),
             ).result
     found = f"{len(few.examples)} examples after {result['steps']} steps: loss {result['dev']['loss']:.4f}"
@@ -255,13 +256,13 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
             run.dev.examples,
             tuning_of(args, run.seed),
             store,
-            about | files | {"columns": run.train.columns},
+            about | {"columns": run.train.columns},
             resume=args.resume,
             until=cli.time_up(args.time_limit),
             auto_batch=args.auto_batch,
             **computed(args),
         )
-        result = write_report(tuned, out, run.train, run.dev, run.test)
+        result = write_report(tuned, out, run.train, run.dev, run.test, files)
     return result, closing(result, out)
 
 
@@ -303,11 +304,11 @@ def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], lis
         for metric, each in found.items()
     ]
     means = {each: {metric: own["mean"] for metric, own in scores.items()} for each, scores in baselines.items()}
-    lines += [baseline_line(*each) for each in means.items()]
     metric = next(iter(found))
+    lines += [baseline_line(*each, metric) for each in means.items()]
     lines += warning({each: own[metric] for each, own in means.items()}, found[metric]["mean"])
     if name == "fold":
-        return result, [*lines, f"saved      {out}", "next       the same without --kfold: a model of all rows"]
+        return result, [*lines, f"saved      {out}", "next       the same without --kfold: one model"]
     best = max(range(len(runs)), key=lambda i: results[i]["dev"][metric])  # nothing is chosen by a test
     command = next_command(out / runs[best].name, results[best])
     return result, [*lines, f"saved      {out}", f"next       {command}"]
@@ -375,7 +376,8 @@ def read(args: Args, name: str, file: Path, like: Data | None = None) -> tuple[D
     """One file's examples, in columns as `like` was read; of --train, which of them belong together, where that is
     asked for. What was decided by looking, and which rows are left out, is said."""
     source = read_source(file, args.task, args.header)
-    data = read_examples(source, args.task, args.text_column, args.pair_column, args.label_column, like=like)
+    columns = args.text_column, args.pair_column, args.label_column
+    data = read_alike(source, args.task, like, *columns) if like else read_examples(source, args.task, *columns)
     say_notes(name, data)
     if args.group_column is None or like is not None:
         return data, None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import pipeline
 
 import minilm
 from minilm import cli
+from minilm.checkpoint.pooling import read_pooling
 from minilm.tasks.classification import Classification
 
 
@@ -112,7 +114,7 @@ def test_several_runs(go, flags):
     assert result["baselines"]["majority"]["accuracy"]["mean"] == pytest.approx(sum(majority) / len(names))
     assert "always the commonest label" in out
     if "--kfold" in flags:
-        assert out.splitlines()[-1] == "next       the same without --kfold: a model of all rows"
+        assert out.splitlines()[-1] == "next       the same without --kfold: one model"
     else:
         assert out.splitlines()[-1].startswith("next       python evaluate.py predict --model out/seed-")
     weights = {Path("out", name, "model.safetensors").read_bytes() for name in names}
@@ -187,6 +189,73 @@ def test_the_positive_label_and_a_new_head(go):
     assert status == 0, err
     assert "beginning with bad, and a new head" in err
     assert json.loads(Path("others/config.json").read_text())["id2label"] == {"0": "no", "1": "yes"}
+    Path("three.csv").write_text("text,label\n" + "fine,good\nplot,odd\ndull,bad\n" * 9)
+    assert go("finetune", "--train", "three.csv", "--steps", "1", "--out", "three")[0] == 0
+    status, _, err = go("finetune", *flags, "none", "--model", "three", "--positive-label", "bad")
+    assert status == 2
+    assert "--positive-label bad: one of two labels, and three predicts bad, good, odd; leave it out" in err
+    assert not Path("none").exists()
+
+
+def test_the_baseline_is_told_by_what_it_is_compared_by(go):
+    """Not the accuracy, where f1 chooses."""
+    rows = ["the film,bad"] * 30 + ["a plot,good"] * 3
+    Path("uneven.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    flags = ("--train", "uneven.csv", "--test", "uneven.csv", "--steps", "1", "--positive-label", "good")
+    status, out, err = go("finetune", *flags, "--out", "out")
+    assert status == 0, err
+    told = [line for line in out.splitlines() if line.startswith("baseline")]
+    assert told[0].startswith("baseline   f1 0.0000  accuracy 0.9091")
+
+
+def test_a_model_that_reads_left_to_right_sees_all_that_follows_when_tuned(go, encoder_directory):
+    """Also where it is opened by others: transformers says the same."""
+    shutil.copytree(encoder_directory, "causal")
+    config = json.loads(Path("causal/config.json").read_text())
+    Path("causal/config.json").write_text(json.dumps(config | {"is_decoder": True}))
+    status, _, err = go("finetune", "--model", "causal", *FLAGS)
+    assert status == 0, err
+    assert "causal reads left to right; tuned, and as it is saved, each token sees those after it, too" in err
+    assert not json.loads(Path("out/config.json").read_text()).get("is_decoder", False)
+    tuned = minilm.open_tuned("out")
+    texts = ["the film was great", "and a plot", "dull the film"]
+    theirs = pipeline("text-classification", "out")(texts)
+    assert [each["label"] for each in theirs] == tuned.predict(texts)
+
+
+def test_flags_that_pandas_wrote(go):
+    """1.0 for 1, in a column with an empty cell, which is a row left out."""
+    Path("flags.csv").write_text("text,loud,rude\n" + "fine,1,0.0\npoor,0,1.0\ndull,1,1.0\n" * 9 + "great,1,\n")
+    status, _, err = go("finetune", "--train", "flags.csv", "--task", "multilabel", "--steps", "2", "--out", "out")
+    assert status == 0, err
+    assert "labels are the columns of 0 and 1: 'loud', 'rude'" in err
+    assert "left out: flags.csv:29: no label" in err
+    assert json.loads(Path("out/config.json").read_text())["id2label"] == {"0": "loud", "1": "rude"}
+    Path("test.csv").write_text("text,loud\nfine,1\n")
+    status, _, err = go("score", "--model", "out", "--data", "test.csv")
+    assert (status, "no column 'rude', which is a label" in err) == (2, True), err
+
+
+def test_columns_by_number_are_those_of_training(go):
+    """By its names, where another file has them in another order."""
+    Path("train.csv").write_text("id,body,kind\n" + "x,fine film,a\ny,dull plot,b\n" * 20)
+    Path("dev.csv").write_text("kind,id,body\na,y,fine\nb,x,dull\n")
+    flags = ("--text-column", "2", "--label-column", "3", "--header", "--steps", "2", "--out", "out")
+    status, _, err = go("finetune", "--train", "train.csv", "--dev", "dev.csv", *flags)
+    assert status == 0, err
+    with open("out/predictions.csv") as file:
+        assert [(row["text"], row["label"]) for row in csv.DictReader(file)] == [("fine", "a"), ("dull", "b")]
+
+
+def test_a_finished_run_says_which_test_its_scores_are_of(go):
+    for name in ("a.csv", "b.csv"):
+        shutil.copy("train.csv", name)
+    flags = (*FLAGS[:4], "--steps", "2")
+    for test in (None, "a.csv", "b.csv"):
+        status, _, err = go("finetune", *flags, *(("--test", test) if test else ()))
+        assert status == 0, err
+        assert json.loads(Path("out/results.json").read_text()).get("test_file") == test
+        assert (f"| test_file | {test} |" in Path("out/README.md").read_text()) == bool(test)
 
 
 def test_check_says_what_is_there_and_stops(go, tmp_path):
@@ -353,6 +422,23 @@ def test_similarity(go, tmp_path):
     assert min(same) > max(other)
     Path("texts.txt").write_text("the film was fine\nthe film was great\n")
     assert go("embed", "--model", "out", "--data", "texts.txt", "--out", "texts.npy")[0] == 0
+    whole = Path("out/model.safetensors").read_bytes()
+    Path("out/model.safetensors").write_bytes(whole[:1000])
+    status, _, err = go("finetune", *flags)
+    assert (status, "the model is written again" in err) == (0, True), err
+    assert Path("out/model.safetensors").read_bytes() == whole
+    assert read_pooling(Path("out")).max_length == 24
+
+
+def test_vectors_are_of_as_many_tokens_as_were_tuned(go):
+    Path("pairs.tsv").write_text("sentence1\tsentence2\tscore\n" + "fine\tpoor\t1\nfine\tfine\t5\n" * 9)
+    flags = ("--train", "pairs.tsv", "--task", "similarity", "--steps", "1", "--length", "5", "--out", "out")
+    status, _, err = go("finetune", *flags)
+    assert status == 0, err
+    long, same = "the film was fine and a plot", "the film was dull dull dull"
+    one, other = minilm.embed("out", [long, same])
+    assert torch.equal(one, other)
+    assert minilm.open_tuned("out").predict([long], pairs=[same])[0] == pytest.approx(5)
 
 
 def test_predictions_of_predictions(go):
@@ -692,6 +778,19 @@ def test_answers_that_cannot_be(go, encoder_directory, argv, said):
         (("--train", "groups.csv", "--group-column", "who"), "groups.csv:3: no group in column 'who'; give it one"),
         (("--train", "train.csv", "--overfit-batch", "--seeds", "2"), "--seeds: does not go with --overfit-batch"),
         (("--train", "train.csv", "--overfit-batch", "--class-weights", "balanced"), "--class-weights: does not go"),
+        (("--train", "train.csv", "--overfit-batch", "--epochs", "2"), "--epochs: does not go with --overfit-batch"),
+        (
+            ("--train", "alike.csv", "--task", "similarity", "--frozen-layers", "2"),
+            "--frozen-layers 2: nothing is left that learns; freeze fewer",
+        ),
+        (
+            ("--train", "flags.csv", "--dev", "fewer.csv", "--task", "multilabel"),
+            "fewer.csv: no column 'rude', which is a label; it has 'text', 'loud'",
+        ),
+        (
+            ("--train", "flags.csv", "--dev", "strange.csv", "--task", "multilabel"),
+            "strange.csv:2: column 'rude' holds '2'; write 0 or 1",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(go, argv, said, tmp_path):
@@ -701,6 +800,10 @@ def test_what_cannot_be_is_one_line(go, argv, said, tmp_path):
     Path("other.csv").write_text("review,verdict\nfine,c\npoor,d\n")
     Path("pairs.csv").write_text("sentence1,sentence2,verdict\n" + "fine,poor,bad\nfine,fine,good\n" * 5)
     Path("numbers.csv").write_text("text,score\n" + "fine,1\npoor,2\n" * 5)
+    Path("alike.csv").write_text("sentence1,sentence2,score\n" + "fine,poor,1\nfine,fine,5\n" * 9)
+    Path("flags.csv").write_text("text,loud,rude\n" + "fine,1,0\npoor,0,1\ndull,1,1\n" * 5)
+    Path("fewer.csv").write_text("text,loud\nfine,1\npoor,0\n")
+    Path("strange.csv").write_text("text,loud,rude\nfine,1,2\npoor,0,1\n")
     Path("groups.csv").write_text("text,label,who\nfine,a,x\npoor,b,\n" + "dull,b,y\n" * 9)
     before = sorted(path.name for path in tmp_path.iterdir())
     status, out, err = go("finetune", "--out", "out", *argv)

@@ -240,10 +240,11 @@ class Store:
     def finish(self, write: Callable[[Path], None]) -> None:
         """The final model in the directory itself; config.json last, so that it appears whole or not at all."""
         partial = self._written_aside("final", write)
-        for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
-            file.replace(self.out / file.name)
+        for file in sorted(partial.rglob("*"), key=lambda file: file == partial / "config.json"):
+            there = self.out / file.relative_to(partial)
+            there.mkdir(exist_ok=True) if file.is_dir() else file.replace(there)
         sync_entry(self.out)
-        partial.rmdir()
+        shutil.rmtree(partial)
 
     def _written_aside(self, name: str, write: Callable[[Path], None]) -> Path:
         """A complete and durable directory, under a name that nobody takes for a checkpoint."""

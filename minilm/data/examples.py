@@ -84,6 +84,7 @@ class Data:
     left_out: tuple[str, ...] = ()  # "file:line: why" of each row that is not used
     columns: dict[str, str] = field(default_factory=dict)  # role (text, pair, label) -> the column taken for it
     separator: str | None = ""  # of several labels in a cell; None: as it looks
+    flags: tuple[str, ...] = ()  # the columns that are a label each
     origin: int | None = None  # of labels that are numbers of choices: 0 or 1
 
 
@@ -116,16 +117,22 @@ def read_texts(
     label: str | int | None = None,
     labelled: bool = True,
     separator: str | None = None,
+    flags: tuple[str, ...] = (),
 ) -> Data:
     """The rows as Examples. text, pair, label: columns by name or number from 1; one that is not given is found by its
     name or its looks, a pair only where the text is not given either. labelled: whether there is a label; without, for
     prediction, none is read. separator: of several labels in a cell, None: as it looks. Of several labels each may have
-    a column of its own instead, of 0 and 1. Raises DataError."""
+    a column of its own instead, of 0 and 1; flags: these, where they are known. Raises DataError."""
     given = {"text": text, "pair": pair, "label": label}
     named = {role: table.column(name) for role, name in given.items() if name is not None}
     if twice := first_twice(named.values()):
         raise DataError(f"{table.name}: column {twice!r} is taken for two things; name another")
-    flags = _flags(table) if kind == "multilabel" and labelled and label is None else ()
+    if kind != "multilabel" or not labelled or label is not None:
+        flags = ()
+    elif not {*flags} & {*table.columns}:
+        flags = _flags(table)
+    if missing := [flag for flag in flags if flag not in table.columns]:
+        raise DataError(f"{table.name}: no column {missing[0]!r}, which is a label; it has {listed(table.columns)}")
     if flags:
         unflagged = tuple(column for column in table.columns if column not in flags)
         columns, notes = _roles(replace(table, columns=unflagged), kind, named, labelled=False)
@@ -158,7 +165,7 @@ def read_texts(
         notes.append(f"{different:,} labels in {len(examples):,} rows; is {columns['label']!r} the label?")
     if kind != "regression" and (alike := _alike(each.label or () for each in examples)):
         notes.append(f"labels {shown(alike[0])} and {shown(alike[1])} are two; are they meant to be one?")
-    return Data(examples, (*table.notes, *notes), tuple(left_out), columns, separator)
+    return Data(examples, (*table.notes, *notes), tuple(left_out), columns, separator, flags)
 
 
 def _alike(labels: Iterable[str | tuple[str, ...]]) -> tuple[str, str] | None:
@@ -211,13 +218,14 @@ def _flags(table: Table) -> tuple[str, ...]:
 def _flagged(flags: Sequence[str], cells: dict[str, Any], where: str) -> tuple[str, ...] | None:
     """The labels that hold; None where a cell says nothing."""
     values = [_plain(cells.get(column)) for column in flags]
+    if strange := [column for column, value in zip(flags, values, strict=True) if value not in ("", *FLAGS)]:
+        raise DataError(f"{where}: column {strange[0]!r} holds {shown(cells[strange[0]])}; write 0 or 1")
     return tuple(column for column, value in zip(flags, values, strict=True) if FLAGS[value]) if all(values) else None
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return "" if value is None else str(value).strip().lower()
+    """As a flag is written; pandas makes 1.0 of 1 where a cell of the column is empty."""
+    return "" if value is None else str(value).strip().lower().removesuffix(".0")
 
 
 def _score(value: Any, where: str, _: str) -> float | None:

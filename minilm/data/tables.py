@@ -102,7 +102,9 @@ def table_of(rows: Any, name: str = "the rows") -> Table:
 
 
 def _plain(value: Any) -> Any:
-    """A cell of pandas: None where it is missing, a list where it is an array."""
+    """A cell of pandas: None where it is missing, a list where it is an array, also within a dict."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
     is_nan = isinstance(value, float) and value != value
     if is_nan or type(value).__name__ in ("NAType", "NaTType"):
         return None

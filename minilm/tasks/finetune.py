@@ -14,7 +14,7 @@ from minilm.data.tables import table_of
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, did_you_mean
-from minilm.tasks.named import TASKS, TaskName, make_task, model_for, open_task, read_examples
+from minilm.tasks.named import TASKS, TaskName, make_task, model_for, open_task, read_alike, read_examples
 from minilm.tasks.report import read_in_training
 from minilm.tasks.tune import tune
 from minilm.tasks.tuned import Tuned
@@ -67,7 +67,7 @@ def finetune(
     if dev is None:
         data, other = held_out(data, settings.seed)
     else:
-        other = read_examples(table_of(dev, "dev"), task, text, pair, label, like=data)
+        other = read_alike(table_of(dev, "dev"), task, data, text, pair, label)
         say_notes("dev", other)
     say_compared("dev", data, other)
     made = make_task(task, data.examples, class_weights, label_smoothing, positive_label)

@@ -33,6 +33,7 @@ from minilm.tasks.similarity import Similarity
 from minilm.tasks.span import Span
 from minilm.tasks.tagging import Tagging
 from minilm.tasks.task import Task
+from minilm.train.log import say
 
 TaskName = Literal["classification", "multilabel", "regression", "similarity", "tagging", "span", "choice"]
 TASKS: dict[str, type[Task]] = {
@@ -86,13 +87,23 @@ def read_examples(
         named = {} if isinstance(source, Path) else {"question": columns["text"], "context": columns["pair"]}
         return read_questions(source, **named, labelled=labelled)
     kind = "regression" if name == "similarity" else name
-    data = read_texts(source, kind, **columns, labelled=labelled, separator=like.separator if like else None)
+    told = {"separator": like.separator, "flags": like.flags} if like else {"separator": None}
+    data = read_texts(source, kind, **columns, labelled=labelled, **told)
     if name == "similarity" and "pair" not in data.columns:
         raise DataError(f"{source.name}: similarity is of two texts; name the second one's column, --pair-column")
     if like is not None and like.columns and ("pair" in data.columns) != ("pair" in like.columns):
         there, here = ("two texts", "one") if "pair" in like.columns else ("one text", "two")
         raise DataError(f"{source.name}: training read {there} a row, and here {here} would be read; name the columns")
     return data
+
+
+def read_alike(
+    source: Table | Path, name: TaskName, like: Data, text: str | None, pair: str | None, label: str | None
+) -> Data:
+    """`read_examples` of what is judged beside training, or in it: the columns that training's numbers or names found
+    there, where all of them are here."""
+    has_all = isinstance(source, Table) and bool(like.columns) and {*like.columns.values()} <= {*source.columns}
+    return read_examples(source, name, *((None, None, None) if has_all else (text, pair, label)), like=like)
 
 
 def _read_tagged(source: Table | Path, text: str | None, label: str | None, labelled: bool) -> Data:
@@ -173,6 +184,12 @@ def model_for(task: Task, directory: Path, seed: int = 0, new_head: bool = False
     of other labels, CheckpointError."""
     config = PreTrainedConfig.of_directory(directory)
     made, wanted, there = MODELS[task.kind], task.config(), _kind_of(config)
+    if config.is_causal:
+        config.update({"is_decoder": False})
+        if not config.is_causal:
+            say(f"{directory} reads left to right; tuned, and as it is saved, each token sees those after it, too")
+        elif task.kind == "model":
+            raise ConfigError(f"--model {directory}: a {config.model_type}, which reads left to right; take another")
     if new_head and task.kind == "model":
         raise ConfigError(f"--new-head: {task.name} has no head; leave it out")
     if task.kind != "model" and there not in (None, "model", task.kind):
@@ -191,6 +208,9 @@ def model_for(task: Task, directory: Path, seed: int = 0, new_head: bool = False
             task = replace(task, weights=tuple(of_label.get(label, 1.0) for label in own))
         if labels:
             task = replace(task, labels=own)
+        if len(own) != 2 and (positive := getattr(task, "positive", None)) is not None:
+            what = f"--positive-label {positive}: one of two labels, and {directory} predicts {some(own, SHOWN)}"
+            raise ConfigError(f"{what}; leave it out, or begin with --new-head")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config.update(({POSITIVE: None} if hasattr(config, POSITIVE) else {}) | task.config())

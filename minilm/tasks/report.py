@@ -25,16 +25,16 @@ from minilm.tasks.tuned import Tuned
 from minilm.train.log import plot_loss, say
 
 
-def write_report(tuned: Tuned, out: Path, train: Data, dev: Data, test: Data | None) -> dict[str, Any]:
-    """The predictions, results.json, the pictures and the model card in OUT: the result with the test's scores."""
+def write_report(
+    tuned: Tuned, out: Path, train: Data, dev: Data, test: Data | None, files: dict[str, str]
+) -> dict[str, Any]:
+    """The predictions, results.json, the pictures and the model card in OUT: the result with the test's scores. files:
+    which those are, by their keys in it."""
     judged = test or dev
     name = "test" if test else "dev"
     predictions = tuned.predictions(judged.examples)
-    result = dict(tuned.result) | {
-        "judged_on": name,
-        "judged": len(judged.examples),
-        "scores": tuned.task.score(predictions),
-    }
+    result = tuned.result | files
+    result |= {"judged_on": name, "judged": len(judged.examples), "scores": tuned.task.score(predictions)}
     records = tuned.task.records(predictions)
     found = intervals(records, tuned.task.weighted, tuned.task.proportions)
     result["intervals"] = {name: [*ends] for name, ends in found.items()}
@@ -130,7 +130,7 @@ def summary(result: dict[str, Any]) -> list[str]:
     if interval := result["intervals"].get(metric):
         low, high = interval
         lines.append(f"interval   {low:.4f} to {high:.4f} (95 %, over examples): {metric.replace('_', ' ')}")
-    lines += [baseline_line(*each) for each in baselines.items()]
+    lines += [baseline_line(*each, metric) for each in baselines.items()]
     lines += warning({each: own[metric] for each, own in baselines.items()}, scores[metric])
     if over := result.get("over_no_answer"):
         mean, low, high = over.values()
@@ -149,9 +149,10 @@ def warning(baselines: dict[str, float], score: float) -> list[str]:
     return [f"warning    no better than {beaten[-1]}"] if beaten else []
 
 
-def baseline_line(name: str, scores: dict[str, float]) -> str:
-    """What one of `Task.baselines` reaches."""
-    return f"baseline   {said(dict([*scores.items()][:2]))}: {SAID[name]}"
+def baseline_line(name: str, scores: dict[str, float], metric: str) -> str:
+    """What one of `Task.baselines` reaches, by the metric that is compared, if it has that, and another."""
+    shown = sorted(scores.items(), key=lambda each: each[0] != metric)[:2]
+    return f"baseline   {said(dict(shown))}: {SAID[name]}"
 
 
 def closing(result: dict[str, Any], out: Path) -> list[str]:

@@ -59,10 +59,12 @@ def tune(
     DataError where there is nothing to learn.
     """
     check_installed()  # before the work, and not after its first epoch
+    if not len(examples) or not len(dev):
+        raise DataError("no example to learn from" if not len(examples) else "no example to evaluate on")
     length = length_of(tuning, model, tokenizer)
+    if task.kind == "model":
+        model.pooling = replace(model.pooling, max_length=length)
     features, dev_features = (task.features(each, tokenizer, length) for each in (examples, dev))
-    if not len(features) or not len(dev_features):
-        raise DataError("no example to learn from" if not len(features) else "no example to evaluate on")
     asked = {"task": repr(task), "model": f"of weights {weights_fingerprint(model)}", **asdict(tuning)}
     asked |= {name: True for name, on in (("deterministic", deterministic), ("compile", compile)) if on}
     data = fingerprint((examples, features), (dev, dev_features))
@@ -188,6 +190,8 @@ def _prepared(model: PreTrainedModel, tuning: Tuning, runtime: Runtime) -> Optim
     if tuning.frozen_layers:
         for stage in stages[: tuning.frozen_layers + 1]:
             stage.requires_grad_(False)
+    if not any(own.requires_grad for name, own in model.named_parameters() if not name.startswith("pooler.")):
+        raise ConfigError(f"--frozen-layers {tuning.frozen_layers}: nothing is left that learns; freeze fewer")
     rates = {}
     for above, stage in enumerate(reversed(stages), start=1):
         rates |= dict.fromkeys(stage.parameters(), tuning.layer_decay**above)

@@ -55,7 +55,9 @@ class Tuned:
     @property
     def read_as(self) -> Data:
         """What is known of how its examples were read: the columns, where others have the same names."""
-        return Data([], columns=self.result.get("columns", {}), separator=None)
+        columns = self.result.get("columns", {})
+        has_flags = self.task.name == "multilabel" and columns and "label" not in columns
+        return Data([], columns=columns, separator=None, flags=self.task.labels if has_flags else ())
 
     def features(self, examples: Sequence[Any]) -> Features:
         """As much of them as the model reads."""

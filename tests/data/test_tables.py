@@ -268,6 +268,9 @@ def test_pandas_and_parquet(tmp_path):
     pandas, _ = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
     frame = pandas.DataFrame({"text": pandas.array(["a", None], dtype="string"), "label": [1.5, float("nan")]})
     assert values(table_of(frame)) == [["a", 1.5], [None, None]]
+    answers = {"text": np.array(["a"]), "answer_start": np.array([0], np.int32)}
+    (row,) = table_of(pandas.DataFrame({"question": ["q"], "context": ["a"], "answers": [answers]})).rows
+    assert row.cells["answers"] == {"text": ["a"], "answer_start": [0]}
     pandas.DataFrame({"text": ["a", "b"], "tags": [["O"], ["O", "B-x"]]}).to_parquet(tmp_path / "rows.parquet")
     read = read_table(tmp_path / "rows.parquet")
     assert values(read) == [["a", ["O"]], ["b", ["O", "B-x"]]]

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 import minilm
 from minilm.checkpoint.pooling import Pooling, read_pooling
 from minilm.data.examples import Example
+from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.tokenizer import BertTokenizer
+from minilm.errors import ConfigError
 from minilm.tasks.named import make_task, model_for, open_task
 from minilm.tasks.similarity import Similarity
 from minilm.tasks.task import Predictions, batch_of
@@ -46,6 +48,14 @@ def test_features_by_hand(directory):
     assert features.example.tolist() == [0, 0, 1, 1, 2, 2]
     assert features.units.tolist() == [0, 2, 4, 6]
     assert task.decode(Predictions(np.array([0, 0, 0.5, 0.5, -1, -1]), features, examples)) == [1.0, 3.0, -3.0]
+
+
+def test_one_that_always_reads_left_to_right_is_refused(tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    sizes |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    minilm.BertModel(PreTrainedConfig("modernbert-decoder", vocab_size=64, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="a modernbert-decoder, which reads left to right; take another"):
+        model_for(make_task("similarity", pairs(4)), tmp_path)
 
 
 @pytest.mark.parametrize("how", [("mean",), ("cls",), ("max",), ("cls", "mean")])
