@@ -307,7 +307,8 @@ def check_of_use(args: Args, objective: ObjectiveName, recipe: Recipe) -> None:
         (("decay_frac",), recipe.schedule == "wsd", "--schedule wsd"),
     ):
         for name in names:
-            if (value := getattr(args, name)) not in (None, 0.0, False) and not is_of_use:
+            off = (None,) if name == "output_scale" else (None, 0.0, False)
+            if (value := getattr(args, name)) not in off and not is_of_use:
                 raise ConfigError(f"{cli.flag(name)} {value}: goes with {needed} only; leave it out")
 
 
@@ -364,6 +365,8 @@ def pretrain(
         backend = run.backend if run else runtime.backend(recipe.length, recipe.dropout)
         forward, optimizers = build(args, recipe, data.tokenizer.vocab_size, runtime, backend, pretrained)
         model = forward.model
+        came = {} if pretrained is None or args.dropout is not None else vars(pretrained.model.cfg)
+        saved_cfg = replace(model.cfg, **{name: came[name] for name in DROPOUTS if came})  # of who tunes it later
         parameters = sum(p.numel() for p in model.parameters())
         say(f"{parameters / 1e6:.1f} M parameters on {runtime.describe()}, {backend} attention; into {out}")
         longest = rows[recipe.length]
@@ -393,7 +396,7 @@ def pretrain(
             store,
             evaluate=lambda: evaluate(forward, language_model_score, own_held_out, runtime),
             write_model=lambda directory, state: write_model(
-                directory, model, data.tokenizer, objective, recipe.pairs, state
+                directory, model, data.tokenizer, objective, recipe.pairs, state, saved_cfg
             ),
             read_state=lambda directory: read_state(directory, model),
             unigram=unigram_of(data, objective, held_out),
@@ -549,6 +552,8 @@ def build(
         model = LanguageModel(recipe.encoder_config(vocab_size), backend, recipe.pairs is not None)
         initialise(model, output_scale=recipe.output_scale)
     else:
+        if pretrained.model.pair is not None and recipe.pairs is None:
+            say(f"--model {args.model}: its head for pairs is left out, and the pooler; --pairs goes on with them")
         cfg = replace(pretrained.model.cfg, **dict.fromkeys(DROPOUTS, recipe.dropout))
         model = LanguageModel(cfg, backend, recipe.pairs is not None)
         initialise(model)

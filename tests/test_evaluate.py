@@ -141,7 +141,7 @@ def test_embed_goes_on(go, monkeypatch, tmp_path, number, status):
     assert not [*tmp_path.glob("*.partial*")]
 
 
-@pytest.mark.parametrize("change", ["--normalize", "--batch-tokens", "--model", "--data", "--precision"])
+@pytest.mark.parametrize("change", ["--normalize", "--batch-tokens", "--model", "--data", "--precision", "config"])
 def test_embed_begins_anew_where_the_vectors_would_be_others(go, monkeypatch, tmp_path, change):
     monkeypatch.setattr("minilm.evaluation.embed.CHUNK", 2)
     vectors_of = embed_command.vectors_of
@@ -154,6 +154,9 @@ def test_embed_begins_anew_where_the_vectors_would_be_others(go, monkeypatch, tm
         flags = {"--model": "encoder", "--data": "lines.txt", "--batch-tokens": "64"}
         assert go("embed", *itertools.chain(*flags.items()), "--out", "v.npy")[0] == 143
     more = ["--no-normalize"] if change == "--normalize" else []
+    if change == "config":
+        config = json.loads(Path("encoder/config.json").read_text())
+        Path("encoder/config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
     Path("others.txt").write_text("\n".join([*LINES[:5], "another"]) + "\n")
     others = {"--batch-tokens": "16", "--model": "masked", "--data": "others.txt", "--precision": "bf16"}
     flags |= {change: others[change]} if change in others else {}

@@ -106,6 +106,15 @@ def test_two_processes_are_one(processes, tmp_path):
     assert shared[1][1:] == ("", "")  # only the first one speaks
 
 
+def test_a_dry_run_is_shared(processes, tmp_path):
+    """What the run would cost, from the first process; none is kept."""
+    found = finish(processes(2, "--steps", 100, "--dry-run", "--json", "-", "--out", "run"))
+    assert [status for status, _, _ in found] == [0, 0], [err for _, _, err in found]
+    assert json.loads(found[0][1])["steps"] == 100
+    assert found[1][1] == ""
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_a_sharded_run_is_the_same_run(processes, tmp_path):
     """Each process has a part of everything; stopped in the middle, it goes on, and ends as one process does."""
     flags = ["--objective", "clm", "--accumulation", 2, "--batch-size", 8, "--steps", 12, "--evaluate-every", 12]

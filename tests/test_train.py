@@ -192,6 +192,9 @@ def test_pairs_of_texts(go, tmp_path, pairs):
     assert json.loads((tmp_path / "m.json").read_text())["held_out_loss_before"] == pytest.approx(
         json.loads((tmp_path / "r.json").read_text())["held_out_loss"], abs=0.01
     )
+    status, _, err = go("--model", "run", "--steps", 1, "--length", 32, "--out", "without")
+    assert status == 0, err
+    assert "--model run: its head for pairs is left out, and the pooler; --pairs goes on with them" in err
 
 
 def test_whole_words_short_rows_and_growing_batches(go, tmp_path, monkeypatch):
@@ -242,6 +245,16 @@ def test_going_on_with_a_model(go, tmp_path):
     assert "Trained further from run (" in (tmp_path / "more" / "README.md").read_text()
     vocabularies = [(tmp_path / name / "vocab.txt").read_text() for name in ("run", "more")]
     assert vocabularies[0] == vocabularies[1]
+
+
+def test_a_model_keeps_the_dropout_that_it_came_with(go, tmp_path):
+    """For who tunes it later; what it goes on with is this training's own."""
+    assert go("--recipe", "bert-mini", "--dropout", 0.2, "--steps", 2)[0] == 0
+    for name, flags, kept in (("more", (), 0.2), ("other", ("--dropout", 0.1), 0.1)):
+        assert go("--model", "run", "--length", 32, "--steps", 2, "--out", name, *flags)[0] == 0
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert [config[f"{part}_dropout_prob"] for part in ("hidden", "attention_probs")] == [kept, kept]
+    assert json.loads((tmp_path / "more" / "run.json").read_text())["settings"]["dropout"] == 0.0
 
 
 def test_words_are_added_to_a_models_vocabulary(go, tmp_path):
@@ -298,6 +311,7 @@ MODEL_FAULTS = {
     ("--shard",): "--shard: shares a model among processes",
     ("--objective", "clm", "--pairs", "next"): "--pairs next: goes with --objective mlm only",
     ("--model", "run", "--output-scale", "0.5"): "--output-scale 0.5: goes with weights that are new",
+    ("--model", "run", "--output-scale", "0"): "--output-scale 0.0: goes with weights that are new",
 }
 
 

@@ -23,7 +23,7 @@ from minilm.data.tokenizer import Tokenizer
 from minilm.errors import CheckpointError
 from minilm.files import read_json, write_json
 from minilm.model.attention import Backend
-from minilm.model.encoder import initialise
+from minilm.model.encoder import EncoderConfig, initialise
 from minilm.model.heads import LanguageModel, LMHead
 
 FETCHED = ("*.json", "vocab.txt", "merges.txt")  # patterns for the hub, whose * matches a / too
@@ -65,13 +65,15 @@ def write_model(
     objective: str,
     pairs: str | None = None,
     state: dict[str, Tensor] | None = None,
+    cfg: EncoderConfig | None = None,
 ) -> None:
     """config.json, model.safetensors and the tokenizer, as transformers reads them.
 
-    pairs: what its pair head tells. state: the model's, for one whose own tensors are parts.
+    pairs: what its pair head tells. state: the model's, for one whose own tensors are parts. cfg: what is said of it,
+    where it was trained with another dropout than it is to have.
     """
     specials = {"cls_token_id": tokenizer.cls_id, "sep_token_id": tokenizer.sep_id}
-    config = config_to_hf(model.cfg, objective, specials, pairs)
+    config = config_to_hf(cfg or model.cfg, objective, specials, pairs)
     state = {name: tensor.detach().cpu() for name, tensor in (state or model.state_dict()).items()}
     tokenizer.save(directory, model_max_length=model.cfg.max_position_embeddings, open_end=objective == "clm")
     save_tensors(to_hf(state, config["model_type"], kind_of(config)), directory / "model.safetensors")
@@ -172,6 +174,7 @@ def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int 
     except CheckpointError as error:
         raise CheckpointError(f"{directory}/{error}") from error
     new = () if head_seed is None else (HEAD,)
+    tokenizer = Tokenizer.load(directory)
     state, dropped = read_weights(model.state_dict(), directory, config["model_type"], kind, new=new)
     if dropped:
         warnings.warn(f"{directory}: left out, for this model has no such head: {', '.join(dropped)}", stacklevel=2)
@@ -183,7 +186,6 @@ def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int 
         state |= {HEAD + name: own for name, own in head.state_dict().items()}
         warnings.warn(f"{directory}: holds no language-model head, so this one is new", stacklevel=2)
     model.load_state_dict(state, assign=True)
-    tokenizer = Tokenizer.load(directory)
     if tokenizer.vocab_size > model.cfg.vocab_size:
         raise CheckpointError(
             f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.cfg.vocab_size}"

@@ -50,7 +50,8 @@ def load_weights(directory: Path, allow_pickle: bool = False) -> tuple[Path, dic
     if not (directory / WHOLE).exists() and (directory / PICKLE).exists():
         raise CheckpointError(
             f"{directory}: holds no {WHOLE}, and {PICKLE} is a pickle, which is read only when asked for "
-            f"(use_safetensors=False, --allow-pickle), as you should where you trust its maker"
+            f"(use_safetensors=False, --allow-pickle of evaluate.py), as you should where you trust its maker; "
+            f"what save_pretrained then writes is read as any other"
         )
     return directory / WHOLE, load_tensors(directory / WHOLE)
 

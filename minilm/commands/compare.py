@@ -11,6 +11,7 @@ import tyro
 from minilm import cli
 from minilm.commands.labelled import OfLabelled, judge_file, judge_model
 from minilm.commands.of_model import THREADS, p_value, tell
+from minilm.data.examples import Example
 from minilm.errors import ConfigError, DataError, did_you_mean, printable
 from minilm.judging.judged import Judged
 from minilm.judging.metric_tables import metric_tables
@@ -49,15 +50,19 @@ def run_compare(args: Compare) -> None:
     labelled = None
     for system in sorted(args.systems, key=lambda each: each in files):  # models first, which know their task
         say(f"judging {system}")
-        own = judge_file(args, Path(system), labelled) if system in files else judge_model(args, system, labelled)
+        if system in files:
+            own = judge_file(args, Path(system), labelled)
+        else:
+            own = judge_model(args, system, args.task if judged else None)
         args, judged[system] = replace(args, task=own.judged.task.name), own.judged
         labelled = labelled or (own.labelled if args.data else None)
     found = [judged[system] for system in args.systems]
     check_same(found)
-    deciding = args.metric or deciding_metric(found[0].task)
-    found = with_same_labels(found)
     if isinstance(found[0].task, Classification):
         check_labels(found[0])
+    asked = [deciding_metric(own.task) for own in found]
+    found = with_same_labels(found)
+    deciding = args.metric or next((each for each in asked if each and deciding_metric(found[0].task)), None)
     result = {"task": found[0].task.name} | compared(found, deciding, args.with_first)
     tell(args.json, result, _lines(result))
 
@@ -71,8 +76,15 @@ def check_same(found: list[Judged]) -> None:
         if len(own) != len(first):
             raise DataError(f"{own.name}: {len(own):,} examples, and {first.name} has {len(first):,}; give the same")
         for mine, theirs in zip(own.examples, first.examples, strict=True):
-            if mine._replace(where="") != theirs._replace(where=""):
+            if not _is_same(mine, theirs):
                 raise DataError(f"{mine.where}: not the text and label of {theirs.where}; give the same examples")
+
+
+def _is_same(mine: Any, theirs: Any) -> bool:
+    """Whether the examples of two systems are one; of one row each may have the texts that it was tuned on."""
+    if mine.where == theirs.where and isinstance(mine, Example):
+        return mine.label == theirs.label
+    return mine._replace(where="") == theirs._replace(where="")
 
 
 def with_same_labels(found: list[Judged]) -> list[Judged]:
@@ -86,6 +98,8 @@ def with_same_labels(found: list[Judged]) -> list[Judged]:
         if len(asked) > 1:
             raise ConfigError(f"--positive-label: the models were tuned for {' and '.join(asked)}; name one")
         task = replace(task, positive=asked[0] if asked else task.labels[task.positive_number])
+    elif isinstance(task, Classification):
+        task = replace(task, positive=None)
     task = replace(task, labels=labels)
     return [
         replace(

@@ -17,7 +17,16 @@ from minilm.checkpoint.model import weights_fingerprint
 from minilm.commands.of_model import SAY_EVERY, THREADS, OfModel, going_on
 from minilm.data.documents import is_jsonl, lines_of, reading
 from minilm.errors import ConfigError, DataError, printable
-from minilm.evaluation.embed import Embedder, chunks, read_embedder, say_cut, search, vectors_of
+from minilm.evaluation.embed import (
+    Embedder,
+    chunks,
+    read_embedder,
+    say_cut,
+    search,
+    usual_batch_tokens,
+    vectors_of,
+)
+from minilm.train.job import VERSIONS
 from minilm.train.log import say
 from minilm.train.runtime import Precision, Runtime
 
@@ -45,11 +54,11 @@ class OfTexts(OfModel):
     def decides(self, embedder: Embedder) -> dict[str, Any]:
         """What decides the bits of a line's vector."""
         model, backend = embedder.model, embedder.tokenizer.backend_tokenizer
-        how = asdict(embedder.pooling) | {"length": embedder.length, "batch_tokens": self.batch_tokens}
+        how = asdict(embedder.pooling) | {"length": embedder.length, "config": repr(model.encoder.cfg)}
+        how |= {"batch_tokens": self.batch_tokens or usual_batch_tokens(model.device)}
         computed = {"precision": self.precision, "device": str(model.device), "threads": torch.get_num_threads()}
         tokenizer = hashlib.sha256(backend.to_str().encode()).hexdigest()
-        of = {"model": weights_fingerprint(model), "tokenizer": tokenizer, "torch": torch.__version__}
-        return of | how | computed
+        return {"model": weights_fingerprint(model), "tokenizer": tokenizer} | VERSIONS | how | computed
 
     def lines(self) -> Iterator[str]:
         if is_jsonl(self.data):

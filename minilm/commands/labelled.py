@@ -75,16 +75,18 @@ def judge_file(args: OfLabelled, file: Path, labelled: Labelled | None = None) -
 def judge_model(
     args: OfLabelled,
     name: str,
-    labelled: Labelled | None = None,
+    task: str | None = None,
     check: Callable[[Task, Labelled], None] = lambda task, labelled: None,
 ) -> Judgement:
-    """What a tuned model says of the examples of --data. labelled: those, if they are read already. check: called
-    before the model runs, with its task and these."""
+    """What a tuned model says of the examples of --data, in the columns that it was tuned on. task: that it must be of,
+    as those before it. check: called before the model runs, with its task and these."""
     if args.data is None:
         raise ConfigError(f"{name}: a model needs examples to be judged by; give them with --data")
     tuned = args.tuned(name)
+    if task not in (None, tuned.task.name):
+        raise ConfigError(f"{name}: is of the task {tuned.task.name}, and the one before it of {task}; give one task's")
     tuned = replace(tuned, task=with_positive(tuned.task, args.positive_label))
-    labelled = labelled or read_labelled(args, args.data, tuned.task.name, tuned.read_as)
+    labelled = read_labelled(args, args.data, tuned.task.name, tuned.read_as)
     check(tuned.task, labelled)
     return Judgement(judge_tuned(name, tuned, labelled), labelled, tuned)
 

@@ -114,5 +114,5 @@ def interval_of(own: dict[str, Any], of: str = "", form: str = ",.4f") -> str:
     told."""
     if own["low"] is None:
         few = f"too few {of} for an interval".replace("  ", " ")
-        return few if own["n"] < FEWEST else "no interval: draws do not differ"
+        return few if own["n"] < FEWEST else "no interval: draws do not differ, or too few define it"
     return f"{own['low']:{form}} to {own['high']:{form}}" + (f" (95 %, over {of})" if of else "")

@@ -115,6 +115,10 @@ def say_cut(cut: int, texts: int, embedder: Embedder) -> None:
         log.warning("%d of %d texts are longer than %d tokens and were cut there", cut, texts, embedder.length)
 
 
+def usual_batch_tokens(device: torch.device) -> int:
+    return ON_CPU if device.type == "cpu" else ELSEWHERE
+
+
 def vectors_of(
     embedder: Embedder, texts: Iterable[str], batch_tokens: int | None = None, prompt: str | None = None
 ) -> tuple[Tensor, int]:
@@ -122,7 +126,7 @@ def vectors_of(
     if batch_tokens is not None and batch_tokens < 1:
         raise ConfigError(f"batch_tokens is {batch_tokens}; give 1 or more")
     prompt = embedder.pooling.prompt if prompt is None else prompt
-    at_once = batch_tokens or (ON_CPU if embedder.model.device.type == "cpu" else ELSEWHERE)
+    at_once = batch_tokens or usual_batch_tokens(embedder.model.device)
     parts = [_vectors_of(embedder, part, at_once, prompt) for part in chunks(texts)]
     width = len(embedder.pooling.how) * embedder.model.config.hidden_size
     return torch.cat([torch.empty(0, width), *(vectors for vectors, _ in parts)]), sum(cut for _, cut in parts)
@@ -222,6 +226,7 @@ def search(
     the earlier; texts may be a stream longer than memory. Blank ones are not found. What the model's files say to put
     before a query or a document is there. Raises DataError where there is no text."""
     queries = [queries] if isinstance(queries, str) else list(queries)
+    texts = [texts] if isinstance(texts, str) else texts
     if top_k < 1:
         raise ConfigError(f"top_k is {top_k}; give 1 or more")
     embedder = model if isinstance(model, Embedder) else read_embedder(model)

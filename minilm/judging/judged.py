@@ -28,12 +28,12 @@ class Labelled(NamedTuple):
     source: Table | Path
 
     def cells(self) -> dict[str, list[object]]:
-        """Of each column that is neither a text nor a label, the cell of each example."""
+        """Of each column that is neither a text nor a label, nor says whether one holds, the cell of each example."""
         if not isinstance(self.source, Table):
             return {}
         row_of = {row.where: row.cells for row in self.source.rows}
         rows = [row_of[each.where] for each in self.data.examples]
-        taken = {*self.data.columns.values()}
+        taken = {*self.data.columns.values(), *self.data.flags}
         return {name: [row.get(name) for row in rows] for name in self.source.columns if name not in taken}
 
 

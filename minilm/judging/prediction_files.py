@@ -1,6 +1,7 @@
 """Files of predictions, as `evaluate.py predict` writes them or another system, and what they are judged by."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -19,8 +20,9 @@ from minilm.metrics.labels import SUM
 from minilm.metrics.scores import Tags
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.named import TaskName, make_task, read_examples
+from minilm.tasks.predictions import AGAIN, cell_text
 
-PREDICTIONS = ("prediction (model)", "prediction", "predictions", "predicted", "pred", "y_pred")  # columns
+PREDICTIONS = ("prediction", "predictions", "predicted", "pred", "y_pred")  # columns
 ROW = "row"  # a column in place of texts, where a file holds labels and predictions alone
 SHOWN = 5  # labels in a message
 
@@ -63,7 +65,7 @@ def judged_file(
     else:
         table = _table(file, named)
         own = _prediction_column(table, named.prediction)
-        told = _told(table) if name in ("classification", "multilabel") else {}
+        told = _told(table, own) if name in ("classification", "multilabel") else {}
         if gold is None:
             source, gold = _examples(table, name, named, {own, "p", "choice", *told.values()})
         rows = _rows_of(table, gold, source)
@@ -86,10 +88,16 @@ def _table(file: Path, named: Columns) -> Table:
     return read_table(file, header=True) if {*PREDICTIONS, named.prediction} & first else table
 
 
-def _told(table: Table) -> dict[str, str]:
-    """Label -> the column of its probability, by the labels' names."""
-    columns = [column for column in table.columns if column.startswith("p(") and column.endswith(")")]
-    return {column[2:-1]: column for column in sorted(columns, key=lambda column: column[2:-1])}
+def _told(table: Table, own: str) -> dict[str, str]:
+    """Label -> the column of its probability, by the labels' names; of several systems' those of the column `own`."""
+    end = ")" + AGAIN * _times(own)
+    found = {column[2 : -len(end)]: column for column in table.columns if column[:2] == "p(" and column.endswith(end)}
+    return {label: found[label] for label in sorted(found) if not f"{label})".endswith(AGAIN)}
+
+
+def _times(column: str) -> int:
+    """How often its table had been predicted before."""
+    return 1 + _times(column.removesuffix(AGAIN)) if column.endswith(AGAIN) else 0
 
 
 def _examples(table: Table, name: TaskName, named: Columns, told: set[str]) -> tuple[Table, Data]:
@@ -106,7 +114,9 @@ def _examples(table: Table, name: TaskName, named: Columns, told: set[str]) -> t
 def _prediction_column(table: Table, given: str | None) -> str:
     if given is not None:
         return table.column(given)
-    found = next((column for column in PREDICTIONS if column in table.columns), None)
+    again = [column for column in table.columns if column.endswith(AGAIN) and column.startswith(PREDICTIONS[0])]
+    latest = max(again, key=_times, default=None)
+    found = latest or next((column for column in PREDICTIONS if column in table.columns), None)
     if found is None:
         raise DataError(
             f"{table.name}: no column of predictions (it has {listed(table.columns)}); name it, --prediction-column"
@@ -125,7 +135,7 @@ def _rows_of(table: Table, gold: Data, source: Table | Path | None) -> list[Row]
     for each, row in zip(gold.examples, rows, strict=True):
         own = source.rows[place[each.where]].cells if shared else {}
         for column in shared:
-            if str(own.get(column)).strip() != str(row.cells.get(column)).strip():
+            if str(cell_text(own.get(column))).strip() != str(cell_text(row.cells.get(column))).strip():
                 raise DataError(
                     f"{row.where}: not the {column!r} of {each.where}; give predictions in the labels' order"
                 )
@@ -185,6 +195,8 @@ def _labels(
             f"{file}: predictions are {some(sorted(said), SHOWN)}, and the labels {some(sorted(task.labels), SHOWN)}; "
             "name them alike"
         )
+    if several := [label for label in sorted(said - {*task.labels, *told}) if re.search("[,;]", label) and not told]:
+        raise DataError(f"{file}: {shown(several[0])} is predicted, which is no label; separate several by |")
     return tuple(sorted({*task.labels, *said}))
 
 
@@ -238,6 +250,7 @@ def _answers(file: Path, gold: Data) -> list[str]:
     for each in gold.examples:
         if not isinstance(told.get(each.id), str):
             raise DataError(f"{file}: no answer to {each.id!r} ({each.where}); give each question one, '' for none")
-    if strange := {*told} - {each.id for each in gold.examples}:
+    strange = {*told} - {each.id for each in gold.examples}
+    if len(strange) > len(gold.left_out):  # of which an answer may be told, too
         raise DataError(f"{file}: {len(strange):,} answers to other questions, the first {min(strange)!r}")
     return [told[each.id] for each in gold.examples]

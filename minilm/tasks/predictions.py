@@ -2,17 +2,19 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from minilm.data.examples import Tagged
+from minilm.data.examples import Tagged, as_text
 from minilm.data.spans import with_column
 from minilm.data.tables import Row, Table
 from minilm.files import jsonl_text
 
 SHOWN_LABELS = 40  # in a table or a picture
+AGAIN = " (model)"  # after the names of what a system says of a table that holds what another one says
 
 
 def table_of_examples(examples: Sequence[Any]) -> Table:
@@ -27,15 +29,15 @@ def table_of_examples(examples: Sequence[Any]) -> Table:
 
 
 def table_text(ending: str, table: Table, place: Sequence[int | None], more: dict[str, list[Any]]) -> str:
-    """The rows of `table` with more columns: a .jsonl, a .tsv or a csv; one that the table has gets a name of its own.
+    """The rows of `table` with more columns: a .jsonl, a .tsv or a csv; where the table has one of them, all get a name
+    of their own.
 
     place: of each row its place in the columns; what has none is empty there.
     """
-    named = {}
-    for name, values in more.items():
-        while name in table.columns:
-            name += " (model)"
-        named[name] = values
+    suffix = ""
+    while any(name + suffix in table.columns for name in more):
+        suffix += AGAIN
+    named = {name + suffix: values for name, values in more.items()}
     rows = [
         row.cells | {name: "" if at is None else values[at] for name, values in named.items()}
         for row, at in zip(table.rows, place, strict=True)
@@ -50,12 +52,18 @@ def table_text(ending: str, table: Table, place: Sequence[int | None], more: dic
 def _csv_line(cells: Iterable[Any], delimiter: str) -> str:
     """With a cell in quotes where it holds a line's end: csv does so with the ends that it is to write."""
     text = io.StringIO()
-    csv.writer(text, delimiter=delimiter, lineterminator="\r\n").writerow(map(_cell, cells))
+    csv.writer(text, delimiter=delimiter, lineterminator="\r\n").writerow(map(cell_text, cells))
     return text.getvalue().removesuffix("\r\n") + "\n"
 
 
-def _cell(value: Any) -> Any:
-    return "|".join(value) if isinstance(value, tuple) else value
+def cell_text(value: Any) -> Any:
+    """As a table of text holds it: lists, true and false as JSON writes them, 1.0 as 1, several labels by |."""
+    if isinstance(value, tuple):
+        return "|".join(value)
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False)
+    is_number = (isinstance(value, int | float) or getattr(value, "shape", None) == ()) and value == value
+    return as_text(value, "", "cell") if is_number else value
 
 
 def places(table: Table, examples: Sequence[Any]) -> list[int | None]:

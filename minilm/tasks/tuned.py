@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from minilm.checkpoint.model import weights_fingerprint
 from minilm.data.examples import Data
@@ -14,7 +13,8 @@ from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
 from minilm.partial import Partial
-from minilm.tasks.task import Features, Predictions, Task, outputs_of
+from minilm.tasks.task import EVALUATED_AT_ONCE, Features, Predictions, Task, outputs_of
+from minilm.train.job import VERSIONS
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime
 
@@ -74,8 +74,9 @@ class Tuned:
     def decides(self, features: Features) -> dict[str, Any]:
         """What decides the bits of what the model says of them."""
         computed = {"precision": self.runtime.precision, "device": str(self.runtime.device)}
-        computed |= {"threads": self.runtime.threads, "torch": torch.__version__}
+        computed |= {"threads": self.runtime.threads, "at_once": EVALUATED_AT_ONCE, **VERSIONS}
         task = hashlib.sha256(repr(self.task).encode()).hexdigest()[:16]
+        computed["config"] = repr(self.model.base_model.encoder.cfg)
         of = {"model": weights_fingerprint(self.model), "task": task, "features": fingerprint(((), features))}
         return of | computed
 

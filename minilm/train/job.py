@@ -295,7 +295,7 @@ def _about_bad(job: Job, plan: Plan, step: int) -> str:
     file = job.store.out / f"bad-step-{step + 1:06d}.safetensors"
     with suppress(OSError, SafetensorError):
         arrays = {name: own for i, micro in enumerate(micro_batches) for name, own in micro.arrays(f"{i}.").items()}
-        save_tensors({name: own.contiguous() for name, own in arrays.items()}, file)
+        save_tensors({name: own.clone().contiguous() for name, own in arrays.items()}, file)
         told.append(f"its batch: {file.name}")
     with suppress(RuntimeError, MemoryError):  # what is told of a fault must not be another one
         seed_step(plan.seed, step, job.runtime.ranks.rank)

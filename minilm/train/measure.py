@@ -74,7 +74,7 @@ def rehearse(job: Job, plan: Plan, step_s: dict[Kind, float]) -> dict[str, Any]:
 
     step_s: seconds of a step of each kind. Seconds are of training; `total_seconds` has evaluation and saving, too.
     """
-    free = shutil.disk_usage(job.store.out).free
+    free = job.runtime.ranks.from_first(lambda: shutil.disk_usage(job.store.out).free)
     stretches = [replace(each, steps=1) for each in job.loader.stretches]
     loader = job.loader.with_stretches(stretches)
     steps = job.loader.steps

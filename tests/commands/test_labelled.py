@@ -244,6 +244,44 @@ def test_compared_are_the_scores_of_the_label_that_a_model_was_tuned_for(go, hom
     assert go("compare", bad, good, "--data", "test.csv", "--positive-label", "bad")[0] == 0
 
 
+def test_each_model_is_compared_on_the_columns_that_it_was_tuned_on(go, home):
+    """Of two that read other columns of one table each has the score that it has alone; of two tasks none has."""
+    lines = [line.rsplit(",", 1)[0] for line in table(300, 3).splitlines()[1:]]
+    rows = [{"body": "the film", "head": text, "label": label} for text, label in (line.split(",") for line in lines)]
+    options = {"label": "label", "steps": 1, "device": "cpu", "precision": "fp32"}
+    minilm.finetune(home / "bare", rows, text="body", out=home / "of-body", **options)
+    minilm.finetune(home / "tuned", rows, text="head", out=home / "of-head", **options | {"lr": 1e-6})
+    numbers = [row | {"label": i % 7} for i, row in enumerate(rows)]
+    minilm.finetune(home / "bare", numbers, text="head", task="regression", out=home / "numbers", **options)
+    (home / "two.csv").write_text("\n".join(["body,head,label", *(",".join(row.values()) for row in rows)]) + "\n")
+    alone = {
+        name: told(go, "score", "--model", name, "--data", "two.csv")["metrics"]["accuracy"]["value"]
+        for name in ("of-body", "of-head")
+    }
+    assert alone["of-head"] > alone["of-body"] + 0.2
+    for systems in (("of-body", "of-head"), ("of-head", "of-body")):
+        own = told(go, "compare", *systems, "--data", "two.csv")["comparisons"][0]["metrics"]["accuracy"]
+        assert [own["a"], own["b"]] == [alone[name] for name in systems]
+    status, _, err = go("compare", "of-head", "numbers", "--data", "two.csv")
+    assert status == 2
+    assert "numbers: is of the task regression, and the one before it of classification; give one" in err
+
+
+def test_a_label_that_only_one_system_predicts_leaves_the_rest_as_it_is(go, home, tmp_path):
+    """Of three labels accuracy decides, whatever label of two one of them was tuned for, in either order."""
+    shutil.copytree(home / "tuned", tmp_path / "bad", ignore=shutil.ignore_patterns("MANIFEST.json"))
+    config = tmp_path / "bad" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"positive_label": "bad"}))
+    assert go("predict", "--model", "tuned", "--input", "test.csv", "--output", "plain-said.csv")[0] == 0
+    head, first, *rest = (line.rsplit(",", 2)[0] for line in (home / "plain-said.csv").read_text().splitlines())
+    (home / "stray.csv").write_text("\n".join([head, first.rpartition(",")[0] + ",unknown", *rest]) + "\n")
+    for systems in ((str(tmp_path / "bad"), "stray.csv"), ("stray.csv", str(tmp_path / "bad"))):
+        found = told(go, "compare", *systems, "--data", "test.csv")
+        assert found["deciding"] == "accuracy"
+        own = found["comparisons"][0]["metrics"]["accuracy"]
+        assert abs(own["difference"]) == pytest.approx(1 / 400)
+
+
 SCORE, TEST = ("score", "--model", "tuned"), ("--data", "test.csv")
 REFUSED = [
     (("score", *TEST), "--model, --predictions: give one of them"),
@@ -265,6 +303,7 @@ REFUSED = [
     (("score", "--predictions", "plain.csv", "--dev", "plain.csv"), "are of probabilities, and here are none"),
     (("score", "--predictions", "plain.csv", "--task", "regression"), "no finite number"),
     (("compare", "tuned", *TEST), "name two or more different systems"),
+    (("compare", "all-a.csv", "once-b.csv"), "all-a.csv:2: every example is labelled 'a'; give examples of two"),
     (("compare", "tuned", "tuned", *TEST), "name two or more different systems"),
     (("compare", "plain.csv", "short.csv"), "short.csv: 1 examples, and plain.csv has 2; give the same"),
     (("compare", "plain.csv", "swapped.csv"), "swapped.csv:2: not the text and label of plain.csv:2"),
@@ -301,6 +340,8 @@ def test_what_cannot_be_judged_is_one_line(go, home, argv, said):
         "better.csv": f"{head}fine,a,a\npoor,b,b\n",
         "swapped.csv": f"{head}poor,b,a\nfine,a,a\n",
         "short.csv": f"{head}fine,a,a\n",
+        "all-a.csv": f"{head}fine,a,a\npoor,a,a\n",
+        "once-b.csv": f"{head}fine,a,a\npoor,a,b\n",
         "plain.json": '{"a": 1}',
         "odd.json": '{"task": "x", "metrics": {}}',
         "other-names.csv": f"{head}fine,a,yes\npoor,b,no\n",

@@ -162,6 +162,7 @@ class TestOfOneFamily:
             assert [hit.text for hit in hits] == [texts[row] for row in expected]
             assert [hit.score for hit in hits] == pytest.approx(scores[query, expected].tolist(), abs=1e-5)
         assert minilm.search(embedder, ["home"], texts, top_k=1)[0][0].row == 9
+        assert [hit.text for hit in minilm.search(embedder, "home", "a cat ran")[0]] == ["a cat ran"]
 
     def test_a_vector_that_is_not_finite_is_refused(self, encoder):
         embedder = minilm.read_embedder(encoder, how="cls", normalize=True)

@@ -1,6 +1,7 @@
 """What a model says of labelled examples, and the same read from the file that it wrote."""
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minilm.data.examples import Example, Tagged
 from minilm.errors import DataError, UserError
-from minilm.files import write_whole
-from minilm.judging.judged import cost_of, judged_model
+from minilm.files import jsonl_text, write_whole
+from minilm.judging.judged import Labelled, cost_of, judged_model
 from minilm.judging.prediction_files import Columns, judged_file
 from minilm.partial import partial_of
 from minilm.tasks.named import read_examples, read_source
+from minilm.tasks.predictions import table_text
 from minilm.tasks.task import Task
 
 
@@ -198,6 +200,69 @@ def test_predictions_of_other_examples_are_refused(tuned, tmp_path, name, out, c
     with pytest.raises(DataError) as caught:
         judged_file(tmp_path / out, name, data, read_source(file, name))
     assert said in str(caught.value)
+
+
+def test_what_several_systems_say_is_kept_apart(tmp_path):
+    """A table that is predicted again, and again: the latest is read, its probabilities with it."""
+    source = read_source(_written(tmp_path / "gold.csv", "text,label\nthe,a\nfine,b\n"), "classification")
+    for number, said in enumerate(("a", "b", "a"), start=1):
+        more = {"prediction": [said, said], "p(a)": [0.9, 0.8], "p(b)": [0.1, 0.2]}
+        if number == 2:
+            more |= {"p(a)": [0.4, 0.3], "p(b)": [0.6, 0.7]}
+        file = _written(tmp_path / f"{number}.csv", table_text(".csv", source, [0, 1], more))
+        source = read_source(file, "classification")
+        found, data, _ = judged_file(file, "classification")
+        assert found.task.labels == ("a", "b")
+        assert found.decoded == [said, said]
+        assert found.probabilities.tolist() == [list(row) for row in zip(more["p(a)"], more["p(b)"], strict=True)]
+        assert [each.text for each in data.examples] == ["the", "fine"]
+
+
+def test_a_table_of_other_values_than_texts_is_scored(tmp_path):
+    """Lists, true and false, and 1.0, which jsonl has, in the csv that is written of them."""
+    rows = [{"text": "the", "label": value} for value in (True, False)]
+    lists = [{"text": "the", "label": ["a", "b"]}, {"text": "fine", "label": ["b"]}, {"text": "a", "label": []}]
+    numbers = [{"text": "the", "label": 1.0}, {"text": "fine", "label": 2.0}]
+    for name, own, said in (
+        ("classification", rows, ["true", "false"]),
+        ("multilabel", lists, [("a", "b"), ("b",), ()]),
+        ("classification", numbers, ["1", "2"]),
+    ):
+        source = read_source(_written(tmp_path / "gold.jsonl", jsonl_text(own)), name)
+        data, more = read_examples(source, name), {"prediction": said}
+        file = _written(tmp_path / "out.csv", table_text(".csv", source, [*range(len(own))], more))
+        for found in (judged_file(file, name)[0], judged_file(file, name, data, source)[0]):
+            assert found.decoded == said == [each.label for each in found.examples]
+
+
+def test_several_labels_in_another_notation_are_no_label(tmp_path):
+    gold = _written(
+        tmp_path / "gold.jsonl", jsonl_text([{"text": "x", "label": ["a", "b"]}, {"text": "y", "label": ["a"]}])
+    )
+    source = read_source(gold, "multilabel")
+    file = _written(tmp_path / "out.csv", 'text,prediction\nx,"a,b"\ny,a\n')
+    with pytest.raises(DataError, match=r"'a,b' is predicted, which is no label; separate several by \|"):
+        judged_file(file, "multilabel", read_examples(source, "multilabel"), source)
+
+
+def test_answers_to_questions_that_are_left_out_are_no_fault(tuned, tmp_path):
+    model, data, file = tuned("span")
+    text = model.task.file_text(".json", read_source(file, "span"), model.predictions(data.examples))[0]
+    out = _written(tmp_path / "out.json", text)
+    less = replace(data, examples=data.examples[1:], left_out=("gold.json: its answer is not in the context",))
+    found, _, _ = judged_file(out, "span", less, file)
+    assert len(found) == len(data.examples) - 1
+
+
+def test_flags_of_labels_are_no_columns_to_look_at(tmp_path):
+    file = _written(tmp_path / "gold.csv", "text,loud,rude,source\nthe,1,0,web\nfine,0,1,web\n")
+    source = read_source(file, "multilabel")
+    assert [*Labelled(read_examples(source, "multilabel"), source).cells()] == ["source"]
+
+
+def _written(file, text):
+    file.write_text(text)
+    return file
 
 
 def test_rows_that_are_left_out_keep_the_others_in_their_places(tmp_path):

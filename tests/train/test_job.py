@@ -52,8 +52,9 @@ POISONS = {  # what a weight of the model is made in its third step -> what is t
 }
 
 
+@pytest.mark.parametrize("rows", [8, 1])  # of one row targets and ids share memory
 @pytest.mark.parametrize("what", POISONS)
-def test_of_a_bad_step_is_told_what_was_bad_first_and_its_batch_is_kept(make_job, what):
+def test_of_a_bad_step_is_told_what_was_bad_first_and_its_batch_is_kept(make_job, what, rows):
     value, told = POISONS[what]
     calls = []
 
@@ -64,7 +65,7 @@ def test_of_a_bad_step_is_told_what_was_bad_first_and_its_batch_is_kept(make_job
         nats, count = language_model_loss(model, batch)
         return (nats * float("nan") if value is None and len(calls) >= 3 else nats), count
 
-    job = make_job(loss=loss, stretches=[Stretch(8, 16, 8, 8)])
+    job = make_job(loss=loss, stretches=[Stretch(8, 16, rows, rows)])
     with pytest.raises(TrainingError, match=r"^step 3: ") as error:
         train(job, plan(8))
     assert f"; first {told}; its batch: bad-step-000003.safetensors)" in str(error.value)
