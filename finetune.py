@@ -35,7 +35,7 @@ from minilm.files import finite, write_json
 from minilm.metrics.intervals import spread
 from minilm.tasks.finetune import DEV, held_out, say_compared, say_notes
 from minilm.tasks.named import TaskName, make_task, model_for, new_model, read_alike, read_examples, read_source
-from minilm.tasks.report import baseline_line, check_lines, closing, next_command, warning, write_report
+from minilm.tasks.report import as_read, baseline_line, check_lines, closing, next_command, warning, write_report
 from minilm.tasks.task import Task, said
 from minilm.tasks.tune import tune
 from minilm.tasks.tuning import RANGES as TUNING_RANGES
@@ -256,7 +256,7 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
             run.dev.examples,
             tuning_of(args, run.seed),
             store,
-            about | {"columns": run.train.columns},
+            about | as_read(run.train),
             resume=args.resume,
             until=cli.time_up(args.time_limit),
             auto_batch=args.auto_batch,

@@ -231,9 +231,26 @@ def test_flags_that_pandas_wrote(go):
     assert "labels are the columns of 0 and 1: 'loud', 'rude'" in err
     assert "left out: flags.csv:29: no label" in err
     assert json.loads(Path("out/config.json").read_text())["id2label"] == {"0": "loud", "1": "rude"}
+    Path("test.csv").write_text("text,loud,rude,odd\nfine,1,0,1\npoor,0,1,0\n")
+    status, _, err = go("score", "--model", "out", "--data", "test.csv", "--json", "scored.json")
+    assert status == 0, err
+    assert json.loads(Path("scored.json").read_text())["n"] == 2
     Path("test.csv").write_text("text,loud\nfine,1\n")
     status, _, err = go("score", "--model", "out", "--data", "test.csv")
     assert (status, "no column 'rude', which is a label" in err) == (2, True), err
+
+
+def test_a_label_that_held_nowhere_in_training_is_not_passed_over(go):
+    """In the test that is given with it it is missed, as one that the model never says; by score it is named."""
+    head, rows = "text,loud,rude,odd\n", "fine,1,0,0\npoor,0,1,0\ndull,1,1,0\n" * 9
+    Path("flags.csv").write_text(head + rows)
+    Path("test.csv").write_text(head + "fine,1,0,1\npoor,0,1,0\ngreat,1,1,1\n")
+    flags = ("--train", "flags.csv", "--test", "test.csv", "--task", "multilabel", "--out", "out", *FLAGS[4:])
+    status, _, err = go("finetune", *flags)
+    assert status == 0, err
+    assert json.loads(Path("out/results.json").read_text())["scores"]["micro_f1"] < 1
+    status, _, err = go("score", "--model", "out", "--data", "test.csv")
+    assert (status, "test.csv:2: the label 'odd' is none of the model's" in err) == (2, True), err
 
 
 def test_columns_by_number_are_those_of_training(go):

@@ -242,8 +242,11 @@ class Store:
         partial = self._written_aside("final", write)
         for file in sorted(partial.rglob("*"), key=lambda file: file == partial / "config.json"):
             there = self.out / file.relative_to(partial)
-            there.mkdir(exist_ok=True) if file.is_dir() else file.replace(there)
-        sync_entry(self.out)
+            if file.is_dir():
+                there.mkdir(exist_ok=True)
+            else:
+                file.replace(there)
+                sync_entry(there.parent)
         shutil.rmtree(partial)
 
     def _written_aside(self, name: str, write: Callable[[Path], None]) -> Path:

@@ -67,7 +67,7 @@ def judged_file(
         own = _prediction_column(table, named.prediction)
         told = _told(table, own) if name in ("classification", "multilabel") else {}
         if gold is None:
-            source, gold = _examples(table, name, named, {own, "p", "choice", *told.values()})
+            source, gold = _examples(table, name, named, own)
         rows = _rows_of(table, gold, source)
         decoded = [_decoded(name, row.cells.get(own), row.where, gold.separator) for row in rows]
         chances, labels = _probabilities(name, rows, [*told.values()]) if told else None, tuple(told)
@@ -95,15 +95,22 @@ def _told(table: Table, own: str) -> dict[str, str]:
     return {label: found[label] for label in sorted(found) if not f"{label})".endswith(AGAIN)}
 
 
+def _is_said(column: str) -> bool:
+    """Whether it is a column of what a system says."""
+    first = column.removesuffix(AGAIN * _times(column))
+    return first in ("p", "choice", *PREDICTIONS) or (first.startswith("p(") and first.endswith(")"))
+
+
 def _times(column: str) -> int:
     """How often its table had been predicted before."""
     return 1 + _times(column.removesuffix(AGAIN)) if column.endswith(AGAIN) else 0
 
 
-def _examples(table: Table, name: TaskName, named: Columns, told: set[str]) -> tuple[Table, Data]:
-    """The examples that stand in a file of predictions, and its columns but for what a system says."""
+def _examples(table: Table, name: TaskName, named: Columns, own: str) -> tuple[Table, Data]:
+    """The examples that stand in a file of predictions, and its columns but for what systems say. own: the column of
+    predictions."""
     given = {role: value and table.column(value) for role, value in zip(("text", "pair", "label"), named, strict=False)}
-    rest = tuple(column for column in table.columns if column not in told)
+    rest = tuple(each for each in table.columns if each in given.values() or not (each == own or _is_said(each)))
     if name != "choice" and len(rest) == 1 + (given["pair"] is not None) and not given["text"]:  # labels alone
         rows = [row._replace(cells=row.cells | {ROW: f"row {i}"}) for i, row in enumerate(table.rows, start=1)]
         table, rest, given = replace(table, rows=rows), (ROW, *rest), given | {"text": ROW, "label": rest[0]}
@@ -195,8 +202,9 @@ def _labels(
             f"{file}: predictions are {some(sorted(said), SHOWN)}, and the labels {some(sorted(task.labels), SHOWN)}; "
             "name them alike"
         )
-    if several := [label for label in sorted(said - {*task.labels, *told}) if re.search("[,;]", label) and not told]:
-        raise DataError(f"{file}: {shown(several[0])} is predicted, which is no label; separate several by |")
+    for label in sorted(said - {*task.labels}) if isinstance(task, MultiLabel) and not told else ():
+        if len(parts := [part.strip() for part in re.split("[,;]", label)]) > 1 and {*parts} & {*task.labels}:
+            raise DataError(f"{file}: {shown(label)} is predicted, which is no label; separate several by |")
     return tuple(sorted({*task.labels, *said}))
 
 

@@ -15,7 +15,7 @@ from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, did_you_mean
 from minilm.tasks.named import TASKS, TaskName, make_task, model_for, open_task, read_alike, read_examples
-from minilm.tasks.report import read_in_training
+from minilm.tasks.report import as_read, read_in_training
 from minilm.tasks.tune import tune
 from minilm.tasks.tuned import Tuned
 from minilm.tasks.tuning import Tuning, length_of
@@ -85,7 +85,7 @@ def finetune(
                 other.examples,
                 settings,
                 store,
-                {"columns": data.columns, "model_name": str(model)},
+                as_read(data) | {"model_name": str(model)},
                 device=device,
                 precision=precision,
                 threads=threads,
@@ -115,13 +115,13 @@ def open_tuned(
         raise ConfigError(f"{flag} {model}: is a file, and a model is a directory")
     directory = find_model(model, revision, allow_pickle=allow_pickle, flag=flag)
     network, task = open_task(directory, use_safetensors=False if allow_pickle else None)
-    columns, trained_length = read_in_training(directory)
+    read, trained_length = read_in_training(directory)
     tokenizer = BertTokenizer.from_pretrained(directory)
     usual = length_of(Tuning(), network, tokenizer)
     length = min(max_tokens(network.base_model.encoder.cfg, tokenizer), trained_length or usual)
     network.float()  # as precise as `precision` says, whatever the file's numbers are
     runtime = Runtime.precise(network, device, precision, threads)
-    return Tuned(network, tokenizer, task, runtime, length, {"columns": columns})
+    return Tuned(network, tokenizer, task, runtime, length, read)
 
 
 def held_out(data: Data, seed: int, groups: Sequence[str] | None = None) -> tuple[Data, Data]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -61,9 +62,9 @@ def cell_text(value: Any) -> Any:
     if isinstance(value, tuple):
         return "|".join(value)
     if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False)
-    is_number = (isinstance(value, int | float) or getattr(value, "shape", None) == ()) and value == value
-    return as_text(value, "", "cell") if is_number else value
+        return json.dumps(value, ensure_ascii=False, default=str)
+    is_number = isinstance(value, int | float) or getattr(value, "shape", None) == ()
+    return as_text(value, "", "cell") if is_number and math.isfinite(value) else value
 
 
 def places(table: Table, examples: Sequence[Any]) -> list[int | None]:

@@ -55,14 +55,20 @@ def write_report(
     return result
 
 
-def read_in_training(directory: Path) -> tuple[dict[str, str], int | None]:
-    """(the columns by their roles, the tokens of an example) that a model was trained on, where its directory says
-    so."""
+def as_read(data: Data) -> dict[str, Any]:
+    """What a result keeps of how training was read: its columns by their roles, and those that are a label each."""
+    return {"columns": data.columns} | ({"flags": [*data.flags]} if data.flags else {})
+
+
+def read_in_training(directory: Path) -> tuple[dict[str, Any], int | None]:
+    """(`as_read`, the tokens of an example) of what a model was trained on, where its directory says so."""
     file = directory / "run.json"
     result = read_json(file).get("result") if file.exists() else None
-    columns, length = (result.get(name) if isinstance(result, dict) else None for name in ("columns", "length"))
+    found = result if isinstance(result, dict) else {}
+    columns, flags, length = (found.get(name) for name in ("columns", "flags", "length"))
     named = {str(role): str(name) for role, name in columns.items()} if isinstance(columns, dict) else {}
-    return named, length if isinstance(length, int) and length > 0 else None
+    kept = {"columns": named} | ({"flags": [*map(str, flags)]} if isinstance(flags, list) else {})
+    return kept, length if isinstance(length, int) and length > 0 else None
 
 
 def plot_confusion(counts: np.ndarray, labels: Sequence[str], image: Path) -> None:

@@ -55,9 +55,8 @@ class Tuned:
     @property
     def read_as(self) -> Data:
         """What is known of how its examples were read: the columns, where others have the same names."""
-        columns = self.result.get("columns", {})
-        has_flags = self.task.name == "multilabel" and columns and "label" not in columns
-        return Data([], columns=columns, separator=None, flags=self.task.labels if has_flags else ())
+        columns, flags = self.result.get("columns", {}), tuple(self.result.get("flags", ()))
+        return Data([], columns=columns, separator=None, flags=flags)
 
     def features(self, examples: Sequence[Any]) -> Features:
         """As much of them as the model reads."""

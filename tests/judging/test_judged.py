@@ -1,5 +1,6 @@
 """What a model says of labelled examples, and the same read from the file that it wrote."""
 
+import datetime
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from minilm.judging.judged import Labelled, cost_of, judged_model
 from minilm.judging.prediction_files import Columns, judged_file
 from minilm.partial import partial_of
 from minilm.tasks.named import read_examples, read_source
-from minilm.tasks.predictions import table_text
+from minilm.tasks.predictions import cell_text, table_text
 from minilm.tasks.task import Task
 
 
@@ -243,6 +244,34 @@ def test_several_labels_in_another_notation_are_no_label(tmp_path):
     file = _written(tmp_path / "out.csv", 'text,prediction\nx,"a,b"\ny,a\n')
     with pytest.raises(DataError, match=r"'a,b' is predicted, which is no label; separate several by \|"):
         judged_file(file, "multilabel", read_examples(source, "multilabel"), source)
+
+
+def test_a_comma_in_a_label_is_one(tmp_path):
+    """Of one label, and of several that stand in a list, also where the label is not met before."""
+    file = _written(tmp_path / "out.csv", 'text,label,prediction\nx,Paris,"Washington, D.C."\ny,Rome,Rome\n')
+    assert judged_file(file, "classification")[0].task.labels == ("Paris", "Rome", "Washington, D.C.")
+    rows = [
+        {"text": "x", "label": ["a"], "prediction": ["b", "other, misc"]},
+        {"text": "y", "label": ["b"], "prediction": []},
+    ]
+    file = _written(tmp_path / "out.jsonl", jsonl_text(rows))
+    assert judged_file(file, "multilabel")[0].decoded == [("b", "other, misc"), ()]
+
+
+def test_a_table_of_columns_without_known_names_is_predicted_twice(tmp_path):
+    """What both systems say is no column of the examples."""
+    head = "title,kind,prediction,p(a),p(b),prediction (model),p(a) (model),p(b) (model)"
+    rows = [f"the film {i},{'ab'[i % 2]},a,0.9,0.1,b,0.2,0.8" for i in range(6)]
+    found, data, _ = judged_file(_written(tmp_path / "out.csv", "\n".join([head, *rows]) + "\n"), "classification")
+    assert data.columns == {"text": "title", "label": "kind"}
+    assert found.decoded == ["b"] * 6
+    assert found.probabilities[0].tolist() == [0.2, 0.8]
+
+
+def test_cells_that_nobody_reads_are_copied():
+    told = [float("inf"), float("nan"), {"day": datetime.date(2026, 1, 2)}, np.float32(0.5), True, 2.0, None, "x"]
+    assert [*map(cell_text, told)][2:] == ['{"day": "2026-01-02"}', "0.5", "true", "2", None, "x"]
+    assert [*map(str, map(cell_text, told[:2]))] == ["inf", "nan"]
 
 
 def test_answers_to_questions_that_are_left_out_are_no_fault(tuned, tmp_path):
