@@ -365,8 +365,9 @@ def pretrain(
         backend = run.backend if run else runtime.backend(recipe.length, recipe.dropout)
         forward, optimizers = build(args, recipe, data.tokenizer.vocab_size, runtime, backend, pretrained)
         model = forward.model
-        came = {} if pretrained is None or args.dropout is not None else vars(pretrained.model.cfg)
-        saved_cfg = replace(model.cfg, **{name: came[name] for name in DROPOUTS if came})  # of who tunes it later
+        saved_cfg = model.cfg
+        if pretrained is not None and args.dropout is None:  # who tunes it later has the dropout that it came with
+            saved_cfg = replace(model.cfg, **{name: getattr(pretrained.model.cfg, name) for name in DROPOUTS})
         parameters = sum(p.numel() for p in model.parameters())
         say(f"{parameters / 1e6:.1f} M parameters on {runtime.describe()}, {backend} attention; into {out}")
         longest = rows[recipe.length]

@@ -37,15 +37,15 @@ class SideError(Exception):
 def measured(name: str, setting: Setting, pairs: int, row_s: float) -> list[dict[str, Any]]:
     """A line of each side; of another than ours that fails, or comes to other numbers, it holds that. Raises SideError
     where ours does."""
-    row, began, peaks = ROWS[name], 0.0, []
+    row, peaks = ROWS[name], []
     _ = setting.runtime  # for the peak of products
     with ExitStack() as stack:
         sides: list[Process] = []
         for side in row.make(setting):
             sides.append(stack.enter_context(Process(name, setting, side)))
             sides[-1].begin(row, sides[0])
+        began = time.monotonic()
         for number in range(pairs):
-            began = began or time.monotonic()
             if number >= FEWEST and time.monotonic() - began > row_s:
                 break
             for process in sides[:: 1 if number % 2 == 0 else -1]:

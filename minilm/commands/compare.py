@@ -60,9 +60,9 @@ def run_compare(args: Compare) -> None:
     check_same(found)
     if isinstance(found[0].task, Classification):
         check_labels(found[0])
-    asked = [deciding_metric(own.task) for own in found]
+    is_asked = any(deciding_metric(own.task) for own in found)
     found = with_same_labels(found)
-    deciding = args.metric or next((each for each in asked if each and deciding_metric(found[0].task)), None)
+    deciding = args.metric or (deciding_metric(found[0].task) if is_asked else None)
     result = {"task": found[0].task.name} | compared(found, deciding, args.with_first)
     tell(args.json, result, _lines(result))
 

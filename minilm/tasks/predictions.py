@@ -63,8 +63,11 @@ def cell_text(value: Any) -> Any:
         return "|".join(value)
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
-    is_number = isinstance(value, int | float) or getattr(value, "shape", None) == ()
-    return as_text(value, "", "cell") if is_number and math.isfinite(value) else value
+    if getattr(value, "shape", None) == ():  # of numpy's
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return value
+    return as_text(value, "", "cell") if isinstance(value, int | float) else value
 
 
 def places(table: Table, examples: Sequence[Any]) -> list[int | None]:

@@ -272,6 +272,8 @@ def test_cells_that_nobody_reads_are_copied():
     told = [float("inf"), float("nan"), {"day": datetime.date(2026, 1, 2)}, np.float32(0.5), True, 2.0, None, "x"]
     assert [*map(cell_text, told)][2:] == ['{"day": "2026-01-02"}', "0.5", "true", "2", None, "x"]
     assert [*map(str, map(cell_text, told[:2]))] == ["inf", "nan"]
+    odd = [np.str_("x"), np.datetime64("2026-01-02"), np.float32("inf"), 10**400]
+    assert [*map(str, map(cell_text, odd))] == ["x", "2026-01-02", "inf", "1" + "0" * 400]
 
 
 def test_answers_to_questions_that_are_left_out_are_no_fault(tuned, tmp_path):
