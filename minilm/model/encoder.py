@@ -253,7 +253,8 @@ class Embedding(nn.Module):
             x = x + self.token_type(tokens.token_type_ids)
         if self.position is not None:
             x = x + self.position(tokens.position + self.position_offset)
-        return self.project(self.drop(self.norm(x)))
+        x = self.drop(self.norm(x))
+        return self.project(x).to(x.dtype)  # to which layers add; autocast would leave it narrow
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,18 @@ def test_pairs_of_another_model_are_refused(pair, architecture, objective):
         pair(architecture, objective, pairs="order")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_mean_of_a_long_document_is_its_mean(dtype):
+    """Its tokens are more than the whole numbers of half precision."""
+    doc = torch.zeros(1, 4096).long()
+    found = [
+        pooled(torch.ones(1, 4096, 3, dtype=dtype), tokens, "mean")
+        for tokens in (Tokens.packed(torch.ones_like(doc), doc), Tokens.full(torch.ones_like(doc)))
+    ]
+    assert [each.tolist() for each in found] == [[[1.0] * 3]] * 2
+    assert [each.dtype for each in found] == [dtype] * 2
+
+
 @pytest.mark.parametrize("how", ["cls", "mean", "max"])
 def test_documents_of_packed_rows_are_pooled_as_if_alone(how):
     """Also where padding follows, and after a document of one token; with its gradient."""
