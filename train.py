@@ -362,7 +362,8 @@ def pretrain(
                 raise CheckpointError(f"{out / 'run.json'}: its result is not as it was written ({error!r})") from error
             return run.result, []
 
-        backend = run.backend if run else runtime.backend(recipe.length, recipe.dropout)
+        shape = recipe.encoder_config(data.tokenizer.vocab_size) if pretrained is None else pretrained.model.cfg
+        backend = run.backend if run else runtime.backend(recipe.length, recipe.dropout, shape.head_width)
         forward, optimizers = build(args, recipe, data.tokenizer.vocab_size, runtime, backend, pretrained)
         model = forward.model
         saved_cfg = model.cfg

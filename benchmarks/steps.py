@@ -131,7 +131,7 @@ def _minilm(
 ) -> Side:
     runtime = setting.runtime
     loss = runtime.compiled(language_model_loss, any_shape) if compiled else language_model_loss
-    model = _fresh(cfg, runtime.backend(T, cfg.attention_dropout))
+    model = _fresh(cfg, runtime.backend(T, cfg.attention_dropout, cfg.head_width))
     if setting.device.type == "cpu":
         cheapen(model)
     return _our_loop(model, loss, batches, setting)
@@ -184,7 +184,7 @@ def _transformers(
 
 def _as_an_expert(made: nn.Module, setting: Setting, T: int, dropout: float) -> None:
     """Have a model of transformers take the attention that is faster there, and keep memory as minilm does."""
-    if setting.runtime.backend(T, dropout) == "explicit":
+    if setting.runtime.backend(T, dropout, shape_of(setting, T).head_width) == "explicit":
         made.set_attn_implementation("eager")
 
 
@@ -260,7 +260,7 @@ def _classifier(setting: Setting, features: Features, compiled: bool = False) ->
     runtime, model, task = setting.runtime, _fresh_classifier(setting), Classification(("no", "yes"))
     longest, on_gpu = LABELLED_LENGTHS[1], setting.device.type == "cuda"
     encoder = model.base_model.encoder
-    encoder.backend = runtime.backend(longest, 0.0)
+    encoder.backend = runtime.backend(longest, 0.0, encoder.cfg.head_width)
     cheapen(model, encoder.embedding.word)
     loss = runtime.compiled(task.loss, any_shape=True) if compiled else task.loss
     parts = np.arange(len(features)).reshape(LABELLED, TOGETHER)

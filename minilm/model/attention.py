@@ -16,7 +16,7 @@ from minilm.batch import Tokens
 from minilm.errors import ConfigError
 
 Backend = Literal["explicit", "sdpa", "varlen"]
-KERNEL_WIDTH = 256  # of a head, that torch's kernel for packed rows takes
+KERNEL_WIDTH = 192  # of a head, up to which torch's kernel for packed rows has a backward pass on any of its GPUs
 
 
 def visible(doc: Tensor, key: Tensor, prefix: Tensor, window: int | None) -> Tensor:
@@ -102,7 +102,10 @@ class LayerContext:
 
     def wanted(self, x: Tensor) -> Tensor:
         """What of the layer's input its output is beside: all of it (B, T, D), or (N, D), or (B, S, D)."""
-        x = self.everywhere(x)
+        return self.read_of(self.everywhere(x))
+
+    def read_of(self, x: Tensor) -> Tensor:
+        """What is read of (B, T, D), if not all of it."""
         if self.read is None:
             return x
         return x.flatten(0, 1).index_select(0, self.read.flatten()).unflatten(0, self.read.shape)
@@ -158,22 +161,22 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, drop: nn.Dropout) -
 def varlen(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, drop: nn.Dropout) -> Tensor:
     """Each document of packed rows by itself, so that no pair of tokens is computed for nothing: by torch's kernel for
     that, in half precision on a GPU; elsewhere by sdpa, neighbours of one length at a time. It is sdpa where a row is
-    one document, of prefixes, and where only some states are read. No dropout of weights: raises ConfigError.
+    one document, and of prefixes. No dropout of weights: raises ConfigError.
     """
     if ctx.tokens is None:
         return sdpa(q, k, v, ctx, drop)
     if drop.training and drop.p > 0:
         raise ConfigError(f"attention backend varlen knows no dropout, and attention_dropout is {drop.p}; take sdpa")
-    of_each = _by_kernel if has_varlen_kernel(q.device, q.dtype) and q.shape[-1] <= KERNEL_WIDTH else _by_runs
+    of_each = _by_kernel if has_varlen_kernel(q.device, q.dtype, q.shape[-1]) else _by_runs
     flat = (each.transpose(1, 2).flatten(0, 1) for each in (q, k, v))  # (B * T, H, K)
     return of_each(*flat, ctx).unflatten(0, (len(q), -1)).transpose(1, 2)
 
 
-def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
     """Whether torch has a kernel there for rows of several documents: in half precision on an Nvidia GPU of 2020 or
-    later."""
+    later, of heads that are not too wide."""
     half = dtype in (torch.bfloat16, torch.float16)
-    if not half or device.type != "cuda" or torch.version.hip is not None:
+    if not half or device.type != "cuda" or torch.version.hip is not None or head_width > KERNEL_WIDTH:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
@@ -241,23 +244,27 @@ class Attention(nn.Module):
         self.drop = nn.Dropout(output_dropout)
 
     def forward(self, x: Tensor, ctx: LayerContext) -> Tensor:
-        if ctx.read is not None:
+        if ctx.read is not None and (ctx.tokens is None or self._reads_fewest(x, ctx)):
             return self._at_read(x, ctx)
         qkv = ctx.everywhere(self.qkv(x)).unflatten(-1, (3, self.num_attention_heads, -1))
         q_BHTK, k_BHTK, v_BHTK = qkv.permute(2, 0, 3, 1, 4)
         q_BHTK, k_BHTK = rotate(q_BHTK, ctx.rope), rotate(k_BHTK, ctx.rope)
         y_BHTK = BACKENDS[ctx.backend](q_BHTK, k_BHTK, v_BHTK, ctx, self.drop_weights)
-        return self.drop(self.out(y_BHTK.transpose(1, 2).flatten(2)))
+        return self.drop(self.out(ctx.read_of(y_BHTK.transpose(1, 2).flatten(2))))
+
+    def _reads_fewest(self, x: Tensor, ctx: LayerContext) -> bool:
+        B, D = (len(x) if ctx.cell is None else len(ctx.cell)), x.shape[-1]
+        return ctx.rope is None and are_fewest(ctx.read.numel() / B, self.num_attention_heads, D)
 
     def _at_read(self, x: Tensor, ctx: LayerContext) -> Tensor:
         """(B, T, D) -> (N, D) or (B, S, D): keys and values of every token, but queries of those that are read."""
         wanted, x = ctx.wanted(x), ctx.everywhere(x)
-        (B, T, D), heads, read = x.shape, self.num_attention_heads, ctx.read
+        T, D, heads, read = *x.shape[1:], self.num_attention_heads, ctx.read
         bias, own = self.qkv.bias, ctx.of_read(T)
         of_q, of_kv = (None, None) if bias is None else (bias[:D], bias[D:])
         q = F.linear(wanted, self.qkv.weight[:D], of_q).unflatten(-1, (heads, -1))
         q_RHSK = q[:, :, None] if read.ndim == 1 else q.transpose(1, 2)
-        if own.rope is None and are_fewest(read.numel() / B, heads, D):
+        if self._reads_fewest(x, ctx):
             y_RHSK = self._of_states(q_RHSK, x if read.ndim == 2 else x.index_select(0, read // T), own)
             return self.drop(self.out(y_RHSK.transpose(1, 2).reshape(*read.shape, D)))
         kv = F.linear(x, self.qkv.weight[D:], of_kv).unflatten(-1, (2, heads, -1))

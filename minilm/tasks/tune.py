@@ -81,7 +81,8 @@ def tune(
     row_length = length if on_gpu else None
     batches = ExampleBatches(features, tuning, row_length, on_gpu, lambda example: examples[example].where)
     encoder = model.base_model.encoder
-    encoder.backend = backend = run.backend if run else runtime.backend(length, encoder.cfg.attention_dropout)
+    usual = runtime.backend(length, encoder.cfg.attention_dropout, encoder.cfg.head_width)
+    encoder.backend = backend = run.backend if run else usual
     finished = run is not None and bool(run.result)
     if finished and (fault := manifest_fault(store.out)):
         say(f"{store.out} is finished, but {fault}: the model is written again")

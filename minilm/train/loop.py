@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minilm.batch import Tokens
 from minilm.errors import LoadingError, UserError
-from minilm.train.optim import forget_tiny, gradient_norm, set_learning_rate
+from minilm.train.optim import forget_tiny, gradient_norm, honours_gates, set_learning_rate
 from minilm.train.ranks import Applied, no_sync, whole
 from minilm.train.runtime import Runtime, Stopped, is_out_of_memory, peak_memory_mb, seed_step
 
@@ -67,7 +67,7 @@ def train_step(
     sum is divided by the targets of all micro-batches, so k micro-batches, or k processes, are one batch. If loss or
     gradient is not finite, nothing changes: the update is gated on the device, and nobody waits for the answer. The
     optimizers must honour `found_inf`, and `grad_scale`, which gradients are divided by, as Muon and torch's fused ones
-    do. Raises OutOfMemory.
+    do where `honours_gates`. Raises OutOfMemory.
     """
     (count,) = runtime.ranks.total(sum(micro.count for micro in micro_batches))
     total = torch.zeros((), device=runtime.device)
@@ -89,9 +89,15 @@ def train_step(
     norm = whole(gradient_norm(forward))
     bad = runtime.ranks.any_on_device(~(norm.isfinite() & total.isfinite()))
     scale, found_inf = ((norm + 1e-6) / max_norm).clamp(min=1.0).float(), bad.float()
+    if not honours_gates(runtime.device):
+        for own in (own for own in forward.parameters() if own.grad is not None):
+            own.grad.div_(scale)
     for optimizer in optimizers:
-        optimizer.grad_scale, optimizer.found_inf = scale, found_inf  # which clips without a pass of its own
-        optimizer.step()
+        if honours_gates(runtime.device):
+            optimizer.grad_scale, optimizer.found_inf = scale, found_inf  # which clips without a pass of its own
+            optimizer.step()
+        elif not bad:
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     runtime.scaler.update()
     return total, norm, bad

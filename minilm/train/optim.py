@@ -78,6 +78,12 @@ def make_optimizers(
     return optimizers
 
 
+def honours_gates(device: torch.device) -> bool:
+    """Whether torch's fused optimizers take notice there of `grad_scale` and `found_inf`; before torch 2.13 they did
+    not on Apple's GPUs (pytorch/pytorch, pull request 186360)."""
+    return device.type != "mps" or torch.__version__ >= (2, 13)
+
+
 def gradient_norm(model: nn.Module) -> Tensor:
     """The L2 norm of all gradients together, ()."""
     tables = {module.weight: module for module in model.modules() if isinstance(module, CheapEmbedding)}

@@ -59,12 +59,13 @@ class Runtime:
             raise ConfigError(f"--precision {precision}: unknown; use auto, {', '.join(DTYPES)}")
         ranks = Ranks.join()
         if threads is None and ranks.world > 1:  # torchrun says 1, whatever the machine has
-            threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world)))
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world)))
         if threads is not None:
             torch.set_num_threads(threads)
         chosen = _device(device)
         if chosen.type == "cuda" and ranks.world > 1:
-            chosen = torch.device("cuda", ranks.local_rank)
+            chosen = _gpu_of(ranks, chosen)
             torch.cuda.set_device(chosen)
         fastest, reason = _native(chosen)
         if precision != "auto":
@@ -139,12 +140,12 @@ class Runtime:
 
         return call
 
-    def backend(self, length: int, dropout: float = 0.0) -> Backend:
+    def backend(self, length: int, dropout: float, head_width: int) -> Backend:
         """The faster attention for rows of `length` tokens. On a CPU, torch's fused kernel spends most of its time
         in the backward pass: written out, bf16 attention trains 3 times faster at 128 tokens, 1.3 times at 512. And it
         drops no weights; what torch falls back to is slow. On a GPU that has a kernel for rows of several documents
         that one, unless weights are dropped."""
-        if not dropout and has_varlen_kernel(self.device, self.dtype):
+        if not dropout and has_varlen_kernel(self.device, self.dtype, head_width):
             return "varlen"
         is_slow = self.device.type == "cpu" and (dropout > 0 or self.precision == "bf16")
         return "explicit" if is_slow and length <= 512 else "sdpa"
@@ -173,6 +174,19 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} GPU(s)")
     return device
+
+
+def _gpu_of(ranks: Ranks, asked: torch.device) -> torch.device:
+    """Of a process beside others: that of its own number on this machine."""
+    count, alone = torch.cuda.device_count(), os.environ.get("LOCAL_WORLD_SIZE") == "1"
+    if asked.index is not None and not alone:
+        raise ConfigError(f"--device {asked}: all processes would share it; --device cuda gives each one of its own")
+    if asked.index is None and ranks.local_rank >= count:
+        raise ConfigError(
+            f"process {ranks.local_rank + 1} of this machine sees {count} GPU(s); start no more of them than that "
+            f"(torchrun --nproc-per-node), or, where each sees its own alone, with LOCAL_RANK=0"
+        )
+    return asked if asked.index is not None else torch.device("cuda", ranks.local_rank)
 
 
 def _has_bf16(gpu: torch.device) -> bool:

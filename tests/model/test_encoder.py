@@ -331,6 +331,17 @@ def test_narrow_embeddings_and_shifted_positions(ids):
     assert torch.equal(shifted(Tokens.full(ids)), base(Tokens.full(ids)))
 
 
+def test_layers_of_a_narrow_table_add_up_in_fp32_too():
+    """Under autocast, where the map to the width of the layers is a product in bf16."""
+    torch.manual_seed(0)
+    encoder = Encoder(replace(bert_config(99, 32, 6, 4, dropout=0.0), embedding_size=16)).eval()
+    tokens = Tokens.full(torch.randint(5, 99, (4, 24)))
+    with torch.autocast("cpu", torch.bfloat16):
+        states = encoder(tokens)
+    assert states.dtype == torch.float32
+    assert encoder.bfloat16()(tokens).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_initialisation(architecture):
     """BERT's: N(0, 0.02), biases 0, gains 1, the padding row 0; with output_scale 0 pre-norm layers pass through."""
@@ -453,6 +464,16 @@ def test_states_that_are_read_are_those_of_all(
     for a, b in zip(mine, theirs, strict=True):
         assert (a is None) == (b is None)
         assert a is None or (a - b).abs().max() < 1e-11 * max(1, b.abs().max())
+
+
+def test_documents_by_themselves_need_no_mask_where_some_states_are_read(monkeypatch):
+    """A mask of a row is quadratic in its tokens."""
+    encoder = Encoder(bert_config(50, 32, 2, 4), "varlen").eval()
+    tokens = Tokens.packed(torch.randint(5, 50, (2, 16)), torch.tensor([[0] * 5 + [1] * 11, [0] * 16]))
+    read = torch.arange(0, 32, 3)
+    whole = encoder(tokens).flatten(0, 1)[read]
+    monkeypatch.setattr("minilm.model.attention.visible", lambda *of: pytest.fail("a mask was made"))
+    torch.testing.assert_close(encoder(tokens, read=read), whole)
 
 
 @pytest.mark.parametrize("read", [[0, 17, 37], [[3], [17], [33]]], ids=["any", "of each row"])

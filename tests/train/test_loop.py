@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilm.batch import Batch, Tokens
 from minilm.errors import CheckpointError, LoadingError
 from minilm.train.loop import FP16_STREAK, OutOfMemory, Plan, TrainingError, evaluate, fit, train_step
 from minilm.train.losses import language_model_loss, language_model_score
-from minilm.train.optim import lr_fraction, make_optimizers
+from minilm.train.optim import honours_gates, lr_fraction, make_optimizers
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Stopped
 
@@ -125,6 +126,35 @@ def test_step_is_the_gradient_of_the_mean_clipped(tiny, masked, cpu):
     for p, q, g in zip(model.parameters(), leaves.values(), grads, strict=True):
         torch.testing.assert_close(p, q - g / scale, rtol=1e-12, atol=1e-12)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_step_is_the_same_where_optimizers_are_not_told_to_clip_or_skip(tiny, masked, cpu, monkeypatch, bits):
+    """As on Apple's GPUs with a torch whose fused AdamW takes no notice."""
+    states = []
+    for tells in (True, False):
+        monkeypatch.setattr("minilm.train.loop.honours_gates", lambda device, tells=tells: tells)
+        model, runtime = tiny("modern", dtype=torch.float64), cpu()
+        optimizers = make_optimizers(model, "adamw", 1e-2, 0.1)
+        before = bits.of(model)
+        _, norm, bad = step_of(model, poisoned("gradient nan"), optimizers, [masked(COUNTS)], runtime, 0.05)
+        assert bad
+        bits.same(before, bits.of(model))
+        for _ in range(3):
+            _, norm, bad = step_of(model, language_model_loss, optimizers, [masked(COUNTS)], runtime, 0.05)
+            assert norm > 0.05
+            assert not bad
+        assert hasattr(optimizers[0], "grad_scale") == tells
+        states.append([p.detach().clone() for p in model.parameters()])
+    torch.testing.assert_close(*states, rtol=1e-7, atol=1e-10)  # the scale is in fp32
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "does"),
+    [("mps", "2.12.1", False), ("mps", "2.13.0", True), ("cpu", "2.11.0", True), ("cuda", "2.11.0", True)],
+)
+def test_which_optimizers_clip_and_skip(kind, version, does, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    assert honours_gates(torch.device(kind)) == does
 
 
 def test_a_step_without_targets_is_no_division_by_zero(tiny, masked, cpu):
