@@ -149,7 +149,9 @@ def _quartiles(numbers: np.ndarray) -> np.ndarray:
     """Of each the quartile it is in. Equal numbers are never parted, so there may be fewer than four."""
     edges = np.unique(np.quantile(numbers, (0.25, 0.5, 0.75), method="inverted_cdf"))  # which are among the numbers
     edges = edges[edges < numbers.max()]
-    ends = [f"{end:.6g}" for end in (numbers.min(), *edges, numbers.max())]
+    points = [numbers.min(), *edges, numbers.max()]
+    told = ([f"{point:.{digits}g}" for point in points] for digits in (6, 9, 12, 17))
+    ends = next(each for each in told if len({*each}) >= len({*points}))  # different ones are written differently
     names = [f"{'(' if i else '['}{low}, {high}]" for i, (low, high) in enumerate(pairwise(ends))]
     return np.array(names, object)[np.searchsorted(edges, numbers)]
 

@@ -194,6 +194,18 @@ def test_numbers_are_cut_into_quartiles():
     assert {*labels_of(["1", "inf", "2"] * 10)} == {"1", "inf", "2"}
 
 
+@pytest.mark.parametrize("unit", [1, 1000, 1e-6])
+def test_large_numbers_that_are_close_are_in_different_quartiles(unit):
+    """As times within an hour are; the names of quartiles tell them apart."""
+    times = (1_700_000_000 + np.random.default_rng(11).permutation(3600)[:400]) * unit
+    assert np.unique(labels_of(times), return_counts=True)[1].tolist() == [100] * 4
+    records = np.ones((400, 2), np.int64)
+    third = (np.median(times) < times) & (times <= np.quantile(times, 0.75))
+    records[third, 1] = 0
+    worst = slices(records, OF_TWO, {"time": times}, SHARE)["slices"][0]
+    assert (worst["n"], worst["inside"], worst["outside"]) == (100, 0, 1)
+
+
 def test_a_column_of_another_length():
     with pytest.raises(DataError, match="column 'city' has 3 values, and there are 30 examples"):
         slices(np.ones((30, 2), np.int64), OF_TWO, {"city": ["a"] * 3})
