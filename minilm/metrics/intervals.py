@@ -115,8 +115,8 @@ def bca(
 
 # -- scores as functions of how often each example is taken ---------------------------------------------
 #
-# What is of nothing is NaN, where `scores` counts 0, as scikit-learn does: precision without a prediction, recall or f1
-# without an example, a correlation with a constant. In a mean over labels it counts 0 here, too.
+# What is of nothing is NaN, where `scores` counts 0, as scikit-learn does: precision without a prediction, recall
+# without an example, f1 without either, a correlation with a constant. Means over labels are those of `scores`.
 
 
 def weighted_labels(records: np.ndarray, weights: np.ndarray, labels: int, positive: int = 1) -> dict[str, np.ndarray]:

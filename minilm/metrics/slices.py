@@ -59,8 +59,8 @@ def slices(
     First the slices that are significantly worse than the other examples, the worst one first; then the others in the
     same order. A difference is inside - outside, and more is better. Slices that split the examples in the same way, as
     yes and no do, are one of the `tests`. Those with fewer than FEWEST examples in them, or outside, are counted in
-    `too_small`. A metric that is not defined is None, with a "reason", and not tested; but what is 0 of nothing in
-    `minilm.metrics.scores`, as f1 without a positive example, is 0 here, too.
+    `too_small`. A metric that is not defined is None, with a "reason", and not tested: so is f1 of a slice that has no
+    positive example and none predicted.
 
     records (n, r): of a task. columns: a value an example, or a mask; numbers are cut into quartiles. deciding: the
     metric, None: the first. Raises DataError.
