@@ -203,10 +203,9 @@ def gaps(judged: Judged, column: str, cells: Mapping[str, Sequence[Any]]) -> dic
     task = judged.task
     two, number = len(task.labels) == 2, task.positive_number
     chances = judged.probabilities[:, number] if two and judged.probabilities is not None else None
-    groups = ["" if value is None else str(value) for value in cells[column]]
     positive = task.labels[number] if two else None
     try:
-        found = group_scores([each.label for each in judged.examples], judged.decoded, chances, groups, positive)
+        found = group_scores([each.label for each in judged.examples], judged.decoded, chances, cells[column], positive)
     except DataError as error:
         raise DataError(f"--group-column {column}: {error}") from error
     return {"column": column, "positive": positive} | found

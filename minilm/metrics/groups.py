@@ -21,6 +21,7 @@ from minilm.metrics.group_gaps import Compared, Metric, compared, difference, ra
 from minilm.metrics.group_ranking import AUCS, rankings
 from minilm.metrics.intervals import FEWEST, share, weighted_counts, with_intervals
 from minilm.metrics.scores import not_empty
+from minilm.metrics.slices import name_of
 
 MOST = 1000  # groups; a column of more is no column of groups
 SHOWN = 30  # on the console
@@ -47,7 +48,7 @@ def group_scores(
     gold: Sequence[Any],
     predicted: Sequence[Any],
     score: Sequence[float] | None,
-    groups: Sequence[str] | Mapping[str, Sequence[Any]],
+    groups: Sequence[Any] | Mapping[str, Sequence[Any]],
     positive: Any = None,
     fewest: int = FEWEST,
     seed: int = 0,
@@ -95,7 +96,7 @@ def group_scores(
     return {"metrics": metrics, "groups": rows, "notes": notes}
 
 
-def memberships(groups: Sequence[str] | Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
+def memberships(groups: Sequence[Any] | Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
     """Of each group who is in it, (n,) bool. groups: of each example its one group, in none where that is empty; or of
     each of several groups, which may overlap, a column of 0 and 1. Raises DataError."""
     if isinstance(groups, Mapping):
@@ -109,7 +110,7 @@ def memberships(groups: Sequence[str] | Mapping[str, Sequence[Any]]) -> dict[str
                 at = int(other.argmax())
                 raise DataError(f"group column {name!r} holds {str(values[at])!r} in row {at + 1}; give 0 or 1")
     else:
-        column = np.asarray(groups).astype(str)
+        column = np.array([name_of(value) for value in groups], str)
         values = [value for value in np.unique(column).tolist() if value]
         if len(values) > MOST:
             raise DataError(f"{len(values):,} different groups; give a column of at most {MOST:,}")

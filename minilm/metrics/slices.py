@@ -130,7 +130,7 @@ def labels_of(values: Sequence[Any] | np.ndarray) -> np.ndarray | str:
     """A column's values as slices have them, (n,) of text, numbers as quartiles [lowest, a], (a, b], (b, c] and
     (c, highest]; or why the column is none to slice by."""
     values = values.tolist() if isinstance(values, np.ndarray) else values
-    texts = np.array([EMPTY if _is_empty(value) else str(value) for value in values], object)
+    texts = np.array([name_of(value) or EMPTY for value in values], object)
     numbers, different = _numbers(values), len({*texts.tolist()})
     if different == 1:
         return "has one value only"
@@ -159,14 +159,15 @@ def _quartiles(numbers: np.ndarray) -> np.ndarray:
 def _numbers(values: Sequence[Any]) -> np.ndarray | None:
     """(n,) float, NaN of what is empty; None, where one is no finite number."""
     try:
-        numbers = np.array([np.nan if _is_empty(value) else float(value) for value in values])
+        numbers = np.array([float(value) if name_of(value) else np.nan for value in values])
     except (TypeError, ValueError, OverflowError):
         return None
     return None if np.isinf(numbers).any() else numbers
 
 
-def _is_empty(value: Any) -> bool:
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
+def name_of(value: Any) -> str:
+    """What a cell calls its slice or group; "" where it is empty."""
+    return "" if value is None or value != value else str(value).strip()
 
 
 @lru_cache(maxsize=1 << 14)  # slices of one size, as quartiles are, have few different tables

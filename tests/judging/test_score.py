@@ -87,6 +87,9 @@ def test_rows_in_hand_score_as_a_file_does(tuned, tmp_path):
     wanted = finite(scored(judged_model("model", model, data.examples), dev, {"source": sources}, "source"))
     assert found["metrics"] == wanted["metrics"]
     assert found["groups"] == wanted["groups"]
+    blank = [("web ", "letter", " ", np.nan)[i % 4] for i in range(60)]
+    groups = scored(judged_model("model", model, data.examples), None, {"source": blank}, "source")["groups"]["groups"]
+    assert {name: own["n"] for name, own in groups.items()} == {"letter": 15, "web": 15}
     assert found["calibration"]["temperature"] == wanted["calibration"]["temperature"]
     assert {each["column"] for each in found["slices"]["slices"]} >= {"source"}
     assert found["cost"]["tokens"] > 0

@@ -401,11 +401,12 @@ def test_the_two_layouts_are_one():
 
 
 def test_memberships():
-    found = memberships(["x", "", "y", "x"])
-    assert {name: own.tolist() for name, own in found.items()} == {
-        "x": [True, False, False, True],
-        "y": [False, False, True, False],
-    }
+    for empty in ("", " ", None, math.nan):
+        found = memberships(["x", empty, "y", " x "])
+        assert {name: own.tolist() for name, own in found.items()} == {
+            "x": [True, False, False, True],
+            "y": [False, False, True, False],
+        }
     found = memberships({"x": ["1", "0", "1.0"], "y": [True, False, False], "z": [0, 0, 0]})
     assert {name: own.sum() for name, own in found.items()} == {"x": 2, "y": 1, "z": 0}
 

@@ -190,6 +190,7 @@ def test_numbers_are_cut_into_quartiles():
     often_zero = labels_of(np.where(np.arange(100) < 80, 0, values))
     assert (often_zero[:80] == "[0, 0]").all()
     assert len({*often_zero}) == 2
+    assert {*labels_of(["a", "a ", " ", None] * 10)} == {"a", EMPTY}
     assert {*labels_of([1, 2, 5] * 10)} == {"1", "2", "5"}  # few numbers are values
     assert {*labels_of(["1", "inf", "2"] * 10)} == {"1", "inf", "2"}
 
