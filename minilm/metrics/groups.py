@@ -188,8 +188,8 @@ def group_lines(found: Mapping[str, Any]) -> list[str]:
         lines.append((line + (f"  {own['groups']} groups" if "groups" in own else "")).rstrip())
     columns = [name for name in COLUMNS if name in next(iter(found["groups"].values()))]
     width = max(len("group"), *(len(_short(name)) for name in found["groups"]))
-    order = sorted(found["groups"].items(), key=lambda each: (each[1]["n"] == 0, each[1]["accuracy"]["value"] or 0.0))
-    left, order = max(0, len(order) - SHOWN), order[:SHOWN]
+    met = [(name, row) for name, row in found["groups"].items() if row["n"]]
+    order = sorted(met, key=lambda each: each[1]["accuracy"]["value"])[:SHOWN]
     for part in ([name for name in columns if name not in AUCS], [name for name in columns if name in AUCS]):
         if part:
             heads = "".join(f"  {COLUMNS[name]:14}" for name in part)
@@ -197,8 +197,10 @@ def group_lines(found: Mapping[str, Any]) -> list[str]:
             for name, row in order:
                 cells = "".join(f"  {_cell(row[column]):14}" for column in part)
                 lines.append(f"{_short(name):{width}} {row['n']:7,}{cells}".rstrip())
-    if left:
-        lines.append(f"and {left:,} groups more, of which accuracy is higher")
+    if left := len(met) - len(order):
+        lines.append(f"and {left:,} groups more, of which accuracy is no lower")
+    if none := len(found["groups"]) - len(met):
+        lines.append(f"and {none:,} groups more, without an example")
     return [*lines, *(f"note       {printable(note)}" for note in found["notes"])]
 
 

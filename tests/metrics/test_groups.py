@@ -453,3 +453,15 @@ def test_lines_and_json():
     assert "left out of gaps in accuracy, for it is of fewer than 20: 1 (few)" in notes
     alone = group_scores(gold, predicted, None, {"a": np.ones(400, int)}, 1)
     assert "accuracy difference                   -  fewer than two groups have enough examples" in group_lines(alone)
+
+
+def test_groups_that_are_not_shown_are_counted():
+    """With those that have an example accuracy is no lower than of those shown."""
+    gold, inside = np.arange(80) % 2, {f"g{i}": np.arange(80) % 32 == i for i in range(32)}
+    predicted = np.where(np.arange(80) % 32 < 2, gold, 1 - gold)
+    found = group_scores(gold, predicted, None, inside | {"e": np.zeros(80, int), "f": np.zeros(80, int)}, 1)
+    lines = group_lines(found)
+    assert sum(line.startswith("g") and line[1].isdigit() for line in lines) == 30
+    assert not any(line.startswith(("g0 ", "g1 ", "e ", "f ")) for line in lines)
+    at = lines.index("and 2 groups more, of which accuracy is no lower")
+    assert lines[at + 1] == "and 2 groups more, without an example"
