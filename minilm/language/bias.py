@@ -23,7 +23,7 @@ import torch
 from minilm.checkpoint.hf import pairs_of
 from minilm.checkpoint.weights import load_weights
 from minilm.data.examples import as_text
-from minilm.data.tables import Table
+from minilm.data.tables import Table, shown
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import BertForNextSentencePrediction
@@ -168,14 +168,19 @@ def read_stereoset(found: Any, file: Path) -> tuple[list[Triple], list[Following
 
 def stereoset_probabilities(scorer: LanguageScorer, triples: Sequence[Triple]) -> Iterator[tuple[float, float, float]]:
     """Of each triple those of the words on each of SIDES. In a context of several gaps all hold the word, and the first
-    is asked for it, as by the authors' code with one sentence a batch. Raises ConfigError for a causal model."""
+    is asked for it, as by the authors' code with one sentence a batch. Raises ConfigError for a causal model, DataError
+    for a word without a token, and for a context that is too long."""
     _check_masked(scorer)
     tokenizer = scorer.tokenizer
+    pieces_of = [tokenizer(list(triple.words), add_special_tokens=False).input_ids for triple in triples]
+    for triple, words in zip(triples, pieces_of, strict=True):
+        if [] in words:
+            word = shown(triple.words[words.index([])])
+            raise DataError(f"{triple.where}: {word} in the place of BLANK has no token; leave the context out")
 
     def asked() -> Iterator[Questions]:
-        for triple in triples:
-            for word in triple.words:
-                pieces = tokenizer(word, add_special_tokens=False).input_ids
+        for triple, words in zip(triples, pieces_of, strict=True):
+            for pieces in words:
                 for number, piece in enumerate(pieces):
                     filled = f"{tokenizer.decode(pieces[:number])}{tokenizer.mask_token}"
                     row = np.array(tokenizer(triple.context.replace("BLANK", filled)).input_ids, np.int64)
@@ -184,7 +189,7 @@ def stereoset_probabilities(scorer: LanguageScorer, triples: Sequence[Triple]) -
                         raise DataError(f"{triple.where}: the context is longer than the model reads, or holds a mask")
                     yield Questions(row[None], np.zeros(1, np.int64), column[:1], np.array([piece]))
 
-    counts = (len(tokenizer(word, add_special_tokens=False).input_ids) for each in triples for word in each.words)
+    counts = (len(pieces) for words in pieces_of for pieces in words)
     pieces = (float(np.exp(own[0])) for own in log_probabilities(scorer, asked()))
     worth = (sum(islice(pieces, count)) / count for count in counts)
     return zip(worth, worth, worth, strict=True)

@@ -83,13 +83,16 @@ class LanguageScorer:
         return "causal" if not self.masked else "masked, within word" if within_word else "masked"
 
     def encoded(self, texts: Sequence[str], where: Sequence[str] | None = None) -> list[Encoded]:
-        """where: the file and line of each. Raises DataError for a text that is longer than the model reads."""
+        """where: the file and line of each. Raises DataError for a text that is longer than the model reads, and for
+        one with a place that has no token."""
         found = []
         for number, each in enumerate(self.tokenizer(list(texts), split_special_tokens=True, verbose=False).encodings):
             if len(each.ids) > self.length:
                 what = f"text {number + 1}" if where is None else f"{where[number]}: a text"
                 raise DataError(f"{what} has {len(each.ids)} tokens, and the model reads {self.length}; shorten it")
             own = np.flatnonzero(np.array(each.special_tokens_mask) == 0)
+            if where is not None and not len(own):
+                raise DataError(f"{where[number]}: a text without a token that the model reads; leave it out")
             found.append(Encoded(np.array(each.ids, np.int64), own, words_of(each)))
         return found
 
@@ -139,8 +142,8 @@ def log_likelihoods(
     scorer: LanguageScorer, texts: Sequence[str], within_word: bool = False, where: Sequence[str] | None = None
 ) -> Iterator[np.ndarray]:
     """The log-probability of each token of each text, in nats: a text's are (N,) float64, their sum its (pseudo-)log-
-    likelihood. within_word, where: as of `questions` and `encoded`. Raises DataError for a text that is too long,
-    ConfigError for within_word of a causal model."""
+    likelihood. within_word, where: as of `questions` and `encoded`. Raises DataError as that does, ConfigError for
+    within_word of a causal model."""
     scorer.described(within_word)  # which raises
 
     def asked() -> Iterator[Questions]:

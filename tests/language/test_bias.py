@@ -220,6 +220,14 @@ def test_what_is_no_crows_pair(row, said):
         read_crows(table_of([{name: ROW[name] for name in ROW if name != "bias_type"}]))
 
 
+def test_what_has_no_token(tmp_path, made, in_float64):
+    scorer = in_float64(made("bert", tmp_path)[0])
+    with pytest.raises(DataError, match="row 1: a text without a token that the model reads; leave it out"):
+        list(crows_log_probabilities(scorer, read_crows(table_of([ROW | {"sent_less": "\u200d"}]))))
+    with pytest.raises(DataError, match=r"f:7: .* in the place of BLANK has no token; leave the context out"):
+        list(stereoset_probabilities(scorer, [Triple("a BLANK", ("cat", "\u200d", "mat"), "race", "t", "f:7")]))
+
+
 def test_of_masked_models_only(tmp_path, made, in_float64):
     scorer = in_float64(made("causal", tmp_path)[0])
     with pytest.raises(ConfigError, match="these tests are defined for masked models"):

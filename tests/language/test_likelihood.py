@@ -128,6 +128,8 @@ def test_what_cannot_be_asked(tmp_path, made, vocab):
         scorer.encoded(["the cat", "the " * 60])
     with pytest.raises(DataError, match="f:9: a text has 62 tokens"):
         list(log_likelihoods(scorer, ["the cat", "the " * 60], where=["f:8", "f:9"]))
+    with pytest.raises(DataError, match="f:9: a text without a token that the model reads; leave it out"):
+        list(log_likelihoods(scorer, ["the cat", "\u200d"], where=["f:8", "f:9"]))
     minilm.BertModel(minilm.BertConfig(vocab_size=len(vocab), **SIZES)).save_pretrained(tmp_path / "encoder")
     scorer.tokenizer.save_pretrained(tmp_path / "encoder")
     with pytest.raises(CheckpointError, match="holds no language model, but an encoder without the head of one"):
