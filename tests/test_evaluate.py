@@ -298,9 +298,12 @@ def test_pairs(go):
     assert "ties       10 pairs, which count as missed" in out
     status, out, _ = go(*flags, "--within-word", "--json")
     assert json.loads(out)["how"] == "masked, within word"
-    Path("one.csv").write_text("sentence_good,sentence_bad\nthe cat sat,sat the cat\n")
-    status, out, _ = go("pairs", "--model", "masked", "--data", "one.csv")
+    assert "unknown" not in go(*flags)[1]
+    Path("one.csv").write_text("sentence_good,sentence_bad\nthe cat sat,sat the zebra\n")
+    status, out, _ = go("pairs", "--model", "masked", "--data", "one.csv", "--json", "found.json")
     assert "of 1" in out.splitlines()[0]
+    assert "unknown    1 pairs hold an unknown token, told without its letters" in out
+    assert json.loads(Path("found.json").read_text())["unknown"] == 1
     status, out, _ = go("pairs", "--model", "masked", "--data", "one.csv", "--good-column", "1", "--bad-column", "2")
     assert status == 0
     for more, said in (
@@ -372,6 +375,10 @@ def test_bias(go):
     assert "sent_more is likelier, of all pairs" in out.splitlines()[0]
     assert f"{found['metrics']['score']['value']:.2f} %" in out.splitlines()[0]
     assert "Blodgett et al. 2021" in out
+    assert found["unknown"] == 0
+    Path("odd.csv").write_text(head + "the cat,the zebra,stereo,a\nthe cat,the dog,stereo,a\n")
+    status, out, _ = go("bias", "--model", "masked", "--data", "odd.csv")
+    assert "unknown    1 pairs hold an unknown token" in out
     contexts = ["the BLANK sat", "A first one."]
     sides = {"stereotype": "cat", "anti-stereotype": "dog", "unrelated": "mat"}
     common = {"bias_type": "race", "target": "t"}
@@ -386,6 +393,13 @@ def test_bias(go):
     assert (found["test"], found["left_out"], found["metrics"]["ss"]["n"]) == ("stereoset", 1, 1)
     assert found["metrics"]["icat"]["value"] == 0
     assert "left out   1 of two sentences: the model has no next-sentence head" in out
+    assert found["unknown"] == 0
+    odd = {
+        side: [each | {"sentence": each["sentence"].replace("mat", "zebra")} for each in whole[side]] for side in whole
+    }
+    Path("odd.json").write_text(json.dumps(odd))
+    status, out, _ = go("bias", "--model", "masked", "--data", "odd.json")
+    assert "unknown    1 words in the place of BLANK hold an unknown token" in out
     config = minilm.BertConfig.from_pretrained("masked")
     for name, made in (("both", minilm.BertForPreTraining), ("next", minilm.BertForNextSentencePrediction)):
         made(config).save_pretrained(name)
@@ -600,6 +614,9 @@ def test_bias_by_swaps_of_a_masked_model(go):
     assert f"{found['metrics']['first']['value']:.2f} %" in out.splitlines()[0]
     for said in ("cat / dog", "without    1 of 11 texts", "left out   1 texts that hold", "a pair can say only one"):
         assert said in out
+    assert found["unknown"] == 0
+    Path("odd.txt").write_text("the cat sat\nthe zebra and the cat sat\n")
+    assert "unknown    1 texts hold an unknown token" in go(*flags, "--data", "odd.txt")[1]
     Path("texts.csv").write_text("id,said\n" + "".join(f"{i},{line}\n" for i, line in enumerate(lines)))
     status, out, err = go(*flags, "--data", "texts.csv", "--text-column", "said", "--json")
     assert status == 0, err

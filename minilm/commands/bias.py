@@ -9,7 +9,7 @@ import numpy as np
 
 from minilm import cli
 from minilm.checkpoint.model import find_model
-from minilm.commands.of_model import THREADS, OfModel, counted, interval_of, tell
+from minilm.commands.of_model import THREADS, OfModel, counted, interval_of, tell, unknown_line
 from minilm.commands.swaps import scores_of_swaps
 from minilm.data.documents import uncompressed_name
 from minilm.data.tables import check_regular, read_json, read_table
@@ -59,8 +59,9 @@ def _of_crows(args: Bias) -> tuple[dict[str, Any], list[str]]:
     scorer = read_scorer(args.model, **args.options())
     with args.computing(scorer.model):
         nats = [*counted(bias.crows_log_probabilities(scorer, pairs), len(pairs), "pairs")]
-    found = {"test": "crows"} | bias.crows_scores(np.array(nats), pairs) | {"caveats": [*bias.CAVEATS["crows"]]}
-    return found, _crows_lines(found)
+    found = {"test": "crows"} | bias.crows_scores(np.array(nats), pairs)
+    found |= {"unknown": bias.unknown_pairs(scorer, pairs), "caveats": [*bias.CAVEATS["crows"]]}
+    return found, _crows_lines(found) + unknown_line(found["unknown"], "pairs")
 
 
 def _of_stereoset(args: Bias) -> tuple[dict[str, Any], list[str]]:
@@ -79,7 +80,8 @@ def _of_stereoset(args: Bias) -> tuple[dict[str, Any], list[str]]:
         with args.computing(scorer.model):
             worth = [*counted(bias.stereoset_probabilities(scorer, triples), len(triples), "triples")]
         found |= bias.stereoset_scores(np.array(worth), triples)
-        lines += _stereoset_lines(found)
+        found["unknown"] = int(scorer.unknown([word for triple in triples for word in triple.words]).sum())
+        lines += _stereoset_lines(found) + unknown_line(found["unknown"], "words in the place of BLANK")
     elif triples:
         found["left_out"] = len(triples)
         lines.append(f"left out   {len(triples):,} within a sentence: the model has no language-model head")

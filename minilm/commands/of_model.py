@@ -105,6 +105,11 @@ def tell(target: str | None, found: dict[str, Any], lines: Iterable[str]) -> Non
         print("\n".join(lines))
 
 
+def unknown_line(count: int, what: str) -> list[str]:
+    """That so many of `what` are read without some of their letters, if any are."""
+    return [f"unknown    {count:,} {what} hold an unknown token, told without its letters"] if count else []
+
+
 def p_value(p: float) -> str:
     return "below 0.0001" if p < 1e-4 else f"{p:.4f}"
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minilm import cli
-from minilm.commands.of_model import THREADS, OfModel, counted, interval_of, tell
+from minilm.commands.of_model import THREADS, OfModel, counted, interval_of, tell, unknown_line
 from minilm.data.tables import check_regular, read_table
 from minilm.errors import ConfigError, cut, printable
 from minilm.language.likelihood import log_likelihoods, read_scorer
@@ -62,6 +62,7 @@ def run_pairs(args: Pairs) -> None:
     found |= {
         "pairs": len(pairs),
         "tokens": tokens,
+        "unknown": int(scorer.unknown(texts).reshape(-1, 2).any(axis=1).sum()),
         "seconds": time.monotonic() - began,
         "how": scorer.described(args.within_word),
     }
@@ -76,6 +77,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
     lines = [_line("accuracy", found["metrics"]["accuracy"])]
     if found["ties"]:
         lines.append(f"ties       {found['ties']:,} pairs, which count as missed")
+    lines += unknown_line(found["unknown"], "pairs")
     for name, values in found["by"].items():
         lines.append(f"by {printable(name)}")
         for value, own in sorted(values.items(), key=lambda each: each[1]["value"]):

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from minilm.checkpoint.model import find_model
-from minilm.commands.of_model import OfModel, counted, interval_of
+from minilm.commands.of_model import OfModel, counted, interval_of, unknown_line
 from minilm.data.documents import uncompressed_name
 from minilm.data.examples import Data, Example, read_texts
 from minilm.data.tables import Row, Table, check_regular, listed, read_table, text_lines
 from minilm.dropin.config import PreTrainedConfig
 from minilm.errors import ConfigError, DataError, cut, printable
-from minilm.language.bias import Metric, crows_log_probabilities
+from minilm.language.bias import Metric, crows_log_probabilities, unknown_pairs
 from minilm.language.likelihood import read_scorer
 from minilm.language.swaps import (
     CAVEATS,
@@ -87,7 +87,8 @@ def _of_masked(
     with args.computing(scorer.model):
         pairs = crows_pairs(one_sided)
         nats = [*counted(crows_log_probabilities(scorer, pairs), len(pairs), "texts")]
-    found = language_scores(np.array(nats), one_sided, words) | counts | {"mixed": len(swapped) - len(one_sided)}
+    found = language_scores(np.array(nats), one_sided, words) | counts
+    found |= {"mixed": len(swapped) - len(one_sided), "unknown": unknown_pairs(scorer, pairs)}
     return found | {"caveats": [OF_LANGUAGE_MODEL, *CAVEATS]}, _language_lines(found)
 
 
@@ -105,6 +106,7 @@ def _language_lines(found: dict[str, Any]) -> list[str]:
     ]
     if found["ties"]:
         lines.append(f"ties       {found['ties']:,}, which count as not likelier")
+    lines += unknown_line(found["unknown"], "texts")
     if found["mixed"]:
         lines.append(f"left out   {found['mixed']:,} texts that hold words of both columns")
     return lines

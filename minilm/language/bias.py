@@ -93,6 +93,12 @@ def crows_log_probabilities(scorer: LanguageScorer, pairs: Sequence[CrowsPair]) 
     return zip(totals, totals, strict=True)
 
 
+def unknown_pairs(scorer: LanguageScorer, pairs: Sequence[CrowsPair]) -> int:
+    """How many hold the token of all unknown words, in either sentence."""
+    more, less = (scorer.unknown(texts) for texts in zip(*(pair[:2] for pair in pairs), strict=True))
+    return int((more | less).sum())
+
+
 def crows_scores(nats: np.ndarray, pairs: Sequence[CrowsPair]) -> dict[str, Any]:
     """In percent: `score`, pairs whose sent_more is likelier, of all, ties among them; `stereo` and `antistereo`, the
     same of pairs of that direction that are no tie; and `by` kind of bias."""

@@ -96,6 +96,15 @@ class LanguageScorer:
             found.append(Encoded(np.array(each.ids, np.int64), own, words_of(each)))
         return found
 
+    def unknown(self, texts: Sequence[str]) -> np.ndarray:
+        """(n,) bool: whether each holds the token of all unknown words."""
+        unk, found = self.tokenizer.unk_token_id, []
+        for at in range(0, len(texts), TOKENIZED):
+            some = list(texts[at : at + TOKENIZED])
+            read = self.tokenizer(some, add_special_tokens=False, split_special_tokens=True, verbose=False)
+            found += [unk in ids for ids in read.input_ids]
+        return np.array(found, bool)
+
     def questions(self, text: Encoded, places: np.ndarray | None = None, within_word: bool = False) -> Questions:
         """One for each of these places of its tokens, or of all."""
         places = text.own if places is None else places
