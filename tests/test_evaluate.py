@@ -379,6 +379,8 @@ def test_bias(go):
     Path("odd.csv").write_text(head + "the cat,the zebra,stereo,a\nthe cat,the dog,stereo,a\n")
     status, out, _ = go("bias", "--model", "masked", "--data", "odd.csv")
     assert "unknown    1 pairs hold an unknown token" in out
+    assert "of what contradicts one, without ties    not defined: of no pairs" in out
+    assert "nan" not in out
     contexts = ["the BLANK sat", "A first one."]
     sides = {"stereotype": "cat", "anti-stereotype": "dog", "unrelated": "mat"}
     common = {"bias_type": "race", "target": "t"}

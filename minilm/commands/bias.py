@@ -118,4 +118,6 @@ def _stereoset_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _line(name: str, own: bias.Metric, what: str) -> str:
+    if not own["n"]:
+        return f"{name:40} not defined: of no {what}"
     return f"{name:40} {own['value']:6.2f} %  {interval_of(own, form='.2f')}  of {own['n']:,} {what}"
