@@ -29,7 +29,7 @@ class Passage(NamedTuple):
     """A text, and how much of it is given."""
 
     text: str
-    given: int  # characters before the last word, without the white space between
+    given: int  # characters before the last word and the one space that a tokenizer may count as its
     where: str
 
 
@@ -54,7 +54,7 @@ def read_passages(file: Path, field: str = "text") -> list[Passage]:
         words = text.split()
         if len(words) < 2:
             raise DataError(f"{where}: a passage of {len(words)} words; give a last word, and a text that it ends")
-        found.append(Passage(text, len(text.removesuffix(words[-1]).rstrip()), where))
+        found.append(Passage(text, len(text.removesuffix(words[-1]).removesuffix(" ")), where))
     if not found:
         raise DataError(f"{file}: holds no passage")
     return found

@@ -102,6 +102,10 @@ def test_where_the_space_is_part_of_a_token(tmp_path, made, in_float64, trim_off
     (one, other) = last_words(scorer, [Passage("aab c aab", 5, "f:1"), Passage("c aab aabc", 5, "f:2")])
     assert backend.encode("aab c aab").tokens == ["aab", "Ġc", "Ġaab"]
     assert (one.tokens, other.tokens) == (1, 2)
+    (tmp_path / "spaces.txt").write_text("c aab\nc  aab\nc \t aab\nc \taab\n")
+    passages = read_passages(tmp_path / "spaces.txt")
+    assert backend.encode("c  aab").tokens == ["c", "Ġ", "Ġaab"]
+    assert [own.tokens for own in last_words(scorer, passages)] == [1, 1, 1, 1]
 
 
 def test_what_cannot_be_told(tmp_path, made, in_float64):
