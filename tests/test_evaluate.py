@@ -341,6 +341,12 @@ def test_perplexity(go):
     status, out, _ = go("perplexity", "--model", "masked", "--data", "odd.txt")
     assert "unknown            20.00% of the tokens" in out
     assert "too few documents for an interval" in out
+    assert "without tokens" not in out
+    Path("odd.txt").write_text("the cat\n\n\u200b\n\n\u200d\n")
+    status, out, _ = go("perplexity", "--model", "masked", "--data", "odd.txt", "--json", "odd.json")
+    assert "without tokens     2 documents: their words and bytes are counted, and told at no cost" in out
+    odd = json.loads(Path("odd.json").read_text())
+    assert (odd["documents"], odd["without_tokens"]) == (3, 2)
     Path("blank.txt").write_text("\n \n")
     for more, said in (
         (("--stride", "4"), "--stride 4: of a causal model"),

@@ -67,6 +67,7 @@ def run_perplexity(args: Perplexity) -> None:
     found |= dict(zip(COUNTED, counts.sum(axis=0).tolist(), strict=True))
     found |= {
         "documents": len(counts),
+        "without_tokens": int((counts[:, 1] == 0).sum()),
         "of_documents": total,
         "how": scorer.described(args.within_word),
         "length": length,
@@ -84,6 +85,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"{names[name]:18} {own['value']:,.4f}  {interval_of(own, 'documents')}")
     if share := found["unknown"] / found["tokens"]:
         lines.append(f"unknown            {share:.2%} of the tokens: told without their letters, and so too easily")
+    if none := found["without_tokens"]:
+        lines.append(f"without tokens     {none:,} documents: their words and bytes are counted, and told at no cost")
     of = "" if found["documents"] == found["of_documents"] else f" of {found['of_documents']:,}"
     sizes = ", ".join(f"{found[name]:,.0f} {name}" for name in COUNTED[1:4])
     lines.append(
