@@ -96,7 +96,8 @@ def asked_of_mask(masked: MaskedLM, text: str, target: str | None) -> Asked:
 
     with torch.no_grad():
         told = logits(model.eval().base_model.encoder(tokens), tokens)[0].cpu().double()
-    chosen = int(told.argmax()) if target is None else _token(tokenizer, target)
+    before, _, _ = text.partition(tokenizer.mask_token)
+    chosen = int(told.argmax()) if target is None else _token(tokenizer, target, before)
     says = tokenizer.decode([chosen]).strip() or tokenizer.convert_ids_to_tokens(chosen)
     output = Output(model, lambda states, tokens: logits(states, tokens)[:, chosen])
     kept = np.array(encoding.special_tokens_mask, bool)
@@ -104,8 +105,13 @@ def asked_of_mask(masked: MaskedLM, text: str, target: str | None) -> Asked:
     return Asked((text,), encoding, tokens, output, says, place, kept, float(told.softmax(dim=-1)[chosen]))
 
 
-def _token(tokenizer: BertTokenizer, target: str) -> int:
-    """The id of a token, as it stands in the vocabulary or in a text."""
+def _token(tokenizer: BertTokenizer, target: str, before: str) -> int:
+    """The id of a token, as it stands in the vocabulary or in a text; after a space the one that is written so there,
+    which of a byte-level tokenizer begins with the space."""
+    if target and before.endswith(" "):
+        ids = tokenizer(f" {target}", add_special_tokens=False).input_ids
+        if len(ids) == 1 and tokenizer.decode(ids).strip() == target:
+            return ids[0]
     if (known := tokenizer.get_vocab().get(target)) is not None:
         return known
     ids = tokenizer(target, add_special_tokens=False).input_ids

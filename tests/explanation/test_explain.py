@@ -14,7 +14,7 @@ import torch
 import minilm
 from minilm.data.examples import Example, Question
 from minilm.errors import ConfigError, DataError
-from minilm.evaluation.predict import read_masked_lm
+from minilm.evaluation.predict import MaskedLM, read_masked_lm
 from minilm.explanation.explain import Method, explain, explain_mask
 from minilm.explanation.shown import Explanation, Word, coloured_lines, html_fragment, html_page, picture
 from minilm.tasks.choice import MultipleChoice
@@ -191,6 +191,38 @@ def test_masks(tmp_path, made):
     ):
         with pytest.raises((ConfigError, DataError), match=said):
             explain_mask(masked, bad, target=target)
+
+
+@pytest.mark.parametrize("lstrip", [True, False])
+def test_after_a_space_a_target_begins_with_it(random_of, lstrip):
+    """As RoBERTa's tokens do, whose names are told without it; whether or not a space before the mask is the mask's."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *alphabet, "ca", "cat", "Ġcat"]
+    merges = [("c", "a"), ("ca", "t"), ("Ġ", "cat")]
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({word: i for i, word in enumerate(words)}, merges))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=False)
+    made.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=lstrip)])
+    masked = MaskedLM(
+        random_of(minilm.BertForMaskedLM, vocab_size=len(words)), minilm.BertTokenizer(made, cls_token="<s>")
+    )
+    known = masked.tokenizer.get_vocab()
+    for text, target, wanted in (
+        ("a <mask> b", "cat", "Ġcat"),
+        ("a <mask>", "Ġcat", "Ġcat"),
+        ("a <mask>", " cat", "Ġcat"),
+        ("a,<mask>", "cat", "cat"),
+        ("a <mask>", "ca", "ca"),  # the only one of that name
+        ("<mask>", "cat", "cat"),
+    ):
+        found = explain_mask(masked, text, Method("occlusion"), target)
+        ids = masked.tokenizer(text, return_tensors="pt").input_ids
+        logits = masked.model(ids).logits[0, ids[0].tolist().index(known["<mask>"])]
+        assert found.score == pytest.approx(logits[known[wanted]].item()), (text, target)
+    for target in ("", "a cat", "dog"):
+        with pytest.raises(ConfigError, match="is no token of the model's vocabulary"):
+            explain_mask(masked, "a <mask>", target=target)
 
 
 def test_what_cannot_be(random_of, tokenizer):
