@@ -173,7 +173,10 @@ def _slice_lines(found: dict[str, Any] | None) -> list[str]:
     worse = [row for row in tested if row["p_holm"] < SIGNIFICANT and row["difference"] < 0]
     deciding = found["deciding"].replace("_", " ")
     if not found["tests"]:
-        return ["", "slices               no column has values that are shared by enough examples"]
+        why = "no column has values that are shared by enough examples"
+        if found["slices"]:
+            why = f"in none {deciding} is defined both inside and outside"
+        return ["", f"slices               {why}"]
     head = f"is worse (p corrected for {found['tests']:,} comparisons) where"
     if not worse:
         head = f"is nowhere significantly worse (p corrected for {found['tests']:,} comparisons); lowest where"

@@ -132,6 +132,19 @@ def test_temperature_and_thresholds_of_files_are_those_of_the_model(go):
     assert files["thresholds"]["chosen"] == pytest.approx(model["thresholds"]["chosen"])
 
 
+def test_why_no_slice_is_told(go):
+    """Where enough examples share a value, but none is of the positive label in it, or outside."""
+    for kinds, said in (
+        ("xy", "in none f1 is defined both inside and outside"),
+        ("xx", "no column has values that are shared by enough examples"),
+    ):
+        rows = [f"text {i},{'ab'[i % 2]},{'ab'[i % 2]},{kinds[i % 2]}\n" for i in range(60)]
+        Path("said.csv").write_text("text,label,prediction,kind\n" + "".join(rows))
+        status, out, err = go("score", "--predictions", "said.csv", "--positive-label", "a")
+        assert status == 0, err
+        assert f"slices               {said}" in out
+
+
 def test_what_a_system_says_is_no_column_of_the_examples(go):
     """Neither slices nor groups are made of predictions and their probabilities."""
     assert go("predict", "--model", "tuned", "--input", "test.csv", "--output", "said.csv")[0] == 0
