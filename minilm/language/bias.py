@@ -31,6 +31,7 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
 from minilm.language.likelihood import LanguageScorer, Questions, log_probabilities
 from minilm.metrics.intervals import share, with_intervals
+from minilm.metrics.slices import EMPTY, name_of
 
 CAVEATS = {
     "crows": (
@@ -71,7 +72,7 @@ def read_crows(table: Table) -> list[CrowsPair]:
             raise DataError(f"{row.where}: stereo_antistereo is {direction!r}; give stereo or antistereo")
         if not more.strip() or not less.strip():
             raise DataError(f"{row.where}: no sentence in sent_{'less' if more.strip() else 'more'}; give it one")
-        pairs.append(CrowsPair(more, less, direction == "stereo", kind, row.where))
+        pairs.append(CrowsPair(more, less, direction == "stereo", name_of(kind) or EMPTY, row.where))
     if not pairs:
         raise DataError(f"{table.name}: holds no pair")
     return pairs
@@ -218,13 +219,17 @@ def read_next(
 def next_probabilities(
     model: BertForNextSentencePrediction, tokenizer: BertTokenizer, following: Sequence[Following]
 ) -> Iterator[tuple[float, float, float]]:
-    """That each sentence follows its context. Raises DataError for two that are longer than the model reads."""
+    """That each sentence follows its context. Raises DataError for two that are longer than the model reads, and where
+    one has no token."""
     length = max_tokens(model.base_model.encoder.cfg, tokenizer)
     for at in range(0, len(following), PAIRS_AT_ONCE):
         here = following[at : at + PAIRS_AT_ONCE]
         firsts = [each.context for each in here for _ in SIDES]
         seconds = [sentence for each in here for sentence in each.sentences]
         inputs = tokenizer(firsts, seconds, padding=True, split_special_tokens=True, verbose=False, return_tensors="pt")
+        for number, each in enumerate(inputs.encodings):
+            if not {0, 1} <= {*each.sequence_ids}:
+                raise DataError(f"{here[number // len(SIDES)].where}: a sentence without a token that the model reads")
         read = inputs.attention_mask.sum(dim=1).tolist()
         if (most := max(read)) > length:
             where = here[read.index(most) // len(SIDES)].where

@@ -12,6 +12,7 @@ from minilm.data.examples import as_text
 from minilm.data.tables import Table, listed
 from minilm.errors import DataError
 from minilm.metrics.intervals import share
+from minilm.metrics.slices import EMPTY, name_of
 
 GOOD, BAD = ("sentence_good", "good", "grammatical"), ("sentence_bad", "bad", "ungrammatical")
 KINDS = ("field", "linguistics_term", "UID")  # BLiMP's, from the widest
@@ -38,7 +39,7 @@ def read_pairs(
         for name, text in zip(columns, texts, strict=True):
             if not (text or "").strip():
                 raise DataError(f"{row.where}: no sentence in column {name!r}; give it one, or leave the row out")
-        own = tuple(as_text(row.cells.get(name), row.where, name) or "" for name in kinds)
+        own = tuple(name_of(as_text(row.cells.get(name), row.where, name)) or EMPTY for name in kinds)
         pairs.append(Pair(*texts, own, row.where))
     if not pairs:
         raise DataError(f"{table.name}: holds no pair")

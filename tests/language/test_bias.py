@@ -151,6 +151,12 @@ def test_between_two_sentences_as_its_authors(tmp_path, made):
             assert chance == pytest.approx(reference.double()(**asked).logits[0].softmax(0)[0].item(), abs=1e-9)
     with pytest.raises(DataError, match="f:9: two sentences of 42 tokens, and the model reads 32"):
         [*next_probabilities(model, tokenizer, [*following, Following("cat " * 30, sentences, "a", "t", "f:9")])]
+    for none in (
+        Following("\u200d", sentences, "a", "t", "f:9"),
+        Following("a", ("a", "\u200d", "a"), "a", "t", "f:9"),
+    ):
+        with pytest.raises(DataError, match="f:9: a sentence without a token that the model reads"):
+            [*next_probabilities(model, tokenizer, [*following, none])]
 
 
 def test_an_interval_is_over_targets():
@@ -214,6 +220,7 @@ def test_what_is_no_stereoset(found, said):
 )
 def test_what_is_no_crows_pair(row, said):
     assert read_crows(table_of([ROW])) == [CrowsPair("the cat sat", "the dog sat", True, "age", "row 1")]
+    assert [read_crows(table_of([ROW | {"bias_type": kind}]))[0].kind for kind in ("age ", " ")] == ["age", "(empty)"]
     with pytest.raises(DataError, match=said):
         read_crows(table_of([ROW | row]))
     with pytest.raises(DataError, match="no column 'bias_type'; CrowS-Pairs has sent_more"):

@@ -18,6 +18,8 @@ def test_columns():
     table = table_of([{"yes": "a", "no": "b", "kind": 7}])
     assert read_pairs(table, "yes", "2", ["kind"]) == ([Pair("a", "b", ("7",), "row 1")], ("kind",))
     assert read_pairs(table_of([{"good": "a", "bad": "b"}]))[1] == ()
+    odd = [{"good": "a", "bad": "b", "field": field} for field in ("syntax ", " ", None)]
+    assert [pair.kinds for pair in read_pairs(table_of(odd))[0]] == [("syntax",), ("(empty)",), ("(empty)",)]
 
 
 @pytest.mark.parametrize(
