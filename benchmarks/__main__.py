@@ -5,11 +5,11 @@
     python -m benchmarks gpu --budget-s 540                   # tests that need a GPU, then all rows on it
 
 Each side of a row is a process of its own. They take turns, forth and back (A B, B A, A B), after each has run all of
-its batches once and all have come to the same numbers. A turn is as many calls as make a second; a ratio is that of the
-turns of one round. The time until the first call is done is from loading on: for minilm without imports, for the other
-sides with those of their libraries, and in training with the making of minilm's weights, which they have, too. A side
-that fails, or comes to other numbers, is left out and said. Rows are added to --json as they come; of another commit,
-model or version, and where a side failed, they are measured anew.
+its batches once and all have come to the same numbers. A turn is as many calls as make four seconds; a ratio is that
+of the turns of one round. The time until the first call is done is from loading on: for minilm without imports, for the
+other sides with those of their libraries, and in training with the making of minilm's weights, which they have, too. A
+side that fails, does not answer in ten minutes or comes to other numbers is left out and said. Rows are added to --json
+as they come; of another commit, model or version, and where a side failed, they are measured anew.
 """
 
 import json

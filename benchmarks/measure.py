@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,10 +25,11 @@ from minilm.train.runtime import peak_memory_mb
 
 OURS = "minilm"
 AGREE = {"fp32": 1e-5, "bf16": 2e-2}  # of the norm of a row of the numbers that sides come to; on a GPU fp32 is TF32
-LEAST_S = 1.0  # of a turn
+LEAST_S = 4.0  # of a turn: of a shorter one the machine's own ups and downs are most of what differs
 FEWEST = 2  # turns
 PEAK_S = 0.5  # for the fastest product of matrices, after each round
 PATIENCE_S = 10.0  # for a process to end
+LONGEST_S = 600.0  # for an answer
 
 
 class SideError(Exception):
@@ -109,11 +111,19 @@ class Process:
         return answer
 
     def answer(self, order: str) -> Any:
-        with suppress(BrokenPipeError):
-            self.process.stdin.write(f"{order}\n")
-            self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else {"failed": f"its process ended with status {self.end()}"}
+        end, late = time.monotonic() + LONGEST_S, threading.Timer(LONGEST_S, self.process.kill)
+        late.start()
+        try:
+            with suppress(BrokenPipeError):
+                self.process.stdin.write(f"{order}\n")
+                self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        finally:
+            late.cancel()
+        if line:
+            return json.loads(line)
+        is_late = time.monotonic() >= end
+        return {"failed": f"no answer in {LONGEST_S:g} s" if is_late else f"its process ended with status {self.end()}"}
 
     def fail(self, why: str) -> None:
         self.failed = why

@@ -364,10 +364,22 @@ def test_a_side_is_a_process(measure_as_it_is, encoder_directory, tmp_path):
         theirs.process.wait()
         theirs.turn()
         assert theirs.line(row, ours) == {"side": other, "failed": "its process ended with status -9"}
+
     assert ours.process.poll() == 0
     with measure.Process("embed-short", replace(setting, model=tmp_path), other) as lost:
         lost.begin(row, ours)
         assert lost.failed.startswith("ValueError: Unrecognized model")
+
+
+def test_a_side_that_hangs_is_told(measure_as_it_is, encoder_directory, tmp_path, monkeypatch):
+    measure = measure_as_it_is
+    setting = measure.Setting(torch.device("cpu"), "fp32", encoder_directory, tmp_path, 4)
+    other = "transformers, sorted"
+    with measure.Process("embed-short", setting, other) as theirs:
+        monkeypatch.setattr(measure, "LONGEST_S", 0.5)
+        os.kill(theirs.process.pid, signal.SIGSTOP)
+        theirs.begin(measure.ROWS["embed-short"], theirs)
+        assert theirs.line(None, theirs) == {"side": other, "failed": "no answer in 0.5 s"}
 
 
 def test_each_row_of_numbers_counts_by_itself(measure, setting):

@@ -49,29 +49,42 @@ def linear_cross_entropy_sum(
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, chunk: int) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        nats = torch.zeros((), dtype=wide, device=x.device)
-        grad_x, grad_weight, grad_bias = [], torch.zeros_like(weight), torch.zeros_like(bias)
-        parts = max(1, -(-len(x) // chunk))  # of about equal size: a small rest would cost as much as a whole one
-        for x_part, t in zip(x.chunk(parts), target.chunk(parts), strict=True):
-            log_p = F.linear(x_part, weight, bias).to(wide).log_softmax(dim=1)
-            counts, t = (t != IGNORE)[:, None].to(wide), t.clamp(min=0)[:, None]
-            nats = nats - (log_p.gather(1, t) * counts).sum()  # not in place: compiled, torch 2.11 lost all gradients
-            d_logits = log_p.exp_().scatter_add_(1, t, torch.full_like(counts, -1.0)).mul_(counts)
-            grad_bias += d_logits.sum(0)
-            d_logits = d_logits.to(x_part.dtype)
-            grad_x.append(d_logits @ weight.to(x_part.dtype))
-            if d_logits.dtype == grad_weight.dtype and not torch.is_autocast_enabled(x.device.type):
-                grad_weight.addmm_(d_logits.T, x_part)  # without another table between; autocast leaves it in fp32
-            else:
-                grad_weight += d_logits.T @ x_part
-        ctx.save_for_backward(torch.cat(grad_x), grad_weight, grad_bias)
+        kind = x.device.type
+        narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        with torch.autocast(kind, enabled=False):  # which would make its own copy of the table each time
+            nats, *grads = _nats_and_gradients(x.to(narrow), weight.to(narrow), bias.to(narrow), target, chunk)
+        ctx.save_for_backward(*(grad.to(of.dtype) for grad, of in zip(grads, (x, weight, bias), strict=True)))
         return nats
 
     @staticmethod
     def backward(ctx: Any, d_nats: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_weight, grad_bias = (grad * d_nats for grad in ctx.saved_tensors)  # a scalar promotes nothing
         return grad_x, grad_weight, grad_bias, None, None
+
+
+def _nats_and_gradients(
+    x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, chunk: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(nats, and its gradients by x, weight and bias), all inputs of one type; reduced and summed in fp32 at least."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    nats = torch.zeros((), dtype=wide, device=x.device)
+    grad_x, grad_weight, grad_bias = [], None, torch.zeros_like(bias, dtype=wide)
+    parts = max(1, -(-len(x) // chunk))  # of about equal size: a small rest would cost as much as a whole one
+    for x_part, t in zip(x.chunk(parts), target.chunk(parts), strict=True):
+        log_p = F.linear(x_part, weight, bias).to(wide).log_softmax(dim=1)
+        counts, t = (t != IGNORE)[:, None].to(wide), t.clamp(min=0)[:, None]
+        nats = nats - (log_p.gather(1, t) * counts).sum()  # not in place: compiled, torch 2.11 lost all gradients
+        d_logits = log_p.exp_().scatter_add_(1, t, torch.full_like(counts, -1.0)).mul_(counts)
+        grad_bias += d_logits.sum(0)
+        d_logits = d_logits.to(x.dtype)
+        grad_x.append(d_logits @ weight)
+        if grad_weight is None:
+            grad_weight = (d_logits.T @ x_part).to(wide)
+        elif wide == x.dtype:
+            grad_weight.addmm_(d_logits.T, x_part)  # without another table between
+        else:
+            grad_weight += d_logits.T @ x_part
+    return nats, torch.cat(grad_x), grad_weight, grad_bias
 
 
 def _states(model: LanguageModel, batch: Batch) -> tuple[Tensor | None, Tensor]:
