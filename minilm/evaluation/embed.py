@@ -24,10 +24,11 @@ from minilm.errors import ConfigError, DataError
 from minilm.model import onednn
 from minilm.model.encoder import EncoderConfig
 from minilm.model.heads import pooled
-from minilm.train.runtime import side_by_side
+from minilm.train.runtime import side_by_side, workers
 
 log = logging.getLogger("minilm")
 ON_CPU, ELSEWHERE = 1 << 11, 1 << 14  # tokens at a time
+WORTH_IT = 256  # of them, for a worker of their own
 LOOKED_AT = 1024  # tokens, for which oneDNN's products are worth it
 CHUNK = 4096  # texts that are held at a time
 ROOM = 1 << 20  # characters of them, or one text
@@ -100,8 +101,8 @@ def embed(model: Embedder | Path | str, texts: str | Sequence[str], batch_tokens
     """A vector (D,) of a text, or (N, D) of several, fp32 on the CPU; D times the number of poolings, where those are
     several. Texts that are longer than the model reads are cut, which a line says.
 
-    model: of `read_embedder`, or what it reads. batch_tokens: so many at a time, or one text; 2,048 on a CPU and 16,384
-    elsewhere, if not given. Raises DataError for what is no text.
+    model: of `read_embedder`, or what it reads. batch_tokens: about so many at a time, or one text; 2,048 on a CPU and
+    16,384 elsewhere, if not given. Raises DataError for what is no text.
     """
     embedder = model if isinstance(model, Embedder) else read_embedder(model)
     vectors, cut = vectors_of(embedder, [texts] if isinstance(texts, str) else texts, batch_tokens)
@@ -164,12 +165,13 @@ def _vectors_of(embedder: Embedder, texts: list[str], batch_tokens: int, prompt:
 
     training = [module for module in model.modules() if module.training]
     lengths = np.array([*map(len, of_each)], int)
+    batches = _batches(lengths, batch_tokens, workers(model.device))
     is_worth_it = lengths.sum() >= LOOKED_AT  # it looks at each call of torch, 1.5 ms for a text alone
     try:
         for module in training:
             module.training = False
         with onednn.chosen(model.device, model.dtype) if is_worth_it else nullcontext():
-            for rows, own in side_by_side(of_batch, _batches(lengths, batch_tokens), model.device):
+            for rows, own in side_by_side(of_batch, batches, model.device):
                 vectors[rows] = own
     finally:
         for module in training:
@@ -180,17 +182,16 @@ def _vectors_of(embedder: Embedder, texts: list[str], batch_tokens: int, prompt:
     return F.normalize(vectors) if pooling.normalize else vectors, cut
 
 
-def _batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+def _batches(lengths: np.ndarray, batch_tokens: int, at_once: int) -> Iterator[np.ndarray]:
     """Numbers of texts with about as many tokens each time, the longest first, for neighbours of one length are
-    computed together."""
-    order = np.argsort(-lengths, kind="stable")
-    ends = lengths[order].cumsum()
-    at = 0
-    while at < len(order):
-        room = (ends[at - 1] if at else 0) + batch_tokens
-        upto = max(at + 1, int(np.searchsorted(ends, room, side="right")))
-        yield order[at:upto]
-        at = upto
+    computed together; of `at_once` workers none is to wait for the last one."""
+    order, total = np.argsort(-lengths, kind="stable"), int(lengths.sum())
+    count = -(-total // batch_tokens)
+    count = at_once * -(-count // at_once) if count >= at_once else max(count, min(at_once, total // WORTH_IT))
+    middles = lengths[order].cumsum() - lengths[order] / 2
+    for batch in np.split(order, np.searchsorted(middles, np.arange(1, count) * (total / max(1, count)))):
+        if len(batch):
+            yield batch
 
 
 def _packed(texts: list[list[int]], cfg: EncoderConfig, pattern: AttentionPattern) -> Tokens:

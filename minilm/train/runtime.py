@@ -239,6 +239,11 @@ def _keep_freed_memory() -> None:
         mallopt(trim_threshold, (1 << 31) - 1)
 
 
+def workers(device: torch.device) -> int:
+    """How many batches are computed `side_by_side`, if there are as many."""
+    return min(torch.get_num_threads(), SIDE_BY_SIDE) if device.type == "cpu" else 1
+
+
 def side_by_side(work: Callable[[Item], Made], items: Iterable[Item], device: torch.device) -> Iterator[Made]:
     """`work` of each item, in their order, without gradients, with autocast as it is here. On a CPU up to SIDE_BY_SIDE
     of them at a time share torch's threads: operators of one batch are too short to be shared well by many. Threads

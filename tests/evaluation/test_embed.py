@@ -13,7 +13,7 @@ import transformers
 import minilm
 from minilm.checkpoint.pooling import OWN, read_pooling
 from minilm.errors import CheckpointError, ConfigError, DataError
-from minilm.evaluation.embed import chunks
+from minilm.evaluation.embed import WORTH_IT, _batches, chunks
 from minilm.model import onednn
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
@@ -336,6 +336,26 @@ class TestOfOneFamily:
             minilm.search(embedder, ["a"], ["b"], top_k=0)
         with pytest.raises(ConfigError, match="pooling median: give cls, max, mean"):
             minilm.read_embedder(encoder, how=["median"])
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+@pytest.mark.parametrize("texts", [0, 1, 3, 9, 40, 400])
+def test_batches_are_whole_rounds_of_about_equal_size(texts, at_once):
+    """Every text is in one, with those of about its length; none of several workers waits long for the last."""
+    lengths = np.random.default_rng(texts).integers(3, 256, texts)
+    batches = [*_batches(lengths, 2048, at_once)]
+    order = np.concatenate(batches) if batches else np.empty(0, int)
+    assert sorted(order.tolist()) == [*range(texts)]
+    assert (np.diff(lengths[order]) <= 0).all()
+    sizes = [int(lengths[batch].sum()) for batch in batches]
+    assert all(size <= 2048 + 256 for size in sizes)
+    if sum(sizes) > 2048 * at_once:
+        assert len(batches) % at_once == 0
+        assert max(sizes) - min(sizes) <= 2 * 256
+    elif sum(sizes) > WORTH_IT * at_once:
+        assert len(batches) == at_once
+    elif texts:
+        assert len(batches) == max(1, sum(sizes) // WORTH_IT)
 
 
 @pytest.mark.skipif(not onednn.HAS_ONEDNN, reason="this build has no oneDNN")
