@@ -208,8 +208,8 @@ class Run:
 
 def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
     """Train on one batch, in a directory that is removed: (its figures, what they mean)."""
-    few = replace(run.train, examples=run.train.examples[:: max(1, len(run.train.examples) // args.batch_size)])
-    few = replace(few, examples=few.examples[: args.batch_size])
+    total, count = len(run.train.examples), min(len(run.train.examples), args.batch_size)
+    few = replace(run.train, examples=[run.train.examples[i * total // count] for i in range(count)])
     task = task_of(args, run)
     model, tokenizer, task, _ = load_model(args, task, run)
     for module in model.modules():
@@ -375,7 +375,7 @@ def load(args: Args) -> Iterator[Run]:
 def read(args: Args, name: str, file: Path, like: Data | None = None) -> tuple[Data, list[str] | None]:
     """One file's examples, in columns as `like` was read; of --train, which of them belong together, where that is
     asked for. What was decided by looking, and which rows are left out, is said."""
-    source = read_source(file, args.task, args.header)
+    source = read_source(file, args.task, args.header, like)
     columns = args.text_column, args.pair_column, args.label_column
     data = read_alike(source, args.task, like, *columns) if like else read_examples(source, args.task, *columns)
     say_notes(name, data)

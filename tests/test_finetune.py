@@ -264,6 +264,38 @@ def test_columns_by_number_are_those_of_training(go):
         assert [(row["text"], row["label"]) for row in csv.DictReader(file)] == [("fine", "a"), ("dull", "b")]
 
 
+@pytest.mark.parametrize("name", ["utterance", "Review Text"])
+def test_a_header_of_training_s_names_is_one_in_any_file(go, name):
+    """Whatever it looks like: a column alone, or of other values than are below."""
+    Path("train.csv").write_text(f"{name},intent\n" + "fine film,a\ndull plot,b\n" * 20)
+    flags = ("--train", "train.csv", "--header", "--text-column", "1", "--label-column", "2", "--steps", "2")
+    assert go("finetune", *flags, "--out", "out")[0] == 0
+    Path("new.csv").write_text(f"{name}\nthe plot\na film\n")
+    status, _, err = go("predict", "--model", "out", "--input", "new.csv", "--output", "said.csv")
+    assert status == 0, err
+    with open("said.csv") as file:
+        assert [row[name] for row in csv.DictReader(file)] == ["the plot", "a film"]
+    Path("test.csv").write_text(f"{name},intent\nthe plot,a\na film,b\n")
+    status, _, err = go("score", "--model", "out", "--data", "test.csv", "--json", "said.json")
+    assert status == 0, err
+    assert json.loads(Path("said.json").read_text())["n"] == 2
+    flags = (*flags[:2], "--test", "test.csv", *flags[3:])
+    status, _, err = go("finetune", *flags, "--out", "two")
+    assert status == 0, err
+    with open("two/predictions.csv") as file:
+        assert [row["text"] for row in csv.DictReader(file)] == ["the plot", "a film"]
+
+
+def test_labels_are_parted_as_in_training(go):
+    """Also where each row of another file has one, and another mark stands in it."""
+    Path("train.csv").write_text("text,labels\n" + 'fine film,"Arts, Crafts|Music"\ndull plot,Music\n' * 20)
+    flags = ("--task", "multilabel", "--steps", "2", "--out", "out")
+    assert go("finetune", "--train", "train.csv", *flags)[0] == 0
+    Path("test.csv").write_text('text,labels\nfine,"Arts, Crafts"\ndull,Music\n')
+    status, _, err = go("score", "--model", "out", "--data", "test.csv")
+    assert status == 0, err
+
+
 def test_a_finished_run_says_which_test_its_scores_are_of(go):
     for name in ("a.csv", "b.csv"):
         shutil.copy("train.csv", name)
@@ -312,6 +344,9 @@ def test_a_batch_is_learned_by_heart_or_not(go):
     assert "; it learns them" in out
     assert not Path("out").exists()
     Path("odd.csv").write_text("text,label\n" + "".join(f"the film,{('a', 'b')[i // 8 % 2]}\n" for i in range(64)))
+    out = go("finetune", *flags, "--train", "odd.csv", "--lr", "1e-2")[1]
+    assert "it does NOT learn them" in out
+    Path("odd.csv").write_text("text,label\n" + "the film,a\n" * 9 + "the film,b\n" * 6)  # the first 8 are alike
     out = go("finetune", *flags, "--train", "odd.csv", "--lr", "1e-2")[1]
     assert "it does NOT learn them" in out
 
@@ -527,6 +562,8 @@ def test_choices_of_dev_are_counted_as_those_of_training(go):
     assert err.count("labels count from 1") == 2
     rows = [*csv.DictReader(Path("out/predictions.csv").read_text().splitlines())]
     assert {row["label"] for row in rows} == {"0", "1"}
+    status, _, err = go("score", "--model", "out", "--data", "dev.csv")
+    assert (status, "labels count from 1" in err) == (0, True), err
 
 
 def sentences():

@@ -45,7 +45,7 @@ class OfLabelled(OfModel):
 def read_labelled(args: OfLabelled, file: Path, name: TaskName, like: Data | None = None) -> Labelled:
     """The labelled examples of a file; what was decided by looking, and what is left out, is said."""
     check_regular(file)
-    source = read_source(file, name, args.header)
+    source = read_source(file, name, args.header, like)
     data = read_examples(source, name, args.text_column, args.pair_column, args.label_column, like=like)
     say_notes(file.name, data)
     return Labelled(data, source)

@@ -55,7 +55,7 @@ def run_predict(args: Predict) -> None:
     task = tuned.task
     if args.output.suffix not in task.endings:
         raise ConfigError(f"--output {args.output}: give one of {', '.join(task.endings)} for the task {task.name}")
-    source = read_source(args.input, task.name, args.header)
+    source = read_source(args.input, task.name, args.header, tuned.read_as)
     data = read_examples(source, task.name, args.text_column, args.pair_column, labelled=False, like=tuned.read_as)
     for note in data.notes:
         say(note)

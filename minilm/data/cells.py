@@ -28,6 +28,7 @@ OWN_NAME = re.compile(rf"(?i)[a-z]\w{{0,30}}_({OWN})")
 NAME = re.compile(r"(?!\d)[#\w][\w.-]{0,30}( [\w.-]{1,30}){0,2}")
 
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
+NOTHING = ("", "NA")  # a cell, of R's write.table and of pandas, which quote texts alone
 IN_QUOTES = re.compile(r'[^"]*(?:""[^"]*)*')
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 DECIMAL = re.compile(r"(?<=\d),(?=\d)")
@@ -104,14 +105,20 @@ def _delimiter(file: Path, head: list[str]) -> str:
 
 def _are_quotes(lines: list[str]) -> bool:
     """Whether a tsv's quotes enclose cells, and are not text, as in GLUE's: all of them are closed, and one stands
-    doubled within, or all cells of all lines have them."""
-    marked = [line for line in lines if '"' in line]
-    cells = [cell for line in marked for cell in line.split("\t")]
-    opened = [cell for cell in cells if cell.startswith('"')]
-    if not all(IN_QUOTES.match(cell, 1).end() == len(cell) - 1 for cell in opened):
+    doubled within, or of several columns each has them in all of its cells or in none, but for those that are empty;
+    and perhaps its name."""
+    rows = [line.split("\t") for line in lines if line]
+    opened = [cell for row in rows for cell in row if cell.startswith('"')]
+    if not opened or not all(IN_QUOTES.match(cell, 1).end() == len(cell) - 1 for cell in opened):
         return False
-    everywhere = len(marked) == sum(map(bool, lines)) and len(opened) == len(cells) > len(marked) > 0
-    return everywhere or any('""' in cell[1:-1] for cell in opened)
+    if any('""' in cell[1:-1] for cell in opened):
+        return True
+    if len(rows[0]) < 2 or len({*map(len, rows)}) > 1:
+        return False
+    of_names = all(cell.startswith('"') for cell in rows[0])
+    columns = zip(*rows[of_names:], strict=True)
+    kinds = [{cell.startswith('"') for cell in column if cell not in NOTHING} for column in columns]
+    return all(len(kind) < 2 for kind in kinds) and (of_names or {True} in kinds)
 
 
 # -- rows ---------------------------------------------------------------------------------------------

@@ -61,6 +61,14 @@ def labels_of(example: Any) -> tuple[str, ...]:
     return (label,) if isinstance(label, str) else label if isinstance(label, tuple) else ()
 
 
+def _class_of(example: Any) -> str:
+    """What is to be as frequent in each part: a label; of a question whether it has an answer."""
+    if isinstance(example, Question):
+        return "answered" if example.answers else "unanswered"
+    label = _said(example)
+    return label if isinstance(label, str) else ""
+
+
 def _said(example: Any) -> Any:
     """What is said of a text."""
     return next((getattr(example, name) for name in ("label", "tags", "answers") if hasattr(example, name)), None)
@@ -81,7 +89,7 @@ def split_dev(
         raise ConfigError(f"the fraction of rows to hold out is {fraction}; give one between 0 and 1")
     if groups is not None and len(groups) != len(examples):
         raise ConfigError(f"{len(groups)} groups and {len(examples)} examples; give each example its group")
-    classes = [label if isinstance(label := _said(example), str) else "" for example in examples]
+    classes = [*map(_class_of, examples)]
     sizes = Counter(classes)
     wanted = max(1, int(len(examples) * fraction + 0.5))
     units: dict[Hashable, list[int]] = {}
@@ -134,8 +142,8 @@ def folds(
     examples: Sequence[Any], k: int, seed: int, groups: Sequence[Hashable] | None = None
 ) -> Iterator[tuple[list, list]]:
     """k times (the rest, a part), the parts disjoint and together all examples, each in their order; every class is as
-    frequent in each part, or, with groups, each group whole in one. Rows of the same texts stay together. The same for
-    a seed everywhere. Raises DataError where there are fewer than k rows, or groups."""
+    frequent in each part, or, with groups, each group whole in one, of about as many rows. Rows of the same texts stay
+    together. The same for a seed everywhere. Raises DataError where there are fewer than k rows, or groups."""
     groups = _contexts(examples) if groups is None else groups
     keys = [_content(each) for each in examples] if groups is None else list(groups)
     units: dict[Hashable, list[int]] = {}
@@ -145,14 +153,16 @@ def folds(
         what = "rows of different texts" if groups is None else "groups"
         raise DataError(f"{len(units)} {what} make no {k} parts; give a smaller --kfold")
 
-    def order(unit: list[int]) -> tuple[str, bytes]:
-        label = _said(examples[unit[0]])
-        return (label if isinstance(label, str) else ""), hashlib.sha256(f"{seed} {unit[0]}".encode()).digest()
+    def order(unit: list[int]) -> tuple[int, str, bytes]:
+        digest = hashlib.sha256(f"{seed} {unit[0]}".encode()).digest()
+        return 0 if groups is None else -len(unit), _class_of(examples[unit[0]]), digest
 
-    part_of = [0] * len(examples)
+    part_of, sizes = [0] * len(examples), [0] * k
     for number, unit in enumerate(sorted(units.values(), key=order)):
+        part = number % k if groups is None else sizes.index(min(sizes))
+        sizes[part] += len(unit)
         for i in unit:
-            part_of[i] = number % k
+            part_of[i] = part
     for part in range(k):
         rest = [each for each, own in zip(examples, part_of, strict=True) if own != part]
         yield rest, [each for each, own in zip(examples, part_of, strict=True) if own == part]

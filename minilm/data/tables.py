@@ -53,7 +53,7 @@ class Table:
 
     def column(self, given: str | int) -> str:
         """The column of that name, or of that number from 1. Raises DataError."""
-        if given in self.columns:
+        if str(given) in self.columns:
             return str(given)
         if re.fullmatch(r"[0-9]{1,9}", str(given)) and 1 <= int(given) <= len(self.columns):
             return self.columns[int(given) - 1]

@@ -49,10 +49,18 @@ MODELS = {  # by Task.kind
 }
 
 
-def read_source(file: Path, name: TaskName, header: bool | None = None) -> Table | Path:
-    """What the examples of a file are read from: its table, or the file itself where it has none. Raises DataError."""
+def read_source(file: Path, name: TaskName, header: bool | None = None, like: Data | None = None) -> Table | Path:
+    """What the examples of a file are read from: its table, or the file itself where it has none. header: as of
+    `read_table`; like: what training read, the names of whose columns are a header whatever they look like. Raises
+    DataError."""
     of_squad = name == "span" and uncompressed_name(file).endswith(".json")
-    return file if of_squad or (name == "tagging" and is_one_word_a_line(file)) else read_table(file, header)
+    if of_squad or (name == "tagging" and is_one_word_a_line(file)):
+        return file
+    table = read_table(file, header)
+    names = {own for role, own in like.columns.items() if role in ("text", "pair")} if like else set()
+    first = {str(cell).strip() for cell in table.rows[0].cells.values()} if table.rows else set()
+    has_names = header is None and names and names <= first and not names <= {*table.columns}
+    return read_table(file, header=True) if has_names else table
 
 
 def read_examples(

@@ -55,9 +55,14 @@ def write_report(
     return result
 
 
+READ = {"separator": ("|", ";", ","), "origin": (0, 1)}  # what a result may say
+
+
 def as_read(data: Data) -> dict[str, Any]:
-    """What a result keeps of how training was read: its columns by their roles, and those that are a label each."""
-    return {"columns": data.columns} | ({"flags": [*data.flags]} if data.flags else {})
+    """What a result keeps of how training was read: its columns by their roles, those that are a label each, what
+    separates labels, and the number of the first choice."""
+    more = {"flags": [*data.flags], "separator": data.separator, "origin": data.origin}
+    return {"columns": data.columns} | {name: value for name, value in more.items() if value not in ([], "", None)}
 
 
 def read_in_training(directory: Path) -> tuple[dict[str, Any], int | None]:
@@ -68,6 +73,7 @@ def read_in_training(directory: Path) -> tuple[dict[str, Any], int | None]:
     columns, flags, length = (found.get(name) for name in ("columns", "flags", "length"))
     named = {str(role): str(name) for role, name in columns.items()} if isinstance(columns, dict) else {}
     kept = {"columns": named} | ({"flags": [*map(str, flags)]} if isinstance(flags, list) else {})
+    kept |= {name: found[name] for name, known in READ.items() if found.get(name) in known}
     return kept, length if isinstance(length, int) and length > 0 else None
 
 

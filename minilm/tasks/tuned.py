@@ -55,8 +55,8 @@ class Tuned:
     @property
     def read_as(self) -> Data:
         """What is known of how its examples were read: the columns, where others have the same names."""
-        columns, flags = self.result.get("columns", {}), tuple(self.result.get("flags", ()))
-        return Data([], columns=columns, separator=None, flags=flags)
+        columns, separator, origin = (self.result.get(name) for name in ("columns", "separator", "origin"))
+        return Data([], (), (), columns or {}, separator, tuple(self.result.get("flags", ())), origin)
 
     def features(self, examples: Sequence[Any]) -> Features:
         """As much of them as the model reads."""

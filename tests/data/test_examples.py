@@ -794,3 +794,23 @@ def test_folds_keep_together_what_belongs_together():
     assert sorted(group for own in held for group in own) == [0, 1, 2, 3, 4, 5]
     with pytest.raises(DataError, match="6 groups make no 7 parts"):
         list(folds(examples, 7, 0, groups))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_folds_of_groups_of_any_size_are_about_equal(seed):
+    groups = [0] * 100 + [1] * 100 + [2] * 100 + [3, 4, 5]
+    examples = [Example(f"text {i}", label="ab"[i % 2], where=f"row {i}") for i in range(len(groups))]
+    assert [len(part) for _, part in folds(examples, 3, seed, groups)] == [101, 101, 101]
+    alike = [i // 5 for i in range(60)]  # those of one size are dealt by their first label
+    labelled = [Example(f"text {i}", label="ab"[i // 5 % 2], where=f"row {i}") for i in range(60)]
+    for _, part in folds(labelled, 3, seed, alike):
+        assert Counter(each.label for each in part) == {"a": 10, "b": 10}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_questions_without_an_answer_are_as_frequent_in_each_part(seed):
+    """A threshold is chosen on the part that is held out."""
+    answers = (((0, "c"),), ())
+    questions = [Question(str(i), "q", f"c{i}", answers[i % 2], f"f:{i}") for i in range(40)]
+    for _, part in [split_dev(questions, 0.1, seed), *folds(questions, 10, seed)]:
+        assert sorted(bool(each.answers) for each in part) == [False, False, True, True]

@@ -105,6 +105,24 @@ def test_quotes_of_a_tsv(table, content, cell, note):
     assert note in read.notes
 
 
+@pytest.mark.parametrize(
+    ("content", "columns", "first"),
+    [
+        ('"text"\t"label"\n"film 3"\t1\n"film 4"\t0\n', ("text", "label"), ["film 3", "1"]),  # R's write.table
+        ('"id"\t"text"\t"n"\n"1"\t"film 3"\t1\n"2"\tNA\t0\n', ("id", "text", "n"), ["1", "film 3", "1"]),
+        ('"film 3 was"\t1\n"film 4 is"\t0\n""\t0\n', ("1", "2"), ["film 3 was", "1"]),
+        ('"text"\t"label"\nfilm\t1\n', ("text", "label"), ["film", "1"]),
+        ('"all" of it\t1\n"none"\t0\n', ("1", "2"), ['"all" of it', "1"]),  # GLUE's
+        ('"so"\t1\nso\t0\n', ("1", "2"), ['"so"', "1"]),
+        ('"one"\n"two"\n', ("1",), ['"one"']),
+    ],
+)
+def test_quotes_of_a_tsv_may_enclose_some_columns(table, content, columns, first):
+    read = table(content, "rows.tsv")
+    assert read.columns == columns
+    assert [*read.rows[0].cells.values()] == first
+
+
 def test_nothing_is_said_of_quotes_where_there_are_none(table):
     assert table("sentence\tlabel\nso it is\t1\n", "rows.tsv").notes == ("its first row names the columns",)
 
@@ -406,3 +424,9 @@ def test_real_files(name, rows, columns):
     read = read_table(DATA / name)
     assert len(read.rows) == rows
     assert columns in (None, read.columns)
+
+
+def test_a_name_that_is_a_number_is_taken_before_the_place_of_that_number():
+    """As of a DataFrame without names."""
+    frame = pytest.importorskip("pandas").DataFrame([["a", "b", "c"]])
+    assert [table_of(frame).column(given) for given in (0, 1, 2, "2", 3)] == ["0", "1", "2", "2", "2"]
