@@ -50,6 +50,12 @@ _turn = threading.RLock()  # options are set on the tokenizer in Rust: other thr
 os.register_at_fork(before=_turn.acquire, after_in_parent=_turn.release, after_in_child=_turn.release)
 STRATEGIES = ("longest_first", "only_first", "only_second")
 PAIRED = ("BertTokenizer", "ElectraTokenizer")  # whose models read token_type_ids
+CLASSES = {  # of a model_type, where no file names one
+    "bert": "BertTokenizer",
+    "electra": "ElectraTokenizer",
+    "distilbert": "DistilBertTokenizer",
+    "roberta": "RobertaTokenizer",
+}
 
 
 class BertTokenizer:
@@ -134,9 +140,12 @@ class BertTokenizer:
             if (directory / file).exists():
                 config |= read_json(directory / file)
         config |= changes
-        if directory.suffix == ".txt" and directory.is_file():  # a vocabulary alone, as of a BERT
-            config.setdefault("tokenizer_class", "BertTokenizer")
+        model = directory / "config.json"
+        model = read_json(model, most=MAX_CONFIG) if model.exists() else {}
         backend = _read_backend(directory, config)
+        if not config.get("tokenizer_class"):  # a WordPiece alone is as of a BERT
+            kind = model.get("model_type") or ("bert" if isinstance(backend.model, models.WordPiece) else None)
+            config["tokenizer_class"] = model.get("tokenizer_class") or CLASSES.get(str(kind))
         tokenizer = cls.__new__(cls)
         try:
             tokenizer._set_up(backend, config)
@@ -150,10 +159,9 @@ class BertTokenizer:
                 f"{directory}: tokenizer_config.json says do_lower_case {config['do_lower_case']}, and tokenizer.json "
                 f"does otherwise; give do_lower_case={tokenizer.do_lower_case}"
             )
-        if (directory / "config.json").exists():
-            size = read_json(directory / "config.json", most=MAX_CONFIG).get("vocab_size")
+        if isinstance(size := model.get("vocab_size"), int):
             ids = [*backend.get_vocab().values(), *_specials_of(backend, directory)]
-            if isinstance(size, int) and (highest := max(ids, default=0)) >= size:
+            if (highest := max(ids, default=0)) >= size:
                 raise DataError(f"{directory}: the tokenizer has ids to {highest}, the model {size} words; not its own")
         return tokenizer
 

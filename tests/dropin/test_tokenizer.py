@@ -387,6 +387,26 @@ def test_directories_that_are_refused(tmp_path):
         BertTokenizer.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("said", [None, {"do_lower_case": True, "model_max_length": 64}])
+@pytest.mark.parametrize("kept", ["tokenizer.json", "vocab.txt"])
+@pytest.mark.parametrize("kind", ["bert", "electra", None])
+def test_without_a_class_it_is_its_model_s(tmp_path, kind, kept, said):
+    """As google's bert-base lies on the hub; what is saved knows the second text of a pair, too."""
+    save_bert(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    for file in {"tokenizer.json", "vocab.txt"} - {kept}:
+        (tmp_path / file).unlink()
+    if said is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    if kind is not None:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    theirs = (transformers.AutoTokenizer if kind else transformers.BertTokenizerFast).from_pretrained(tmp_path)
+    ours = BertTokenizer.from_pretrained(tmp_path)
+    assert dict(ours("the dog", "fox")) == dict(theirs("the dog", "fox"))
+    ours.save_pretrained(tmp_path / "out")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("a", "b").token_type_ids[-1] == 1
+
+
 def test_a_vocabulary_alone_is_that_of_a_bert(tmp_path):
     """Given by its file, as transformers' BertTokenizer takes it."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat"]
