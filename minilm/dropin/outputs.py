@@ -49,17 +49,22 @@ class BatchEncoding(dict):
         return self
 
     def convert_to_tensors(self, tensor_type: str | None) -> Self:
-        """Lists become torch tensors ("pt") or numpy arrays ("np"), in place. Raises DataError for rows of unequal
-        lengths."""
+        """Lists become torch tensors ("pt") or numpy arrays ("np"), in place: whole numbers int64, others float32 in
+        torch. Raises DataError for rows of unequal lengths and for what is no number."""
         if tensor_type not in (None, "pt", "np"):
             raise ConfigError(f"return_tensors {tensor_type!r}: give 'pt' or 'np'")
+        dtypes = {"b": bool, "i": np.int64, "u": np.int64, "f": np.float32 if tensor_type == "pt" else np.float64}
         for name, value in self.items() if tensor_type else ():
             try:
-                array = np.array(value, dtype=np.int64)
+                array = np.array(value)
             except ValueError as error:
                 raise DataError(
                     f"{name}: rows of unequal lengths make no tensor; padding=True and truncation=True make them equal"
                 ) from error
+            kind = array.dtype.kind if array.size else "i"
+            if kind not in dtypes:
+                raise DataError(f"{name}: not of numbers, so no tensor; leave it out")
+            array = array.astype(dtypes[kind])
             self[name] = torch.from_numpy(array) if tensor_type == "pt" else array
         return self
 

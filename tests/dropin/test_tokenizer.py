@@ -270,6 +270,18 @@ def test_padding_of_a_batch_that_is_collated(both, options):
         ours.pad([{"labels": 1}])
 
 
+@pytest.mark.parametrize("labels", [[0.7, 1.9], [1, 0.5], [3, 4], [True, False], [[0.0, 1.0], [1.0, 0.0]]])
+def test_labels_in_a_batch_are_what_they_were(tmp_path, labels):
+    save_bert(tmp_path)
+    ours, theirs = BertTokenizer.from_pretrained(tmp_path), transformers.BertTokenizer.from_pretrained(tmp_path)
+    rows = [dict(ours(text)) | {"label": label} for text, label in zip(["the dog", "fox"], labels, strict=True)]
+    mine, reference = (transformers.DataCollatorWithPadding(tokenizer)(rows) for tokenizer in (ours, theirs))
+    assert_same({"labels": mine["labels"]}, {"labels": reference["labels"]})
+    assert_same(ours.pad(rows, return_tensors="np"), {name: np.array(each) for name, each in theirs.pad(rows).items()})
+    with pytest.raises(DataError, match="text: not of numbers, so no tensor"):
+        ours.pad([rows[0] | {"text": "the dog"}], return_tensors="pt")
+
+
 def test_threads_do_not_take_each_others_options(tmp_path):
     save_bert(tmp_path)
     ours = BertTokenizer.from_pretrained(tmp_path)
