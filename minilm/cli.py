@@ -28,7 +28,7 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 OF_A_MODEL = (  # files of its directory, or a run's, that an output could be mistaken for
     *("state.json", "tensors.safetensors", "metrics.jsonl", "lock", "META.json"),
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
-    *("model.safetensors.index.json", "modules.json", "MANIFEST.json", "run.json", "results.json"),
+    *("model.safetensors.index.json", "modules.json", "MANIFEST.json", "run.json", "results.json", "added_tokens.json"),
     *("sentence_bert_config.json", "config_sentence_transformers.json", "vocab.txt", "merges.txt", *WEIGHTS),
 )
 SHOWN = 200  # letters of a file, in a message

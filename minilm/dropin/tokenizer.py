@@ -39,6 +39,7 @@ BERT_ROLES = dict(zip(ROLES[2:], ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"),
 ROBERTA_ROLES = dict(zip(ROLES, ("<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"), strict=True))
 NO_LIMIT = int(1e30)  # transformers' model_max_length where nobody said one
 FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "split_special_tokens")
+TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 TYPES = dict.fromkeys((*FLAGS, "clean_up_tokenization_spaces"), bool) | {  # of a tokenizer_config.json's values
     "model_max_length": int | float,
     "model_input_names": list,
@@ -143,6 +144,8 @@ class BertTokenizer:
         model = directory / "config.json"
         model = read_json(model, most=MAX_CONFIG) if model.exists() else {}
         backend = _read_backend(directory, config)
+        if not (directory / "tokenizer.json").exists():  # which has them itself
+            _add_stated(backend, directory, config)
         if not config.get("tokenizer_class"):  # a WordPiece alone is as of a BERT
             kind = model.get("model_type") or ("bert" if isinstance(backend.model, models.WordPiece) else None)
             config["tokenizer_class"] = model.get("tokenizer_class") or CLASSES.get(str(kind))
@@ -516,6 +519,21 @@ def _read_backend(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
         raise DataError(f"{file}: not a tokenizer's file ({first_line(error)})") from error
 
 
+def _add_stated(backend: tokenizers.Tokenizer, directory: Path, config: dict[str, Any]) -> None:
+    """Add the tokens of added_tokens.json and of a tokenizer_config.json's added_tokens_decoder. Raises DataError for
+    one whose id would be another."""
+    file, stated = directory / "added_tokens.json", config.get("added_tokens_decoder") or {}
+    if not isinstance(stated, dict):
+        raise DataError(f"{directory}: tokenizer_config.json: added_tokens_decoder is {stated!r}")
+    if file.exists():
+        stated = {str(id): token for token, id in read_json(file).items()} | stated
+    for id, entry in sorted(stated.items(), key=lambda each: (len(each[0]), each[0])):  # as numbers
+        token = _token(entry)
+        backend.add_tokens([token])
+        if str(own := backend.token_to_id(token.content)) != id:
+            raise DataError(f"{directory}: token {token.content!r} is to be added as {id}, and would be {own}")
+
+
 def _check_types(config: dict[str, Any]) -> None:
     """Raises DataError naming the key of a tokenizer_config.json that holds something else than it should."""
     for key, kind in TYPES.items():
@@ -596,6 +614,15 @@ def _content(token: Any) -> str:
     if not isinstance(content, str) or not content or content.encode(errors="ignore").decode() != content:
         raise DataError(f"tokenizer_config.json: {token!r} is no token")
     return content
+
+
+def _token(entry: Any, **flags: bool) -> tokenizers.AddedToken:
+    """A token's entry, which may be an object, as `tokenizers` takes it; flags: where it says none itself."""
+    if isinstance(entry, tokenizers.AddedToken):
+        return entry
+    if isinstance(entry, dict):
+        flags |= {flag: bool(entry[flag]) for flag in TOKEN_FLAGS if flag in entry}
+    return tokenizers.AddedToken(_content(entry), **flags)
 
 
 def _side(side: Any, name: str) -> str:

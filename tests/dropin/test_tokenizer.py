@@ -426,3 +426,45 @@ def test_a_vocabulary_alone_is_that_of_a_bert(tmp_path):
     theirs = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
     ours = BertTokenizer.from_pretrained(tmp_path / "vocab.txt")
     assert dict(ours("the", "cat")) == dict(theirs("the", "cat"))
+
+
+ENTRY = {"lstrip": False, "rstrip": False, "single_word": False}
+ADDED = {
+    "added_tokens.json": ({}, {"NewWord": 65, "[E1]": 64}),
+    "a tokenizer_config.json": (
+        {
+            "added_tokens_decoder": {
+                "64": ENTRY | {"content": "[E1]", "special": True, "normalized": False},
+                "65": ENTRY | {"content": "NewWord", "special": False, "normalized": True},
+                "0": ENTRY | {"content": "[PAD]", "special": True, "normalized": False},
+            }
+        },
+        None,
+    ),
+    "both": (
+        {"added_tokens_decoder": {"64": ENTRY | {"content": "[E1]", "special": True, "lstrip": True}}},
+        {"[E1]": 64},
+    ),
+}
+
+
+@pytest.mark.parametrize("where", ADDED)
+def test_added_tokens_beside_a_vocabulary(tmp_path, where):
+    """Of a directory that a tokenizer in Python was saved to; their ids are those that it states."""
+    save_bert(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    more, file = ADDED[where]
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | more))
+    if file is not None:
+        (tmp_path / "added_tokens.json").write_text(json.dumps(file))
+    ours, theirs = BertTokenizer.from_pretrained(tmp_path), transformers.BertTokenizer.from_pretrained(tmp_path)
+    text = "the  [E1] newword NewWord dog"
+    assert_same(ours(text, **EVERYTHING), theirs(text, **EVERYTHING))
+    assert ours.decode(ours(text).input_ids, skip_special_tokens=True) == theirs.decode(
+        theirs(text).input_ids, skip_special_tokens=True
+    )
+    assert ours.get_added_vocab() == theirs.get_added_vocab()
+    (tmp_path / "added_tokens.json").write_text('{"other": 140}')
+    with pytest.raises(DataError, match=r"token 'other' is to be added as 140, and would be 6\d"):
+        BertTokenizer.from_pretrained(tmp_path)
