@@ -38,9 +38,15 @@ ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 BERT_ROLES = dict(zip(ROLES[2:], ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"), strict=True))
 ROBERTA_ROLES = dict(zip(ROLES, ("<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"), strict=True))
 NO_LIMIT = int(1e30)  # transformers' model_max_length where nobody said one
-FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space", "split_special_tokens")
+SPLITTING = {  # a flag -> what it is called in the part of a tokenizer that it is of
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+    "add_prefix_space": "add_prefix_space",
+}
 TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-TYPES = dict.fromkeys((*FLAGS, "clean_up_tokenization_spaces"), bool) | {  # of a tokenizer_config.json's values
+FLAGS = (*SPLITTING, "split_special_tokens", "clean_up_tokenization_spaces")
+TYPES = dict.fromkeys(FLAGS, bool) | {  # of a tokenizer_config.json's values
     "model_max_length": int | float,
     "model_input_names": list,
     "extra_special_tokens": list | dict,
@@ -78,16 +84,12 @@ class BertTokenizer:
         if not isinstance(vocab, tokenizers.Tokenizer):
             vocab = dict(vocab) if isinstance(vocab, dict) else read_vocab(Path(vocab))
             backend = wordpiece(vocab, do_lower_case, strip_accents, tokenize_chinese_chars)
+        _check_types(config)
         self._set_up(backend, {"tokenizer_class": "BertTokenizer"} | config)
 
     def _set_up(self, backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
         """config: as in tokenizer_config.json; roles that it does not name are those of the kind of vocabulary."""
-        _check_types(config)
-        vocab = backend.get_vocab(with_added_tokens=True)
-        usual = BERT_ROLES if isinstance(backend.model, models.WordPiece) else ROBERTA_ROLES
-        usual = {role: token for role, token in usual.items() if token in vocab}
-        stated = {role: _content(config[role]) for role in ROLES if config.get(role) is not None}
-        self._roles: dict[str, str] = usual | stated
+        self._roles = _roles_of(backend, config)
         self._backend = backend
         backend.no_truncation()  # a tokenizer.json may carry either: here a caller asks for them
         backend.no_padding()
@@ -130,17 +132,17 @@ class BertTokenizer:
         and no code of a directory is run.
 
         Raises DataError naming the file, also where the tokenizer is not the model's or lower-cases a cased vocabulary;
-        ConfigError for changes that there are none of.
+        ConfigError for changes that there are none of, or that its tokenizer has no part for.
         """
         directory = find_model(name, revision, cache_dir, local_files_only, token=token, weights=False)
         known = [*ROLES, *TYPES, "padding_side", "truncation_side"]
         for key in changes.keys() - set(known):
             raise ConfigError(f"{key}: no argument of a tokenizer{did_you_mean(key, known)}")
-        config = {}
+        said = {}
         for file in ("special_tokens_map.json", "tokenizer_config.json"):
             if (directory / file).exists():
-                config |= read_json(directory / file)
-        config |= changes
+                said |= read_json(directory / file)
+        config = said | changes
         model = directory / "config.json"
         model = read_json(model, most=MAX_CONFIG) if model.exists() else {}
         backend = _read_backend(directory, config)
@@ -151,22 +153,38 @@ class BertTokenizer:
             config["tokenizer_class"] = model.get("tokenizer_class") or CLASSES.get(str(kind))
         tokenizer = cls.__new__(cls)
         try:
+            _check_types(config)
+            _split_as(backend, said, changes)
             tokenizer._set_up(backend, config)
+            before = _roles_of(backend, said)
+            if any(before.get(role) != tokenizer._roles.get(role) for role in ("cls_token", "sep_token")):
+                tokenizer._set_ends()
         except UserError as error:
             raise type(error)(f"{directory}: {error}") from error
         check_ids(backend, str(directory))
         check_case(backend.get_vocab(), tokenizer.do_lower_case, str(directory))
         plain = isinstance(backend.normalizer, normalizers.BertNormalizer)  # another may lower-case besides
-        if plain and "do_lower_case" in config and bool(config["do_lower_case"]) != tokenizer.do_lower_case:
+        lower = (said | changes).get("do_lower_case", tokenizer.do_lower_case)
+        if plain and bool(lower) != tokenizer.do_lower_case:
             raise DataError(
-                f"{directory}: tokenizer_config.json says do_lower_case {config['do_lower_case']}, and tokenizer.json "
-                f"does otherwise; give do_lower_case={tokenizer.do_lower_case}"
+                f"{directory}: tokenizer_config.json says do_lower_case {lower}, and tokenizer.json does otherwise; "
+                f"give do_lower_case={tokenizer.do_lower_case}"
             )
         if isinstance(size := model.get("vocab_size"), int):
             ids = [*backend.get_vocab().values(), *_specials_of(backend, directory)]
             if (highest := max(ids, default=0)) >= size:
                 raise DataError(f"{directory}: the tokenizer has ids to {highest}, the model {size} words; not its own")
         return tokenizer
+
+    def _set_ends(self) -> None:
+        """Put cls_token and sep_token around each text. Raises ConfigError where there is no place for them."""
+        ends, word_piece = self._backend.post_processor, isinstance(self._backend.model, models.WordPiece)
+        if isinstance(ends, processors.TemplateProcessing) and word_piece:
+            ends = processors.BertProcessing(("", 0), ("", 0))
+        if not isinstance(ends, processors.BertProcessing | processors.RobertaProcessing):
+            raise ConfigError("cls_token, sep_token: the tokenizer puts others around a text; leave them as they are")
+        ends.cls, ends.sep = ((token, self._backend.token_to_id(token)) for token in (self.cls_token, self.sep_token))
+        self._backend.post_processor = ends
 
     def save_pretrained(self, directory: Path | str) -> None:
         """tokenizer.json, vocab.txt of a WordPiece, and a tokenizer_config.json, as transformers reads them."""
@@ -180,6 +198,8 @@ class BertTokenizer:
             "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
             **self._roles,
         }
+        if getattr(self._backend.pre_tokenizer, "add_prefix_space", False):
+            config["add_prefix_space"] = True
         if self.split_special_tokens:
             config["split_special_tokens"] = True
         if self.additional_special_tokens:
@@ -532,6 +552,32 @@ def _add_stated(backend: tokenizers.Tokenizer, directory: Path, config: dict[str
         backend.add_tokens([token])
         if str(own := backend.token_to_id(token.content)) != id:
             raise DataError(f"{directory}: token {token.content!r} is to be added as {id}, and would be {own}")
+
+
+def _roles_of(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> dict[str, str]:
+    """The tokens of roles that `config` names, and those of its kind of vocabulary."""
+    usual = BERT_ROLES if isinstance(backend.model, models.WordPiece) else ROBERTA_ROLES
+    vocab = backend.get_vocab(with_added_tokens=True)
+    usual = {role: token for role, token in usual.items() if token in vocab}
+    return usual | {role: _content(config[role]) for role in ROLES if config.get(role) is not None}
+
+
+def _split_as(backend: tokenizers.Tokenizer, said: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Set how it splits a text as its tokenizer_config.json says, but for do_lower_case, and `changes`. Raises
+    ConfigError for one of these that it has no part for."""
+    parts = (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
+    config = said | {"do_lower_case": None} | changes
+    for flag, attribute in SPLITTING.items():
+        value, having = config.get(flag), [part for part in parts if hasattr(part, attribute)]
+        if flag not in config or (value is None and flag != "strip_accents"):
+            continue
+        for part in having:
+            setattr(part, attribute, value)
+        undone = value != lowercases(backend) if flag == "do_lower_case" else value and not having
+        if flag == "add_prefix_space" and isinstance(backend.model, models.WordPiece):
+            undone = False  # for each word is as after a space
+        if flag in changes and undone:
+            raise ConfigError(f"{flag}={value}: this tokenizer has no part that does so; leave it out")
 
 
 def _check_types(config: dict[str, Any]) -> None:

@@ -381,10 +381,13 @@ def test_what_cannot_be_is_one_line(tmp_path, call, message):
 
 def test_directories_that_are_refused(tmp_path):
     save_bert(tmp_path, lowercase=False)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"do_lower_case": True}))
+    with pytest.raises(DataError, match=r"says do_lower_case True, and tokenizer.json does otherwise"):
+        BertTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with (tmp_path / "vocab.txt").open("a") as file:
         file.write("".join(f"{chr(65 + i)}word\n" for i in range(20)))
-    with pytest.raises(DataError, match=r"says do_lower_case True, and tokenizer.json does otherwise"):
-        BertTokenizer.from_pretrained(tmp_path, do_lower_case=True)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(DataError, match=r"have capital letters; do_lower_case must be false"):
         BertTokenizer.from_pretrained(tmp_path, do_lower_case=True)
@@ -468,3 +471,46 @@ def test_added_tokens_beside_a_vocabulary(tmp_path, where):
     (tmp_path / "added_tokens.json").write_text('{"other": 140}')
     with pytest.raises(DataError, match=r"token 'other' is to be added as 140, and would be 6\d"):
         BertTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("bert", {"strip_accents": False}),
+        ("bert", {"tokenize_chinese_chars": False}),
+        ("bert", {"do_lower_case": False}),
+        ("bert", {"do_lower_case": False, "strip_accents": True}),
+        ("bert", {"cls_token": "[MASK]"}),
+        ("bert", {"cls_token": "[SEP]", "sep_token": "[CLS]"}),
+        ("bert", {"add_prefix_space": True}),
+        ("cased", {"do_lower_case": True}),
+        ("roberta", {"add_prefix_space": True}),
+        ("roberta", {"sep_token": "<pad>", "do_lower_case": False}),
+    ],
+)
+def test_how_it_splits_is_as_asked(tmp_path, kind, changes):
+    """Also where there is a tokenizer.json, and what is saved splits so, too."""
+    KINDS[kind](tmp_path)
+    if kind == "roberta":
+        BertTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    theirs = getattr(transformers, "RobertaTokenizer" if kind == "roberta" else "BertTokenizer")
+    ours, reference = BertTokenizer.from_pretrained(tmp_path, **changes), theirs.from_pretrained(tmp_path, **changes)
+    ours.save_pretrained(tmp_path / "out")
+    for own in (ours, BertTokenizer.from_pretrained(tmp_path / "out"), theirs.from_pretrained(tmp_path / "out")):
+        for text in NASTY:
+            assert_same(own(text, "the fox", **EVERYTHING), reference(text, "the fox", **EVERYTHING))
+
+
+def test_a_directory_says_how_its_tokenizer_splits(tmp_path):
+    """tokenizer_config.json more than tokenizer.json, as in transformers."""
+    save_bert(tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    spec["normalizer"] |= {"strip_accents": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    ours, theirs = BertTokenizer.from_pretrained(tmp_path), transformers.BertTokenizer.from_pretrained(tmp_path)
+    assert_same(ours(NASTY), theirs(NASTY))
+    (tmp_path / "roberta").mkdir()
+    save_roberta(tmp_path / "roberta")
+    for flag in ("strip_accents", "do_lower_case"):
+        with pytest.raises(ConfigError, match=f"{flag}=True: this tokenizer has no part that does so"):
+            BertTokenizer.from_pretrained(tmp_path / "roberta", **{flag: True})
