@@ -312,24 +312,27 @@ class BertTokenizer:
         verbose: bool = True,
     ) -> BatchEncoding:
         """What calls of this tokenizer returned, one dictionary for each text or lists by name, at one length: what a
-        DataLoader collates with. Names that no tokenizer gives (labels) stay as they are.
+        DataLoader collates with. Names that no tokenizer gives (labels) stay as they are. A dictionary of one text is
+        padded alone.
 
-        padding: True or "longest", "max_length". Raises DataError for rows without input_ids.
+        padding: True or "longest", "max_length", which is as many as the model reads where no max_length is given.
+        Raises DataError for rows without input_ids.
         """
         if isinstance(encoded_inputs, list | tuple):
             names = encoded_inputs[0] if encoded_inputs else {}
             encoded_inputs = {name: [each[name] for each in encoded_inputs] for name in names}
         if "input_ids" not in encoded_inputs:
             raise DataError(f"no input_ids to pad, but {', '.join(map(str, encoded_inputs)) or 'nothing'}")
-        rows = {name: [_as_list(each) for each in value] for name, value in encoded_inputs.items()}
+        one = len(encoded_inputs["input_ids"]) > 0 and np.ndim(encoded_inputs["input_ids"][0]) == 0
+        values = {name: [value] if one else value for name, value in encoded_inputs.items()}
+        rows = {name: [_as_list(each) for each in value] for name, value in values.items()}
         lengths = [len(ids) for ids in rows["input_ids"]]
         if return_attention_mask is not False and "attention_mask" in self.model_input_names:
             rows.setdefault("attention_mask", [[1] * length for length in lengths])
-        if padding not in (False, "do_not_pad"):
-            if self.pad_token is None:
-                raise ConfigError("this tokenizer has no pad_token to pad with")
+        _, max_length = self._truncation(False, padding, max_length)
+        if self._pads(padding, max_length):
             longest = max(lengths, default=0)
-            target = max(longest, max_length or 0) if padding == "max_length" else longest
+            target = max(longest, max_length) if padding == "max_length" else longest
             target = -(-target // (pad_to_multiple_of or 1)) * (pad_to_multiple_of or 1)
             side = _side(padding_side or self.padding_side, "padding_side")
             fills = {"input_ids": self.pad_token_id, "token_type_ids": self.pad_token_type_id}
@@ -337,7 +340,8 @@ class BertTokenizer:
                 for at, values in enumerate(rows.get(name, ())):
                     more = [fill] * (target - lengths[at])
                     rows[name][at] = more + values if side == "left" else values + more
-        return BatchEncoding(rows).convert_to_tensors(return_tensors)
+        padded = {name: row for name, (row,) in rows.items()} if one else rows
+        return BatchEncoding(padded).convert_to_tensors(return_tensors)
 
     def get_special_tokens_mask(
         self, token_ids_0: list[int], token_ids_1: None = None, already_has_special_tokens: bool = False
@@ -378,17 +382,22 @@ class BertTokenizer:
             raise ConfigError(f"stride {stride}: give a value from 0 to below the {room} tokens of a part")
         self._backend.enable_truncation(length, stride=stride, strategy=strategy, direction=self.truncation_side)
 
+    def _pads(self, padding: bool | str, length: int | None) -> bool:
+        """Whether rows are padded; length: of "max_length". Raises ConfigError for what is no way to pad."""
+        if padding not in (True, False, "longest", "max_length", "do_not_pad"):
+            raise ConfigError(f"padding {padding!r}: give True, False or 'max_length'")
+        if padding in (False, "do_not_pad") or (padding == "max_length" and length is None):
+            return False
+        if self.pad_token is None:
+            raise ConfigError("this tokenizer has no pad_token to pad with")
+        return True
+
     def _set_padding(
         self, padding: bool | str, length: int | None, multiple: int | None, side: str | None, cut: bool
     ) -> None:
-        if padding not in (True, False, "longest", "max_length", "do_not_pad"):
-            raise ConfigError(f"padding {padding!r}: give True, False or 'max_length'")
-        fixed = padding == "max_length"
-        if padding in (False, "do_not_pad") or (fixed and length is None):
+        if not self._pads(padding, length):
             self._backend.no_padding()
             return
-        if self.pad_token is None:
-            raise ConfigError("this tokenizer has no pad_token to pad with")
         if cut and multiple and length is not None and length % multiple:
             raise ConfigError(f"max_length {length} is no multiple of pad_to_multiple_of {multiple}")
         self._backend.enable_padding(
@@ -396,7 +405,7 @@ class BertTokenizer:
             pad_id=self.pad_token_id,
             pad_type_id=self.pad_token_type_id,
             pad_token=self.pad_token,
-            length=length if fixed else None,
+            length=length if padding == "max_length" else None,
             pad_to_multiple_of=multiple,
         )
 

@@ -249,6 +249,7 @@ def test_real_lines(tmp_path, lowercase):
         {"padding": "max_length", "max_length": 40},
         {"padding": "longest", "pad_to_multiple_of": 8, "padding_side": "left"},
         {"padding": False, "return_tensors": None},
+        {"padding": "max_length"},
     ],
 )
 def test_padding_of_a_batch_that_is_collated(both, options):
@@ -268,6 +269,15 @@ def test_padding_of_a_batch_that_is_collated(both, options):
         assert collated["input_ids"].shape == collated["attention_mask"].shape
     with pytest.raises(DataError, match="no input_ids to pad, but labels"):
         ours.pad([{"labels": 1}])
+
+
+@pytest.mark.parametrize("options", [{"max_length": 4}, {"return_tensors": "pt"}, {"padding_side": "left"}])
+def test_padding_of_one_text(both, options):
+    row = {"input_ids": [5, 6], "special_tokens_mask": [0, 0]}
+    ours, theirs = (tokenizer.pad(dict(row), "max_length", **options) for tokenizer in both)
+    assert_same({name: ours[name] for name in theirs}, theirs)
+    with pytest.raises(ConfigError, match="padding 'longestt': give True, False or 'max_length'"):
+        both[0].pad(row, padding="longestt")
 
 
 @pytest.mark.parametrize("labels", [[0.7, 1.9], [1, 0.5], [3, 4], [True, False], [[0.0, 1.0], [1.0, 0.0]]])
