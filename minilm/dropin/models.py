@@ -67,12 +67,18 @@ class PreTrainedModel(nn.Module):
         if "kind" not in cls.__dict__ or "forward" in cls.__dict__:  # its parent's is its own
             return
         whole, foreign = inspect.signature(PreTrainedModel.forward), {*TARGETS} - {*cls.targets}
+        kept = [each for each in whole.parameters.values() if each.name not in foreign]
+        places = [each.name for each in kept[1:] if each.kind is each.POSITIONAL_OR_KEYWORD]
 
         @wraps(PreTrainedModel.forward)
         def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> ModelOutput | tuple[Tensor, ...]:
-            return super(cls, self).forward(*args, **kwargs)
+            own = (
+                places if "type_vocab_size" in self.config.family.defaults else places[:2]
+            )  # another order than BERT's
+            if len(args) > len(own):
+                raise TypeError(f"{type(self).__name__} of a {self.config.model_type}: name what follows {own[-1]}")
+            return super(cls, self).forward(**dict(zip(own, args, strict=False)), **kwargs)
 
-        kept = [each for each in whole.parameters.values() if each.name not in foreign]
         forward.__signature__ = whole.replace(parameters=kept)
         cls.forward = forward
 
@@ -102,17 +108,19 @@ class PreTrainedModel(nn.Module):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        *,
         next_sentence_label: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
+        *,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> ModelOutput | tuple[Tensor, ...]:
         """As transformers' forward. All inputs are (B, T), inputs_embeds (B, T, E); of multiple choice (B, choices, T).
 
-        The loss is there when all targets of the class are given. Raises TypeError for targets of another class.
+        The loss is there when all targets of the class are given. Without their names the targets follow inputs_embeds,
+        and a family without token_type_ids takes input_ids and attention_mask alone: in transformers its order is
+        another one. Raises TypeError for targets of another class.
         """
         given = dict(zip(TARGETS, (labels, next_sentence_label, start_positions, end_positions), strict=True))
         if self.kind == "next" and labels is None:  # its name until transformers 4

@@ -464,6 +464,23 @@ def test_label_names_travel(tmp_path):
     assert models.BertForSequenceClassification.from_pretrained(tmp_path / "b").config.id2label == names
 
 
+@pytest.mark.parametrize(("name", "kind"), [row for row in ROWS if row[1] not in ("clm", "mlm", "discriminator")])
+def test_arguments_without_names(name, kind, tmp_path, exact_float64):
+    """In transformers' order; where that is not BERT's, those that could be others are refused."""
+    theirs = theirs_of(name, kind)
+    ours = ours_of(theirs, kind, tmp_path)
+    inputs, targets = inputs_of(name, kind), targets_of(kind)
+    ids, mask, types = (inputs.get(each) for each in ("input_ids", "attention_mask", "token_type_ids"))
+    if name not in ("bert", "roberta", "electra"):
+        with pytest.raises(TypeError, match=rf"of a {ours.config.model_type}: name what follows attention_mask"):
+            ours(ids, mask, None)
+        return
+    arguments = (ids, mask, types, torch.arange(2, 2 + T)[None], None, *targets.values())
+    assert_equal_outputs(ours(*arguments), theirs(*arguments))
+    with pytest.raises(TypeError, match="name what follows"):
+        ours(*arguments, None)
+
+
 def test_what_does_not_go_together_is_refused(tmp_path):
     theirs_of("bert", "sequence").save_pretrained(tmp_path)
     ours = models.BertForSequenceClassification.from_pretrained(tmp_path)
