@@ -34,8 +34,8 @@ class BatchEncoding(dict):
         return super().__getitem__(key) if isinstance(key, str) else self.encodings[key]
 
     @property
-    def data(self) -> dict[str, Any]:
-        return dict(self)
+    def data(self) -> Self:
+        return self
 
     @property
     def n_sequences(self) -> int:
@@ -122,6 +122,15 @@ class ModelOutput(OrderedDict):
         if name in ABSENT:
             return None
         raise AttributeError(f"this output has no {name!r}; it has {', '.join(self)}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """An output that is put is so by name and place, too; None: it is absent."""
+        if name not in self and name not in ABSENT:
+            super().__setattr__(name, value)
+        elif value is None:
+            self.pop(name, None)
+        else:
+            self[name] = value
 
     def __getitem__(self, key: str | int | slice) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]

@@ -316,6 +316,12 @@ build, config, half = models.BertModel.from_config, config_of("BertModel"), torc
 ids, one = inputs_of("BertModel")["input_ids"], partial(model_of, "BertForSequenceClassification", num_labels=1)
 LIKE = {  # what code around models asks of them; `at`: a file in float16, beside a config.json that names no dtype
     "the loss is None without labels": lambda at: mlm()(ids).loss is None,
+    "an output that is put": lambda at: (
+        setattr(out := mlm()(ids, labels=ids), "loss", ids)
+        or out["loss"] is out[0] is out.to_tuple()[0] is out.loss is ids
+    ),
+    "an output that is put away": lambda at: setattr(out := bert()(ids), "pooler_output", None) or len(out) == 1,
+    "an attribute beside the outputs": lambda at: setattr(out := bert()(ids), "own", 1) or (out.own and len(out) == 2),
     "outputs of items, as DataParallel and accelerate": lambda at: [*type(out := mlm()(ids))(out.items())] == [*out],
     "pickled models": lambda at: pickle.loads(pickle.dumps(bert())).config == config,
     "a dtype that no config names": lambda at: load(at).dtype == half,

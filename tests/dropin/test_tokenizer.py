@@ -353,6 +353,14 @@ def test_masks_of_special_tokens_are_theirs(both):
     assert ours.get_added_vocab() == theirs.get_added_vocab()
 
 
+def test_the_data_of_an_encoding_is_the_thing_itself(both):
+    for encoding in (tokenizer("the dog") for tokenizer in both):
+        encoding.data["labels"] = [1]
+        encoding.data.pop("attention_mask")
+        assert "labels" in encoding
+        assert "attention_mask" not in encoding
+
+
 def test_a_longer_text_is_said(tmp_path, caplog):
     save_bert(tmp_path)
     ours = BertTokenizer.from_pretrained(tmp_path)
