@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import tokenizers
@@ -12,6 +12,20 @@ from torch.utils import _pytree
 from minilm.errors import ConfigError, DataError
 
 ABSENT = ("loss", "pooler_output", "hidden_states", "attentions", "past_key_values", "cross_attentions")
+
+
+class CharSpan(NamedTuple):
+    """Characters of a text, from start to before end."""
+
+    start: int
+    end: int
+
+
+class TokenSpan(NamedTuple):
+    """Tokens, from start to before end."""
+
+    start: int
+    end: int
 
 
 class BatchEncoding(dict):
@@ -87,8 +101,8 @@ class BatchEncoding(dict):
         return self._asked(batch_or_char_index, char_index, "char_to_word", sequence_index)
 
     def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> Any:
-        """(start, end) of a token in its text, None for special tokens."""
-        return self._asked(batch_or_token_index, token_index, "token_to_chars")
+        """The CharSpan of a token in its text, None for special tokens."""
+        return self._asked(batch_or_token_index, token_index, "token_to_chars", kind=CharSpan)
 
     def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> Any:
         return self._asked(batch_or_token_index, token_index, "token_to_word")
@@ -97,15 +111,16 @@ class BatchEncoding(dict):
         return self._asked(batch_or_token_index, token_index, "token_to_sequence")
 
     def word_to_chars(self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0) -> Any:
-        return self._asked(batch_or_word_index, word_index, "word_to_chars", sequence_index)
+        return self._asked(batch_or_word_index, word_index, "word_to_chars", sequence_index, kind=CharSpan)
 
     def word_to_tokens(self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0) -> Any:
-        """(start, end) among the tokens, None where a word has none."""
-        return self._asked(batch_or_word_index, word_index, "word_to_tokens", sequence_index)
+        """The TokenSpan of a word, None where it has none."""
+        return self._asked(batch_or_word_index, word_index, "word_to_tokens", sequence_index, kind=TokenSpan)
 
-    def _asked(self, first: int, second: int | None, what: str, *more: int) -> Any:
+    def _asked(self, first: int, second: int | None, what: str, *more: int, kind: type | None = None) -> Any:
         batch, index = (0, first) if second is None else (first, second)
-        return getattr(self.encodings[batch], what)(index, *more)
+        found = getattr(self.encodings[batch], what)(index, *more)
+        return found if kind is None or found is None else kind(*found)
 
 
 class ModelOutput(OrderedDict):
