@@ -12,7 +12,12 @@ from minilm.model.encoder import EncoderConfig
 
 
 def max_tokens(cfg: EncoderConfig, tokenizer: BertTokenizer) -> int:
-    """How many tokens of a text the two read, specials among them."""
+    """How many tokens of a text the two read, specials among them. Raises DataError for added tokens that the model has
+    no words of."""
+    if (highest := max(tokenizer.get_added_vocab().values(), default=0)) >= cfg.vocab_size:
+        raise DataError(
+            f"the tokenizer has ids to {highest}, the model {cfg.vocab_size} words; lengthen its table first"
+        )
     return min(tokenizer.model_max_length, cfg.max_position_embeddings)
 
 

@@ -32,7 +32,7 @@ from minilm.checkpoint.weights import INDEX, PICKLE, WHOLE, save_tensors
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.inputs import tokens_of
 from minilm.dropin.outputs import ModelOutput
-from minilm.errors import CheckpointError, ConfigError, first_line
+from minilm.errors import CheckpointError, ConfigError, DataError, first_line
 from minilm.files import alone, remove, sync, sync_entry
 from minilm.model.encoder import Encoder, Trace, initialise
 from minilm.model.heads import LMHead, Pooler, Transform, pooled
@@ -145,7 +145,16 @@ class PreTrainedModel(nn.Module):
         wants_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         wants_weights = config.output_attentions if output_attentions is None else output_attentions
         trace = Trace(attentions=[] if wants_weights else None) if wants_states or wants_weights else None
-        outputs = self.outputs_of(encoder(tokens, inputs_embeds, trace), tokens)
+        try:
+            states = encoder(tokens, inputs_embeds, trace)
+        except IndexError as error:  # as a CPU says it; a GPU has an assertion of its own
+            highest, V = int(tokens.input_ids.max()), encoder.cfg.vocab_size
+            if highest < V:
+                raise
+            raise DataError(
+                f"a token of id {highest}, and the model has {V} words; resize_token_embeddings(len(tokenizer)) adds it"
+            ) from error
+        outputs = self.outputs_of(states, tokens)
         if self.dimensions > 2:
             outputs = {name: each.view(-1, choices) for name, each in outputs.items()}
         loss = {"loss": self.loss(outputs, tokens, **given)} if given and len(given) == len(self.targets) else {}

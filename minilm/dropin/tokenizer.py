@@ -171,9 +171,13 @@ class BertTokenizer:
                 f"give do_lower_case={tokenizer.do_lower_case}"
             )
         if isinstance(size := model.get("vocab_size"), int):
-            ids = [*backend.get_vocab().values(), *_specials_of(backend, directory)]
+            added = {*backend.get_added_tokens_decoder()}
+            ids = {*backend.get_vocab(with_added_tokens=False).values(), *({*_specials_of(backend, directory)} - added)}
             if (highest := max(ids, default=0)) >= size:
                 raise DataError(f"{directory}: the tokenizer has ids to {highest}, the model {size} words; not its own")
+            if (highest := max(added, default=0)) >= size:
+                line = "%s: the tokenizer has added ids, to %d, and the model %d words: resize_token_embeddings(%d)"
+                log.warning(line, directory, highest, size, len(tokenizer))
         return tokenizer
 
     def _set_ends(self) -> None:

@@ -590,12 +590,6 @@ TOKENIZER_ROWS = [
         "the tokenizer has 4294967296 tokens, the model 99",
     ),
     Row(
-        "an added token more than the model",
-        of_tokenizer(mask_token="[more]"),
-        "the tokenizer has ids to 99, the model 99 words",
-        None,
-    ),
-    Row(
         "cased tokenizer.json that lower-cases",
         in_tokenizer(lambda spec: spec["model"].update(vocab=_capitals(spec["model"]["vocab"]))),
         "have capital letters; do_lower_case must be false",

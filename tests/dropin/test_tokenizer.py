@@ -16,7 +16,10 @@ import tokenizers
 import torch
 import transformers
 
+import minilm
 from minilm.data.tokenizer import Tokenizer
+from minilm.dropin.config import BertConfig
+from minilm.dropin.models import BertModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
 
@@ -440,6 +443,33 @@ def test_without_a_class_it_is_its_model_s(tmp_path, kind, kept, said):
     assert dict(ours("the dog", "fox")) == dict(theirs("the dog", "fox"))
     ours.save_pretrained(tmp_path / "out")
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("a", "b").token_type_ids[-1] == 1
+
+
+def test_added_tokens_await_a_longer_table(tmp_path, caplog):
+    """Added and saved, the tokenizer opens beside the model of before, which refuses their ids until it has words of
+    them."""
+    save_bert(tmp_path)
+    ours = BertTokenizer.from_pretrained(tmp_path)
+    V = len(ours)
+    BertModel(BertConfig(vocab_size=V, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
+        tmp_path
+    )
+    assert ours.add_tokens(["zzqq"]) == 1
+    ours.save_pretrained(tmp_path)
+    again, theirs = BertTokenizer.from_pretrained(tmp_path), transformers.BertTokenizer.from_pretrained(tmp_path)
+    assert f"the tokenizer has added ids, to {V}, and the model {V} words" in caplog.text
+    assert again("a zzqq").input_ids == theirs("a zzqq").input_ids
+    named = {"additional_special_tokens": ["<x>"], "mask_token": "<y>"}
+    assert len(BertTokenizer.from_pretrained(tmp_path, **named)) == V + 3
+    model = BertModel.from_pretrained(tmp_path)
+    with pytest.raises(DataError, match=rf"a token of id {V}, and the model has {V} words; resize_token_embeddings"):
+        model(**again("a zzqq", return_tensors="pt"))
+    with pytest.raises(DataError, match=rf"the tokenizer has ids to {V}, the model {V} words"):
+        minilm.embed(tmp_path, ["a dog"])
+    model.resize_token_embeddings(len(again))
+    model.save_pretrained(tmp_path)
+    assert model(**again("a zzqq", return_tensors="pt")).last_hidden_state.isfinite().all()
+    assert len(minilm.embed(tmp_path, ["a zzqq"])) == 1
 
 
 def test_a_vocabulary_alone_is_that_of_a_bert(tmp_path):
