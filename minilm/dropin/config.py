@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +15,7 @@ from minilm.errors import CheckpointError, ConfigError, did_you_mean
 from minilm.files import write_json
 from minilm.model.encoder import EncoderConfig
 
+log = logging.getLogger("minilm")
 # what every family has beside its own keys
 COMMON = {
     "architectures": None,
@@ -34,8 +36,8 @@ PROBLEMS = ("regression", "single_label_classification", "multi_label_classifica
 class PreTrainedConfig:
     """The keys of a config.json as attributes, those it leaves out at transformers' defaults.
 
-    Unknown keys are kept, as transformers keeps them. Raises ConfigError for one that is a known key misspelled, and
-    for labels or a problem type that cannot be.
+    Unknown keys are kept, as transformers keeps them. Raises ConfigError for one that is a known key misspelled, which
+    of a file is left out, and for labels or a problem type that cannot be.
     """
 
     def __init__(self, model_type: str, **values: Any) -> None:
@@ -65,12 +67,8 @@ class PreTrainedConfig:
         values = {self._family.aliases.get(key, key): value for key, value in values.items()}
         if "torch_dtype" in values:  # transformers 4
             values = {"dtype": values["torch_dtype"]} | {k: v for k, v in values.items() if k != "torch_dtype"}
-        known = [*COMMON, *self._family.defaults, *self._family.aliases, "num_labels"]
         for key in values:
-            if key == "_family" or (hasattr(PreTrainedConfig, key) and key not in known):  # it would hide ours
-                raise ConfigError(f"config: {key} is no key of a {self.model_type}")
-            if key not in self.__dict__ and key not in known and (hint := did_you_mean(key, known, 0.9)):
-                raise ConfigError(f"config: {key} is no key of a {self.model_type}{hint}")
+            self._check_key(key)
         labels, ids, number = (values.pop(key, None) for key in ("id2label", "label2id", "num_labels"))
         for key, value in values.items():
             setattr(self, key, str(value).removeprefix("torch.") if key == "dtype" and value is not None else value)
@@ -91,6 +89,14 @@ class PreTrainedConfig:
             self.num_labels = number
         if self.problem_type not in (None, *PROBLEMS):
             raise ConfigError(f"config: problem_type is {self.problem_type!r}; give one of {', '.join(PROBLEMS)}")
+
+    def _check_key(self, key: str) -> None:
+        """Raises ConfigError for one that would hide what is ours, or is a known one misspelled."""
+        known = [*COMMON, *self._family.defaults, *self._family.aliases, "num_labels"]
+        ours = key in ("_family", "_attn_implementation") or hasattr(PreTrainedConfig, key)
+        hint = "" if ours or key in self.__dict__ else did_you_mean(key, known, 0.9)
+        if key not in known and (ours or hint):
+            raise ConfigError(f"config: {key} is no key of a {self.model_type}{hint}")
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__.get("_family") and self._family.aliases.get(name)
@@ -164,7 +170,13 @@ class PreTrainedConfig:
         config = cls.__new__(cls)
         PreTrainedConfig.__init__(config, values["model_type"])
         # id2label wins, for files often hold a stale label2id
-        unread = ("model_type", "label2id") if "id2label" in values else ("model_type",)
+        unread = ["model_type", "label2id"] if "id2label" in values else ["model_type"]
+        for key in values:
+            try:
+                config._check_key(key)
+            except ConfigError as error:
+                log.warning("%s; left out", error)
+                unread.append(key)
         config.update({key: value for key, value in values.items() if key not in unread})
         config.change(changes)
         return config
