@@ -27,6 +27,7 @@ COMMON = {
     "output_hidden_states": False,
     "return_dict": True,
 }
+LABELS = ("id2label", "label2id", "num_labels")
 UNSAVED = ("output_attentions", "output_hidden_states", "return_dict")  # said by a call, not by a model
 MAX_LABELS = 1 << 16  # that are named by their number
 BACKEND = {"eager": "explicit", "sdpa": "sdpa"}  # transformers' name of what computes attention -> ours
@@ -37,8 +38,11 @@ class PreTrainedConfig:
     """The keys of a config.json as attributes, those it leaves out at transformers' defaults.
 
     Unknown keys are kept, as transformers keeps them. Raises ConfigError for one that is a known key misspelled, which
-    of a file is left out, and for labels or a problem type that cannot be.
+    of a file is left out, for labels that cannot be, which of a file only a classifier refuses, and for such a problem
+    type.
     """
+
+    _unfit: str | None = None  # what is wrong with the labels of a file
 
     def __init__(self, model_type: str, **values: Any) -> None:
         if model_type not in FAMILIES:
@@ -69,26 +73,37 @@ class PreTrainedConfig:
             values = {"dtype": values["torch_dtype"]} | {k: v for k, v in values.items() if k != "torch_dtype"}
         for key in values:
             self._check_key(key)
-        labels, ids, number = (values.pop(key, None) for key in ("id2label", "label2id", "num_labels"))
+        labels, ids, number = (values.pop(key, None) for key in LABELS)
         for key, value in values.items():
             setattr(self, key, str(value).removeprefix("torch.") if key == "dtype" and value is not None else value)
-        if labels is None and ids is not None:
-            labels = {_number(id, "label2id"): label for label, id in _whole(ids, "label2id").items()}
-        if labels is not None:
-            given = _whole(labels, "id2label")
+        if (labels, ids, number) != (None, None, None):
+            self._set_labels(labels, ids, number)
+        if self.problem_type not in (None, *PROBLEMS):
+            raise ConfigError(f"config: problem_type is {self.problem_type!r}; give one of {', '.join(PROBLEMS)}")
+
+    def _set_labels(self, labels: Any, ids: Any, number: Any) -> None:
+        """id2label, label2id and num_labels. Raises ConfigError where they do not go together."""
+        if ids is not None:
+            ids = {label: _number(id, "label2id") for label, id in _whole(ids, "label2id").items()}
+        if labels is None and ids is None:
+            self.num_labels = number
+        else:
+            given = _whole({id: label for label, id in ids.items()} if labels is None else labels, "id2label")
             labels = {_number(id, "id2label"): str(label) for id, label in given.items()}
             if sorted(labels) != list(range(len(given))) or len(set(labels.values())) < len(given):
                 raise ConfigError(f"config: id2label {given!r} does not give each of 0, 1, ... a label of its own")
             if number is not None and (type(number) is not int or number != len(labels)):
                 raise ConfigError(f"config: num_labels is {number}, and id2label names {len(labels)}")
-            self.id2label = labels
-            self.label2id = {label: id for id, label in labels.items()}
-            if ids is not None and ids != self.label2id:
+            numbers = {label: id for id, label in labels.items()}
+            if ids not in (None, numbers):
                 raise ConfigError(f"config: label2id {ids!r} is not id2label {labels!r} the other way round")
-        elif number is not None:
-            self.num_labels = number
-        if self.problem_type not in (None, *PROBLEMS):
-            raise ConfigError(f"config: problem_type is {self.problem_type!r}; give one of {', '.join(PROBLEMS)}")
+            self.id2label, self.label2id = labels, numbers
+        self._unfit = None
+
+    def check_labels(self) -> None:
+        """Raises ConfigError where a file's labels cannot be, and no others were given."""
+        if self._unfit is not None:
+            raise ConfigError(f"{self._unfit}; give others, or num_labels")
 
     def _check_key(self, key: str) -> None:
         """Raises ConfigError for one that would hide what is ours, or is a known one misspelled."""
@@ -177,7 +192,15 @@ class PreTrainedConfig:
             except ConfigError as error:
                 log.warning("%s; left out", error)
                 unread.append(key)
-        config.update({key: value for key, value in values.items() if key not in unread})
+        read = {key: value for key, value in values.items() if key not in unread}
+        labels = [read.pop(key, None) for key in LABELS]
+        config.update(read)
+        if labels != [None, None, None]:
+            try:
+                config._set_labels(*labels)
+            except ConfigError as error:  # only a classifier reads them
+                log.warning("%s; left out", error)
+                config._unfit = str(error)
         config.change(changes)
         return config
 

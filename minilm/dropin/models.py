@@ -527,6 +527,8 @@ class _Classifier(PreTrainedModel):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
+        if self.num_outputs is None:
+            config.check_labels()
         built, D = self.built, config.hidden_size
         dropout = config.dropout_of(built.dropout)
         self.bert = BertModel(config, add_pooling_layer=built.pooler)

@@ -204,6 +204,8 @@ def model_for(task: Task, directory: Path, seed: int = 0, new_head: bool = False
         new_head = True  # in place of another task's, whose parts may have the same names
     if there == task.kind and not new_head:
         own, labels = tuple(config.id2label[i] for i in range(config.num_labels)), wanted.get("id2label", {}).values()
+        if labels:
+            config.check_labels()
         fits = {*own} >= {*labels} if labels else len(own) == wanted.get("num_labels", len(own))
         if not fits:
             raise ConfigError(

@@ -453,14 +453,6 @@ CONFIG_ROWS = [
     *(
         Row(f"{key} of {json.dumps(value)[:60]}", config(**{key: value}), words, core=None)
         for key, value, words in [
-            ("id2label", {"0": "no", "2": "yes"}, "does not give each of 0, 1, ... a label"),
-            ("id2label", {"0": "no", "1": "no"}, "does not give each of 0, 1, ... a label"),
-            ("id2label", {"first": "no"}, "id2label has a label number 'first'"),
-            ("id2label", ["no", "yes"], "id2label is ['no', 'yes']"),
-            ("label2id", {"no": 0, "yes": 0}, "label2id {'no': 0, 'yes': 0} is not"),
-            ("label2id", {"no": 0, "yes": 2}, "does not give each of 0, 1, ... a label"),
-            ("num_labels", -1, "num_labels is -1"),
-            ("num_labels", "2", "num_labels is '2'"),
             ("problem_type", "guess", "problem_type is 'guess'"),
             ("dtype", "int8", "dtype 'int8'"),
             ("attn_implementation", "flash", "'flash' is unknown"),
@@ -469,10 +461,6 @@ CONFIG_ROWS = [
     *(
         Row(f"{key} of {json.dumps(value)[:60]}", config(**{key: value}), words, None)
         for key, value, words in [
-            ("id2label", {"0": "no", "00": "yes"}, "id2label"),
-            ("label2id", {"no": [0]}, "label number [0]"),
-            ("label2id", {"no": math.inf}, "label number inf"),
-            ("num_labels", True, "num_labels is True"),
             ("attn_implementation", ["sdpa"], "['sdpa'] is unknown"),
         ]
     ),
@@ -743,12 +731,6 @@ SMALL_ROWS = [
         "config.json: cannot be read (larger than",
     ),
     Row(
-        "labels by their number",
-        config(num_labels=1 << 18),
-        "num_labels is 262144",
-        None,
-    ),
-    Row(
         "tokenizer.json of 80 MB",
         longer("tokenizer.json", 80 << 20),
         "larger than 64 MB",
@@ -982,6 +964,45 @@ def test_a_key_that_is_none_is_left_out_of_a_file(directory, caplog, key, value)
     assert all("\n" not in record.getMessage() for record in caplog.records)
     with pytest.raises(ConfigError, match=f"config: {key.strip()} +is no key of a bert"):
         minilm.BertConfig(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"id2label": {"0": "no", "2": "yes"}}, "does not give each of 0, 1, ... a label"),
+        ({"id2label": {"0": "no", "1": "no"}}, "does not give each of 0, 1, ... a label"),
+        ({"id2label": {"first": "no"}}, "id2label has a label number 'first'"),
+        ({"id2label": ["no", "yes"]}, "id2label is ['no', 'yes']"),
+        ({"label2id": {"no": 0, "yes": 0}}, "label2id {'no': 0, 'yes': 0} is not"),
+        ({"label2id": {"no": 0, "yes": 2}}, "does not give each of 0, 1, ... a label"),
+        ({"num_labels": -1}, "num_labels is -1"),
+        ({"num_labels": "2"}, "num_labels is '2'"),
+        ({"id2label": {"0": "no", "00": "yes"}}, "id2label"),
+        ({"label2id": {"no": [0]}}, "label number [0]"),
+        ({"label2id": {"no": math.inf}}, "label number inf"),
+        ({"num_labels": True}, "num_labels is True"),
+        ({"num_labels": 1 << 18}, "num_labels is 262144"),
+        ({"num_labels": 3, "id2label": {"0": "no", "1": "yes"}}, "num_labels is 3, and id2label names 2"),
+        ({"id2label": {"1": "no", "2": "yes"}}, "does not give each of 0, 1, ... a label"),
+    ],
+)
+def test_labels_that_cannot_be_are_refused_where_they_are_read(directory, caplog, labels, words):
+    """By a classifier, unless others are given; models without labels open."""
+    config(**labels)(directory)
+    assert minilm.AutoModelForMaskedLM.from_pretrained(directory).config.num_labels == 2
+    assert words in caplog.text
+    for classifier in (minilm.AutoModelForSequenceClassification, minilm.AutoModelForTokenClassification):
+        with pytest.raises(ConfigError) as caught:
+            classifier.from_pretrained(directory)
+        assert_says(str(caught.value), words)
+        assert_says(str(caught.value), "; give others, or num_labels")
+    minilm.AutoModelForQuestionAnswering.from_pretrained(directory)
+    for given in ({"num_labels": 2}, {"id2label": {0: "bad", 1: "good"}}):
+        named = minilm.AutoModelForSequenceClassification.from_pretrained(directory, **given)
+        assert named.config.id2label == given.get("id2label", {0: "LABEL_0", 1: "LABEL_1"})
+    with pytest.raises(ConfigError) as caught:
+        minilm.BertConfig(**labels)
+    assert_says(str(caught.value), words)
 
 
 def test_code_beside_a_model_is_not_run(home, directory):

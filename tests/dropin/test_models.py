@@ -464,6 +464,18 @@ def test_label_names_travel(tmp_path):
     assert models.BertForSequenceClassification.from_pretrained(tmp_path / "b").config.id2label == names
 
 
+def test_label_numbers_may_be_text(tmp_path):
+    theirs_of("bert", "sequence").save_pretrained(tmp_path)
+    more = {"label2id": {"bad": "0", "good": "1"}}
+    ours = models.BertForSequenceClassification.from_pretrained(tmp_path, **more)
+    assert ours.config.id2label == {0: "bad", 1: "good"}
+    more["id2label"] = {"0": "bad", "1": "good"}
+    assert models.BertForSequenceClassification.from_pretrained(tmp_path, **more).config.label2id["good"] == 1
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"label2id": {"bad": "0", "good": "1"}}))
+    assert models.BertForSequenceClassification.from_pretrained(tmp_path).config.id2label == {0: "bad", 1: "good"}
+
+
 @pytest.mark.parametrize(("name", "kind"), [row for row in ROWS if row[1] not in ("clm", "mlm", "discriminator")])
 def test_arguments_without_names(name, kind, tmp_path, exact_float64):
     """In transformers' order; where that is not BERT's, those that could be others are refused."""
