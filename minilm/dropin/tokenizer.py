@@ -97,8 +97,8 @@ class BertTokenizer:
         more = list(more.values()) if isinstance(more, dict) else more
         self.additional_special_tokens = [_content(token) for token in more]
         special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-        wanted = dict.fromkeys([*self._roles.values(), *self.additional_special_tokens])
-        backend.add_special_tokens([token for token in wanted if token not in special])
+        wanted = [_special(config.get(role) or token) for role, token in self._roles.items()] + [*map(_special, more)]
+        backend.add_special_tokens([token for token in wanted if token.content not in special])
         self.tokenizer_class = str(config.get("tokenizer_class") or "").removesuffix("Fast")
         limit = config.get("model_max_length")
         self.model_max_length = NO_LIMIT if limit is None else int(min(limit, NO_LIMIT))
@@ -467,8 +467,14 @@ class BertTokenizer:
         raise AttributeError(f"a tokenizer has no {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ROLES:
-            self.add_special_tokens({name: value})
+        role = name.removesuffix("_id")
+        if role in ROLES:
+            if role == name or value is None:
+                self.add_special_tokens({role: value})
+            elif (token := self._backend.id_to_token(value)) is None:
+                raise ConfigError(f"{name} {value}: the tokenizer has no such token")
+            else:  # as text it stays what it was
+                self._roles[role] = token
         else:
             super().__setattr__(name, value)
 
@@ -510,9 +516,10 @@ class BertTokenizer:
     def backend_tokenizer(self) -> tokenizers.Tokenizer:
         return self._backend
 
-    def add_tokens(self, new_tokens: str | Sequence[str], special_tokens: bool = False) -> int:
-        """How many of them were new; the model then needs `resize_token_embeddings(len(tokenizer))`."""
-        tokens = [new_tokens] if isinstance(new_tokens, str) else list(new_tokens)
+    def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        """How many of them, one or several strings or AddedTokens, were new; the model then needs
+        `resize_token_embeddings(len(tokenizer))`."""
+        tokens = [new_tokens] if isinstance(new_tokens, str | tokenizers.AddedToken) else list(new_tokens)
         return self._backend.add_special_tokens(tokens) if special_tokens else self._backend.add_tokens(tokens)
 
     def add_special_tokens(self, special_tokens_dict: dict[str, Any]) -> int:
@@ -523,10 +530,10 @@ class BertTokenizer:
                 self._roles.pop(role, None)
             elif role in ROLES:
                 self._roles[role] = _content(value)
-                more.append(_content(value))
+                more.append(_special(value))
             elif role in ("additional_special_tokens", "extra_special_tokens"):
                 self.additional_special_tokens = [_content(token) for token in value]
-                more += self.additional_special_tokens
+                more += map(_special, value)
             else:
                 raise ConfigError(f"special token {role!r}: give one of {', '.join(ROLES)}")
         return self._backend.add_special_tokens(more)
@@ -682,6 +689,10 @@ def _token(entry: Any, **flags: bool) -> tokenizers.AddedToken:
     if isinstance(entry, dict):
         flags |= {flag: bool(entry[flag]) for flag in TOKEN_FLAGS if flag in entry}
     return tokenizers.AddedToken(_content(entry), **flags)
+
+
+def _special(entry: Any) -> tokenizers.AddedToken:
+    return _token(entry, special=True, normalized=False)
 
 
 def _side(side: Any, name: str) -> str:

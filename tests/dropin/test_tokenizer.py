@@ -297,6 +297,35 @@ def test_labels_in_a_batch_are_what_they_were(tmp_path, labels):
         ours.pad([rows[0] | {"text": "the dog"}], return_tensors="pt")
 
 
+E = tokenizers.AddedToken("<e>", lstrip=True, single_word=True)
+ADDITIONS = {
+    "a token": lambda t: t.add_tokens(tokenizers.AddedToken("Zzqq", single_word=True)),
+    "tokens": lambda t: t.add_tokens([E, "Zzqq"]),
+    "a special token": lambda t: t.add_tokens(E, special_tokens=True),
+    "special tokens": lambda t: t.add_special_tokens({"additional_special_tokens": [E, "Zzqq"]}),
+    "a role": lambda t: t.add_special_tokens({"mask_token": E}),
+    "a role's token": lambda t: setattr(t, "eos_token", "dog"),
+    "a role's id": lambda t: setattr(t, "pad_token_id", t.get_vocab()["d"]),
+    "nobody's id": lambda t: setattr(t, "eos_token_id", None),
+}
+
+
+@pytest.mark.parametrize("what", ADDITIONS)
+def test_tokens_are_added_as_they_are(both, tmp_path, what):
+    """With what an AddedToken says of itself; so does one that is given to from_pretrained."""
+    texts = [*NASTY, "a  <e> Zzqq b<e>x Zzqqx zzqq dog"]
+    if what != "a role's token":  # which transformers makes no special one
+        assert ADDITIONS[what](both[0]) == ADDITIONS[what](both[1])
+        mine, reference = (tokenizer(texts, padding=True, **EVERYTHING) for tokenizer in both)
+        assert_same(mine, reference)
+        assert both[0].pad_token == both[1].pad_token
+    more = {"additional_special_tokens": [E], "eos_token": "Zzqq"}
+    ours, theirs = (type(tokenizer).from_pretrained(tmp_path, **more) for tokenizer in both)
+    assert_same(ours(texts, **EVERYTHING), theirs(texts, **EVERYTHING))
+    with pytest.raises(ConfigError, match="pad_token_id 99999: the tokenizer has no such token"):
+        ours.pad_token_id = 99_999
+
+
 def test_threads_do_not_take_each_others_options(tmp_path):
     save_bert(tmp_path)
     ours = BertTokenizer.from_pretrained(tmp_path)
