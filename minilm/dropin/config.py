@@ -27,6 +27,7 @@ COMMON = {
     "output_hidden_states": False,
     "return_dict": True,
 }
+UNSAID = {"is_encoder_decoder": False, "name_or_path": "", "_name_or_path": ""}  # where no file does
 LABELS = ("id2label", "label2id", "num_labels")
 UNSAVED = ("output_attentions", "output_hidden_states", "return_dict")  # said by a call, not by a model
 MAX_LABELS = 1 << 16  # that are named by their number
@@ -115,6 +116,8 @@ class PreTrainedConfig:
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__.get("_family") and self._family.aliases.get(name)
+        if own is None and name in UNSAID:
+            return self.__dict__.get(f"_{name}", UNSAID[name])
         if own is None:
             raise AttributeError(f"a {self.__dict__.get('model_type')} config has no {name!r}")
         return getattr(self, own)
@@ -223,6 +226,7 @@ class PreTrainedConfig:
         """Of a model's directory or its name on the hub, with `changes`. Raises CheckpointError or ConfigError."""
         directory = find_model(name, revision, cache_dir, local_files_only, token=token, weights=False)
         config = cls.of_directory(directory, **changes)
+        config._name_or_path = str(name)
         expected = cls.__dict__.get("model_type")
         if expected not in (None, config.model_type):
             raise CheckpointError(f"{directory}: a {config.model_type}, not a {expected}; AutoConfig opens any")

@@ -49,6 +49,7 @@ class PreTrainedModel(nn.Module):
     head_prefixes: ClassVar[tuple[str, ...]] = ()  # of its parameters; where a family has no such part, it is not there
     targets: ClassVar[tuple[str, ...]] = ("labels",)
     dimensions: ClassVar[int] = 2  # of input_ids
+    base_model_prefix: ClassVar[str] = "bert"  # the name of the base model, in every family
     config: PreTrainedConfig
     untrained: tuple[str, ...] = ()  # the parts that `from_pretrained` found no weights of
     pooling: Pooling | None = None  # what sentence-transformers' files said of an encoder; saved with it
@@ -56,6 +57,7 @@ class PreTrainedModel(nn.Module):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         self.config = config
+        self.num_labels, self.name_or_path = config.num_labels, config.name_or_path
         classes = config.family.classes
         if self.kind not in classes:
             there = ", ".join(each.architecture for each in classes.values())
@@ -115,12 +117,14 @@ class PreTrainedModel(nn.Module):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        use_cache: bool | None = None,
     ) -> ModelOutput | tuple[Tensor, ...]:
         """As transformers' forward. All inputs are (B, T), inputs_embeds (B, T, E); of multiple choice (B, choices, T).
 
         The loss is there when all targets of the class are given. Without their names the targets follow inputs_embeds,
         and a family without token_type_ids takes input_ids and attention_mask alone: in transformers its order is
-        another one. Raises TypeError for targets of another class.
+        another one. use_cache is there for transformers' sake: nothing is cached. Raises TypeError for targets of
+        another class.
         """
         given = dict(zip(TARGETS, (labels, next_sentence_label, start_positions, end_positions), strict=True))
         if self.kind == "next" and labels is None:  # its name until transformers 4
@@ -204,6 +208,7 @@ class PreTrainedModel(nn.Module):
         )
         before = version_of(directory)
         config = PreTrainedConfig.of_directory(directory) if config is None else copy.deepcopy(config)
+        config._name_or_path = str(name)
         config.change(changes | ({} if attn_implementation is None else {"attn_implementation": attn_implementation}))
         chosen = dtype or torch_dtype or "auto"
         config.dtype = config.dtype if chosen == "auto" else _name_of(chosen)  # None: the file's
@@ -361,6 +366,10 @@ class PreTrainedModel(nn.Module):
         """The word table (V, E), which a language model also decodes with."""
         return self.base_model.encoder.embedding.word
 
+    def get_output_embeddings(self) -> nn.Embedding | None:
+        """The same table, where it decodes; None for other classes."""
+        return self.get_input_embeddings() if isinstance(getattr(self, "head", None), LMHead) else None
+
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Another table of the same shape; `resize_token_embeddings` makes a longer one. Raises ConfigError."""
         old, new = self.get_input_embeddings().weight.shape, value.weight.shape
@@ -385,10 +394,10 @@ class PreTrainedModel(nn.Module):
 
     @torch.no_grad()
     def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """The word table, longer or shorter at its end; new words begin as the mean of the others. None: as long as it
-        is, or the next multiple."""
+        """The word table, longer or shorter at its end; new words begin as the mean of the others, whatever
+        mean_resizing, which is there for transformers' sake. None: as long as it is, or the next multiple."""
         encoder = self.base_model.encoder
         if new_num_tokens is None and pad_to_multiple_of is None:
             return encoder.embedding.word

@@ -111,6 +111,7 @@ class BertTokenizer:
         self.split_special_tokens = bool(config.get("split_special_tokens", False))
         self.clean_up_tokenization_spaces = bool(config.get("clean_up_tokenization_spaces", False))
         self.do_lower_case = lowercases(backend)
+        self.name_or_path = ""
 
     # -- loading and saving -------------------------------------------------------------------------
 
@@ -161,6 +162,7 @@ class BertTokenizer:
                 tokenizer._set_ends()
         except UserError as error:
             raise type(error)(f"{directory}: {error}") from error
+        tokenizer.name_or_path = str(name)
         check_ids(backend, str(directory))
         check_case(backend.get_vocab(), tokenizer.do_lower_case, str(directory))
         plain = isinstance(backend.normalizer, normalizers.BertNormalizer)  # another may lower-case besides
@@ -493,9 +495,13 @@ class BertTokenizer:
     def vocab(self) -> dict[str, int]:
         return self.get_vocab()
 
+    @property
+    def added_tokens_decoder(self) -> dict[int, tokenizers.AddedToken]:
+        """Those that were added to the vocabulary, special ones among them, by their ids."""
+        return self._backend.get_added_tokens_decoder()
+
     def get_added_vocab(self) -> dict[str, int]:
-        """Those that were added to the vocabulary, special ones among them."""
-        return {token.content: id for id, token in self._backend.get_added_tokens_decoder().items()}
+        return {token.content: id for id, token in self.added_tokens_decoder.items()}
 
     def get_vocab(self) -> dict[str, int]:
         return self._backend.get_vocab(with_added_tokens=True)

@@ -332,6 +332,19 @@ LIKE = {  # what code around models asks of them; `at`: a file in float16, besid
     "resizing thaws nothing": lambda at: (
         (m := mlm().requires_grad_(False)).resize_token_embeddings(V) and not m.num_parameters(True)
     ),
+    "no mean of the words": lambda at: len(mlm().resize_token_embeddings(V + 1, mean_resizing=False).weight) == V + 1,
+    "no cache": lambda at: torch.equal(bert()(ids, use_cache=False)[0], bert()(ids)[0]),
+    "how many labels": lambda at: one().num_labels == 1,
+    "where it comes from": lambda at: (
+        {load(at).name_or_path, load(at).config._name_or_path, BertConfig.from_pretrained(at).name_or_path} == {str(at)}
+    ),
+    "where it does not come from": lambda at: bert().name_or_path == config.name_or_path == "",
+    "a file's encoder and decoder": lambda at: config.is_encoder_decoder is False and "is_encoder" not in repr(config),
+    "the base model's name": lambda at: getattr(mlm(), mlm().base_model_prefix).base_model_prefix == "bert",
+    "the table that decodes": lambda at: (
+        bert().get_output_embeddings() is None
+        and (m := mlm()).get_output_embeddings().weight is m.get_input_embeddings().weight
+    ),
     "resizing to a multiple alone": lambda at: len(bert().resize_token_embeddings(pad_to_multiple_of=64).weight) == 128,
     "parameters without tables": lambda at: bert().num_parameters(exclude_embeddings=True) == 14698,
     "checkpointing's arguments": lambda at: [bert().gradient_checkpointing_enable(gradient_checkpointing_kwargs={})],

@@ -196,6 +196,10 @@ def test_what_a_tokenizer_says_of_itself(both):
     assert ours.model_max_length == theirs.model_max_length == 64
     assert ours.model_input_names == theirs.model_input_names
     assert sorted(ours.all_special_ids) == sorted(theirs.all_special_ids)
+    assert {id: str(token) for id, token in ours.added_tokens_decoder.items()} == {
+        id: str(token) for id, token in theirs.added_tokens_decoder.items()
+    }
+    assert ours.name_or_path == str(theirs.name_or_path)
     assert ours.get_vocab() == theirs.get_vocab()
     assert (len(ours), ours.vocab_size) == (len(theirs), theirs.vocab_size)
     assert ours.num_special_tokens_to_add(True) == theirs.num_special_tokens_to_add(True)
