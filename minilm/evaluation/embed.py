@@ -28,7 +28,7 @@ from minilm.train.runtime import side_by_side, workers
 
 log = logging.getLogger("minilm")
 ON_CPU, ELSEWHERE = 1 << 11, 1 << 14  # tokens at a time
-WORTH_IT = 256  # of them, for a worker of their own
+WORTH_IT = 1024  # of them, for a worker of their own
 LOOKED_AT = 1024  # tokens, for which oneDNN's products are worth it
 CHUNK = 4096  # texts that are held at a time
 ROOM = 1 << 20  # characters of them, or one text
