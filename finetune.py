@@ -133,7 +133,7 @@ class Args:
     resume: Literal["auto", "never"] = "auto"
     """auto goes on from the newest complete checkpoint in OUT; never refuses an OUT that holds a run."""
     time_limit: float | None = None
-    """Minutes after which the command saves and ends, with status 0, as it does after SIGUSR1; the same one goes on."""
+    """Minutes after which training saves and ends, with status 0, as after SIGUSR1; the same command goes on."""
     device: str = "auto"
     """cuda, mps or cpu; auto takes the first of these that is there."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -162,7 +162,9 @@ def main(args: Args) -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("WORLD_SIZE is set, as by torchrun: fine-tuning runs in one process; start it by python")
     cli.check_ranges(args, RANGES)
-    cli.check_result(args.json, train=args.train, dev=args.dev, test=args.test)
+    out = args.out or Path("checkpoints") / ("libraries" if args.train is None else args.train.name.split(".")[0])
+    own = [out / name for name in cli.OF_A_MODEL]
+    cli.check_result(args.json, train=args.train, dev=args.dev, test=args.test, out=own)
     if args.seed + args.seeds - 1 > RANGES["seed"][1]:
         raise ConfigError(f"--seed {args.seed}: leaves no --seeds {args.seeds}; give a smaller one")
     if args.epochs is not None and args.steps is not None:
@@ -177,7 +179,6 @@ def main(args: Args) -> None:
         raise ConfigError(f"--group-column {args.group_column}: of --train that is split; leave out --dev, or this")
     if args.check and args.json:
         raise ConfigError("--json: --check has no result to write; leave one of them out")
-    out = args.out or Path("checkpoints") / ("libraries" if args.train is None else args.train.name.split(".")[0])
     runs = list(load(args))
     if args.check:
         for line in check(args, runs[0]):

@@ -34,6 +34,7 @@ from minilm.checkpoint.model import (
 )
 from minilm.checkpoint.store import Run, Store, manifest_fault
 from minilm.data.corpus import open_corpus
+from minilm.data.documents import is_jsonl
 from minilm.data.loader import Kind, Loader, check_divisible, fixed_batches, shared
 from minilm.data.objectives import ObjectiveName, make_objective
 from minilm.data.packing import Packing, PairTask, Rows, pack
@@ -166,7 +167,8 @@ class Args:
     text_field: str = "text"
     """Of a .jsonl line."""
     time_limit: float | None = None
-    """Minutes after which the command saves and ends, with status 0, as it does after SIGUSR1; the same one goes on."""
+    """Minutes after which training saves and ends, with status 0, as it does after SIGUSR1; the same command goes on.
+    What comes before the first step, as tokenising, is not cut short."""
     device: str = "auto"
     """cuda, mps or cpu; auto takes the first of these that is there."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -219,14 +221,14 @@ def main(args: Args) -> None:
     objective = args.objective or (pretrained.objective if pretrained else "mlm")
     recipe = effective_recipe(args, objective, pretrained)
     out = args.out or Path("checkpoints") / f"{args.recipe or ('continue' if pretrained else 'quick')}-{objective}"
-    ranks.agreed(lambda: check_result(args))
+    ranks.agreed(lambda: check_result(args, out))
     if args.prepare_only:
         result, shown = report_of_corpus(args, recipe, pretrained)
     elif args.dry_run:
         nearest = ranks.agreed(Store(out).check_writable)
         asked = asked_for(args, objective, recipe, pretrained)
         ranks.from_first(lambda: Store(out).earlier_run(*asked, args.resume))
-        with tempfile.TemporaryDirectory(prefix=".tmp-dry-run-", dir=nearest) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=nearest) as scratch:
             result, shown = pretrain(args, objective, recipe, Path(scratch) / "run", pretrained)
     else:
         ranks.agreed(Store(out).check_writable)
@@ -294,6 +296,7 @@ def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretraine
 
 def check_of_use(args: Args, objective: ObjectiveName, recipe: Recipe) -> None:
     """Raises ConfigError for a flag that would change nothing."""
+    files = open_corpus(args.data).files if args.data else ()
     for names, is_of_use, needed in (
         (
             ("pairs", "mask_rate", "mask_rate_end", "whole_words", "short_seq_prob"),
@@ -305,9 +308,10 @@ def check_of_use(args: Args, objective: ObjectiveName, recipe: Recipe) -> None:
         (("output_scale",), not args.model, "weights that are new, without --model"),
         (("mask_rate_end",), not args.compile, "steps without --compile"),
         (("decay_frac",), recipe.schedule == "wsd", "--schedule wsd"),
+        (("text_field",), any(map(is_jsonl, files)), "a .jsonl in --data"),
     ):
         for name in names:
-            off = (None,) if name == "output_scale" else (None, 0.0, False)
+            off = (None,) if name == "output_scale" else (None, 0.0, False, Args.text_field)
             if (value := getattr(args, name)) not in off and not is_of_use:
                 raise ConfigError(f"{cli.flag(name)} {value}: goes with {needed} only; leave it out")
 
@@ -588,11 +592,11 @@ def steps_of_budget(args: Args, recipe: Recipe, rows: Rows, step_s: dict[Kind, f
     return steps
 
 
-def check_result(args: Args) -> None:
+def check_result(args: Args, out: Path) -> None:
     """Raises ConfigError for a --json that cannot be written, or would be over what is read."""
     to_file = args.json not in (None, "-")
     files = open_corpus(args.data, args.text_field).files if args.data and to_file else ()
-    cli.check_result(args.json, add_tokens=args.add_tokens, data=files)
+    cli.check_result(args.json, add_tokens=args.add_tokens, data=files, out=[out / name for name in cli.OF_A_MODEL])
 
 
 def plan_of(args: Args, recipe: Recipe, steps: int) -> Plan:

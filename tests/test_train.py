@@ -398,7 +398,7 @@ def test_a_dry_run_is_refused_as_the_run_would_be(go):
 
 def test_a_dry_run_that_is_told_to_end_leaves_nothing(text, cache, tmp_path):
     process = start(text, cache, tmp_path / "run", "--dry-run")
-    wait_for(process, lambda: list(tmp_path.glob(".tmp-dry-run-*/run")))
+    wait_for(process, lambda: list(tmp_path.glob(".dry-run-*/run")))
     process.terminate()
     assert process.wait(timeout=60) == 143
     assert list(tmp_path.iterdir()) == []
@@ -752,6 +752,7 @@ FLAG_FAULTS = {
     ("--batch-warmup-frac", "0.5"): "--batch-warmup-frac 0.5: goes with --accumulation above 1 only",
     ("--recipe", "bert-mini", "--pairs", "next", "--packing", "stream"): "--packing stream: goes with rows that are no",
     ("--decay-frac", "0.1"): "--decay-frac 0.1: goes with --schedule wsd only",
+    ("--text-field", "body"): "--text-field body: goes with a .jsonl in --data only",
 }
 
 
@@ -765,6 +766,14 @@ def test_bad_flags_are_one_line(go, tmp_path, flags):
     assert FLAG_FAULTS[flags] in last
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.json"])
+def test_a_result_is_no_file_of_the_run_to_come(go, tmp_path, name):
+    (tmp_path / "run").mkdir()
+    status, _, err = go("--steps", 2, "--json", tmp_path / "run" / name)
+    assert (status, f"{name}: is the file of --out; give another" in err) == (2, True), err
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

@@ -165,8 +165,11 @@ class Store:
 
     def latest(self, say: Callable[[str], None]) -> Path | None:
         """The newest checkpoint whose manifest verifies, or None where there is none at all; `say` is told about newer
-        ones that do not. Raises CheckpointError where none of several does."""
+        ones that do not. Raises CheckpointError where none of several does, and where one was put elsewhere."""
         found = checkpoints(self.out)
+        for path in self.out.glob("step-*"):
+            if path.is_symlink() and path.name.removeprefix("step-").isdecimal():
+                raise CheckpointError(f"{path}: is a link; put the directory itself there, or take the link away")
         for _, path in reversed(found):
             if not (fault := manifest_fault(path)):
                 return path

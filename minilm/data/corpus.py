@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import secrets
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -83,7 +84,8 @@ def open_corpus(paths: Sequence[str], text_field: str = "text") -> Corpus:
         if not inside:
             raise DataError(f"--data {path}: no {', '.join(SUFFIXES)} file (also .gz, .xz) in this folder")
         files += inside
-    return Corpus(tuple(dict.fromkeys(files)), text_field)
+    once = {os.path.realpath(file): file for file in reversed(files)}  # by the first of its names
+    return Corpus(tuple(file for file in dict.fromkeys(files) if once[os.path.realpath(file)] == file), text_field)
 
 
 def _text_files(folder: Path) -> Iterator[Path]:
@@ -118,7 +120,7 @@ def embedded_corpus(cache_dir: Path) -> Corpus:
     file = cache_dir / f"documentation-{hashlib.sha256(listing.encode()).hexdigest()[:16]}.jsonl"
     if not file.exists():
         cache_dir.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.tmp")
+        partial = file.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")  # containers have the same numbers
         with partial.open("w", encoding="utf-8") as out:
             documents = [*docstrings([path for _, path in sources]), *(topics[name] for name in sorted(topics))]
             for document in dict.fromkeys(documents):

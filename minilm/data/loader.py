@@ -101,6 +101,14 @@ class Loader:
         longest = self.rows[max(self.rows)]
         return seen / (len(longest) * longest.T)
 
+    def work(self, step: int) -> int:
+        """Tokens of all steps before that one, padding included."""
+        done = 0
+        for each in self.stretches:
+            now = min(each.steps, step)
+            done, step = done + now * each.rows * each.length, step - now
+        return done
+
     def order(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, row) of all rows of a step; (rows,) int64 each."""
         stretch, start = self.at(step)

@@ -193,6 +193,12 @@ def _tokenise(
                 out.flush()
                 progress = replace(progress, sizes=dict(out.sizes), crcs=dict(out.crcs))
                 progress.write(partial)
+    for name, size in out.sizes.items():
+        if (partial / name).stat().st_size != size or _crc(partial / name, size) != out.crcs[name]:
+            raise ConfigError(  # an NFS may lock a directory for one machine alone
+                f"--cache-dir {partial.parent}: another process has written there, too, which its file system does not "
+                f"keep out; run one at a time, or name a directory of this machine"
+            )
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     for block in FileArray(partial / "train.tokens", dtype).blocks():
         counts += np.bincount(block, minlength=len(counts))

@@ -111,6 +111,10 @@ class ExampleBatches:
     def epochs(self) -> float:
         return self.steps * self.tuning.batch_size / len(self.size_of)
 
+    def work(self, step: int) -> int:
+        """Of all steps before that one, in proportion to what they take."""
+        return step
+
     def order(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, unit of features) of a step; (batch_size,) int64 each."""
         size = self.tuning.batch_size

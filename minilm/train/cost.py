@@ -84,7 +84,7 @@ class EnergyMeter:
     """Joules that a sensor has counted: the GPU's (NVML) if it is used, else the CPU packages' (RAPL)."""
 
     def __init__(self, device: torch.device) -> None:
-        self._gpu, self._before = None, {}
+        self._gpu, self._before, self._of_gpu = None, {}, device.type != "cpu"
         if device.type == "cuda":
             with contextlib.suppress(ImportError, RuntimeError):
                 import pynvml
@@ -111,6 +111,8 @@ class EnergyMeter:
             nvml, handle = self._gpu
             with contextlib.suppress(nvml.NVMLError):
                 return {"gpu": nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3}
+            return {}
+        if self._of_gpu:  # without its driver's library; what the CPU takes is a small part
             return {}
         found = {}
         for zone in POWERCAP.glob("intel-rapl:?"):

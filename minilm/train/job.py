@@ -360,4 +360,5 @@ def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log, l
     meter = EnergyMeter(job.runtime.device) if job.runtime.ranks.world == 1 else None
     file = job.store.out / "metrics.jsonl"
     evaluated = history[-1].step if history else -1
-    return start, Log(file, plan.steps, start, peak_lr, spent, job.unigram, meter, evaluated), history, within
+    own = {"evaluated": evaluated, "work": job.loader.work, "unsaved": job.unsaved}
+    return start, Log(file, plan.steps, start, peak_lr, spent, job.unigram, meter, **own), history, within

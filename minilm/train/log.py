@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -58,12 +58,17 @@ class Log:
         unigram: float | None = None,
         meter: EnergyMeter | None = None,
         evaluated: int | None = None,
+        work: Callable[[int], float] = float,
+        unsaved: bool = False,
     ) -> None:
         """spent: by the run up to `start`. unigram: the loss that word frequencies alone reach. evaluated: the last
-        step of an evaluation that counts; `start`, if not given. Lines of `file` from after these are dropped."""
+        step of an evaluation that counts; `start`, if not given. Lines of `file` from after these are dropped. work: of
+        the steps before one, in proportion to what they take. unsaved: whether it goes on where a line cannot be
+        written."""
         evaluated = start if evaluated is None else evaluated
         self.file, self.steps, self.peak_lr, self.unigram, self.meter = file, steps, peak_lr, unigram, meter
-        self.spent = spent
+        self.spent, self.work, self.unsaved = spent, work, unsaved
+        self.torn = False  # whether the last line may be there in part
         kept = [
             line for line in read_metrics(file) if line["step"] <= (evaluated if "held_out_loss" in line else start)
         ]
@@ -103,7 +108,8 @@ class Log:
         self.bar.set_postfix_str(f"loss {loss:.3f}, {tokens / took:,.0f} tokens/s")
         if not self.is_terminal and (step - self.said_at >= self.steps / QUIET_LINES or step == self.steps):
             self.said_at = step
-            left = (now - self.began) / (step - self.start) * (self.steps - step)  # evaluation and saving included
+            begun, done, whole = map(self.work, (self.start, step, self.steps))
+            left = (now - self.began) * (whole - done) / (done - begun)  # evaluation and saving included
             say(f"step {step}/{self.steps}  loss {loss:.3f}  {tokens / took:,.0f} tokens/s  {left:.0f} s left")
 
     def evaluation(self, step: int, score: Judged) -> None:
@@ -140,11 +146,15 @@ class Log:
             return
         try:
             with self.file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(line, allow_nan=False) + "\n")
+                out.write("\n" * self.torn + json.dumps(line, allow_nan=False) + "\n")
+            self.torn = False
         except OSError as error:
-            raise CheckpointError(
-                f"{self.file}: cannot be written ({error.strerror or error}); mend that, then the same command goes on"
-            ) from error
+            why = f"{self.file}: cannot be written ({error.strerror or error})"
+            if not self.unsaved:
+                raise CheckpointError(f"{why}; mend that, then the same command goes on") from error
+            if not self.torn:
+                say(f"{why}; lines are left out, and the run goes on")
+            self.torn = True
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:

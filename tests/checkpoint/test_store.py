@@ -260,9 +260,13 @@ def test_a_model_of_links_is_read(tmp_path):
     assert manifest_fault(tmp_path / "snapshots" / "1") == ""
 
 
-def test_a_step_that_is_a_link_is_no_checkpoint(store, tmp_path):
+def test_a_step_that_is_a_link_is_neither_taken_nor_passed_over(store, tmp_path):
+    """Training would go on from an older one, and end where it comes to that step."""
     store.save(5, write_text("older"))
-    (store.out / "step-000010").symlink_to(store.out / "step-000005")
+    (store.out / "step-000010").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="step-000010: is a link; put the directory itself there, or take"):
+        store.latest(print)
+    (store.out / "step-000010").unlink()
     assert store.latest(print).name == "step-000005"
 
 

@@ -80,6 +80,14 @@ def test_the_text_field_can_be_named(write):
     assert read(file, text_field="body") == ["yes"]
 
 
+def test_a_file_of_two_names_is_read_once(write, tmp_path):
+    for name in ("d/b.txt", "d/c.txt"):
+        write(name, name)
+    (tmp_path / "d" / "a.txt").symlink_to("c.txt")
+    assert open_corpus([str(tmp_path / "d")]).files == (tmp_path / "d" / "a.txt", tmp_path / "d" / "b.txt")
+    assert read(tmp_path / "d" / ".." / "d" / "b.txt", tmp_path / "d") == ["d/b.txt", "d/c.txt"]
+
+
 def test_folders_and_patterns_in_a_fixed_order(write, tmp_path):
     for name in ("d/b.txt", "d/a/z.md", "d/a.text", "e/c.txt"):
         write(name, name)

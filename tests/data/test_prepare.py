@@ -218,6 +218,26 @@ def test_whatever_decides_the_content_makes_another_entry(corpus, cache, tokeniz
     assert len(list(cache.iterdir())) == 6
 
 
+@pytest.mark.parametrize("what", ["hashes", "train.tokens"])
+@pytest.mark.parametrize("how", ["appended", "changed"])
+def test_what_another_process_has_written_meanwhile_is_no_cache(corpus, cache, tokenizer, monkeypatch, what, how):
+    """As of another machine, where a file system's locks are each machine's own."""
+    whole = module._Writer.__exit__
+
+    def meddled(self, *of):
+        whole(self, *of)
+        (file,) = cache.glob(f"*.partial/{what}")
+        file.write_bytes(file.read_bytes() + b"\0" * 8 if how == "appended" else b"\xff" + file.read_bytes()[1:])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Writer, "__exit__", meddled)
+        with pytest.raises(ConfigError, match="another process has written there, too"):
+            prepare(corpus, cache, 0.1, tokenizer)
+    assert [path.suffix for path in cache.iterdir()] == [".partial"]
+    again = prepare(corpus, cache, 0.1, tokenizer)
+    assert len(again.hashes) == len(again.train) + len(again.held_out)
+
+
 FILES = ["train.tokens", "held_out.offsets", "hashes", "counts", "tokenizer.json", "vocab.txt", "META.json"]
 
 

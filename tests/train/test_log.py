@@ -1,9 +1,12 @@
 """metrics.jsonl, the clock and the meter without pauses, what is said, and the plot."""
 
+import errno
+import io
 import json
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -119,6 +122,38 @@ def test_resume_drops_later_lines_and_half_a_line(tmp_path, clock, tail):
 
 def test_no_file_is_no_lines(tmp_path):
     assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_a_line_that_cannot_be_written_ends_a_run_or_is_left_out(tmp_path, clock, capsys, monkeypatch):
+    """It is said once, and what is there of it costs no other line."""
+    log, file = Log(tmp_path / "m.jsonl", steps=40, start=0, peak_lr=1.0, unsaved=True), tmp_path / "m.jsonl"
+    whole = Path.open
+
+    class Full(io.StringIO):
+        def write(self, text):
+            with whole(file, "a") as out:
+                out.write(text[:9])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    for step in (10, 20, 30, 40):
+        clock.now += 1
+        monkeypatch.setattr(Path, "open", whole if step in (10, 40) else lambda *of, **more: Full())
+        log.step(step, 2.0, 1.0, 1.0, tokens=100)
+    assert [line["step"] for line in read_metrics(file)] == [10, 40]
+    assert capsys.readouterr().err.count("No space left on device); lines are left out, and the run goes on") == 1
+    log.unsaved = False
+    clock.now += 1
+    monkeypatch.setattr(Path, "open", lambda *of, **more: Full())
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        log.step(40, 2.0, 1.0, 1.0, tokens=100)
+
+
+def test_the_time_left_is_of_steps_that_grow(tmp_path, clock, capsys):
+    """By a tenth of the steps a hundredth is done."""
+    log = Log(tmp_path / "m.jsonl", steps=100, start=0, peak_lr=1.0, work=lambda step: step**2)
+    clock.now += 5
+    log.step(10, 2.0, 1.0, 1.0, tokens=100)
+    assert "495 s left" in capsys.readouterr().err
 
 
 def test_without_a_terminal_about_twenty_lines_are_said(tmp_path, clock, capsys):
