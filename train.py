@@ -296,7 +296,7 @@ def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretraine
 
 def check_of_use(args: Args, objective: ObjectiveName, recipe: Recipe) -> None:
     """Raises ConfigError for a flag that would change nothing."""
-    files = open_corpus(args.data).files if args.data else ()
+    files = open_corpus(args.data).files if args.data and args.text_field != Args.text_field else ()
     for names, is_of_use, needed in (
         (
             ("pairs", "mask_rate", "mask_rate_end", "whole_words", "short_seq_prob"),
