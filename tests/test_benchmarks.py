@@ -364,7 +364,6 @@ def test_a_side_is_a_process(measure_as_it_is, encoder_directory, tmp_path):
         theirs.process.wait()
         theirs.turn()
         assert theirs.line(row, ours) == {"side": other, "failed": "its process ended with status -9"}
-
     assert ours.process.poll() == 0
     with measure.Process("embed-short", replace(setting, model=tmp_path), other) as lost:
         lost.begin(row, ours)

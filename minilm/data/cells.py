@@ -107,9 +107,11 @@ def _are_quotes(lines: list[str]) -> bool:
     """Whether a tsv's quotes enclose cells, and are not text, as in GLUE's: all of them are closed, and one stands
     doubled within, or of several columns each has them in all of its cells or in none, but for those that are empty;
     and perhaps its name."""
+    if not any('"' in line for line in lines):
+        return False
     rows = [line.split("\t") for line in lines if line]
     opened = [cell for row in rows for cell in row if cell.startswith('"')]
-    if not opened or not all(IN_QUOTES.match(cell, 1).end() == len(cell) - 1 for cell in opened):
+    if not all(IN_QUOTES.match(cell, 1).end() == len(cell) - 1 for cell in opened):
         return False
     if any('""' in cell[1:-1] for cell in opened):
         return True

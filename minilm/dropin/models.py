@@ -74,9 +74,11 @@ class PreTrainedModel(nn.Module):
 
         @wraps(PreTrainedModel.forward)
         def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> ModelOutput | tuple[Tensor, ...]:
-            own = (
-                places if "type_vocab_size" in self.config.family.defaults else places[:2]
-            )  # another order than BERT's
+            own = places
+            if "type_vocab_size" not in self.config.family.defaults:  # whose order is another than BERT's
+                own = places[:2]
+            elif self.kind in ("mlm", "clm") and self.config.model_type != "electra":  # states of an encoder, then
+                own = [place for place in places if place not in TARGETS]
             if len(args) > len(own):
                 raise TypeError(f"{type(self).__name__} of a {self.config.model_type}: name what follows {own[-1]}")
             return super(cls, self).forward(**dict(zip(own, args, strict=False)), **kwargs)

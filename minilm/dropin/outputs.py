@@ -78,7 +78,7 @@ class BatchEncoding(dict):
             kind = array.dtype.kind if array.size else "i"
             if kind not in dtypes:
                 raise DataError(f"{name}: not of numbers, so no tensor; leave it out")
-            array = array.astype(dtypes[kind])
+            array = array.astype(dtypes[kind], copy=False)
             self[name] = torch.from_numpy(array) if tensor_type == "pt" else array
         return self
 

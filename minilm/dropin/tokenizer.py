@@ -185,9 +185,10 @@ class BertTokenizer:
     def _set_ends(self) -> None:
         """Put cls_token and sep_token around each text. Raises ConfigError where there is no place for them."""
         ends, word_piece = self._backend.post_processor, isinstance(self._backend.model, models.WordPiece)
-        if isinstance(ends, processors.TemplateProcessing) and word_piece:
+        if (ends is None or isinstance(ends, processors.TemplateProcessing)) and word_piece:
             ends = processors.BertProcessing(("", 0), ("", 0))
-        if not isinstance(ends, processors.BertProcessing | processors.RobertaProcessing):
+        known = isinstance(ends, processors.BertProcessing | processors.RobertaProcessing)
+        if not known or None in (self.cls_token, self.sep_token):
             raise ConfigError("cls_token, sep_token: the tokenizer puts others around a text; leave them as they are")
         ends.cls, ends.sep = ((token, self._backend.token_to_id(token)) for token in (self.cls_token, self.sep_token))
         self._backend.post_processor = ends
@@ -473,7 +474,7 @@ class BertTokenizer:
         if role in ROLES:
             if role == name or value is None:
                 self.add_special_tokens({role: value})
-            elif (token := self._backend.id_to_token(value)) is None:
+            elif value < 0 or (token := self._backend.id_to_token(value)) is None:
                 raise ConfigError(f"{name} {value}: the tokenizer has no such token")
             else:  # as text it stays what it was
                 self._roles[role] = token

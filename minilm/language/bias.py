@@ -178,7 +178,7 @@ def stereoset_probabilities(scorer: LanguageScorer, triples: Sequence[Triple]) -
     is asked for it, as by the authors' code with one sentence a batch. Raises ConfigError for a causal model, DataError
     for a word without a token, and for a context that is too long."""
     _check_masked(scorer)
-    tokenizer = scorer.tokenizer
+    tokenizer, length = scorer.tokenizer, scorer.length
     pieces_of = [tokenizer(list(triple.words), add_special_tokens=False).input_ids for triple in triples]
     for triple, words in zip(triples, pieces_of, strict=True):
         if [] in words:
@@ -192,7 +192,7 @@ def stereoset_probabilities(scorer: LanguageScorer, triples: Sequence[Triple]) -
                     filled = f"{tokenizer.decode(pieces[:number])}{tokenizer.mask_token}"
                     row = np.array(tokenizer(triple.context.replace("BLANK", filled)).input_ids, np.int64)
                     column = np.flatnonzero(row == tokenizer.mask_token_id)
-                    if len(column) != triple.context.count("BLANK") or len(row) > scorer.length:
+                    if len(column) != triple.context.count("BLANK") or len(row) > length:
                         raise DataError(f"{triple.where}: the context is longer than the model reads, or holds a mask")
                     yield Questions(row[None], np.zeros(1, np.int64), column[:1], np.array([piece]))
 

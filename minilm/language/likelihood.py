@@ -85,11 +85,11 @@ class LanguageScorer:
     def encoded(self, texts: Sequence[str], where: Sequence[str] | None = None) -> list[Encoded]:
         """where: the file and line of each. Raises DataError for a text that is longer than the model reads, and for
         one with a place that has no token."""
-        found = []
+        found, length = [], self.length
         for number, each in enumerate(self.tokenizer(list(texts), split_special_tokens=True, verbose=False).encodings):
-            if len(each.ids) > self.length:
+            if len(each.ids) > length:
                 what = f"text {number + 1}" if where is None else f"{where[number]}: a text"
-                raise DataError(f"{what} has {len(each.ids)} tokens, and the model reads {self.length}; shorten it")
+                raise DataError(f"{what} has {len(each.ids)} tokens, and the model reads {length}; shorten it")
             own = np.flatnonzero(np.array(each.special_tokens_mask) == 0)
             if where is not None and not len(own):
                 raise DataError(f"{where[number]}: a text without a token that the model reads; leave it out")

@@ -167,7 +167,9 @@ def _numbers(values: Sequence[Any]) -> np.ndarray | None:
 
 def name_of(value: Any) -> str:
     """What a cell calls its slice or group; "" where it is empty."""
-    return "" if value is None or value != value else str(value).strip()
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # of pandas
+        return ""
+    return "" if value != value else str(value).strip()
 
 
 @lru_cache(maxsize=1 << 14)  # slices of one size, as quartiles are, have few different tables

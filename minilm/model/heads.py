@@ -66,17 +66,17 @@ def pooled(states: Tensor, tokens: Tokens, how: str) -> Tensor:
 
 def _pooled_by_document(states: Tensor, tokens: Tokens, how: str) -> Tensor:
     """The "mean" or "max" of rows of several documents: states (B T, D) -> (documents, D)."""
-    documents, key, dtype = len(tokens.cls), tokens.key.flatten(), states.dtype
-    states = states.to(torch.promote_types(dtype, torch.float32))  # a sum of ones in bf16 ends at 256
+    documents, key = len(tokens.cls), tokens.key.flatten()
     place = torch.arange(len(states), device=states.device)
     number = torch.searchsorted(tokens.cls, place, right=True) - 1  # of the document that a token is of
     number = torch.where(key, number, documents)  # padding is of one more, which is dropped
     empty = states.new_zeros(documents + 1, states.shape[1])
     if how == "max":
         index = number[:, None].expand_as(states)
-        return empty.scatter_reduce(0, index, states, "amax", include_self=False)[:-1].to(dtype)
-    counts = states.new_zeros(documents + 1).index_add(0, number, torch.ones_like(states[:, 0]))
-    return (empty.index_add(0, number, states)[:-1] / counts[:-1, None]).to(dtype)
+        return empty.scatter_reduce(0, index, states, "amax", include_self=False)[:-1]
+    wide = states.to(torch.promote_types(states.dtype, torch.float32))  # a sum of ones in bf16 ends at 256
+    counts = wide.new_zeros(documents + 1).index_add(0, number, torch.ones_like(wide[:, 0]))
+    return (empty.to(wide.dtype).index_add(0, number, wide)[:-1] / counts[:-1, None]).to(states.dtype)
 
 
 class Pooler(nn.Module):

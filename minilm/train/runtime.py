@@ -239,9 +239,10 @@ def _keep_freed_memory() -> None:
         mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def workers(device: torch.device) -> int:
-    """How many batches are computed `side_by_side`, if there are as many."""
-    return min(torch.get_num_threads(), SIDE_BY_SIDE) if device.type == "cpu" else 1
+def workers(device: torch.device, batches: int = SIDE_BY_SIDE) -> int:
+    """How many of so many batches are computed `side_by_side`: with as many threads each."""
+    threads = torch.get_num_threads()
+    return threads // -(-threads // batches) if device.type == "cpu" else 1
 
 
 def side_by_side(work: Callable[[Item], Made], items: Iterable[Item], device: torch.device) -> Iterator[Made]:
@@ -254,8 +255,7 @@ def side_by_side(work: Callable[[Item], Made], items: Iterable[Item], device: to
     if min(threads, len(first)) <= 1:
         yield from map(torch.no_grad()(work), items)
         return
-    each = -(-threads // len(first))
-    workers, wait = threads // each, True
+    count, wait = workers(device, len(first)), True
     is_on, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
     mode = onednn.within()
 
@@ -264,11 +264,11 @@ def side_by_side(work: Callable[[Item], Made], items: Iterable[Item], device: to
             return work(item)
 
     coming: deque[Future[Made]] = deque()
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,))
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(-(-threads // len(first)),))
     try:
         for item in items:
             coming.append(pool.submit(alone, item))
-            if len(coming) > 2 * workers:
+            if len(coming) > 2 * count:
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()

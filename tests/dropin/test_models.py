@@ -476,7 +476,7 @@ def test_label_numbers_may_be_text(tmp_path):
     assert models.BertForSequenceClassification.from_pretrained(tmp_path).config.id2label == {0: "bad", 1: "good"}
 
 
-@pytest.mark.parametrize(("name", "kind"), [row for row in ROWS if row[1] not in ("clm", "mlm", "discriminator")])
+@pytest.mark.parametrize(("name", "kind"), [row for row in ROWS if row[1] != "discriminator"])  # its loss is fp32 there
 def test_arguments_without_names(name, kind, tmp_path, exact_float64):
     """In transformers' order; where that is not BERT's, those that could be others are refused."""
     theirs = theirs_of(name, kind)
@@ -488,6 +488,8 @@ def test_arguments_without_names(name, kind, tmp_path, exact_float64):
             ours(ids, mask, None)
         return
     arguments = (ids, mask, types, torch.arange(2, 2 + T)[None], None, *targets.values())
+    if kind in ("mlm", "clm") and name != "electra":  # there states of an encoder come before labels
+        arguments = arguments[:5]
     assert_equal_outputs(ours(*arguments), theirs(*arguments))
     with pytest.raises(TypeError, match="name what follows"):
         ours(*arguments, None)

@@ -14,7 +14,16 @@ import torch
 from minilm.errors import ConfigError, DataError
 from minilm.train import runtime as runtime_module
 from minilm.train.ranks import Ranks
-from minilm.train.runtime import STOPPING, Runtime, Stopped, StopSignals, peak_memory_mb, seed_step, side_by_side
+from minilm.train.runtime import (
+    STOPPING,
+    Runtime,
+    Stopped,
+    StopSignals,
+    peak_memory_mb,
+    seed_step,
+    side_by_side,
+    workers,
+)
 
 
 @pytest.fixture
@@ -449,6 +458,13 @@ def test_few_batches_have_the_more_threads(threads, batches, each):
     assert list(made) == [each] * batches
 
 
+@pytest.mark.parametrize("given", range(1, 41))
+def test_as_many_work_as_is_said(threads, given):
+    threads(given)
+    made = side_by_side(lambda item: (threading.get_ident(), time.sleep(0.01)), range(64), torch.device("cpu"))
+    assert len({each for each, _ in made}) == workers(torch.device("cpu"))
+
+
 def test_a_signal_does_not_wait_for_the_batches_under_way(threads):
     threads(2)
     let_go, made = threading.Event(), []
@@ -472,7 +488,7 @@ def test_on_a_gpu_a_batch_comes_after_the_other(threads):
 @pytest.mark.parametrize("given", [1, 2])
 def test_an_error_in_a_batch_is_raised_and_the_rest_left(threads, given):
     threads(given)
-    begun, running = [], threading.active_count()
+    begun, running = [], {*threading.enumerate()}
 
     def work(item):
         begun.append(item)
@@ -488,7 +504,7 @@ def test_an_error_in_a_batch_is_raised_and_the_rest_left(threads, given):
     made = side_by_side(work, itertools.count(4), torch.device("cpu"))
     assert next(made) == 4
     made.close()  # as by who wants no more of an endless stream
-    assert threading.active_count() <= running  # another test may have left one that was about to end
+    assert not {*threading.enumerate()} - running
     assert torch.get_num_threads() == given
 
 
