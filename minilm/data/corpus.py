@@ -84,8 +84,10 @@ def open_corpus(paths: Sequence[str], text_field: str = "text") -> Corpus:
         if not inside:
             raise DataError(f"--data {path}: no {', '.join(SUFFIXES)} file (also .gz, .xz) in this folder")
         files += inside
-    once = {os.path.realpath(file): file for file in reversed(files)}  # by the first of its names
-    return Corpus(tuple(file for file in dict.fromkeys(files) if once[os.path.realpath(file)] == file), text_field)
+    once: dict[str, Path] = {}
+    for file in files:
+        once.setdefault(os.path.realpath(file), file)  # by the first of its names
+    return Corpus(tuple(once.values()), text_field)
 
 
 def _text_files(folder: Path) -> Iterator[Path]:

@@ -250,7 +250,7 @@ class Tokenizer:
     def encode_documents(self, documents: Sequence[str]) -> list[np.ndarray]:
         """Ids without [CLS] and [SEP], one int64 array a document; on all cores. On few each word is encoded once, and
         remembered."""
-        if self._is_of_words and _cores() <= FEW_CORES:
+        if self._is_of_words and cores() <= FEW_CORES:
             texts, (known, letters) = [WORD.findall(document) for document in documents], self._known
             new = [*set().union(*texts).difference(known)]
             if len(new) <= NEW * sum(map(len, texts)):
@@ -341,7 +341,7 @@ def _alphabet(documents: Iterable[str], backend: tokenizers.Tokenizer, limit: in
     return first, sorted(inner.intersection(first))
 
 
-def _cores() -> int:
+def cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

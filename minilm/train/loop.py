@@ -89,11 +89,12 @@ def train_step(
     norm = whole(gradient_norm(forward))
     bad = runtime.ranks.any_on_device(~(norm.isfinite() & total.isfinite()))
     scale, found_inf = ((norm + 1e-6) / max_norm).clamp(min=1.0).float(), bad.float()
-    if not honours_gates(runtime.device):
+    gates = honours_gates(runtime.device)
+    if not gates:
         for own in (own for own in forward.parameters() if own.grad is not None):
             own.grad.div_(scale)
     for optimizer in optimizers:
-        if honours_gates(runtime.device):
+        if gates:
             optimizer.grad_scale, optimizer.found_inf = scale, found_inf  # which clips without a pass of its own
             optimizer.step()
         elif not bad:

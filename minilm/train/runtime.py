@@ -19,6 +19,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import torch
 
+from minilm.data.tokenizer import cores
 from minilm.errors import ConfigError
 from minilm.model import onednn
 from minilm.model.attention import Backend, has_varlen_kernel
@@ -59,8 +60,7 @@ class Runtime:
             raise ConfigError(f"--precision {precision}: unknown; use auto, {', '.join(DTYPES)}")
         ranks = Ranks.join()
         if threads is None and ranks.world > 1:  # torchrun says 1, whatever the machine has
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world)))
+            threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world)))
         if threads is not None:
             torch.set_num_threads(threads)
         chosen = _device(device)

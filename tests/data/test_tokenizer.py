@@ -255,7 +255,7 @@ def test_stored_truncation_and_padding_are_cleared(trained, tmp_path):
 @pytest.mark.parametrize("more", [0, 1])
 def test_words_are_remembered_where_that_saves_time(trained, prose, monkeypatch, more):
     """On few cores; on many the library encodes documents at once. The ids are the same."""
-    monkeypatch.setattr(module, "_cores", lambda: module.FEW_CORES + more)
+    monkeypatch.setattr(module, "cores", lambda: module.FEW_CORES + more)
     tokenizer = Tokenizer(trained.backend, trained.lowercase)
     wanted, remembered = [trained.encode(document).input_ids[1:-1] for document in prose], []
     for most in (10**6, 10**6, 10):
@@ -274,7 +274,7 @@ def test_words_are_remembered_where_that_saves_time(trained, prose, monkeypatch,
 
 
 def test_words_that_are_all_new_are_not_remembered(trained, monkeypatch):
-    monkeypatch.setattr(module, "_cores", lambda: 1)
+    monkeypatch.setattr(module, "cores", lambda: 1)
     tokenizer = Tokenizer(trained.backend, trained.lowercase)
     for texts, remembers in ((["ab cd ef gh"], False), (["ab cd ab ab ab ab ab ab"], True), (["ij kl mn ab"], False)):
         before = tokenizer._known
@@ -285,7 +285,7 @@ def test_words_that_are_all_new_are_not_remembered(trained, monkeypatch):
 
 def test_threads_may_share_a_tokenizer(trained, monkeypatch):
     """One of them may forget all words while another one looks some up."""
-    monkeypatch.setattr(module, "_cores", lambda: 1)
+    monkeypatch.setattr(module, "cores", lambda: 1)
     monkeypatch.setattr(module, "NEW", 1)
     monkeypatch.setattr(module, "REMEMBERED", 200)
     tokenizer, rng = Tokenizer(trained.backend, trained.lowercase), random.Random(0)
