@@ -12,13 +12,11 @@ side that fails, does not answer in ten minutes or comes to other numbers is lef
 as they come; of another commit, model or version, and where a side failed, they are measured anew.
 """
 
-import json
 import platform
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +25,8 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from benchmarks.machine import ROOT, busy, machine, weights_of, when
+from benchmarks.kept import keep, read
+from benchmarks.machine import ROOT, busy, cores, weights_of, when
 from benchmarks.measure import SideError, answer_orders, measured
 from benchmarks.rows import ROWS
 from benchmarks.side import Setting
@@ -36,6 +35,7 @@ from minilm import cli
 from minilm.errors import ConfigError, did_you_mean, library
 
 BUSY = 0.5  # of a core, taken by others: a machine so busy measures nothing
+OF_TESTS = 2 / 3  # of the budget, at most
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers")
 PRECISIONS = ("fp32", "bf16")
 RANGES = {"budget_s": (1, 10**6), "row_s": (1, 10**6), "pairs": (1, 1000), "texts": (1, 10**6)}
@@ -54,7 +54,7 @@ class Args:
     pairs: int = 7
     """Turns of each side."""
     budget_s: float | None = None
-    """Begin no row after so many seconds."""
+    """Begin no row after so many seconds, nor a turn but the second of each side; `gpu`'s tests may take two thirds."""
     row_s: float = 600.0
     """Begin no turn of a row after so many seconds of its turns, but the second of each side."""
     json: Path | None = None
@@ -90,24 +90,30 @@ def main(args: Args) -> int:
     if gpu and (why := gpu_tests(args, device, found)):
         failed.append(why)
     for name, precision in wanted(args, names or [*ROWS], device):
-        what = about(args, name, precision, device)
-        if rows := known(found, what):
+        where = torch.device("cpu") if ROWS[name].on_cpu else device
+        what = about(args, name, precision, where)
+        if rows := known(found, what, args.row_s):
             shown += rows
             continue
-        start = time.monotonic()
-        if args.budget_s is not None and start - began + longest > args.budget_s:
-            print(f"{name}, {precision}: not begun, the budget is spent", file=sys.stderr)
-            continue
+        start, row_s = time.monotonic(), args.row_s
+        if args.budget_s is not None:
+            row_s = min(row_s, args.budget_s - (start - began))
+            if row_s < longest:
+                print(f"{name}, {precision}: not begun, the budget is spent", file=sys.stderr)
+                continue
         if (load := busy()) > BUSY:
             print(f"the machine is busy (others take {load:.1f} cores): figures may be worth nothing", file=sys.stderr)
         try:
-            rows = measured(name, setting_of(args, precision, device), args.pairs, args.row_s)
+            rows = measured(name, setting_of(args, precision, where), args.pairs, row_s)
         except SideError as error:
             failed.append(f"{name}, {precision}, {error}")
             continue
-        rows = [what | row | {"date": when()["date"], "load": load} for row in rows]
+        finally:
+            longest = max(longest, time.monotonic() - start)
+        beside = {"date": when()["date"], "load": load, "row_s": row_s, "sides": len(rows)}
+        rows = [what | row | beside for row in rows]
         keep(args.json, rows)
-        shown, longest = shown + rows, max(longest, time.monotonic() - start)
+        shown += rows
     failed += [f"{row['row']}, {row['precision']}, {row['side']}: {row['failed']}" for row in shown if "failed" in row]
     if shown:
         print("\n".join(told(shown)))
@@ -125,10 +131,10 @@ def gpu_tests(args: Args, device: torch.device, found: list[dict[str, Any]]) -> 
         return None
     command = [sys.executable, "-m", "pytest", "-q", "tests/train/test_gpu.py"]
     try:
-        if subprocess.run(command, cwd=ROOT, timeout=args.budget_s).returncode:
+        if subprocess.run(command, cwd=ROOT, timeout=args.budget_s and OF_TESTS * args.budget_s).returncode:
             return "the tests that need a GPU"
-    except subprocess.TimeoutExpired:
-        return f"the tests that need a GPU: not done in {args.budget_s:.0f} s"
+    except subprocess.TimeoutExpired as late:
+        return f"the tests that need a GPU: not done in {late.timeout:.0f} s"
     keep(args.json, [what | {"date": when()["date"]}])
     return None
 
@@ -142,11 +148,13 @@ def wanted(args: Args, names: Sequence[str], device: torch.device) -> Iterator[t
         for precision in [args.precision] if args.precision else precisions(device):
             if precision in ROWS[name].precisions:
                 yield name, precision
+            elif args.precision:
+                print(f"{name}: left out, it is measured in {ROWS[name].precisions[0]} alone", file=sys.stderr)
 
 
 def about(args: Args, name: str, precision: str, device: torch.device) -> dict[str, Any]:
     """What a figure is of: two that agree in all of this are the same."""
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()["cpu"]
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else cores()
     versions = {each: version_of(each) for each in LIBRARIES} | {"python": platform.python_version()}
     weights = weights_of(args.model) if ROWS[name].of_model else None
     what = {"row": name, "precision": precision, "pairs": args.pairs, "weights": weights, "machine": where}
@@ -179,27 +187,14 @@ def precisions(device: torch.device) -> tuple[str, ...]:
     return PRECISIONS if Setting(device, "auto", None, Path()).runtime.precision == "bf16" else ("fp32",)
 
 
-def read(file: Path | None) -> list[dict[str, Any]]:
-    """Rows that were kept; a line that is not whole is none."""
-    found = []
-    for line in file.read_text().splitlines() if file is not None and file.exists() else []:
-        with suppress(ValueError):
-            found.append(json.loads(line))
-    return found
-
-
-def known(found: list[dict[str, Any]], what: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those of `found` that are of the same, the last of each side; none, where one failed or the code is not
-    committed."""
+def known(found: list[dict[str, Any]], what: dict[str, Any], row_s: float = 0.0) -> list[dict[str, Any]]:
+    """The lines of `found` that are of the same, the last of each side; none, where a side is missing or failed, where
+    `row_s` would be time for more turns, or where the code is not committed."""
     last = {row.get("side"): row for row in found if what.items() <= row.items()}
     is_known = not what["commit"].endswith("-dirty") and not any("failed" in row for row in last.values())
+    is_known &= all(row.get("sides", 1) == len(last) for row in last.values())
+    is_known &= all(row["turns"] == row["pairs"] or row["row_s"] >= row_s for row in last.values() if "turns" in row)
     return [*last.values()] if is_known else []
-
-
-def keep(file: Path | None, rows: list[dict[str, Any]]) -> None:
-    if file is not None:
-        with file.open("a") as lines:
-            lines.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 Each side runs in processes of its own, one after the other in turn, over the same seeds. Timed are tokenising,
 training, and at the end one scoring of the dev part and a save, not imports, loading or the test. Both sides have their
 last model, not the best by dev. The loop pads each batch to its longest example and has torch's fused AdamW, as minilm.
-Tokens are real ones, padding not counted. Each run is a line of --results, and is not run again where that has it;
+Tokens are real ones, padding not counted. minilm has glibc keep freed memory, the loop is as its documentation has it
+(GLIBC_TUNABLES would do that for it, too). Each run is a line of --results, and is not run again where that has it;
 `load` is how many processes ran on average, `threads` how many each of its own had (OMP_NUM_THREADS).
 """
 
@@ -25,6 +26,7 @@ from typing import Any, Literal
 
 import torch
 
+from benchmarks.kept import keep, read
 from benchmarks.labelled import SETS, LabelledSet, Splits
 from benchmarks.machine import ROOT, machine, weights_of, when
 from minilm import cli
@@ -62,7 +64,8 @@ class Args:
     results: Path | None = None
     """A .jsonl: what ran is added to it, and what it holds is not run again."""
     keep: Path | None = None
-    """A directory: runs are kept there, and one that was stopped goes on, minilm's where SIGTERM stopped it."""
+    """A directory: runs are kept there, and one that was stopped goes on, minilm's where SIGTERM stopped it. For the
+    scores: seconds are then not those of a run without it."""
     side: Literal["both", "transformers", "minilm"] = "both"
     """One alone prints its figures as JSON; that is how this runs each."""
     seed: int = 0
@@ -73,8 +76,7 @@ def main(args: Args) -> None:
     if args.side != "both":
         print(json.dumps(one(args)))
         return
-    lines = args.results.read_text(encoding="utf-8").splitlines() if args.results and args.results.exists() else []
-    rows = [json.loads(line) for line in lines]
+    rows = read(args.results)
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for seed in range(args.seed, args.seed + args.seeds):
         for side in SIDES:
@@ -82,17 +84,17 @@ def main(args: Args) -> None:
             row = next((row for row in rows if what.items() <= row.items()), None)
             if row is None:
                 row = what | measured(args, side, seed) | when()
-                if args.results:
-                    with args.results.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(row) + "\n")
+                keep(args.results, [row])
                 print(json.dumps(row), file=sys.stderr, flush=True)
             found[side].append(row)
     metric = SETS[args.set].metric
     load = max(row["load"] for runs in found.values() for row in runs)
     print(f"{', '.join(machine().values())}, {args.precision}, load {load:.1f}")
-    cores = len(os.sched_getaffinity(0))
-    if load > BUSY * cores or any(row.get("threads", cores) != cores for runs in found.values() for row in runs):
+    cores, everything = len(os.sched_getaffinity(0)), [row for runs in found.values() for row in runs]
+    if load > BUSY * cores or any(row.get("threads", cores) != cores for row in everything):
         print("It had not the whole machine: its seconds are worth nothing, its scores what they are.")
+    if any(row.get("kept") for row in everything):
+        print("Saving to --keep is in the seconds of some, and what a stop cost is not: they are worth nothing.")
     print(f"`python -m benchmarks.finetuning {' '.join(sys.argv[1:])}`\n")
     print(f"| {args.set} | seconds | tokens a second | test {metric} | of each seed |\n|---|---|---|---|---|")
     for side, runs in found.items():
@@ -132,7 +134,8 @@ def measured(args: Args, side: str, seed: int) -> dict[str, Any]:
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, command)
         found = json.loads(process.stdout.read().splitlines()[-1])
-        return found | {"load": statistics.mean(loads), "threads": torch.get_num_threads()}
+        own = {"load": statistics.mean(loads), "threads": torch.get_num_threads(), "kept": args.keep is not None}
+        return found | own
 
 
 def one(args: Args) -> dict[str, Any]:

@@ -21,10 +21,14 @@ def cpu() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
 
 
+def cores() -> str:
+    """The cores that it runs on, and their vector instructions."""
+    return f"{len(os.sched_getaffinity(0))} cores of an {cpu()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def machine() -> dict[str, str]:
-    """Where it runs."""
-    cores = f"{len(os.sched_getaffinity(0))} cores of an {cpu()}, {torch.backends.cpu.get_cpu_capability()}"
-    return {"cpu": cores} | {name: f"{name} {metadata.version(name)}" for name in ("torch", "transformers")}
+    """Where it runs, and by which libraries."""
+    return {"cpu": cores()} | {name: f"{name} {metadata.version(name)}" for name in ("torch", "transformers")}
 
 
 def busy(seconds: float = 2.0) -> float:

@@ -24,7 +24,7 @@ from minilm.train.cost import matmul_peak
 from minilm.train.runtime import peak_memory_mb
 
 OURS = "minilm"
-AGREE = {"fp32": 1e-5, "bf16": 2e-2}  # of the norm of a row of the numbers that sides come to; on a GPU fp32 is TF32
+AGREE = {"fp32": 1e-5, "bf16": 2e-2}  # of the norm of a row of the numbers that sides come to
 LEAST_S = 4.0  # of a turn: of a shorter one the machine's own ups and downs are most of what differs
 FEWEST = 2  # turns
 PEAK_S = 0.5  # for the fastest product of matrices, after each round
@@ -40,7 +40,7 @@ def measured(name: str, setting: Setting, pairs: int, row_s: float) -> list[dict
     """A line of each side; of another than ours that fails, or comes to other numbers, it holds that. Raises SideError
     where ours does."""
     row, peaks = ROWS[name], []
-    _ = setting.runtime  # for the peak of products
+    _ = setting.runtime  # for the peak of products: TF32 on a GPU
     with ExitStack() as stack:
         sides: list[Process] = []
         for side in row.make(setting):
@@ -54,6 +54,7 @@ def measured(name: str, setting: Setting, pairs: int, row_s: float) -> list[dict
                 process.turn()
             if row.flops:
                 peaks.append(matmul_peak(setting.device, setting.dtype, PEAK_S))
+                free(setting)
         lines = [process.line(row, sides[0]) for process in sides]
     for line in lines if peaks else ():
         if "failed" not in line:  # useful operations: what the other sides compute besides is not counted
@@ -169,8 +170,11 @@ def other_numbers(row: Row, setting: Setting, ours: Done, other: Done) -> str:
     a, b = (done.values.double() for done in (ours, other))
     if a.shape != b.shape:
         return f"numbers of shape {tuple(b.shape)}, and minilm's are {tuple(a.shape)}"
+    if not ours.values.is_floating_point():  # ids
+        return f"{other_ids:,} other ids" if (other_ids := int((a != b).sum())) else ""
     off = float(((a - b).norm(dim=1) / a.norm(dim=1).clamp(min=1e-30)).max())
-    if row.agree and not off <= AGREE[setting.precision if setting.device.type == "cpu" else "bf16"]:
+    is_tf32 = setting.device.type == "cuda" and not row.of_model
+    if row.agree and not off <= AGREE["bf16" if is_tf32 else setting.precision]:
         return f"numbers that are off by {off:.1e} of minilm's norm"
     return ""
 
@@ -196,9 +200,10 @@ def answer_orders(name: str, setting: Setting, side: str) -> int:
 def serve(name: str, setting: Setting, side: str, orders: Iterable[str]) -> Iterator[Any]:
     """`first FILE`: the seconds until the first call is done, from making the side on, and the count of it; its numbers
     go into the file. `turn`: (count, seconds). `memory`: at its peak."""
-    if setting.device.type == "cuda":
-        _ = setting.runtime  # TF32, for all sides alike
-    make = ROWS[name].make(setting)[side]
+    row = ROWS[name]
+    if setting.device.type == "cuda" and not row.of_model:
+        _ = setting.runtime  # TF32 for all sides alike in training; vectors are of fp32 as it is, as minilm's commands'
+    make = row.make(setting)[side]
     for order in orders:
         match order.split(maxsplit=1):
             case ["first", file]:

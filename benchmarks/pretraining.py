@@ -5,9 +5,9 @@ without one ingredient after the other.
     python -m benchmarks.pretraining --name time-to-loss
     python -m benchmarks.pretraining --name ingredients
 
-Each result is appended to benchmarks/results/NAME.jsonl as it comes, with commit and date; one that is there is not
-measured again: where code that decides it has changed, remove its line. The table is printed at the end, and from what
-is there at any time with --table.
+Each result is appended to benchmarks/results/NAME.jsonl as it comes, with commit and date. One that is there, of the
+same machine, threads and versions, is not measured again: where code that decides it has changed, remove its line. The
+table is printed at the end; --table prints that of the machine of the last line, from what is there.
 """
 
 import json
@@ -22,7 +22,8 @@ from functools import partial
 from importlib import metadata
 from typing import Any, Literal
 
-from benchmarks.machine import ROOT, when
+from benchmarks.kept import keep, read
+from benchmarks.machine import ROOT, cores, when
 from minilm import cli
 
 OURS, PLAIN = [sys.executable, "train.py"], [sys.executable, "-m", "benchmarks.plain_loop"]
@@ -83,24 +84,27 @@ class Args:
 
 def main(args: Args) -> None:
     file = ROOT / "benchmarks" / "results" / f"{args.name}.jsonl"
+    results = read(file)
     versions = {name: metadata.version(name) for name in ("torch", "transformers")}
-    results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    here = {"machine": cores(), "threads": args.threads, "versions": versions}
+    if args.table and results:
+        here = {key: results[-1].get(key) for key in here}
 
     def measured(command: list[str], **known: Any) -> dict[str, Any]:
         """The result of a command, from the file or measured now."""
-        known |= {"data": list(args.data)}
+        known |= {"data": list(args.data)} | here
         command = [*command, *(word for flag in FIRST if flag in known for word in (cli.flag(flag), known[flag]))]
         if found := [row for row in results if all(row.get(key) == value for key, value in known.items())]:
             return found[0]
         if args.table:
             return known
-        row = known | run(command, args) | when() | {"versions": versions}
+        row = known | run(command, args) | when()
         results.append(row)
-        with file.open("a") as out:
-            out.write(json.dumps(row) + "\n")
+        keep(file, [row])
         return row
 
     measures = {"side-by-side": side_by_side, "time-to-loss": time_to_loss, "ingredients": ingredients}
+    print(f"{here['machine']}, {here['threads'] or 'all'} threads, {here['versions']}")
     for line in measures[args.name](args, measured):
         print(line, flush=True)
 
@@ -172,7 +176,7 @@ def time_to_loss(args: Args, measured: Any) -> Iterator[str]:
         if all("held_out_loss" in row for row in rows)
     }
     for name, (loss, seconds) in means.items():
-        if name != "transformers" and loss <= means["transformers"][0]:
+        if name != "transformers" and "transformers" in means and loss <= means["transformers"][0]:
             yield f"{name}: at a lower loss {means['transformers'][1] / seconds:.1f} times sooner"
 
 

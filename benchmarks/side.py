@@ -53,3 +53,4 @@ class Row:
     precisions: tuple[str, ...] = ("fp32", "bf16")
     flops: Callable[[Setting], float] | None = None  # that a token needs at least
     agree: bool = True  # whether sides come to the same numbers
+    on_cpu: bool = False  # also where there is a GPU

@@ -39,6 +39,7 @@ INITIAL = 0.1  # the standard deviation of weights
 RATE = 0.15  # of the tokens are targets
 LR, DECAY, EPS = 1e-4, 0.01, 1e-6
 LABELLED, TOGETHER, LABELLED_LENGTHS = 8, 32, (4, 64)  # batches, texts of each, and tokens of a text
+ROW = 128  # tokens, in which `tune` packs texts on a GPU, if it is not told otherwise
 
 
 def language_modelling(
@@ -68,9 +69,10 @@ def shape_of(setting: Setting, T: int, dropout: float = 0.0) -> EncoderConfig:
     return bert_config(VOCABULARY, **sizes, max_position_embeddings=max(512, T), dropout=dropout)
 
 
-def flops_of(setting: Setting, T: int, rate: float = RATE) -> float:
-    """Of the matrix products that a token of a full row needs, as minilm computes them; attention in full."""
-    return step_flops(shape_of(setting, T), T, T, round(rate * T)) / T
+def flops_of(setting: Setting, T: int, rate: float = RATE, causal: bool = False) -> float:
+    """Of the matrix products that a token of a full row needs, as minilm computes them. causal: a token sees half of
+    the row on average."""
+    return step_flops(shape_of(setting, T), T, T // 2 if causal else T, round(rate * T)) / T
 
 
 def _made_up(T: int, B: int, natural: bool, batches: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
@@ -239,7 +241,8 @@ def finetuning(setting: Setting, grouped: bool = False) -> Makers:
     if not grouped:
         sides["transformers"] = partial(_their_classifier, setting, features)
     expert = "transformers, grouped" if grouped else "transformers, faster attention"
-    sides[expert] = partial(_their_classifier, setting, features, by_expert=True)
+    if grouped or setting.device.type == "cpu":  # on a GPU its own is the faster one
+        sides[expert] = partial(_their_classifier, setting, features, by_expert=True)
     if setting.device.type == "cuda":
         sides["minilm, compiled"] = partial(_classifier, setting, features, compiled=True)
         sides["transformers, tuned"] = partial(_their_classifier, setting, features, 16, compiled=True)
@@ -258,13 +261,13 @@ def _fresh_classifier(setting: Setting) -> BertForSequenceClassification:
 def _classifier(setting: Setting, features: Features, compiled: bool = False) -> Side:
     """As `minilm.tasks.tune` trains one."""
     runtime, model, task = setting.runtime, _fresh_classifier(setting), Classification(("no", "yes"))
-    longest, on_gpu = LABELLED_LENGTHS[1], setting.device.type == "cuda"
+    row = ROW if setting.device.type == "cuda" else None
     encoder = model.base_model.encoder
-    encoder.backend = runtime.backend(longest, 0.0, encoder.cfg.head_width)
+    encoder.backend = runtime.backend(row or LABELLED_LENGTHS[1], 0.0, encoder.cfg.head_width)
     cheapen(model, encoder.embedding.word)
     loss = runtime.compiled(task.loss, any_shape=True) if compiled else task.loss
     parts = np.arange(len(features)).reshape(LABELLED, TOGETHER)
-    batches = [batch_of(features, part, longest if on_gpu else None)[0] for part in parts]
+    batches = [batch_of(features, part, row)[0] for part in parts]
     return _our_loop(model, loss, batches, setting)
 
 

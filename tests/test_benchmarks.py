@@ -288,6 +288,99 @@ def test_a_pass_is_of_so_many_texts(benchmarks_main, measure, setting):
     assert told[0] != told[1]
 
 
+def test_a_row_is_known_when_it_is_whole(benchmarks_main, tmp_path):
+    """A killed process leaves half a line, or half of the sides; a budget fewer turns than were asked for."""
+    kept = importlib.import_module("benchmarks.kept")
+    what = {"row": "load", "commit": "abc", "pairs": 7}
+    both = [what | {"side": side, "sides": 2, "turns": 7, "row_s": 60.0} for side in ("minilm", "transformers")]
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(both[0]) + "\n" + json.dumps(both[1])[:9])
+    assert benchmarks_main.known(kept.read(file), what, 60.0) == []
+    kept.keep(file, both)
+    assert kept.read(file) == [both[0], *both]
+    assert benchmarks_main.known(kept.read(file), what, 60.0) == both
+    fewer = [row | {"turns": 3} for row in both]
+    assert benchmarks_main.known(fewer, what, 60.0) == fewer
+    assert benchmarks_main.known(fewer, what, 600.0) == []
+    assert benchmarks_main.known(both, what, 600.0) == both
+
+
+def test_a_budget_ends_the_turns_of_a_row(benchmarks_main, monkeypatch, tmp_path, capsys):
+    """And where it is spent, no row is begun."""
+    clock, given = [0.0], []
+
+    def measured(name, setting, pairs, row_s):
+        clock[0] += 70.0
+        given.append((name, setting.device.type, row_s))
+        return [{"side": "minilm", "unit": "tokens", "tokens_per_s": 1.0, "peak_mb": 1.0, "first_s": 1.0, "turns": 1}]
+
+    monkeypatch.setattr(benchmarks_main, "measured", measured)
+    monkeypatch.setattr(benchmarks_main, "busy", lambda: 0.0)
+    monkeypatch.setattr(benchmarks_main, "told", lambda rows: [])
+    monkeypatch.setattr(benchmarks_main.time, "monotonic", lambda: clock[0])
+    args = benchmarks_main.Args(("load", "load-256", "pretrain-128"), budget_s=150.0, row_s=100.0, device="cpu")
+    benchmarks_main.main(replace(args, precision="fp32"))
+    assert given == [("load", "cpu", 100.0), ("load-256", "cpu", 80.0)]
+    assert "pretrain-128, fp32: not begun, the budget is spent" in capsys.readouterr().err
+
+
+def test_what_the_processor_does_is_measured_there(benchmarks_main, monkeypatch):
+    """Whichever device the other rows are measured on."""
+    given = []
+    monkeypatch.setattr(benchmarks_main, "device_of", lambda name: torch.device("meta"))
+    monkeypatch.setattr(benchmarks_main, "measured", lambda name, setting, *_: given.append(setting.device.type) or [])
+    monkeypatch.setattr(benchmarks_main, "busy", lambda: 0.0)
+    benchmarks_main.main(benchmarks_main.Args(("load", "pretrain-128"), precision="fp32"))
+    assert given == ["cpu", "meta"]
+
+
+def test_one_wrong_id_is_told(measure, setting):
+    ids = torch.arange(480_000)[None]
+    done, other, row = measure.Done, ids.clone(), measure.ROWS["tokenise"]
+    other[0, 7] += 1
+    assert measure.other_numbers(row, setting, done(8, ids), done(8, ids.clone())) == ""
+    assert measure.other_numbers(row, setting, done(8, ids), done(8, other)) == "1 other ids"
+
+
+def test_a_causal_token_needs_half_of_the_attention(measure, setting):
+    steps, flops = importlib.import_module("benchmarks.steps"), measure.ROWS["causal-1024"].flops(setting)
+    layers, width = (steps.SHAPES["cpu"][name] for name in ("num_hidden_layers", "hidden_size"))
+    assert steps.flops_of(setting, 1024, 1.0) - flops == 3 * 2 * layers * 2 * 512 * width
+
+
+@pytest.mark.parametrize("name", ["side-by-side", "time-to-loss"])
+def test_a_table_of_what_is_there(load, monkeypatch, tmp_path, capsys, name):
+    """Of one machine; without the reference there is nothing to be sooner than."""
+    module = load("benchmarks/pretraining.py")
+    lines = (ROOT / "benchmarks" / "results" / f"{name}.jsonl").read_text().splitlines()
+    here = json.loads(lines[-1])["machine"]
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    for kept, is_there in ((lines, True), ([line for line in lines if '"transformers", "minutes"' not in line], False)):
+        (tmp_path / "benchmarks" / "results" / f"{name}.jsonl").write_text("\n".join(kept) + "\n")
+        module.main(module.Args(name, table=True))
+        out = capsys.readouterr().out
+        assert out.startswith(here)
+        assert ("| transformers |" in out) == is_there
+        assert ("sooner" in out) == (is_there and name == "time-to-loss")
+
+
+def test_a_result_is_of_its_machine(load, monkeypatch, tmp_path, capsys):
+    module = load("benchmarks/pretraining.py")
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    runs = []
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(
+        module, "run", lambda command, args: runs.append(command) or {"held_out_loss": 1.0, "seconds": 1}
+    )
+    args = module.Args("ingredients", seeds=(0,))
+    monkeypatch.setattr(module, "table", lambda title, found: iter(()))
+    for where, threads, expected in (("a", None, 1), ("a", None, 1), ("b", None, 2), ("b", 1, 3), ("b", 1, 3)):
+        monkeypatch.setattr(module, "cores", lambda where=where: where)
+        module.main(replace(args, threads=threads))
+        assert len(runs) == expected * len(module.INGREDIENTS)
+
+
 def test_a_side_that_does_something_else_is_none(measure, setting):
     row, done = measure.ROWS["pretrain-128"], measure.Done
     values = torch.tensor([[2.0, 5.0]])
@@ -430,7 +523,7 @@ def test_what_needs_a_gpu_is_tested_first_and_once(benchmarks_main, monkeypatch,
 
     assert said() == "the tests that need a GPU"
     outcome.returncode = None
-    assert said() == "the tests that need a GPU: not done in 540 s"
+    assert said() == "the tests that need a GPU: not done in 360 s"
     outcome.returncode = 0
     assert said() is None
     assert len(calls) == 3
@@ -496,6 +589,7 @@ def test_what_cannot_be_measured(benchmarks_main, capsys, tmp_path):
         (["pretrain-1288"], 2, "pretrain-1288: no such row; did you mean pretrain-128?"),
         (["gpu"], 2, "gpu: there is none that torch sees"),
         (["latency"], 0, "latency: left out, give it a --model"),
+        (["load", "--precision", "bf16"], 0, "load: left out, it is measured in fp32 alone"),
         (["pretrain-128", "--budget-s", "0"], 2, "--budget-s"),
     ):
         if flags == ["gpu"] and torch.cuda.is_available():
