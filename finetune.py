@@ -140,8 +140,7 @@ class Args:
     threads: int | None = None
     """CPU threads; torch's choice if not given."""
     deterministic: bool = False
-    """Make runs on an Nvidia GPU repeat bit for bit, also when resumed; slower. On a CPU they do so without this
-    flag."""
+    """Make runs on an Nvidia GPU repeat bit for bit, also when resumed; slower. A CPU needs no flag for that."""
     compile: bool = False
     """On a GPU, compile model and loss into one graph by torch.compile: a later start, perhaps faster steps."""
     json: str | None = None

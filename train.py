@@ -86,7 +86,8 @@ class Args:
     """Named settings of minilm/recipes.py, which flags of the same names override; quick, or continue with --model, if
     not given."""
     model: str | None = None
-    """Continue training this BERT or ModernBERT (a directory, or a name on the Hugging Face hub) and its tokenizer."""
+    """Continue training this BERT or ModernBERT (a directory, or a name on the Hugging Face hub), with its
+    tokenizer."""
     add_tokens: Path | None = None
     """File of words to add to the vocabulary of --model, one per line, in lower case if it ignores case, without spaces
     or punctuation. Their embeddings start as the mean of the pieces that each was split into."""
@@ -159,8 +160,7 @@ class Args:
     dropout: float | None = None
     """Dropout rate of states and attention weights."""
     output_scale: float | None = None
-    """Scale of the initial matrices that write to the residual stream; 0 makes every layer the identity, 1 is
-    BERT's."""
+    """Scale of the initial matrices that write to the residual stream; 0 starts layers as the identity, 1 is BERT's."""
     gradient_checkpointing: bool | None = None
     """Recompute every layer in the backward pass instead of keeping it: less memory, a third more time."""
     held_out: float = 0.05
@@ -179,8 +179,7 @@ class Args:
     threads: int | None = None
     """CPU threads; torch's choice if not given."""
     deterministic: bool = False
-    """Make runs on an Nvidia GPU repeat bit for bit, also when resumed; slower. On a CPU they do so without this
-    flag."""
+    """Make runs on an Nvidia GPU repeat bit for bit, also when resumed; slower. A CPU needs no flag for that."""
     compile: bool = False
     """On a GPU, compile model and loss into one graph by torch.compile: a later start, perhaps faster steps."""
     cache_dir: Path = Path("~/.cache/minilm")
@@ -264,8 +263,7 @@ def starting_model(args: Args) -> Pretrained | None:
 
 
 def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretrained | None) -> Recipe:
-    """The named recipe with the flags that override it. Raises ConfigError for flags that are wrong or do not
-    go together."""
+    """The named recipe with the flags that override it. Raises ConfigError for flags that are wrong or clash."""
     cli.check_ranges(args, RANGES)
     if args.dry_run and args.prepare_only:
         raise ConfigError("--dry-run and --prepare-only: two things at once; give one")
@@ -320,8 +318,7 @@ def check_of_use(args: Args, objective: ObjectiveName, recipe: Recipe) -> None:
 
 
 def fitted(recipe: Recipe, args: Args, objective: ObjectiveName, pretrained: Pretrained) -> Recipe:
-    """The recipe with the sizes of the model to continue from. Raises ConfigError for flags that do not fit the
-    model."""
+    """The recipe with the sizes of the model to continue from. Raises ConfigError for flags that do not fit it."""
     for name in ("vocab_size", "lowercase"):
         if getattr(args, name) is not None:
             raise ConfigError(f"{cli.flag(name)}: --model has its own vocabulary; leave this out")
@@ -439,8 +436,7 @@ def pretrain(
 def timed(
     args: Args, recipe: Recipe, forward: Applied, loss: Loss, optimizers: Optimizers, loader: Loader, runtime: Runtime
 ) -> tuple[dict[Kind, float], int | None]:
-    """(seconds of a step of each kind, tokens of a micro-batch where --auto-batch had to make it smaller, else
-    None)."""
+    """(seconds of a step of each kind, tokens of a micro-batch if --auto-batch had to make it smaller)."""
     say("timing a step")
     limit_s = min(MAX_TIMING_S, 0.1 * 60 * (recipe.minutes or math.inf))
     within = None
