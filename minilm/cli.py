@@ -258,11 +258,11 @@ def _of_compiler(error: Exception) -> int:
     """Print an error of torch's compiler and return exit status 2. Raises any other error, which is a bug."""
     if not of_compiler(error):
         raise error
-    why = " ".join(str(error).split())[:200]  # it may have very many lines
+    why = " ".join(str(error).split())[:200]  # the message may have very many lines
     return _fail(f"--compile: torch's compiler fails here ({why}); leave it out, in another --out")
 
 
 def _fail(message: str) -> int:
-    with suppress(OSError):  # nobody reads it
+    with suppress(OSError):  # nobody reads stderr
         print("error: " + " ".join(message.split()), file=sys.stderr)
     return 2

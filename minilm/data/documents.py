@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from minilm.errors import DataError
 
-MAX_CHARS = 1 << 20  # of one document
+MAX_CHARS = 1 << 20  # most characters of one document
 MAX_LINE = 1 << 24  # bytes of one jsonl line
 COMPRESSED = (".gz", ".xz")
 

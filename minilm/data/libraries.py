@@ -8,7 +8,7 @@ from minilm.data.corpus import docstrings, document_hash, embedded_sources
 from minilm.data.examples import Example
 
 PER_LIBRARY = 1500  # training examples; dev and test have a quarter as many each
-CHARACTERS = 300  # of a text are used, from its beginning
+CHARACTERS = 300  # used of each text, from its beginning
 # words that would give a library away: its names, terms of its own, dotted paths
 GIVEAWAY = re.compile(
     r"\b(?:(?i:c?python\d*|py|numpy|np|ndarrays?|scipy|(?:py)?torch|tensors?|cuda|aten|stdlib|pep)"

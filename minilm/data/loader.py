@@ -75,7 +75,7 @@ class Loader:
         return Loader(stretches, self.rows, self.objective, self.seed, self.rank, self.world, self.pin_memory)
 
     def within(self, tokens: int) -> "Loader":
-        """The same steps in micro-batches of at most `tokens` tokens, padding included, or of one row."""
+        """This loader's steps in micro-batches of at most `tokens` tokens, padding included, or of one row."""
 
         def smaller(each: Stretch) -> Stretch:
             most = max(1, min(each.batch_size, tokens // each.length))

@@ -222,7 +222,7 @@ def _packed_pieces(shard: Shard, T: int, short_seq_prob: float) -> Iterator[tupl
 
 
 def _single_pieces(shard: Shard, T: int, short_seq_prob: float) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """As `_packed_pieces`, with one piece per row; pieces too short for a pair are left out."""
+    """`_packed_pieces` with one piece per row; pieces too short for a pair are left out."""
     for start, length in _cut(shard, T - 3, short_seq_prob):
         kept = length >= min(MIN_PAIR, T - 3)
         yield start[kept], length[kept], np.ones(int(kept.sum()), dtype=np.int64)

@@ -129,7 +129,7 @@ class _Progress:
 
     file: int
     document: int  # in that file
-    documents: int  # so far
+    documents: int  # tokenised so far
     stamps: str  # checksum of the corpus's stamps: its files must be unchanged
     tokenizer: str  # checksum of tokenizer.json
     note: str  # the tokenizer's

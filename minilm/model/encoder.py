@@ -271,7 +271,7 @@ class Encoder(nn.Module):
 
     def __init__(self, cfg: EncoderConfig, backend: Backend = "sdpa") -> None:
         super().__init__()
-        if backend not in list(BACKENDS):  # for it may be unhashable
+        if backend not in list(BACKENDS):  # a list, for `backend` may be unhashable
             raise ConfigError(f"attention backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
         self.cfg = cfg
         self.backend = backend

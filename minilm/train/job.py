@@ -69,7 +69,7 @@ class Batches(Protocol):
         """The micro-batches of one step."""
 
     def within(self, tokens: int) -> "Batches":
-        """The same steps in micro-batches of at most `tokens` tokens, as far as possible."""
+        """These steps in micro-batches of at most `tokens` tokens, as far as possible."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, chunk: int) -> Tensor:
         kind = x.device.type
         narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        with torch.autocast(kind, enabled=False):  # it would copy the table each time
+        with torch.autocast(kind, enabled=False):  # autocast would copy the table each time
             nats, *grads = _nats_and_gradients(x.to(narrow), weight.to(narrow), bias.to(narrow), target, chunk)
         ctx.save_for_backward(*(grad.to(of.dtype) for grad, of in zip(grads, (x, weight, bias), strict=True)))
         return nats
