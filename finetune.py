@@ -50,102 +50,101 @@ SCRATCH = {  # a model that has learned nothing
     "intermediate_size": 512,
     "max_position_embeddings": 256,
 }
-OVERFIT_STEPS, LEARNED = 100, 0.05  # steps on one batch, and the loss that it then has, of a usual one
+OVERFIT_STEPS, LEARNED = 100, 0.05  # steps on one batch, and the fraction of a usual loss that counts as learned
 
 
 @dataclass(frozen=True)
 class Args:
-    """Fine-tune a model on labelled examples. Alone, it learns from which library a documentation text is."""
+    """Fine-tune a model on labelled examples. Alone, it learns to tell which library a documentation text is from."""
 
     train: Path | None = None
-    """csv, tsv, jsonl, json or parquet, also .gz or .xz; of tags one word a line (CoNLL), or lists words and tags; of
-    questions SQuAD's json; an embedded labelled set, if not given."""
+    """Labelled examples: csv, tsv, jsonl, json or parquet, also .gz or .xz. For tagging one word per line (CoNLL), or
+    lists of words and tags; for questions SQuAD's json. An embedded data set, if not given."""
     dev: Path | None = None
-    """Examples by which the best model is chosen; a tenth of --train, if not given."""
+    """Examples that choose the best model; a tenth of --train, if not given."""
     test: Path | None = None
-    """Examples that nothing is chosen by."""
+    """Examples for the final scores; nothing is chosen by them."""
     task: TaskName = "classification"
-    """What is learned."""
+    """Kind of task to learn."""
     model: str | None = None
-    """A directory, or a name on the Hugging Face hub; checkpoints/quick-mlm, if not given."""
+    """Model to start from: a directory, or a name on the Hugging Face hub; checkpoints/quick-mlm, if not given."""
     new_head: bool = False
-    """Begin with a new head, whatever --model predicts."""
+    """Start with a new head, even if --model has one."""
     out: Path | None = None
-    """Where everything goes; checkpoints/NAME-OF-TRAIN, if not given."""
+    """Output directory; checkpoints/NAME-OF-TRAIN, if not given."""
     text_column: str | None = None
-    """By name, or number from 1; found by its name or looks, and said, if not given."""
+    """Column of the text, by name or number from 1; guessed from names and contents, and printed, if not given."""
     pair_column: str | None = None
-    """Of a second text; for span --text-column is the question's, and this the context's."""
+    """Column of a second text; for span the context, while --text-column is the question."""
     label_column: str | None = None
-    """Of the label, or the number; of tags by its number, the last if not given."""
+    """Column of the label, or of the number to predict; for tagging by its number, the last if not given."""
     header: bool | None = None
-    """Whether a csv's first row names its columns; as it looks, if not given."""
+    """Whether the first row of a csv names its columns; guessed from its contents, if not given."""
     seeds: int = 1
-    """Runs of other seeds, from --seed on: the mean of their scores, and how sure it is."""
+    """Number of runs, with seeds from --seed on: prints the mean of their scores and its confidence interval."""
     kfold: int | None = None
-    """Runs that are each tested on another of so many parts of --train; a label is about as frequent in each."""
+    """Cross-validation: this many runs, each tested on another part of --train, labels about as frequent in each."""
     group_column: str | None = None
-    """Rows with the same value there stay together, in a part of --kfold or where a tenth is held out."""
+    """Column whose equal values keep rows together, in a part of --kfold or when a tenth is held out."""
     check: bool = False
-    """Say what is in the files, and stop."""
+    """Print what is in the files, and stop."""
     overfit_batch: bool = False
-    """Learn one batch by heart, without dropout, and stop: what cannot has a fault in its labels or settings."""
+    """Learn one batch by heart, without dropout, and stop: failure points to a fault in labels or settings."""
     epochs: float | None = None
-    """Passes over the examples; 3, if not given, and of few examples as many as make 200 steps."""
+    """Passes over the examples; if not given, 3, or with few examples as many as make 200 steps."""
     steps: int | None = None
-    """Instead of --epochs."""
+    """Optimizer steps, instead of --epochs."""
     batch_size: int = 32
-    """Examples of a step; of long contexts their windows, of long sentences to tag their parts."""
+    """Examples per step; windows of long contexts, and parts of long sentences to tag, count one by one."""
     lr: float | None = None
-    """Peak learning rate; by the model's size, if not given."""
+    """Peak learning rate; chosen by the model's size, if not given."""
     length: int | None = None
-    """Tokens read of an example; as many as the model reads, at most 512, if not given."""
+    """Tokens read per example; the model's maximum, but at most 512, if not given."""
     evaluate_every: int | None = None
-    """Steps between evaluations; an epoch, if not given, or a twentieth of the run where that is longer."""
+    """Steps between evaluations; an epoch, or a twentieth of the run if that is longer, if not given."""
     patience: int = 3
-    """Evaluations, none better and none of a lower loss, that end the run; the best model is kept in any case."""
+    """Stop after this many evaluations without a better score or a lower loss; the best model is kept in any case."""
     weight_decay: float = 0.01
-    """Of matrices and tables, decoupled."""
+    """Decoupled weight decay of matrices and embedding tables."""
     warmup_frac: float = 0.1
     """Fraction of the steps over which the learning rate rises; then it falls linearly to 0."""
     class_weights: Literal["balanced"] | None = None
-    """balanced: each label counts alike in the loss, however rare."""
+    """balanced: every label has the same total weight in the loss, however rare it is."""
     label_smoothing: float = 0.0
-    """Of the targets, towards all labels alike."""
+    """Label smoothing: this share of each target is spread evenly over all labels."""
     positive_label: str | None = None
-    """Of two labels the one whose f1, precision and recall are scored, and whose f1 chooses the best model; the second
-    one is scored, and accuracy chooses, if not given."""
+    """With two labels: the one whose f1, precision and recall are scored, and whose f1 chooses the best model. If not
+    given, the second label is scored, and accuracy chooses."""
     layer_decay: float = 1.0
-    """Of the learning rate, from each layer to the one below."""
+    """Factor on the learning rate from each layer to the one below."""
     frozen_layers: int = 0
-    """The embedding and so many layers, from the first on, stay as they are."""
+    """Freeze the embedding and this many layers, from the first on."""
     lora_rank: int = 0
-    """Small matrices of this rank, added to those of q, k and v, learn in place of the encoder; merged when saved."""
+    """LoRA: train matrices of this rank, added to q, k and v's, instead of the encoder; merged when saved."""
     lora_alpha: float = 16.0
-    """What they add is alpha / rank times their product."""
+    """LoRA adds alpha / rank times the product of its matrices."""
     auto_batch: bool = False
-    """Halve what is computed at once where it does not fit in memory: steps of the same examples; dropout draws other
-    masks."""
+    """Halve the micro-batches when they do not fit in memory. Steps keep their examples; dropout draws other masks."""
     gradient_checkpointing: bool = False
-    """Compute every layer again in the backward pass instead of keeping it: less memory, a third more time."""
+    """Recompute every layer in the backward pass instead of keeping it: less memory, a third more time."""
     seed: int = 0
-    """Of the new head, the order of the examples, and dropout."""
+    """Random seed of the new head, the order of the examples, and dropout."""
     resume: Literal["auto", "never"] = "auto"
-    """auto goes on from the newest complete checkpoint in OUT; never refuses an OUT that holds a run."""
+    """auto resumes from the newest complete checkpoint in --out; never refuses an --out that holds a run."""
     time_limit: float | None = None
-    """Minutes after which training saves and ends, with status 0, as after SIGUSR1; the same command goes on."""
+    """Minutes after which training saves and exits with status 0, as after SIGUSR1; the same command resumes."""
     device: str = "auto"
-    """cuda, mps or cpu; auto takes the first of these that is there."""
+    """cuda, mps or cpu; auto takes the first of these that is available."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """auto takes the fastest that the device computes natively."""
+    """Precision of matrix products; auto takes the fastest that the device computes natively."""
     threads: int | None = None
-    """Of the CPU; torch's choice if not given."""
+    """CPU threads; torch's choice if not given."""
     deterministic: bool = False
-    """The same bits each time on an Nvidia GPU, too, also where a run goes on; slower. A CPU needs no flag for that."""
+    """Make runs on an Nvidia GPU repeat bit for bit, also when resumed; slower. A CPU needs no flag for that."""
     compile: bool = False
-    """On a GPU, make one graph of model and loss by torch's compiler: starts later, and its steps may be faster."""
+    """On a GPU, compile model and loss into one graph by torch.compile: a later start, perhaps faster steps."""
     json: str | None = None
-    """Write the result there; alone or -, to standard output."""
+    """Write the result as JSON to this file; without a file name, or with -, to standard output."""
 
 
 RANGES = {name: ends for name, ends in TUNING_RANGES.items() if hasattr(Args, name)} | {
@@ -158,7 +157,7 @@ RANGES = {name: ends for name, ends in TUNING_RANGES.items() if hasattr(Args, na
 
 
 def main(args: Args) -> None:
-    """One run, or several, from flags to the last line."""
+    """Fine-tune once or several times as `args` say, and print and write the result."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("WORLD_SIZE is set, as by torchrun: fine-tuning runs in one process; start it by python")
     cli.check_ranges(args, RANGES)
@@ -198,9 +197,9 @@ def main(args: Args) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run learns from."""
+    """Seed, name and data of one run."""
 
-    name: str  # of its directory, "" for OUT itself
+    name: str  # of its directory in OUT; "" for OUT itself
     seed: int
     train: Data
     dev: Data
@@ -208,7 +207,7 @@ class Run:
 
 
 def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
-    """Train on one batch, in a directory that is removed: (its figures, what they mean)."""
+    """Train on one batch in a temporary directory: (result, a line that says whether it was learned)."""
     total, count = len(run.train.examples), min(len(run.train.examples), args.batch_size)
     few = replace(run.train, examples=[run.train.examples[i * total // count] for i in range(count)])
     task = task_of(args, run)
@@ -242,7 +241,7 @@ def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
 
 
 def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
-    """Train, and say what came of it: (the result, the last lines)."""
+    """Train one run in `out` and write its report: (result, lines to print)."""
     store = Store(out)
     store.check_writable()
     task = task_of(args, run)
@@ -268,23 +267,23 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
 
 
 def task_of(args: Args, run: Run) -> Task:
-    """What is learned, with the flags that it has."""
+    """The task of --task, with the flags that concern it."""
     return make_task(args.task, run.train.examples, args.class_weights, args.label_smoothing, args.positive_label)
 
 
 def computed(args: Args) -> dict[str, Any]:
-    """The flags of where and how precisely."""
+    """Values of the flags about device and precision, by name."""
     return {name: getattr(args, name) for name in ("device", "precision", "threads", "deterministic", "compile")}
 
 
 def tuning_of(args: Args, seed: int) -> Tuning:
-    """The flags that have a field's name there."""
+    """A Tuning filled from the flags that are named as its fields."""
     given = {field.name: getattr(args, field.name, None) for field in fields(Tuning)}
     return Tuning(**{name: value for name, value in given.items() if value is not None} | {"seed": seed})
 
 
 def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], list[str]]:
-    """Each in a directory of its own in OUT; the mean of their scores with its interval."""
+    """Train each run in its own directory in `out`: (result with mean scores and their intervals, lines to print)."""
     check_several(out, runs[0].name.split("-")[0])
     results = []
     for number, run in enumerate(runs, start=1):
@@ -316,7 +315,7 @@ def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], lis
 
 
 def check_several(out: Path, kind: str) -> None:
-    """Raises ConfigError where OUT holds something else than several runs of this kind, seed or fold."""
+    """Raises ConfigError if `out` holds anything but several runs of this kind ("seed" or "fold")."""
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     strangers = {name for name in names if not re.fullmatch(f"{kind}-[0-9]+", name)}
     if strangers - ({"results.json"} if len(names) > 1 else set()):
@@ -325,7 +324,7 @@ def check_several(out: Path, kind: str) -> None:
 
 
 def check(args: Args, run: Run) -> Iterator[str]:
-    """What is in the files, against the model."""
+    """Lines on what is in the files and how it fits the model."""
     directory = model_directory(args)
     task = task_of(args, run)
     tokenizer, length = None, 0
@@ -339,7 +338,7 @@ def check(args: Args, run: Run) -> Iterator[str]:
 
 
 def load(args: Args) -> Iterator[Run]:
-    """The runs that are asked for, with their examples; what is in these is said."""
+    """The runs that the flags ask for, with their examples. Logs what is in these."""
     groups: list[str] | None = None
     if args.train is None:
         for name in ("dev", "test", "text_column", "pair_column", "label_column", "header"):
@@ -374,8 +373,8 @@ def load(args: Args) -> Iterator[Run]:
 
 
 def read(args: Args, name: str, file: Path, like: Data | None = None) -> tuple[Data, list[str] | None]:
-    """One file's examples, in columns as `like` was read; of --train, which of them belong together, where that is
-    asked for. What was decided by looking, and which rows are left out, is said."""
+    """(examples of a file, their groups). like: data whose columns it is read by. Groups only for --train with
+    --group-column, else None. Logs what was guessed and which rows are left out."""
     source = read_source(file, args.task, args.header, like)
     columns = args.text_column, args.pair_column, args.label_column
     data = read_alike(source, args.task, like, *columns) if like else read_examples(source, args.task, *columns)
@@ -394,14 +393,14 @@ def read(args: Args, name: str, file: Path, like: Data | None = None) -> tuple[D
 
 
 def model_directory(args: Args) -> Path | None:
-    """Of the model to begin with; None: there is none, and it begins from scratch."""
+    """Directory of the model to start from; None: there is none, and training starts from scratch."""
     if args.model is not None:
         return find_model(args.model, flag="--model")
     return QUICK if (QUICK / "config.json").exists() else None
 
 
 def load_model(args: Args, task: Task, run: Run) -> tuple[PreTrainedModel, BertTokenizer, Task, dict[str, Any]]:
-    """The model to begin with, its tokenizer, the task as its head has it, and what the result tells of it."""
+    """(model to start from, its tokenizer, the task with the labels of its head, entries about it for the result)."""
     if directory := model_directory(args):
         model, task = model_for(task, directory, run.seed, args.new_head)
         say(f"beginning with {directory}" + (", and a new head" if args.new_head else ""))

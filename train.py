@@ -66,11 +66,11 @@ from minilm.train.optim import OptimizerName, ScheduleName, lr_fraction, make_op
 from minilm.train.ranks import Applied, Ranks, whole_state
 from minilm.train.runtime import Runtime
 
-OWN = ("data", "model", "add_tokens", "out", "cache_dir", "json", "device", "threads")  # of each process, perhaps
+OWN = ("data", "model", "add_tokens", "out", "cache_dir", "json", "device", "threads")  # may differ among processes
 EVAL_SEED = 0  # held-out masks are the same in every run
-NOMINAL_STEPS = 10**6  # of a run whose length is not known yet: each of its stretches has some
+NOMINAL_STEPS = 10**6  # stands for a length that is not known yet: enough for every stretch to have steps
 MAX_TIMING_S = 60.0
-SELDOM = 1e-3  # the least of --short-seq-prob above 0
+SELDOM = 1e-3  # the least --short-seq-prob above 0
 
 
 @dataclass(frozen=True)
@@ -78,70 +78,71 @@ class Args:
     """Pretrain a language model: raw text in, a model directory out. Alone, it trains on an embedded corpus."""
 
     data: tuple[str, ...] | None = None
-    """Files, folders or quoted patterns: text (a blank line ends a document) or .jsonl, also .gz and .xz. Of a folder
-    the files called .txt, .text, .md or .jsonl."""
+    """Files, folders or quoted patterns: text (a blank line ends a document) or .jsonl, also .gz and .xz. In a folder
+    only files named .txt, .text, .md or .jsonl (or these with .gz or .xz) are read."""
     objective: ObjectiveName | None = None
-    """Masked, causal or prefix language model: mlm, or what --model was trained for, if not given."""
+    """Masked (mlm), causal (clm) or prefix language model; mlm, or what --model was trained for, if not given."""
     recipe: RecipeName | None = None
-    """A named run of minilm/recipes.py; flags of the same names as its fields override them. quick, or, with --model,
-    continue, if not given."""
+    """Named settings of minilm/recipes.py, which flags of the same names override; quick, or continue with --model, if
+    not given."""
     model: str | None = None
-    """Go on with this BERT or ModernBERT (a directory, or a name on the Hugging Face hub) and its tokenizer."""
+    """Continue training this BERT or ModernBERT (a directory, or a name on the Hugging Face hub), with its
+    tokenizer."""
     add_tokens: Path | None = None
-    """Words for the vocabulary of --model, one a line, in lower case if it ignores case, without spaces or punctuation;
-    each embedded as the mean of the pieces that it was."""
+    """File of words to add to the vocabulary of --model, one per line, in lower case if it ignores case, without spaces
+    or punctuation. Their embeddings start as the mean of the pieces that each was split into."""
     out: Path | None = None
-    """Where everything goes; checkpoints/RECIPE-OBJECTIVE if not given."""
+    """Output directory; checkpoints/RECIPE-OBJECTIVE if not given."""
     steps: int | None = None
     """Budget in optimizer steps."""
     epochs: float | None = None
     """Budget in passes over the training split."""
     minutes: float | None = None
-    """Budget in minutes of training, turned into steps once, by timing some; evaluation and saving come on top. Without
-    a budget, the recipe's."""
+    """Budget in minutes of training, converted to steps once, by timing a few; evaluation and saving come on top. The
+    recipe's budget is used if none is given."""
     resume: Literal["auto", "never"] = "auto"
-    """auto goes on from the newest complete checkpoint in OUT; never refuses an OUT that holds a run."""
+    """auto resumes from the newest complete checkpoint in --out; never refuses an --out that holds a run."""
     save_every: int = 500
     """Steps between checkpoints."""
     on_save_error: Literal["stop", "go-on"] = "stop"
-    """Where a checkpoint cannot be written: end with an error, or go on without it. Those before it stay whole."""
+    """If a checkpoint cannot be written: stop with an error, or go on without it. Earlier checkpoints stay intact."""
     evaluate_every: int | None = None
     """Steps between evaluations; a fifth of the run if not given."""
     seed: int = 0
-    """Of weights, masks and the order of rows; never of the held-out split and its masks."""
+    """Random seed of weights, masks and the order of rows; the held-out split and its masks do not depend on it."""
     json: str | None = None
-    """Write the result there; alone or -, to standard output."""
+    """Write the result as JSON to this file; without a file name, or with -, to standard output."""
     dry_run: bool = False
-    """One step of every phase, in a scratch directory that is removed; then what the run would cost."""
+    """Run one step of every phase in a temporary directory, then print what the whole run would cost."""
     prepare_only: bool = False
-    """Tokenise the text, say what is in it, and stop."""
+    """Tokenise the text, print what is in it, and stop."""
     vocab_size: int | None = None
-    """Words and pieces of the vocabulary, a multiple of 64; more than the text supports is refused."""
+    """Size of the vocabulary, a multiple of 64; more than the text supports is refused."""
     lowercase: bool | None = None
     """Whether the vocabulary ignores case, and accents with it."""
     length: int | None = None
     """Tokens per row."""
     short_frac: float | None = None
-    """Fraction of the steps, from the first, with rows a quarter as long."""
+    """Fraction of the steps, at the start, with rows a quarter as long."""
     short_seq_prob: float | None = None
-    """About that fraction of the text mlm reads in short pieces, so that it learns short texts, too."""
+    """Approximate fraction of the text that mlm reads in short pieces, so that it learns short texts, too."""
     packing: Packing | None = None
-    """stream: running text across documents. documents: each sees only itself."""
+    """stream: rows of running text across documents. documents: tokens attend only within their own document."""
     pairs: PairTask | None = None
-    """Beside mlm, rows of one pair of texts each: does the second one follow (next), are they in order (order)?"""
+    """Besides mlm, a pair of texts per row: does the second follow the first (next), are they in order (order)?"""
     batch_size: int | None = None
-    """Rows that a process computes at once, at most."""
+    """Rows of a micro-batch, computed at once by one process, at most."""
     accumulation: int | None = None
-    """So many --batch-size rows make a step, in all processes together."""
+    """Micro-batches of --batch-size rows per step, in all processes together."""
     auto_batch: bool = False
-    """In one process, halve what is computed at once where it does not fit in memory: steps of the same rows and, but
-    for rounding, the same gradient; dropout draws other masks."""
+    """In one process, halve the micro-batches when they do not fit in memory. Steps keep their rows and, but for
+    rounding, their gradient; dropout draws other masks."""
     batch_warmup_frac: float | None = None
-    """Fraction of the steps over which the rows of a step double from --batch-size up."""
+    """Fraction of the steps over which the rows per step grow, doubling, from --batch-size to the full number."""
     mask_rate: float | None = None
     """Fraction of the tokens that mlm predicts in training; evaluation predicts 0.15."""
     mask_rate_end: float | None = None
-    """Where the mask rate goes, linearly, from the first step to the last."""
+    """Mask rate at the last step; it changes linearly from --mask-rate at the first."""
     whole_words: bool | None = None
     """Mask all pieces of a word or none."""
     optimizer: OptimizerName | None = None
@@ -149,40 +150,40 @@ class Args:
     lr: float | None = None
     """Peak learning rate."""
     weight_decay: float | None = None
-    """Of matrices and tables, decoupled."""
+    """Decoupled weight decay of matrices and embedding tables."""
     schedule: ScheduleName | None = None
-    """After the warm-up: linear or cosine to 0, or wsd (stable, then as 1 - sqrt to 0)."""
+    """Learning rate after the warm-up: linear or cosine to 0, or wsd (stable, then as 1 - sqrt to 0)."""
     warmup_frac: float | None = None
     """Fraction of the steps over which the learning rate rises."""
     decay_frac: float | None = None
-    """Fraction of the steps, the last ones, over which it falls; of wsd."""
+    """Fraction of the steps, at the end, over which wsd lowers the learning rate."""
     dropout: float | None = None
-    """Of states and attention weights."""
+    """Dropout rate of states and attention weights."""
     output_scale: float | None = None
-    """Of the initial matrices that write to the residual stream; 0 starts every layer as the identity, 1 is BERT's."""
+    """Scale of the initial matrices that write to the residual stream; 0 starts layers as the identity, 1 is BERT's."""
     gradient_checkpointing: bool | None = None
-    """Compute every layer again in the backward pass instead of keeping it: less memory, a third more time."""
+    """Recompute every layer in the backward pass instead of keeping it: less memory, a third more time."""
     held_out: float = 0.05
     """Fraction of the documents, by hash, kept for evaluation."""
     text_field: str = "text"
-    """Of a .jsonl line."""
+    """Field of a .jsonl line that holds the text."""
     time_limit: float | None = None
-    """Minutes after which training saves and ends, with status 0, as it does after SIGUSR1; the same command goes on.
-    What comes before the first step, as tokenising, is not cut short."""
+    """Minutes after which training saves and exits with status 0, as after SIGUSR1; the same command resumes. What
+    comes before the first step, such as tokenising, is not cut short."""
     device: str = "auto"
-    """cuda, mps or cpu; auto takes the first of these that is there."""
+    """cuda, mps or cpu; auto takes the first of these that is available."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """auto takes the fastest that the device computes natively."""
+    """Precision of matrix products; auto takes the fastest that the device computes natively."""
     shard: bool = False
-    """With torchrun: each process keeps a part of weights, gradients and optimizer states, for what does not fit."""
+    """With torchrun: each process keeps only a part of weights, gradients and optimizer states, to save memory."""
     threads: int | None = None
-    """Of the CPU; torch's choice if not given."""
+    """CPU threads; torch's choice if not given."""
     deterministic: bool = False
-    """The same bits each time on an Nvidia GPU, too, also where a run goes on; slower. A CPU needs no flag for that."""
+    """Make runs on an Nvidia GPU repeat bit for bit, also when resumed; slower. A CPU needs no flag for that."""
     compile: bool = False
-    """On a GPU, make one graph of model and loss by torch's compiler: starts later, and its steps may be faster."""
+    """On a GPU, compile model and loss into one graph by torch.compile: a later start, perhaps faster steps."""
     cache_dir: Path = Path("~/.cache/minilm")
-    """Tokenised corpora, keyed by content."""
+    """Directory that keeps tokenised corpora, keyed by content."""
 
 
 RANGES = {  # inclusive
@@ -214,7 +215,7 @@ RANGES = {  # inclusive
 
 
 def main(args: Args) -> None:
-    """One run, from flags to the last line."""
+    """Pretrain as `args` say, and print and write the result."""
     ranks = Ranks.join()
     ranks.expect_same({name: value for name, value in asdict(args).items() if name not in OWN}, "other flags")
     pretrained = ranks.agreed(lambda: starting_model(args))
@@ -243,7 +244,7 @@ def main(args: Args) -> None:
 
 
 def starting_model(args: Args) -> Pretrained | None:
-    """The model of --model, its vocabulary extended if asked for."""
+    """The model of --model, its vocabulary extended by --add-tokens; None without --model."""
     if args.model is None:
         if args.add_tokens:
             raise ConfigError(
@@ -262,7 +263,7 @@ def starting_model(args: Args) -> Pretrained | None:
 
 
 def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretrained | None) -> Recipe:
-    """The named recipe with the flags that override it. Raises ConfigError for what cannot be."""
+    """The named recipe with the flags that override it. Raises ConfigError for flags that are wrong or clash."""
     cli.check_ranges(args, RANGES)
     if args.dry_run and args.prepare_only:
         raise ConfigError("--dry-run and --prepare-only: two things at once; give one")
@@ -277,7 +278,7 @@ def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretraine
     own = [field.name for field in fields(Recipe)]
     overrides = {name: value for name in own if (value := getattr(args, name, None)) is not None}
     recipe = replace(recipe, **({"minutes": None, "steps": None} if budgets else {}) | overrides)
-    if objective != "mlm":  # what a recipe has for that; a flag is refused
+    if objective != "mlm":  # a recipe's settings for mlm are dropped, a flag for it is refused
         recipe = replace(recipe, pairs=args.pairs, short_seq_prob=args.short_seq_prob or 0.0)
     check_of_use(args, objective, recipe)
     if 0 < recipe.short_seq_prob < SELDOM:
@@ -295,7 +296,7 @@ def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretraine
 
 
 def check_of_use(args: Args, objective: ObjectiveName, recipe: Recipe) -> None:
-    """Raises ConfigError for a flag that would change nothing."""
+    """Raises ConfigError for a flag that would have no effect."""
     files = open_corpus(args.data).files if args.data and args.text_field != Args.text_field else ()
     for names, is_of_use, needed in (
         (
@@ -317,7 +318,7 @@ def check_of_use(args: Args, objective: ObjectiveName, recipe: Recipe) -> None:
 
 
 def fitted(recipe: Recipe, args: Args, objective: ObjectiveName, pretrained: Pretrained) -> Recipe:
-    """The recipe for the model that it goes on with. Raises ConfigError for flags that do not go with it."""
+    """The recipe with the sizes of the model to continue from. Raises ConfigError for flags that do not fit it."""
     for name in ("vocab_size", "lowercase"):
         if getattr(args, name) is not None:
             raise ConfigError(f"{cli.flag(name)}: --model has its own vocabulary; leave this out")
@@ -341,7 +342,8 @@ def fitted(recipe: Recipe, args: Args, objective: ObjectiveName, pretrained: Pre
 def pretrain(
     args: Args, objective: ObjectiveName, recipe: Recipe, out: Path, pretrained: Pretrained | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Data, model, loop, final model: (what it came to, the model at work on a few held-out documents)."""
+    """Load data, build the model, train it and write it to `out`: (result, sample lines of what it predicts). A dry run
+    gives (estimate, lines of it)."""
     store, ranks = Store(out), Ranks.join()
     with ExitStack() as held:
         ranks.agreed(lambda: held.enter_context(store.hold()) if ranks.first else None)
@@ -371,7 +373,7 @@ def pretrain(
         forward, optimizers = build(args, recipe, data.tokenizer.vocab_size, runtime, backend, pretrained)
         model = forward.model
         saved_cfg = model.cfg
-        if pretrained is not None and args.dropout is None:  # who tunes it later has the dropout that it came with
+        if pretrained is not None and args.dropout is None:  # config.json keeps the dropout that the model came with
             saved_cfg = replace(model.cfg, **{name: getattr(pretrained.model.cfg, name) for name in DROPOUTS})
         parameters = sum(p.numel() for p in model.parameters())
         say(f"{parameters / 1e6:.1f} M parameters on {runtime.describe()}, {backend} attention; into {out}")
@@ -434,7 +436,7 @@ def pretrain(
 def timed(
     args: Args, recipe: Recipe, forward: Applied, loss: Loss, optimizers: Optimizers, loader: Loader, runtime: Runtime
 ) -> tuple[dict[Kind, float], int | None]:
-    """(what a step of each kind takes, the tokens of a micro-batch where --auto-batch had to make it smaller)."""
+    """(seconds of a step of each kind, tokens of a micro-batch if --auto-batch had to make it smaller)."""
     say("timing a step")
     limit_s = min(MAX_TIMING_S, 0.1 * 60 * (recipe.minutes or math.inf))
     within = None
@@ -459,7 +461,7 @@ def timed(
 def conclude(
     run: Run, job: Job, log: Log, data: Prepared, result: dict[str, Any], weights: dict[str, Tensor]
 ) -> list[str]:
-    """The final model with its card, figures and plot in OUT: the model at work."""
+    """Write the final model with its card, result and loss plot to OUT: sample lines of what it predicts."""
     out, training = job.store.out, "training, pairs included" if run.settings["pairs"] else "training"
     if not plot_loss(log.file, out / "loss.png", result["unigram_loss"], training):
         say("no loss.png, for matplotlib is missing: pip install 'minilm[eval]'")
@@ -470,8 +472,8 @@ def conclude(
 def asked_for(
     args: Args, objective: ObjectiveName, recipe: Recipe, pretrained: Pretrained | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a run that goes on must be asked for again: settings, and of what a run otherwise decides by itself
-    (precision, threads) the choices that a flag made."""
+    """(settings, choices) that a resumed run must be given again. choices: flags for what a run otherwise decides by
+    itself (precision, threads)."""
     flags = {"precision": args.precision, "threads": args.threads}
     choices = {name: value for name, value in flags.items() if value not in ("auto", None)}
     settings = {"objective": objective, "seed": args.seed, "epochs": args.epochs, "held_out": args.held_out}
@@ -485,7 +487,7 @@ def asked_for(
 
 
 def check_sharding(args: Args, recipe: Recipe, runtime: Runtime, run: Run | None) -> None:
-    """Raises ConfigError for what --shard does not go with."""
+    """Raises ConfigError for what cannot be combined with --shard."""
     if args.shard and runtime.ranks.world == 1:
         raise ConfigError("--shard: shares a model among processes; start them with torchrun --nproc-per-node")
     if args.shard and runtime.precision == "fp16":
@@ -499,7 +501,7 @@ def check_sharding(args: Args, recipe: Recipe, runtime: Runtime, run: Run | None
 def load_data(
     args: Args, objective: ObjectiveName, recipe: Recipe, runtime: Runtime, pretrained: Pretrained | None
 ) -> tuple[Prepared, dict[int, Rows], list[Batch]]:
-    """The tokenised corpus, its rows by their length, and the fixed batches to evaluate on."""
+    """The tokenised corpus, its training rows by length, and the fixed held-out batches."""
     data = runtime.ranks.one_by_one(lambda: prepared(args, recipe, pretrained))
     runtime.ranks.expect_same(data.fingerprint, "other text, or another vocabulary,")
 
@@ -540,7 +542,7 @@ def prepared(args: Args, recipe: Recipe, pretrained: Pretrained | None) -> Prepa
 
 
 def report_of_corpus(args: Args, recipe: Recipe, pretrained: Pretrained | None) -> tuple[dict[str, Any], list[str]]:
-    """What is in the text, once it is tokenised: (the figures, the lines)."""
+    """Statistics of the tokenised corpus: (figures, lines to print)."""
     data = prepared(args, recipe, pretrained)
     rows = pack(
         data.train, recipe.packing, recipe.length, data.tokenizer, recipe.pairs, short_seq_prob=recipe.short_seq_prob
@@ -552,7 +554,7 @@ def report_of_corpus(args: Args, recipe: Recipe, pretrained: Pretrained | None) 
 def build(
     args: Args, recipe: Recipe, vocab_size: int, runtime: Runtime, backend: Backend, pretrained: Pretrained | None
 ) -> tuple[Applied, Optimizers]:
-    """A model with fresh weights, or those to go on from, on its device, and what updates it."""
+    """The model on its device, with fresh weights or those of --model, and its optimizers."""
     torch.manual_seed(args.seed)
     if pretrained is None:
         model = LanguageModel(recipe.encoder_config(vocab_size), backend, recipe.pairs is not None)
@@ -579,7 +581,7 @@ def build(
 
 
 def steps_of_budget(args: Args, recipe: Recipe, rows: Rows, step_s: dict[Kind, float]) -> int:
-    """The budget in steps; step_s: what a step of each kind takes, for a budget in minutes."""
+    """The budget in steps. step_s: seconds of a step of each kind, for a budget in minutes."""
     if recipe.steps is not None:
         return recipe.steps
     nominal = recipe.stretches(NOMINAL_STEPS)
@@ -593,14 +595,14 @@ def steps_of_budget(args: Args, recipe: Recipe, rows: Rows, step_s: dict[Kind, f
 
 
 def check_result(args: Args, out: Path) -> None:
-    """Raises ConfigError for a --json that cannot be written, or would be over what is read."""
+    """Raises ConfigError for a --json that cannot be written, or would overwrite an input or a file of the model."""
     to_file = args.json not in (None, "-")
     files = open_corpus(args.data, args.text_field).files if args.data and to_file else ()
     cli.check_result(args.json, add_tokens=args.add_tokens, data=files, out=[out / name for name in cli.OF_A_MODEL])
 
 
 def plan_of(args: Args, recipe: Recipe, steps: int) -> Plan:
-    """How long, how fast, and how often to look."""
+    """Number of steps, learning-rate schedule, and intervals of evaluation and saving."""
     warmup = math.ceil(recipe.warmup_frac * steps)
     return Plan(
         steps=steps,
@@ -613,7 +615,7 @@ def plan_of(args: Args, recipe: Recipe, steps: int) -> Plan:
 
 
 def unigram_of(data: Prepared, objective: ObjectiveName, held_out: list[Batch]) -> float:
-    """The held-out loss that word frequencies alone reach."""
+    """Held-out loss of a model that knows only token frequencies."""
     target = torch.cat([batch.target for batch in held_out])
     return unigram_loss(data.counts, target, data.tokenizer.special_ids if objective == "mlm" else ())
 

@@ -44,7 +44,7 @@ _HOME = {
     "BertForMultipleChoice": "minilm.dropin.models",
     "ElectraForPreTraining": "minilm.dropin.models",
 }
-# what opens any family is the class that opens BERT's
+# names of other families and the Auto classes -> the class of BERT's name that opens any family
 _SAME = {
     "BertTokenizerFast": "BertTokenizer",
     "AutoTokenizer": "BertTokenizer",

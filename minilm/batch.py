@@ -13,22 +13,22 @@ from torch import Tensor
 Layout = Literal["full", "padded", "packed"]
 AttentionPattern = Literal["bidirectional", "causal", "prefix"]
 
-IGNORE = -100  # a target that is not one, as in torch's cross_entropy
+IGNORE = -100  # a target to skip, as in torch's cross_entropy
 
 
 class OnDevice:
     """A dataclass whose tensors move together."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same arrays on `device`. Values that are not arrays stay as they are."""
+        """A copy with all tensors on `device`; other values stay as they are."""
         return self._each(lambda array: array.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """The same arrays in page-locked memory, from which a GPU copies without waiting."""
+        """A copy with all tensors in page-locked memory, from which a GPU copies without waiting."""
         return self._each(lambda value: (value.contiguous() if isinstance(value, Tensor) else value).pin_memory())
 
     def arrays(self, prefix: str = "") -> dict[str, Tensor]:
-        """All of them by name, those within others as outer.inner."""
+        """All tensors by name; those of a nested dataclass as outer.inner."""
         found = {}
         for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
             if isinstance(value, OnDevice):
@@ -44,25 +44,25 @@ class OnDevice:
 
 @dataclass(frozen=True)
 class Tokens(OnDevice):
-    """Rows of tokens, and who may see whom in them (the rule is `model.attention.visible`).
+    """Rows of tokens, and which token may attend to which (the rule is `model.attention.visible`).
 
-    Make one with `Tokens.full`, `Tokens.padded` or `Tokens.packed`: what those know about the batch
-    (`layout`, `attention`, `max_len`, `runs`) lives on the host, so that no kernel choice ever asks the device.
+    Make one with `Tokens.full`, `Tokens.padded` or `Tokens.packed`: `layout`, `attention`, `max_len` and `runs`
+    live on the host, so that choosing a kernel never waits for the device.
     """
 
     input_ids: Tensor  # (B, T) int64
     position: Tensor  # (B, T) int64; restarts at 0 with each document
     token_type_ids: Tensor  # (B, T) int64; which sentence of a pair
     doc: Tensor  # (B, T) int64; numbers the documents within a row; negative on the padding of packed rows
-    key: Tensor  # (B, T) bool; false on padding, which nobody reads
-    prefix: Tensor  # (B, T) bool; true: visible from before, too. Everywhere: BERT. Nowhere: causal.
+    key: Tensor  # (B, T) bool; false on padding, which no token attends to
+    prefix: Tensor  # (B, T) bool; true: earlier tokens see it, too. All true: BERT. All false: causal.
     cls: Tensor  # (N,) int64; flat index of each document's first token
-    cu_seqlens: Tensor | None  # (N + 1,) int32; where documents and runs of padding begin, and B * T
+    cu_seqlens: Tensor | None  # int32; flat index at which each document or run of padding begins, then B * T
     layout: Layout
     attention: AttentionPattern
     max_len: int  # tokens of the longest document or run of padding, or T
-    runs: tuple[tuple[int, int], ...] = ()  # of packed rows: (documents, tokens of each), neighbours of one
-    # length, and of padding as if it were some
+    runs: tuple[tuple[int, int], ...] = ()  # run-length encoding of packed rows' document lengths:
+    # (consecutive documents, their length); a run of padding counts as a document
 
     @classmethod
     def full(
@@ -73,9 +73,9 @@ class Tokens(OnDevice):
         token_type_ids: Tensor | None = None,
         position: Tensor | None = None,
     ) -> Self:
-        """Every position of (B, T) `input_ids` is a token of the row's one document.
+        """One document per row, without padding: `input_ids` (B, T).
 
-        With a `position` (B, T) of one's own the layout is "padded", for "full" promises that rows are alike.
+        With `position` (B, T) given the layout is "padded", for "full" promises that all rows have the same positions.
         """
         everywhere = torch.ones_like(input_ids)
         tokens = cls.padded(input_ids, everywhere, attention, prefix, token_type_ids, position)
@@ -91,7 +91,7 @@ class Tokens(OnDevice):
         token_type_ids: Tensor | None = None,
         position: Tensor | None = None,
     ) -> Self:
-        """One document a row, its padding (`attention_mask` 0) on either side.
+        """One document per row, with padding (`attention_mask` 0) on either side.
 
         Positions count from the row's start, padding included, as in Hugging Face's BERT. A row that
         is all padding keeps its first token as a key, so that its (meaningless) states stay finite.
@@ -124,9 +124,9 @@ class Tokens(OnDevice):
         prefix: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Self:
-        """Several documents a row, one after the other; `doc` (B, T) numbers them, negative is padding.
+        """Several documents per row, one after the other; `doc` (B, T) numbers them, negative is padding.
 
-        Made on the host: `max_len`, `runs` and the document starts are read from `doc`.
+        Call it on the host: `max_len`, `runs` and the document starts are read from `doc`.
         """
         B, T = input_ids.shape
         key = doc >= 0
@@ -154,7 +154,7 @@ class Tokens(OnDevice):
 
 
 def _rows(T: int, like: Tensor) -> Tensor:
-    """0 .. T-1 in every row of a (B, T) tensor."""
+    """Column numbers 0 .. T-1 in every row of a (B, T) tensor."""
     return torch.arange(T, device=like.device).expand(like.shape[0], T)
 
 
@@ -168,14 +168,14 @@ def _prefix(attention: AttentionPattern, prefix: Tensor | None, like: Tensor) ->
 
 
 def next_size(n: int, of_octave: int) -> int:
-    """The first of so many sizes between two powers of 2 that is n or more. For a product of half precision on a CPU
-    oneDNN makes a kernel for each shape, which takes longer than the product, and keeps it: batches should have few."""
+    """`n` rounded up to one of `of_octave` evenly spaced sizes between two powers of 2. On a CPU oneDNN compiles and
+    keeps a kernel for each shape of a half-precision product, which takes longer than the product: use few shapes."""
     step = max(1, (1 << n.bit_length()) // (2 * of_octave))
     return -(-n // step) * step
 
 
 def are_few(read: int, T: int) -> bool:
-    """Whether states that are read of a row of T tokens are so few that the last layer should compute them alone."""
+    """Whether `read` of a row's T states are so few that the last layer should compute only those."""
     return 0 < read <= T // 2
 
 
@@ -184,9 +184,9 @@ class Batch(OnDevice):
     """Tokens, and what to predict from their states."""
 
     tokens: Tokens
-    where: Tensor  # (N,) int64; flat index into (B, T): the states that are read
-    target: Tensor  # (N,) int64; the token to predict there, or IGNORE
-    count: int  # targets that are not IGNORE; known, as the next one, without asking the device
+    where: Tensor  # (N,) int64; flat index into (B, T) of the states to predict from
+    target: Tensor  # (N,) int64; the token to predict from each, or IGNORE
+    count: int  # targets that are not IGNORE; on the host, as `size` is, so that nobody waits for the device
     size: int  # tokens that are not padding
     pair_label: Tensor | None = None  # (B,) int64: 1 where the second text of a row does not follow the first
-    per_row: int = 0  # of `where`, as many of each row, row after row; 0: they are not so
+    per_row: int = 0  # entries of `where` per row, listed row after row; 0: their number differs from row to row

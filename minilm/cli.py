@@ -1,4 +1,4 @@
-"""What the scripts share: flags from a dataclass, and one line for everything that a user can mend."""
+"""Command-line code that all scripts share: flags from a dataclass, one-line errors, exit statuses, output files."""
 
 import io
 import math
@@ -23,20 +23,20 @@ from minilm.train.ranks import have_met, is_first, leave, lost_contact
 from minilm.train.runtime import STOPPING, exit_status, is_out_of_memory, of_compiler
 
 Args = TypeVar("Args")
-BEGAN = time.monotonic()  # this process, as good as
+BEGAN = time.monotonic()  # about when this process began
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-OF_A_MODEL = (  # files of its directory, or a run's, that an output could be mistaken for
+OF_A_MODEL = (  # files of a model's or run's directory, which an output must not overwrite
     *("state.json", "tensors.safetensors", "metrics.jsonl", "lock", "META.json"),
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
     *("model.safetensors.index.json", "modules.json", "MANIFEST.json", "run.json", "results.json", "added_tokens.json"),
     *("sentence_bert_config.json", "config_sentence_transformers.json", "vocab.txt", "merges.txt", *WEIGHTS),
 )
-SHOWN = 200  # letters of a file, in a message
+SHOWN = 200  # letters of a file's name, in a message
 STOPPED = "stopped; what was saved stays, and the same command goes on from there"
 
 
 def run_one_of(commands: dict[str, tuple[Callable[[Any], int | None], type]], argv: list[str] | None = None) -> None:
-    """`run` of the command that the first word names. commands: name -> (main, args_type)."""
+    """`run` the command that the first argument names. commands: name -> (main, args_type)."""
     argv = sys.argv[1:] if argv is None else argv
     name, script = argv[0] if argv else "", Path(sys.argv[0]).name
     if name in ("-h", "--help"):
@@ -56,8 +56,9 @@ def run(
     prog: str | None = None,
     goes_on: bool = True,
 ) -> None:
-    """Parse the command line, call `main`, and exit: 0, 2 after what a user can mend, 130 after Ctrl-C, or what it
-    returned. prog: what `--help` calls the program. goes_on: whether the same command would, from what is saved."""
+    """Parse the command line, call `main`, and exit with 0, 2 after an error that the user can mend, 130 after Ctrl-C,
+    or what `main` returned. prog: the program's name in `--help`. goes_on: whether the same command resumes from
+    saves."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no error
     before = {number: signal.getsignal(number) for number in STOPPING}
@@ -67,21 +68,21 @@ def run(
         came.append(number)
         if number == signal.SIGINT:
             raise KeyboardInterrupt
-        signal.signal(number, signal.SIG_DFL)  # a second one ends this at once
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends this at once
         sys.exit(exit_status(number) if goes_on else 128 + number)
 
     for number, handler in before.items():
         if handler in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, end)  # by default most would end this without tidying up
+            signal.signal(number, end)  # by default most signals would end this without tidying up
     try:
         try:
             status = main(parse(args_type, sys.argv[1:] if argv is None else argv, prog))
         except Exception:
-            if came:  # a library in C may make an error of its own of what a signal has raised within it
+            if came:  # a C library may turn what the signal handler raised into an error of its own
                 end(came[0])
             raise
     except UserError as error:
-        alone = isinstance(error, OutOfMemory | LoadingError) or not have_met()  # others that have met all raise it
+        alone = isinstance(error, OutOfMemory | LoadingError) or not have_met()  # others: raised by all
         status = _fail(str(error)) if is_first() or alone else 2
     except BrokenPipeError:  # nobody reads what is printed, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
@@ -93,7 +94,7 @@ def run(
             why = str(error).splitlines()[0][:100]
             _fail(f"another process of this run is gone; the same command goes on from the last save ({why})")
             sys.stderr.flush()
-            os._exit(2)  # nothing to tidy up together with it
+            os._exit(2)  # leaving the group together is no longer possible
         if is_out_of_memory(error):
             advice = "give it more, or a smaller model" if goes_on else "lower --batch-size"
             status = _fail(f"out of memory; {advice}")
@@ -112,7 +113,7 @@ def run(
 
 
 def parse(args_type: type[Args], argv: list[str], prog: str | None = None) -> Args:
-    """The dataclass `args_type` from flags. Raises ConfigError in one line; `--help` prints and exits."""
+    """An `args_type` (a dataclass) filled from flags. Raises ConfigError in one line; `--help` prints and exits."""
     known = {flag(field.name) for field in fields(args_type)} | {"--help"}
     for word in argv:
         name = word.split("=")[0].replace("_", "-")
@@ -138,24 +139,24 @@ def parse(args_type: type[Args], argv: list[str], prog: str | None = None) -> Ar
 
 
 def time_up(limit: float | None) -> float | None:
-    """When, of time.monotonic(), a command has taken so many minutes, if they are limited."""
+    """The time.monotonic() at which this process has run for `limit` minutes; None if there is no limit."""
     return None if limit is None else BEGAN + 60 * limit
 
 
 def flag(name: str) -> str:
-    """A field's flag."""
+    """Flag of a dataclass field: "batch_size" -> "--batch-size"."""
     return f"--{name.replace('_', '-')}"
 
 
 def check_ranges(args: Any, ranges: dict[str, tuple[float, float]]) -> None:
-    """Raises ConfigError for a value outside of its range, both ends included."""
+    """Raises ConfigError for a value outside its range, whose ends are allowed."""
     for name, (low, high) in ranges.items():
         if (value := getattr(args, name)) is not None and not low <= value <= high:
             raise ConfigError(f"{flag(name)} {value}: give a value from {low:g} to {high:g}")
 
 
 def check_result(target: str | None, **files: Path | Sequence[Path] | None) -> None:
-    """`check_output` of --json, which is a file, or "-", or not given. Raises ConfigError."""
+    """`check_output` for --json, whose value is a file, "-" or None. Raises ConfigError."""
     if target == "-" and sys.stdout is None:
         raise ConfigError("--json: standard output is closed; name a file")
     if target not in (None, "-"):
@@ -163,8 +164,8 @@ def check_result(target: str | None, **files: Path | Sequence[Path] | None) -> N
 
 
 def check_output(name: str, output: Path, /, **files: Path | Sequence[Path] | None) -> None:
-    """Raises ConfigError where the file of the flag `name` could not be written, before hours of work for it; or would
-    be written over a part of a model, or one of `files`, by the names of their flags."""
+    """Raises ConfigError, before hours of work, if the flag `name`'s file cannot be written, or would overwrite part of
+    a model or one of `files`, which are named after their flags."""
     try:
         with suppress(FileNotFoundError, NotADirectoryError):
             output.stat()
@@ -188,24 +189,25 @@ def check_output(name: str, output: Path, /, **files: Path | Sequence[Path] | No
 
 
 def where_written(output: Path) -> Path:
-    """What a link leads to, as far as it leads."""
+    """The path with all links followed, as far as they exist."""
     return Path(os.path.realpath(output))
 
 
 def is_stream(output: Path) -> bool:
-    """Whether it is written into, as a pipe or /dev/stdout, where a file is written aside and renamed."""
+    """Whether `output` is written in place, as a pipe or /dev/stdout; a regular file is written aside and renamed."""
     return descriptor_of(output) is not None or (output.exists() and not output.is_file() and not output.is_dir())
 
 
 def descriptor_of(output: Path) -> int | None:
-    """Of an open file of this process that is named so: by such a name it would begin anew."""
+    """Descriptor that a name like /dev/stdout or /dev/fd/3 stands for, else None. Opening by name would start the file
+    anew."""
     standard = {"/dev/stdout": 1, "/dev/stderr": 2}
     number = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", str(output))
     return int(number[1]) if number else standard.get(str(output))
 
 
 def write_result(target: str, result: dict[str, Any]) -> None:
-    """`result` as JSON into a file, or on standard output for "-"."""
+    """Write `result` as JSON into the file `target`, or to standard output for "-"."""
     text = json_text(finite(result))
     if target == "-":
         sys.stdout.write(text)
@@ -214,7 +216,7 @@ def write_result(target: str, result: dict[str, Any]) -> None:
 
 
 def write_output(name: str, output: Path, content: str | bytes) -> None:
-    """Into the file of the flag `name`, or where a link of that name leads. Raises ConfigError."""
+    """Write the output file of the flag `name`; a link is followed. Raises ConfigError."""
     try:
         if (number := descriptor_of(output)) is not None:
             print(end="", flush=True)  # what was printed comes first
@@ -229,7 +231,7 @@ def write_output(name: str, output: Path, content: str | bytes) -> None:
 
 
 def _spelled_out(argv: list[str], args_type: type) -> list[str]:
-    """With the values that may be left out: --json is standard output, --whole-words True, --no-whole-words False."""
+    """`argv` with omitted values filled in: --json is standard output, --whole-words True, --no-whole-words False."""
     choices = {flag(field.name) for field in fields(args_type) if str(field.type) == "bool | None"}
     out = []
     for word, following in zip(argv, [*argv, "--"][1:], strict=True):
@@ -253,14 +255,14 @@ def _one_line(boxes: str) -> str:
 
 
 def _of_compiler(error: Exception) -> int:
-    """2 after an error of torch's compiler, which is said. Raises any other, which is a bug."""
+    """Print an error of torch's compiler and return exit status 2. Raises any other error, which is a bug."""
     if not of_compiler(error):
         raise error
-    why = " ".join(str(error).split())[:200]  # of very many lines
+    why = " ".join(str(error).split())[:200]  # the message may have very many lines
     return _fail(f"--compile: torch's compiler fails here ({why}); leave it out, in another --out")
 
 
 def _fail(message: str) -> int:
-    with suppress(OSError):  # nobody reads it
+    with suppress(OSError):  # nobody reads stderr
         print("error: " + " ".join(message.split()), file=sys.stderr)
     return 2

@@ -1,4 +1,4 @@
-"""What a user can get wrong. Each is one line: what, where (flag, or file and line), how to mend it.
+"""Errors that a user can mend. The message is one line: what, where (flag, or file and line), how to mend it.
 
 The commands turn these into that one line and exit status 2; a library user catches `UserError`.
 """
@@ -13,7 +13,7 @@ MAX_LINE = 2000  # characters
 
 
 class UserError(ValueError):
-    """Something the caller can mend; the message says how. One line, whatever the names in a file are."""
+    """An error that the caller can mend; the message says how, in one line, whatever names it quotes."""
 
     def __init__(self, message: str) -> None:
         line = printable(message[: MAX_LINE + 1])
@@ -21,51 +21,51 @@ class UserError(ValueError):
 
 
 class ConfigError(UserError):
-    """A flag or a configuration value."""
+    """A wrong flag or configuration value."""
 
 
 class DataError(UserError):
-    """A corpus, a data file or a vocabulary."""
+    """A faulty corpus, data file or vocabulary."""
 
 
 class LoadingError(DataError):
-    """The next batch of a run, which one of its processes cannot make."""
+    """One process of a run cannot make its next batch."""
 
 
 class CheckpointError(UserError):
-    """A model directory or a training state."""
+    """A faulty model directory or training state."""
 
 
 def end_quietly() -> None:
-    """Have Ctrl-C end this process without a traceback until `cli.run` handles it, and after that: to be called before
-    torch is loaded, which takes seconds."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background it may be ignored
+    """Let Ctrl-C end this process without a traceback before and after `cli.run`, which handles it. Call this before
+    importing torch, which takes seconds."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background process may ignore it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def printable(text: str) -> str:
-    """One line that moves no cursor and rings no bell: a space for each character that has no look of its own."""
+    """`text` in one line, with a space for each unprintable character, such as a newline, an escape or a bell."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def cut(text: str, most: int) -> str:
-    """At most so many letters of it, and dots for the others."""
+    """`text`, or its first `most` characters and dots if it is longer."""
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def some(names: Sequence[str], most: int) -> str:
-    """At most so many of them, and how many more there are."""
+    """The first `most` names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The end of a message about a name that there is none of: "; did you mean X?", or "" where none is alike."""
+    """End of a message about an unknown name: "; did you mean X?", or "" if no known name is similar."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def first_line(error: BaseException) -> str:
-    """What another library says of an error, as far as one line holds it; its kind, where it says nothing."""
+    """First line of another library's error message, cut to 200 characters; the class name if there is no message."""
     said = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (said or [type(error).__name__])[0][:200]
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, on the disk and not only in the system's memory, and known by their checksums."""
+"""Atomic and durable writing of files, checked reading of JSON, checksums, and locks on directories."""
 
 import errno
 import fcntl
@@ -21,11 +21,11 @@ from minilm.errors import CheckpointError
 
 MAX_JSON = 64 << 20  # bytes
 MAX_DEPTH = 50
-NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system without them
-_held: set[tuple[int, ...]] = set()  # what `alone` has: process, thread, and the directory's device and inode
-TRIES = 100  # to find a directory that other processes make and rename
-SHOWN = 40  # letters of a file's name in that of what is to become it, for names may not be long
-STALE = 3600  # seconds, after which nobody is writing it any more
+NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # a file system has none
+_held: set[tuple[int, ...]] = set()  # held by `alone`: (process, thread, device, inode of the directory)
+TRIES = 100  # attempts to open a directory that other processes create and rename
+SHOWN = 40  # letters of a file's name in its temporary file's, for the length of names is limited
+STALE = 3600  # seconds, after which nobody writes a temporary file any more
 
 
 def sha256(file: Path) -> str:
@@ -36,7 +36,7 @@ def sha256(file: Path) -> str:
 
 def regular_file(file: Path, directory: Path | None = None) -> Path:
     """`file` itself, if it is a regular file whose real path lies in `directory` (its own, if None). In the hub's cache
-    what is below snapshots/ID/ may link to the blobs/ beside snapshots/. Raises OSError."""
+    a file below snapshots/ID/ may link into the blobs/ beside snapshots/. Raises OSError."""
     if not file.exists():
         raise FileNotFoundError("there is none")
     if not file.is_file():
@@ -50,7 +50,7 @@ def regular_file(file: Path, directory: Path | None = None) -> Path:
 
 
 def read_json(file: Path, kind: type = dict, most: int = MAX_JSON, directory: Path | None = None) -> Any:
-    """The object, or list, in a JSON file of at most `most` bytes; directory: as `regular_file` has it. Raises
+    """The object, or list, in a JSON file of at most `most` bytes. directory: as in `regular_file`. Raises
     CheckpointError."""
     try:
         if regular_file(file, directory).stat().st_size > most:
@@ -70,10 +70,10 @@ def read_json(file: Path, kind: type = dict, most: int = MAX_JSON, directory: Pa
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
-    """Whole, and on the disk, or as it was. Text is as `encoded` makes it; a link is replaced, not followed.
+    """Write a file atomically and durably: on failure it stays as it was. A link is replaced, not followed.
 
-    It is written beside it first, under a name of its own, for others may be writing the same file; what a process that
-    was killed left of that an hour ago, or more, is removed.
+    The content, text as UTF-8 by `encoded`, goes to a temporary file of a unique name first, for others may be writing
+    the same file. Temporary files that a killed process left an hour ago or more are removed.
     """
     _remove_stale(file)
     partial = file.with_name(f".{file.name[:SHOWN]}.{secrets.token_hex(4)}.tmp")
@@ -89,9 +89,9 @@ def write_whole(file: Path, content: str | bytes) -> None:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename = str(file)  # which the system does not tell where there is no room for more
+            error.filename = str(file)  # which the system leaves out when the disk is full
         raise
-    with suppress(PermissionError):  # of a directory that may be written and not read
+    with suppress(PermissionError):  # a directory that may be written but not read
         sync_entry(file.parent)
 
 
@@ -106,22 +106,22 @@ def _remove_stale(file: Path) -> None:
 
 
 def encoded(content: str | bytes) -> bytes:
-    """Text as UTF-8; half a character, or a name's odd byte, is written out."""
+    """Text as UTF-8; a lone surrogate, as of an undecodable byte in a file name, becomes a backslash escape."""
     return content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
 
 
 def json_text(value: dict[str, Any] | list[Any]) -> str:
-    """An object or a list, as `write_json` writes it."""
+    """JSON text of an object or a list, as `write_json` writes it."""
     return json.dumps(value, indent=2) + "\n"
 
 
 def write_json(file: Path, value: dict[str, Any] | list[Any]) -> None:
-    """`write_whole` of an object or a list."""
+    """Write an object or a list as JSON, by `write_whole`."""
     write_whole(file, json_text(value))
 
 
 def finite(value: Any) -> Any:
-    """`value` for JSON, which has no NaN and no infinity: null in their place."""
+    """`value` with null in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: finite(own) for key, own in value.items()}
     if isinstance(value, list | tuple):
@@ -130,12 +130,12 @@ def finite(value: Any) -> Any:
 
 
 def jsonl_text(rows: Iterable[dict[str, Any]]) -> str:
-    """An object a line, `finite`."""
+    """JSON Lines: one object per line, made `finite`."""
     return "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows)
 
 
 def remove(path: Path) -> None:
-    """A file, a link or a whole directory."""
+    """Remove a file, a link or a whole directory."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -143,8 +143,8 @@ def remove(path: Path) -> None:
 
 
 def lock(handle: int) -> bool:
-    """Have the open file to this process alone, until it is closed; False: its file system knows no locks. Raises
-    BlockingIOError where another one has it, OSError."""
+    """Lock an open file for this process until it is closed; False if its file system has no locks. Raises
+    BlockingIOError if another process holds the lock, OSError for other faults."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -156,15 +156,15 @@ def lock(handle: int) -> bool:
 
 @contextmanager
 def alone(directory: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """`directory`, made if need be, with no other process or thread within this. One that is there is waited for, which
-    `waiting` may say. Where the file system knows no locks there is none. Raises OSError for a second one of the same
-    thread, as a signal's handler may ask for."""
+    """Exclusive lock on `directory`, created if missing, against other processes and threads that use `alone`. Waits
+    for the holder, after a call of `waiting`. Does not lock on a file system without locks. Raises OSError if this
+    thread holds it already, as in a signal handler."""
     tries = 0
     while True:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        except (FileNotFoundError, FileExistsError):  # taken away by another process, in between
+        except (FileNotFoundError, FileExistsError):  # another process removed or renamed it in between
             if (tries := tries + 1) == TRIES:
                 raise
             continue
@@ -196,13 +196,13 @@ def alone(directory: Path, waiting: Callable[[], None] = lambda: None) -> Iterat
 
 
 def sync(directory: Path) -> None:
-    """Every file and directory below `directory`, and itself, on the disk."""
+    """Flush `directory` and every file and directory below it to disk."""
     for path in [*directory.rglob("*"), directory]:
         sync_entry(path)
 
 
 def sync_entry(path: Path) -> None:
-    """One file or directory on the disk; not what is below it."""
+    """Flush one file or directory to disk, but nothing below it."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""What takes long to compute, kept while it is: a command that was killed, or told to stop, goes on from there."""
+"""Partial output files of long computations, from which a command that was killed or told to stop resumes."""
 
 import errno
 import json
@@ -18,25 +18,25 @@ SAVE_EVERY = 30  # seconds
 
 
 class Partial:
-    """The bytes that are there of `file`: in FILE.partial, and in FILE.partial.json of what they are, how many of them
-    are on the disk, and what their maker has to know to go on. Of `partial_of`."""
+    """The part of `file` that is written so far, in FILE.partial. FILE.partial.json says what it belongs to, how many
+    of its bytes are on disk, and what its maker needs to resume. Made by `partial_of`."""
 
     def __init__(self, file: Path, path: Path, stream: BinaryIO, of: dict[str, Any]) -> None:
-        """path: FILE.partial, or, where there are no locks, a name of its own, from which nobody goes on."""
+        """path: FILE.partial, or, on a file system without locks, a unique name, from which nobody resumes."""
         self.file, self.path = file, path
         self.about = _beside(file, ".json") if path == _beside(file) else None
         self._stream, self._of = stream, json.loads(json.dumps(of))
-        self._state: tuple[int, dict[str, int]] = 0, {}  # how many bytes, what was told of them
+        self._state: tuple[int, dict[str, int]] = 0, {}  # (bytes written, numbers to resume from)
         self._is_file, self._saved_at = False, time.monotonic()
         found = self._found()
         self.was_of_another = found is None
         self._state = found or self._state
         stream.truncate(self._state[0])
-        with suppress(OSError):  # of a full disk, which the next bytes meet, too
-            self.save()  # from now on it is known whose it is
+        with suppress(OSError):  # a full disk: the next write fails, too, and says so
+            self.save()  # from now on FILE.partial.json says what it belongs to
 
     def _found(self) -> tuple[int, dict[str, int]] | None:
-        """What is there; None: of something else. Raises OSError where nothing tells of what."""
+        """(bytes, told) of what is there; None if it belongs to other work. Raises OSError if nothing says to what."""
         size = self.path.stat().st_size
         if self.about is None or not self.about.exists():
             if size:
@@ -51,7 +51,7 @@ class Partial:
 
     @property
     def told(self) -> dict[str, int]:
-        """What was told with the last bytes; {} where there are none."""
+        """The numbers that came with the last bytes added; {} if there are none."""
         return self._state[1]
 
     def content(self) -> bytes:
@@ -59,9 +59,10 @@ class Partial:
         return self.path.read_bytes()[: self._state[0]]
 
     def add(self, content: bytes, **told: int) -> None:
-        """Some more bytes; every SAVE_EVERY seconds all so far are made durable, if something was told of them."""
+        """Append bytes, with the numbers to resume from after them; without numbers none is resumed. Saves every
+        SAVE_EVERY seconds."""
         self._stream.write(content)
-        self._state = self._state[0] + len(content), told  # at once, for a signal may end this anywhere
+        self._state = self._state[0] + len(content), told  # one assignment, for a signal may end this anywhere
         if time.monotonic() - self._saved_at > SAVE_EVERY:
             self.save()
 
@@ -74,7 +75,7 @@ class Partial:
         self._saved_at = time.monotonic()
 
     def finish(self) -> None:
-        """They become the file."""
+        """Flush to disk and rename to the final name."""
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self.path.replace(self.file)
@@ -84,7 +85,7 @@ class Partial:
             self.about.unlink(missing_ok=True)
 
     def leave(self) -> None:
-        """They stay, if there is something to go on from; where that cannot be saved, what was before."""
+        """Keep what can be resumed, else remove the file. If saving fails, the last save counts."""
         if self.about is None or not self.told:
             self.remove()
         elif not self._is_file:
@@ -92,7 +93,8 @@ class Partial:
                 self.save()
 
     def remove(self) -> None:
-        """What is not the file by now. Empty it is nobody's, and once it is unlinked another process may begin one."""
+        """Remove the partial file, unless it has become the final one. It is emptied first, so that nobody resumes from
+        it, and unlinked last, for then another process may begin one."""
         if self._is_file:
             return
         with suppress(OSError):
@@ -104,8 +106,8 @@ class Partial:
 
 @contextmanager
 def partial_of(file: Path, of: dict[str, Any]) -> Iterator[Partial]:
-    """What is there of `file`, if it is `of` the same, for JSON: else it begins anew. It stays where the context is
-    left by anything but a DataError, and ends with it. Raises OSError, also where another process has it."""
+    """Partial output of `file`: resumed if it was made for an equal `of` (JSON values), else begun anew. An exception
+    other than DataError keeps it, DataError removes it. Raises OSError, also if another process is writing it."""
     with _locked(file) as (path, stream):
         partial = Partial(file, path, stream, of)
         try:
@@ -121,7 +123,7 @@ def partial_of(file: Path, of: dict[str, Any]) -> Iterator[Partial]:
 
 @contextmanager
 def _locked(file: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """FILE.partial, of this process alone."""
+    """(path, stream) of FILE.partial, locked for this process; without locks, of a file of a unique name."""
     path = _beside(file)
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)

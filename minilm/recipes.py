@@ -1,4 +1,4 @@
-"""Named runs, as Python. A flag of `train.py` overrides a field; everything else is as written here."""
+"""Recipes: named settings of pretraining runs. A flag of `train.py` overrides the field of its name."""
 
 import math
 from dataclasses import dataclass
@@ -11,30 +11,30 @@ from minilm.model.encoder import EncoderConfig, bert_config, modern_config
 from minilm.train.optim import OptimizerName, ScheduleName
 
 RecipeName = Literal["quick", "bert-mini", "bert-base", "modern-base", "cramming", "continue"]
-SHORT = 4  # how many times shorter the rows of the first stretch are
+SHORT = 4  # rows of the first stretch are this many times shorter
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """An architecture and how to pretrain it."""
 
-    architecture: Literal["bert", "modern"] | None  # None, and widths of 0: those of the model that it goes on from
+    architecture: Literal["bert", "modern"] | None  # None, with sizes of 0: those of --model
     hidden_size: int = 0
     num_hidden_layers: int = 0
     num_attention_heads: int = 0
     intermediate_size: int = 0
     length: int  # tokens per row
-    batch_size: int  # rows that a process computes at once, at most
-    accumulation: int = 1  # such micro-batches per step, in all processes together
-    short_frac: float = 0.0  # of the steps, from the first: rows a quarter as long
-    short_seq_prob: float = 0.0  # about that fraction of the text is read in short pieces, for mlm
-    batch_warmup_frac: float = 0.0  # of the steps, over which the micro-batches per step double from 1 up
+    batch_size: int  # rows of a micro-batch, at most
+    accumulation: int = 1  # micro-batches per step, in all processes together
+    short_frac: float = 0.0  # fraction of the steps, at the start, with rows a quarter as long
+    short_seq_prob: float = 0.0  # approximate fraction of the text that mlm reads in short pieces
+    batch_warmup_frac: float = 0.0  # fraction of the steps over which the micro-batches per step double from 1 up
     packing: Packing = "stream"
-    pairs: PairTask | None = None  # beside mlm, one pair of texts a row: does the second follow, are they in order?
+    pairs: PairTask | None = None  # besides mlm, a pair of texts per row: does the second follow, are they in order?
     vocab_size: int = 8192
     lowercase: bool = True
     mask_rate: float = 0.15  # fraction of the tokens to predict, for mlm; evaluation always uses 0.15
-    mask_rate_end: float | None = None  # the rate goes linearly to this one
+    mask_rate_end: float | None = None  # the mask rate at the last step, approached linearly; None: constant
     whole_words: bool = False
     dropout: float = 0.0
     optimizer: OptimizerName = "adamw"
@@ -43,17 +43,17 @@ class Recipe:
     beta2: float = 0.999
     eps: float = 1e-6
     schedule: ScheduleName = "linear"
-    warmup_frac: float = 0.05  # of all steps
-    decay_frac: float = 0.2  # of all steps, at the end of wsd (Haegele et al. 2024)
-    max_norm: float = 1.0
-    output_scale: float = 1.0  # of the initial matrices that write to the residual stream; 0: identity layers
-    gradient_checkpointing: bool = False  # compute a layer again in the backward pass, for memory
-    minutes: float | None = None  # of training; this or the next, where no budget is given
+    warmup_frac: float = 0.05  # fraction of the steps
+    decay_frac: float = 0.2  # fraction of the steps, at the end, for wsd (Haegele et al. 2024)
+    max_norm: float = 1.0  # of the gradient; larger ones are clipped
+    output_scale: float = 1.0  # scales the initial matrices that write to the residual stream; 0: identity layers
+    gradient_checkpointing: bool = False  # recompute each layer in the backward pass, to save memory
+    minutes: float | None = None  # of training; this or `steps` is the budget unless a flag gives one
     steps: int | None = None
 
     def encoder_config(self, vocab_size: int) -> EncoderConfig:
-        """The encoder, for a vocabulary that may have shrunk."""
-        make, positions = bert_config, self.length  # a table's rows beyond that would never be trained
+        """Shape of the encoder for `vocab_size` tokens, which may be fewer than the recipe asks for."""
+        make, positions = bert_config, self.length  # more rows of the position table would never be trained
         if self.architecture == "modern":
             make, positions = modern_config, max(1024, self.length)
         return make(
@@ -68,12 +68,12 @@ class Recipe:
 
     @property
     def lengths(self) -> set[int]:
-        """Of the rows of any stretch."""
+        """All row lengths that occur in the run, in tokens."""
         return {self.length, self.length // SHORT} if self.short_frac else {self.length}
 
     def stretches(self, steps: int) -> list[Stretch]:
-        """The run in parts of equal row length and batch. Short rows are as many per step as long ones. Raises
-        ConfigError where rows cannot be cut so short."""
+        """The run in parts of constant row length and batch size. A step has as many short rows as it would have long
+        ones. Raises ConfigError if the length cannot be divided by SHORT."""
         if self.short_frac and self.length % SHORT:
             raise ConfigError(f"--length {self.length}: short rows are a quarter of it; give a multiple of {SHORT}")
         ramp = [2**i for i in range(math.ceil(math.log2(self.accumulation)))] if self.batch_warmup_frac else []
@@ -198,7 +198,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         max_norm=0.5,
         minutes=24 * 60,
     ),
-    # For --model: on with a trained model on other text, at a learning rate that does not undo what it knows
+    # For --model: continue training a model on other text, at a learning rate that does not undo what it knows
     # (after Gururangan et al. 2020, who went on with RoBERTa).
     "continue": Recipe(
         architecture=None,

@@ -1,7 +1,7 @@
-"""Which family of Hugging Face's models is what: rows of data.
+"""Hugging Face's model families as data: the names of their tensors, and the head of each of their classes.
 
-Its names for our tensors: `{i}` stands for a layer number; where theirs is a tuple, our one matrix is theirs stacked in
-that order. And which of its classes puts which head on the encoder.
+Names map ours to theirs: `{i}` stands for a layer number; where theirs is a tuple, our one matrix is theirs stacked in
+that order.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from minilm.model.encoder import EncoderConfig
 
 Names = dict[str, str | tuple[str, ...]]  # ours (a parameter or its module) -> theirs
 
-# the encoder and its pooler, theirs without the prefix that a file of the encoder alone leaves out
+# encoder and pooler; their names without the prefix that a file of the encoder alone leaves out
 BERT_BODY = {
     "encoder.embedding.word": "embeddings.word_embeddings",
     "encoder.embedding.position": "embeddings.position_embeddings",
@@ -93,21 +93,21 @@ MODERN_DECODER_LM = {"head.dense": "lm_head.dense", "head.norm": "lm_head.norm",
 
 
 class Key(str):
-    """A key of config.json, where its value is meant."""
+    """A key of config.json, standing for its value there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """What a class of transformers puts on the encoder: [pooling], [dense, activation, [norm]], dropout, classifier."""
+    """The head of one class of transformers: [pooling], [dense, activation, [norm]], dropout, classifier."""
 
-    architecture: str  # its name
-    names: Names = field(default_factory=dict)  # of the head's tensors, theirs in full
-    pooler: bool = False  # its base model has BERT's
-    pooling: str | None = None  # of a row's states, where its head reads one vector: pooler, cls, mean
+    architecture: str  # name of the class
+    names: Names = field(default_factory=dict)  # of the head's tensors; theirs with prefix
+    pooler: bool = False  # whether its base model has BERT's pooler
+    pooling: str | None = None  # how a row's states become one vector, if they do: pooler, cls, mean
     activation: str | None = None  # of the dense layer; None: there is none
     norm: bool = False
-    drop_first: bool = False  # before the dense layer, too
-    dropout: tuple[str, ...] = ()  # the first of these keys that is not null
+    drop_first: bool = False  # dropout before the dense layer, too
+    dropout: tuple[str, ...] = ()  # keys of config.json for the rate; the first that is not null counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,27 +115,27 @@ class Family:
     """One `model_type` of Hugging Face's."""
 
     base: str  # prefix of the encoder's tensors, which a file of the encoder alone leaves out
-    body: Names  # the encoder's and its pooler's, theirs without that prefix
-    classes: dict[str, Built]  # what it has beside the encoder, by kind
+    body: Names  # of encoder and pooler; theirs without that prefix
+    classes: dict[str, Built]  # kind -> class and its head
     copies: dict[str, str]  # a tied copy that a file may hold -> the tensor it must equal
-    heads: tuple[str, ...]  # prefixes of heads that a file may hold for another class; the longest that fits counts
-    defaults: dict[str, Any]  # of config.json
-    aliases: dict[str, str] = field(default_factory=dict)  # BERT's name of a key -> its own
+    heads: tuple[str, ...]  # prefixes of all heads' tensors that files may hold; the longest match counts
+    defaults: dict[str, Any]  # of the keys of config.json
+    aliases: dict[str, str] = field(default_factory=dict)  # BERT's name of a key -> this family's
     read: Callable[[dict[str, Any]], EncoderConfig]
-    write: Callable[[EncoderConfig], dict[str, Any]] | None = None  # None: nothing here makes one from nothing
+    write: Callable[[EncoderConfig], dict[str, Any]] | None = None  # None: minilm makes no such model from scratch
 
     def names(self, kind: str) -> Names:
-        """Ours -> theirs in full, for one of `classes`."""
+        """Our names -> their full names, for the class of this kind."""
         body = {ours: _prefixed(theirs, self.base) for ours, theirs in self.body.items()}
         return body | self.classes[kind].names
 
     def head_of(self, key: str) -> str:
-        """The prefix of the head that a tensor of theirs is of; "" for the encoder's."""
+        """Prefix of the head that their tensor `key` belongs to; "" for the encoder."""
         return max((head for head in self.heads if key.startswith(head)), key=len, default="")
 
     @property
     def buffers(self) -> tuple[str, ...]:
-        """What old files hold and nothing learns."""
+        """Tensors in old files that are no parameters."""
         return (f"{self.base}embeddings.position_ids", f"{self.base}embeddings.token_type_ids")
 
 
@@ -206,7 +206,7 @@ _DISTILBERT_CLASSES = {
 
 
 def _modern(architecture: str, pooling: str | None = None) -> Built:
-    """ModernBERT's heads are alike."""
+    """A head of ModernBERT; they differ only in pooling."""
     return Built(
         architecture=architecture,
         names={"transform.dense": "head.dense", "transform.norm": "head.norm", "classifier": "classifier"},

@@ -1,7 +1,7 @@
-"""What Hugging Face calls our tensors and models, both ways; `families` holds the names.
+"""Conversion of state dicts and configurations to and from Hugging Face's; `families` holds the names.
 
-Every tensor is accounted for: it is mapped, a copy of a mapped one, a buffer that nothing learns (left out), a head of
-the family that this model does not have (left out and named), or an error that names it.
+Every tensor is accounted for: it is mapped, a copy of a mapped one, a buffer (left out), part of a head that this model
+does not have (left out and named), or an error that names it.
 """
 
 import re
@@ -16,9 +16,9 @@ from minilm.checkpoint.hf_config import config_value
 from minilm.errors import CheckpointError, ConfigError
 from minilm.model.encoder import EncoderConfig
 
-FORMAT = 1  # of the "minilm" entry in config.json
+FORMAT = 1  # version of the "minilm" entry in config.json
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# (norm order, objective) -> what a language model trained here is: a model_type and one of its classes
+# (norm order, objective) -> (model_type, kind of class) of a language model trained here
 TRAINED = {
     ("post", "mlm"): ("bert", "mlm"),
     ("post", "clm"): ("bert", "clm"),
@@ -28,13 +28,13 @@ TRAINED = {
     ("pre", "prefix"): ("modernbert", "mlm"),
 }
 OBJECTIVES = tuple(dict.fromkeys(objective for _, objective in TRAINED))
-OF_OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # bert-base-uncased and others
-WRAPPED = "module."  # by nn.DataParallel
-HEAD = "head."  # of a language model, among our names
+OF_OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # in bert-base-uncased and others
+WRAPPED = "module."  # prefix that nn.DataParallel adds
+HEAD = "head."  # prefix of the language-model head in our names
 
 
 def family_of(config: dict[str, Any]) -> Family:
-    """The family of a config.json. Raises CheckpointError for one we do not have."""
+    """The family of a config.json. Raises CheckpointError for an unknown one."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise CheckpointError(f"config.json: model_type {model_type!r} is unknown; known: {', '.join(FAMILIES)}")
@@ -42,7 +42,7 @@ def family_of(config: dict[str, Any]) -> Family:
 
 
 def config_from_hf(config: dict[str, Any]) -> EncoderConfig:
-    """Our configuration of a config.json. Raises CheckpointError naming the key that does not fit."""
+    """EncoderConfig of a config.json. Raises CheckpointError naming the key that does not fit."""
     try:
         cfg = family_of(config).read(config)
     except ConfigError as error:
@@ -54,8 +54,8 @@ def config_from_hf(config: dict[str, Any]) -> EncoderConfig:
 
 
 def kind_of(config: dict[str, Any]) -> str:
-    """Which of its family's classes a language model's config.json is read as. Raises CheckpointError where the family
-    is none that is trained here."""
+    """Kind of class that a language model's config.json is read as. Raises CheckpointError for a family that is not
+    trained here."""
     family_of(config)
     objective = objective_of(config)
     trained = {(model_type, objective): kind for (_, objective), (model_type, kind) in TRAINED.items()}
@@ -69,10 +69,10 @@ def kind_of(config: dict[str, Any]) -> str:
 def config_to_hf(
     cfg: EncoderConfig, objective: str, specials: dict[str, int], pairs: str | None = None
 ) -> dict[str, Any]:
-    """The config.json of a language model, which transformers' Auto classes open as what it is.
+    """The config.json of a language model, which transformers' Auto classes open as the right class.
 
-    `specials` holds `cls_token_id` and `sep_token_id`; `pairs`: what its pair head tells, if it has one. Raises
-    ConfigError for a model that the family cannot say.
+    `specials` holds `cls_token_id` and `sep_token_id`; `pairs`: task of its pair head, if it has one. Raises
+    ConfigError for a model that the family's config.json cannot describe.
     """
     model_type, kind = TRAINED[cfg.norm_order, objective]
     family = FAMILIES[model_type]
@@ -97,14 +97,14 @@ def _entry(objective: str, pairs: str | None) -> dict[str, Any]:
 
 
 def entry_of(config: dict[str, Any], kind: str) -> dict[str, Any] | None:
-    """The "minilm" entry of a model that is of `kind` by now: None for one that is no language model."""
+    """The "minilm" entry for config.json of a model that is now of `kind`; None if that is no language model."""
     if kind not in ("mlm", "clm", "pretraining"):
         return None
     return _entry(objective_of(config), pairs_of(config) or "next" if kind == "pretraining" else None)
 
 
 def objective_of(config: dict[str, Any]) -> str:
-    """mlm, clm or prefix: what the weights were trained for."""
+    """Objective that the weights were trained for: mlm, clm or prefix."""
     if "minilm" in config:
         own = config["minilm"]
         if not isinstance(own, dict) or own.get("format") != FORMAT or own.get("objective") not in OBJECTIVES:
@@ -114,12 +114,12 @@ def objective_of(config: dict[str, Any]) -> str:
 
 
 def is_causal(config: dict[str, Any]) -> bool:
-    """Whether a token of such a model sees only those before it."""
+    """Whether the model is causal: a token sees only those before it."""
     return bool(config.get("is_decoder")) or str(config.get("model_type")).endswith("-decoder")
 
 
 def pairs_of(config: dict[str, Any]) -> str | None:
-    """next or order: what the model's pair head was trained to tell; None where it has no such head."""
+    """Task of the model's pair head: next or order; None if it has no such head."""
     if "minilm" in config:
         pairs = config["minilm"].get("pairs") if isinstance(config["minilm"], dict) else None
         if pairs not in (None, "next", "order"):
@@ -129,7 +129,7 @@ def pairs_of(config: dict[str, Any]) -> str | None:
 
 
 def _theirs(name: str, names: Names) -> tuple[str, ...]:
-    """Their name or names for our parameter `name`."""
+    """Hugging Face's name or names of our parameter `name`."""
     layer = re.search(r"\.(\d+)\.", name)
     pattern = name if layer is None else name.replace(layer[0], ".{i}.", 1)
     module, _, leaf = pattern.rpartition(".")
@@ -149,7 +149,7 @@ def to_hf(state: dict[str, Tensor], model_type: str, kind: str) -> dict[str, Ten
         theirs = _theirs(name, names)
         out |= {key: part.contiguous() for key, part in zip(theirs, tensor.chunk(len(theirs)), strict=True)}
     seen: set[int] = set()
-    for key, own in out.items():  # of layers that share their weights each has its own in a file
+    for key, own in out.items():  # layers that share weights each get a copy in the file
         place = 0 if own.is_meta else own.data_ptr()
         out[key] = own.clone() if place in seen and own.numel() and place else own
         seen.add(place)
@@ -168,12 +168,11 @@ def from_hf(
     new: tuple[str, ...] = (),
     ignore_mismatched_sizes: bool = False,
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Their tensors as a state dict like `expected`, in its dtypes, and the names of those of heads that it does not
-    have.
+    """(Hugging Face's tensors as a state dict like `expected`, in its dtypes; names of tensors of heads it does not
+    have).
 
-    kind: which of the family's classes it is for. new: prefixes of what `tensors` may lack, or, with
-    ignore_mismatched_sizes, hold in other sizes; the state is then without them. A file of the encoder alone leaves out
-    the prefix of its names.
+    kind: class of the family. new: prefixes of parts that `tensors` may lack, or, with ignore_mismatched_sizes, hold in
+    other sizes; the state dict then omits them. A file of the encoder alone leaves out the prefix of its names.
 
     Raises CheckpointError naming the tensor that is missing, unknown, of another shape, not finite, or
     differs from the one it should be tied to.
@@ -205,7 +204,7 @@ def from_hf(
 
 
 def _as_named_today(tensors: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
-    """Under the names that transformers writes now: without a wrapper's prefix, with the encoder's."""
+    """The tensors under the names that transformers writes now: without a wrapper's prefix, with the encoder's."""
     if all(key.startswith(WRAPPED) for key in tensors):
         tensors = {key.removeprefix(WRAPPED): tensor for key, tensor in tensors.items()}
     now = {key: re.sub("|".join(OF_OLD), lambda old: OF_OLD[old[0]], key) for key in tensors}
@@ -217,10 +216,10 @@ def _as_named_today(tensors: dict[str, Tensor], family: Family) -> dict[str, Ten
 
 
 def _lacks(prefix: str, names: dict[str, tuple[str, ...]], rest: dict[str, Tensor], sizes: dict[str, Tensor]) -> bool:
-    """Whether a file holds nothing of a head, or a part of it in another size than `sizes` says.
+    """Whether a file holds no tensor of a head, or one whose size differs from `sizes`.
 
-    A ModernBERT classifier stores its dense layer as `head.*`, which the language model's head has, too: a part of
-    that, in a classifier's file, is no damaged language model's head.
+    A ModernBERT classifier stores its dense layer as `head.*`, names that the language-model head has, too: in a
+    classifier's file, part of them is no damaged language-model head.
     """
     keys = {key for name, theirs in names.items() if name.startswith(prefix) for key in theirs}
     of_classifier = prefix == HEAD and any(key.startswith("classifier.") for key in rest)
@@ -241,15 +240,15 @@ def _check_shape(key: str, tensors: dict[str, Tensor], like: Tensor) -> None:
 
 
 def _merged(parts: list[Tensor], keys: tuple[str, ...], like: Tensor) -> Tensor:
-    """Our one tensor of their parts, in the dtype of `like`."""
+    """Their parts concatenated to our one tensor, in the dtype of `like`."""
     if any(part.dtype != like.dtype for part in parts):
         parts = [part.to(like.dtype) for part in parts]
-        _check_finite(dict(zip(keys, parts, strict=True)))  # again: the other dtype may have no room for them
+        _check_finite(dict(zip(keys, parts, strict=True)))  # again: they may overflow in the other dtype
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _check_finite(tensors: dict[str, Tensor]) -> None:
-    """By the least and the largest of their values, which takes no memory, as isfinite does; a NaN is both."""
+    """Raises CheckpointError if a value is not finite. Minimum and maximum (NaN if any is) need no memory."""
     for key, own in tensors.items():
         if own.numel() and not torch.stack(own.aminmax()).isfinite().all():
             raise CheckpointError(f"tensor {key} holds values that are not finite")

@@ -1,6 +1,6 @@
-"""Hugging Face's config.json, one family after the other: theirs -> our EncoderConfig, and ours -> theirs.
+"""Reading and writing Hugging Face's config.json, per family: config.json <-> EncoderConfig.
 
-A config.json may come from anywhere: every value is checked, and what our modules do not compute is refused.
+A config.json may come from anywhere: every value is checked, and what our modules cannot compute is refused.
 """
 
 import math
@@ -13,7 +13,7 @@ from minilm.model.encoder import EncoderConfig, LayerSpec, bert_config, modern_c
 
 MAX_LAYERS = 1000
 
-# transformers' own default of every key that says something about a model
+# transformers' default of every key that describes a model
 BERT = {
     "vocab_size": 30522,
     "hidden_size": 768,
@@ -101,7 +101,7 @@ SIZES_OF_DISTILBERT = ("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim")
 
 
 def config_value(config: dict[str, Any], key: str, kind: type, default: Any = None) -> Any:
-    """config[key], checked: a config.json may come from anywhere."""
+    """config[key], or `default` for null. Raises CheckpointError if it is missing, no `kind` or not finite."""
     value = default if config.get(key) is None else config[key]
     if value is None:
         raise CheckpointError(f"config.json: {key} is missing")
@@ -115,32 +115,32 @@ def config_value(config: dict[str, Any], key: str, kind: type, default: Any = No
 
 
 def config_fraction(config: dict[str, Any], key: str, default: float | None = None) -> float:
-    """config[key], checked to be one: a dropout."""
+    """config[key], checked to be a fraction in [0, 1), such as a dropout rate."""
     if not 0 <= (value := config_value(config, key, float, default)) < 1:
         raise CheckpointError(f"config.json: {key} is {value}; give a fraction below 1")
     return value
 
 
 def _sizes(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, int]:
-    """The five that no config.json may leave out, by our names."""
+    """The five sizes that no config.json may leave out, by our names."""
     sizes = {ours: config_value(config, theirs, int) for ours, theirs in zip(SIZES, keys, strict=True)}
-    if not 0 < (layers := sizes["num_hidden_layers"]) <= MAX_LAYERS:  # which are made before the file is looked at
+    if not 0 < (layers := sizes["num_hidden_layers"]) <= MAX_LAYERS:  # layers are built before the weights are read
         raise CheckpointError(f"config.json: {keys[2]} is {layers}; at least one layer, at most {MAX_LAYERS} are read")
     return sizes
 
 
 def _expect(config: dict[str, Any], **required: Any) -> None:
-    """Refuse what our modules do not compute, instead of computing something else."""
+    """Raises CheckpointError if a key has another value than `required`, which our modules do not support."""
     for key, value in required.items():
         if config.get(key, value) != value:
             raise CheckpointError(f"config.json: {key} {config[key]!r} is not supported, only {value!r}")
 
 
 def bert_reader(defaults: dict[str, Any], offset: bool = False) -> Callable[[dict[str, Any]], EncoderConfig]:
-    """From transformers' BertConfig, or one like it, to ours. The reader raises CheckpointError naming the key that
-    does not fit.
+    """Reader of transformers' BertConfig, or one like it, as EncoderConfig. It raises CheckpointError naming the key
+    that does not fit.
 
-    offset: as RoBERTa's, whose positions begin after the padding token's id.
+    offset: positions begin after the padding token's id, as in RoBERTa.
     """
 
     def read(config: dict[str, Any]) -> EncoderConfig:
@@ -175,7 +175,7 @@ def bert_reader(defaults: dict[str, Any], offset: bool = False) -> Callable[[dic
 
 
 def read_distilbert(config: dict[str, Any]) -> EncoderConfig:
-    """transformers' DistilBertConfig as ours, with the errors of `bert_reader`."""
+    """Read transformers' DistilBertConfig as EncoderConfig, with the errors of `bert_reader`."""
     _expect(config, tie_word_embeddings=True)
 
     def value(key: str, kind: type) -> Any:
@@ -195,7 +195,7 @@ def read_distilbert(config: dict[str, Any]) -> EncoderConfig:
 
 
 def write_bert(cfg: EncoderConfig) -> dict[str, Any]:
-    """Ours as transformers' BertConfig."""
+    """EncoderConfig as transformers' BertConfig."""
     return {
         "vocab_size": cfg.vocab_size,
         "hidden_size": cfg.hidden_size,
@@ -215,7 +215,7 @@ def write_bert(cfg: EncoderConfig) -> dict[str, Any]:
 
 
 def modern_reader(halo: int) -> Callable[[dict[str, Any]], EncoderConfig]:
-    """From transformers' ModernBertConfig to ours, with the errors of `bert_reader`.
+    """Reader of transformers' ModernBertConfig as EncoderConfig, with the errors of `bert_reader`.
 
     `halo`: by how much half of `local_attention` exceeds our window. 0 in ModernBERT, 1 in its decoder.
     """
@@ -274,7 +274,7 @@ def modern_reader(halo: int) -> Callable[[dict[str, Any]], EncoderConfig]:
 
 
 def modern_writer(halo: int) -> Callable[[EncoderConfig], dict[str, Any]]:
-    """From ours to transformers' ModernBertConfig; `halo` as in `modern_reader`."""
+    """Writer of EncoderConfig as transformers' ModernBertConfig; `halo` as in `modern_reader`."""
 
     def write(cfg: EncoderConfig) -> dict[str, Any]:
         kind = ["full_attention" if spec.window is None else "sliding_attention" for spec in cfg.layers]
@@ -295,7 +295,7 @@ def modern_writer(halo: int) -> Callable[[EncoderConfig], dict[str, Any]]:
             "local_attention": 2 * (window + halo),
             "layer_types": kind,
             "rope_parameters": {k: {"rope_type": "default", "rope_theta": v} for k, v in base.items()},
-            "global_rope_theta": base["full_attention"],  # these two and the next: transformers 4
+            "global_rope_theta": base["full_attention"],  # these two and the next are for transformers 4
             "local_rope_theta": base["sliding_attention"],
             "global_attn_every_n_layers": _period(kind),
             "embedding_dropout": cfg.embedding_dropout,
@@ -311,7 +311,7 @@ def modern_writer(halo: int) -> Callable[[EncoderConfig], dict[str, Any]]:
 
 
 def _period(kind: list[str]) -> int | None:
-    """n if exactly every nth layer, from the first, is global."""
+    """n if exactly every nth layer, from the first, is global; else None."""
     return next(
         (
             n

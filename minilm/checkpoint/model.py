@@ -1,5 +1,5 @@
-"""A model directory, ours or Hugging Face's: config.json, model.safetensors, the tokenizer; and, in a checkpoint that
-training goes on from, training/ beside them.
+"""Reading and writing model directories, ours or Hugging Face's: config.json, model.safetensors, the tokenizer, and
+training/ in a checkpoint of a run.
 """
 
 import hashlib
@@ -26,22 +26,22 @@ from minilm.model.attention import Backend
 from minilm.model.encoder import EncoderConfig, initialise
 from minilm.model.heads import LanguageModel, LMHead
 
-FETCHED = ("*.json", "vocab.txt", "merges.txt")  # patterns for the hub, whose * matches a / too
-WEIGHTS = {False: ("model*.safetensors",), True: ("pytorch_model.bin",)}  # whether a pickle is asked for -> what it is
-MAX_CONFIG = 4 << 20  # bytes; as objects they are twenty times that
+FETCHED = ("*.json", "vocab.txt", "merges.txt")  # patterns for the hub, where * matches a / too
+WEIGHTS = {False: ("model*.safetensors",), True: ("pytorch_model.bin",)}  # allow_pickle -> files to fetch
+MAX_CONFIG = 4 << 20  # bytes; as Python objects they take twenty times that
 
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """Modules built within hold shapes and no memory, so that sizes that a hostile config.json names are checked before
-    any is asked for."""
+    """Context in which modules have shapes but no memory, so that a hostile config.json is checked before
+    allocation."""
     with torch.device("meta"), _Unfilled():
         yield
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves out `normal_`, for which, on the meta device, torch would import its compiler: that takes longer than all
-    else of a load."""
+    """Skips `normal_`, for which torch would import its compiler on the meta device, slower than the rest of
+    loading."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -51,7 +51,7 @@ class _Unfilled(TorchFunctionMode):
 
 
 class Pretrained(NamedTuple):
-    """What a language model's directory holds."""
+    """Content of a language model's directory."""
 
     model: LanguageModel  # in eval mode
     tokenizer: Tokenizer
@@ -67,10 +67,10 @@ def write_model(
     state: dict[str, Tensor] | None = None,
     cfg: EncoderConfig | None = None,
 ) -> None:
-    """config.json, model.safetensors and the tokenizer, as transformers reads them.
+    """Write config.json, model.safetensors and the tokenizer, as transformers reads them.
 
-    pairs: what its pair head tells. state: the model's, for one whose own tensors are parts. cfg: what is said of it,
-    where it was trained with another dropout than it is to have.
+    pairs: task of the pair head. state: the whole state dict, if the model is sharded. cfg: configuration to write, if
+    the model was trained with another dropout than it should have later.
     """
     specials = {"cls_token_id": tokenizer.cls_id, "sep_token_id": tokenizer.sep_id}
     config = config_to_hf(cfg or model.cfg, objective, specials, pairs)
@@ -81,7 +81,7 @@ def write_model(
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """Of all parameters: 16 hexadecimal digits."""
+    """Checksum of all parameters: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -99,11 +99,11 @@ def find_model(
     weights: bool = True,
     flag: str = "model",
 ) -> Path:
-    """The directory of a model: itself, or that of a name on the Hugging Face hub, fetched or from its cache.
+    """Directory of a model: `name` itself, or that of a name on the Hugging Face hub, downloaded or from its cache.
 
-    No socket is opened for a directory, nor with `local_files_only` or HF_HUB_OFFLINE=1. token: of the hub, for what
-    is private there. weights: whether they are fetched, too. flag: what the error calls the name.
-    Raises CheckpointError.
+    No socket is opened for a directory, nor with `local_files_only` or HF_HUB_OFFLINE=1. token: access token of the
+    hub, for private models. weights: whether to fetch them, too. flag: flag to name in the error. Raises
+    CheckpointError.
     """
     if os.path.exists(name):
         return Path(name)
@@ -121,7 +121,7 @@ def find_model(
             allow_patterns=[*FETCHED, *(WEIGHTS[allow_pickle] if weights else ())],
         )
     except Exception as error:  # no narrower one: the hub's HTTP library raises its own
-        if partial := getattr(error, "snapshot_path", None):  # in the cache, without files that perhaps nobody reads
+        if partial := getattr(error, "snapshot_path", None):  # in the cache, perhaps without files that nobody needs
             return Path(partial)
         what, why = f"{name}{f' at {revision}' if revision else ''}", " ".join(str(error).split())
         raise CheckpointError(
@@ -131,7 +131,7 @@ def find_model(
 
 
 def version_of(directory: Path) -> tuple[int, int] | None:
-    """Of a model there, which changes when another is written: config.json comes last."""
+    """Stamp of the model in a directory; None without config.json, which each writing replaces last."""
     try:
         status = (directory / "config.json").stat()
     except OSError:
@@ -140,13 +140,13 @@ def version_of(directory: Path) -> tuple[int, int] | None:
 
 
 def check_version(directory: Path, before: tuple[int, int] | None) -> None:
-    """Raises CheckpointError where the model there is not that of `version_of` before."""
+    """Raises CheckpointError if the model has been rewritten since `version_of` returned `before`."""
     if version_of(directory) != before:
         raise CheckpointError(f"{directory}: was written anew while it was read; read it again")
 
 
 def read_config(directory: Path | str) -> dict[str, Any]:
-    """The config.json of a model's directory, all of whose files are as its MANIFEST.json says, if it has one. Raises
+    """The config.json of a model directory, after checking its files against MANIFEST.json, if there is one. Raises
     CheckpointError."""
     directory = Path(directory)
     if not directory.is_dir():
@@ -161,9 +161,9 @@ def read_config(directory: Path | str) -> dict[str, Any]:
 
 
 def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int | None = None) -> Pretrained:
-    """A language model's directory: minilm's, or transformers' for a family of families.py.
+    """Read a language model's directory: minilm's, or transformers' for a family of families.py.
 
-    head_seed: an encoder without a language-model head gets a random one, drawn by this seed, and says so. Raises
+    head_seed: an encoder without a language-model head gets a random one, drawn by this seed, with a warning. Raises
     CheckpointError naming the file, tensor or key that does not fit.
     """
     directory, config = Path(directory), read_config(directory)
@@ -204,10 +204,10 @@ def read_weights(
     ignore_mismatched_sizes: bool = False,
     as_stored: bool = False,
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """A directory's weights as a state dict like `expected`, every tensor accounted for, and the names of those of
-    other heads.
+    """(a directory's weights as a state dict like `expected`, names of tensors of other heads), every tensor accounted
+    for.
 
-    Arguments as `from_hf` has them. as_stored: in the dtype of the file's first floating tensor, not in `expected`'s.
+    Arguments as in `from_hf`. as_stored: in the dtype of the file's first floating tensor, not in `expected`'s.
     Raises CheckpointError naming the file.
     """
     file, tensors = load_weights(directory, allow_pickle)
@@ -223,7 +223,7 @@ def read_weights(
 
 
 def add_words(pretrained: Pretrained, file: Path) -> Pretrained:
-    """The same with the words of `file` in its vocabulary, each embedded as the mean of the pieces that it was."""
+    """The model with the words of `file` added to its vocabulary, each embedded as the mean of its former pieces."""
     model, old, objective = pretrained
     tokenizer, pieces = old.with_words(file)
     grown = LanguageModel(
@@ -244,20 +244,20 @@ def add_words(pretrained: Pretrained, file: Path) -> Pretrained:
 
 
 def read_state(directory: Path, model: LanguageModel) -> dict[str, Tensor]:
-    """What `write_model` wrote of such a model, by our names. Raises CheckpointError."""
+    """State dict that `write_model` wrote of a model like `model`, by our names. Raises CheckpointError."""
     config = read_json(directory / "config.json", most=MAX_CONFIG)
     return read_weights(model.state_dict(), directory, config["model_type"], kind_of(config))[0]
 
 
 def write_training(directory: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """training/: the tensors of `optim.optimizer_state`, and `state` as JSON."""
+    """Write training/: the tensors of `optim.optimizer_state`, and `state` as JSON."""
     (directory / "training").mkdir()
     save_tensors(tensors, directory / "training" / "tensors.safetensors")
     write_json(directory / "training" / "state.json", {"format": FORMAT, **state})
 
 
 def read_training(directory: Path, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_training` wrote of the optimizers of such a model. Raises CheckpointError."""
+    """(optimizer tensors, state) that `write_training` wrote, checked against `model`. Raises CheckpointError."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     file = directory / "training" / "tensors.safetensors"
     tensors = load_tensors(file)

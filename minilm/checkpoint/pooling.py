@@ -1,4 +1,4 @@
-"""How a text's states become one vector: what sentence-transformers' files in a model directory say."""
+"""Pooling a text's states into one vector, as sentence-transformers' files in a model directory describe it."""
 
 import os
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from typing import Any
 from minilm.errors import CheckpointError, ConfigError
 from minilm.files import read_json, write_json
 
-POOLINGS = ("cls", "max", "mean")  # in the order in which several are joined
+POOLINGS = ("cls", "max", "mean")  # in the order in which several are concatenated
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
-LENGTH = "sentence_bert_config.json"  # also of models that are no BERT
-OF_OLD = ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # in LENGTH's place, once
-# what would make other vectors, and what of it would not
+LENGTH = "sentence_bert_config.json"  # used for other models than BERT, too
+OF_OLD = ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # older names in LENGTH's place
+# settings that would change the vectors, and those among them that would not
 ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
 OTHER = (
     "processing_kwargs",
@@ -23,20 +23,20 @@ OTHER = (
     "query_expansion",
 )
 HARMLESS = ("trust_remote_code", "attn_implementation", "use_fast", "low_cpu_mem_usage")
-OWN = "sentence_transformers.models"  # where every version finds these modules
+OWN = "sentence_transformers.models"  # the module path that every version knows
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """Of a text's states: its first token's, the largest or the mean over its tokens, or several of these, joined."""
+    """How to pool a text's states: the first token's, the maximum or the mean over tokens, or several, concatenated."""
 
     how: tuple[str, ...] = ("mean",)
-    normalize: bool = False  # to length 1
-    max_length: int | None = None  # tokens read of a text, where those are fewer than the model's positions
-    prompt: str = ""  # stands before every text
-    query: str = ""  # and before one that is searched for
-    document: str = ""  # or searched
-    lowercase: bool = False  # the text, whatever the tokenizer does
+    normalize: bool = False  # the vector to length 1
+    max_length: int | None = None  # tokens read of a text, if fewer than the model's positions
+    prompt: str = ""  # put before every text
+    query: str = ""  # put before a query of a search
+    document: str = ""  # put before a document that is searched
+    lowercase: bool = False  # lower-case the text before the tokenizer
 
     def __post_init__(self) -> None:
         if not self.how or (odd := [each for each in self.how if each not in POOLINGS]):
@@ -44,8 +44,8 @@ class Pooling:
 
 
 def read_pooling(directory: Path) -> Pooling | None:
-    """None of a directory that says none. Raises CheckpointError naming the file and the module or key that is not
-    supported, rather than compute another vector."""
+    """Pooling that a directory describes; None if it describes none. Raises CheckpointError naming the file and the
+    module or key that is not supported, rather than compute another vector."""
     file = directory / MODULES
     if not os.path.lexists(file):
         return None
@@ -101,7 +101,7 @@ def _how(directory: Path, below: str, prompted: bool) -> tuple[str, ...]:
 
 
 def _prompts(file: Path) -> dict[str, str]:
-    """What stands before a text, by the names of Pooling's fields."""
+    """Prompts, by the names of Pooling's fields."""
     config = _optional(file)
     if config.get("truncate_dim"):
         raise CheckpointError(f"{file}: truncate_dim is {config['truncate_dim']!r}, which is not supported")
@@ -110,7 +110,7 @@ def _prompts(file: Path) -> dict[str, str]:
         raise CheckpointError(f"{file}: prompts holds something else than texts")
     if name is not None and (not isinstance(name, str) or name not in prompts):
         raise CheckpointError(f"{file}: default_prompt_name is {name!r}, and prompts has none of that name")
-    names = {"prompt": name, "query": "query", "document": "document"}  # no other ones, as sentence-transformers 6
+    names = {"prompt": name, "query": "query", "document": "document"}  # no others, as in sentence-transformers 6
     return {field: prompts.get(each) or "" for field, each in names.items()}
 
 
@@ -119,14 +119,14 @@ def _optional(file: Path) -> dict[str, Any]:
 
 
 def check_place(directory: Path) -> None:
-    """Raises CheckpointError where `write_pooling` could not make its directory."""
+    """Raises CheckpointError if `write_pooling` could not make its directory."""
     place = directory / "1_Pooling"
     if place.is_symlink() or (place.exists() and not place.is_dir()):
         raise CheckpointError(f"{place}: a link or a file, which nothing is written through; take it away")
 
 
 def write_pooling(directory: Path, pooling: Pooling, width: int) -> None:
-    """The files that `read_pooling` reads, as every version of sentence-transformers does; width: of the states.
+    """Write the files that `read_pooling` and every version of sentence-transformers read. width: of the states.
 
     Raises CheckpointError as `check_place`.
     """

@@ -1,4 +1,4 @@
-"""A run directory: complete checkpoints while it runs, a Hugging Face model directory when it has ended.
+"""Run directories: complete checkpoints while a run lasts, a Hugging Face model directory when it has ended.
 
 OUT/run.json metrics.jsonl loss.png lock                                     live, in no manifest
 OUT/step-000300/ config.json model.safetensors tokenizer training/ MANIFEST.json   renamed into place whole
@@ -21,19 +21,19 @@ from minilm import files
 from minilm.errors import CheckpointError, ConfigError, cut
 from minilm.files import json_text, read_json, regular_file, remove, sha256, sync, sync_entry, write_json
 
-FORMAT = 1  # of MANIFEST.json, run.json and training/state.json
-SHOWN = 200  # letters of a setting, in a message
+FORMAT = 1  # version of MANIFEST.json, run.json and training/state.json
+SHOWN = 200  # letters of a setting shown in a message
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 KEPT = 2  # checkpoints of a run, beside the one that is being written
 
 
 @dataclass(frozen=True)
 class Run:
-    """run.json: what a run decided when it began, and, when it has ended, what it came to."""
+    """Content of run.json: what a run decided when it began, and its result when it has ended."""
 
-    settings: dict[str, Any]  # what decides the weights: flags, and a fingerprint of the data
+    settings: dict[str, Any]  # all that decides the final weights: flags, and a fingerprint of the data
     steps: int
-    device: str  # this and the next five decide the bits
+    device: str  # this and the next five affect results bit for bit
     precision: str
     threads: int
     backend: str
@@ -62,8 +62,8 @@ class Store:
         self.out = out
 
     def check_writable(self) -> Path:
-        """The nearest directory that is there, OUT or above. Raises ConfigError where OUT could not be made or holds
-        something else, without touching it."""
+        """The nearest existing directory, OUT or above. Raises ConfigError if OUT cannot be made or holds no run but
+        other files. Changes nothing."""
         if not str(self.out).isprintable():  # a byte that is no UTF-8, or an invisible character
             raise ConfigError(f"--out {str(self.out)!r}: cannot be printed; choose a name that can")
         nearest = self.out
@@ -84,8 +84,8 @@ class Store:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Make the directory and keep other writers out of it; the system lets go when this process dies. Where nothing
-        came about, what this made is removed again."""
+        """Make the directory and lock it against other writers; the lock ends with the process. Directories made here
+        are removed again if nothing was written."""
         made = [path for path in (self.out, *self.out.parents) if not path.exists()]
         try:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -99,13 +99,13 @@ class Store:
                 lock.seek(0)
                 holder = lock.read().strip() or "another process"
                 raise ConfigError(f"--out {self.out}: {holder} is writing it; wait, or choose another") from error
-            if not self._is_lock(lock.fileno()):  # its last holder has just removed it
+            if not self._is_lock(lock.fileno()):  # its last holder has just removed the file
                 raise ConfigError(f"--out {self.out}: was being removed by another process; run the command again")
-            with suppress(OSError):  # of a full disk, which what is saved says better
+            with suppress(OSError):  # a full disk, which saving reports better
                 os.ftruncate(lock.fileno(), 0)
                 os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             for stale in (*self.out.glob(".tmp-*"), *self.out.glob(".*.tmp")):  # nobody else writes here
-                with suppress(OSError):  # their makers are dead
+                with suppress(OSError):  # the processes that made them are dead
                     remove(stale)
             try:
                 yield
@@ -117,16 +117,16 @@ class Store:
                             path.rmdir()
 
     def _is_lock(self, handle: int) -> bool:
-        """Whether the file in OUT is the open one, and not one that another process has made in its place."""
+        """Whether the lock file in OUT is the open one, not a new one of another process."""
         with suppress(OSError):
             return os.path.samestat(os.fstat(handle), os.stat(self.out / "lock"))
         return False
 
     def earlier_run(self, settings: dict[str, Any], choices: dict[str, Any], resume: str) -> Run | None:
-        """The run that began here. Raises ConfigError where it is another than is asked for now.
+        """The run that began here, or None. Raises ConfigError if it differs from what is asked for now.
 
-        settings: must be as they were, but for the data, which is not known yet; choices: so must these of what the
-        run decided by itself.
+        settings: must be equal to the run's, except the data, which is not known yet; choices: so must these values
+        that the run may have decided by itself.
         """
         file = self.out / "run.json"
         if not file.exists():
@@ -149,7 +149,7 @@ class Store:
             raise CheckpointError(f"{file}: steps is {run.steps}; choose another --out")
         asked_for = settings | choices
         for key in sorted((asked_for | was).keys() - {"data"}, key=lambda key: (key == "model", key)):
-            now = asked_for.get(key)  # the model last: it is another one with another seed, too
+            now = asked_for.get(key)  # the model last: another seed makes another one, too
             if was.get(key) != now:
                 before, after = (cut(str(value), SHOWN) for value in (was.get(key), now))
                 if was.get(key) is None:
@@ -160,12 +160,12 @@ class Store:
         return run
 
     def write_run(self, run: Run) -> None:
-        """run.json, on the disk."""
+        """Write run.json, flushed to disk."""
         write_json(self.out / "run.json", {"format": FORMAT, **asdict(run)})
 
     def latest(self, say: Callable[[str], None]) -> Path | None:
-        """The newest checkpoint whose manifest verifies, or None where there is none at all; `say` is told about newer
-        ones that do not. Raises CheckpointError where none of several does, and where one was put elsewhere."""
+        """The newest checkpoint whose manifest verifies, or None if there is no checkpoint; `say` logs newer ones that
+        do not. Raises CheckpointError if none verifies, or if one is a link."""
         found = checkpoints(self.out)
         for path in self.out.glob("step-*"):
             if path.is_symlink() and path.name.removeprefix("step-").isdecimal():
@@ -182,13 +182,13 @@ class Store:
         return None
 
     def checkpoint(self, step: int) -> Path:
-        """The directory of that of a step."""
+        """Directory of the checkpoint of a step."""
         return self.out / f"step-{step:06d}"
 
     def check_space(self, size: int, steps: int, every: int, final: int = 0, spares: bool = False) -> None:
-        """Raises CheckpointError where less is free than so many steps need, which save a checkpoint of `size` bytes
-        after `every` of them (0: after the last one), beside those that are there, and in the end a model of `final`
-        bytes. spares: whether one more is kept, the best."""
+        """Raises CheckpointError if the disk has too little room for `steps` more steps, with a checkpoint of `size`
+        bytes every `every` steps (0: only after the last), beside those that exist, and a final model of `final` bytes.
+        spares: whether the best checkpoint is kept, too."""
         there, kept = len(checkpoints(self.out)), KEPT + spares
         in_all = there + (-(-steps // every) if every else 1)
         more = max(1, min(kept + 1, in_all) - there)
@@ -196,7 +196,7 @@ class Store:
         self._check_free(needed, f"{more} x {megabytes(size)} of checkpoints, then {megabytes(final)} of the model")
 
     def _check_free(self, needed: int, what: str) -> None:
-        """Raises CheckpointError where that is not free, as far as the system tells."""
+        """Raises CheckpointError if fewer than `needed` bytes are free, as far as the system tells."""
         with suppress(OSError):
             total, _, free = shutil.disk_usage(self.out)
             if total > 0 and free < needed:
@@ -204,27 +204,26 @@ class Store:
                 raise CheckpointError(f"{self.out}: {told}; {self._then('make room')}")
 
     def _unwritten(self, name: str, error: BaseException) -> CheckpointError:
-        full = any(os.strerror(number) in str(error) for number in NO_ROOM)  # safetensors' have no number
+        full = any(os.strerror(number) in str(error) for number in NO_ROOM)  # safetensors' errors have no number
         mend = "make room" if full else "mend that"
         return CheckpointError(f"{self.out}: {name} cannot be written ({error}); {self._then(mend)}")
 
     def _then(self, mend: str) -> str:
-        """What to do, for a message."""
+        """Advice for a message: `mend`, and where the run resumes."""
         kept = [path.name for _, path in checkpoints(self.out)]
         return f"{mend}, then the same command goes on from {kept[-1] if kept else 'the start'}"
 
     def save(
         self, step: int, write: Callable[[Path], None], keep: int = KEPT, spared: int | None = None, size: int = 0
     ) -> Path:
-        """A complete checkpoint of some `size` in bytes: written aside, made durable, renamed, and only then older ones
-        removed, but for that of step `spared`. Raises CheckpointError where it cannot be written; the older ones are
-        whole then."""
+        """Save a checkpoint of about `size` bytes: written aside, flushed to disk, renamed, and only then older ones
+        removed, except that of step `spared`. Raises CheckpointError if it cannot be written; older ones stay then."""
         self._check_free(size, f"the {megabytes(size)} of step {step:,}")
         final = self.checkpoint(step)
         partial = self._written_aside(final.name, write)
         try:
             for number, path in checkpoints(self.out):
-                if number >= step:  # damaged, or the run would have gone on from it; it must not displace a good one
+                if number >= step:  # damaged, or the run would have resumed from it; it must not displace a good one
                     shutil.rmtree(path)
             partial.rename(final)
             sync_entry(self.out)
@@ -235,13 +234,14 @@ class Store:
         return final
 
     def prune(self, keep: int, spared: int | None = None) -> None:
-        """Remove all but the newest `keep` checkpoints, and that of step `spared`."""
+        """Remove all checkpoints except the newest `keep` and that of step `spared`."""
         for step, path in checkpoints(self.out)[:-keep]:
             if step != spared:
                 shutil.rmtree(path)
 
     def finish(self, write: Callable[[Path], None]) -> None:
-        """The final model in the directory itself; config.json last, so that it appears whole or not at all."""
+        """Write the final model to OUT itself; config.json comes last, so that the model appears whole or not at
+        all."""
         partial = self._written_aside("final", write)
         for file in sorted(partial.rglob("*"), key=lambda file: file == partial / "config.json"):
             there = self.out / file.relative_to(partial)
@@ -253,7 +253,7 @@ class Store:
         shutil.rmtree(partial)
 
     def _written_aside(self, name: str, write: Callable[[Path], None]) -> Path:
-        """A complete and durable directory, under a name that nobody takes for a checkpoint."""
+        """Write a complete directory, flushed to disk, under a temporary name that is not taken for a checkpoint."""
         partial = self.out / f".tmp-{name}-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -281,14 +281,14 @@ def checkpoints(out: Path) -> list[tuple[int, Path]]:
 
 
 def write_manifest(directory: Path) -> None:
-    """MANIFEST.json: sha256 of every file in `directory` but itself and README.md."""
+    """Write MANIFEST.json: SHA-256 of every file in `directory` except itself and README.md."""
     sums = {name: sha256(directory / name) for name in _listed(directory)}
     write_json(directory / "MANIFEST.json", {"format": FORMAT, "sha256": sums})
 
 
 def manifest_fault(directory: Path) -> str:
-    """What differs from MANIFEST.json, or nothing; what it does not name does not matter. Raises CheckpointError for a
-    file that cannot be read, which says nothing about what is in it."""
+    """Description of what differs from MANIFEST.json, or ""; files that it does not name are ignored. Raises
+    CheckpointError for a file that cannot be read, as its content may be right."""
     try:
         manifest = read_json(directory / "MANIFEST.json")
         if not (sums := manifest.get("sha256")):
@@ -308,7 +308,7 @@ def manifest_fault(directory: Path) -> str:
 
 
 def _inside(directory: Path, name: str) -> Path:
-    """A file of `directory`. Raises ValueError for a name that leads out of it, or to no regular file."""
+    """Path of a file in `directory`. Raises ValueError for a name that leads out of it, or to no regular file."""
     try:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise OSError("a path")

@@ -1,5 +1,5 @@
-"""The tensors of a model directory that may come from anywhere: in one safetensors file, in several, or, only when
-asked for, in a pickle. Nothing outside the directory is opened, and no code in it is run.
+"""Reading the tensors of a model directory that is not trusted: from one safetensors file, several, or, only on
+request, a pickle. No file outside the directory is opened, and no code in it is run.
 """
 
 import re
@@ -19,11 +19,12 @@ from minilm.files import read_json, regular_file
 WHOLE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 MAX_SHARDS = 10_000
-MAX_HEADER = 2 << 20  # bytes, which become twenty times as many; 24 layers have 50 KB
+MAX_HEADER = 2 << 20  # bytes; parsed they take twenty times that; 24 layers have 50 KB
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Readable by whom the umask says; safetensors writes files that only their owner may read."""
+    """Write a safetensors file with the permissions of the umask; safetensors alone would give only the owner
+    access."""
     file.touch()
     mode = file.stat().st_mode
     save_file(tensors, file, metadata={"format": "pt"})
@@ -31,7 +32,7 @@ def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
-    """Tensors by name, of one safetensors file. Raises CheckpointError."""
+    """Tensors of one safetensors file, by name. Raises CheckpointError."""
     try:
         with regular_file(file).open("rb") as stream:
             if int.from_bytes(stream.read(8), "little") > MAX_HEADER:
@@ -42,7 +43,7 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def load_weights(directory: Path, allow_pickle: bool = False) -> tuple[Path, dict[str, Tensor]]:
-    """Which file says what tensors there are, and all of them. Raises CheckpointError naming the file."""
+    """(the file that lists the tensors, all tensors by name). Raises CheckpointError naming the file."""
     if allow_pickle:
         return directory / PICKLE, _load_pickle(directory / PICKLE)
     if (directory / INDEX).exists() and not (directory / WHOLE).exists():
@@ -57,7 +58,7 @@ def load_weights(directory: Path, allow_pickle: bool = False) -> tuple[Path, dic
 
 
 def _load_shards(index: Path) -> dict[str, Tensor]:
-    """What `weight_map` says, each tensor in the one file that it names, and nothing else in any of them."""
+    """Tensors of all files in the index; each file must hold exactly those that `weight_map` assigns to it."""
     named = read_json(index).get("weight_map")
     if not isinstance(named, dict) or not named:
         raise CheckpointError(f"{index}: weight_map names no tensor")
@@ -80,7 +81,7 @@ def _load_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _load_pickle(file: Path) -> dict[str, Tensor]:
-    """By torch's unpickler that makes tensors and nothing else."""
+    """Tensors of a pickle, by torch's unpickler that makes only tensors."""
     try:
         zipped, records = zipfile.is_zipfile(regular_file(file)), []  # torch before 1.6 did not zip
         if zipped:
@@ -91,7 +92,7 @@ def _load_pickle(file: Path) -> dict[str, Tensor]:
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except UnpicklingError as error:
         raise CheckpointError(f"{file}: is no pickle of tensors alone, so it is not opened") from error
-    except Exception as error:  # a hostile pickle may raise anything, and nothing with it
+    except Exception as error:  # a hostile pickle may raise any error
         raise CheckpointError(f"{file}: cannot be read ({first_line(error)})") from error
     if not isinstance(tensors, dict) or not all(isinstance(own, Tensor) for own in tensors.values()):
         raise CheckpointError(f"{file}: holds something else than named tensors")

@@ -1,4 +1,4 @@
-"""Batches made in a thread, while others are used."""
+"""Loading ahead: batches are made in a thread while earlier ones are used."""
 
 import atexit
 from collections import deque
@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from minilm.errors import LoadingError, UserError
 
-AHEAD = 4  # steps: of small ones 2.5 million tokens a second come through, where one ahead lets 1.5 through
+AHEAD = 4  # steps: with small ones this loads 2.5 million tokens a second, one step ahead only 1.5
 PATIENCE = 50  # seconds for a batch: a disk may sleep, but not for long
-END_PATIENCE, LATE_PATIENCE = 20, 5  # seconds at the end for one that is being made, or that is late already
+END_PATIENCE, LATE_PATIENCE = 20, 5  # seconds to wait at the end for a batch in the making, or one that is late
 MEND = "the same command goes on from what is saved"
 
 
@@ -20,12 +20,12 @@ class Steps(Protocol):
     def micro_batches(self, step: int) -> list[Any]: ...
 
     def read_in(self, step: int) -> str:
-        """What this process reads in a step, for a message."""
+        """Names of the rows that this process reads in a step, for a message."""
 
 
 def made_ahead(source: Steps, step: int) -> Iterator[list[Any]]:
-    """The micro-batches of `step`, of the next one and so on without end, AHEAD of them made while one is used. Raises
-    LoadingError where they cannot be read, or are not made in PATIENCE seconds."""
+    """Endless micro-batches of each step from `step` on, made up to AHEAD steps before they are used. Raises
+    LoadingError if they cannot be read, or take longer than PATIENCE seconds."""
     asked: SimpleQueue[tuple[int, Future[list[Any]]] | None] = SimpleQueue()
 
     def work() -> None:
@@ -43,21 +43,21 @@ def made_ahead(source: Steps, step: int) -> Iterator[list[Any]]:
         return future
 
     def stop() -> None:
-        """Waits for the batch that is being made, unless it is late: a thread that the process's end finds within torch
-        aborts it."""
+        """Stop the worker, after its current batch unless that is late: a thread that is within torch when the process
+        ends aborts it."""
         for future in coming:
             future.cancel()
         asked.put(None)
-        if worker is not current_thread():  # where the garbage is collected in it
+        if worker is not current_thread():  # garbage collection may run this in the worker
             worker.join(timeout=LATE_PATIENCE if late else END_PATIENCE)
 
     coming, late = deque(of(step + more) for more in range(AHEAD)), False
-    worker = Thread(target=work, daemon=True)  # one that hangs must not keep the process from its end
+    worker = Thread(target=work, daemon=True)  # a thread that hangs must not keep the process from ending
     worker.start()
     atexit.register(stop)
     try:
         while True:
-            late = True  # where a signal ends the waiting, too
+            late = True  # also if a signal ends the waiting
             if late := not _is_done(future := coming.popleft()):
                 why = f"were not read in {PATIENCE} s; is their disk still there?"
                 raise LoadingError(f"{_named(source, step)} {why} {MEND}")
@@ -71,7 +71,7 @@ def made_ahead(source: Steps, step: int) -> Iterator[list[Any]]:
 
 
 def _is_done(future: Future[list[Any]]) -> bool:
-    """Within PATIENCE seconds, in parts: a process that was stopped meanwhile is not late."""
+    """Whether `future` is done within PATIENCE seconds, in parts: a suspended process is not late."""
     return any(future.done() or wait([future], timeout=1.0).done for _ in range(PATIENCE))
 
 

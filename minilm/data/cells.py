@@ -1,7 +1,7 @@
 """The lines of a csv or tsv -> its columns and rows of cells.
 
-What separates the cells, whether quotes enclose them and whether the first row names the columns is decided by looking,
-and said in the notes.
+The delimiter, whether quotes enclose cells and whether the first row is a header are guessed from the content, and said
+in the notes.
 """
 
 import re
@@ -13,8 +13,8 @@ from typing import NamedTuple
 from minilm.data.documents import uncompressed_name
 from minilm.errors import DataError
 
-# names that columns have, the likelier before; a header is known by them
-PAIRS = (  # of two texts
+# usual names of columns, the likeliest first; a header is recognised by them
+PAIRS = (  # of the columns of two texts
     *(("text", "text_pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2")),
     *(("question", "sentence"), ("question", "passage"), ("question", "context"), ("question", "answer")),
     *(("query", "document"), ("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b")),
@@ -23,27 +23,27 @@ TEXTS = ("text", "sentence", "content", "review", "message", "tweet", "comment",
 TEXTS += ("question", "query", "document")
 LABELS = ("label", "labels", "gold_label", "class", "category", "target", "sentiment", "score", "stars", "rating", "y")
 KNOWN = {*TEXTS, *LABELS, *(name for pair in PAIRS for name in pair), "choices", "sent1", "sent2"}
-OWN = r"texts?|labels?|messages?|comments?|reviews?|sentences?|category"  # what a name of one's own ends in
+OWN = r"texts?|labels?|messages?|comments?|reviews?|sentences?|category"  # endings of other names that are known
 OWN_NAME = re.compile(rf"(?i)[a-z]\w{{0,30}}_({OWN})")
 NAME = re.compile(r"(?!\d)[#\w][\w.-]{0,30}( [\w.-]{1,30}){0,2}")
 
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
-NOTHING = ("", "NA")  # a cell, of R's write.table and of pandas, which quote texts alone
+NOTHING = ("", "NA")  # empty cells of R's write.table and of pandas, which quote only texts
 IN_QUOTES = re.compile(r'[^"]*(?:""[^"]*)*')
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 DECIMAL = re.compile(r"(?<=\d),(?=\d)")
-LOOKED_AT = 1000  # rows, for what separates the cells and whether there is a header
+LOOKED_AT = 1000  # rows, to guess the delimiter and whether there is a header
 
 
 class Cells(NamedTuple):
-    columns: tuple[str, ...]  # of a file without a header "1", "2", ...
-    rows: list[tuple[int, list[str]]]  # (line that it begins on, from 1; a cell for each column)
+    columns: tuple[str, ...]  # in a file without a header "1", "2", ...
+    rows: list[tuple[int, list[str]]]  # (number of the first line, from 1; a cell per column)
     notes: list[str]
 
 
 def cells_of(file: Path, lines: list[str], header: bool | None = None) -> Cells:
-    """The rows that are not blank. header: whether the first names the columns; None: as it looks. Raises DataError
-    naming file and line."""
+    """The rows of a csv or tsv that are not blank. header: whether the first row names the columns; None: guess. Raises
+    DataError naming file and line."""
     delimiter = _delimiter(file, [line for line in lines[:LOOKED_AT] if line.strip()])
     quoted = delimiter != "\t" or _are_quotes(lines)
     records = list(_records(file, lines, delimiter) if quoted else enumerate((x.split("\t") for x in lines), start=1))
@@ -74,12 +74,12 @@ def cells_of(file: Path, lines: list[str], header: bool | None = None) -> Cells:
 
 
 def plain_name(name: str) -> str:
-    """As the names above are written."""
+    """A column name in the form of the names above: lower case, with _ for spaces and hyphens."""
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
 def first_twice(names: Iterable[str]) -> str | None:
-    """The first of the names that stands there more than once."""
+    """The first name that occurs more than once, if any."""
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
@@ -87,16 +87,16 @@ def first_twice(names: Iterable[str]) -> str | None:
 
 
 def _by_name(file: Path) -> str:
-    """What a file's name says that separates its cells."""
+    """Delimiter that a file's name implies, or ""."""
     return {".csv": ",", ".tsv": "\t", ".txt": "\t"}.get(Path(uncompressed_name(file)).suffix, "")
 
 
 def _delimiter(file: Path, head: list[str]) -> str:
-    """The first that stands equally often in each line; else the first in the first line. In a .txt only tabs."""
+    """The first delimiter that occurs equally often in each line, else the first in the first line; tabs in a .txt."""
     if uncompressed_name(file).endswith(".txt"):
         return "\t"
     plain = [line for line in head if '"' not in line] or head
-    if all(";" in line for line in plain):  # then 4,5 is a number
+    if all(";" in line for line in plain):  # then a comma in 4,5 is a decimal one
         plain = [DECIMAL.sub("", line) for line in plain]
     even = (each for each in SEPARATORS if len(counts := {line.count(each) for line in plain}) == 1 and 0 not in counts)
     in_first = (each for each in SEPARATORS if head and each in head[0])
@@ -104,9 +104,9 @@ def _delimiter(file: Path, head: list[str]) -> str:
 
 
 def _are_quotes(lines: list[str]) -> bool:
-    """Whether a tsv's quotes enclose cells, and are not text, as in GLUE's: all of them are closed, and one stands
-    doubled within, or of several columns each has them in all of its cells or in none, but for those that are empty;
-    and perhaps its name."""
+    """Whether quotes in a tsv enclose cells; in GLUE's files they are text. They enclose if all are closed, and either
+    one is doubled within a cell, or there are several columns, each with all of its non-empty cells in quotes or
+    none."""
     if not any('"' in line for line in lines):
         return False
     rows = [line.split("\t") for line in lines if line]
@@ -127,7 +127,7 @@ def _are_quotes(lines: list[str]) -> bool:
 
 
 def _records(file: Path, lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line that it begins on, cells) of each row. A cell in quotes may go over lines; a quote in it is doubled."""
+    """(number of its first line, cells) of each row. A quoted cell may span lines; a quote in it is doubled."""
     numbered = iter(enumerate(lines, start=1))
     for begins, line in numbered:
         if '"' not in line and "\r" not in line:
@@ -136,7 +136,7 @@ def _records(file: Path, lines: list[str], delimiter: str) -> Iterator[tuple[int
         cells, number, at = [], begins, 0
         while at <= len(line):
             if not line.startswith('"', at):
-                end = line.find(delimiter, at) % (len(line) + 1)  # where there is none, the line's
+                end = line.find(delimiter, at) % (len(line) + 1)  # no further delimiter: the line's end
                 if "\r" in line[at:end]:
                     raise DataError(f"{file}:{number}: a \\r in a line; end lines in \\n, or put the cell in quotes")
                 cells.append(line[at:end])
@@ -161,8 +161,8 @@ def _records(file: Path, lines: list[str], delimiter: str) -> Iterator[tuple[int
 
 
 def _as_long(file: Path, columns: tuple[str, ...], rows: list[tuple[int, list[str]]], more: bool) -> list[str]:
-    """What is said of rows with more cells than there are columns, where there may be `more`. Raises DataError for a
-    row of another length."""
+    """Notes on rows with more cells than columns, if `more` are allowed. Raises DataError for other rows of a wrong
+    length."""
     longer = []
     for number, row in rows:
         if len(row) < len(columns) or (len(row) > len(columns) and not more):
@@ -178,9 +178,8 @@ def _as_long(file: Path, columns: tuple[str, ...], rows: list[tuple[int, list[st
 
 
 def _over_lines(file: Path, delimiter: str, rows: list[tuple[int, list[str]]]) -> list[str]:
-    """What is said of rows that go over several lines. Raises DataError for one whose lines are rows themselves, with
-    values that stand elsewhere in a column of few values, or numbers in one of numbers, as labels do: a stray quote has
-    swallowed them."""
+    """Notes on rows that span several lines. Raises DataError for one whose lines look like rows that a stray quote has
+    swallowed: some column has few values, and theirs occur elsewhere in it, or numbers, and so have they (a label)."""
     long = [(number, row) for number, row in rows if any("\n" in cell for cell in row)]
     if not long:
         return []
@@ -205,8 +204,8 @@ def _over_lines(file: Path, delimiter: str, rows: list[tuple[int, list[str]]]) -
 
 
 def _is_header(rows: list[list[str]]) -> bool:
-    """Whether a first row names the columns: by names that headers have; or because all of it could be names, none
-    stands further below, and there a column holds numbers or few values."""
+    """Whether the first row is a header: it has usual names of columns; or all its cells could be names, none recurs
+    below, and some column below holds numbers or few values."""
     names = _stripped(rows[0])
     below = [[row[i].strip() for row in rows[1:] if i < len(row)] for i in range(len(names))]
     known = [i for i, name in enumerate(names) if plain_name(name) in KNOWN or OWN_NAME.fullmatch(name)]

@@ -1,5 +1,5 @@
-"""Files, folders and globs -> one corpus in a fixed order, which documents are held out, and a corpus that needs no
-download.
+"""Corpora: files, folders and globs as documents in a fixed order, the held-out split by hash, and an embedded corpus
+that needs no download.
 """
 
 import ast
@@ -20,9 +20,9 @@ from minilm.data.documents import COMPRESSED, MAX_CHARS, documents_of, is_jsonl,
 from minilm.errors import DataError
 from minilm.files import sync_entry
 
-SAMPLED_CHARS = 1 << 25  # of text that a vocabulary is trained on
-NO_TEXT = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".zip", ".bz2", ".zst", ".tar", ".pdf")  # not as it stands
-SUFFIXES = (".txt", ".text", ".md", ".jsonl")  # what a folder is searched for, also compressed
+SAMPLED_CHARS = 1 << 25  # most characters of text to train a vocabulary on
+NO_TEXT = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".zip", ".bz2", ".zst", ".tar", ".pdf")  # not read as text
+SUFFIXES = (".txt", ".text", ".md", ".jsonl")  # files that are read from a folder, also compressed
 EMBEDDED_PACKAGES = ("numpy", "torch")
 NOT_DOCUMENTATION = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 
@@ -32,21 +32,21 @@ class Corpus:
     """Documents of a fixed list of files, in a fixed order."""
 
     files: tuple[Path, ...]
-    text_field: str = "text"  # of a jsonl line
+    text_field: str = "text"  # field of a jsonl line
 
     def documents(self) -> Iterator[str]:
         """Every document that is not blank. Raises DataError naming file and line."""
         return (text for _, _, text in self.numbered())
 
     def numbered(self, file: int = 0, skip: int = 0) -> Iterator[tuple[int, int, str]]:
-        """(number of its file, its number there, document), from document `skip` of file number `file` on."""
+        """(file number, document number within the file, document), from document `skip` of file number `file` on."""
         for at in range(file, len(self.files)):
             path = self.files[at]
             found = enumerate(documents_of(path, self.text_field))
             yield from ((at, n, text) for n, text in found if at > file or n >= skip)
 
     def stamps(self) -> list[tuple[int, ...]]:
-        """Size, time of change and identity of every file: equal ones mean that nobody wrote in between."""
+        """(size, modification time, inode) of every file: equal stamps mean that nobody wrote to them in between."""
         stamps = []
         for file in self.files:
             with reading(file):
@@ -55,7 +55,7 @@ class Corpus:
         return stamps
 
     def fingerprint(self) -> str:
-        """sha256 of the bytes of all files in order, and of what else decides the documents."""
+        """SHA-256 of the bytes of all files in order, and of the settings that affect the documents."""
         digest = hashlib.sha256(f"{self.text_field} {MAX_CHARS}".encode())
         for file in self.files:
             digest.update(f"{is_jsonl(file)} {file.suffix.lower() in COMPRESSED}".encode())
@@ -86,20 +86,20 @@ def open_corpus(paths: Sequence[str], text_field: str = "text") -> Corpus:
         files += inside
     once: dict[str, Path] = {}
     for file in files:
-        once.setdefault(os.path.realpath(file), file)  # by the first of its names
+        once.setdefault(os.path.realpath(file), file)  # a file with several names counts once
     return Corpus(tuple(once.values()), text_field)
 
 
 def _text_files(folder: Path) -> Iterator[Path]:
-    """The files with a text's name in a folder and in all below it, links followed. Raises DataError for what cannot be
-    looked at: a part left out in silence is another corpus."""
+    """Files with a name of SUFFIXES in a folder and below, links followed. Raises DataError for what cannot be read:
+    leaving out a part silently would be another corpus."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"--data {error.filename}: cannot be read ({error.strerror or error})") from error
 
     seen: set[str] = set()
     for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        if (real := os.path.realpath(root)) in seen:  # a link to a folder above it, or to one that was read
+        if (real := os.path.realpath(root)) in seen:  # a link to a parent, or to a folder that was read before
             folders.clear()
             continue
         seen.add(real)
@@ -112,7 +112,7 @@ def _text_files(folder: Path) -> Iterator[Path]:
 
 
 def embedded_corpus(cache_dir: Path) -> Corpus:
-    """About 9 MB of English that every machine with the dependencies holds: their documentation.
+    """About 9 MB of English that every machine with the dependencies has: their documentation.
 
     The docstrings of Python's library, NumPy and PyTorch, parsed and never imported, duplicates left out,
     and `pydoc`'s topics: written once as one jsonl file in `cache_dir`, under a hash of the sources' names and sizes.
@@ -122,7 +122,7 @@ def embedded_corpus(cache_dir: Path) -> Corpus:
     file = cache_dir / f"documentation-{hashlib.sha256(listing.encode()).hexdigest()[:16]}.jsonl"
     if not file.exists():
         cache_dir.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")  # containers have the same numbers
+        partial = file.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")  # containers have equal process ids
         with partial.open("w", encoding="utf-8") as out:
             documents = [*docstrings([path for _, path in sources]), *(topics[name] for name in sorted(topics))]
             for document in dict.fromkeys(documents):
@@ -134,21 +134,21 @@ def embedded_corpus(cache_dir: Path) -> Corpus:
 
 
 def document_hash(document: str) -> int:
-    """A number in [0, 2^64), the same everywhere."""
+    """Hash of a document, an integer in [0, 2^64), the same on every machine."""
     return int.from_bytes(hashlib.blake2b(document.encode(), digest_size=8).digest(), "big")
 
 
 def is_held_out(hash: int, fraction: float) -> bool:
-    """Whether the document of that hash belongs to the held-out split: equal documents never straddle."""
+    """Whether the document with this hash is held out: equal documents are always in the same split."""
     return hash < fraction * 2**64
 
 
 def vocabulary_sample(documents: Iterable[str], held_out_frac: float, max_chars: int = SAMPLED_CHARS) -> list[str]:
-    """What a vocabulary is trained on: the training split without copies or, of one with more characters, a part of it
-    chosen by hash.
+    """Text to train a vocabulary on: the training split without duplicates, or, if it exceeds `max_chars` characters, a
+    part of it chosen by hash.
 
-    Documents of a hash above a floor, which rises by half of what is left whenever they get too many: about `max_chars`
-    / 2 or more of them stay, the same ones whatever the order, and memory does not grow with the corpus.
+    Keeps the documents whose hash is above a floor, which rises by half of the rest whenever they get too long in all:
+    about `max_chars` / 2 or more stay, the same documents in any order, and memory does not grow with the corpus.
     """
     floor, size = held_out_frac * 2**64, 0
     kept: dict[int, str] = {}
@@ -166,7 +166,7 @@ def vocabulary_sample(documents: Iterable[str], held_out_frac: float, max_chars:
 
 
 def embedded_sources() -> Iterator[tuple[str, Path]]:
-    """(name, path) of every Python file to read, in an order that is the same on every machine."""
+    """(name, path) of every Python file of the embedded corpus, in the same order on every machine."""
     roots = {"python": Path(sysconfig.get_paths()["stdlib"])}
     for package in EMBEDDED_PACKAGES:
         spec = importlib.util.find_spec(package)
@@ -178,7 +178,7 @@ def embedded_sources() -> Iterator[tuple[str, Path]]:
 
 
 def docstrings(paths: list[Path], min_chars: int = 100) -> Iterator[str]:
-    """Those of all modules, classes and functions in Python files."""
+    """Docstrings of all modules, classes and functions in Python files, of `min_chars` or more."""
     definitions = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for path in paths:
         with reading(path):
@@ -189,7 +189,7 @@ def docstrings(paths: list[Path], min_chars: int = 100) -> Iterator[str]:
         except (ValueError, SyntaxError):  # UnicodeDecodeError is a ValueError
             continue  # the library ships files that are broken on purpose
         nodes: list[ast.AST] = [tree]
-        for node in nodes:  # which grows: breadth first, statements only, for docstrings stand nowhere else
+        for node in nodes:  # the list grows: breadth first, statements only, as only they have docstrings
             nodes += [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.stmt | ast.ExceptHandler)]
             if isinstance(node, definitions) and len(text := ast.get_docstring(node) or "") >= min_chars:
                 yield text

@@ -1,7 +1,7 @@
 """One file -> its documents, streamed: text, .jsonl, and both compressed as .gz or .xz.
 
 In a text file a blank line ends a document (the format of BERT's `create_pretraining_data.py`); in a jsonl file every
-line is one. Memory does not grow with the file: what is longer than MAX_CHARS is cut there.
+line is a document. Memory does not grow with the file: documents longer than MAX_CHARS are cut into several.
 """
 
 import codecs
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from minilm.errors import DataError
 
-MAX_CHARS = 1 << 20  # of one document
+MAX_CHARS = 1 << 20  # most characters of one document
 MAX_LINE = 1 << 24  # bytes of one jsonl line
 COMPRESSED = (".gz", ".xz")
 
@@ -29,8 +29,8 @@ def documents_of(file: Path, text_field: str) -> Iterator[str]:
 
 
 def lines_of(file: Path, limit: int = MAX_CHARS) -> Iterator[str]:
-    """Every line of a text file, blank ones too; of one longer than `limit` bytes, its beginning. Raises DataError
-    naming file and line."""
+    """Every line of a text file, blank ones too; lines longer than `limit` bytes are cut off. Raises DataError naming
+    file and line."""
     begins = True
     for _, text, ends in _lines(file, limit):
         if begins:
@@ -39,18 +39,18 @@ def lines_of(file: Path, limit: int = MAX_CHARS) -> Iterator[str]:
 
 
 def is_jsonl(path: Path) -> bool:
-    """Whether every line of the file is a document."""
+    """Whether the file is a .jsonl, also compressed: every line is a document."""
     return uncompressed_name(path).endswith(".jsonl")
 
 
 def uncompressed_name(path: Path) -> str:
-    """In lower case, without .gz or .xz."""
+    """File name in lower case, without .gz or .xz."""
     name = path.name.lower()
     return name.removesuffix(path.suffix.lower()) if path.suffix.lower() in COMPRESSED else name
 
 
 class reading:
-    """Turns what can go wrong in reading `file` into one DataError."""
+    """Context that turns errors of reading `file` into a DataError."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -65,7 +65,7 @@ class reading:
 
 
 class _XzStream(io.RawIOBase):
-    """An .xz file of one or more streams. Python's own reader takes a damaged later one for no part of the file."""
+    """An .xz file of one or more streams. Python's own reader ignores a later stream that is damaged."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._decompressor, self._rest = file, lzma.LZMADecompressor(lzma.FORMAT_XZ), b""
@@ -94,7 +94,7 @@ class _XzStream(io.RawIOBase):
 
 @contextmanager
 def _opened(file: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed."""
+    """Binary stream of a file's decompressed bytes."""
     with file.open("rb") as raw:
         kind = file.suffix.lower()
         if kind in COMPRESSED and not os.fstat(raw.fileno()).st_size:
@@ -109,7 +109,7 @@ def _opened(file: Path) -> Iterator[BinaryIO]:
 
 
 def _lines(file: Path, limit: int) -> Iterator[tuple[int, str, bool]]:
-    """(line number, decoded text without its newline, whether the line ends here), at most `limit` bytes each."""
+    """(line number, text without its newline, whether the line ends here) of pieces of at most `limit` bytes."""
     with reading(file), _opened(file) as stream:
         decoder = codecs.getincrementaldecoder("utf-8")()
         number = 1
@@ -133,7 +133,8 @@ def _lines(file: Path, limit: int) -> Iterator[tuple[int, str, bool]]:
 
 
 def _read_out(stream: BinaryIO) -> None:
-    """To the end, where a checksum may tell that the file is damaged: then that is what is wrong with its text."""
+    """Read to the end, where a checksum may show that the file is damaged, which then explains the fault in its
+    text."""
     while stream.read(1 << 20):
         pass
 
@@ -145,7 +146,7 @@ def _piece(stream: BinaryIO, limit: int, first: bool) -> bytes:
 
 def _text_documents(file: Path) -> Iterator[str]:
     lines: list[str] = []
-    size, whole = 0, True  # characters in `lines`; whether the last of them ended, or was cut by the limit
+    size, whole = 0, True  # characters in `lines`; whether the last line is complete, not cut by the limit
     for _, text, ends in _lines(file, MAX_CHARS):
         is_blank = whole and ends and not text.strip()
         if lines and (is_blank or size + len(text) > MAX_CHARS):

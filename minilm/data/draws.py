@@ -1,5 +1,5 @@
-"""Every random choice about data is a function of where it is made: (seed, what for, epoch, row, position). It does not
-depend on batch size, processes, workers, device or a resume, and nothing has to be remembered.
+"""Random draws about data, each a function of its place: (seed, purpose, epoch, row, position). They do not depend on
+batch size, processes, workers, device or resuming, and need no state.
 """
 
 from functools import lru_cache
@@ -8,17 +8,17 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
-# what a draw is for
+# purposes of a draw
 MASK_RANK, MASK_DICE, PREFIX_CUT, ROW_ORDER, PAIR_LABEL, PAIR_CUT, PAIR_OTHER, SHORT_SEQ = range(8)
 ROUNDS = 6
-BLOCK = 1 << 12  # places of an order that are found at once
+BLOCK = 1 << 12  # places of an order that are computed at once
 
 
-Numbers = TypeVar("Numbers", np.ndarray, Tensor)  # int64; numpy is several times as fast on few of them
+Numbers = TypeVar("Numbers", np.ndarray, Tensor)  # int64; numpy is several times as fast on small arrays
 
 
 def mix(x: Numbers) -> Numbers:
-    """SplitMix64's finaliser (Steele et al. 2014, fig. 16) on int64, whose products wrap."""
+    """Hash of int64 values: SplitMix64's finaliser (Steele et al. 2014, fig. 16); products wrap."""
     x = (x ^ (x >> 30 & (1 << 34) - 1)) * -0x40A7B892E31B1A47
     x = (x ^ (x >> 27 & (1 << 37) - 1)) * -0x6B2FB644ECCEEE15
     return x ^ (x >> 31 & (1 << 33) - 1)
@@ -33,7 +33,7 @@ def draw(seed: int, purpose: int, epoch: Numbers, row: Numbers, position: Number
 
 
 def shuffled(seed: int, epoch: np.ndarray, place: np.ndarray, n: int) -> np.ndarray:
-    """Which of the numbers 0 ... n - 1 stands at `place` in the order of that epoch; each stands somewhere.
+    """The number at `place` in an epoch's random permutation of 0 ... n - 1.
 
     epoch, place (B,) int64, 0 <= place < n. A Feistel network on the next power of 4, walked until it comes out below n
     (Black & Rogaway 2002, sec. 4): no permutation has to be held, whatever n.
@@ -51,7 +51,7 @@ def shuffled(seed: int, epoch: np.ndarray, place: np.ndarray, n: int) -> np.ndar
 
 
 def order(seed: int, begin: int, end: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """(epoch, which of n) at the places begin ... end - 1 of an endless run, each epoch of which is `shuffled`."""
+    """(epoch, row of n) at places begin ... end - 1 of an endless sequence of epochs, each `shuffled` anew."""
     first = begin // BLOCK
     blocks = [_block(seed, number, n) for number in range(first, -(-end // BLOCK))]
     epoch, which = (np.concatenate(parts)[begin - first * BLOCK :] for parts in zip(*blocks, strict=True))
@@ -60,6 +60,6 @@ def order(seed: int, begin: int, end: int, n: int) -> tuple[np.ndarray, np.ndarr
 
 @lru_cache(maxsize=4)
 def _block(seed: int, number: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Kept, for a step's own part would cost as much."""
+    """One block of `order`. Cached, for a step's own part would cost as much to compute."""
     epoch, place = np.divmod(np.arange(number * BLOCK, (number + 1) * BLOCK), n)
     return epoch, shuffled(seed, epoch, place, n)

@@ -1,7 +1,7 @@
-"""What a task is learned from: texts and pairs, choices, and (read in `spans`) tagged words and questions.
+"""Examples of labelled tasks: texts and pairs, choices, and (read in `spans`) tagged words and questions.
 
-Strings go in and come out: the tokenizer comes later. A row that cannot be used is named in `Data.left_out`, or is a
-DataError; what was decided by looking (which column is the label?) is said in `Data.notes`.
+They are strings: the tokenizer comes later. A row that cannot be used is listed in `Data.left_out`, or is a DataError;
+guesses (which column is the label?) are told in `Data.notes`.
 """
 
 import math
@@ -17,9 +17,9 @@ from minilm.data.tables import Table, listed, parse_json, shown
 from minilm.errors import DataError
 
 Kind = Literal["classification", "multilabel", "regression"]
-LOOKED_AT = 1000  # rows, for which column is which
-FLAGS = {"1": True, "true": True, "0": False, "false": False}  # of a column that says whether a label holds
-OTHER = {  # columns, or ends of a file's name, of what is no table of texts -> its task
+LOOKED_AT = 1000  # rows, to guess which column is which
+FLAGS = {"1": True, "true": True, "0": False, "false": False}  # values of a column that says whether a label applies
+OTHER = {  # columns, or endings of file names, that belong to other tasks -> the task
     "paragraphs": "span",
     "ending0": "choice",
     "choice0": "choice",
@@ -30,21 +30,21 @@ OTHER = {  # columns, or ends of a file's name, of what is no table of texts -> 
     ".conll": "tagging",
     ".bio": "tagging",
 }
-LARGEST = 1e12  # of numbers to learn: squares of errors must fit in fp32
+LARGEST = 1e12  # largest number to learn: squared errors must fit in fp32
 SURROGATE = re.compile("[\ud800-\udfff]")
 ENDING = re.compile(r"(ending|choice|option|answer|sol|solution)_?([0-9]{1,2}|[a-z])")
-BEFORE = (  # the columns of a text, and of what each choice begins with
+BEFORE = (  # the column of the text, and that of a beginning common to all choices
     *(("sent1", "sent2"), ("article", "question"), ("passage", "question"), ("context", "question")),
     *(("context", ""), ("ctx", ""), ("question", ""), ("premise", ""), ("goal", ""), ("sentence", ""), ("text", "")),
 )
 
 
 class Example(NamedTuple):
-    """A text or a pair of texts, and what is said of it."""
+    """A text or a pair of texts, and its label."""
 
     text: str
     pair: str | None = None
-    label: str | float | tuple[str, ...] | None = None  # of classification, regression, multi-label; None: not known
+    label: str | float | tuple[str, ...] | None = None  # classification, regression, multi-label; None: unknown
     where: str = ""  # file:line
 
 
@@ -67,30 +67,29 @@ class Question(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A text, and what may follow it."""
+    """A text and several possible continuations."""
 
     text: str
     choices: tuple[str, ...]
-    label: int | None = None  # which follows, from 0; None: not known
+    label: int | None = None  # the right choice, from 0; None: unknown
     where: str = ""
 
 
 @dataclass(frozen=True)
 class Data:
-    """The examples of a file; its rows are as many as `examples` and `left_out` together."""
+    """The examples of a file; `examples` and `left_out` together are all of its rows."""
 
     examples: list
-    notes: tuple[str, ...] = ()  # what was decided by looking, a line each, to be printed
+    notes: tuple[str, ...] = ()  # what was guessed, a line each, to be printed
     left_out: tuple[str, ...] = ()  # "file:line: why" of each row that is not used
     columns: dict[str, str] = field(default_factory=dict)  # role (text, pair, label) -> the column taken for it
-    separator: str | None = ""  # of several labels in a cell; None: as it looks
-    flags: tuple[str, ...] = ()  # the columns that are a label each
-    origin: int | None = None  # of labels that are numbers of choices: 0 or 1
+    separator: str | None = ""  # between several labels in a cell; None: guess
+    flags: tuple[str, ...] = ()  # columns that are one label each, holding 0 or 1
+    origin: int | None = None  # number of the first choice in labels: 0 or 1
 
 
 def as_text(value: Any, where: str, what: str) -> str | None:
-    """A cell as text: a number in its shortest form, true and false as JSON writes them, None for none. Raises
-    DataError."""
+    """A cell as text: numbers in their shortest form, true and false as in JSON, None as None. Raises DataError."""
     if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a number of numpy's
         value = value.item()
     if isinstance(value, float):
@@ -119,10 +118,10 @@ def read_texts(
     separator: str | None = None,
     flags: tuple[str, ...] = (),
 ) -> Data:
-    """The rows as Examples. text, pair, label: columns by name or number from 1; one that is not given is found by its
-    name or its looks, a pair only where the text is not given either. labelled: whether there is a label; without, for
-    prediction, none is read. separator: of several labels in a cell, None: as it looks. Of several labels each may have
-    a column of its own instead, of 0 and 1; flags: these, where they are known. Raises DataError."""
+    """Read the rows of a table as Examples. text, pair, label: columns by name or number from 1; if not given they are
+    guessed from names and contents, a pair only if the text is not given either. labelled: whether to read labels;
+    false for prediction. separator: between several labels in a cell; None: guess. Instead, each of several labels may
+    have a column of 0 and 1; flags: these columns, if known. Raises DataError."""
     given = {"text": text, "pair": pair, "label": label}
     named = {role: table.column(name) for role, name in given.items() if name is not None}
     if twice := first_twice(named.values()):
@@ -169,7 +168,7 @@ def read_texts(
 
 
 def _alike(labels: Iterable[str | tuple[str, ...]]) -> tuple[str, str] | None:
-    """Two labels that differ only in case, in white space or in how letters with marks are written."""
+    """Two labels that differ only in case, white space or Unicode form, if there are such."""
     met: dict[str, str] = {}
     for each in labels:
         for label in (each,) if isinstance(each, str) else each:
@@ -184,7 +183,7 @@ def _label(value: Any, where: str, _: str) -> str | None:
 
 
 def labels_of_cell(value: Any, where: str, separator: str) -> tuple[str, ...] | None:
-    """None where nothing is said; () for an empty list: none of the labels holds."""
+    """Labels in a cell of a multi-label task; None if the cell is empty, () for an empty list: no label applies."""
     if isinstance(value, str) and value.strip().startswith("["):
         value = parse_json(value, where, 'labels as a list, ["a", "b"]')
     if isinstance(value, list | tuple):
@@ -201,7 +200,7 @@ def labels_of_cell(value: Any, where: str, separator: str) -> tuple[str, ...] | 
 
 
 def _flags(table: Table) -> tuple[str, ...]:
-    """The columns of 0 and 1, or true and false, where there are several and none is named as a label."""
+    """The columns of 0 and 1, or true and false, if there are several and no column is named as a label."""
     if {plain_name(column) for column in table.columns} & {*LABELS}:
         return ()
 
@@ -216,7 +215,7 @@ def _flags(table: Table) -> tuple[str, ...]:
 
 
 def _flagged(flags: Sequence[str], cells: dict[str, Any], where: str) -> tuple[str, ...] | None:
-    """The labels that hold; None where a cell says nothing."""
+    """The labels whose column says 1; None if a cell is empty."""
     values = [_plain(cells.get(column)) for column in flags]
     if strange := [column for column, value in zip(flags, values, strict=True) if value not in ("", *FLAGS)]:
         raise DataError(f"{where}: column {strange[0]!r} holds {shown(cells[strange[0]])}; write 0 or 1")
@@ -224,7 +223,7 @@ def _flagged(flags: Sequence[str], cells: dict[str, Any], where: str) -> tuple[s
 
 
 def _plain(value: Any) -> str:
-    """As a flag is written; pandas makes 1.0 of 1 where a cell of the column is empty."""
+    """A cell in the form of a key of FLAGS; pandas turns 1 into 1.0 in a column with an empty cell."""
     return "" if value is None else str(value).strip().lower().removesuffix(".0")
 
 
@@ -239,13 +238,13 @@ def _score(value: Any, where: str, _: str) -> float | None:
 
 
 def _separator(table: Table, column: str) -> str:
-    """What separates the labels in a cell, "" where there is no list in a cell."""
+    """Separator of the labels in a cell; "" if no cell has several."""
     cells = [cell for row in table.rows if isinstance(cell := row.cells.get(column), str) and cell.strip()[:1] != "["]
     return next((each for each in "|;," if any(each in cell for cell in cells)), "")
 
 
 def _roles(table: Table, kind: Kind, named: dict[str, str], labelled: bool) -> tuple[dict[str, str], list[str]]:
-    """The column of each role, and what was decided."""
+    """(the column of each role, notes on what was guessed)."""
     found = dict(named)
     plain = {plain_name(column): column for column in reversed(table.columns) if column not in named.values()}
     if "label" not in found and (name := next((name for name in LABELS if name in plain), None)):
@@ -274,13 +273,13 @@ def _roles(table: Table, kind: Kind, named: dict[str, str], labelled: bool) -> t
 
 
 def named_columns(columns: dict[str, str]) -> str:
-    """Which column is taken for what, for the console."""
+    """Which column has which role, for the console."""
     return ", ".join(f"{role} is column {column!r}" for role, column in columns.items())
 
 
 def _by_looks(table: Table, kind: Kind, found: dict[str, str], labelled: bool) -> dict[str, str]:
-    """Roles of columns whose names say nothing: the label has numbers, or the fewest values and some of them again;
-    texts have words."""
+    """Roles guessed from contents: the label has numbers (regression), or the fewest different values, some of them
+    repeated; texts have words."""
     free = [column for column in table.columns if column not in found.values()]
     if len(free) > 3:
         return {}
@@ -294,7 +293,7 @@ def _by_looks(table: Table, kind: Kind, found: dict[str, str], labelled: bool) -
         fits = [column for column in free if kinds[column] == fewest < len(rows)]
         if kind == "regression":
             fits = [column for column in free if all(map(NUMBER.fullmatch, filter(None, values[column])))]
-        if not labelled:  # there may be none
+        if not labelled:  # there may be no label
             fits = [column for column in fits if words[column] <= 2 and kinds[column] * 2 <= len(rows)]
         if len(fits) == 1:
             looks["label"] = fits[0]
@@ -311,9 +310,9 @@ def _by_looks(table: Table, kind: Kind, found: dict[str, str], labelled: bool) -
 
 
 def read_choices(table: Table, labelled: bool = True, origin: int | None = None) -> Data:
-    """The rows as Choices: of columns ending0, ending1, ... (as SWAG's), choice_a, ..., or a list `choices`; the label
-    is a number or a letter. labelled: whether there is one; without, none is read. origin: which number is the first
-    choice's, 0 or 1; None: as it looks. Raises DataError."""
+    """Read the rows of a table as Choices, from columns ending0, ending1, ... (as in SWAG), choice_a, ..., or a list
+    `choices`; the label is a number or a letter. labelled: whether to read labels. origin: number of the first choice
+    in labels, 0 or 1; None: guess. Raises DataError."""
     plain = {plain_name(column): column for column in reversed(table.columns)}
     listed_in = next((plain[name] for name in ("choices", "endings", "options") if name in plain), None)
     families: dict[str, list[tuple[str, str]]] = {}

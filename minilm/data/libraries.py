@@ -1,4 +1,4 @@
-"""A labelled set that needs no download: documentation of Python, NumPy and PyTorch, and which of them it is of."""
+"""Embedded labelled data set: documentation texts of Python, NumPy and PyTorch, labelled by library."""
 
 import re
 from collections import defaultdict
@@ -7,9 +7,9 @@ from pathlib import Path
 from minilm.data.corpus import docstrings, document_hash, embedded_sources
 from minilm.data.examples import Example
 
-PER_LIBRARY = 1500  # examples to train on; a quarter as many to choose by, and as many to test on
-CHARACTERS = 300  # of a text, its first sentences
-# what would give a library away: its names, what only it has, and dotted paths
+PER_LIBRARY = 1500  # training examples; dev and test have a quarter as many each
+CHARACTERS = 300  # used of each text, from its beginning
+# words that would give a library away: its names, terms of its own, dotted paths
 GIVEAWAY = re.compile(
     r"\b(?:(?i:c?python\d*|py|numpy|np|ndarrays?|scipy|(?:py)?torch|tensors?|cuda|aten|stdlib|pep)"
     r"|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)\b"
@@ -18,7 +18,7 @@ BLANK = "_"
 
 
 def embedded_examples() -> tuple[list[Example], list[Example], list[Example]]:
-    """Train, dev and test: the three libraries alike often, and no file in two of the splits."""
+    """(train, dev, test), with the three libraries equally frequent and no file in two splits."""
     files: dict[str, list[Path]] = defaultdict(list)
     for name, path in embedded_sources():
         files[name.split("/")[0]].append(path)

@@ -1,5 +1,5 @@
-"""Rows in the order of a run, as batches. What a step takes is a function of (seed, step) alone, so going on costs the
-same anywhere, and any number of processes shares the rows of a step without talking about it."""
+"""Batches in the order of a run. The rows of a step are a function of (seed, step) alone, so a run resumes anywhere at
+no cost, and any number of processes share the rows of a step without communication."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,36 +16,36 @@ from minilm.data.packing import Rows
 from minilm.errors import ConfigError, DataError, some
 
 EVALUATED_TOKENS = 1 << 17
-EVALUATED_AT_ONCE = 1 << 12  # tokens of one batch
+EVALUATED_AT_ONCE = 1 << 12  # tokens of an evaluation batch
 
-Kind = tuple[int, int]  # of a step: tokens a row, rows
+Kind = tuple[int, int]  # of a step: (tokens per row, rows)
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Steps of a run that are alike."""
+    """Consecutive steps of a run with the same row length and batch size."""
 
     steps: int
     length: int  # tokens per row
-    rows: int  # of a step, in all processes
-    batch_size: int  # rows that a process computes at once, at most
+    rows: int  # per step, in all processes
+    batch_size: int  # rows per micro-batch, at most
 
     @property
     def tokens(self) -> int:
-        """Padding included."""
+        """Tokens of all its steps, padding included."""
         return self.steps * self.rows * self.length
 
     @property
     def kind(self) -> Kind:
-        """What a step's cost depends on."""
+        """(tokens per row, rows per step), on which a step's cost depends."""
         return self.length, self.rows
 
 
 class Loader:
-    """The micro-batches of this process, step by step. Every epoch is another order of the rows, and a step may span
-    two epochs. Stretches of one length go on in one order.
+    """The micro-batches of this process, step by step. Every epoch shuffles the rows anew; a step may span two epochs,
+    and stretches of the same row length continue one order.
 
-    Raises DataError where the rows do not fill one micro-batch, ConfigError where the processes cannot share a step.
+    Raises DataError if the rows do not fill one micro-batch, ConfigError if the processes cannot share a step evenly.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Loader:
         world: int = 1,
         pin_memory: bool = False,
     ) -> None:
-        """rows: of each length that occurs in the stretches."""
+        """rows: row length -> rows, for every length in `stretches`."""
         check_divisible(stretches, world)
         for each in stretches:
             if len(rows[each.length]) < (at_once := each.rows // world // _parts(each, world)):
@@ -71,11 +71,11 @@ class Loader:
         self.steps = sum(each.steps for each in stretches)
 
     def with_stretches(self, stretches: Sequence[Stretch]) -> "Loader":
-        """The loader of another run over the same rows."""
+        """A loader of the same rows for other stretches."""
         return Loader(stretches, self.rows, self.objective, self.seed, self.rank, self.world, self.pin_memory)
 
     def within(self, tokens: int) -> "Loader":
-        """The same steps, in micro-batches of at most so many tokens, padding included, or of one row."""
+        """This loader's steps in micro-batches of at most `tokens` tokens, padding included, or of one row."""
 
         def smaller(each: Stretch) -> Stretch:
             most = max(1, min(each.batch_size, tokens // each.length))
@@ -84,8 +84,8 @@ class Loader:
         return self.with_stretches([*map(smaller, self.stretches)])
 
     def at(self, step: int) -> tuple[Stretch, int]:
-        """The stretch that a step (from 0) belongs to, and the number of its first row in the run of its length. What
-        comes after the last stretch is like it."""
+        """(stretch of a step, place of its first row in the order of rows of that length). Steps count from 0; those
+        after the last stretch belong to it."""
         taken: dict[int, int] = dict.fromkeys(self.rows, 0)
         begin = 0
         for number, each in enumerate(self.stretches, start=1):
@@ -96,13 +96,13 @@ class Loader:
         raise AssertionError("a run has stretches")
 
     def epochs(self) -> float:
-        """How often the run sees the split, by tokens."""
+        """Passes of the run over the training split, by tokens."""
         seen = sum(each.tokens for each in self.stretches)
         longest = self.rows[max(self.rows)]
         return seen / (len(longest) * longest.T)
 
     def work(self, step: int) -> int:
-        """Tokens of all steps before that one, padding included."""
+        """Tokens of all steps before `step`, padding included."""
         done = 0
         for each in self.stretches:
             now = min(each.steps, step)
@@ -115,7 +115,7 @@ class Loader:
         return order(self.seed, start, start + stretch.rows, len(self.rows[stretch.length]))
 
     def micro_batches(self, step: int) -> list[Batch]:
-        """What this process computes of a step: a pure function."""
+        """This process's micro-batches of a step: a pure function."""
         stretch, _ = self.at(step)
         epoch, row = map(self._own, self.order(step))
         progress, short_rows = self.progress(step), self.rows[stretch.length].short_rows(step)
@@ -127,16 +127,16 @@ class Loader:
         return made
 
     def read_in(self, step: int) -> str:
-        """What this process reads in a step, for a message."""
+        """Names of the rows that this process reads in a step, for a message."""
         process = f" in process {self.rank}" if self.world > 1 else ""
         return f"rows {some(self.named(self._own(self.order(step)[1])), 8)}{process}"
 
     def named(self, rows: np.ndarray) -> list[str]:
-        """By their numbers, from 0."""
+        """Row numbers, from 0, as strings."""
         return rows.astype(str).tolist()
 
     def _own(self, of_all: np.ndarray) -> np.ndarray:
-        """This process's part of what all rows of a step have."""
+        """This process's part of an array over all rows of a step."""
         own = len(of_all) // self.world
         return of_all[self.rank * own : (self.rank + 1) * own]
 
@@ -145,11 +145,11 @@ class Loader:
         return made_ahead(self, step)
 
     def progress(self, step: int) -> float:
-        """From 0 in the first step to 1 in the last."""
+        """Fraction of the run done at a step: 0 in the first, 1 in the last."""
         return min(1.0, step / max(1, self.steps - 1))
 
     def positions(self, step: int) -> tuple[int, int, int]:
-        """(tokens, padding included, tokens a row, targets, IGNORE included) of a step, in all processes."""
+        """(tokens with padding, tokens per row, targets with IGNORE) of a step, in all processes."""
         stretch, _ = self.at(step)
         short_rows = self.rows[stretch.length].short_rows(step)
         rows, length = stretch.rows * short_rows, stretch.length // short_rows
@@ -157,12 +157,12 @@ class Loader:
 
     @property
     def cycle(self) -> int:
-        """Steps of a stretch that are so far apart have rows of equal length."""
+        """Steps after which the row lengths within a stretch repeat."""
         return math.lcm(*(each.cycle for each in self.rows.values()))
 
 
 def check_divisible(stretches: Sequence[Stretch], world: int) -> None:
-    """Raises ConfigError where the rows of a step do not make micro-batches of one size in all processes."""
+    """Raises ConfigError if a step's rows cannot be divided into equal micro-batches in all processes."""
     for each in stretches:
         if each.rows % (world * _parts(each, world)):
             raise ConfigError(
@@ -172,25 +172,25 @@ def check_divisible(stretches: Sequence[Stretch], world: int) -> None:
 
 
 def _divisor(number: int, most: int) -> int:
-    """The largest that is at most so much."""
+    """The largest divisor of `number` that is at most `most`."""
     return next(each for each in range(most, 0, -1) if number % each == 0)
 
 
 def _parts(stretch: Stretch, world: int) -> int:
-    """Micro-batches of a step in each process."""
+    """Number of micro-batches of a step in each process."""
     return math.ceil(stretch.rows / world / stretch.batch_size)
 
 
 def fixed_batches(rows: Rows, objective: Objective, min_targets: int = 20_000) -> Iterator[Batch]:
-    """The same batches at every call, for evaluation: `min_targets` targets or more, or every row there is.
+    """Evaluation batches, the same at every call: `min_targets` targets or more, or every row there is.
 
-    Rows are spread evenly over the split, EVALUATED_TOKENS of it if it has so many. A split with too few targets
-    is read again with other draws, where the objective draws. How many targets a row has is estimated from some
-    64 rows of the whole split.
+    Rows are spread evenly over the split, EVALUATED_TOKENS of it or all. A split with too few targets is read again
+    with other random draws, if the objective is random. Targets per row are estimated from some 64 rows of the whole
+    split.
     """
     some = np.arange(len(rows))[:: max(1, len(rows) // 64)]
     per_row = _read(rows, objective, some, np.zeros_like(some)).count / len(some)
-    enough = math.ceil(1.1 * min_targets / max(per_row, 1.0))  # rows; a tenth to spare, for others may hold fewer
+    enough = math.ceil(1.1 * min_targets / max(per_row, 1.0))  # rows; a tenth more, for some may have fewer targets
     wanted = min(len(rows), max(enough, EVALUATED_TOKENS // rows.T))
     if objective.random:
         wanted = max(wanted, enough)
@@ -204,8 +204,8 @@ def fixed_batches(rows: Rows, objective: Objective, min_targets: int = 20_000) -
 
 
 def shared(batches: Sequence[Batch], rank: int, world: int) -> list[Batch]:
-    """One process's part of `batches`, for each as many: where they do not divide, one without targets fills up, for
-    processes that compute together must do so equally often."""
+    """One process's part of `batches`, equally many in each process: if they do not divide, a batch without targets
+    fills up, for processes that compute together must do so equally often."""
     own = list(batches[rank::world])
     if len(own) < math.ceil(len(batches) / world):
         first = batches[0]
@@ -217,6 +217,6 @@ def _read(
     rows: Rows, objective: Objective, row: np.ndarray, epoch: np.ndarray, progress: float = 0.0, short_rows: int = 1
 ) -> Batch:
     taken = rows.take(row, epoch, short_rows)
-    if short_rows > 1:  # each draws for itself
+    if short_rows > 1:  # each short row has its own draws
         row, epoch = (row[:, None] * short_rows + np.arange(short_rows)).ravel(), np.repeat(epoch, short_rows)
     return objective(taken, torch.from_numpy(row), torch.from_numpy(epoch), progress)

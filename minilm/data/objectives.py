@@ -1,4 +1,4 @@
-"""Rows -> what goes in, where to look, what to predict there.
+"""Training objectives (masked, causal, prefix): rows -> Batch of inputs, places to predict at, and targets.
 
 The number of targets per row is fixed, so that shapes are static; a row that has fewer fills up with IGNORE.
 
@@ -23,40 +23,41 @@ ATTENTION: dict[ObjectiveName, AttentionPattern] = {"mlm": "bidirectional", "clm
 
 
 class Objective(Protocol):
-    """Turns rows into a Batch."""
+    """A training objective: turns rows into a Batch."""
 
     name: ObjectiveName
-    random: bool  # whether another epoch makes another batch of the same rows
+    random: bool  # whether the same rows give another batch in another epoch
 
     def slots(self, T: int, progress: float) -> int:
         """Targets per row, IGNORE included."""
         ...
 
     def __call__(self, taken: Taken, row: Tensor, epoch: Tensor, progress: float = 0.0) -> Batch:
-        """row and epoch (B,) int64; progress: the fraction of the run that is done."""
+        """row and epoch (B,) int64, by which it draws; progress: fraction of the run that is done."""
         ...
 
 
 @dataclass(frozen=True)
 class MaskedLM:
-    """Devlin et al. 2018, sec. 3.1: predict 15 % of the tokens; 80 % of those read [MASK], 10 % a random word.
+    """Masked LM (Devlin et al. 2018, sec. 3.1): predict 15 % of the tokens; 80 % of those read [MASK], 10 % a random
+    word.
 
     Special tokens are never chosen. `rate` is a fraction of a row's tokens, specials counted and padding not, as in
-    google-research/bert's create_pretraining_data.py; a row has room for round(rate * T) targets, at least one. It goes
-    linearly to `end_rate` over the run. `whole_words`: all pieces of a word or none, as in google-research/bert since
-    May 2019; a word that would exceed the rate is left out.
+    google-research/bert's create_pretraining_data.py; a row has room for round(rate * T) targets, at least one. The
+    rate changes linearly to `end_rate` over the run. `whole_words`: all pieces of a word or none, as in
+    google-research/bert since May 2019; a word that would exceed the rate is left out.
     """
 
     tokenizer: Tokenizer
     seed: int
     rate: float = 0.15
-    end_rate: float | None = None  # None: the same
+    end_rate: float | None = None  # None: constant
     whole_words: bool = False
     name: ObjectiveName = "mlm"
     random: bool = True
 
     def rate_at(self, progress: float) -> float:
-        """The fraction of the tokens to predict."""
+        """Fraction of the tokens to predict at this point of the run."""
         return self.rate if self.end_rate is None else self.rate + (self.end_rate - self.rate) * progress
 
     def slots(self, T: int, progress: float) -> int:
@@ -76,14 +77,14 @@ class MaskedLM:
         special, words, continues = (part.to(ids.device) for part in self._words)
         column = torch.arange(T, device=ids.device)
         maskable = ~torch.isin(ids, special)
-        unit = column.expand(B, T)  # what is chosen together, by its first column
+        unit = column.expand(B, T)  # tokens that are chosen together, named by their first column
         if self.whole_words:
             inside = continues[ids] & maskable & maskable.roll(1, dims=1) & (column > 0)
             unit = torch.where(inside, 0, unit).cummax(dim=1).values
         last = torch.iinfo(torch.int64).max - T + column
         rank = torch.where(maskable, _drawn(self.seed, MASK_RANK, epoch, row, column).gather(1, unit), last)
         k = self.slots(T, progress)
-        # of single tokens no two ranks are equal, and nothing after the first k matters
+        # single tokens have different ranks, and only the first k matter
         order = rank.argsort(dim=1, stable=True) if self.whole_words else rank.topk(k, largest=False).indices
         size = torch.full_like(ids[:, :1], T) if doc is None else (doc >= 0).sum(dim=1, keepdim=True)
         wanted = (self.rate_at(progress) * size).round().clamp(1, k).long()  # (B, 1)
@@ -104,8 +105,8 @@ class MaskedLM:
 
 @dataclass(frozen=True)
 class CausalLM:
-    """Predict each token from those before it in its document, or, where packing knows none, in its row. T - 1
-    targets a row."""
+    """Causal LM: predict each token from those before it in its document, or in its row if packing marks no documents.
+    T - 1 targets per row."""
 
     name: ObjectiveName = "clm"
     random: bool = False
@@ -121,10 +122,10 @@ class CausalLM:
 
 @dataclass(frozen=True)
 class PrefixLM:
-    """Raffel et al. 2020, fig. 4: a document's start sees itself whole, its end is predicted left to right.
+    """Prefix LM (Raffel et al. 2020, fig. 4): a document's start sees itself whole, its end is predicted left to right.
 
-    The end starts at a cut drawn uniformly from [L/4, 3L/4] of the document's L tokens (where packing knows no
-    documents, of the row's). At most 3T/4 targets a row; a document too short to cut keeps one token on each side.
+    The end starts at a cut drawn uniformly from [L/4, 3L/4] of the document's L tokens (the row's, if packing marks no
+    documents). At most 3T/4 targets per row; a document too short to cut keeps one token on each side.
     """
 
     seed: int
@@ -158,7 +159,7 @@ def _drawn(seed: int, purpose: int, epoch: Tensor, row: Tensor, position: Tensor
 
 
 def _next_token(ids: Tensor, doc: Tensor | None) -> Tensor:
-    """(B, T) -> (B, T - 1): what follows each token in its document, or IGNORE at a document's end."""
+    """The token that follows each token in its document, or IGNORE at its end: (B, T) -> (B, T - 1)."""
     if doc is None:
         return ids[:, 1:]
     return torch.where((doc[:, 1:] == doc[:, :-1]) & (doc[:, 1:] >= 0), ids[:, 1:], IGNORE)
@@ -172,7 +173,7 @@ def _batch(
     target: Tensor,
     prefix: Tensor | None = None,
 ) -> Batch:
-    """ids (B, T), as the model reads them; pick, target (B, k): columns and what stands there."""
+    """Batch of ids (B, T), as the model reads them; pick, target (B, k): columns to predict at, and their targets."""
     B, T = ids.shape
     if taken.doc is None:
         tokens = Tokens.full(ids, attention, prefix)
@@ -191,7 +192,7 @@ def make_objective(
     mask_rate_end: float | None = None,
     whole_words: bool = False,
 ) -> MaskedLM | CausalLM | PrefixLM:
-    """The objective of that name; the last three are those of mlm."""
+    """The objective of that name; the last three arguments are for mlm only."""
     if name == "mlm":
         return MaskedLM(tokenizer, seed, mask_rate, mask_rate_end, whole_words)
     return CausalLM() if name == "clm" else PrefixLM(seed)

@@ -1,13 +1,13 @@
-"""Documents -> rows of exactly T tokens. Three ways, all starting what they hold with [CLS]:
+"""Documents -> rows of exactly T tokens. Three ways, all of which begin rows or documents with [CLS]:
 
 stream     running text, [SEP] between documents, no document mask (RoBERTa's FULL-SENTENCES, Liu et al. 2019,
            sec. 4.2): no padding and no mask, the fastest.
-documents  [CLS] document [SEP], several a row by best fit, each seeing only itself; a document longer than a
+documents  [CLS] document [SEP], several per row by best fit, each attending only to itself; a document longer than a
            row is cut into pieces. The rest of a row is padding.
-pairs      [CLS] A [SEP] B [SEP], one pair a row: does B follow A (Devlin et al. 2018, sec. 3.1), or are they in
+pairs      [CLS] A [SEP] B [SEP], one pair per row: does B follow A (Devlin et al. 2018, sec. 3.1), or are they in
            order (Lan et al. 2020, sec. 3.1)?
 
-A model that has only seen rows of T tokens knows little of short texts, so some of the text (`short_seq_prob`, as in
+A model that is trained only on rows of T tokens is poor on short texts, so some of the text (`short_seq_prob`, as in
 google-research/bert's create_pretraining_data.py) is read in short pieces, each on its own: in `documents` and `pairs`
 some documents, in `stream`, which has no mask, all rows of some steps.
 
@@ -34,15 +34,15 @@ Packing = Literal["stream", "documents"]
 PairTask = Literal["next", "order"]
 
 PACKED_TOGETHER = 4096  # documents
-MIN_PAIR = 8  # tokens of a document that is cut into a pair
-SHORTEST = 8  # tokens of the text's short pieces
+MIN_PAIR = 8  # least tokens of a document that is cut into a pair
+SHORTEST = 8  # least tokens of a short piece
 
 
 class Taken(NamedTuple):
-    """Some rows of a split."""
+    """Rows of a split, as arrays."""
 
     ids: Tensor  # (B, T) int64
-    doc: Tensor | None = None  # (B, T): numbers the documents of a row, -1 on padding; None where that is not known
+    doc: Tensor | None = None  # (B, T): numbers the documents of a row, -1 on padding; None: not distinguished
     token_type_ids: Tensor | None = None  # (B, T): 0 for the first text of a pair, 1 for the second
     pair_label: Tensor | None = None  # (B,): 1 where the second text does not follow, or the two are swapped
 
@@ -52,17 +52,17 @@ class Rows(Protocol):
 
     T: int
     fill: float  # fraction of positions that are not padding
-    cycle: int = 1  # after so many steps `short_rows` come again
+    cycle: int = 1  # steps after which `short_rows` repeats
 
     def __len__(self) -> int: ...
 
     def short_rows(self, step: int) -> int:
-        """Into how many short ones each row of a step is cut; 1: into none."""
+        """Number of short rows that each row of a step is cut into; 1: it is not cut."""
         return 1
 
     def take(self, rows: np.ndarray, epoch: np.ndarray, short_rows: int = 1) -> Taken:
-        """(B,) row numbers, and in which pass over the split they are read, for what is drawn anew in each: their
-        B * short_rows rows of T // short_rows tokens."""
+        """Read rows: (B,) row numbers and their epochs, by which random parts are drawn -> B * short_rows rows of
+        T // short_rows tokens."""
         ...
 
 
@@ -70,8 +70,8 @@ class Rows(Protocol):
 class StreamRows(Rows):
     """Row r is [CLS] and the rth T - 1 tokens of the split. A last, incomplete row is left out.
 
-    One step in 1 / `short_seq_prob` reads its rows cut into 2, 4, 8 and so on in turn, as long as SHORTEST tokens are
-    left: [CLS] piece [SEP]. What a row has beyond equal pieces is left out of these.
+    Every (1 / `short_seq_prob`)th step cuts its rows into 2, 4, 8 ... pieces in turn, none shorter than SHORTEST: [CLS]
+    piece [SEP]. What is left of a row after equal pieces is not read.
     """
 
     shard: Shard
@@ -86,7 +86,7 @@ class StreamRows(Rows):
 
     @property
     def cuts(self) -> list[int]:
-        """The numbers of pieces that there are."""
+        """Numbers of pieces that rows are cut into, in turn."""
         found = [2**i for i in range(1, self.T.bit_length()) if self.T // 2**i >= SHORTEST]
         return found if self.short_seq_prob else []
 
@@ -118,7 +118,7 @@ class StreamRows(Rows):
 
 
 class DocumentRows(Rows):
-    """Rows of whole documents, or of pieces of T - 2 tokens of those that are longer."""
+    """Rows of whole documents; longer ones are cut into pieces of T - 2 tokens."""
 
     def __init__(self, shard: Shard, T: int, tokenizer: Tokenizer, short_seq_prob: float = 0.0) -> None:
         self.shard, self.T = shard, T
@@ -146,11 +146,11 @@ class DocumentRows(Rows):
 
 
 class PairRows(Rows):
-    """A row is a piece of a document, cut in two at a place drawn uniformly from its middle half.
+    """Rows of one pair: a piece of a document, cut in two at a place drawn uniformly from its middle half.
 
-    In half of the rows, `next` puts the second half of another row in the place of its own, `order` swaps the two;
-    these have the label 1, as in google-research/bert (is_random_next) and transformers' BertForPreTraining. The
-    other row may, rarely, be of the same document.
+    In half of the rows, `next` replaces the second part by that of another row, `order` swaps the two; these have the
+    label 1, as in google-research/bert (is_random_next) and transformers' BertForPreTraining. The other row may,
+    rarely, be from the same document.
     """
 
     def __init__(
@@ -195,11 +195,11 @@ class PairRows(Rows):
 
 
 class Pieces(NamedTuple):
-    """Runs of tokens of a split, in the order of the rows that hold them."""
+    """Pieces of a split's documents, in the order of the rows that they are in."""
 
-    start: FileArray | np.ndarray  # (pieces,) int64: place in the split's tokens
+    start: FileArray | np.ndarray  # (pieces,) int64: index into the split's tokens
     length: FileArray | np.ndarray  # (pieces,) int64
-    end: FileArray | np.ndarray  # (rows,) int64: how many pieces this row and those before it have
+    end: FileArray | np.ndarray  # (rows,) int64: number of pieces up to and including this row
     tokens: int  # in all pieces
 
     def of(self, row: int) -> list[tuple[int, int]]:
@@ -214,7 +214,7 @@ def _index_name(kind: str, T: int, short_seq_prob: float) -> str:
 
 
 def _packed_pieces(shard: Shard, T: int, short_seq_prob: float) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(start, length, pieces of each row), PACKED_TOGETHER of them by themselves, for a split may be of any size."""
+    """(start, length, pieces per row) of best-fit rows, from PACKED_TOGETHER documents at a time, to bound memory."""
     for start, length in _cut(shard, T - 2, short_seq_prob):
         row_of = best_fit(length + 2, T)
         order = np.argsort(row_of, kind="stable")
@@ -222,15 +222,15 @@ def _packed_pieces(shard: Shard, T: int, short_seq_prob: float) -> Iterator[tupl
 
 
 def _single_pieces(shard: Shard, T: int, short_seq_prob: float) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """As `_packed_pieces`, with one piece a row; those too short for a pair are left out."""
+    """`_packed_pieces` with one piece per row; pieces too short for a pair are left out."""
     for start, length in _cut(shard, T - 3, short_seq_prob):
         kept = length >= min(MIN_PAIR, T - 3)
         yield start[kept], length[kept], np.ones(int(kept.sum()), dtype=np.int64)
 
 
 def _cut(shard: Shard, longest: int, short_seq_prob: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(start, length) of the pieces that documents fall into: as few as hold at most `longest` tokens each, or, of one
-    with that chance, at most a number drawn for it between SHORTEST and that, its logarithm uniformly."""
+    """(start, length) of the pieces of documents: of at most `longest` tokens, or, with probability `short_seq_prob`
+    per document, of at most a number drawn for it between SHORTEST and `longest`, uniform in its logarithm."""
     for at in range(0, len(shard), PACKED_TOGETHER):
         bounds = shard.offsets[at : at + PACKED_TOGETHER + 1]
         starts, stops = bounds[:-1], bounds[1:] - 1  # without the [SEP] on disk
@@ -245,7 +245,7 @@ def _cut(shard: Shard, longest: int, short_seq_prob: float) -> Iterator[tuple[np
 
 
 def _kept(shard: Shard, name: str, make: Callable[[], Iterator[tuple[np.ndarray, ...]]]) -> Pieces:
-    """The pieces that `make` finds, kept beside the split's files if it has any, or taken from there."""
+    """The pieces that `make` yields, cached beside the split's files if it has any."""
     names = ("start", "length", "end")
     if shard.stem is None:
         parts = [list(part) for part in zip(*make(), strict=True)] or [[]] * 3
@@ -278,7 +278,7 @@ def _write_pieces(directory: Path, names: tuple[str, ...], parts: Iterator[tuple
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """Which row each of `lengths` (all <= capacity) goes to: longest first, into the fullest row that has room.
+    """Row that each piece of `lengths` (all <= capacity) goes to: longest first, into the fullest row with room.
 
     Best-fit decreasing: at most 11/9 of the optimal number of rows, plus 4 (Johnson et al. 1974). (n,) -> (n,) int64.
     """
@@ -314,8 +314,7 @@ def pack(
     seed: int = 0,
     short_seq_prob: float = 0.0,
 ) -> Rows:
-    """The rows of a split, that fraction of which, about, is read in short pieces; `pairs`, drawn by `seed`, goes
-    before `packing`."""
+    """Rows of a split, about `short_seq_prob` of it in short pieces. `pairs`, drawn by `seed`, overrides `packing`."""
     if pairs:
         return PairRows(shard, T, tokenizer, pairs, seed, short_seq_prob)
     if packing == "documents":

@@ -1,8 +1,8 @@
-"""A corpus -> its cache entry: text is streamed through the tokenizer on all cores, and a kill loses little.
+"""Tokenising a corpus into its cache entry, streamed on all cores and resumable.
 
-The work is done in CACHE/tokens-KEY.partial, which the next run goes on from: PROGRESS.json says, after every
-DURABLE_EVERY batches, which document comes next and how long the files were, all of it on the disk.
-Where it was interrupted does not show in what comes out.
+The work is done in CACHE/tokens-KEY.partial, from which the next run resumes: after every DURABLE_EVERY batches
+PROGRESS.json records, on disk, the next document and the lengths of the files. The result does not depend on
+interruptions.
 """
 
 import gzip
@@ -43,16 +43,16 @@ def prepare(
     lowercase: bool = True,
     say: Say = lambda line: None,
 ) -> Prepared:
-    """Tokenised splits of `corpus`, or of the embedded one, made now or taken from the cache.
+    """Tokenised splits of `corpus`, or of the embedded one if None, made now or read from the cache.
 
-    held_out_frac: of the documents, by hash. Without a `tokenizer` a vocabulary is trained on the training split, of
-    `vocab_size` words or, unless `exact_vocab`, of what the text supports. An entry whose checksums do not match is
-    made anew. Raises DataError where there is no text, not enough for the vocabulary, or other text than at the
-    beginning, ConfigError where the cache cannot be written.
+    held_out_frac: fraction of the documents, by hash. Without a `tokenizer` a vocabulary of `vocab_size` is trained on
+    the training split, or, unless `exact_vocab`, of what the text supports. A cache entry with wrong checksums is made
+    anew. Raises DataError if there is no text, too little for the vocabulary, or files change meanwhile, ConfigError if
+    the cache cannot be written.
     """
     try:
         cache = cache_dir.expanduser()
-    except RuntimeError as error:  # no home, or a user that nobody knows
+    except RuntimeError as error:  # no home directory, or an unknown user
         raise ConfigError(f"--cache-dir {cache_dir}: {error} Name a directory") from error
     with writing_cache(cache):
         corpus = corpus or embedded_corpus(cache)
@@ -107,14 +107,14 @@ def _prepared(
             remove(entry)
 
         try:
-            if entry_fault(partial):  # unless killed just before it was done
+            if entry_fault(partial):  # sealed already if it was killed just before the end
                 make = trained if tokenizer is None else lambda: tokenizer
                 stamped = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
                 _tokenise(partial, corpus, stamped, held_out_frac, make, say)
             if changed := [f for f, was, now in zip(corpus.files, stamps, corpus.stamps(), strict=True) if was != now]:
                 raise DataError(f"{changed[0]}: changed while it was read; run the command again when it is complete")
         except DataError as error:
-            cause = error.__cause__  # a file that cannot be read now may be read later, a damaged one may not
+            cause = error.__cause__  # keep the work if a file may become readable again, not if it is damaged
             if not isinstance(cause, OSError) or isinstance(cause, gzip.BadGzipFile):
                 shutil.rmtree(partial)
             raise
@@ -125,20 +125,20 @@ def _prepared(
 
 @dataclass(frozen=True)
 class _Progress:
-    """PROGRESS.json: the document that comes next, and the length of each file up to it."""
+    """Content of PROGRESS.json: the next document, and the length of each file up to it."""
 
     file: int
     document: int  # in that file
-    documents: int  # so far
-    stamps: str  # a checksum of the corpus's: what was read before must be what is there now
-    tokenizer: str  # the checksum of its file
+    documents: int  # tokenised so far
+    stamps: str  # checksum of the corpus's stamps: its files must be unchanged
+    tokenizer: str  # checksum of tokenizer.json
     note: str  # the tokenizer's
     sizes: dict[str, int]  # in bytes
-    crcs: dict[str, int]  # of as many
+    crcs: dict[str, int]  # CRC-32 of that many bytes
 
     @classmethod
     def read(cls, partial: Path, stamps: str) -> "_Progress | None":
-        """Where a killed process came to; None where there is nothing to go on from."""
+        """Progress of a killed process; None if there is none to resume from."""
         try:
             own = cls(**json.loads((partial / "PROGRESS.json").read_text(encoding="utf-8")))
             as_written = all(_crc(partial / name, own.sizes[name]) == own.crcs[name] for name in GROWING)
@@ -148,13 +148,13 @@ class _Progress:
         return own if whole and own.stamps == stamps else None
 
     def write(self, partial: Path) -> None:
-        """Files and this, on the disk."""
+        """Flush the files to disk, then write PROGRESS.json."""
         sync(partial)
         write_json(partial / "PROGRESS.json", asdict(self))
 
 
 def _crc(file: Path, size: int) -> int | None:
-    """Of the first `size` bytes; None where there are not so many."""
+    """CRC-32 of the first `size` bytes of a file; None if it has fewer."""
     found = 0
     with file.open("rb") as stream:
         while size and (block := stream.read(min(size, 1 << 20))):
@@ -170,7 +170,7 @@ def _tokenise(
     make_tokenizer: Callable[[], Tokenizer],
     say: Say,
 ) -> None:
-    """All files of an entry, sealed, in the directory `partial`, from where it stands."""
+    """Write and seal all files of a cache entry in `partial`, resuming if possible."""
     progress = _Progress.read(partial, stamps)
     if progress is None:
         progress = _begin(partial, corpus, stamps, make_tokenizer)
@@ -209,7 +209,7 @@ def _tokenise(
 def _begin(
     partial: Path, corpus: Corpus, stamps: list[tuple[int, ...]], make_tokenizer: Callable[[], Tokenizer]
 ) -> _Progress:
-    """An empty `partial` with its tokenizer, the first thing to go on from."""
+    """Empty `partial` and write the tokenizer and the first progress to it."""
     for path in partial.iterdir():
         remove(path)
     if next(corpus.documents(), None) is None:
@@ -226,7 +226,7 @@ def _begin(
 
 
 class _Writer:
-    """Appends documents to the files of `directory`, which it first cuts to where they were at `progress`."""
+    """Appends documents to the files of `directory`, after truncating them to their lengths at `progress`."""
 
     def __init__(self, directory: Path, progress: _Progress, dtype: Any) -> None:
         self.dtype, self.sizes, self.crcs = dtype, dict(progress.sizes), dict(progress.crcs)
@@ -234,7 +234,7 @@ class _Writer:
             os.truncate(directory / name, self.sizes[name])
         item = np.dtype(dtype).itemsize
         self._ends = {split: self.sizes[f"{split}.tokens"] // item for split in ("train", "held_out")}
-        self._open = ExitStack()  # closes them all, even where one cannot be closed
+        self._open = ExitStack()  # closes them all, even if closing one fails
         self._files = {name: self._open.enter_context((directory / name).open("ab")) for name in GROWING}
 
     def add(self, split: str, hash: int, ids: np.ndarray) -> None:
@@ -262,7 +262,8 @@ class _Writer:
 def _encoded(
     numbered: Iterable[tuple[int, int, str]], tokenizer: Tokenizer
 ) -> Iterator[tuple[list[tuple[int, int, str]], list[np.ndarray]]]:
-    """Batches of documents with their ids, each tokenised while the one before is written and the next one read."""
+    """Batches of documents with their token ids; each is tokenised while the previous one is written and the next
+    read."""
     with ThreadPoolExecutor(max_workers=1) as worker:
         before = None
         for batch in _batches(numbered):
@@ -275,7 +276,7 @@ def _encoded(
 
 
 def _batches(numbered: Iterable[tuple[int, int, str]]) -> Iterator[list[tuple[int, int, str]]]:
-    """Lists of documents for the tokenizer, which spreads them over the cores and needs some 100 bytes a token."""
+    """Batches of documents for the tokenizer, which spreads them over the cores and needs some 100 bytes per token."""
     batch: list[tuple[int, int, str]] = []
     size = 0
     for document in numbered:

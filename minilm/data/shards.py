@@ -1,6 +1,6 @@
-"""Token ids on disk: text is tokenised once, into flat arrays that a batch is a slice of.
+"""Token ids on disk: text is tokenised once, into flat arrays of which batches are slices.
 
-A cache entry is one directory, renamed into place whole, under the hash of what decides its content:
+A cache entry is one directory, renamed into place when complete, and named by a hash of what decides its content:
     tokenizer.json  tokenizer_config.json  vocab.txt
     {train,held_out}.tokens  {train,held_out}.offsets  hashes  counts  META.json
 Tokens are uint16, or uint32 for more than 65,536 words; every document is followed by [SEP].
@@ -21,14 +21,14 @@ from minilm.data.tokenizer import Tokenizer
 from minilm.errors import ConfigError
 from minilm.files import sha256, sync, write_json
 
-FORMAT = 2  # of the files, of how documents become tokens, of how `packing` cuts and packs what it keeps beside them
+FORMAT = 2  # version of the files, of tokenising, and of how `packing` cuts and packs what it caches beside them
 CONTENT = ("vocab.txt", "train.tokens", "train.offsets", "held_out.tokens", "held_out.offsets")
-BLOCK = 1 << 20  # elements of an array that are read at once
+BLOCK = 1 << 20  # elements read at once
 
 
 class FileArray:
-    """A flat array in a file. A slice of it is read when asked for; a mapping would count as memory of this process,
-    and look like a leak, as far as it has ever been read."""
+    """A flat array in a file, whose slices are read on access; pages read through a memory map would count as this
+    process's memory, and look like a leak."""
 
     def __init__(self, file: Path, dtype: Any) -> None:
         self.dtype = np.dtype(dtype)
@@ -41,7 +41,7 @@ class FileArray:
     def __getitem__(self, place: Any) -> Any:
         """An element, or a slice without a step."""
         if not isinstance(place, slice):
-            place = range(self._length)[place]  # negative from the end; IndexError
+            place = range(self._length)[place]  # negative counts from the end; may raise IndexError
             return self[place : place + 1][0]
         start, stop, _ = place.indices(self._length)
         data, at = bytearray(max(0, stop - start) * self.dtype.itemsize), start * self.dtype.itemsize
@@ -54,17 +54,17 @@ class FileArray:
         return np.frombuffer(data, self.dtype)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """All of it, a part at a time."""
+        """The whole array, in parts of BLOCK elements."""
         return (self[at : at + BLOCK] for at in range(0, self._length, BLOCK))
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The documents of one split, end to end."""
+    """The documents of one split, concatenated."""
 
     tokens: FileArray | np.ndarray  # (tokens,) uint16 or uint32; [SEP] after each document
     offsets: FileArray | np.ndarray  # (documents + 1,) int64: document d is tokens[offsets[d] : offsets[d + 1]]
-    stem: Path | None = None  # where what is derived from it may be kept: CACHE/ENTRY/train
+    stem: Path | None = None  # path prefix for files derived from it: CACHE/ENTRY/train
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -79,13 +79,13 @@ class Prepared:
     held_out: Shard
     hashes: FileArray  # (documents,) uint64, in the order of the corpus
     counts: np.ndarray  # (V,) int64: how often each token occurs in the training split
-    fingerprint: str  # of the vocabulary and of both splits' tokens
-    note: str  # what was decided on the way
+    fingerprint: str  # checksum of the vocabulary and of both splits' tokens
+    note: str  # the tokenizer's, for the console
 
 
 @contextmanager
 def writing_cache(cache: Path) -> Iterator[None]:
-    """Turns what the disk refuses into one line: ConfigError."""
+    """Context that turns an OSError into a ConfigError about --cache-dir."""
     try:
         yield
     except OSError as error:
@@ -96,8 +96,8 @@ def writing_cache(cache: Path) -> Iterator[None]:
 
 
 def seal(directory: Path, **described: Any) -> None:
-    """META.json: what the files of a directory are, and the checksums that `fault` compares. All on the disk."""
-    for path in directory.glob(".*.tmp"):  # of a killed process
+    """Flush a directory to disk and write META.json: what its files are, and checksums for `fault`."""
+    for path in directory.glob(".*.tmp"):  # left by a killed process
         path.unlink()
     files = sorted(path for path in directory.iterdir() if path.name not in ("META.json", "PROGRESS.json"))
     meta = {"format": FORMAT, **described, "sha256": {file.name: sha256(file) for file in files}}
@@ -106,7 +106,7 @@ def seal(directory: Path, **described: Any) -> None:
 
 
 def fault(directory: Path) -> str:
-    """What differs from how the directory was sealed, or nothing."""
+    """Description of what differs from the sealed directory; "" if nothing."""
     try:
         if not (directory / "META.json").is_file():
             return "it has no META.json"
@@ -120,7 +120,7 @@ def fault(directory: Path) -> str:
 
 
 def entry_fault(entry: Path) -> str:
-    """`fault` of a cache entry, or what its META.json says wrongly."""
+    """`fault` of a cache entry, or what is wrong in its META.json."""
     if found := fault(entry):
         return found
     meta = json.loads((entry / "META.json").read_text(encoding="utf-8"))
@@ -138,7 +138,7 @@ def entry_fault(entry: Path) -> str:
 
 
 def open_entry(entry: Path) -> Prepared:
-    """What is in a cache entry. `entry_fault` says whether it is whole."""
+    """Open a cache entry, without checking it (see `entry_fault`)."""
     meta = json.loads((entry / "META.json").read_text(encoding="utf-8"))
 
     def shard(split: str) -> Shard:

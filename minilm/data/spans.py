@@ -1,5 +1,4 @@
-"""Words and stretches of a text that are named: sentences with a tag a word, and questions whose answer stands in a
-context."""
+"""Reading labelled spans: sentences with a tag per word, and questions whose answer stands in a context."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -13,19 +12,19 @@ from minilm.data.examples import Data, Question, Tagged, as_text
 from minilm.data.tables import Table, listed, read_json, read_table, shown, text_lines
 from minilm.errors import DataError
 
-TAG = re.compile(r"O|[BIESLU]-\S+")  # of IOB1, IOB2; IOBES; BILOU
+TAG = re.compile(r"O|[BIESLU]-\S+")  # in IOB1, IOB2, IOBES or BILOU
 OF_ROWS = (".jsonl", ".ndjson", ".json", ".parquet")
 SQUAD = '{"data": [{"paragraphs": [{"context": "...", "qas": [...]}]}]}'
-WORDS_TAGS = (("words", "tokens"), ("tags", "ner_tags"))  # columns of lists
+WORDS_TAGS = (("words", "tokens"), ("tags", "ner_tags"))  # names of the columns that hold lists
 
 
 # -- tagged words -------------------------------------------------------------------------------------
 
 
 def read_tagged(source: Path | str | Table, column: int | None = None, labelled: bool = True) -> Data:
-    """Sentences as Tagged: of rows with lists `tokens` and `tags`, as in a jsonl; else of a file with one word a line
-    and a blank line after each sentence (Tjong Kim Sang & De Meulder 2003). column: of the tags in such a file, from 1;
-    None: the last. labelled: whether there are tags; without, none are read. Raises DataError."""
+    """Read sentences as Tagged, from rows with lists `tokens` and `tags`, as in a jsonl, or from a file with one word
+    per line and a blank line after each sentence (Tjong Kim Sang & De Meulder 2003). column: of the tags in such a
+    file, from 1; None: the last. labelled: whether to read tags. Raises DataError."""
     if not isinstance(source, Table) and not is_one_word_a_line(Path(source)):
         source = read_table(source)
     if isinstance(source, Table):
@@ -49,13 +48,13 @@ def read_tagged(source: Path | str | Table, column: int | None = None, labelled:
 
 
 def is_one_word_a_line(file: Path) -> bool:
-    """Whether tagged words in a file of that name stand one a line; else they are lists in its rows."""
+    """Whether a file of that name has one tagged word per line; else its rows have lists."""
     return not uncompressed_name(file).endswith(OF_ROWS)
 
 
 def with_column(file: Path, tags: Iterable[str], tabs: bool = False) -> Iterator[str]:
-    """The lines of a file with one word a line, and as one more column the tag of each word. tabs: between columns, in
-    place of the spaces of the file."""
+    """Lines of a file with one word per line, with each word's tag added as a last column. tabs: separate columns by
+    tabs instead of the file's spaces."""
     coming, separator = iter(tags), ""
     for line in text_lines(file):
         if line.startswith("-DOCSTART-") or not line.strip():
@@ -68,7 +67,7 @@ def with_column(file: Path, tags: Iterable[str], tabs: bool = False) -> Iterator
 
 
 def _check_letters(sentences: list[Tagged]) -> None:
-    """Raises DataError where tags are written in two schemes."""
+    """Raises DataError if tags are written in two schemes."""
     met: set[str] = set()
     for sentence in sentences:
         met |= {tag[0] for tag in sentence.tags or ()}
@@ -143,9 +142,9 @@ def read_questions(
     context: str | int | None = None,
     labelled: bool = True,
 ) -> Data:
-    """The questions of a file in the layout of SQuAD 1.1 or 2.0; or of rows with a question and a context, each in a
-    column by that name or the one given, and the answers as there or in two lists, `text` and `answer_start`.
-    labelled: a question whose answers are not known is left out. Raises DataError."""
+    """Read questions from a file in the layout of SQuAD 1.1 or 2.0, or from rows with columns `question` and `context`,
+    or those given, and `answers` as in SQuAD or as two lists, `text` and `answer_start`. labelled: read answers, and
+    leave out questions without known ones. Raises DataError."""
     notes, columns = (), {}
     if isinstance(source, Table):
         columns = {"text": question, "pair": context}
@@ -196,7 +195,7 @@ def read_questions(
 
 
 def _squad_rows(file: Path) -> Iterator[tuple[str, str, Any]]:
-    """(where, context, the question with its answers)."""
+    """(where, context, question with its answers) of each question in a SQuAD file."""
     for d, article in enumerate(_member(read_json(file, SQUAD), "data", list, str(file))):
         for p, paragraph in enumerate(_member(article, "paragraphs", list, f"{file}: data[{d}]")):
             place = f"{file}: data[{d}].paragraphs[{p}]"
@@ -206,13 +205,13 @@ def _squad_rows(file: Path) -> Iterator[tuple[str, str, Any]]:
 
 
 def _question_rows(table: Table, columns: dict[str, str], labelled: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """The same of a table. A row without an id has its number."""
+    """`_squad_rows` for a table; a row without an id gets its number as id."""
     for number, (where, cells) in enumerate(table.rows, start=1):
         question, context = (as_text(cells.get(columns[role]), where, role) or "" for role in ("text", "pair"))
         row = {"id": as_text(cells.get("id"), where, "id") or str(number), "question": question}
         if labelled:
             answers = cells.get("answers")
-            if isinstance(answers, dict):  # as `datasets` has them
+            if isinstance(answers, dict):  # in the form of `datasets`
                 texts, starts = (_member(answers, each, list, where) for each in ("text", "answer_start"))
                 if len(texts) != len(starts):
                     raise DataError(f"{where}: {len(texts)} answers and {len(starts)} starts; give each text one")
@@ -248,7 +247,7 @@ def _answers(row: dict[str, Any], context: str, where: str) -> _Answers:
 
 
 def _member(value: Any, name: str, kind: type, where: str) -> Any:
-    """value[name], which is a `kind`. Raises DataError."""
+    """value[name], checked to be a `kind`. Raises DataError."""
     found = value.get(name) if isinstance(value, dict) else None
     if not isinstance(found, kind) or isinstance(found, bool):
         named = {list: "list", str: "text", int: "whole number"}[kind]

@@ -1,4 +1,4 @@
-"""Two parts of labelled data: how one is split, and whether what was split is fit to train and to judge by."""
+"""Splitting labelled data into train and dev or folds, and checks of their labels and repeated texts."""
 
 import hashlib
 from collections import Counter
@@ -12,16 +12,16 @@ from minilm.data.examples import Choice, Question, Tagged
 from minilm.data.tables import listed, shown
 from minilm.errors import ConfigError, DataError, did_you_mean
 
-SHOWN = 3  # pairs of rows, as an example
-WIDE = 10.0  # standard deviation of numbers
+SHOWN = 3  # pairs of rows shown as examples
+WIDE = 10.0  # standard deviation of regression labels above which a note is given
 
 
 # -- labels -------------------------------------------------------------------------------------------
 
 
 def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
-    """Notes on the labels of two lists of Example or Tagged, and of the answers of two of Question. Raises
-    DataError where nothing can be learned from `train`, or where it has none of the labels of `dev`."""
+    """Notes on the labels of train and dev, or on the answers if they are Questions. Raises DataError if nothing can be
+    learned from `train`, or if it has none of the labels of `dev`."""
     if train and isinstance(train[0], Question):
         if not any(each.answers for each in train):
             raise DataError(f"{train[0].where}: this question and every other to train on has no answer; give some")
@@ -54,7 +54,7 @@ def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
 
 
 def labels_of(example: Any) -> tuple[str, ...]:
-    """Names of classes, of a sentence those of its entities, each once; of what has no names none."""
+    """Names of an example's labels; of a sentence its entity types, each once; () if its labels are no names."""
     if isinstance(example, Tagged):
         return tuple(dict.fromkeys(tag[2:] for tag in example.tags or () if tag != "O"))
     label = getattr(example, "label", None)
@@ -62,7 +62,7 @@ def labels_of(example: Any) -> tuple[str, ...]:
 
 
 def _class_of(example: Any) -> str:
-    """What is to be as frequent in each part: a label; of a question whether it has an answer."""
+    """Class by which splits are stratified: the label; for a question whether it has an answer."""
     if isinstance(example, Question):
         return "answered" if example.answers else "unanswered"
     label = _said(example)
@@ -70,7 +70,7 @@ def _class_of(example: Any) -> str:
 
 
 def _said(example: Any) -> Any:
-    """What is said of a text."""
+    """The label, tags or answers of an example."""
     return next((getattr(example, name) for name in ("label", "tags", "answers") if hasattr(example, name)), None)
 
 
@@ -80,10 +80,10 @@ def _said(example: Any) -> Any:
 def split_dev(
     examples: Sequence[Any], fraction: float, seed: int, groups: Sequence[Hashable] | None = None
 ) -> tuple[list, list]:
-    """(train, dev), both in the order of `examples`; the same for a seed everywhere. dev has `fraction` of the rows, to
-    the nearest, and of each class if the labels are classes; the last row of a class stays in train. groups: one for
-    each example, None: of questions their contexts; those of a group stay together, and dev then has at most so many
-    rows, or the smallest group. Raises ConfigError, DataError."""
+    """Split into (train, dev), both in the order of `examples`; a seed gives the same split everywhere. dev has
+    `fraction` of the rows, rounded, stratified by class if labels are classes; at least one row of a class stays in
+    train. groups: one per example (None: a question's context); a group stays together, and dev then has at most that
+    many rows, or the smallest group. Raises ConfigError, DataError."""
     groups = _contexts(examples) if groups is None else groups
     if not 0 < fraction < 1:
         raise ConfigError(f"the fraction of rows to hold out is {fraction}; give one between 0 and 1")
@@ -98,7 +98,7 @@ def split_dev(
     order = sorted(units.values(), key=lambda unit: hashlib.sha256(f"{seed} {unit[0]}".encode()).digest())
     taken: Counter[str] = Counter()
     dev: set[int] = set()
-    # first what each class owes; then, where that is more than a class can give, whatever can be had
+    # first each class's quota; then, if some class is too small for its quota, any class
     for most in (_quotas(sizes, wanted), {name: size - 1 for name, size in sizes.items()}):
         for unit in order:
             counts = Counter(classes[i] for i in unit)
@@ -124,8 +124,8 @@ def split_dev(
 def split_by_text(
     examples: Sequence[Any], fraction: float, seed: int, groups: Sequence[Hashable] | None = None
 ) -> tuple[list, list]:
-    """As `split_dev`; and without groups rows of the same texts stay together, where dev then has as many classes and
-    at least half as many rows."""
+    """`split_dev`, but without groups rows with the same texts stay together, unless dev then loses classes or more
+    than half of its rows."""
     by_row = split_dev(examples, fraction, seed, groups)
     if groups is not None or _contexts(examples) is not None:
         return by_row
@@ -141,9 +141,9 @@ def split_by_text(
 def folds(
     examples: Sequence[Any], k: int, seed: int, groups: Sequence[Hashable] | None = None
 ) -> Iterator[tuple[list, list]]:
-    """k times (the rest, a part), the parts disjoint and together all examples, each in their order; every class is as
-    frequent in each part, or, with groups, each group whole in one, of about as many rows. Rows of the same texts stay
-    together. The same for a seed everywhere. Raises DataError where there are fewer than k rows, or groups."""
+    """The k splits (rest, fold) of cross-validation, each in the order of `examples`. Folds are stratified by class,
+    or, with groups, keep each group whole and are of about equal size. Without groups rows with the same texts stay
+    together. A seed gives the same folds everywhere. Raises DataError for fewer than k different rows, or groups."""
     groups = _contexts(examples) if groups is None else groups
     keys = [_content(each) for each in examples] if groups is None else list(groups)
     units: dict[Hashable, list[int]] = {}
@@ -169,7 +169,7 @@ def folds(
 
 
 def _contexts(examples: Sequence[Any]) -> list[str] | None:
-    """What questions are on; None of examples that are no questions."""
+    """Contexts of questions, their groups; None if the examples are no questions."""
     return [each.context for each in examples] if examples and isinstance(examples[0], Question) else None
 
 
@@ -187,15 +187,15 @@ def _quotas(sizes: Counter[str], wanted: int) -> dict[str, int]:
 
 
 class Repeats(NamedTuple):
-    """Rows whose texts stand elsewhere too. Texts that differ in case or white space are the same."""
+    """Rows whose texts occur elsewhere, too. Texts that differ only in case or white space count as the same."""
 
     count: int
-    contradicted: int  # of them with another label there
+    contradicted: int  # how many of them have another label there
     first: tuple[tuple[str, str], ...]  # (file:line, file:line of the same text) of a few
 
 
 def duplicates(examples: Sequence[Any]) -> Repeats:
-    """Rows whose texts stand in an earlier row."""
+    """Rows whose texts occur in an earlier row."""
     seen: dict[tuple, Any] = {}
     again = []
     for example in examples:
@@ -207,7 +207,7 @@ def duplicates(examples: Sequence[Any]) -> Repeats:
 
 
 def overlap(train: Sequence[Any], dev: Sequence[Any]) -> Repeats:
-    """Rows of dev whose texts stand in train; the pairs are (in dev, in train)."""
+    """Rows of dev whose texts occur in train; the pairs are (in dev, in train)."""
     seen = {_content(example): example for example in reversed(train)}
     return _repeats([(example, seen[content]) for example in dev if (content := _content(example)) in seen])
 
@@ -218,7 +218,7 @@ def _repeats(again: list[tuple[Any, Any]]) -> Repeats:
 
 
 def texts_of(example: Any) -> tuple[str, ...]:
-    """All that an example has to read."""
+    """All texts of an example: its fields without id, labels and place."""
     fields = example._asdict()
     texts = [fields[name] for name in fields if name not in ("id", "label", "tags", "answers", "where")]
     return tuple(chain.from_iterable(text if isinstance(text, tuple) else (text,) for text in texts if text))

@@ -1,8 +1,8 @@
-"""A file of labelled rows -> its rows, each with the line it stands on: csv, tsv, jsonl and json, also as .gz and .xz,
-and parquet. Or the rows that a caller has in hand.
+"""Tables of labelled rows, each with its line: from csv, tsv, jsonl and json, also as .gz and .xz, from parquet, or
+from rows in memory.
 
-No row is lost: what cannot be one is a DataError that names file and line. What was decided by looking at the file (its
-delimiter, whether it has a header, what its quotes are) is said in `Table.notes`.
+No row is lost: one that cannot be read is a DataError that names file and line. What was guessed about a file (its
+delimiter, header and quotes) is told in `Table.notes`.
 """
 
 import gzip
@@ -19,10 +19,10 @@ from minilm.data.cells import cells_of, first_twice
 from minilm.data.documents import MAX_LINE, lines_of, reading, uncompressed_name
 from minilm.errors import DataError, cut, did_you_mean, first_line, some
 
-WHOLE = 1 << 30  # bytes of a json file, which may be one line
+WHOLE = 1 << 30  # most bytes of a json file's line, which may be the whole file
 
 COMPRESSED = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ"}  # how such a file begins
-STARTS = {  # what no text begins with -> what it is, and what to do
+STARTS = {  # first bytes of files that are no text -> what such a file is, and what to do
     b"\xff\xfe\0\0": "UTF-32; convert it, for example with iconv -f utf-32 -t utf-8",
     b"\0\0\xfe\xff": "UTF-32; convert it, for example with iconv -f utf-32 -t utf-8",
     b"\xff\xfe": "UTF-16; convert it, for example with iconv -f utf-16 -t utf-8",
@@ -38,21 +38,21 @@ STARTS = {  # what no text begins with -> what it is, and what to do
 
 
 class Row(NamedTuple):
-    where: str  # file:line on which it begins, for a message
-    cells: dict[str, Any]  # column -> value, of a csv or tsv a string
+    where: str  # file:line of its beginning, for messages
+    cells: dict[str, Any]  # column -> value; strings in a csv or tsv
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a file, in its order."""
+    """The rows of a file, in order."""
 
-    name: str  # of the file, for a message
-    columns: tuple[str, ...]  # of a file without a header "1", "2", ...
+    name: str  # of the file, for messages
+    columns: tuple[str, ...]  # in a file without a header "1", "2", ...
     rows: list[Row]
     notes: tuple[str, ...] = ()
 
     def column(self, given: str | int) -> str:
-        """The column of that name, or of that number from 1. Raises DataError."""
+        """Name of the column given by its name, or by its number from 1. Raises DataError."""
         if str(given) in self.columns:
             return str(given)
         if re.fullmatch(r"[0-9]{1,9}", str(given)) and 1 <= int(given) <= len(self.columns):
@@ -62,17 +62,17 @@ class Table:
 
 
 def listed(names: Iterable[object], limit: int = 12) -> str:
-    """Names in quotes, for a message; of many the first."""
+    """Names in quotes, for a message; only the first `limit` of them."""
     return some([shown(name) for name in names], limit)
 
 
 def shown(value: object) -> str:
-    """A value in quotes, for a message; of a long one the beginning."""
+    """A value in quotes, for a message, cut if it is long."""
     return repr(cut(str(value), 60))
 
 
 def read_table(file: Path | str, header: bool | None = None) -> Table:
-    """All rows of a file. header: whether a csv's first row names its columns; None: as it looks. Raises DataError."""
+    """All rows of a file. header: whether a csv's first row names its columns; None: guess. Raises DataError."""
     file = Path(file)
     name = uncompressed_name(file)
     if file.suffix.lower() == ".parquet":
@@ -89,7 +89,7 @@ def read_table(file: Path | str, header: bool | None = None) -> Table:
 
 
 def table_of(rows: Any, name: str = "the rows") -> Table:
-    """Of a list of dicts, a pandas DataFrame or a `datasets.Dataset`. What is missing in a DataFrame is None here.
+    """Table of a list of dicts, a pandas DataFrame or a `datasets.Dataset`. Missing values of a DataFrame become None.
     Raises DataError."""
     if hasattr(rows, "to_dict") and not hasattr(rows, "column_names"):  # a DataFrame
         if twice := first_twice(map(str, rows.columns)):
@@ -102,7 +102,7 @@ def table_of(rows: Any, name: str = "the rows") -> Table:
 
 
 def _plain(value: Any) -> Any:
-    """A cell of pandas: None where it is missing, a list where it is an array, also within a dict."""
+    """A pandas cell with missing values as None and arrays as lists, also within a dict."""
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
     is_nan = isinstance(value, float) and value != value
@@ -115,19 +115,19 @@ def _plain(value: Any) -> Any:
 
 
 def text_lines(file: Path) -> Iterator[str]:
-    """Every line, without its end. Raises DataError naming file and line."""
+    """Lines of a text file, without line ends. Raises DataError naming file and line."""
     check_text(file)
     for number, line in enumerate(lines_of(file, MAX_LINE), start=1):
         if number == 1 and "\r" in line:
             raise DataError(f"{file}:1: its lines end in \\r alone; convert it, for example with tr '\\r' '\\n'")
-        if len(line) * 4 >= MAX_LINE - 8 and len(line.encode()) >= MAX_LINE - 8:  # then that may not be all of it
+        if len(line) * 4 >= MAX_LINE - 8 and len(line.encode()) >= MAX_LINE - 8:  # it may have been cut off
             raise DataError(f"{file}:{number}: a line of more than {MAX_LINE >> 20} MiB; is a line end missing?")
         yield line
 
 
 def values_of(file: Path, field: str, flag: str) -> Iterator[tuple[str, Any]]:
-    """(file:line, value): of each row of a .jsonl what stands in `field`, of any other text file each line, blank ones,
-    too. flag: what names the field, for a message. Raises DataError."""
+    """(file:line, value) of each row: the `field` of a .jsonl, or each line of another text file, blank ones, too.
+    flag: the flag that names the field, for a message. Raises DataError."""
     name = uncompressed_name(file)
     if name.endswith((".csv", ".tsv", ".json", ".ndjson", ".parquet")):
         raise DataError(f"{file}: is read as no table; give one text a line, or a .jsonl with a text in a field")
@@ -141,7 +141,7 @@ def values_of(file: Path, field: str, flag: str) -> Iterator[tuple[str, Any]]:
 
 
 def check_text(file: Path) -> None:
-    """Raises DataError for what begins as no text does: a compressed file with a plain name, UTF-16."""
+    """Raises DataError for a file whose first bytes are not text: a compressed file with a plain name, UTF-16."""
     check_regular(file)
     suffix = file.suffix.lower()
     with reading(file):
@@ -159,7 +159,7 @@ def check_text(file: Path) -> None:
 
 
 def check_regular(file: Path) -> None:
-    """Raises DataError for a folder, a pipe and what is not there."""
+    """Raises DataError for a folder, a pipe or a missing file."""
     with reading(file):
         if not file.exists():
             raise DataError(f"{file}: no such file; is the name right?")
@@ -172,13 +172,13 @@ def check_regular(file: Path) -> None:
 
 
 def read_json(file: Path, expected: str) -> Any:
-    """What a json file holds. expected: said where it is none. Raises DataError."""
+    """The value in a json file. expected: what it should hold, for the error. Raises DataError."""
     check_text(file)
     return parse_json("\n".join(lines_of(file, WHOLE)), str(file), expected)
 
 
 def parse_json(text: str, where: str, expected: str) -> Any:
-    """What a JSON text says. Raises DataError, also for a key that stands there twice, NaN and infinity."""
+    """The value of a JSON text. Raises DataError, also for a repeated key, NaN and infinity."""
 
     def of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(found := dict(pairs)) < len(pairs):

@@ -1,4 +1,4 @@
-"""WordPiece: text <-> token ids. A wrapper on `tokenizers`, which does the work in Rust.
+"""WordPiece tokenizer, text <-> token ids: a wrapper of `tokenizers`, which does the work in Rust.
 
 Special tokens written out in a text ("[MASK]", "[SEP]") are text, unless a call says `specials=True`:
 a corpus or a labelled file must not be able to speak to the model in its own markup.
@@ -39,14 +39,14 @@ from minilm.data.tokenizer_files import (
 from minilm.errors import DataError
 from minilm.files import regular_file
 
-MULTIPLE = 64  # matmuls like vocabularies of whole tiles
-BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")  # of transformers: these split one way
-FEW_CORES = 3  # with more the library's threads, on documents as they are, are as fast as one that remembers words
-REMEMBERED = 1 << 20  # letters of words
-NEW = 0.25  # of a batch's words, where they are not worth remembering
-# a mark of ASCII's, or what is between those and white space; the library cuts it further, and never across these
+MULTIPLE = 64  # vocabularies of whole tiles make matmuls faster
+BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")  # of transformers; they split texts alike
+FEW_CORES = 3  # with more, the library's threads are as fast on whole documents as one that caches words
+REMEMBERED = 1 << 20  # letters of cached words, at most
+NEW = 0.25  # fraction of new words in a batch above which caching is not worth it
+# an ASCII punctuation mark, or what stands between marks and white space; tokens never cross these
 WORD = re.compile(r"[!-/:-@\[-`{-~]|[^ \t\n\r!-/:-@\[-`{-~]+")
-# normalizers that change letter by letter, or nearly: what they do to a text can be said of its words alone
+# normalizers that work letter by letter, or nearly, so that words can be normalised one by one
 PLAIN_STEPS = {"BertNormalizer", "Lowercase", "StripAccents", "Strip", "NFC", "NFD", "NFKC", "NFKD", "Sequence"}
 
 
@@ -56,16 +56,16 @@ class Encoding:
 
     input_ids: list[int]
     token_type_ids: list[int]  # 0 for the first text and its specials, 1 for the second
-    offsets: list[tuple[int, int]]  # characters of the text the token stems from; (0, 0) for specials
+    offsets: list[tuple[int, int]]  # (begin, end) in the characters of the text; (0, 0) for specials
     tokens: list[str]
-    cut: tuple[int, int]  # how many tokens truncation took from each text
+    cut: tuple[int, int]  # number of tokens that truncation removed from each text
 
 
 class Tokenizer:
-    """A WordPiece vocabulary and the text normalisation that goes with it."""
+    """A WordPiece vocabulary with its text normalisation."""
 
     def __init__(self, backend: tokenizers.Tokenizer, lowercase: bool, note: str = "") -> None:
-        """`note` says what the maker decided by itself, for the console."""
+        """note: what was decided automatically, for the console."""
         self.lowercase = lowercase
         self.note = note
         vocab = backend.get_vocab(with_added_tokens=True)
@@ -74,18 +74,18 @@ class Tokenizer:
             raise DataError(f"the vocabulary lacks {', '.join(missing)}; add them or use another one")
         self.vocab_size = max(vocab.values()) + 1
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (vocab[t] for t in SPECIALS)
-        backend.no_truncation()  # a tokenizer.json may carry either: here a caller asks for them
+        backend.no_truncation()  # a tokenizer.json may set either; here only callers do
         backend.no_padding()
         backend.encode_special_tokens = True
         self._backend = backend
-        self._known: tuple[dict[str, list[int]], int] = {}, 0  # the ids of words, and how many letters these have
+        self._known: tuple[dict[str, list[int]], int] = {}, 0  # (ids of cached words, their letters in all)
 
     @cached_property
     def _is_of_words(self) -> bool:
-        """Whether what a text becomes is what each WORD in it does, one after the other."""
+        """Whether a text's ids are those of each WORD in it, one after the other."""
         kinds = (normalizers.BertNormalizer, pre_tokenizers.BertPreTokenizer, models.WordPiece)
         parts = (self._backend.normalizer, self._backend.pre_tokenizer, self._backend.model)
-        added = self._backend.get_added_tokens_decoder().values()  # which a text may hold, unless they are special
+        added = self._backend.get_added_tokens_decoder().values()  # found in texts, unless they are special
         return all(map(isinstance, parts, kinds)) and all(token.special for token in added)
 
     @cached_property
@@ -96,7 +96,7 @@ class Tokenizer:
 
     @property
     def backend(self) -> tokenizers.Tokenizer:
-        """A copy of what splits texts, special tokens in them among it."""
+        """A copy of the `tokenizers` object, which recognises special tokens in texts."""
         return tokenizers.Tokenizer.from_str(self._with_specials.to_str())
 
     @property
@@ -107,10 +107,9 @@ class Tokenizer:
 
     @classmethod
     def train(cls, documents: Iterable[str], vocab_size: int = 8192, lowercase: bool = True) -> Self:
-        """A vocabulary of the commonest pieces of `documents` (read twice), its size a multiple of 64.
+        """Train a vocabulary of the commonest pieces of `documents` (read twice), its size a multiple of 64.
 
-        If the text does not support `vocab_size` it shrinks and says so in `note`. Raises DataError if there is not
-        even one multiple's worth.
+        If the text does not support `vocab_size` it is smaller, and `note` says so. Raises DataError below 64.
         """
         if vocab_size < MULTIPLE or vocab_size % MULTIPLE:
             raise DataError(f"vocabulary size {vocab_size} is not a multiple of {MULTIPLE} above 0")
@@ -124,7 +123,7 @@ class Tokenizer:
             min_frequency=2,
             initial_alphabet=first,
             limit_alphabet=len(first),
-            special_tokens=[*SPECIALS, *("##" + letter for letter in inner)],  # in an order that is ours, see below
+            special_tokens=[*SPECIALS, *("##" + letter for letter in inner)],  # in a fixed order, see `_alphabet`
             show_progress=False,
         )
         backend.train_from_iterator(documents, trainer)
@@ -138,7 +137,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """From a directory, a `tokenizer.json` or a `vocab.txt`. Raises DataError naming the file."""
+        """Load from a directory, a `tokenizer.json` or a `vocab.txt`. Raises DataError naming the file."""
         path = Path(path)
         if path.is_dir():
             file = next((path / n for n in ("tokenizer.json", "vocab.txt") if (path / n).exists()), None)
@@ -156,8 +155,8 @@ class Tokenizer:
             raise DataError(f"{path}: {error}") from error
 
     def with_words(self, file: Path) -> tuple[Self, list[list[int]]]:
-        """This tokenizer with the words of `file`, one a line, "##..." inside a word; and, of each new word, the ids
-        that it was encoded as before. Words that it knows are left out. Raises DataError naming file and line."""
+        """(this tokenizer with the words of `file` added, ids that each new word was encoded as before). One word per
+        line, "##..." for one inside a word; known words are skipped. Raises DataError naming file and line."""
         try:
             lines = file.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
@@ -185,15 +184,15 @@ class Tokenizer:
         return type(self)(tokenizers.Tokenizer.from_str(json.dumps(spec)), self.lowercase), list(new.values())
 
     def _words(self, text: str) -> list[str]:
-        """What a text falls into before its words do."""
+        """The words that a text is split into, before they are split into pieces."""
         normalizer, splitter = self._backend.normalizer, self._backend.pre_tokenizer
         text = normalizer.normalize_str(text) if normalizer else text
         return [word for word, _ in splitter.pre_tokenize_str(text)] if splitter else [text]
 
     def save(self, directory: Path, model_max_length: int, open_end: bool = False) -> None:
-        """tokenizer.json, vocab.txt and a tokenizer_config.json that transformers opens.
+        """Write tokenizer.json, vocab.txt and a tokenizer_config.json that transformers opens.
 
-        open_end: transformers then gives a text no [SEP] at its end, for a model that is to go on from there.
+        open_end: in transformers texts then get no [SEP] at their end, for a model that generates from there.
         """
         backend = self.backend if open_end else self._with_specials
         if open_end:
@@ -201,7 +200,7 @@ class Tokenizer:
             backend.post_processor = processors.TemplateProcessing(f"{CLS} $A", f"{CLS} $A {SEP} $B:1", specials)
         plain = not open_end and isinstance(backend.normalizer, normalizers.BertNormalizer)
         config = {
-            "tokenizer_class": "BertTokenizer" if plain else "PreTrainedTokenizerFast",  # which changes nothing
+            "tokenizer_class": "BertTokenizer" if plain else "PreTrainedTokenizerFast",  # both split texts alike
             "model_max_length": model_max_length,
             "pad_token": PAD,
             "unk_token": UNK,
@@ -212,7 +211,7 @@ class Tokenizer:
         write_tokenizer(directory, backend, config)
 
     def fingerprint(self) -> str:
-        """What decides the ids of a text, as one string."""
+        """All settings that determine the ids of a text, as one string."""
         return self._backend.to_str()
 
     # -- using one ----------------------------------------------------------------------------------
@@ -248,8 +247,8 @@ class Tokenizer:
         return Encoding(ids, types, offsets, tokens, (cut[0], cut[1] if pair is not None else 0))
 
     def encode_documents(self, documents: Sequence[str]) -> list[np.ndarray]:
-        """Ids without [CLS] and [SEP], one int64 array a document; on all cores. On few each word is encoded once, and
-        remembered."""
+        """Ids without [CLS] and [SEP], one int64 array per document, on all cores. With few cores each word is encoded
+        once and cached."""
         if self._is_of_words and cores() <= FEW_CORES:
             texts, (known, letters) = [WORD.findall(document) for document in documents], self._known
             new = [*set().union(*texts).difference(known)]
@@ -257,18 +256,18 @@ class Tokenizer:
                 encodings = self._backend.encode_batch_fast(new, add_special_tokens=False)
                 known = known | {word: encoding.ids for word, encoding in zip(new, encodings, strict=True)}
                 letters += sum(map(len, new))
-                self._known = (known, letters) if letters <= REMEMBERED else ({}, 0)  # at once, for other threads
+                self._known = (known, letters) if letters <= REMEMBERED else ({}, 0)  # atomic, for other threads
                 return [np.array([*chain.from_iterable(map(known.__getitem__, words))], np.int64) for words in texts]
         encodings = self._backend.encode_batch_fast(list(documents), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def decode(self, ids: Sequence[int], skip_specials: bool = True) -> str:
-        """Text again: pieces joined, lower-cased if the vocabulary is."""
+        """Text of ids: pieces joined, in lower case if the vocabulary is."""
         return self._with_specials.decode(list(ids), skip_special_tokens=skip_specials)
 
     def token(self, id: int) -> str:
-        """The piece with this id."""
-        return self._backend.id_to_token(id) or UNK  # an id that a vocabulary with gaps leaves out
+        """The token with this id; [UNK] if there is none."""
+        return self._backend.id_to_token(id) or UNK  # a vocabulary may have gaps in its ids
 
 
 def _read_json(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
@@ -296,7 +295,7 @@ def _read_json(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
 
 
 def _normalizers(spec: Any) -> Iterator[Any]:
-    """The types of a normalizer and of those in it."""
+    """Types of a normalizer and of those nested in it."""
     if isinstance(spec, dict):
         yield spec.get("type")
         inner = spec.get("normalizers") or ()
@@ -305,8 +304,8 @@ def _normalizers(spec: Any) -> Iterator[Any]:
 
 
 def _read_vocab(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
-    """How it normalises stands in tokenizer_config.json beside it; else its words tell whether it lower-cases, and the
-    note says so."""
+    """(backend, lowercase, note) of a vocab.txt. Normalisation is as tokenizer_config.json beside it says; else
+    lower-casing is guessed from the words, and the note says so."""
     vocab = read_vocab(path)
     file, config = path.with_name("tokenizer_config.json"), {}
     if file.exists():
@@ -324,10 +323,10 @@ def _read_vocab(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
 
 
 def _alphabet(documents: Iterable[str], backend: tokenizers.Tokenizer, limit: int) -> tuple[list[str], list[str]]:
-    """The `limit` commonest characters, and those of them that stand inside a word, each sorted.
+    """(the `limit` commonest characters, those of them that occur inside words), each sorted.
 
-    Left to itself the trainer numbers them in the order of a hash map, another one in every process, and breaks
-    ties between merges by these numbers: the same text would give another vocabulary each time.
+    By default the trainer numbers characters in the order of a hash map, different in every process, and breaks ties
+    between merges by these numbers: the same text would give another vocabulary each time.
     """
     characters: Counter[str] = Counter()
     words: Counter[str] = Counter()
@@ -342,12 +341,12 @@ def _alphabet(documents: Iterable[str], backend: tokenizers.Tokenizer, limit: in
 
 
 def cores() -> int:
-    """That this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _longest_first(a: int, b: int, room: int) -> list[int]:
-    """How many tokens of a and b fit, taking from whichever is longer; the longer one keeps an odd one out."""
+    """Numbers of tokens to keep of texts with a and b tokens, cutting the longer one; the longer keeps an odd one."""
     if a + b <= room:
         return [a, b]
     short = min(a, b, room // 2)

@@ -1,5 +1,5 @@
-"""What is in a tokenizer's files, checked, and how a WordPiece vocabulary splits a text: what the tokenizer of training
-and the one of transformers' calls share.
+"""Files of a tokenizer, read, checked and written, and the WordPiece pipeline: shared by the tokenizer of training and
+the one with transformers' interface.
 """
 
 import json
@@ -16,12 +16,12 @@ from minilm.errors import DataError
 from minilm.files import regular_file, write_json, write_whole
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-MAX_BYTES = 64 << 20  # of a tokenizer's file
+MAX_BYTES = 64 << 20  # of a tokenizer's file, at most
 MAX_WORD = 100  # characters; a longer word is [UNK], as in google-research/bert
 
 
 def small_file(path: Path) -> Path:
-    """`regular_file` of a tokenizer. Raises DataError."""
+    """`regular_file` of at most MAX_BYTES. Raises DataError."""
     try:
         if regular_file(path).stat().st_size > MAX_BYTES:
             raise OSError(f"larger than {MAX_BYTES >> 20} MB, so no tokenizer of such a model")
@@ -31,7 +31,7 @@ def small_file(path: Path) -> Path:
 
 
 def read_vocab(path: Path) -> dict[str, int]:
-    """Token -> id of a vocab.txt, whose lines are the ids. Raises DataError naming file and line."""
+    """Token -> id of a vocab.txt; the id is the number of the line, from 0. Raises DataError naming file and line."""
     try:
         lines = small_file(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
@@ -48,9 +48,9 @@ def read_vocab(path: Path) -> dict[str, int]:
 def wordpiece(
     vocab: dict[str, int], lowercase: bool, strip_accents: bool | None = None, chinese: bool = True
 ) -> tokenizers.Tokenizer:
-    """BERT's pipeline: clean and lower-case, split at spaces and punctuation, longest match first.
+    """BERT's tokenizer: clean and lower-case, split at spaces and punctuation, longest match first.
 
-    strip_accents: None is as lowercase. chinese: each Chinese character is a word.
+    strip_accents: None means as `lowercase`. chinese: each Chinese character is a word.
     """
     backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=UNK, max_input_chars_per_word=MAX_WORD))
     backend.normalizer = normalizers.BertNormalizer(
@@ -66,8 +66,8 @@ def wordpiece(
 
 
 def wordpiece_of(vocab: dict[str, int], config: dict[str, Any]) -> tuple[tokenizers.Tokenizer, bool]:
-    """`wordpiece` as a tokenizer_config.json says, and whether it lower-cases; where that is not said, a vocabulary
-    does that holds no word that only a text with capital letters has."""
+    """(`wordpiece` as a tokenizer_config.json says, whether it lower-cases). If the config does not say, it lower-cases
+    if no token of the vocabulary but specials has capital letters."""
     lowercase = config.get("do_lower_case")
     if lowercase is None:
         lowercase = all(token in SPECIALS or token == token.lower() for token in vocab)
@@ -79,12 +79,12 @@ def wordpiece_of(vocab: dict[str, int], config: dict[str, Any]) -> tuple[tokeniz
 
 
 def lowercases(backend: tokenizers.Tokenizer) -> bool:
-    """Whether a tokenizer does, by trying."""
+    """Whether a tokenizer lower-cases, found by trying."""
     return backend.normalizer is not None and backend.normalizer.normalize_str("A") == "a"
 
 
 def check_case(vocab: Iterable[str], lowercase: bool, where: str) -> None:
-    """Raises DataError for a vocabulary of which much is never met in lower-cased text: more than ten tokens, and more
+    """Raises DataError if a lower-casing tokenizer has too many tokens with capital letters: more than ten, and more
     than a hundredth."""
     words = [token for token in vocab if not re.fullmatch(r"[\[<].*[\]>]", token)]
     lost = [token for token in words if token != token.lower()]
@@ -96,14 +96,14 @@ def check_case(vocab: Iterable[str], lowercase: bool, where: str) -> None:
 
 
 def check_ids(backend: tokenizers.Tokenizer, where: str) -> None:
-    """Raises DataError for a tokenizer without tokens, or with two of one id."""
+    """Raises DataError for a tokenizer without tokens, or with two tokens of the same id."""
     vocab = backend.get_vocab(with_added_tokens=True)
     if not vocab or len(set(vocab.values())) < len(vocab):
         raise DataError(f"{where}: the tokenizer has {len(vocab)} tokens and {len(set(vocab.values()))} ids")
 
 
 def write_tokenizer(directory: Path, backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
-    """tokenizer.json, a WordPiece's vocab.txt, and a tokenizer_config.json of `config` and how it normalises, as
+    """Write tokenizer.json, a WordPiece's vocab.txt, and a tokenizer_config.json of `config` and the normalisation, as
     transformers reads them."""
     write_whole(directory / "tokenizer.json", backend.to_str(pretty=True))
     if isinstance(backend.model, models.WordPiece):

@@ -1,4 +1,4 @@
-"""Who sees whom, where they stand, and attention itself.
+"""Attention: which tokens see which (masks), rotary positions, the backends and the module.
 
 Shape letters: B rows, T tokens per row, D width, H heads, K head width.
 A name carries its letters (`q_BHTK`) where one function holds the same thing in two layouts.
@@ -16,11 +16,11 @@ from minilm.batch import Tokens
 from minilm.errors import ConfigError
 
 Backend = Literal["explicit", "sdpa", "varlen"]
-KERNEL_WIDTH = 192  # of a head, up to which torch's kernel for packed rows has a backward pass on any of its GPUs
+KERNEL_WIDTH = 192  # of a head: the most for which torch's kernel for packed rows has a backward pass on all its GPUs
 
 
 def visible(doc: Tensor, key: Tensor, prefix: Tensor, window: int | None) -> Tensor:
-    """The rule "query i sees key j", the definition of every attention pattern. (B, T) each -> (B, T, T) bool.
+    """Whether query i sees key j: the definition of every attention pattern. (B, T) each -> (B, T, T) bool.
 
     A token sees its own document, up to itself or anywhere in the prefix, at most `window` tokens away.
     Nobody reads padding; a padding query, which nobody reads either, sees every document of its row within the same
@@ -38,10 +38,10 @@ def visible(doc: Tensor, key: Tensor, prefix: Tensor, window: int | None) -> Ten
 
 
 def attention_mask(tokens: Tokens, window: int | None) -> tuple[Tensor | None, bool]:
-    """`visible` in the cheapest equal form: a bool mask that broadcasts to (B, H, T, T), and `is_causal`.
+    """Cheapest equivalent of `visible`: (bool mask that broadcasts to (B, H, T, T) or None, is_causal).
 
-    Chosen from what the batch's maker knows, never from values on the device. No mask means that
-    everything is visible, or everything up to oneself if `is_causal`.
+    Chosen from the batch's layout on the host, never from values on the device. No mask means that a token
+    sees every token, or, if `is_causal`, those up to itself.
     """
     t = tokens
     narrow = window is not None and window < t.input_ids.shape[1] - 1
@@ -82,36 +82,37 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor] | None) -> Tensor:
 
 @dataclass(frozen=True)
 class LayerContext:
-    """What a layer needs besides its input: made once per forward, shared by all layers of a kind."""
+    """What a layer needs besides its input: made once per forward pass, shared by layers with the same LayerSpec."""
 
     mask: Tensor | None  # bool, broadcastable to (B, H, T, T)
     is_causal: bool
     rope: tuple[Tensor, Tensor] | None
     backend: Backend
-    tokens: Tokens | None = None  # packed ones, where the varlen backend needs no mask to tell documents apart
-    window: int | None = None  # tokens seen on each side, beside `tokens`; in a mask it is already
-    seen: list[Tensor] | None = None  # where the explicit backend leaves its weights for a viewer
-    read: Tensor | None = None  # flat index into (B, T) of the only states that are wanted of the layer, (N,), or
-    # (B, S), as many of each row, row b's in row b, whose keys and values are then not copied for each of them
-    cell: Tensor | None = None  # (B, T): of the C distinct tokens that the layer's input (1, C, D) holds, each a token
-    # at its place, the number of the one that stands there; None: the input is (B, T, D)
+    tokens: Tokens | None = None  # packed rows, for the varlen backend, which then needs no mask
+    window: int | None = None  # tokens seen on each side; goes with `tokens`, for a mask contains it
+    seen: list[Tensor] | None = None  # list to append attention weights to; None: they are not kept
+    read: Tensor | None = None  # flat index into (B, T) of the only states that the layer computes: (N,), or (B, S)
+    # with row b's in row b, which saves a copy of keys and values for each state; None: it computes all
+    cell: Tensor | None = None  # (B, T) index into the layer's C distinct input vectors (1, C, D); None: the input is
+    # the usual (B, T, D)
 
     def everywhere(self, x: Tensor) -> Tensor:
-        """What is made of the layer's input at every place: (1, C, D) -> (B, T, D)."""
+        """Vectors of distinct tokens copied to every place where they stand: (1, C, D) -> (B, T, D)."""
         return x if self.cell is None else x[0].index_select(0, self.cell.flatten()).unflatten(0, self.cell.shape)
 
     def wanted(self, x: Tensor) -> Tensor:
-        """What of the layer's input its output is beside: all of it (B, T, D), or (N, D), or (B, S, D)."""
+        """The rows of the input that the residual connection adds to the output: (B, T, D), (N, D) or (B, S, D)."""
         return self.read_of(self.everywhere(x))
 
     def read_of(self, x: Tensor) -> Tensor:
-        """What is read of (B, T, D), if not all of it."""
+        """The states that `read` selects of (B, T, D); all if it is None."""
         if self.read is None:
             return x
         return x.flatten(0, 1).index_select(0, self.read.flatten()).unflatten(0, self.read.shape)
 
     def of_read(self, T: int) -> Self:
-        """For R rows of S queries, N of one or B of S: mask (R, 1, S, T), rotation (R, 1, S, K)."""
+        """The context at `read` alone, R rows of S queries (N of 1, B of S): mask (R, 1, S, T), rotation (R, 1, S,
+        K)."""
         read = self.read[:, None] if self.read.ndim == 1 else self.read
         row, column = read // T, read % T
 
@@ -135,7 +136,7 @@ def attention_weights(q: Tensor, k: Tensor, ctx: LayerContext) -> Tensor:
 
 
 def _softmax(scores: Tensor, ctx: LayerContext) -> Tensor:
-    """Of what is visible; (B, H, T, T), which is written to."""
+    """Softmax over the visible keys of scores (B, H, T, T), which are changed in place."""
     mask = ctx.mask
     if ctx.is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -159,9 +160,9 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, drop: nn.Dropout) -
 
 
 def varlen(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, drop: nn.Dropout) -> Tensor:
-    """Each document of packed rows by itself, so that no pair of tokens is computed for nothing: by torch's kernel for
-    that, in half precision on a GPU; elsewhere by sdpa, neighbours of one length at a time. It is sdpa where a row is
-    one document, and of prefixes. No dropout of weights: raises ConfigError.
+    """Attention within each document of packed rows, which computes no masked pair of documents: by torch's kernel in
+    half precision on a GPU, elsewhere by sdpa on consecutive documents of one length at a time. Rows of one document,
+    and prefix attention, go to sdpa. Raises ConfigError for dropout of attention weights.
     """
     if ctx.tokens is None:
         return sdpa(q, k, v, ctx, drop)
@@ -173,8 +174,8 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, drop: nn.Dropout)
 
 
 def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
-    """Whether torch has a kernel there for rows of several documents: in half precision on an Nvidia GPU of 2020 or
-    later, of heads that are not too wide."""
+    """Whether torch has a kernel for packed rows on this device: in half precision on an Nvidia GPU of 2020 or later,
+    for heads of at most KERNEL_WIDTH."""
     half = dtype in (torch.bfloat16, torch.float16)
     if not half or device.type != "cuda" or torch.version.hip is not None or head_width > KERNEL_WIDTH:
         return False
@@ -182,21 +183,22 @@ def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_width: int)
 
 
 def _by_kernel(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext) -> Tensor:
-    """(B * T, H, K) each, and so is the result. Dao 2023 (FlashAttention-2), whose heads are multiples of 8 wide."""
+    """`varlen` by torch's kernel (Dao 2023, FlashAttention-2), whose head widths are multiples of 8. (B * T, H, K) each
+    -> the same."""
     from torch.nn.attention.varlen import varlen_attn
 
     tokens, near, K = ctx.tokens, -1 if ctx.window is None else ctx.window, q.shape[-1]
     if K % 8:
         q, k, v = (F.pad(each, (0, -K % 8)) for each in (q, k, v))
     bounds, longest = tokens.cu_seqlens, tokens.max_len
-    if torch.compiler.is_compiling():  # for any documents
+    if torch.compiler.is_compiling():  # one graph for any lengths of documents
         longest = tokens.input_ids.shape[1]
     window = (near, 0 if tokens.attention == "causal" else near)
     return varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=K**-0.5, window_size=window)[..., :K]
 
 
 def _by_runs(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext) -> Tensor:
-    """(B * T, H, K) each, and so is the result: documents of one length that follow each other are one batch."""
+    """`varlen` by sdpa, consecutive documents of one length as one batch. (B * T, H, K) each -> the same."""
     made, tokens, runs = [], ctx.tokens, ctx.tokens.runs
     parts = [each.split([documents * T for documents, T in runs]) for each in (q, k, v)]
     for (documents, T), *of_run in zip(runs, *parts, strict=True):
@@ -214,8 +216,8 @@ BACKENDS: dict[Backend, Callable[..., Tensor]] = {"explicit": explicit, "sdpa": 
 
 
 def are_fewest(read: float, num_attention_heads: int, hidden_size: int) -> bool:
-    """Whether a layer reads so few states of a row that it should make no keys and values of tokens: less than a
-    quarter as many products without them."""
+    """Whether a layer computes so few (`read`) states of a row that `Attention._of_states`, without keys and values of
+    tokens, needs at most a quarter of the products."""
     return read * num_attention_heads <= hidden_size / 4
 
 
@@ -257,7 +259,8 @@ class Attention(nn.Module):
         return ctx.rope is None and are_fewest(ctx.read.numel() / B, self.num_attention_heads, D)
 
     def _at_read(self, x: Tensor, ctx: LayerContext) -> Tensor:
-        """(B, T, D) -> (N, D) or (B, S, D): keys and values of every token, but queries of those that are read."""
+        """Attention at `ctx.read` alone, (B, T, D) -> (N, D) or (B, S, D): keys and values of all tokens, few
+        queries."""
         wanted, x = ctx.wanted(x), ctx.everywhere(x)
         T, D, heads, read = *x.shape[1:], self.num_attention_heads, ctx.read
         bias, own = self.qkv.bias, ctx.of_read(T)
@@ -276,9 +279,9 @@ class Attention(nn.Module):
         return self.drop(self.out(y_RHSK.transpose(1, 2).reshape(*read.shape, D)))
 
     def _of_states(self, q_RHSK: Tensor, x_RTD: Tensor, ctx: LayerContext) -> Tensor:
-        """Attention of few queries without a key or value of any token: q (W_k x) is (q W_k) x, and the sum of W_v x
-        is W_v times the sum of x. What the keys' bias adds is the same for all of them, which softmax does not see.
-        -> (R, H, S, K)."""
+        """Attention of few queries that computes no key or value of any token: q (W_k x) is (q W_k) x, and the sum of
+        W_v x is W_v times the sum of x. The keys' bias adds the same to all scores of a query, which softmax does not
+        see. -> (R, H, S, K)."""
         (_, heads, S, K), D = q_RHSK.shape, x_RTD.shape[-1]
         w_k_HKD, w_v_HKD = self.qkv.weight[D:].view(2, heads, K, D)
         asked = torch.einsum("rhsk,hkd->rhsd", q_RHSK / K**0.5, w_k_HKD)

@@ -45,9 +45,9 @@ DROPOUTS = ("embedding_dropout", "attention_dropout", "attention_output_dropout"
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSpec:
-    """What may differ from layer to layer."""
+    """Settings that may differ from layer to layer."""
 
-    window: int | None = None  # tokens seen on each side; None: all that the rule allows
+    window: int | None = None  # tokens seen on each side; None: no limit
     rope_base: float | None = None  # None: no rotation
 
 
@@ -65,7 +65,7 @@ class EncoderConfig:
     bias: bool  # in every Linear and LayerNorm
     layer_norm_eps: float
     max_position_embeddings: int  # tokens of the longest document
-    learned_positions: bool  # a table of that many rows, after `position_offset` others
+    learned_positions: bool  # a table of that many rows, after the first `position_offset`
     type_vocab_size: int = 0  # rows of the token type table; 0: none
     position_offset: int = 0  # RoBERTa's tables start at pad_token_id + 1
     embedding_size: int | None = None  # ELECTRA's tables are narrower than hidden_size; None: equal
@@ -119,7 +119,7 @@ def bert_config(
     max_position_embeddings: int = 512,
     dropout: float = 0.1,
 ) -> EncoderConfig:
-    """Devlin et al. 2018; the defaults are BERT-base."""
+    """Encoder of BERT (Devlin et al. 2018); the defaults are BERT-base."""
     return EncoderConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
@@ -148,7 +148,7 @@ def modern_config(
     global_every: int = 3,
     dropout: float = 0.0,
 ) -> EncoderConfig:
-    """Warner et al. 2024 (ModernBERT); the defaults are its base model.
+    """Encoder of ModernBERT (Warner et al. 2024); the defaults are its base model.
 
     Every `global_every`th layer sees the whole document, the others `window` tokens on each side, with
     RoPE bases of 160,000 and 10,000 (their sec. 2.1.2).
@@ -171,7 +171,7 @@ def modern_config(
 
 
 class MLP(nn.Module):
-    """W_out g(W_in x). Vaswani et al. 2017, eq. 2, with BERT's GELU."""
+    """Feed-forward layer W_out g(W_in x). Vaswani et al. 2017, eq. 2, with BERT's GELU."""
 
     def __init__(self, cfg: EncoderConfig) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class MLP(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """W_out (g(W_a x) * W_b x), with [W_a; W_b] merged. Shazeer 2020, eq. 6 (GEGLU)."""
+    """Gated feed-forward layer W_out (g(W_a x) * W_b x), with [W_a; W_b] merged. Shazeer 2020, eq. 6 (GEGLU)."""
 
     def __init__(self, cfg: EncoderConfig) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """The parts of a layer. The subclasses say only where the norms go."""
+    """The modules of a transformer layer. Subclasses only decide where the norms go."""
 
     def __init__(self, cfg: EncoderConfig) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class Block(nn.Module):
 
 
 class PostNormBlock(Block):
-    """Vaswani et al. 2017, sec. 3.1: the residual stream itself is normed."""
+    """Post-norm layer (Vaswani et al. 2017, sec. 3.1): the residual stream itself is normed."""
 
     def forward(self, x: Tensor, ctx: LayerContext) -> Tensor:
         x = self.attention_norm(ctx.wanted(x) + self.attention(x, ctx))
@@ -220,7 +220,7 @@ class PostNormBlock(Block):
 
 
 class PreNormBlock(Block):
-    """Xiong et al. 2020, fig. 1b: the residual stream runs untouched from end to end."""
+    """Pre-norm layer (Xiong et al. 2020, fig. 1b): the residual stream runs from end to end without a norm."""
 
     def forward(self, x: Tensor, ctx: LayerContext) -> Tensor:
         x = ctx.wanted(x) + self.attention(self.attention_norm(x), ctx)
@@ -232,7 +232,8 @@ BLOCKS = {"post": PostNormBlock, "pre": PreNormBlock}
 
 
 class Embedding(nn.Module):
-    """Word + token type + position, normed. Devlin et al. 2018, fig. 2; the last two may be absent."""
+    """Sum of word, token type and position embeddings, normed (Devlin et al. 2018, fig. 2); the last two are
+    optional."""
 
     def __init__(self, cfg: EncoderConfig) -> None:
         super().__init__()
@@ -254,27 +255,27 @@ class Embedding(nn.Module):
         if self.position is not None:
             x = x + self.position(tokens.position + self.position_offset)
         x = self.drop(self.norm(x))
-        return self.project(x).to(x.dtype)  # to which layers add; autocast would leave it narrow
+        return self.project(x).to(x.dtype)  # autocast would leave the residual stream in 16 bits
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What an encoder computes on its way, for who looks into it; one is used for one forward pass."""
+    """States and attention weights of one forward pass, recorded for inspection."""
 
-    states: list[Tensor] = field(default_factory=list)  # (B, T, D): what the first layer reads, then of each layer
-    attentions: list[Tensor] | None = None  # (B, H, T, T) of each layer, after dropout; None: not asked for
+    states: list[Tensor] = field(default_factory=list)  # (B, T, D): the embedding, then each layer's output
+    attentions: list[Tensor] | None = None  # (B, H, T, T) per layer, after dropout; None: not recorded
 
 
 class Encoder(nn.Module):
-    """Tokens -> states (B, T, D)."""
+    """Embedding and layers: Tokens -> states (B, T, D)."""
 
     def __init__(self, cfg: EncoderConfig, backend: Backend = "sdpa") -> None:
         super().__init__()
-        if backend not in list(BACKENDS):  # which may be unhashable
+        if backend not in list(BACKENDS):  # a list, for `backend` may be unhashable
             raise ConfigError(f"attention backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
         self.cfg = cfg
         self.backend = backend
-        self.gradient_checkpointing = False  # compute every layer again in the backward pass instead of keeping it
+        self.gradient_checkpointing = False  # recompute every layer in the backward pass instead of keeping it
         self.embedding = Embedding(cfg)
         self.layers = nn.ModuleList(BLOCKS[cfg.norm_order](cfg) for _ in cfg.layers)
         self.final_norm = nn.Identity()  # post-norm layers end on a norm; pre-norm ones start on one:
@@ -295,7 +296,7 @@ class Encoder(nn.Module):
     def contexts(
         self, tokens: Tokens, dtype: torch.dtype, trace: Trace | None = None, backend: Backend | None = None
     ) -> dict[LayerSpec, LayerContext]:
-        """Mask and rotation for each kind of layer. Only the explicit backend has weights that a trace can show."""
+        """Mask and rotation for each kind of layer. A trace with `attentions` makes the backend explicit."""
         seen = None if trace is None else trace.attentions
         backend = backend or self.backend if seen is None else "explicit"
         position = tokens.position[:1] if tokens.layout == "full" else tokens.position  # rows are alike
@@ -318,14 +319,14 @@ class Encoder(nn.Module):
         backend: Backend | None = None,
         distinct: tuple[Tokens, Tensor] | None = None,
     ) -> Tensor:
-        """embeds: (B, T, E) instead of the word table's rows. trace: is filled with states and attention weights.
+        """States (B, T, D). embeds: (B, T, E) word embeddings in place of the table's. trace: filled by this pass.
 
-        read: flat index into (B, T); the last layer then computes these states alone: (N,) -> (N, D), or as many of
-        each row, row b's in row b, which is faster, (B, S) -> (B, S, D). backend: for this pass, in place of its own.
+        read: flat index into (B, T) of the only states that the last layer computes: (N,) -> (N, D), or, faster,
+        equally many of each row, (B, S) with row b's in row b -> (B, S, D). backend: for this pass, not the encoder's.
 
-        distinct: for rows that are alike but for few tokens, those that differ, in one row (1, C) with the position of
-        each, and which of them each of (B, T) is. What is made of a token alone, up to the first layer's queries, keys
-        and values, is then made C times.
+        distinct: for rows that share most of their tokens: the C distinct tokens in one row (1, C), with positions, and
+        an index (B, T) that says which of them stands where. Embeddings and the first layer's queries, keys and values
+        are then computed for C tokens only.
         """
         x = self.embedding(tokens if distinct is None else distinct[0], embeds)
         contexts = self.contexts(tokens, x.dtype, trace, backend)

@@ -1,4 +1,4 @@
-"""Text, one token at a time."""
+"""Sampling text from a language model, one token at a time."""
 
 import torch
 
@@ -19,8 +19,8 @@ def sample(
 ) -> list[int]:
     """The ids that follow `prompt`, at most `max_new`, drawn from the `top_k` likeliest; `stop_id` ends it.
 
-    prompt: ids from [CLS] on; none follow one that fills the model. attention: causal, or prefix, where the whole
-    prompt sees itself. Temperature 0 takes the likeliest. The model should be in eval mode.
+    prompt: ids from [CLS] on; nothing follows one that fills the model's positions. attention: causal, or prefix, with
+    the prompt as the prefix. Temperature 0 takes the likeliest. The model should be in eval mode.
     """
     device = model.table.device
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What is read off an encoder's states. Modules without losses.
+"""Heads on an encoder's states: language model, pooling, pairs of texts. They compute no losses.
 
 Shape letters: B rows, T tokens per row, D width, E width of the word table (D, but for ELECTRA), V vocabulary,
 N targets.
@@ -32,12 +32,12 @@ class LMHead(nn.Module):
         return self.norm(self.activation(self.dense(states)))
 
     def logits(self, states: Tensor, table: Tensor) -> Tensor:
-        """(..., D) -> (..., V), by the word table."""
+        """Logits (..., V) of states (..., D). table: the word table (V, E)."""
         return F.linear(self(states), table, self.bias)
 
 
 class Transform(nn.Module):
-    """[n](g(W h + b)): what some families put between the encoder and a classifier."""
+    """Dense layer [n](g(W h + b)) that some families put between the encoder and a classifier."""
 
     def __init__(self, cfg: EncoderConfig, activation: str, norm: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
@@ -52,8 +52,8 @@ class Transform(nn.Module):
 
 
 def pooled(states: Tensor, tokens: Tokens, how: str) -> Tensor:
-    """States (B, T, D) -> (documents, D): each document's first state for "cls", the "mean" or the "max" of its states,
-    without padding."""
+    """One vector per document, (B, T, D) -> (documents, D): its first state for "cls", or the "mean" or "max" of its
+    states, padding left out."""
     if how == "cls":
         return states.flatten(0, 1)[tokens.cls]
     if tokens.layout == "packed":
@@ -65,22 +65,22 @@ def pooled(states: Tensor, tokens: Tokens, how: str) -> Tensor:
 
 
 def _pooled_by_document(states: Tensor, tokens: Tokens, how: str) -> Tensor:
-    """The "mean" or "max" of rows of several documents: states (B T, D) -> (documents, D)."""
+    """`pooled` by "mean" or "max" for packed rows: states (B T, D) -> (documents, D)."""
     documents, key = len(tokens.cls), tokens.key.flatten()
     place = torch.arange(len(states), device=states.device)
-    number = torch.searchsorted(tokens.cls, place, right=True) - 1  # of the document that a token is of
-    number = torch.where(key, number, documents)  # padding is of one more, which is dropped
+    number = torch.searchsorted(tokens.cls, place, right=True) - 1  # of each token's document
+    number = torch.where(key, number, documents)  # padding counts as one more document, which is dropped
     empty = states.new_zeros(documents + 1, states.shape[1])
     if how == "max":
         index = number[:, None].expand_as(states)
         return empty.scatter_reduce(0, index, states, "amax", include_self=False)[:-1]
-    wide = states.to(torch.promote_types(states.dtype, torch.float32))  # a sum of ones in bf16 ends at 256
+    wide = states.to(torch.promote_types(states.dtype, torch.float32))  # a sum of ones in bf16 stops at 256
     counts = wide.new_zeros(documents + 1).index_add(0, number, torch.ones_like(wide[:, 0]))
     return (empty.to(wide.dtype).index_add(0, number, wide)[:-1] / counts[:-1, None]).to(states.dtype)
 
 
 class Pooler(nn.Module):
-    """tanh(W h_cls + b), one vector a document: google-research/bert, modeling.py, `pooler`."""
+    """BERT's pooler tanh(W h_cls + b), one vector per document: google-research/bert, modeling.py, `pooler`."""
 
     def __init__(self, cfg: EncoderConfig) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Pooler(nn.Module):
 
 
 class PairHead(nn.Module):
-    """Does the second text of a document follow the first? Devlin et al. 2018, sec. 3.1, task 2."""
+    """Classifier of whether a document's second text follows its first. Devlin et al. 2018, sec. 3.1, task 2."""
 
     def __init__(self, cfg: EncoderConfig) -> None:
         super().__init__()
@@ -100,15 +100,15 @@ class PairHead(nn.Module):
         self.classifier = nn.Linear(cfg.hidden_size, 2)
 
     def forward(self, states: Tensor, tokens: Tokens) -> Tensor:
-        """States (B, T, D) -> logits (documents, 2): it does, it does not."""
+        """States (B, T, D) -> logits (documents, 2): it follows, it does not."""
         return self.classifier(self.pooler(states, tokens))
 
 
 class LanguageModel(nn.Module):
-    """An encoder and the tied head. Masked, causal or prefix is a property of the Tokens, not of this."""
+    """An encoder and a tied language-model head. Masked, causal or prefix is a property of the Tokens, not of this."""
 
     def __init__(self, cfg: EncoderConfig, backend: Backend = "sdpa", pairs: bool = False) -> None:
-        """pairs: with a head that tells pairs of texts, too."""
+        """pairs: whether the model has a PairHead, too."""
         super().__init__()
         self.encoder = Encoder(cfg, backend)
         self.head = LMHead(cfg)
@@ -120,11 +120,11 @@ class LanguageModel(nn.Module):
 
     @property
     def table(self) -> Tensor:
-        """(V, E): embeds on the way in, decodes on the way out."""
+        """Word table (V, E), shared by the embedding and the decoder."""
         return self.encoder.embedding.word.weight
 
     def features(self, tokens: Tokens, where: Tensor | None = None) -> Tensor:
-        """What meets the table, (N, E): at the flat indices `where` (N,), or at every token."""
+        """Vectors (N, E) that the word table turns into logits: at the flat indices `where` (N,), or at every token."""
         states = self.encoder(tokens).flatten(0, 1)
         return self.head(states if where is None else states[where])
 

@@ -1,5 +1,5 @@
-"""Products by oneDNN with the bias in them, for which torch has a pass of its own: of weights in bf16, and in fp32 on
-AMD's processors with AVX-512, where torch has MKL make them, which is slow there."""
+"""Linear layers on a CPU by oneDNN, which adds the bias within the product (torch takes another pass): for weights in
+bf16, and in fp32 on AMD's processors with AVX-512, where torch uses MKL, which is slow there."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,8 +21,8 @@ HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, 
 
 @cache
 def is_faster() -> bool:
-    """On this processor: AMD's with AVX-512, where a training step takes 0.91 of the time (benchmarks/results/rows.md).
-    Intel's take as long by either for minimal pairs, and AMD's with AVX2 alone longer (finetuning.md)."""
+    """Whether oneDNN is faster in fp32 here: on AMD's with AVX-512 a training step takes 0.91 of the time. Intel's are
+    equally fast on minimal pairs, AMD's with AVX2 alone slower (benchmarks/results: rows.md, finetuning.md)."""
     if not HAS_ONEDNN or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     return CPU.exists() and "AuthenticAMD" in CPU.read_text()
@@ -34,11 +34,10 @@ def has_bf16() -> bool:
 
 
 class OneDNN(TorchFunctionMode):
-    """Within it `F.linear`, and so `nn.Linear`, computes by oneDNN what it can, in fp32 and bf16: values differ by
-    rounding. What is compiled or transformed, and all else, is computed as ever, but that its gradients cannot be
-    batched. oneDNN keeps what it made for the last 1,024 shapes, as torch's own products in bf16 do: 0.7 GB for 200
-    numbers of rows of four matrices of BERT.
-    `torch.backends.mkldnn.flags(enabled=False)` turns it off."""
+    """Context within which `F.linear`, and so `nn.Linear`, uses oneDNN where it can, in fp32 and bf16: values differ by
+    rounding, and gradients cannot be batched. Compiled or transformed (torch.func) calls, and all others, are computed
+    by torch as usual. oneDNN keeps kernels for the last 1,024 shapes, as torch's own products in bf16 do: 0.7 GB for
+    200 numbers of rows of four matrices of BERT. `torch.backends.mkldnn.flags(enabled=False)` turns it off."""
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -50,19 +49,19 @@ class OneDNN(TorchFunctionMode):
 
 
 def chosen(device: torch.device, dtype: torch.dtype = torch.float32) -> AbstractContextManager:
-    """OneDNN where it is faster for weights of `dtype`, or nothing."""
+    """A OneDNN context where that is faster for weights of `dtype`, else a null context."""
     fits = is_faster() if dtype == torch.float32 else dtype == torch.bfloat16 and HAS_ONEDNN and has_bf16()
     return OneDNN() if device.type == "cpu" and fits else nullcontext()
 
 
 def within() -> AbstractContextManager:
-    """The OneDNN that the caller is within, or nothing: another thread is not within it by itself."""
+    """The OneDNN context that the caller is in, or a null context: other threads have to enter it themselves."""
     modes = _get_current_function_mode_stack()
     return next((mode for mode in modes if isinstance(mode, OneDNN)), nullcontext())
 
 
 def both_passes() -> tuple[AbstractContextManager, AbstractContextManager]:
-    """For gradient checkpointing: what is computed again is computed within it, too."""
+    """(forward, recomputation) contexts of gradient checkpointing, so that layers are recomputed within OneDNN, too."""
     return nullcontext(), within()
 
 
@@ -86,7 +85,7 @@ def _is_plain(each: Tensor) -> bool:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(..., K), (N, K) and (N,) -> (..., N)."""
+    """x (..., K), weight (N, K) and bias (N,) -> (..., N)."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 

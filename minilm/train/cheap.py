@@ -1,4 +1,4 @@
-"""Parts of a model that cost little on a CPU, and what training makes of them: dropout and the table of words."""
+"""Dropout and word embedding that train faster on a CPU, with the same parameters as torch's."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,37 +8,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LEVELS = 1 << 16  # of a draw
+LEVELS = 1 << 16  # values of a random draw
 
 
 class CheapDropout(nn.Dropout):
-    """nn.Dropout with masks of 16-bit draws, made ten times as fast: torch's generator draws them one by one.
+    """nn.Dropout with masks from 16-bit draws, ten times as fast: torch's generator draws one value at a time.
 
     The rate is the nearest multiple of 2^-16, and 1 / (1 - rate) is rounded to x's type, as torch's own is. The draws
     (SFC64, as numpy has it) depend on torch's generator alone.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        dropped = round(self.p * LEVELS)  # of the levels
+        dropped = round(self.p * LEVELS)  # how many of the levels
         if not self.training or dropped in (0, LEVELS) or x.device.type != "cpu":
             return super().forward(x)
         seed = int(torch.randint(1 << 62, ()))
         draws = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)[: x.numel()]
-        kept = (draws >= dropped - LEVELS // 2).view(np.int8)  # torch compares one by one, and reads bools so
+        kept = (draws >= dropped - LEVELS // 2).view(np.int8)  # torch compares, and reads bools, one by one
         scale = torch.from_numpy(kept).to(x.dtype).mul_(LEVELS / (LEVELS - dropped))  # a product of two types is slow
         return x * scale.view(x.shape)
 
 
 class CheapEmbedding(nn.Embedding):
-    """nn.Embedding whose gradient is one tensor, kept from step to step, of which only the rows last written to are
-    made zero again: torch asks the system for a whole new table of zeros each step. Nobody else may write to it, as
-    clipping would with a norm that is NaN.
+    """nn.Embedding whose gradient is one tensor, kept from step to step, in which only the rows last written to are
+    reset to zero: torch allocates a new table of zeros each step. Nothing else may write to that gradient, as clipping
+    with a NaN norm would.
 
-    Its backward pass adds to `weight.grad` itself, so it is for one process and a table that nothing else reads.
+    The backward pass adds to `weight.grad` itself, so use it in one process and for a table that nothing else reads.
     """
 
     kept: Tensor | None = None  # the gradient
-    written: Sequence[Tensor] = ()  # the ids of its rows that may not be zero
+    written: Sequence[Tensor] = ()  # ids of its rows that may be other than zero
 
     def forward(self, ids: Tensor) -> Tensor:
         if ids.device.type != "cpu" or not (torch.is_grad_enabled() and self.weight.requires_grad):
@@ -46,7 +46,7 @@ class CheapEmbedding(nn.Embedding):
         return _Rows.apply(self.weight, ids, self)
 
     def add_gradient(self, ids: Tensor, gradient: Tensor) -> None:
-        """ids (n,), gradient (n, D)."""
+        """Add gradient (n, D) to the rows ids (n,)."""
         if self.padding_idx is not None:
             is_read = ids != self.padding_idx
             ids, gradient = ids[is_read], gradient[is_read]
@@ -56,11 +56,11 @@ class CheapEmbedding(nn.Embedding):
             for before in self.written:
                 self.kept[before] = 0
             self.written, self.weight.grad = (), self.kept
-        self.written = (*self.written, ids)  # first, for what follows may find no memory half-way
+        self.written = (*self.written, ids)  # before the rows, for adding may run out of memory half-way
         self.weight.grad.index_add_(0, ids, gradient)
 
     def rows_of_gradient(self) -> Tensor:
-        """(n, D): of `weight.grad` all rows that may not be zero, each once."""
+        """The rows (n, D) of `weight.grad` that may be other than zero, each once."""
         return self.weight.grad[torch.cat(tuple(self.written)).unique()]
 
 
@@ -79,7 +79,7 @@ class _Rows(torch.autograd.Function):
 
 
 def cheapen(model: nn.Module, table: nn.Embedding | None = None) -> None:
-    """Every nn.Dropout of the model so, and `table`; its parameters and their names stay."""
+    """Replace every nn.Dropout of the model, and `table`, by its cheap version; parameters and their names stay."""
     for parent, name, child in _children(model):
         if type(child) is nn.Dropout:
             setattr(parent, name, CheapDropout(child.p).train(child.training))
@@ -88,7 +88,7 @@ def cheapen(model: nn.Module, table: nn.Embedding | None = None) -> None:
 
 
 def as_before(model: nn.Module) -> None:
-    """Plain modules again."""
+    """Undo `cheapen`: plain nn.Dropout and nn.Embedding again."""
     for parent, name, child in _children(model):
         if type(child) is CheapDropout:
             setattr(parent, name, nn.Dropout(child.p).train(child.training))
@@ -101,7 +101,7 @@ def _children(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
 
 
 def _like(table: nn.Embedding, kind: type[nn.Embedding]) -> nn.Embedding:
-    """Another kind of table with the same parameter."""
+    """A table of class `kind` with the same parameter."""
     made = kind(*table.weight.shape, table.padding_idx, _weight=table.weight.detach())
     made.weight = table.weight
     return made.train(table.training)

@@ -1,4 +1,4 @@
-"""What training costs: counted from a model's shape before, measured after."""
+"""Cost of training: operations counted from a model's shape, matmul throughput and energy measured."""
 
 import contextlib
 import time
@@ -20,10 +20,10 @@ POWERCAP = Path("/sys/class/powercap")
 def training_flops(cfg: EncoderConfig, tokens: int, length: int, targets: int, read: int | None = None) -> int:
     """Floating-point operations of the matrix products of forward and backward (twice the forward).
 
-    tokens: positions computed, padding included; length: tokens a row; targets: positions that meet the
-    vocabulary; read: positions that the last layer computes beside keys and values, all if None; without those where
-    these `are_fewest`. Kaplan et al. 2020, sec. 2.1, with attention counted in full. What gradient checkpointing
-    computes again is not counted, nor is a head for pairs.
+    tokens: positions computed, padding included; length: tokens per row; targets: positions multiplied with the word
+    table; read: positions whose states the last layer computes (None: all), without keys and values of tokens if they
+    `are_fewest`. Kaplan et al. 2020, sec. 2.1, with attention counted in full. Recomputation by gradient checkpointing
+    is not counted, nor is a head for pairs.
     """
     D, F, E = cfg.hidden_size, cfg.intermediate_size, cfg.embedding_size or cfg.hidden_size
     mlp = (3 if cfg.mlp == "gated" else 2) * D * F
@@ -38,17 +38,17 @@ def training_flops(cfg: EncoderConfig, tokens: int, length: int, targets: int, r
 
 
 def step_flops(cfg: EncoderConfig, tokens: int, length: int, targets: int, pairs: bool = False) -> int:
-    """`training_flops` of a step on rows with as many targets each. pairs: whether pairs of texts are told, too."""
+    """`training_flops` of a step whose rows have equally many targets. pairs: whether there is a head for pairs."""
     is_few = are_few(targets * length // tokens, length) and not pairs
     return training_flops(cfg, tokens, length, targets, targets if is_few else None)
 
 
 def run_flops(cfg: EncoderConfig, loader: Loader, pairs: bool = False) -> int:
-    """`step_flops` of all steps, in all processes."""
+    """`step_flops` summed over all steps of a run, in all processes."""
 
     def of(steps: range) -> int:
-        """Of steps of a stretch with rows of equal length the targets only rise or only fall: equal at both ends, they
-        are equal."""
+        """Operations of steps with rows of one length, by bisection: in a stretch the targets only rise or only fall,
+        so equal ends mean equal steps between."""
         if not steps:
             return 0
         first, last = loader.positions(steps[0]), loader.positions(steps[-1])
@@ -62,8 +62,8 @@ def run_flops(cfg: EncoderConfig, loader: Loader, pairs: bool = False) -> int:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """FLOPs a second of the fastest square matrix product found in about so many seconds, made as layers' products are:
-    what the machine can do."""
+    """FLOPs per second of the fastest square matrix product found in about `seconds`, computed as layers compute
+    theirs: the machine's peak."""
     best, end = 0.0, time.perf_counter() + seconds
     size = 512 if device.type == "cpu" else 2048
     with torch.no_grad(), onednn.chosen(device, dtype):
@@ -81,7 +81,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) 
 
 
 class EnergyMeter:
-    """Joules that a sensor has counted: the GPU's (NVML) if it is used, else the CPU packages' (RAPL)."""
+    """Energy meter in joules, by the GPU's sensor (NVML) on a GPU, else the CPU packages' (RAPL)."""
 
     def __init__(self, device: torch.device) -> None:
         self._gpu, self._before, self._of_gpu = None, {}, device.type != "cpu"
@@ -96,7 +96,7 @@ class EnergyMeter:
         self.spent()
 
     def spent(self) -> float | None:
-        """Since the last call; None where nothing measures it."""
+        """Joules since the last call; None if nothing measures them."""
         now = self._counters()
         spent = 0.0
         wraps = self._wraps(now)
@@ -112,18 +112,18 @@ class EnergyMeter:
             with contextlib.suppress(nvml.NVMLError):
                 return {"gpu": nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3}
             return {}
-        if self._of_gpu:  # without its driver's library; what the CPU takes is a small part
+        if self._of_gpu:  # no NVML; the CPU's energy is a small part, so it is not reported
             return {}
         found = {}
         for zone in POWERCAP.glob("intel-rapl:?"):
             with contextlib.suppress(OSError, ValueError):  # only root may read it
-                if (zone / "name").read_text().startswith("package"):  # psys is all of them and more
+                if (zone / "name").read_text().startswith("package"):  # "psys" is their sum and more
                     found[str(zone)] = int((zone / "energy_uj").read_text()) / 1e6
         return found
 
     def _wraps(self, counters: dict[str, float]) -> dict[str, float]:
-        """Where each counter begins at 0 again."""
-        wraps = dict(self._before)  # a counter that does not say begins again when it is reset
+        """The value at which each counter wraps around to 0."""
+        wraps = dict(self._before)  # a counter without a range only restarts when it is reset
         for zone in counters:
             with contextlib.suppress(OSError, ValueError):
                 wraps[zone] = int((Path(zone) / "max_energy_range_uj").read_text()) / 1e6

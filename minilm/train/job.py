@@ -1,4 +1,4 @@
-"""A job of training, whatever the task: from its newest checkpoint to its last step, saved on the way."""
+"""A training job of any task: resume from the newest checkpoint, train to the last step, save on the way."""
 
 import hashlib
 import json
@@ -47,11 +47,11 @@ from minilm.train.runtime import (
 )
 
 VERSIONS = {"minilm": minilm.__version__, "torch": torch.__version__}
-NAMED_ROWS = 64  # of a step that failed
+NAMED_ROWS = 64  # rows of a failed step that the error lists
 
 
 class Batches(Protocol):
-    """What trains a job, step by step."""
+    """Source of a job's micro-batches, step by step."""
 
     def steps_from(self, step: int) -> Iterator[Sequence[MicroBatch]]:
         """Endless micro-batches of step after step."""
@@ -60,51 +60,51 @@ class Batches(Protocol):
         """(epoch, row) of all rows of a step."""
 
     def named(self, rows: np.ndarray) -> list[str]:
-        """What these are, for a message."""
+        """Names of the rows, for a message."""
 
     def epochs(self) -> float:
         """How often the run sees each row."""
 
     def micro_batches(self, step: int) -> Sequence[MicroBatch]:
-        """Of one step."""
+        """The micro-batches of one step."""
 
     def within(self, tokens: int) -> "Batches":
-        """The same steps, in micro-batches of at most so many tokens, as far as that can be."""
+        """These steps in micro-batches of at most `tokens` tokens, as far as possible."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What trains, on what, and where it is kept."""
+    """Everything that training needs: model, loss, optimizers, batches, where to run and where to save."""
 
-    settings: dict[str, Any]  # what decides the weights: flags, and a fingerprint of the data
+    settings: dict[str, Any]  # all that decides the final weights: flags, and a fingerprint of the data
     forward: Applied  # the model
     loss: Loss
     optimizers: Optimizers
     loader: Batches
     runtime: Runtime
     store: Store
-    evaluate: Callable[[], Judged]  # on what is held out
+    evaluate: Callable[[], Judged]  # on the held-out data
     write_model: Callable[[Path, dict[str, Tensor]], None]  # into a directory, from the model's whole state
-    read_state: Callable[[Path], dict[str, Tensor]]  # which is this, of such a directory
+    read_state: Callable[[Path], dict[str, Tensor]]  # the whole state of a model written by `write_model`
     unigram: float | None = None  # the loss that word frequencies alone reach
-    evaluate_first: bool = False  # before the first step, too
-    patience: int | None = None  # evaluations, none better and none of a lower loss, that end the run; best model kept
-    unsaved: bool = False  # whether it goes on where a checkpoint cannot be written
-    auto_batch: bool = False  # whether what does not fit in memory is computed in smaller parts
-    within: int | None = None  # tokens of a part, where it is known already that more do not fit
-    until: float | None = None  # of time.monotonic(): saves and ends after the step that goes on till then
+    evaluate_first: bool = False  # whether to evaluate before the first step, too
+    patience: int | None = None  # evaluations without a better score or lower loss that end the run; keeps the best
+    unsaved: bool = False  # whether to go on if a checkpoint cannot be written
+    auto_batch: bool = False  # whether to halve micro-batches that do not fit in memory
+    within: int | None = None  # most tokens of a micro-batch, if known beforehand that more do not fit
+    until: float | None = None  # time.monotonic() after which the run saves and ends with the current step
 
     @property
     def model(self) -> nn.Module:
         return self.forward.model
 
     def fingerprint(self) -> str:
-        """In every checkpoint: one of another job is refused, for it would end in other weights."""
+        """Checksum of the settings, stored in every checkpoint: one of another job, with other weights, is refused."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
 
 
 class Evaluation(NamedTuple):
-    """What a model was worth after a step."""
+    """How good the model was after a step."""
 
     step: int
     value: float  # more is better
@@ -114,8 +114,8 @@ class Evaluation(NamedTuple):
 def runtime_of(
     run: Run | None, device: str, precision: str, threads: int | None, deterministic: bool = False
 ) -> Runtime:
-    """The device, and precision and threads: chosen, or as the run began with, for bits repeat only at equal ones. What
-    else they depend on and is another now is said."""
+    """Runtime of a new run (None), or one with the precision and threads that `run` began with, without which results
+    do not repeat bit for bit. Logs other differences that change bits (device, processes, versions)."""
     if run is None:
         return Runtime.choose(device, precision, threads, deterministic)
     runtime = replace(Runtime.choose(device, run.precision, run.threads, deterministic), reason="as this run began")
@@ -127,7 +127,7 @@ def runtime_of(
 
 
 def begin(job: Job, steps: int, backend: str) -> Run:
-    """What a run has decided, written down before its first step."""
+    """Write run.json, with what the run has decided, before its first step."""
     runtime = job.runtime
     run = Run(
         settings=job.settings,
@@ -146,8 +146,8 @@ def begin(job: Job, steps: int, backend: str) -> Run:
 def finish(
     job: Job, run: Run, weights: dict[str, Tensor], card: str, result: dict[str, Any], best: int | None = None
 ) -> None:
-    """The final model with its card in OUT, and in run.json what it came to. The newest checkpoint stays, and that of
-    step `best`: the same command makes the model of them again, where it is damaged."""
+    """Write the final model and its card to OUT, and the result to run.json. The newest checkpoint and that of step
+    `best` stay: from them the same command restores a damaged model."""
 
     def write(directory: Path) -> None:
         job.write_model(directory, weights)
@@ -160,11 +160,10 @@ def finish(
 
 
 def train(job: Job, plan: Plan) -> Log:
-    """Go on from the newest checkpoint, or start, and train to the end: the log of the whole run. Leaves the model in
-    eval mode.
+    """Train to the end, from the newest checkpoint if any: the log of the whole run. Leaves the model in eval mode.
 
-    After a signal, or when its time is up, it saves and exits: with `exit_status`, or 0. An evaluation that it leaves
-    for that is made when it goes on. Raises TrainingError, which names the step and its rows.
+    After a signal, or at the time limit, it saves and exits, with `exit_status` or 0. An evaluation that is abandoned
+    for that is made up on resuming. Raises TrainingError, which names the step and its rows.
     """
     ranks = job.runtime.ranks
     signals = StopSignals(alone=ranks.world == 1)
@@ -179,7 +178,7 @@ def train(job: Job, plan: Plan) -> Log:
         ranks.agreed(lambda: job.store.check_space(size, steps, every, final, spares) if ranks.first else None)
 
     def owes(step: int) -> bool:
-        """Whether it is to evaluate there, and has not."""
+        """Whether an evaluation is due after `step` and not yet made."""
         is_due = job.evaluate_first if step == 0 else plan.due(plan.evaluate_every, step)
         return is_due and (not history or history[-1].step < step)
 
@@ -269,9 +268,8 @@ def train(job: Job, plan: Plan) -> Log:
 def with_less(
     batches: Batches, error: OutOfMemory, auto_batch: bool, ranks: Ranks, step: int = 0
 ) -> tuple[Batches, int]:
-    """The batches in parts half as large as what was too much in a step, and how many tokens these may have; which is
-    said. Raises OutOfMemory where that cannot be, or is not asked for; and in one of several processes, for the others
-    would wait."""
+    """(batches in micro-batches half as large as the one that was too much, their most tokens), which is logged. Raises
+    OutOfMemory if nothing is smaller, without `auto_batch`, or with several processes, as the others would wait."""
     what, within = f"step {step + 1}: {error}", error.tokens // 2
     if ranks.world > 1:
         advice = f"in process {ranks.rank}; in another --out, lower --batch-size and raise --accumulation as much"
@@ -286,10 +284,11 @@ def with_less(
 
 
 def _about_bad(job: Job, plan: Plan, step: int) -> str:
-    """Of a step that was not finite: its rows, what in it was so first, and the file of its batch, written here."""
+    """Description of a step that was not finite: its rows, what was not finite first, and the file of its batch,
+    written here."""
     _, rows = job.loader.order(step)
     told = [f"rows {some(job.loader.named(rows), NAMED_ROWS)}"]
-    if job.runtime.ranks.world > 1:  # each has a part of the step
+    if job.runtime.ranks.world > 1:  # each has only a part of the step
         return told[0]
     micro_batches = next(job.loader.steps_from(step))
     file = job.store.out / f"bad-step-{step + 1:06d}.safetensors"
@@ -297,7 +296,7 @@ def _about_bad(job: Job, plan: Plan, step: int) -> str:
         arrays = {name: own for i, micro in enumerate(micro_batches) for name, own in micro.arrays(f"{i}.").items()}
         save_tensors({name: own.clone().contiguous() for name, own in arrays.items()}, file)
         told.append(f"its batch: {file.name}")
-    with suppress(RuntimeError, MemoryError):  # what is told of a fault must not be another one
+    with suppress(RuntimeError, MemoryError):  # describing an error must not raise another one
         seed_step(plan.seed, step, job.runtime.ranks.rank)
         job.forward.train()
         if found := not_finite(job.forward, job.loss, micro_batches, job.runtime):
@@ -306,13 +305,13 @@ def _about_bad(job: Job, plan: Plan, step: int) -> str:
 
 
 def _best(history: list[Evaluation]) -> int:
-    """The step whose model was worth most; of equals that of the lowest loss, and of these the last."""
+    """The step with the best score; among equal scores the lowest loss, then the latest step."""
     return max(history, key=lambda each: (each.value, each.gain, each.step)).step
 
 
 def _is_enough(history: list[Evaluation], patience: int | None) -> bool:
-    """Whether the last `patience` evaluations were all no better than one before, nor of a lower loss: while that
-    falls, a score that stands still may yet rise."""
+    """Whether the last `patience` evaluations neither improved the score nor lowered the loss: while the loss falls, a
+    score that stands still may yet rise."""
     if patience is None or not history:
         return False
     kinds = ([each.value for each in history], [each.gain for each in history])
@@ -320,7 +319,7 @@ def _is_enough(history: list[Evaluation], patience: int | None) -> bool:
 
 
 def worth(score: Judged) -> tuple[float, float]:
-    """(value, gain) of an `Evaluation`; of two models the better one's is larger, as `_best` has it."""
+    """(value, gain) for an `Evaluation`: larger is better, as `_best` compares them."""
     return _finite(score.value), _finite(-score.loss)
 
 
@@ -329,14 +328,14 @@ def _finite(value: float) -> float:
 
 
 def _load(job: Job, checkpoint: Path) -> None:
-    """The model as it was then."""
+    """Load the model's weights from a checkpoint."""
     weights, own = job.read_state(checkpoint), job.model.state_dict()
     job.model.load_state_dict({name: split(weights[name].to(like.device), like) for name, like in own.items()})
 
 
 def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log, list[Evaluation], int | None]:
-    """The step to go on from, with everything as it was then, the log of the run so far, what each evaluation was
-    worth, and the tokens of a part where more did not fit."""
+    """(step to resume from, log of the run so far, its evaluations, most tokens of a micro-batch if more did not fit).
+    Restores model, optimizers and scaler."""
     start, spent, history, within = 0, Spent(), [], job.within
     if checkpoint:
         tensors, state = read_training(checkpoint, job.model)

@@ -1,4 +1,4 @@
-"""What a run says: a bar or lines on the console, metrics.jsonl, and the loss plot."""
+"""Output of a run: a progress bar or lines on the console, metrics.jsonl, and the loss plot."""
 
 import contextlib
 import importlib.util
@@ -19,26 +19,26 @@ from minilm.train.cost import EnergyMeter
 from minilm.train.loop import Judged
 from minilm.train.ranks import is_first
 
-PLATEAU, PLATEAU_TOKENS = 0.1, 1_000_000  # so little below the unigram line, in nats, after so many tokens
-tqdm.set_lock(RLock())  # its own it makes with the first line, and a Ctrl-C meanwhile would end in an AttributeError
+PLATEAU, PLATEAU_TOKENS = 0.1, 1_000_000  # warn if so little below the unigram loss, in nats, after so many tokens
+tqdm.set_lock(RLock())  # tqdm makes one with the first line; Ctrl-C in between would be an AttributeError
 QUIET_LINES = 20  # a run whose output is not a terminal prints about this many
 
 
 def say(line: str) -> None:
-    """One line on stderr, whatever a name in it holds, above the bar if there is one; stdout is for results."""
+    """Print one line on stderr, above the progress bar if there is one; stdout is for results. First process only."""
     if is_first() and sys.stderr is not None:  # closed
-        with contextlib.suppress(OSError):  # nobody reads it; a run goes on all the same
+        with contextlib.suppress(OSError):  # nobody reads stderr; the run goes on all the same
             tqdm.write(printable(line), file=sys.stderr)
             sys.stderr.flush()
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What training has taken, without evaluation and saving."""
+    """Cost of training so far, without evaluation and saving."""
 
     tokens: int = 0
     seconds: float = 0.0
-    joules: float | None = 0.0  # None: nothing measured it, or not all of it
+    joules: float | None = 0.0  # None: not measured, or only in part
 
     def plus(self, tokens: int, seconds: float, joules: float | None) -> "Spent":
         total = None if self.joules is None or joules is None else self.joules + joules
@@ -46,7 +46,7 @@ class Spent:
 
 
 class Log:
-    """Told by the loop what happens (a `loop.Watch`). Counts training time, without evaluation and saving."""
+    """Record of a run, a `loop.Watch`. Counts training time, without evaluation and saving."""
 
     def __init__(
         self,
@@ -61,36 +61,35 @@ class Log:
         work: Callable[[int], float] = float,
         unsaved: bool = False,
     ) -> None:
-        """spent: by the run up to `start`. unigram: the loss that word frequencies alone reach. evaluated: the last
-        step of an evaluation that counts; `start`, if not given. Lines of `file` from after these are dropped. work: of
-        the steps before one, in proportion to what they take. unsaved: whether it goes on where a line cannot be
-        written."""
+        """spent: cost of the run up to `start`. unigram: the loss of token frequencies alone. evaluated: step of the
+        last evaluation; `start`, if not given. Lines of `file` after these steps are dropped. work: step -> work done
+        before it, in any unit, for the time left. unsaved: whether to go on if a line cannot be written."""
         evaluated = start if evaluated is None else evaluated
         self.file, self.steps, self.peak_lr, self.unigram, self.meter = file, steps, peak_lr, unigram, meter
         self.spent, self.work, self.unsaved = spent, work, unsaved
-        self.torn = False  # whether the last line may be there in part
+        self.torn = False  # whether the last line may be incomplete
         kept = [
             line for line in read_metrics(file) if line["step"] <= (evaluated if "held_out_loss" in line else start)
         ]
         kept = kept if start else []
         first = next((line for line in kept if line["step"] == 0), {})
-        self.loss_before: float | None = first.get("held_out_loss")  # of a model that had been trained before
+        self.loss_before: float | None = first.get("held_out_loss")  # None: training began from scratch
         if is_first():
             write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
         self.is_terminal = is_first() and sys.stderr is not None and sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=start, unit="step", disable=not self.is_terminal, dynamic_ncols=True)
         self.score: Judged | None = None  # the latest
-        self.best: int | None = None  # the step whose model is kept, where that is chosen
-        self.signal: int | None = None  # that came when nothing was left to stop
+        self.best: int | None = None  # the step whose model is kept, if the best one is
+        self.signal: int | None = None  # one that came when training was done
         self.start, self.said_at, self.done = start, start, start
         self.began = self.mark = time.perf_counter()
 
     def tick(self, step: int) -> None:
-        """A step is done, as far as the host knows."""
+        """Advance the bar to `step`, which the host has issued."""
         self.bar.update(step - self.bar.n)
 
     def step(self, step: int, loss: float, norm: float, lr_fraction: float, tokens: int) -> None:
-        """`tokens` more tokens, up to `step`, at a mean `loss` in nats per target."""
+        """Log the steps since the last call, up to `step`: their `tokens`, and their mean `loss` in nats per target."""
         now = time.perf_counter()
         took, self.mark, self.done = now - self.mark, now, step
         joules = self.meter.spent() if self.meter else None
@@ -113,11 +112,11 @@ class Log:
             say(f"step {step}/{self.steps}  loss {loss:.3f}  {tokens / took:,.0f} tokens/s  {left:.0f} s left")
 
     def evaluation(self, step: int, score: Judged) -> None:
-        """A pass over the held-out split after `step` steps."""
+        """Log an evaluation on the held-out split after `step` steps."""
         self.score = score
         loss = round(score.loss, 4) if math.isfinite(score.loss) else None
         if step == 0:
-            self.loss_before = loss  # as one that goes on reads it
+            self.loss_before = loss  # rounded, as a resumed run reads it
         metrics = {f"held_out_{name}": round(value, 4) for name, value in score.metrics.items() if math.isfinite(value)}
         self._write({"step": step, "held_out_loss": loss, **metrics})
         less = 0.0 if self.unigram is None else self.unigram - score.loss
@@ -131,7 +130,7 @@ class Log:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time in here is not training time."""
+        """Context whose time and energy do not count as training."""
         before = time.perf_counter()
         yield
         self.mark += time.perf_counter() - before
@@ -158,7 +157,7 @@ class Log:
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl, without any that is not whole: a kill may leave the last one so."""
+    """The lines of a metrics.jsonl, without incomplete ones: a kill may leave the last one so."""
     lines = []
     for text in file.read_text(encoding="utf-8", errors="replace").split("\n") if file.exists() else []:
         with contextlib.suppress(ValueError, RecursionError):
@@ -176,9 +175,8 @@ def _is_metrics(line: object) -> bool:
 def plot_loss(
     metrics: Path, image: Path, unigram: float | None = None, training: str = "training", kept: int | None = None
 ) -> bool:
-    """Training and held-out loss over steps, above the line that a language model must pass to know more than word
-    frequencies. training: what the first one is called. kept: the step whose model is kept, where that is not the last.
-    False where matplotlib is not installed."""
+    """Plot training and held-out loss over steps, with a line at the unigram loss. training: label of the training
+    curve. kept: the step whose model is kept, if that is not the last. False if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg

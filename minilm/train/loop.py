@@ -1,4 +1,4 @@
-"""The training loop: one step, one loop over steps, one pass of evaluation. Knows no task and no data set."""
+"""The training loop: one step, one loop over steps, one pass of evaluation. It knows no task and no data set."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -14,8 +14,8 @@ from minilm.train.optim import forget_tiny, gradient_norm, honours_gates, set_le
 from minilm.train.ranks import Applied, no_sync, whole
 from minilm.train.runtime import Runtime, Stopped, is_out_of_memory, peak_memory_mb, seed_step
 
-TIDY_EVERY = 64  # steps
-FP16_STREAK = 50  # overflowing steps in a row that GradScaler may take to find its scale
+TIDY_EVERY = 64  # steps between calls of `forget_tiny`
+FP16_STREAK = 50  # overflowing steps in a row that GradScaler may need to find its scale
 
 
 class MicroBatch(Protocol):
@@ -30,7 +30,7 @@ class MicroBatch(Protocol):
     def arrays(self, prefix: str = "") -> dict[str, Tensor]: ...
 
 
-# -> (sum, count), from minilm.train.losses. A step divides by the count that the host knows already, the batch's own.
+# (model, batch) -> (sum, count), from minilm.train.losses. A step divides by `MicroBatch.count`, known to the host.
 Loss = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
 Optimizers = Sequence[torch.optim.Optimizer]
 
@@ -44,7 +44,7 @@ class TrainingError(UserError):
 
 
 class OutOfMemory(UserError):
-    """A step did not fit in memory, and nothing is changed by it. `tokens` of a micro-batch were too many, padding
+    """A step did not fit in memory, and changed nothing. `tokens`: size of the micro-batch that failed, padding
     included."""
 
     def __init__(self, tokens: int, message: str) -> None:
@@ -60,14 +60,14 @@ def train_step(
     runtime: Runtime,
     max_norm: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One update from the micro-batches of all processes together: (summed nats of this process's, gradient norm before
-    clipping, whether it was bad).
+    """One update from the micro-batches of all processes: (nats summed in this process, gradient norm before clipping,
+    whether either was not finite).
 
     `forward` is the model as `Applied`, perhaps from `Ranks.parallel`, which averages gradients over the processes. The
-    sum is divided by the targets of all micro-batches, so k micro-batches, or k processes, are one batch. If loss or
-    gradient is not finite, nothing changes: the update is gated on the device, and nobody waits for the answer. The
-    optimizers must honour `found_inf`, and `grad_scale`, which gradients are divided by, as Muon and torch's fused ones
-    do where `honours_gates`. Raises OutOfMemory.
+    loss is divided by the targets of all micro-batches, so k micro-batches, or k processes, equal one batch. If loss or
+    gradient is not finite, nothing changes: the update is gated on the device, without waiting for it. Optimizers must
+    honour `found_inf` and `grad_scale`, by which gradients are divided, as Muon and torch's fused ones do if
+    `honours_gates`. Raises OutOfMemory.
     """
     (count,) = runtime.ranks.total(sum(micro.count for micro in micro_batches))
     total = torch.zeros((), device=runtime.device)
@@ -81,7 +81,7 @@ def train_step(
             if not is_out_of_memory(error):
                 raise
             for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)  # of the parts that did fit
+                optimizer.zero_grad(set_to_none=True)  # gradients of the micro-batches that did fit
             raise _too_much(micro, runtime) from error
         total += nats.detach()
     for optimizer in optimizers:
@@ -95,7 +95,7 @@ def train_step(
             own.grad.div_(scale)
     for optimizer in optimizers:
         if gates:
-            optimizer.grad_scale, optimizer.found_inf = scale, found_inf  # which clips without a pass of its own
+            optimizer.grad_scale, optimizer.found_inf = scale, found_inf  # clips without another pass
             optimizer.step()
         elif not bad:
             optimizer.step()
@@ -111,9 +111,9 @@ def _too_much(micro: MicroBatch, runtime: Runtime) -> OutOfMemory:
 
 
 def not_finite(forward: Applied, loss: Loss, micro_batches: Iterable[MicroBatch], runtime: Runtime) -> str:
-    """What is not finite first in a step, which is computed again for that, gradients and all: a weight, the output of
-    a module, the loss, or the gradient of the parameter nearest to it. Nothing, if nothing is. What is compiled is not
-    then, so that all modules are heard."""
+    """Name of what is not finite first in a step, or "": a weight, the output of a module, the loss, or the gradient of
+    the parameter nearest to the loss. Computes the step again, forward and backward, without torch's compiler, so that
+    hooks see all modules."""
     model = forward.model
     if bad := next((name for name, own in model.named_parameters() if not own.isfinite().all()), None):
         return f"the weight {bad}"
@@ -147,7 +147,7 @@ def _has_bad(output: Any) -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long, how fast, and how often to look."""
+    """Number of steps, learning-rate schedule, clipping, and intervals of logging, evaluation and saving."""
 
     steps: int
     schedule: Callable[[int], float]  # step -> fraction of the peak learning rate
@@ -158,12 +158,12 @@ class Plan:
     save_every: int = 0  # 0: only when stopped
 
     def due(self, every: int, done: int) -> bool:
-        """Whether what is done `every` so many steps, and at the end, is to be done after `done` of them."""
+        """Whether something done every `every` steps, and after the last, is due after `done` steps."""
         return every > 0 and (done % every == 0 or done == self.steps)
 
 
 class Watch(Protocol):
-    """Who is told what happens."""
+    """Listener to the training loop."""
 
     def step(self, step: int, loss: float, norm: float, lr_fraction: float, tokens: int) -> None: ...
 
@@ -188,21 +188,21 @@ def fit(
     stop: Callable[[], bool] = lambda: False,
     smaller: Callable[[int, OutOfMemory], Iterator[Sequence[MicroBatch]]] = _raised,
 ) -> int:
-    """Train from step `start` to `plan.steps`; the step it got to, which is less if `stop` asked, in any process.
+    """Train from step `start` to `plan.steps`: the step it reached, which is less if `stop` was true in any process.
 
-    `batches` are the micro-batches of step after step; where they raise LoadingError in any process, or Stopped because
-    `stop` asks, what is done is saved before the run ends. `evaluate(step)`, which says whether to stop there, and
-    `save(step)` are called after that many steps are done, `stop()` after each; where that asks, nothing is evaluated
-    any more. `smaller(step, error)`: the micro-batches from there on, where one was too much for the memory, if not the
-    error. Raises TrainingError after a step that was not finite, which changed nothing: at once on a CPU, on a GPU
-    as soon as the host hears of it, without waiting, while a few more steps are on their way.
+    `batches` yields the micro-batches of each step. If it raises LoadingError in any process, or Stopped because of
+    `stop`, the run saves and ends. `evaluate(step)`, true to stop there, and `save(step)` are called after `step` steps
+    are done, `stop()` after every step; once it is true, nothing is evaluated any more. `smaller(step, error)` is
+    called when memory runs out: it returns smaller micro-batches from `step` on, or raises. Raises TrainingError after
+    a step that was not finite, which changed nothing: at once on a CPU, on a GPU when the host learns of it, without
+    waiting, while a few more steps are under way.
     """
     forward.train()
     parallel = runtime.ranks.parallel(forward)
     since, saved = _Since(runtime), start
 
     def look(done: int) -> None:
-        """Here the host asks the device."""
+        """Log the steps so far; the host waits for the device here."""
         nonlocal since
         since.check()
         loss_now, tokens = since.totals()
@@ -210,7 +210,7 @@ def fit(
         since = _Since(runtime, since.streak)
 
     def save_before(fault: BaseException | None, done: int) -> None:
-        """Before the run ends for that; where it cannot be saved, both are said."""
+        """Save before the run ends because of `fault`; if saving fails, the error names both."""
         if since.tokens:
             look(done)
         try:
@@ -226,8 +226,8 @@ def fit(
             try:
                 micro_batches = next(batches)
             except (Stopped, LoadingError) as error:
-                fault = error.with_traceback(None)  # which would hold this frame, and so itself
-            if runtime.ranks.any(fault is not None):  # in all of them, for none can do the step without the others
+                fault = error.with_traceback(None)  # the traceback would hold this frame, a cycle
+            if runtime.ranks.any(fault is not None):  # all end together, for none can do the step alone
                 if step > saved:
                     save_before(fault, step)
                 if isinstance(fault, Stopped):
@@ -262,39 +262,39 @@ def fit(
 
 
 class _Since:
-    """What happened since the last look, kept on the device."""
+    """Sums over the steps since the last `look`, kept on the device."""
 
     def __init__(self, runtime: Runtime, streak: Tensor | None = None) -> None:
         self.ranks, device = runtime.ranks, runtime.device
         self.nats = torch.zeros((), device=device)
         self.streak = torch.zeros((), dtype=torch.int64, device=device) if streak is None else streak
         self.limit = FP16_STREAK if runtime.scaler.is_enabled() else 1
-        self.bad_at = torch.full_like(self.streak, -1)  # where the first streak began that came to the limit
+        self.bad_at = torch.full_like(self.streak, -1)  # first step of the first streak that reached the limit
         self.count, self.tokens = torch.zeros((), dtype=torch.int64, device=device), 0
-        self.heard = torch.full((), -1, dtype=torch.int64, pin_memory=device.type == "cuda")  # that, when it came here
+        self.heard = torch.full((), -1, dtype=torch.int64, pin_memory=device.type == "cuda")  # host copy of bad_at
 
     def add(self, step: int, nats: Tensor, bad: Tensor, micro_batches: Iterable[MicroBatch]) -> None:
         self.nats = self.nats + nats.nan_to_num(0.0, 0.0, 0.0)
         self.streak = (self.streak + 1) * bad
         is_first = (self.streak >= self.limit) & (self.bad_at < 0)
         self.bad_at = torch.where(is_first, step - self.streak + 1, self.bad_at)
-        if self.bad_at.device.type in ("cpu", "cuda"):  # others would wait
+        if self.bad_at.device.type in ("cpu", "cuda"):  # on other devices the copy would wait
             self.heard.copy_(self.bad_at, non_blocking=True)
         self.count = self.count + sum(micro.count for micro in micro_batches) * nats.isfinite()
         self.tokens += sum(micro.size for micro in micro_batches)
 
     def totals(self) -> tuple[float, int]:
-        """(nats per target, tokens), of all processes."""
+        """(mean nats per target, tokens) over all processes."""
         nats, count, tokens = self.ranks.total(float(self.nats), int(self.count), self.tokens)
         return nats / max(1, count), int(tokens)
 
     def check_heard(self) -> None:
-        """Raises TrainingError for what the host knows by now, where all processes know the same."""
+        """Raises TrainingError if the host has learned of bad steps, and all processes of the same."""
         if (self.ranks.world == 1 or self.bad_at.device.type == "cpu") and self.heard.numpy() >= 0:
             self.check()
 
     def check(self) -> None:
-        """Raises TrainingError for bad steps, so many of them in a row as fp16 may not have; waits for the device."""
+        """Raises TrainingError after `limit` bad steps in a row (fp16 may have a few). Waits for the device."""
         if (step := int(self.bad_at)) >= 0:
             raise TrainingError(
                 step,
@@ -304,25 +304,25 @@ class _Since:
 
 
 class Judged(Protocol):
-    """How well a model does on what it was not trained on."""
+    """Result of an evaluation on held-out data."""
 
     loss: float
 
     @property
     def value(self) -> float:
-        """Of two models the better one has more of it."""
+        """The score that chooses the best model: larger is better."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """By name, beside the loss."""
+        """Other metrics than the loss, by name."""
 
     def says(self) -> str:
-        """The metrics, for the console."""
+        """The metrics in one line, for the console."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model predicts tokens that it was not trained on."""
+    """How well a language model predicts held-out tokens."""
 
     loss: float  # nats per target
     accuracy: float  # fraction of targets that rank first
@@ -349,7 +349,7 @@ def evaluate(
     batches: Iterable[MicroBatch],
     runtime: Runtime,
 ) -> Score:
-    """The sums of `score` over the batches of all processes as means. Leaves the model in eval mode."""
+    """Means of `score` over the batches of all processes. Leaves the model in eval mode."""
     forward.eval()
     own: list[float] = [0.0] * 5
     for batch in batches:

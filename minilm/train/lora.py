@@ -1,4 +1,4 @@
-"""Low-rank adaptation: frozen matrices, and small ones that are added to them (Hu et al. 2021)."""
+"""LoRA, low-rank adaptation: frozen matrices plus products of small trained ones (Hu et al. 2021)."""
 
 import math
 
@@ -12,7 +12,7 @@ WEIGHT, ORIGINAL = ".parametrizations.weight.0.", ".parametrizations.weight.orig
 
 
 class LowRank(nn.Module):
-    """W + alpha / r B A, of each of the matrices that a merged one holds: sec. 4.1. B begins at zero."""
+    """W + alpha / r B A for each matrix W of a MergedLinear: sec. 4.1. B begins at zero."""
 
     def __init__(self, merged: MergedLinear, rank: int, alpha: float) -> None:
         super().__init__()
@@ -28,22 +28,22 @@ class LowRank(nn.Module):
 
 
 def adapt(model: nn.Module, encoder: nn.Module, rank: int, alpha: float) -> None:
-    """Freeze the encoder, and let q, k and v of each of its layers learn by a LowRank each. What the model has beside
-    the encoder learns as before. Draws from torch's random state."""
+    """Freeze the encoder and add a trainable LowRank to q, k and v of each of its layers. Other parts of the model are
+    trained as before. Draws from torch's random state."""
     encoder.requires_grad_(False)
     for attention in (each for each in model.modules() if isinstance(each, Attention)):
         parametrize.register_parametrization(attention.qkv, "weight", LowRank(attention.qkv, rank, alpha))
 
 
 def merge(model: nn.Module) -> None:
-    """The same model with plain matrices."""
+    """Add the low-rank products to the matrices, in place, which makes them plain parameters again."""
     for module in model.modules():
         if isinstance(module, MergedLinear) and parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
 
 
 def merged_state(model: nn.Module, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A state dict as `merge` would make it, and what it loses by that: the small matrices, by their names."""
+    """(the state dict after `merge`, the low-rank matrices that it no longer has, by name)."""
     adapters = {name: own for name, own in state.items() if WEIGHT in name}
     plain = {name: own for name, own in state.items() if WEIGHT not in name and not name.endswith(ORIGINAL)}
     for name in (name for name in state if name.endswith(ORIGINAL)):

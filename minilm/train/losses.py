@@ -1,5 +1,5 @@
-"""Every loss returns (sum, count): a step divides by the count summed over micro-batches and ranks, because a
-mean of means is a different loss.
+"""Losses and scores of language models. Every loss returns (sum, count): a step divides by the count summed over
+micro-batches and ranks, because a mean of means is a different loss.
 
 Shape letters: N targets, D width, V vocabulary.
 """
@@ -16,11 +16,11 @@ from minilm.model.heads import LanguageModel
 CHUNK = {
     "cpu": 512,
     "cuda": 8192,
-}  # targets whose logits exist at once: on a CPU they should stay in its cache
+}  # targets whose logits exist at once; on a CPU they should fit in its cache
 
 
 def widened(x: Tensor) -> Tensor:
-    """In fp32 at least, as what is reduced is to be."""
+    """`x` in fp32, or wider if it is: the dtype for reductions."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -36,10 +36,10 @@ def cross_entropy_sum(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def linear_cross_entropy_sum(
     x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`cross_entropy_sum` of the logits x W^T + b, of which only `chunk` rows exist at a time.
+    """`cross_entropy_sum` of the logits x W^T + b, computed for `chunk` rows at a time.
 
-    x (N, D), weight (V, D), bias (V,), target (N,). The gradient softmax - onehot is taken while the logits are
-    there, so that nothing is computed twice and memory does not grow with N V (Hsu et al. 2024, Liger Kernel,
+    x (N, D), weight (V, D), bias (V,), target (N,). The forward pass computes the gradient softmax - onehot, too, while
+    it has the logits: nothing is computed twice, and memory does not grow with N V (Hsu et al. 2024, Liger Kernel,
     sec. 3.2).
     """
     chunk = chunk or CHUNK.get(x.device.type, 512)
@@ -51,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, chunk: int) -> Tensor:
         kind = x.device.type
         narrow = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        with torch.autocast(kind, enabled=False):  # which would make its own copy of the table each time
+        with torch.autocast(kind, enabled=False):  # autocast would copy the table each time
             nats, *grads = _nats_and_gradients(x.to(narrow), weight.to(narrow), bias.to(narrow), target, chunk)
         ctx.save_for_backward(*(grad.to(of.dtype) for grad, of in zip(grads, (x, weight, bias), strict=True)))
         return nats
@@ -65,7 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _nats_and_gradients(
     x: Tensor, weight: Tensor, bias: Tensor, target: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(nats, and its gradients by x, weight and bias), all inputs of one type; reduced and summed in fp32 at least."""
+    """(summed nats, its gradients by x, weight and bias). Inputs of one dtype; reduced and summed in fp32 at least."""
     wide = torch.promote_types(x.dtype, torch.float32)
     nats = torch.zeros((), dtype=wide, device=x.device)
     grad_x, grad_weight, grad_bias = [], None, torch.zeros_like(bias, dtype=wide)
@@ -81,14 +81,14 @@ def _nats_and_gradients(
         if grad_weight is None:
             grad_weight = (d_logits.T @ x_part).to(wide)
         elif wide == x.dtype:
-            grad_weight.addmm_(d_logits.T, x_part)  # without another table between
+            grad_weight.addmm_(d_logits.T, x_part)  # without a temporary of the table's size
         else:
             grad_weight += d_logits.T @ x_part
     return nats, torch.cat(grad_x), grad_weight, grad_bias
 
 
 def _states(model: LanguageModel, batch: Batch) -> tuple[Tensor | None, Tensor]:
-    """(of all tokens (B, T, D), or None where nobody reads them; of the targets (N, D))."""
+    """(states of all tokens (B, T, D), None if they are not needed; states of the targets (N, D))."""
     B, T = batch.tokens.input_ids.shape
     if batch.pair_label is None and are_few(batch.per_row, T):
         return None, model.encoder(batch.tokens, read=batch.where.view(B, -1)).flatten(0, 1)
@@ -97,10 +97,10 @@ def _states(model: LanguageModel, batch: Batch) -> tuple[Tensor | None, Tensor]:
 
 
 def language_model_loss(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Masked, causal or prefix LM, whichever the batch was made for. The vocabulary meets only the targets.
+    """Loss of a masked, causal or prefix LM, whichever the batch is for. The vocabulary meets only the targets.
 
-    Rows that are pairs add the loss of telling them right, each weighted as all targets of a full row: in the mean over
-    targets the two losses count alike, as in Devlin et al. 2018, app. A.2, but for rows that have fewer.
+    Pairs of texts add the loss of PairHead, each pair weighted by the targets of a full row: in the mean over targets
+    the two losses count alike, as in Devlin et al. 2018, app. A.2, unless rows have fewer targets.
     """
     states, of_targets = _states(model, batch)
     x = model.head(of_targets)
@@ -113,7 +113,7 @@ def language_model_loss(model: LanguageModel, batch: Batch) -> tuple[Tensor, Ten
 
 @torch.no_grad()
 def language_model_score(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    """(summed nats, targets that rank first, targets, pairs told right, pairs) of one batch."""
+    """(summed nats, targets predicted right, targets, pairs classified right, pairs) of one batch."""
     states, of_targets = _states(model, batch)
     x = model.head(of_targets)
     chunk = CHUNK.get(x.device.type, 512)

@@ -1,4 +1,4 @@
-"""How long and how much: before a run, from a few steps of it; after it, from what it took."""
+"""Time and cost of a run: estimated from a few steps before it, measured after it."""
 
 import copy
 import math
@@ -34,10 +34,10 @@ def step_seconds(
     on_copy: bool = True,
     compiled: bool = False,
 ) -> dict[Kind, float]:
-    """How long a step of each kind takes, all found in not much more than `limit_s`.
+    """Seconds of a step of each kind, measured in not much more than `limit_s` in all.
 
-    on_copy: everything stays as it is, so that a job trained for so many minutes is bit for bit that of so many steps.
-    A sharded model cannot be copied. compiled: `loss` is; what compiling takes is neither limited nor counted.
+    on_copy: train a copy, so that a budget in minutes gives bit for bit the run of that budget in steps. A sharded
+    model cannot be copied. compiled: whether `loss` is; compile time is neither limited nor counted.
     """
     if on_copy:
         forward, optimizers = copy.deepcopy((forward, optimizers))
@@ -63,16 +63,16 @@ def step_seconds(
 
 
 def _of_each_shape(loader: Loader) -> Iterator[Sequence[Batch]]:
-    """A step of each shape."""
+    """The micro-batches of one step of each shape."""
     for step in {loader.positions(step): step for step in range(min(loader.cycle, loader.steps))}.values():
         yield loader.micro_batches(step)
 
 
 def rehearse(job: Job, plan: Plan, step_s: dict[Kind, float]) -> dict[str, Any]:
-    """One step of each of the run's stretches, evaluation, a save and its reading, in the job's store: what the whole
-    run would take.
+    """Estimated cost of the whole run, after one step of each stretch, an evaluation, and a save that is read back, in
+    the job's store.
 
-    step_s: seconds of a step of each kind. Seconds are of training; `total_seconds` has evaluation and saving, too.
+    step_s: seconds of a step of each kind. `seconds` are of training, `total_seconds` with evaluation and saving.
     """
     free = job.runtime.ranks.from_first(lambda: shutil.disk_usage(job.store.out).free)
     stretches = [replace(each, steps=1) for each in job.loader.stretches]
@@ -112,7 +112,7 @@ def rehearse(job: Job, plan: Plan, step_s: dict[Kind, float]) -> dict[str, Any]:
 
 
 def measure(job: Job, log: Log) -> dict[str, Any]:
-    """What was learned and what it cost, in all processes together; `peak_mb` in the one that held most."""
+    """Final scores and cost of a run, in all processes together; `peak_mb` in the one that used most."""
     score, spent = log.score or job.evaluate(), log.spent  # no score yet, if all that was left to do was to finish
     seconds, world = max(spent.seconds, 1e-9), job.runtime.ranks.world
     peak_mb = job.runtime.ranks.largest(peak_memory_mb(job.runtime.device))  # before `matmul_peak` takes its own
@@ -120,7 +120,7 @@ def measure(job: Job, log: Log) -> dict[str, Any]:
     peak = matmul_peak(job.runtime.device, job.runtime.dtype) * world
     return {
         "held_out_loss": score.loss,
-        "held_out_loss_before": log.loss_before,  # None: of a model that was not trained before
+        "held_out_loss_before": log.loss_before,  # None: training began from scratch
         "unigram_loss": job.unigram,
         "accuracy": score.accuracy,
         "pair_accuracy": score.pair_accuracy,

@@ -1,4 +1,4 @@
-"""Which parameters are updated how, and how fast."""
+"""Optimizers (AdamW and Muon), their parameter groups, and learning-rate schedules."""
 
 import math
 from collections import defaultdict
@@ -15,11 +15,11 @@ from minilm.train.ranks import is_sharded, joined, part, split, whole
 
 OptimizerName = Literal["adamw", "muon"]
 ScheduleName = Literal["linear", "cosine", "wsd"]
-TINY = {"exp_avg": 1e-30, "exp_avg_sq": 1e-36}  # AdamW's step is lr / eps times the first; of the second eps^2 counts
+TINY = {"exp_avg": 1e-30, "exp_avg_sq": 1e-36}  # AdamW's step is lr / eps times the first; eps^2 outweighs the second
 
 
 def lr_fraction(name: ScheduleName, step: int, steps: int, warmup_steps: int, decay_frac: float = 0.2) -> float:
-    """The fraction in (0, 1] of the peak learning rate for step number `step` (from 0) of `steps`.
+    """Learning rate of step number `step` (from 0) of `steps`, as a fraction in (0, 1] of the peak.
 
     Linear warm-up over `warmup_steps`, then: `linear` to 0 (Devlin et al. 2018), `cosine` to 0 (Loshchilov &
     Hutter 2017), or `wsd`, warm-up - stable - decay (Hu et al. 2024, MiniCPM), with 1 - sqrt over the last
@@ -48,8 +48,8 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """AdamW with BERT's groups: no weight decay on biases and norms (google-research/bert, optimization.py).
 
-    With `muon` the matrices go to Muon instead, and AdamW keeps tables, biases and norms. rates: fractions of `lr` for
-    some of AdamW's parameters. Every group holds its `peak_lr`; `set_learning_rate` scales it.
+    With `muon` the matrices go to Muon, and AdamW keeps tables, biases and norms. rates: fraction of `lr` for some of
+    AdamW's parameters. Every group holds its `peak_lr`; `set_learning_rate` scales it.
     """
     matrices, tables, vectors = [], [], []
     parts: dict[nn.Parameter, int] = {}
@@ -79,13 +79,13 @@ def make_optimizers(
 
 
 def honours_gates(device: torch.device) -> bool:
-    """Whether torch's fused optimizers take notice there of `grad_scale` and `found_inf`; before torch 2.13 they did
-    not on Apple's GPUs (pytorch/pytorch, pull request 186360)."""
+    """Whether torch's fused optimizers honour `grad_scale` and `found_inf` on this device; on Apple's GPUs they did not
+    before torch 2.13 (pytorch/pytorch, pull request 186360)."""
     return device.type != "mps" or torch.__version__ >= (2, 13)
 
 
 def gradient_norm(model: nn.Module) -> Tensor:
-    """The L2 norm of all gradients together, ()."""
+    """L2 norm of all gradients together, a scalar tensor."""
     tables = {module.weight: module for module in model.modules() if isinstance(module, CheapEmbedding)}
     grads = [
         tables[p].rows_of_gradient() if p in tables and p.grad is tables[p].kept else p.grad
@@ -98,7 +98,7 @@ def gradient_norm(model: nn.Module) -> Tensor:
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], fraction: float) -> None:
-    """Every group at that fraction of its `peak_lr`."""
+    """Set every group's learning rate to `fraction` of its `peak_lr`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * fraction
@@ -106,8 +106,8 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], fraction: flo
 
 @torch.no_grad()
 def forget_tiny(optimizers: Iterable[torch.optim.Optimizer]) -> None:
-    """AdamW's averages below TINY become 0, which changes no weight. Those of a table's rows that are long unread decay
-    to numbers (denormal ones, below 1.2e-38) that a CPU is a hundred times slower with: after 900 steps an update of
+    """Set AdamW's averages below TINY to 0, which changes no weight. For table rows that are not read for long they
+    decay to denormal numbers (below 1.2e-38), with which a CPU is a hundred times slower: after 900 steps an update of
     30,522 words took twice as long."""
     for own in (own for optimizer in optimizers for own in optimizer.state.values()):
         for tensor, tiny in ((part(own[key]), tiny) for key, tiny in TINY.items() if key in own):
@@ -116,7 +116,7 @@ def forget_tiny(optimizers: Iterable[torch.optim.Optimizer]) -> None:
 
 
 def optimizer_state(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """All tensors of the optimizers, whole and on the CPU, as KEY/PARAMETER."""
+    """All state tensors of the optimizers, unsharded and on the CPU, named KEY/PARAMETER."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{key}/{names[parameter]}": whole(tensor.detach()).cpu().contiguous()
@@ -127,7 +127,7 @@ def optimizer_state(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer
 
 
 def state_bytes(optimizers: Iterable[torch.optim.Optimizer]) -> int:
-    """Of the tensors that the optimizers keep of their parameters, from their first step on, in all processes."""
+    """Bytes of the state tensors that the optimizers keep from their first step on, in all processes."""
     return sum(
         p.numel() * p.element_size() * (1 if isinstance(optimizer, Muon) else 2)
         for optimizer in optimizers
@@ -139,7 +139,7 @@ def state_bytes(optimizers: Iterable[torch.optim.Optimizer]) -> int:
 def load_optimizer_state(
     model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], tensors: dict[str, Tensor]
 ) -> None:
-    """Fill the optimizers with what `optimizer_state` gave."""
+    """Load what `optimizer_state` returned into the optimizers."""
     parameters = dict(model.named_parameters())
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     for name, tensor in tensors.items():
@@ -150,7 +150,7 @@ def load_optimizer_state(
 
 
 def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
-    """(n, rows, cols) -> nearly orthogonal matrices with the same singular vectors.
+    """Nearly orthogonal matrices with the singular vectors of `g`, (n, rows, cols) -> the same shape.
 
     The quintic iteration of Jordan et al. 2024 (Muon), whose coefficients push every singular value to about 1.
     """
@@ -164,13 +164,13 @@ def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (Jordan et al. 2024), with updates of AdamW's usual size (Liu et al. 2025, eq. 4),
-    so that learning rate and weight decay mean what they mean there.
+    """Muon: orthogonalised momentum (Jordan et al. 2024), with updates of AdamW's usual size (Liu et al. 2025, eq. 4),
+    so that learning rate and weight decay mean the same as in AdamW.
 
     `parts` says how many matrices each parameter is: a merged QKV is three, each orthogonalised by itself.
-    Matrices of one shape are iterated as one batch; of sharded ones every process iterates all. Attributes
-    `grad_scale`, which gradients are divided by, and `found_inf` (1.0: change nothing), if there are any, are honoured
-    without asking the device, as in torch's fused optimizers.
+    Matrices of one shape are iterated as one batch; sharded ones are iterated whole in every process. Attributes
+    `grad_scale`, by which gradients are divided, and `found_inf` (1.0: change nothing) are honoured, if set, without
+    waiting for the device, as in torch's fused optimizers.
     """
 
     def __init__(

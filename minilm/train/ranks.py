@@ -1,4 +1,4 @@
-"""The processes that share a run: `torchrun --nproc-per-node N train.py`. With one process everything here is nothing.
+"""Runs of several processes (`torchrun --nproc-per-node N train.py`). With one process everything here does nothing.
 
 Small facts (counts, whether to stop) are summed on the CPU, where the host has them: no step waits for a GPU.
 """
@@ -19,11 +19,11 @@ from minilm.errors import ConfigError, UserError
 
 T = TypeVar("T")
 LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe", "TCPStore")
-PATIENCE = timedelta(hours=6)  # for a first process that tokenises
+PATIENCE = timedelta(hours=6)  # the others wait while the first process tokenises
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks and writes."""
+    """Whether this is the process of rank 0, the only one that prints and writes."""
     return not _are_several() or os.environ["RANK"] == "0"
 
 
@@ -42,13 +42,13 @@ def lost_contact(error: BaseException) -> bool:
 
 
 def leave() -> None:
-    """Part from the other processes; without it torch's threads may abort this one as it ends."""
+    """Leave the process group; without this torch's threads may abort the process as it ends."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 class Applied(nn.Module):
-    """A model as a module that applies functions to it: torch's wrappers see only what goes through `forward`."""
+    """Wrapper whose `forward` applies a function to the model, for torch's DDP and FSDP only see calls of `forward`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Applied(nn.Module):
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among `world`."""
+    """Rank of this process among `world`, and what the processes do together."""
 
     rank: int = 0
     world: int = 1
@@ -68,7 +68,7 @@ class Ranks:
 
     @classmethod
     def join(cls) -> Self:
-        """The processes that torchrun started; without it, this one alone."""
+        """Join the processes that torchrun started; without torchrun, a world of 1."""
         if not _are_several():
             return cls()
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -89,15 +89,15 @@ class Ranks:
         return sums.tolist()
 
     def largest(self, value: float) -> float:
-        """Of all processes."""
+        """The largest `value` of all processes."""
         return max(self._gathered(value))
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so in any process."""
+        """Whether `flag` is true in any process."""
         return self.total(float(flag))[0] > 0
 
     def any_on_device(self, flag: Tensor) -> Tensor:
-        """The same for a flag on a device, which nobody waits for."""
+        """`any` for a flag on a device, without waiting for the device."""
         if self.world == 1:
             return flag
         number = flag.float()
@@ -105,7 +105,7 @@ class Ranks:
         return number > 0
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the first process, in all. Raises its UserError in all."""
+        """Run `make` in the first process: its result, in all. A UserError or OSError there raises an error in all."""
         made = self.agreed(make if self.first else lambda: None)
         box = [made if self.first else None]
         if self.world > 1:
@@ -113,7 +113,7 @@ class Ranks:
         return box[0]
 
     def agreed(self, work: Callable[[], T]) -> T:
-        """What `work` returns here. If it raises UserError or OSError in any process, all raise one."""
+        """Run `work` in every process: its result here. A UserError or OSError in any raises an error in all."""
         if self.world == 1:
             return work()
         value, own = None, None
@@ -129,23 +129,23 @@ class Ranks:
         return value
 
     def one_by_one(self, work: Callable[[], T]) -> T:
-        """As `agreed`, the first process of each machine before the others, who find what it has made."""
+        """`agreed`, but the first process of each machine runs before the others, which find what it has made."""
         value = self.agreed(work if self.local_rank == 0 else lambda: None)
         return self.agreed(work if self.local_rank else lambda: value)
 
     def expect_same(self, value: Any, what: str) -> None:
-        """Raises ConfigError in all processes where one has another value than the first."""
+        """Raises ConfigError in all processes if one has another value than the first."""
         values = self._gathered(value)
         if other := next((rank for rank, each in enumerate(values) if each != values[0]), None):
             raise ConfigError(f"process {other} has {what} than process 0; give every process the same")
 
     def parallel(self, forward: Applied) -> nn.Module:
-        """`forward`, whose backward averages the gradients over the processes."""
+        """`forward` in DistributedDataParallel if needed: its backward averages the gradients over the processes."""
         return forward if self.world == 1 or is_sharded(forward) else DistributedDataParallel(forward)
 
     def shard(self, forward: Applied, layers: Iterable[nn.Module], device: torch.device) -> None:
-        """Leave each process with its part of every parameter of `forward`, and so of gradients and optimizer states;
-        a layer is whole only while it computes (FSDP2; Zhao et al. 2023). In place, before optimizers are made."""
+        """Shard every parameter of `forward`, and so gradients and optimizer states, over the processes; a layer is
+        whole only while it computes (FSDP2; Zhao et al. 2023). In place, before optimizers are made."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -167,7 +167,7 @@ ALONE = Ranks()
 
 @contextmanager
 def no_sync(module: nn.Module) -> Iterator[None]:
-    """Within it a backward only adds to this process's own gradients."""
+    """Context in which a backward only adds to this process's gradients, without averaging over processes."""
     if is_sharded(module):
         module.set_requires_gradient_sync(False)
         yield
@@ -180,23 +180,23 @@ def no_sync(module: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(thing: nn.Module | Tensor) -> bool:
-    """Whether it is torch's FSDPModule or DTensor, told by what only these can do: to import them takes half a second,
-    which most runs need not wait."""
+    """Whether `thing` is torch's FSDPModule or DTensor, recognised by an attribute: importing them takes half a second,
+    which most runs can save."""
     return hasattr(thing, "set_requires_gradient_sync" if isinstance(thing, nn.Module) else "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a sharded tensor, which all processes must ask for; any other one as it is."""
+    """A sharded tensor in full, for which all processes must call this; other tensors as they are."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def part(tensor: Tensor) -> Tensor:
-    """What this process has of a tensor, in the same memory."""
+    """This process's part of a tensor, sharing its memory."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def joined(own: Tensor, like: Tensor) -> Tensor:
-    """The whole tensor of which the processes have the parts `own`, sharded like `like`."""
+    """The full tensor from every process's part `own`, which is sharded like `like`."""
     if not is_sharded(like):
         return own
     layout = like.device_mesh, like.placements
@@ -204,7 +204,7 @@ def joined(own: Tensor, like: Tensor) -> Tensor:
 
 
 def split(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, the same in all processes, sharded like `like`."""
+    """Shard a full tensor, the same in all processes, like `like`."""
     if not is_sharded(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -213,5 +213,5 @@ def split(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict, whole in every process."""
+    """The model's state dict, unsharded in every process."""
     return {name: whole(tensor.detach()) for name, tensor in model.state_dict().items()}

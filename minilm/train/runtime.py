@@ -1,4 +1,4 @@
-"""Where and how precisely a run computes, decided once and said: one Runtime object."""
+"""Device, precision and threads of a process (Runtime), torch.compile, parallel batches, memory, and stop signals."""
 
 import ctypes
 import hashlib
@@ -26,11 +26,11 @@ from minilm.model.attention import Backend, has_varlen_kernel
 from minilm.train.ranks import ALONE, Ranks
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
-SIDE_BY_SIDE = 8  # batches, on a CPU: each has its own activations
+SIDE_BY_SIDE = 8  # most batches at once on a CPU, each with its own activations
 Precision = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 COMPILED_ON = ("cuda",)  # on a CPU little is gained, and nothing where bits must repeat (benchmarks/results/rows.md)
-MOST_GRAPHS = 64  # of one function; the compiler's own limit, 8, is for code that changes by mistake
+MOST_GRAPHS = 64  # of one function; the compiler's own limit, 8, is to catch recompilation by mistake
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Runtime:
     def choose(
         cls, device: str = "auto", precision: str = "auto", threads: int | None = None, deterministic: bool = False
     ) -> Self:
-        """cuda, then mps, then cpu; the fastest precision that the device computes natively. deterministic: the same
-        bits each time on an Nvidia GPU, too, in all that this process does from here on.
+        """Choose for "auto" the first of cuda, mps, cpu, and the fastest precision that it computes natively.
+        deterministic: results repeat bit for bit on an Nvidia GPU, too, in all that this process does from here on.
 
-        Sets for the whole process: torch's CPU threads; on a GPU TF32 for fp32 products, and what `deterministic` asks
-        for; on a CPU that glibc keeps freed memory. Raises ConfigError for a device that is not there.
+        Sets for the whole process: torch's CPU threads; on a GPU TF32 for fp32 products, and deterministic algorithms
+        if asked for; on a CPU that glibc keeps freed memory. Raises ConfigError for a device that is not there.
         """
         is_used = torch.cuda.is_initialized()
         if threads is not None and threads < 1:
@@ -59,7 +59,7 @@ class Runtime:
         if precision not in ("auto", *DTYPES):
             raise ConfigError(f"--precision {precision}: unknown; use auto, {', '.join(DTYPES)}")
         ranks = Ranks.join()
-        if threads is None and ranks.world > 1:  # torchrun says 1, whatever the machine has
+        if threads is None and ranks.world > 1:  # torchrun sets 1, whatever the machine has
             threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world)))
         if threads is not None:
             torch.set_num_threads(threads)
@@ -85,7 +85,7 @@ class Runtime:
     def precise(
         cls, model: torch.nn.Module, device: str = "auto", precision: str = "fp32", threads: int | None = None
     ) -> Self:
-        """`choose`, but fp32 is not TF32, so that figures are those of any machine; and `model` moves there."""
+        """`choose`, but without TF32, so that fp32 figures are the same on any machine. Moves `model` to the device."""
         runtime = cls.choose(device, precision, threads)
         torch.set_float32_matmul_precision("highest")
         model.to(runtime.device)
@@ -96,29 +96,29 @@ class Runtime:
         return DTYPES[self.precision]
 
     def autocast(self) -> AbstractContextManager:
-        """Matrix products in `precision`, sums and norms in fp32, weights stay fp32. Those in fp32 by oneDNN on a CPU
-        where that is faster."""
+        """Context for matrix products in `precision`; sums, norms and weights stay fp32. On a CPU fp32 products use
+        oneDNN where that is faster."""
         if self.precision == "fp32":
             return onednn.chosen(self.device)
         return torch.autocast(self.device.type, self.dtype)
 
     @cached_property
     def scaler(self) -> torch.amp.GradScaler:
-        """Keeps small fp16 gradients above zero (Micikevicius et al. 2018); does nothing at other precisions."""
+        """Scaler that keeps small fp16 gradients above zero (Micikevicius et al. 2018); does nothing at other
+        precisions."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     @property
     def muon_dtype(self) -> torch.dtype:
-        """bf16 where that is native: fp16 would overflow in the iteration, and emulated bf16 is slow."""
+        """Dtype of Muon's iteration: bf16 where native, else fp32; fp16 would overflow, emulated bf16 is slow."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def compiled(self, function: Callable[..., Made], any_shape: bool = False) -> Callable[..., Made]:
-        """`function` of a model and a batch as one graph, by torch's compiler: for each shape one of its own, whatever
-        the documents of packed rows; or, if batches may have `any_shape`, one for all. What it fuses it rounds
-        elsewhere, but always alike, for it is chosen by the shape alone.
+        """`function` of a model and a batch, compiled by torch: one graph per shape, whatever the documents of packed
+        rows, or, with `any_shape`, one for all. Fused code rounds differently, but always alike for a shape.
 
-        Sets for the whole process how that compiler works, and has it compile something small, so that it fails at
-        once where it does not work (`of_compiler`). Raises ConfigError where it is not meant for the device.
+        Sets the compiler's options for the whole process, and compiles something small, to fail at once where the
+        compiler does not work (`of_compiler`). Raises ConfigError on devices that it is not meant for.
         """
         if self.device.type not in COMPILED_ON:
             raise ConfigError(f"--compile: is for a GPU, and this is {self.device.type}; leave it out")
@@ -141,17 +141,17 @@ class Runtime:
         return call
 
     def backend(self, length: int, dropout: float, head_width: int) -> Backend:
-        """The faster attention for rows of `length` tokens. On a CPU, torch's fused kernel spends most of its time
-        in the backward pass: written out, bf16 attention trains 3 times faster at 128 tokens, 1.3 times at 512. And it
-        drops no weights; what torch falls back to is slow. On a GPU that has a kernel for rows of several documents
-        that one, unless weights are dropped."""
+        """The fastest attention backend for rows of `length` tokens. On a CPU, torch's fused kernel spends most of its
+        time in the backward pass: explicit bf16 attention trains 3 times faster at 128 tokens, 1.3 times at 512. Nor
+        does that kernel support dropout; torch's fallback is slow. On a GPU with a kernel for packed rows it is varlen,
+        unless there is dropout."""
         if not dropout and has_varlen_kernel(self.device, self.dtype, head_width):
             return "varlen"
         is_slow = self.device.type == "cpu" and (dropout > 0 or self.precision == "bf16")
         return "explicit" if is_slow and length <= 512 else "sdpa"
 
     def describe(self) -> str:
-        """One line for the console."""
+        """Device, processes and precision in one line, for the console."""
         where = f"cpu, {self.threads} threads"
         if self.device.type == "cuda":
             where = torch.cuda.get_device_name(self.device)
@@ -177,7 +177,7 @@ def _device(name: str) -> torch.device:
 
 
 def _gpu_of(ranks: Ranks, asked: torch.device) -> torch.device:
-    """Of a process beside others: that of its own number on this machine."""
+    """GPU of one of several processes: the one of its local rank, unless `asked` has an index."""
     count, alone = torch.cuda.device_count(), os.environ.get("LOCAL_WORLD_SIZE") == "1"
     if asked.index is not None and not alone:
         raise ConfigError(f"--device {asked}: all processes would share it; --device cuda gives each one of its own")
@@ -207,24 +207,23 @@ def _native(device: torch.device) -> tuple[Precision, str]:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """What a step draws depends on nothing else, so that a run that goes on draws what it would have drawn."""
+    """Seed torch for a step, from these numbers alone, so that a resumed run draws what it would have drawn."""
     digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=4).digest()
-    torch.manual_seed(int.from_bytes(digest, "big"))  # of more bits torch's CPU generator would use 32
+    torch.manual_seed(int.from_bytes(digest, "big"))  # 32 bits: torch's CPU generator uses no more
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory this process has held: on the GPU if it runs there, since `forget_peak_memory`; else resident on
-    the host, ever."""
+    """Peak memory of this process in MB: on a GPU since `forget_peak_memory`, else on the host since its start."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    with suppress(OSError, AttributeError):  # where it is told: the other counts what began this process, too
+    with suppress(OSError, AttributeError):  # Linux; ru_maxrss also counts the process that started this one
         return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()).group(1)) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if os.uname().sysname == "Darwin" else peak / 2**10
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Begin anew with what is held now, where that can be done: on a GPU."""
+    """Restart the measurement of `peak_memory_mb` from the memory held now; on a GPU only."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -235,20 +234,20 @@ def _keep_freed_memory() -> None:
     trim_threshold, mmap_max = -1, -4  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(mmap_max, 0)  # else what is above 32 MB, as logits and a table's gradient, is given back each time
+        mallopt(mmap_max, 0)  # else blocks above 32 MB, as logits and a table's gradient, are given back each time
         mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def workers(device: torch.device, batches: int = SIDE_BY_SIDE) -> int:
-    """How many of so many batches are computed `side_by_side`: with as many threads each."""
+    """How many of `batches` are computed at once by `side_by_side`, with equally many threads each."""
     threads = torch.get_num_threads()
     return threads // -(-threads // batches) if device.type == "cpu" else 1
 
 
 def side_by_side(work: Callable[[Item], Made], items: Iterable[Item], device: torch.device) -> Iterator[Made]:
-    """`work` of each item, in their order, without gradients, with autocast as it is here. On a CPU up to SIDE_BY_SIDE
-    of them at a time share torch's threads: operators of one batch are too short to be shared well by many. Threads
-    that are begun meanwhile have no more of torch's than one of these."""
+    """`work` of each item, in order, without gradients, under the caller's autocast. On a CPU up to SIDE_BY_SIDE items
+    at a time share torch's threads: operators of one batch are too short to use many. Threads started meanwhile get no
+    more of torch's threads than one of these."""
     items = iter(items)
     first = list(itertools.islice(items, SIDE_BY_SIDE)) if device.type == "cpu" else []
     items, threads = itertools.chain(first, items), torch.get_num_threads()
@@ -273,23 +272,23 @@ def side_by_side(work: Callable[[Item], Made], items: Iterable[Item], device: to
         while coming:
             yield coming.popleft().result()
     except (Stopped, KeyboardInterrupt):
-        wait = False  # whoever asks to stop has no time for batches that are under way
+        wait = False  # do not wait for batches that are under way
         raise
     finally:
         pool.shutdown(wait=wait, cancel_futures=True)
-        torch.set_num_threads(threads)  # of threads that are begun from here on
+        torch.set_num_threads(threads)  # for threads started from here on
 
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether the device, or the machine, had no more memory to give."""
+    """Whether the error means that the device, or the machine, ran out of memory."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def of_compiler(error: BaseException) -> bool:
-    """Whether torch's compiler has failed."""
+    """Whether the error comes from torch's compiler."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
@@ -297,18 +296,18 @@ STOPPING = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 
 
 def exit_status(number: int) -> int:
-    """Of a process that has saved and ends because of a signal: 0 after SIGUSR1, by which a cluster asks for that."""
+    """Exit status of a process that saved and ends because of signal `number`: 0 after SIGUSR1, a cluster's warning."""
     return 0 if number == signal.SIGUSR1 else 128 + number
 
 
 class Stopped(BaseException):
-    """A signal has come while something was done that may be left undone."""
+    """Raised by a signal during work that may be abandoned (`StopSignals.leaving`)."""
 
 
 class StopSignals:
-    """Within it, the signals of STOPPING ask a loop to stop instead of stopping it; a second one stops at once. One
-    that the process ignores, as after nohup, stays ignored. alone: in one of several processes, which leave nothing by
-    themselves, `leaving` does nothing."""
+    """Context in which the signals of STOPPING are recorded in `received` for a loop to stop; a second one ends the
+    process at once. Signals that the process ignores, as after nohup, stay ignored. alone: false in one of several
+    processes, which abandon nothing on their own: `leaving` then does nothing."""
 
     def __init__(self, alone: bool = True) -> None:
         self.alone = alone
@@ -318,21 +317,21 @@ class StopSignals:
 
     @contextmanager
     def leaving(self) -> Iterator[None]:
-        """Within it, one raises Stopped; so does one that has come before."""
+        """Context in which a signal, also one that came before, raises Stopped."""
         try:
             self._may_leave = self.alone
             if self.alone and self.received is not None:
                 raise Stopped
             yield
         except Exception:
-            if self.alone and self.received is not None:  # a library in C may make an error of its own of Stopped
+            if self.alone and self.received is not None:  # a C library may turn Stopped into an error of its own
                 raise Stopped from None
             raise
         finally:
             self._may_leave = False
 
     def left(self, source: Iterator[Item]) -> Iterator[Item]:
-        """The same, but that waiting for the next one is `leaving`."""
+        """The items of `source`, waiting for each within `leaving`."""
         while True:
             with self.leaving():
                 item = next(source)
