@@ -206,9 +206,7 @@ def _tokenise(
     seal(partial, dtype=dtype.__name__, note=progress.note)
 
 
-def _begin(
-    partial: Path, corpus: Corpus, stamps: list[tuple[int, ...]], make_tokenizer: Callable[[], Tokenizer]
-) -> _Progress:
+def _begin(partial: Path, corpus: Corpus, stamps: str, make_tokenizer: Callable[[], Tokenizer]) -> _Progress:
     """Empty `partial` and write the tokenizer and the first progress to it."""
     for path in partial.iterdir():
         remove(path)
