@@ -1,4 +1,4 @@
-"""Use a trained model, of any family, and judge it; `python evaluate.py --help` lists what for."""
+"""Use or judge a trained model of any family; `python evaluate.py --help` lists the commands."""
 
 from minilm.errors import end_quietly
 

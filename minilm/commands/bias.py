@@ -24,19 +24,19 @@ class Bias(OfModel):
     """Whether a model prefers a group: by CrowS-Pairs, StereoSet, or words that are swapped in texts."""
 
     data: Path
-    """CrowS-Pairs' .csv, or StereoSet's .json flattened by side; with --swaps texts, one a line, or a row of a .csv,
-    .tsv, .jsonl, .json or .parquet. Also .gz or .xz."""
+    """CrowS-Pairs' .csv, or StereoSet's .json flattened by side; with --swaps texts, one a line, or one a row of a
+    .csv, .tsv, .jsonl, .json or .parquet. Also .gz or .xz."""
     swaps: Path | None = None
     """Words to swap in --data, for a masked model or a tuned classifier: a .csv of two columns and no header, a word
     and its counterpart."""
     text_column: str | None = None
-    """With --swaps: by name, or number from 1; as in training, or found by its name or looks, if not given."""
+    """With --swaps: column of the texts, by name or number from 1; if not given, as in training, or found."""
     pair_column: str | None = None
-    """Of a second text, for a classifier of pairs."""
+    """With --swaps: column of a second text, for a classifier of pairs."""
 
 
 def run_bias(args: Bias) -> None:
-    """The scores, with intervals and caveats."""
+    """Print the scores, with intervals and caveats."""
     cli.check_result(args.json, data=args.data, swaps=args.swaps)
     cli.check_ranges(args, {"threads": THREADS})
     if args.swaps is None and (args.text_column or args.pair_column):
@@ -54,7 +54,7 @@ def run_bias(args: Bias) -> None:
 
 
 def _of_crows(args: Bias) -> tuple[dict[str, Any], list[str]]:
-    """(The result, the lines that say it.)"""
+    """(The result of CrowS-Pairs, its lines for the console)."""
     pairs = bias.read_crows(read_table(args.data, header=True))
     scorer = read_scorer(args.model, **args.options())
     with args.computing(scorer.model):
@@ -65,7 +65,7 @@ def _of_crows(args: Bias) -> tuple[dict[str, Any], list[str]]:
 
 
 def _of_stereoset(args: Bias) -> tuple[dict[str, Any], list[str]]:
-    """The same; what is asked of a head that the model lacks is left out."""
+    """(The result of StereoSet, its lines for the console). Tests for a head that the model lacks are left out."""
     triples, following = bias.read_stereoset(read_json(args.data, "StereoSet, flattened by side"), args.data)
     directory = find_model(args.model, args.revision, allow_pickle=args.allow_pickle, flag="--model")
     pickle = args.options()["use_safetensors"]

@@ -14,16 +14,16 @@ from minilm.language.likelihood import read_scorer
 
 @dataclass(frozen=True, kw_only=True)
 class Cloze(OfModel):
-    """How often a language model tells the last word of a passage: LAMBADA."""
+    """How often a language model predicts the last word of a passage: LAMBADA."""
 
     data: Path
     """A .jsonl with a passage in a field, or text, a passage a line; also .gz or .xz."""
     text_field: str = "text"
-    """Of a line of a .jsonl."""
+    """Field of a .jsonl that holds the passage."""
 
 
 def run_cloze(args: Cloze) -> None:
-    """Accuracy and perplexity of last words, with intervals."""
+    """Print accuracy and perplexity of last words, with intervals."""
     cli.check_result(args.json, data=args.data)
     cli.check_ranges(args, {"threads": THREADS})
     check_regular(args.data)

@@ -1,4 +1,4 @@
-"""compare: whether one system is better than another, or it is these examples."""
+"""compare: whether one system is better than another, or only on these examples."""
 
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -20,7 +20,7 @@ from minilm.metrics.compare import compare
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.train.log import say
 
-ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".conll", ".txt", ".gz", ".xz")  # of files
+ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".conll", ".txt", ".gz", ".xz")  # file suffixes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +28,17 @@ class Compare(OfLabelled):
     """Whether one system is better than another on the same examples: paired tests, differences with intervals."""
 
     systems: tyro.conf.Positional[tuple[str, ...]]
-    """Two or more: tuned models, or files of their predictions; each difference is that of a later one from an earlier
-    one."""
+    """Two or more systems: tuned models, or files of predictions; a difference is a later system's score less an
+    earlier one's."""
     model: Annotated[None, tyro.conf.Suppress, tyro.conf.Fixed] = None
     metric: str | None = None
-    """That decides, and whose p is corrected for several comparisons; the task's first, if not given."""
+    """The metric that decides, whose p is corrected for several comparisons; if not given, the task's first."""
     with_first: bool = False
     """Compare all others with the first one only, not each with each."""
 
 
 def run_compare(args: Compare) -> None:
-    """All systems on the examples of --data, or of the first file."""
+    """Compare all systems on the examples of --data, or of the first file."""
     cli.check_result(args.json, data=args.data)
     cli.check_ranges(args, {"threads": THREADS})
     if len(args.systems) < 2 or len({Path(each).resolve() for each in args.systems}) < len(args.systems):
@@ -68,7 +68,7 @@ def run_compare(args: Compare) -> None:
 
 
 def check_same(found: list[Judged]) -> None:
-    """Raises DataError where systems are not judged by the same labels of the same examples."""
+    """Raises DataError if systems are not judged on the same examples with the same labels."""
     first = found[0]
     for own in found[1:]:
         if own.task.name != first.task.name:
@@ -81,14 +81,14 @@ def check_same(found: list[Judged]) -> None:
 
 
 def _is_same(mine: Any, theirs: Any) -> bool:
-    """Whether the examples of two systems are one; of one row each may have the texts that it was tuned on."""
+    """Whether two systems' examples are the same; of one row, each system may read the texts that it was tuned on."""
     if mine.where == theirs.where and isinstance(mine, Example):
         return mine.label == theirs.label
     return mine._replace(where="") == theirs._replace(where="")
 
 
 def with_same_labels(found: list[Judged]) -> list[Judged]:
-    """With the labels of all in one order, so that their numbers mean the same."""
+    """The systems with all their labels in one order, so that label indices mean the same."""
     task = found[0].task
     if not isinstance(task, Classification | MultiLabel):
         return found
@@ -113,15 +113,15 @@ def with_same_labels(found: list[Judged]) -> list[Judged]:
 
 
 def _in_order(own: Judged, labels: tuple[str, ...]) -> np.ndarray | None:
-    """Its probabilities of these labels; None where it does not tell those of all."""
+    """A system's probabilities in the order of `labels`; None if it lacks those of some."""
     if own.probabilities is None or {*own.task.labels} != {*labels}:
         return None
     return own.probabilities[:, [own.task.labels.index(label) for label in labels]]
 
 
 def compared(found: list[Judged], metric: str | None, with_first: bool) -> dict[str, Any]:
-    """What `compare` says of the metrics of what is predicted, and of those of probabilities where all tell them; p is
-    corrected for the one that decides. Raises ConfigError for a metric that is none."""
+    """`compare` for the metrics of predictions and, if all systems give them, for those of probabilities; p is
+    corrected for the metric that decides. Raises ConfigError for an unknown metric."""
     tables = {own.name: metric_tables(own) for own in found}
     kinds, baseline = min(map(len, tables.values())), found[0].name if with_first else None
     names = [[*table.weighted(table.records[:1], np.ones((1, 1)))] for table in tables[found[0].name][:kinds]]

@@ -33,26 +33,26 @@ from minilm.train.runtime import Precision, Runtime
 
 @dataclass(frozen=True, kw_only=True)
 class OfTexts(OfModel):
-    """What is told where a file of texts is embedded."""
+    """Flags of a command that embeds a file of texts."""
 
     precision: Precision = "fp32"
-    """Of the model: its weights, its states and its products. Norms are computed in fp32."""
+    """Precision of the model's weights, states and products. Norms are computed in fp32."""
     data: Path
-    """Text, also .gz or .xz, one text a line."""
+    """A text file, also .gz or .xz, one text a line."""
     pooling: tuple[Literal["cls", "mean", "max"], ...] | None = None
-    """How a text's states become one vector; as the model's sentence-transformers files say, or mean, if not given."""
+    """How a text's states become one vector; if not given, as the model's sentence-transformers files say, or mean."""
     batch_tokens: int | None = None
-    """So many at a time, or one text; 2,048 on a CPU and 16,384 elsewhere, if not given."""
+    """Tokens of a batch, about, or one text; if not given, 2,048 on a CPU and 16,384 elsewhere."""
 
     def embedder(self, normalize: bool | None = None) -> Embedder:
-        """The model on its device, as precise as asked for."""
+        """The model on its device, in the precision that is asked for."""
         embedder = read_embedder(self.model, self.pooling, normalize, **self.options())
         runtime = Runtime.precise(embedder.model, self.device, self.precision, self.threads)
         embedder.model.to(runtime.dtype)
         return embedder
 
     def decides(self, embedder: Embedder) -> dict[str, Any]:
-        """What decides the bits of a line's vector."""
+        """All that determines the bits of a line's vector: weights, tokenizer, versions, precision, ..."""
         model, backend = embedder.model, embedder.tokenizer.backend_tokenizer
         how = asdict(embedder.pooling) | {"length": embedder.length, "config": repr(model.encoder.cfg)}
         how |= {"batch_tokens": self.batch_tokens or usual_batch_tokens(model.device)}
@@ -71,14 +71,14 @@ class OfTexts(OfModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Embed(OfTexts):
-    """A vector for each line of a text file, as a .npy. Stopped or killed, the same command goes on."""
+    """A vector for each line of a text file, as a .npy. After a stop or kill, the same command resumes."""
 
     goes_on: ClassVar[bool] = True
 
     out: Path
-    """The .npy to write: float32, a row a line."""
+    """The .npy to write: float32, a row for each line."""
     normalize: bool | None = None
-    """Vectors of length 1; as the model's sentence-transformers files say, or not, if not given."""
+    """Scale vectors to length 1; if not given, as the model's sentence-transformers files say, or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +88,11 @@ class Search(OfTexts):
     query: tuple[str, ...]
     """One or more texts."""
     top_k: int = 5
-    """Lines found for each."""
+    """Lines to find for each query."""
 
 
 def run_embed(args: Embed) -> None:
-    """Vectors of all lines, streamed into a file that is there only when it is whole."""
+    """Write the vectors of all lines, streamed into a file that appears only when it is complete."""
     cli.check_result(args.json, data=args.data, out=args.out)
     cli.check_ranges(args, {"batch_tokens": (1, 1 << 20), "threads": THREADS})
     cli.check_output("--out", args.out, data=args.data)
@@ -132,7 +132,7 @@ def run_embed(args: Embed) -> None:
 
 
 class Watched:
-    """Lines, and when they have been read what tells them from others."""
+    """Lines, with a checksum of those that have been read."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines, self._digest = iter(lines), hashlib.sha256()
@@ -147,14 +147,14 @@ class Watched:
 
 
 def header(count: int, width: int) -> bytes:
-    """How a .npy of so many vectors begins."""
+    """The header of a .npy of vectors (count, width) float32."""
     begin = io.BytesIO()
     np.lib.format.write_array_header_1_0(begin, {"descr": "<f4", "fortran_order": False, "shape": (count, width)})
     return begin.getvalue()
 
 
 def run_search(args: Search) -> None:
-    """The nearest lines of each query."""
+    """Print the nearest lines of each query."""
     cli.check_result(args.json, data=args.data)
     cli.check_ranges(args, {"batch_tokens": (1, 1 << 20), "top_k": (1, 1 << 20), "threads": THREADS})
     if not args.query:

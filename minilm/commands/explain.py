@@ -1,4 +1,4 @@
-"""explain: why a model says what it says."""
+"""explain: which words a model's output comes from."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ from minilm.explanation.shown import (
 )
 from minilm.tasks.span import Span
 
-OFF = 0.05  # of the output's difference: what is said of the steps
+OFF = 0.05  # share of the output's difference; a larger error makes a note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,28 +31,28 @@ class Explain(OfModel):
     """Which words of a text a model's label, number, answer or filling comes from."""
 
     text: str
-    """What the model reads; of a masked language model with one mask in it, of answers the question."""
+    """The text; for a masked language model with one mask in it, for answers the question."""
     pair: str | None = None
-    """A second text; of answers the context."""
+    """A second text; for answers the context."""
     target: str | None = None
-    """The label, or the token at the mask, that is explained; the likeliest, if not given."""
+    """The label, or the token at the mask, that is explained; if not given, the likeliest."""
     method: MethodName = "integrated-gradients"
-    """What a word's value is. Signed, in units of the output: integrated-gradients, from [PAD] in place of each word;
-    gradient-x-input; occlusion, the word masked. Shares: rollout or attention, of what is looked at."""
+    """How a word gets its value. Signed, in units of the output: integrated-gradients, from [PAD] in place of each
+    word; gradient-x-input; occlusion, the word masked. Shares of attention: rollout or attention."""
     steps: int = STEPS
-    """Of integrated gradients: more, where the values' sum misses the output's difference."""
+    """Steps of integrated gradients; give more if the values' sum misses the output's difference."""
     layer: int | None = None
-    """Of attention, from 1; the mean over all, if not given."""
+    """Layer of --method attention, from 1; if not given, the mean over all."""
     head: int | None = None
-    """The same of heads."""
+    """Head of --method attention, from 1; if not given, the mean over all."""
     png: Path | None = None
-    """A .png to write: a bar a word, or the map of attention."""
+    """A .png to write: a bar for each word, or the map of attention."""
     html: Path | None = None
-    """A .html to write, which loads nothing."""
+    """A .html to write, which loads nothing else."""
 
 
 def run_explain(args: Explain) -> None:
-    """The words in a line, coloured, or in a table where that goes to no terminal."""
+    """Print the words in a coloured line, or, if that goes to no terminal, in a table."""
     cli.check_result(args.json, png=args.png, html=args.html)
     cli.check_ranges(args, {"steps": (1, 1000), "threads": THREADS})
     for name in ("png", "html"):

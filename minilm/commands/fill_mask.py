@@ -13,13 +13,13 @@ class FillMask(OfModel):
     """The likeliest words for a mask in a text."""
 
     text: str
-    """With one mask in it, as the model's tokenizer writes it: [MASK], or <mask>."""
+    """A text with one mask in it, as the model's tokenizer writes it: [MASK], or <mask>."""
     top_k: int = 5
-    """How many."""
+    """Number of words to print."""
 
 
 def run_fill_mask(args: FillMask) -> None:
-    """The likeliest fillings."""
+    """Print the likeliest fillings."""
     cli.check_result(args.json)
     cli.check_ranges(args, {"top_k": (1, 1 << 20), "threads": THREADS})
     masked = read_masked_lm(args.model, **args.options())

@@ -18,21 +18,21 @@ class Generation:
     """BLEU, chrF, ROUGE and exact match of generated texts, as translations and summaries."""
 
     predictions: Path
-    """Text, one a line, or .jsonl, also .gz or .xz."""
+    """Generated texts, one a line, or .jsonl; also .gz or .xz."""
     references: tuple[Path, ...]
-    """The same, each with a reference for each prediction, in their order; a blank line is none."""
+    """Files of that kind, each with a reference for each prediction, in order; a blank line is none."""
     prediction_field: str = "prediction"
-    """Of a line of a .jsonl."""
+    """Field of a .jsonl that holds the prediction."""
     reference_field: str = "reference"
-    """Of a line of a .jsonl; a text, or a list of texts."""
+    """Field of a .jsonl that holds the reference: a text, or a list of texts."""
     stemmer: bool = False
     """ROUGE: compare words without their English endings, as most published figures of summaries do."""
     json: str | None = None
-    """Also write the result as JSON into this file, or print nothing else, with no file named."""
+    """Also write the result as JSON into this file; with no file named, print the JSON and nothing else."""
 
 
 def run_generation(args: Generation) -> None:
-    """Scores of all segments, with intervals over segments."""
+    """Print the scores of all segments, with intervals over segments."""
     cli.check_result(args.json, predictions=args.predictions)
     for file in args.references:
         cli.check_result(args.json, references=file)

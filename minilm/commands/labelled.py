@@ -1,4 +1,4 @@
-"""What the commands share that judge a system by labels."""
+"""Flags and steps that the commands share which judge a system on labelled examples."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -19,31 +19,31 @@ from minilm.tasks.tuned import Tuned
 
 @dataclass(frozen=True, kw_only=True)
 class OfLabelled(OfModel):
-    """What commands are told of labelled examples."""
+    """Flags of a command on labelled examples."""
 
     model: str | None = None
     """A directory, or a name on the Hugging Face hub."""
     data: Path | None = None
-    """Labelled examples: csv, tsv, jsonl, json or parquet, also .gz or .xz; of tags one word a line (CoNLL), of
+    """Labelled examples: csv, tsv, jsonl, json or parquet, also .gz or .xz; for tagging one word a line (CoNLL), for
     questions SQuAD's .json."""
     task: TaskName = "classification"
-    """Of files of predictions; a model knows its own."""
+    """The task of files of predictions; a model knows its own."""
     text_column: str | None = None
-    """By name, or number from 1; as in training, or found by its name or looks, if not given."""
+    """Column of the texts, by name or number from 1; if not given, as in training, or found by name or content."""
     pair_column: str | None = None
-    """Of a second text; --text-column is a question's, and this its context's."""
+    """Column of a second text; for questions, of the context (--text-column is that of the question)."""
     label_column: str | None = None
-    """Of the labels."""
+    """Column of the labels."""
     prediction_column: str | None = None
-    """In a file of predictions; found by its name, if not given."""
+    """Column of the predictions in a file of them; if not given, found by name."""
     header: bool | None = None
-    """Whether a csv's first row names its columns; as it looks, if not given."""
+    """Whether a csv's first row names its columns; if not given, as it looks."""
     positive_label: str | None = None
-    """Of two, whose f1, precision and recall are told; that of training, or the second by its name, if not given."""
+    """Which of two labels f1, precision and recall are for; if not given, as in training, or the second by name."""
 
 
 def read_labelled(args: OfLabelled, file: Path, name: TaskName, like: Data | None = None) -> Labelled:
-    """The labelled examples of a file; what was decided by looking, and what is left out, is said."""
+    """The labelled examples of a file; says what was inferred about it, and which rows are left out."""
     check_regular(file)
     source = read_source(file, name, args.header, like)
     data = read_examples(source, name, args.text_column, args.pair_column, args.label_column, like=like)
@@ -52,7 +52,7 @@ def read_labelled(args: OfLabelled, file: Path, name: TaskName, like: Data | Non
 
 
 class Judgement(NamedTuple):
-    """What a system says, of which examples, and the model that says it, if it is one."""
+    """A system's predictions, the labelled examples, and the model, if the system is one."""
 
     judged: Judged
     labelled: Labelled
@@ -60,7 +60,7 @@ class Judgement(NamedTuple):
 
 
 def judge_file(args: OfLabelled, file: Path, labelled: Labelled | None = None) -> Judgement:
-    """What a file of predictions says, of the examples of --data or of its own. labelled: those, if they are read
+    """Judge a file of predictions, on the examples of --data or its own. labelled: those of --data, if they are read
     already."""
     if labelled is None and args.data is not None:
         labelled = read_labelled(args, args.data, args.task)
@@ -78,8 +78,8 @@ def judge_model(
     task: str | None = None,
     check: Callable[[Task, Labelled], None] = lambda task, labelled: None,
 ) -> Judgement:
-    """What a tuned model says of the examples of --data, in the columns that it was tuned on. task: that it must be of,
-    as those before it. check: called before the model runs, with its task and these."""
+    """Judge a tuned model on the examples of --data, in the columns that it was tuned on. task: the task that it must
+    have, as earlier systems. check: called before the model runs, with its task and the examples."""
     if args.data is None:
         raise ConfigError(f"{name}: a model needs examples to be judged by; give them with --data")
     tuned = args.tuned(name)
@@ -92,7 +92,7 @@ def judge_model(
 
 
 def judge_tuned(name: str, tuned: Tuned, labelled: Labelled) -> Judged:
-    """Of a model that is open; how far it is, is said."""
+    """Judge an open model, and report progress."""
 
     def watched(starts: range) -> Iterable[int]:
         return counted(starts, len(starts), f"parts of {AT_ONCE:,} examples")

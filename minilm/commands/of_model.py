@@ -1,4 +1,4 @@
-"""What every command is told of its model."""
+"""Flags and output that the commands share."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -21,40 +21,40 @@ from minilm.train.runtime import Precision, Runtime
 Item = TypeVar("Item")
 
 THREADS = (1, 1024)
-SAY_EVERY = 10  # seconds
+SAY_EVERY = 10  # seconds between lines of progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfModel:
-    """What every command is told of its model."""
+    """Flags of a command on a model."""
 
-    goes_on: ClassVar[bool] = False  # whether one that was stopped does, when it is given again
+    goes_on: ClassVar[bool] = False  # whether the same command resumes after a stop
 
     model: str
     """A directory, or a name on the Hugging Face hub."""
     revision: str | None = None
-    """Branch, tag or commit of that name."""
+    """Branch, tag or commit of the model on the hub."""
     allow_pickle: bool = False
-    """Read pytorch_model.bin in place of model.safetensors; from makers you trust only."""
+    """Read pytorch_model.bin in place of model.safetensors; only from makers you trust."""
     device: str = "auto"
     """cuda, mps or cpu."""
     precision: Precision = "fp32"
-    """Of matrix products."""
+    """Precision of matrix products."""
     threads: int | None = None
-    """Of the CPU; as many as torch takes, if not given."""
+    """CPU threads; if not given, as many as torch takes."""
     json: str | None = None
-    """Also write the result as JSON into this file, or print nothing else, with no file named."""
+    """Also write the result as JSON into this file; with no file named, print the JSON and nothing else."""
 
     def options(self) -> dict[str, Any]:
-        """As `from_pretrained` takes them."""
+        """Keyword arguments for `from_pretrained`."""
         return {"revision": self.revision, "use_safetensors": False if self.allow_pickle else None}
 
     def computing(self, model: torch.nn.Module) -> AbstractContextManager:
-        """Moves `model` to its device; what is computed within is as precise as asked for."""
+        """Move `model` to its device; the context computes in the precision that is asked for."""
         return Runtime.precise(model, self.device, self.precision, self.threads).autocast()
 
     def tuned(self, name: str | None = None) -> Tuned:
-        """The model, or another one, as one that is tuned. Raises UserError."""
+        """The model of --model, or of `name`, opened as a tuned one. Raises UserError."""
         return open_tuned(
             name or self.model,
             revision=self.revision,
@@ -67,8 +67,8 @@ class OfModel:
 
 
 def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """The same; how far it is, is said every SAY_EVERY seconds. Items may come in batches: what is done when one has
-    been waited for is what came before it, and by when."""
+    """Pass the items on, and report progress every SAY_EVERY seconds. Items may come in batches, so the time left is
+    computed from the items before one that was waited for."""
     began = said = before = time.monotonic()
     for done, each in enumerate(items):
         if (now := time.monotonic()) - said > SAY_EVERY:
@@ -82,7 +82,8 @@ def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
 
 @contextmanager
 def going_on(name: str, output: Path, of: dict[str, Any]) -> Iterator[Partial]:
-    """`partial_of` the file of the flag `name`, or where a link of that name leads. Raises ConfigError."""
+    """`partial_of` the output file of the flag `name`, or of the target of a link; says what is kept. Raises
+    ConfigError."""
     try:
         with partial_of(cli.where_written(output), of) as partial:
             if partial.was_of_another:
@@ -98,7 +99,7 @@ def going_on(name: str, output: Path, of: dict[str, Any]) -> Iterator[Partial]:
 
 
 def tell(target: str | None, found: dict[str, Any], lines: Iterable[str]) -> None:
-    """What was found: as JSON where `target`, the flag --json, says, and in lines, unless that takes their place."""
+    """Write a result as JSON to `target`, the value of --json, if given; and print its lines, unless that is "-"."""
     if target is not None:
         cli.write_result(target, found)
     if target != "-":
@@ -106,7 +107,7 @@ def tell(target: str | None, found: dict[str, Any], lines: Iterable[str]) -> Non
 
 
 def unknown_line(count: int, what: str) -> list[str]:
-    """That so many of `what` are read without some of their letters, if any are."""
+    """A line that says how many of `what` hold an unknown token, if any do."""
     return [f"unknown    {count:,} {what} hold an unknown token, told without its letters"] if count else []
 
 
@@ -115,8 +116,8 @@ def p_value(p: float) -> str:
 
 
 def interval_of(own: dict[str, Any], of: str = "", form: str = ",.4f") -> str:
-    """That of a metric {value, low, high, n}; or why there is none. of: what it is over, as documents, if that is to be
-    told."""
+    """The interval of a metric {value, low, high, n} as text, or why there is none. of: what it is over, as documents,
+    if that is to be said."""
     if own["low"] is None:
         few = f"too few {of} for an interval".replace("  ", " ")
         return few if own["n"] < FEWEST else "no interval: draws do not differ, or too few define it"

@@ -25,21 +25,21 @@ class Pairs(OfModel):
     data: Path
     """csv, tsv, jsonl, json or parquet, also .gz or .xz; a pair a row."""
     good_column: str | None = None
-    """By name, or number from 1; sentence_good or good, if not given."""
+    """Column of the better sentence, by name or number from 1; if not given, sentence_good, good or grammatical."""
     bad_column: str | None = None
-    """The same of the other sentence."""
+    """Column of the other sentence; if not given, sentence_bad, bad or ungrammatical."""
     by: tuple[str, ...] | None = None
-    """Columns whose values are scored apart; field, linguistics_term and UID, if not given and there."""
+    """Columns whose values are scored apart; if not given, those of field, linguistics_term and UID that exist."""
     within_word: bool = False
-    """Masked models: hide also the rest of a token's word, so that its pieces do not tell each other."""
+    """Masked models: also mask the rest of a token's word, so that its pieces do not reveal each other."""
     header: bool | None = None
-    """Whether a csv's first row names its columns; it does, if not given, or, of columns by number, as it looks."""
+    """Whether a csv's first row names its columns; if not given, it does, or, with columns by number, as it looks."""
     output: Path | None = None
     """A .csv, .tsv or .jsonl to write: the rows, and the log-likelihood of each sentence."""
 
 
 def run_pairs(args: Pairs) -> None:
-    """The share of pairs whose good sentence is likelier, of all and by kind."""
+    """Print the share of pairs whose good sentence is likelier, overall and by kind."""
     cli.check_result(args.json, data=args.data, output=args.output)
     cli.check_ranges(args, {"threads": THREADS})
     if args.output is not None:
@@ -73,7 +73,7 @@ def run_pairs(args: Pairs) -> None:
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
-    """A table of them: the widest kind first, of the others a line each, the worst first."""
+    """Lines of the result: the widest kind first, and of each kind a line for each value, the worst first."""
     lines = [_line("accuracy", found["metrics"]["accuracy"])]
     if found["ties"]:
         lines.append(f"ties       {found['ties']:,} pairs, which count as missed")

@@ -24,19 +24,19 @@ class Perplexity(OfModel):
     data: tuple[str, ...]
     """Files, folders or quoted patterns: text (a blank line ends a document) or .jsonl, also .gz and .xz."""
     text_field: str = "text"
-    """Of a line of a .jsonl."""
+    """Field of a .jsonl that holds the text."""
     documents: int | None = None
-    """Only so many, spread over all."""
+    """Score only this many documents, spread over all."""
     length: int | None = None
-    """Tokens read at once; as many as the model reads, of a masked one at most 128, if not given."""
+    """Tokens read at once; if not given, as many as the model reads, but at most 128 for a masked model."""
     stride: int | None = None
-    """Of a causal model: by how many tokens what is read at once moves on; half of --length, if not given."""
+    """Causal models: tokens by which the window of --length moves on; if not given, half of --length."""
     within_word: bool = False
-    """Masked models: hide also the rest of a token's word, so that its pieces do not tell each other."""
+    """Masked models: also mask the rest of a token's word, so that its pieces do not reveal each other."""
 
 
 def run_perplexity(args: Perplexity) -> None:
-    """Of all documents together, with intervals over documents."""
+    """Print the perplexity of all documents together, with intervals over documents."""
     cli.check_ranges(
         args, {"threads": THREADS, "documents": (1, 1 << 40), "length": (3, 1 << 24), "stride": (1, 1 << 24)}
     )
@@ -52,7 +52,7 @@ def run_perplexity(args: Perplexity) -> None:
     chosen = min(total, args.documents or total)
 
     def spread() -> Iterator[str]:
-        """Document i of `chosen` is the one at i * total // chosen."""
+        """The chosen documents: number i is the one at i * total // chosen."""
         wanted = 0
         for number, each in enumerate(corpus.documents()):
             if wanted < chosen and number == wanted * total // chosen:

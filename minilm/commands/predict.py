@@ -1,4 +1,4 @@
-"""predict: what a tuned model says of new examples."""
+"""predict: predictions of a tuned model for new examples."""
 
 import itertools
 from contextlib import nullcontext
@@ -17,23 +17,23 @@ from minilm.train.log import say
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(OfModel):
-    """What a tuned model says of each row of a table, of each word, or to each question; labels are not needed.
-    Stopped or killed, the same command goes on."""
+    """Predictions of a tuned model for the rows of a table, for words or for questions; labels are not needed. After a
+    stop or kill, the same command resumes."""
 
     goes_on: ClassVar[bool] = True
 
     input: Path
-    """csv, tsv, jsonl, json or parquet, also .gz or .xz; for tags one word a line (CoNLL), or lists of words; of
+    """csv, tsv, jsonl, json or parquet, also .gz or .xz; for tagging one word a line (CoNLL), or lists of words; for
     questions a json is SQuAD's."""
     output: Path
-    """The .csv, .tsv or .jsonl to write: the columns of --input, and what the model says. Of tags a .conll, .tsv or
-    .jsonl; of questions a .json, as SQuAD's script takes answers, or a .jsonl."""
+    """The .csv, .tsv or .jsonl to write: the columns of --input, and the predictions. For tagging a .conll, .tsv or
+    .jsonl; for questions a .json, as SQuAD's script takes answers, or a .jsonl."""
     text_column: str | None = None
-    """By name, or number from 1; as in training, or found by its name or looks, if not given."""
+    """Column of the texts, by name or number from 1; if not given, as in training, or found by name or content."""
     pair_column: str | None = None
-    """Of a second text; --text-column is a question's, and this its context's."""
+    """Column of a second text; for questions, of the context (--text-column is that of the question)."""
     header: bool | None = None
-    """Whether a csv's first row names its columns; as it looks, if not given."""
+    """Whether a csv's first row names its columns; if not given, as it looks."""
 
 
 WORDS = {
@@ -60,7 +60,7 @@ def run_predict(args: Predict) -> None:
     for note in data.notes:
         say(note)
     columns = named_columns(data.columns)
-    if columns and not any(note.startswith(columns) for note in data.notes):  # as in training, and so not looked for
+    if columns and not any(note.startswith(columns) for note in data.notes):  # taken from training, not found
         say(columns)
     features = tuned.features(data.examples)
     counts = {"rows": len(data.examples) + len(data.left_out), "cut": features.cut, "length": tuned.length}

@@ -30,7 +30,7 @@ class Report(Score):
 
 
 def run_report(args: Report) -> None:
-    """The JSON first, and the page from it."""
+    """Write the JSON first, and the page from it."""
     library("jinja2")  # before the work
     json = None if args.json in (None, "-") else Path(args.json)
     inputs = {"data": args.data, "predictions": args.predictions, "dev": args.dev, "result": args.result}
@@ -57,7 +57,7 @@ def run_report(args: Report) -> None:
 
 
 def explained(result: dict[str, Any], judgement: Judgement) -> dict[str, Any]:
-    """The mistakes, each with what every word of it did for the label that was said."""
+    """The mistakes, each with an explanation: the value of every word for the predicted label."""
     judged, _, tuned = judgement
     if tuned is None or not result.get("mistakes"):
         return {}
@@ -70,7 +70,7 @@ def explained(result: dict[str, Any], judgement: Judgement) -> dict[str, Any]:
 
 
 def _explanation(tuned: Tuned, example: Example) -> dict[str, Any]:
-    """None of a text without a word that the model reads."""
+    """The explanation of a mistake; nothing for a text without a word that the model reads."""
     try:
         found = explain(tuned, [example.text], None if example.pair is None else [example.pair])
     except DataError:

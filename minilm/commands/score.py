@@ -1,4 +1,4 @@
-"""score: what a tuned model, or a file of predictions, is worth on labelled examples."""
+"""score: scores of a tuned model, or of a file of predictions, on labelled examples."""
 
 import platform
 import shlex
@@ -36,24 +36,24 @@ OVER = " (95 %, over examples)"  # which the head of the table says
 
 @dataclass(frozen=True, kw_only=True)
 class Score(OfLabelled):
-    """What a tuned model, or a file of predictions, is worth: metrics with intervals, calibration, slices."""
+    """Scores of a tuned model, or of a file of predictions: metrics with intervals, calibration, slices."""
 
     predictions: Path | None = None
-    """In place of --model: a file that holds them, as predict writes it or another system."""
+    """In place of --model: a file of predictions, as predict or another system writes it."""
     dev: Path | None = None
-    """Other labelled examples, by which temperature and thresholds are chosen; with --predictions these on them."""
+    """Other labelled examples, to choose temperature and thresholds on; with --predictions, predictions for them."""
     group_column: str | None = None
-    """Whose groups a classifier may treat differently: of each its rates, and the gaps between them."""
+    """Column of groups that a classifier may treat differently: rates of each, and the gaps between them."""
 
 
 def run_score(args: Score) -> None:
-    """All that is told of one system."""
+    """Print the scores of one system."""
     result, _ = scores_of(args)
     tell(args.json, result, lines_of(result))
 
 
 def scores_of(args: Score) -> tuple[dict[str, Any], Judgement]:
-    """The result, and what it is of."""
+    """The result, and the predictions and examples that it is computed from."""
     cli.check_result(args.json, data=args.data, predictions=args.predictions, dev=args.dev)
     cli.check_ranges(args, {"threads": THREADS})
     if (args.model is None) == (args.predictions is None):
@@ -83,7 +83,7 @@ def scores_of(args: Score) -> tuple[dict[str, Any], Judgement]:
 
 
 def _dev(args: Score, judgement: Judgement) -> Judged | None:
-    """The same system on --dev."""
+    """The system's predictions on --dev; None if it is not given."""
     if args.dev is None:
         return None
     judged, _, tuned = judgement
@@ -102,7 +102,7 @@ def _dev(args: Score, judgement: Judgement) -> Judged | None:
 
 
 def lines_of(result: dict[str, Any]) -> list[str]:
-    """What a person reads first; the JSON holds the rest."""
+    """The main figures for the console; the JSON holds the rest."""
     file = printable(result["data"]["file"])
     lines = [f"{printable(result['system'])}, {result['task']}, {result['n']:,} examples of {file}", ""]
     lines.append(f"{'':20} {'value':>8}  {'95 % interval':18} {'baseline':>8}")

@@ -38,7 +38,7 @@ WIDTH = 200  # letters of a text that is printed
 def scores_of_swaps(
     args: OfModel, swaps: Path, data: Path, text: str | None, pair: str | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """(The result, the lines that say it.) text, pair: columns of `data`."""
+    """(The result, its lines for the console). text, pair: columns of `data`."""
     check_regular(swaps)
     words = read_swaps(read_table(swaps, header=False))
     source = _source(data)
@@ -54,7 +54,7 @@ def scores_of_swaps(
 
 
 def _source(file: Path) -> Table:
-    """A table, or, of another file, its lines that are not blank as one."""
+    """The table of a file; for a file that is none, a table of its lines that are not blank."""
     if uncompressed_name(file).endswith(TABLES) or file.suffix == ".parquet":
         return read_table(file)
     lines = [Row(f"{file}:{n}", {"text": line}) for n, line in enumerate(text_lines(file), start=1) if line.strip()]
@@ -162,7 +162,7 @@ def _label_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _largest(of: dict[str, dict[str, Metric]], size: Any) -> list[tuple[str, dict[str, Metric]]]:
-    """Those that differ most, at most SHOWN, under names that can be printed."""
+    """The entries that differ most, at most SHOWN, under names that can be printed."""
     found = sorted(of.items(), key=lambda each: -size(each[1]))[:SHOWN]
     return [(cut(printable(name), 40), own) for name, own in found]
 

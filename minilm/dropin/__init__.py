@@ -1,1 +1,1 @@
-"""transformers' classes under transformers' names: change `from transformers import` and stay."""
+"""transformers' classes under transformers' names: only the import of a program changes."""

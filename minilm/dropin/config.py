@@ -16,7 +16,7 @@ from minilm.files import write_json
 from minilm.model.encoder import EncoderConfig
 
 log = logging.getLogger("minilm")
-# what every family has beside its own keys
+# keys of every family, beside its own
 COMMON = {
     "architectures": None,
     "dtype": None,
@@ -27,20 +27,19 @@ COMMON = {
     "output_hidden_states": False,
     "return_dict": True,
 }
-UNSAID = {"is_encoder_decoder": False, "name_or_path": "", "_name_or_path": ""}  # where no file does
+UNSAID = {"is_encoder_decoder": False, "name_or_path": "", "_name_or_path": ""}  # values if no file has them
 LABELS = ("id2label", "label2id", "num_labels")
-UNSAVED = ("output_attentions", "output_hidden_states", "return_dict")  # said by a call, not by a model
-MAX_LABELS = 1 << 16  # that are named by their number
-BACKEND = {"eager": "explicit", "sdpa": "sdpa"}  # transformers' name of what computes attention -> ours
+UNSAVED = ("output_attentions", "output_hidden_states", "return_dict")  # options of a call, not of a model
+MAX_LABELS = 1 << 16  # that num_labels may ask for
+BACKEND = {"eager": "explicit", "sdpa": "sdpa"}  # transformers' name of an attention backend -> ours
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 
 class PreTrainedConfig:
     """The keys of a config.json as attributes, those it leaves out at transformers' defaults.
 
-    Unknown keys are kept, as transformers keeps them. Raises ConfigError for one that is a known key misspelled, which
-    of a file is left out, for labels that cannot be, which of a file only a classifier refuses, and for such a problem
-    type.
+    Unknown keys are kept, as in transformers. Raises ConfigError for a known key misspelled (in a file it is left out),
+    for invalid labels (those of a file are refused by classifiers alone), and for an unknown problem_type.
     """
 
     _unfit: str | None = None  # what is wrong with the labels of a file
@@ -54,7 +53,7 @@ class PreTrainedConfig:
         self.update(values)
 
     def change(self, values: dict[str, Any]) -> None:
-        """`update`, but raises ConfigError for a key that there is none of."""
+        """`update`, but raises ConfigError for any unknown key."""
         known = [key for key in self.__dict__ if not key.startswith("_") and key != "model_type"]
         known += [*self._family.aliases, "num_labels", "torch_dtype", "attn_implementation"]
         for key in values.keys() - set(known):
@@ -63,9 +62,9 @@ class PreTrainedConfig:
         self.update(values)
 
     def update(self, values: dict[str, Any]) -> None:
-        """Set several at once; `num_labels` makes labels of that number where none are given."""
-        if "attn_implementation" in values:  # of a machine, not of a model, so it is not saved
-            if (chosen := values["attn_implementation"]) not in list(BACKEND):  # which may be unhashable
+        """Set several keys at once; `num_labels` makes that many labels if none are given."""
+        if "attn_implementation" in values:  # depends on the machine, not on the model, so it is not saved
+            if (chosen := values["attn_implementation"]) not in list(BACKEND):  # a list, for it may be unhashable
                 raise ConfigError(f"attn_implementation {chosen!r} is unknown; use one of {', '.join(BACKEND)}")
             self._attn_implementation = chosen
             values = {key: value for key, value in values.items() if key != "attn_implementation"}
@@ -83,7 +82,7 @@ class PreTrainedConfig:
             raise ConfigError(f"config: problem_type is {self.problem_type!r}; give one of {', '.join(PROBLEMS)}")
 
     def _set_labels(self, labels: Any, ids: Any, number: Any) -> None:
-        """id2label, label2id and num_labels. Raises ConfigError where they do not go together."""
+        """Set id2label, label2id and num_labels. Raises ConfigError if they contradict each other."""
         if ids is not None:
             ids = {label: _number(id, "label2id") for label, id in _whole(ids, "label2id").items()}
         if labels is None and ids is None:
@@ -102,12 +101,12 @@ class PreTrainedConfig:
         self._unfit = None
 
     def check_labels(self) -> None:
-        """Raises ConfigError where a file's labels cannot be, and no others were given."""
+        """Raises ConfigError if a file's labels are invalid and no others were given."""
         if self._unfit is not None:
             raise ConfigError(f"{self._unfit}; give others, or num_labels")
 
     def _check_key(self, key: str) -> None:
-        """Raises ConfigError for one that would hide what is ours, or is a known one misspelled."""
+        """Raises ConfigError for a key that would hide an attribute of ours, or is a known key misspelled."""
         known = [*COMMON, *self._family.defaults, *self._family.aliases, "num_labels"]
         ours = key in ("_family", "_attn_implementation") or hasattr(PreTrainedConfig, key)
         hint = "" if ours or key in self.__dict__ else did_you_mean(key, known, 0.9)
@@ -143,12 +142,12 @@ class PreTrainedConfig:
 
     @property
     def family(self) -> Family:
-        """What kind of Hugging Face's models this one is."""
+        """The family of Hugging Face's models that this one belongs to."""
         return self._family
 
     @property
     def backend(self) -> str:
-        """What computes attention, by our name."""
+        """The attention backend, by our name."""
         return BACKEND[self._attn_implementation]
 
     def dropout_of(self, keys: tuple[str, ...]) -> float:
@@ -157,7 +156,7 @@ class PreTrainedConfig:
         return 0.0 if key is None else config_fraction(self.__dict__, key)
 
     def meant_by(self, value: str | Key) -> str:
-        """The value of a key, or the value itself."""
+        """This config's value of `value` if that is a Key; otherwise `value` itself."""
         return getattr(self, value) if isinstance(value, Key) else value
 
     @property
@@ -166,7 +165,7 @@ class PreTrainedConfig:
         return is_causal(self.__dict__)
 
     def encoder(self) -> EncoderConfig:
-        """The shape of the encoder. Raises CheckpointError naming the key that does not fit."""
+        """The encoder's config. Raises CheckpointError naming the key that does not fit."""
         return config_from_hf(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
@@ -183,7 +182,7 @@ class PreTrainedConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **changes: Any) -> Self:
-        """Of what a config.json holds, with `changes`. Raises CheckpointError or ConfigError."""
+        """The config of a config.json's content, with `changes`. Raises CheckpointError or ConfigError."""
         config_from_hf(values)  # refuses a file without its sizes, before defaults stand in for them
         config = cls.__new__(cls)
         PreTrainedConfig.__init__(config, values["model_type"])
@@ -209,7 +208,7 @@ class PreTrainedConfig:
 
     @classmethod
     def for_model(cls, model_type: str, **values: Any) -> "PreTrainedConfig":
-        """Of a family, at its defaults but for `values`."""
+        """The config of a family, at its defaults but for `values`."""
         return PreTrainedConfig(model_type, **values)
 
     @classmethod
@@ -223,7 +222,7 @@ class PreTrainedConfig:
         token: str | bool | None = None,
         **changes: Any,
     ) -> Self:
-        """Of a model's directory or its name on the hub, with `changes`. Raises CheckpointError or ConfigError."""
+        """The config of a directory or a name on the hub, with `changes`. Raises CheckpointError or ConfigError."""
         directory = find_model(name, revision, cache_dir, local_files_only, token=token, weights=False)
         config = cls.of_directory(directory, **changes)
         config._name_or_path = str(name)
@@ -234,7 +233,7 @@ class PreTrainedConfig:
 
     @classmethod
     def of_directory(cls, directory: Path, **changes: Any) -> Self:
-        """Of the config.json in it, with `changes`. Raises CheckpointError, which names the directory."""
+        """The config of a directory's config.json, with `changes`. Raises CheckpointError naming the directory."""
         values = read_config(directory)
         try:
             return cls.from_dict(values, **changes)
@@ -242,12 +241,12 @@ class PreTrainedConfig:
             raise CheckpointError(f"{directory}: {error}") from error
 
     def save_pretrained(self, directory: Path | str) -> None:
-        """config.json, as transformers reads it."""
+        """Write config.json, as transformers reads it."""
         os.makedirs(directory, exist_ok=True)
         write_json(Path(directory) / "config.json", self._saved())
 
     def __getstate__(self) -> dict[str, Any]:
-        """To be pickled: all but the family, whose readers cannot be."""
+        """The state to pickle: all but the family, whose readers cannot be pickled."""
         return {key: value for key, value in self.__dict__.items() if key != "_family"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -263,7 +262,7 @@ class PreTrainedConfig:
 
 
 class BertConfig(PreTrainedConfig):
-    """Devlin et al. 2018; the defaults are BERT-base."""
+    """The config of a BERT (Devlin et al. 2018); the defaults are BERT-base."""
 
     model_type = "bert"
 

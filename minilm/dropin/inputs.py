@@ -1,4 +1,4 @@
-"""What a call's arguments are to an encoder, and how much of a text it reads."""
+"""The arguments of a transformers call as an encoder's Tokens, and how many tokens a model reads."""
 
 from dataclasses import replace
 
@@ -12,8 +12,8 @@ from minilm.model.encoder import EncoderConfig
 
 
 def max_tokens(cfg: EncoderConfig, tokenizer: BertTokenizer) -> int:
-    """How many tokens of a text the two read, specials among them. Raises DataError for added tokens that the model has
-    no words of."""
+    """Tokens of a text that model and tokenizer read at most, special tokens included. Raises DataError for added
+    tokens that the model has no embedding for."""
     if (highest := max(tokenizer.get_added_vocab().values(), default=0)) >= cfg.vocab_size:
         raise DataError(
             f"the tokenizer has ids to {highest}, the model {cfg.vocab_size} words; lengthen its table first"
@@ -30,16 +30,16 @@ def tokens_of(
     position_ids: Tensor | None,
     inputs_embeds: Tensor | None,
 ) -> Tokens:
-    """The Tokens that transformers' arguments mean, all (B, T) but inputs_embeds (B, T, E).
+    """Tokens for the arguments of a transformers call, all (B, T) but inputs_embeds (B, T, E).
 
-    A row's first token is what pooled heads read, even where it is padding; RoBERTa's positions count the tokens that
-    are not padding. Raises ValueError for arguments that do not go together, DataError for a text that the model's
-    positions do not reach.
+    Pooled heads read a row's first token, even if it is padding; RoBERTa's positions count the tokens that are not
+    padding. Raises ValueError for arguments that contradict each other, TypeError for ids that are no whole numbers,
+    DataError for a text without tokens or with more than the model has positions.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("give either input_ids or inputs_embeds")
     if input_ids is None:
-        ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)  # nobody reads them
+        ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)  # not read
     else:
         if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
             raise TypeError(f"input_ids of {input_ids.dtype}; give whole numbers")

@@ -1,6 +1,6 @@
 """transformers' model classes: one encoder and one head each, with its call, outputs, losses, loading and saving.
 
-They are named after BERT and open every family of `checkpoint.families`: which family a model is of, its config says.
+The classes are named after BERT, but open every family of `checkpoint.families`; the config says which one a model is.
 
 The base model is called `bert` in every family, and its parameters have our names; files have transformers'.
 
@@ -43,16 +43,16 @@ TARGETS = ("labels", "next_sentence_label", "start_positions", "end_positions")
 
 
 class PreTrainedModel(nn.Module):
-    """What all classes share: the call, loading and saving. A subclass says what it reads from the states."""
+    """Base of all classes: the call, loading and saving. A subclass makes outputs and loss from the states."""
 
-    kind: ClassVar[str]  # among the classes of a family in checkpoint.families
-    head_prefixes: ClassVar[tuple[str, ...]] = ()  # of its parameters; where a family has no such part, it is not there
+    kind: ClassVar[str]  # its key in `Family.classes` of checkpoint.families
+    head_prefixes: ClassVar[tuple[str, ...]] = ()  # of the head's parameters; a family may have fewer such parts
     targets: ClassVar[tuple[str, ...]] = ("labels",)
     dimensions: ClassVar[int] = 2  # of input_ids
     base_model_prefix: ClassVar[str] = "bert"  # the name of the base model, in every family
     config: PreTrainedConfig
-    untrained: tuple[str, ...] = ()  # the parts that `from_pretrained` found no weights of
-    pooling: Pooling | None = None  # what sentence-transformers' files said of an encoder; saved with it
+    untrained: tuple[str, ...] = ()  # the parts that `from_pretrained` found no weights for
+    pooling: Pooling | None = None  # of sentence-transformers' files beside an encoder; saved with it
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
@@ -64,9 +64,9 @@ class PreTrainedModel(nn.Module):
             raise ConfigError(f"{type(self).__name__}: a {config.model_type} has no such class; it has {there}")
 
     def __init_subclass__(cls) -> None:
-        """The signature of its forward has its own targets alone: transformers' Trainer reads there what to give it."""
+        """Make a `forward` whose signature has only this class's targets: transformers' Trainer reads which to pass."""
         super().__init_subclass__()
-        if "kind" not in cls.__dict__ or "forward" in cls.__dict__:  # its parent's is its own
+        if "kind" not in cls.__dict__ or "forward" in cls.__dict__:  # it keeps its parent's, or its own
             return
         whole, foreign = inspect.signature(PreTrainedModel.forward), {*TARGETS} - {*cls.targets}
         kept = [each for each in whole.parameters.values() if each.name not in foreign]
@@ -75,9 +75,9 @@ class PreTrainedModel(nn.Module):
         @wraps(PreTrainedModel.forward)
         def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> ModelOutput | tuple[Tensor, ...]:
             own = places
-            if "type_vocab_size" not in self.config.family.defaults:  # whose order is another than BERT's
+            if "type_vocab_size" not in self.config.family.defaults:  # in transformers its order is not BERT's
                 own = places[:2]
-            elif self.kind in ("mlm", "clm") and self.config.model_type != "electra":  # states of an encoder, then
+            elif self.kind in ("mlm", "clm") and self.config.model_type != "electra":  # encoder_hidden_states follow
                 own = [place for place in places if place not in TARGETS]
             if len(args) > len(own):
                 raise TypeError(f"{type(self).__name__} of a {self.config.model_type}: name what follows {own[-1]}")
@@ -93,7 +93,7 @@ class PreTrainedModel(nn.Module):
 
     @property
     def base_model(self) -> "BertModel":
-        """The encoder and its pooler, which can be called itself."""
+        """The encoder and its pooler, a model that can be called by itself."""
         return self.bert
 
     def outputs_of(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
@@ -101,7 +101,7 @@ class PreTrainedModel(nn.Module):
         raise NotImplementedError
 
     def loss(self, outputs: dict[str, Tensor], tokens: Tokens, **targets: Tensor) -> Tensor:
-        """As transformers has it: a mean over the targets of this call; in nats, where it is of labels."""
+        """The loss as in transformers: a mean over the targets of this call; in nats, if the targets are labels."""
         raise NotImplementedError
 
     def forward(
@@ -121,12 +121,12 @@ class PreTrainedModel(nn.Module):
         return_dict: bool | None = None,
         use_cache: bool | None = None,
     ) -> ModelOutput | tuple[Tensor, ...]:
-        """As transformers' forward. All inputs are (B, T), inputs_embeds (B, T, E); of multiple choice (B, choices, T).
+        """transformers' forward. All inputs are (B, T), inputs_embeds (B, T, E); for multiple choice (B, choices, T).
 
-        The loss is there when all targets of the class are given. Without their names the targets follow inputs_embeds,
-        and a family without token_type_ids takes input_ids and attention_mask alone: in transformers its order is
-        another one. use_cache is there for transformers' sake: nothing is cached. Raises TypeError for targets of
-        another class.
+        The result has a loss if all targets of the class are given. By position, targets follow inputs_embeds; but most
+        language models take them by name only, and a family without token_type_ids takes only input_ids and
+        attention_mask by position, since its order in transformers is another one. use_cache is accepted as in
+        transformers, but nothing is cached. Raises TypeError for targets of another class.
         """
         given = dict(zip(TARGETS, (labels, next_sentence_label, start_positions, end_positions), strict=True))
         if self.kind == "next" and labels is None:  # its name until transformers 4
@@ -153,7 +153,7 @@ class PreTrainedModel(nn.Module):
         trace = Trace(attentions=[] if wants_weights else None) if wants_states or wants_weights else None
         try:
             states = encoder(tokens, inputs_embeds, trace)
-        except IndexError as error:  # as a CPU says it; a GPU has an assertion of its own
+        except IndexError as error:  # from a CPU; a GPU fails with an assertion of its own
             highest, V = int(tokens.input_ids.max()), encoder.cfg.vocab_size
             if highest < V:
                 raise
@@ -194,14 +194,14 @@ class PreTrainedModel(nn.Module):
         add_pooling_layer: bool = True,
         **changes: Any,
     ) -> Self:
-        """A model of a directory or of a name on the hub, in eval mode, every tensor of its file accounted for.
+        """The model of a directory or of a name on the hub, in eval mode, every tensor of its file accounted for.
 
-        What the file lacks of this class's own head is new, drawn from torch's random state, and said in a line; so is
-        what it holds for another class. dtype: None or "auto" is config.json's, or, where it has none, the file's.
-        use_safetensors: False reads pytorch_model.bin, a pickle, by torch's unpickler that makes tensors and nothing
-        else. ignore_mismatched_sizes: a head of other sizes than the file's is new, too. changes: of the config,
-        num_labels and id2label among them. trust_remote_code and low_cpu_mem_usage are there for transformers' sake: no
-        code of a directory is run, and no weights are made before the file's.
+        Parts of this class's head that the file lacks are initialised at random, from torch's random state, with a
+        warning; another warning names tensors of another class, which are left out. dtype: None or "auto" is
+        config.json's, or, if it has none, the file's. use_safetensors: False reads pytorch_model.bin, a pickle, by
+        torch's unpickler that makes only tensors. ignore_mismatched_sizes: a head whose sizes differ from the file's is
+        initialised, too. changes: to the config, as num_labels and id2label. trust_remote_code and low_cpu_mem_usage
+        are accepted as in transformers: no code of a directory is run, and no weights are made before the file's.
 
         Raises CheckpointError naming the file and the tensor or key that does not fit, ConfigError for `changes`.
         """
@@ -251,7 +251,7 @@ class PreTrainedModel(nn.Module):
         attn_implementation: str | None = None,
         dtype: torch.dtype | str | None = None,
     ) -> Self:
-        """With random weights."""
+        """A model with random weights."""
         if attn_implementation is not None:
             config = copy.deepcopy(config)
             config.update({"attn_implementation": attn_implementation})
@@ -259,8 +259,8 @@ class PreTrainedModel(nn.Module):
         return model if dtype in (None, "auto") else model.to(getattr(torch, _name_of(dtype)))
 
     def _load(self, state: dict[str, Tensor], what: str) -> None:
-        """Take over the tensors of `state`, by names without the base model's, and make anew what it has no tensor of,
-        which a line says."""
+        """Load the tensors of `state`, named without the base model's prefix, and initialise parts of the head that it
+        has no tensor for, with a warning."""
         new = []
         for name, part in self._parts().items():
             if not any(key.startswith(f"{name}.") for key in state) and any(True for _ in part.parameters()):
@@ -284,10 +284,10 @@ class PreTrainedModel(nn.Module):
     def save_pretrained(
         self, directory: Path | str, *, state_dict: dict[str, Tensor] | None = None, safe_serialization: bool = True
     ) -> None:
-        """config.json and model.safetensors, as transformers' Auto classes open them; config.json comes last.
+        """Write model.safetensors and, last, config.json, as transformers' Auto classes open them.
 
-        state_dict: in place of its own, for a model whose tensors are parts or were others. safe_serialization is there
-        for transformers' sake: no pickle is written.
+        state_dict: in place of the model's own, if its tensors are sharded or are to be others. safe_serialization is
+        accepted as in transformers, but no pickle is written.
         """
         if not safe_serialization:
             raise ConfigError("safe_serialization=False would be a pickle; none is written here")
@@ -312,7 +312,7 @@ class PreTrainedModel(nn.Module):
         self._check_loadable(state)
         tensors = {_bare(name): own.detach() if own.is_meta else own.detach().cpu() for name, own in state.items()}
         named = to_hf(tensors, config.model_type, self.kind)
-        for stale in directory.glob(".tmp-save-*"):  # nobody else writes here, so their makers are dead
+        for stale in directory.glob(".tmp-save-*"):  # left by dead processes, for nobody else writes here now
             remove(stale)
         aside = directory / f".tmp-save-{os.getpid()}"
         try:
@@ -324,7 +324,7 @@ class PreTrainedModel(nn.Module):
             config.save_pretrained(aside)
             sync(aside)
             for name in ("config.json", "MANIFEST.json", MODULES, INDEX, PICKLE, f"{PICKLE}.index.json"):
-                (directory / name).unlink(missing_ok=True)  # of what was there, config.json first: then it is no model
+                (directory / name).unlink(missing_ok=True)  # of an old model, config.json first: then it is none
             written = [path.relative_to(aside) for path in aside.rglob("*") if path.is_file()]
             for file in sorted(written, key=lambda file: file.name == "config.json" and len(file.parts) == 1):
                 (directory / file).parent.mkdir(exist_ok=True)
@@ -369,11 +369,12 @@ class PreTrainedModel(nn.Module):
         return self.base_model.encoder.embedding.word
 
     def get_output_embeddings(self) -> nn.Embedding | None:
-        """The same table, where it decodes; None for other classes."""
+        """The word table of a language model, which is tied to its head; None for other classes."""
         return self.get_input_embeddings() if isinstance(getattr(self, "head", None), LMHead) else None
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Another table of the same shape; `resize_token_embeddings` makes a longer one. Raises ConfigError."""
+        """Replace the word table by one of the same shape; `resize_token_embeddings` makes a longer one. Raises
+        ConfigError for another shape."""
         old, new = self.get_input_embeddings().weight.shape, value.weight.shape
         if old != new:
             raise ConfigError(f"a word table of shape {tuple(new)}, and the model's is {tuple(old)}")
@@ -385,8 +386,8 @@ class PreTrainedModel(nn.Module):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """Of every layer, by torch's newer kind; the arguments are there for transformers' sake, whose Trainer gives
-        them. Raises ConfigError for what would be another kind."""
+        """Checkpoint every layer, without reentrant autograd; transformers' Trainer passes the arguments. Raises
+        ConfigError for other `every_n_layers` or `offload`."""
         if every_n_layers != 1 or offload:
             raise ConfigError("gradient checkpointing is of every layer here, and offloads nothing")
         self.base_model.encoder.gradient_checkpointing = True
@@ -398,14 +399,15 @@ class PreTrainedModel(nn.Module):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """The word table, longer or shorter at its end; new words begin as the mean of the others, whatever
-        mean_resizing, which is there for transformers' sake. None: as long as it is, or the next multiple."""
+        """Make the word table longer or shorter at its end, and return it. New words begin as the mean of the old ones,
+        whatever `mean_resizing`, which is accepted as in transformers. new_num_tokens: None keeps the length, or
+        rounds it up to pad_to_multiple_of."""
         encoder = self.base_model.encoder
         if new_num_tokens is None and pad_to_multiple_of is None:
             return encoder.embedding.word
         multiple = pad_to_multiple_of or 1
         V = -(-(encoder.cfg.vocab_size if new_num_tokens is None else new_num_tokens) // multiple) * multiple
-        encoder.cfg = replace(encoder.cfg, vocab_size=V)  # which refuses a size that cannot be
+        encoder.cfg = replace(encoder.cfg, vocab_size=V)  # refuses an impossible size
         old = encoder.embedding.word
         word = nn.Embedding(V, old.embedding_dim, old.padding_idx, device=old.weight.device, dtype=old.weight.dtype)
         kept = min(V, old.num_embeddings)
@@ -428,7 +430,7 @@ class PreTrainedModel(nn.Module):
 
 
 class BertModel(PreTrainedModel):
-    """The encoder; and its pooler, where the family and the file have one."""
+    """The encoder, and its pooler if the family and the file have one."""
 
     kind = "model"
     head_prefixes = ("pooler.",)
@@ -476,7 +478,7 @@ class _LanguageModel(PreTrainedModel):
         self._initialise_head()
 
     def logits(self, states: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, V)."""
+        """Logits over the vocabulary: (B, T, D) -> (B, T, V)."""
         return self.head.logits(states, self.get_input_embeddings().weight)
 
     def outputs_of(self, states: Tensor, tokens: Tokens) -> dict[str, Tensor | None]:
@@ -484,7 +486,7 @@ class _LanguageModel(PreTrainedModel):
 
 
 class BertForMaskedLM(_LanguageModel):
-    """Devlin et al. 2018, sec. 3.1, task 1; labels (B, T), -100 where nothing is to be predicted."""
+    """Masked language model (Devlin et al. 2018, sec. 3.1, task 1); labels (B, T), -100 for tokens not to predict."""
 
     kind = "mlm"
 
@@ -493,7 +495,7 @@ class BertForMaskedLM(_LanguageModel):
 
 
 class BertLMHeadModel(_LanguageModel):
-    """Left to right, where the config says is_decoder; labels (B, T) are the input_ids, shifted here."""
+    """Causal language model, if the config says is_decoder; labels (B, T) are the input_ids, shifted here."""
 
     kind = "clm"
 
@@ -507,7 +509,7 @@ class BertLMHeadModel(_LanguageModel):
 
 
 class BertForPreTraining(_LanguageModel):
-    """Both tasks of Devlin et al. 2018, sec. 3.1: masked words, and whether the second text follows the first."""
+    """Both pretraining tasks of Devlin et al. 2018, sec. 3.1: masked words, and whether a text follows another."""
 
     kind = "pretraining"
     head_prefixes = (HEAD, "pooler.", "classifier.")
@@ -531,7 +533,7 @@ class BertForPreTraining(_LanguageModel):
 
 
 class _Classifier(PreTrainedModel):
-    """classifier(drop(transform(x))) of each token, or of one vector a row; a family may have no transform."""
+    """classifier(drop(transform(x))) of each token's state, or of a pooled one; a family may have no transform."""
 
     head_prefixes = ("pooler.", "transform.", "classifier.")
     num_outputs: ClassVar[int | None] = None  # None: one a label
@@ -563,7 +565,7 @@ class _Classifier(PreTrainedModel):
 
 
 class BertForSequenceClassification(_Classifier):
-    """One label a text or pair, several, or a number, as config.problem_type says; None: as the labels look."""
+    """A label, several labels or a number for a text or pair, as config.problem_type says, or the labels' dtype."""
 
     kind = "sequence"
 
@@ -583,7 +585,7 @@ class BertForSequenceClassification(_Classifier):
 
 
 class BertForTokenClassification(_Classifier):
-    """One label a token; labels (B, T), -100 where none is."""
+    """A label for each token; labels (B, T), -100 for none."""
 
     kind = "token"
 
@@ -615,7 +617,8 @@ class BertForQuestionAnswering(_Classifier):
 
 
 class BertForNextSentencePrediction(_Classifier):
-    """Devlin et al. 2018, sec. 3.1, task 2; labels (B,): 0 the second text follows the first, 1 it does not."""
+    """Next-sentence prediction (Devlin et al. 2018, sec. 3.1, task 2); labels (B,): 0 if the second text follows the
+    first, 1 if it does not."""
 
     kind = "next"
     num_outputs = 2
@@ -625,7 +628,7 @@ class BertForNextSentencePrediction(_Classifier):
 
 
 class BertForMultipleChoice(_Classifier):
-    """Which of several texts it is: input_ids (B, choices, T), labels (B,)."""
+    """Which of several texts is right: input_ids (B, choices, T), labels (B,)."""
 
     kind = "choice"
     num_outputs = 1
@@ -636,7 +639,7 @@ class BertForMultipleChoice(_Classifier):
 
 
 class ElectraForPreTraining(_Classifier):
-    """Which tokens were replaced (Clark et al. 2020, sec. 2): logits (B, T), labels (B, T), 1 where one was."""
+    """ELECTRA's discriminator (Clark et al. 2020, sec. 2): logits (B, T), labels (B, T), 1 for a replaced token."""
 
     kind = "discriminator"
     num_outputs = 1
@@ -650,8 +653,8 @@ class ElectraForPreTraining(_Classifier):
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean negative log-likelihood in nats over the targets (...) of logits (..., C) that are not -100; NaN where none
-    is, as torch has it."""
+    """Mean negative log-likelihood in nats over the targets (...) that are not -100, for logits (..., C); NaN if there
+    are none, as in torch."""
     if target.is_floating_point():
         raise TypeError(f"labels of {target.dtype}; give whole numbers")
     nats, count = cross_entropy_sum(logits.flatten(0, -2), target.flatten().long())
@@ -659,12 +662,12 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _bare(name: str) -> str:
-    """A parameter's name without the base model's, as checkpoint.families has it."""
+    """A parameter's name without the base model's prefix, as in checkpoint.families."""
     return name.removeprefix("bert.")
 
 
 def _name_of(dtype: torch.dtype | str) -> str:
-    """float32 of torch.float32. Raises ConfigError for what is none."""
+    """Name of a dtype, as "float32" for torch.float32. Raises ConfigError for a dtype that models cannot have."""
     name = str(dtype).removeprefix("torch.")
     if getattr(torch, name, None) not in DTYPES:
         raise ConfigError(f"dtype {dtype!r}: give one of {', '.join(map(str, DTYPES))}")

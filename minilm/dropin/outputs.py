@@ -1,4 +1,4 @@
-"""What a tokenizer and a model return."""
+"""The results of a tokenizer (BatchEncoding) and of a model (ModelOutput)."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -15,24 +15,24 @@ ABSENT = ("loss", "pooler_output", "hidden_states", "attentions", "past_key_valu
 
 
 class CharSpan(NamedTuple):
-    """Characters of a text, from start to before end."""
+    """Characters of a text, from `start` to before `end`."""
 
     start: int
     end: int
 
 
 class TokenSpan(NamedTuple):
-    """Tokens, from start to before end."""
+    """Tokens of a text, from `start` to before `end`."""
 
     start: int
     end: int
 
 
 class BatchEncoding(dict):
-    """What a tokenizer returns: lists or tensors by name, as attributes too, and the way back to words and characters.
+    """The result of a tokenizer: lists or tensors by name, or as attributes, and the way back to words and characters.
 
-    The index of a text may be left out where there is one only. A word or character of `sequence_index` 0 is of the
-    first text of a pair, of 1 of the second.
+    The index of a text may be left out if there is only one. sequence_index: 0 for words and characters of the first
+    text of a pair, 1 for those of the second.
     """
 
     def __init__(self, data: dict[str, Any], encodings: list[tokenizers.Encoding] | None = None) -> None:
@@ -56,15 +56,15 @@ class BatchEncoding(dict):
         return self.encodings[0].n_sequences
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """Its tensors on `device`, in place."""
+        """Move the tensors to `device`, in place."""
         for name, value in self.items():
             if isinstance(value, torch.Tensor):
                 self[name] = value.to(device, non_blocking=non_blocking)
         return self
 
     def convert_to_tensors(self, tensor_type: str | None) -> Self:
-        """Lists become torch tensors ("pt") or numpy arrays ("np"), in place: whole numbers int64, others float32 in
-        torch. Raises DataError for rows of unequal lengths and for what is no number."""
+        """Convert lists to torch tensors ("pt") or numpy arrays ("np"), in place: whole numbers to int64, others to
+        float32 in torch. Raises DataError for rows of unequal lengths and for values that are no numbers."""
         if tensor_type not in (None, "pt", "np"):
             raise ConfigError(f"return_tensors {tensor_type!r}: give 'pt' or 'np'")
         dtypes = {"b": bool, "i": np.int64, "u": np.int64, "f": np.float32 if tensor_type == "pt" else np.float64}
@@ -86,11 +86,11 @@ class BatchEncoding(dict):
         return self.encodings[batch_index].tokens
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
-        """Of each token the number of its word, None for special tokens."""
+        """The index of each token's word, None for special tokens."""
         return self.encodings[batch_index].word_ids
 
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
-        """Of each token which text of a pair it is of, None for special tokens."""
+        """The index of each token's text in a pair, None for special tokens."""
         return self.encodings[batch_index].sequence_ids
 
     def char_to_token(self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0) -> Any:
@@ -114,7 +114,7 @@ class BatchEncoding(dict):
         return self._asked(batch_or_word_index, word_index, "word_to_chars", sequence_index, kind=CharSpan)
 
     def word_to_tokens(self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0) -> Any:
-        """The TokenSpan of a word, None where it has none."""
+        """The TokenSpan of a word, None if it has no token."""
         return self._asked(batch_or_word_index, word_index, "word_to_tokens", sequence_index, kind=TokenSpan)
 
     def _asked(self, first: int, second: int | None, what: str, *more: int, kind: type | None = None) -> Any:
@@ -124,11 +124,11 @@ class BatchEncoding(dict):
 
 
 class ModelOutput(OrderedDict):
-    """A model's results by name, attribute or place, in transformers' order. What was not asked for is None as an
-    attribute, and absent else. An OrderedDict, for FSDP makes a plain dict of any other."""
+    """A model's results by name, attribute or index, in transformers' order. A result that was not asked for is None as
+    an attribute, and absent otherwise. An OrderedDict, since FSDP turns any other kind into a plain dict."""
 
     def __init__(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **values: Any) -> None:
-        """items: of another one, as DataParallel and accelerate make it anew."""
+        """items: those of another ModelOutput, for DataParallel and accelerate, which rebuild it."""
         super().__init__({name: value for name, value in dict(items, **values).items() if value is not None})
 
     def __getattr__(self, name: str) -> Any:
@@ -139,7 +139,7 @@ class ModelOutput(OrderedDict):
         raise AttributeError(f"this output has no {name!r}; it has {', '.join(self)}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """An output that is put is so by name and place, too; None: it is absent."""
+        """Set a result, by name and index, too; None removes it."""
         if name not in self and name not in ABSENT:
             super().__setattr__(name, value)
         elif value is None:

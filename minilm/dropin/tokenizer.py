@@ -1,5 +1,5 @@
 """transformers' tokenizer: text -> a BatchEncoding, by the tokenizer.json, vocab.txt or vocab.json of any family of
-`checkpoint.families`. `tokenizers` does the work; which options mean what is transformers'.
+`checkpoint.families`. `tokenizers` does the work; options have the meaning that they have in transformers.
 
 Special tokens written out in a text are those tokens, as in transformers; `split_special_tokens=True` makes them text.
 """
@@ -37,8 +37,8 @@ log = logging.getLogger("minilm")
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 BERT_ROLES = dict(zip(ROLES[2:], ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"), strict=True))
 ROBERTA_ROLES = dict(zip(ROLES, ("<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"), strict=True))
-NO_LIMIT = int(1e30)  # transformers' model_max_length where nobody said one
-SPLITTING = {  # a flag -> what it is called in the part of a tokenizer that it is of
+NO_LIMIT = int(1e30)  # transformers' model_max_length where none is given
+SPLITTING = {  # flag -> the attribute of a tokenizer's part that it sets
     "do_lower_case": "lowercase",
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
@@ -56,8 +56,8 @@ TYPES = dict.fromkeys(FLAGS, bool) | {  # of a tokenizer_config.json's values
 _turn = threading.RLock()  # options are set on the tokenizer in Rust: other threads may not change them meanwhile
 os.register_at_fork(before=_turn.acquire, after_in_parent=_turn.release, after_in_child=_turn.release)
 STRATEGIES = ("longest_first", "only_first", "only_second")
-PAIRED = ("BertTokenizer", "ElectraTokenizer")  # whose models read token_type_ids
-CLASSES = {  # of a model_type, where no file names one
+PAIRED = ("BertTokenizer", "ElectraTokenizer")  # classes whose models read token_type_ids
+CLASSES = {  # model_type -> tokenizer class, if no file names one
     "bert": "BertTokenizer",
     "electra": "ElectraTokenizer",
     "distilbert": "DistilBertTokenizer",
@@ -66,7 +66,7 @@ CLASSES = {  # of a model_type, where no file names one
 
 
 class BertTokenizer:
-    """Splits texts as a model was trained to read them. Made by `from_pretrained`, or of a WordPiece vocabulary."""
+    """Splits texts as a model was trained to read them; made by `from_pretrained`, or from a WordPiece vocabulary."""
 
     is_fast = True
 
@@ -78,7 +78,7 @@ class BertTokenizer:
         tokenize_chinese_chars: bool = True,
         **config: Any,
     ) -> None:
-        """vocab: a vocab.txt, token -> id, or a whole tokenizer, of which the next three arguments change nothing.
+        """vocab: a vocab.txt, a dict token -> id, or a whole tokenizer, which the next three arguments do not change.
         config: as in tokenizer_config.json. Raises DataError."""
         backend = vocab
         if not isinstance(vocab, tokenizers.Tokenizer):
@@ -88,10 +88,10 @@ class BertTokenizer:
         self._set_up(backend, {"tokenizer_class": "BertTokenizer"} | config)
 
     def _set_up(self, backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
-        """config: as in tokenizer_config.json; roles that it does not name are those of the kind of vocabulary."""
+        """Set the attributes. config: as in tokenizer_config.json; roles that it does not name get the usual tokens."""
         self._roles = _roles_of(backend, config)
         self._backend = backend
-        backend.no_truncation()  # a tokenizer.json may carry either: here a caller asks for them
+        backend.no_truncation()  # a tokenizer.json may set either; here the caller does
         backend.no_padding()
         more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
         more = list(more.values()) if isinstance(more, dict) else more
@@ -128,12 +128,12 @@ class BertTokenizer:
         trust_remote_code: bool = False,
         **changes: Any,
     ) -> Self:
-        """Of a model's directory, its name on the hub, or a tokenizer's file. changes: of its tokenizer_config.json,
-        do_lower_case among them. use_fast and trust_remote_code are there for transformers' sake: there is one kind,
-        and no code of a directory is run.
+        """The tokenizer of a model's directory or name on the hub, or of a tokenizer's file. changes: to its
+        tokenizer_config.json, as do_lower_case. use_fast and trust_remote_code are accepted as in transformers: there
+        is one kind, and no code of a directory is run.
 
-        Raises DataError naming the file, also where the tokenizer is not the model's or lower-cases a cased vocabulary;
-        ConfigError for changes that there are none of, or that its tokenizer has no part for.
+        Raises DataError naming the file, also if the tokenizer is not the model's or lower-cases a cased vocabulary;
+        ConfigError for unknown changes, or those that the tokenizer has no part for.
         """
         directory = find_model(name, revision, cache_dir, local_files_only, token=token, weights=False)
         known = [*ROLES, *TYPES, "padding_side", "truncation_side"]
@@ -147,9 +147,9 @@ class BertTokenizer:
         model = directory / "config.json"
         model = read_json(model, most=MAX_CONFIG) if model.exists() else {}
         backend = _read_backend(directory, config)
-        if not (directory / "tokenizer.json").exists():  # which has them itself
+        if not (directory / "tokenizer.json").exists():  # a tokenizer.json has them itself
             _add_stated(backend, directory, config)
-        if not config.get("tokenizer_class"):  # a WordPiece alone is as of a BERT
+        if not config.get("tokenizer_class"):  # a WordPiece without a model_type is taken for a BERT's
             kind = model.get("model_type") or ("bert" if isinstance(backend.model, models.WordPiece) else None)
             config["tokenizer_class"] = model.get("tokenizer_class") or CLASSES.get(str(kind))
         tokenizer = cls.__new__(cls)
@@ -165,7 +165,7 @@ class BertTokenizer:
         tokenizer.name_or_path = str(name)
         check_ids(backend, str(directory))
         check_case(backend.get_vocab(), tokenizer.do_lower_case, str(directory))
-        plain = isinstance(backend.normalizer, normalizers.BertNormalizer)  # another may lower-case besides
+        plain = isinstance(backend.normalizer, normalizers.BertNormalizer)  # a Sequence may lower-case elsewhere
         lower = (said | changes).get("do_lower_case", tokenizer.do_lower_case)
         if plain and bool(lower) != tokenizer.do_lower_case:
             raise DataError(
@@ -183,7 +183,7 @@ class BertTokenizer:
         return tokenizer
 
     def _set_ends(self) -> None:
-        """Put cls_token and sep_token around each text. Raises ConfigError where there is no place for them."""
+        """Put cls_token and sep_token around each text. Raises ConfigError if there is no place for them."""
         ends, word_piece = self._backend.post_processor, isinstance(self._backend.model, models.WordPiece)
         if (ends is None or isinstance(ends, processors.TemplateProcessing)) and word_piece:
             ends = processors.BertProcessing(("", 0), ("", 0))
@@ -194,7 +194,7 @@ class BertTokenizer:
         self._backend.post_processor = ends
 
     def save_pretrained(self, directory: Path | str) -> None:
-        """tokenizer.json, vocab.txt of a WordPiece, and a tokenizer_config.json, as transformers reads them."""
+        """Write tokenizer.json, a WordPiece's vocab.txt, and tokenizer_config.json, as transformers reads them."""
         directory = Path(directory)
         config = {
             "tokenizer_class": self.tokenizer_class or "PreTrainedTokenizerFast",
@@ -241,11 +241,11 @@ class BertTokenizer:
         verbose: bool = True,
         split_special_tokens: bool | None = None,
     ) -> BatchEncoding:
-        """A text, or a list of texts or of (text, pair); with is_split_into_words, each is a list of words.
+        """Tokenise a text, or a list of texts or of (text, pair); with is_split_into_words, each is a list of words.
 
         padding: True or "longest", "max_length". truncation: True or "longest_first", "only_first", "only_second", to
-        max_length tokens, or as many as the model reads. A longer text is said, where nothing cuts it. Raises DataError
-        for what is no text, ConfigError for options that cannot be.
+        max_length tokens, or as many as the model reads. A longer text that is not cut makes a warning. Raises
+        DataError for values that are no text, ConfigError for invalid options.
         """
         one, texts = _as_batch(text, text_pair, is_split_into_words)
         strategy, length = self._truncation(truncation, padding, max_length)
@@ -264,7 +264,7 @@ class BertTokenizer:
             raise
         except BaseException as error:  # tokenizers raises just Exception, and a panic in it not even that
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise  # of a signal's handler: no text's fault
+                raise  # from a signal handler, not because of a text
             raise DataError(f"cannot be tokenized: {first_line(error)}") from error
         groups = [[each, *each.overflowing] if return_overflowing_tokens else [each] for each in encoded]
         flat = [encoding for group in groups for encoding in group]
@@ -300,11 +300,11 @@ class BertTokenizer:
         return self(list(batch_text_or_text_pairs), **options)
 
     def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **options: Any) -> Any:
-        """The ids alone: a list, or a tensor with return_tensors."""
+        """The token ids alone: a list, or a tensor with return_tensors."""
         return self(text, text_pair, add_special_tokens=add_special_tokens, **options).input_ids
 
     def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
-        """The pieces of a text, as they stand in the vocabulary."""
+        """The tokens of a text, as in the vocabulary."""
         return self(text, pair, add_special_tokens=add_special_tokens, verbose=False).tokens()
 
     def pad(
@@ -318,11 +318,10 @@ class BertTokenizer:
         return_tensors: str | None = None,
         verbose: bool = True,
     ) -> BatchEncoding:
-        """What calls of this tokenizer returned, one dictionary for each text or lists by name, at one length: what a
-        DataLoader collates with. Names that no tokenizer gives (labels) stay as they are. A dictionary of one text is
-        padded alone.
+        """Pad encodings of this tokenizer to one length, as to collate them in a DataLoader. encoded_inputs: a dict for
+        each text, or a dict of lists; a dict of one text is padded alone. Other names (labels) stay as they are.
 
-        padding: True or "longest", "max_length", which is as many as the model reads where no max_length is given.
+        padding: True or "longest", "max_length", which is as many as the model reads if no max_length is given.
         Raises DataError for rows without input_ids.
         """
         if isinstance(encoded_inputs, list | tuple):
@@ -353,8 +352,8 @@ class BertTokenizer:
     def get_special_tokens_mask(
         self, token_ids_0: list[int], token_ids_1: None = None, already_has_special_tokens: bool = False
     ) -> list[int]:
-        """1 where an id is a special token's: what transformers' collator of masked words asks for. Raises ConfigError
-        for ids that lack them, which `return_special_tokens_mask=True` of the call itself is for."""
+        """1 where an id is a special token's, for transformers' collator of masked language models. Raises ConfigError
+        for ids without special tokens; for those call the tokenizer with `return_special_tokens_mask=True`."""
         if not already_has_special_tokens or token_ids_1 is not None:
             raise ConfigError("give already_has_special_tokens=True, or ask the call: return_special_tokens_mask=True")
         special = {*self.all_special_ids}
@@ -366,9 +365,9 @@ class BertTokenizer:
     def _truncation(
         self, truncation: bool | str | None, padding: bool | str, max_length: int | None
     ) -> tuple[str | None, int | None]:
-        """How a text is cut, if it is, and at what length it is cut or padded to."""
+        """(Strategy of truncation, None for no truncation; the length to truncate or pad to)."""
         if max_length is not None and padding is False and truncation is None:
-            truncation = True  # who names a length means it
+            truncation = True  # a length alone asks for it
         strategy = {True: "longest_first", False: None, None: None, "do_not_truncate": None}.get(truncation, truncation)
         if strategy not in (None, *STRATEGIES):
             raise ConfigError(f"truncation {truncation!r}: give True, False, or one of {', '.join(STRATEGIES)}")
@@ -390,7 +389,8 @@ class BertTokenizer:
         self._backend.enable_truncation(length, stride=stride, strategy=strategy, direction=self.truncation_side)
 
     def _pads(self, padding: bool | str, length: int | None) -> bool:
-        """Whether rows are padded; length: of "max_length". Raises ConfigError for what is no way to pad."""
+        """Whether rows are padded. length: for padding="max_length". Raises ConfigError for an unknown `padding`, and
+        without a pad_token."""
         if padding not in (True, False, "longest", "max_length", "do_not_pad"):
             raise ConfigError(f"padding {padding!r}: give True, False or 'max_length'")
         if padding in (False, "do_not_pad") or (padding == "max_length" and length is None):
@@ -442,14 +442,14 @@ class BertTokenizer:
         return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in sequences]
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """The piece of an id, or the pieces of a list of them; None for an id that there is none of."""
+        """The token of an id, or the tokens of a list of ids; None for an id that has none."""
         if isinstance(ids, int):
             return self._backend.id_to_token(ids)
         skipped = set(self.all_special_ids) if skip_special_tokens else set()
         return [self._backend.id_to_token(int(id)) for id in ids if int(id) not in skipped]
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """The id of a piece, or the ids of a list of them; that of the unknown token where there is none."""
+        """The id of a token, or the ids of a list of tokens; that of unk_token for an unknown one."""
         if isinstance(tokens, str):
             id = self._backend.token_to_id(tokens)
             return self.unk_token_id if id is None else id
@@ -462,7 +462,7 @@ class BertTokenizer:
     # -- the vocabulary -----------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        """cls_token, cls_token_id and so on; None for a role that nothing has."""
+        """cls_token, cls_token_id and so on; None for a role without a token."""
         role = name.removesuffix("_id")
         if role in ROLES and "_roles" in self.__dict__:
             token = self._roles.get(role)
@@ -476,14 +476,14 @@ class BertTokenizer:
                 self.add_special_tokens({role: value})
             elif value < 0 or (token := self._backend.id_to_token(value)) is None:
                 raise ConfigError(f"{name} {value}: the tokenizer has no such token")
-            else:  # as text it stays what it was
+            else:  # in a text it is read as before
                 self._roles[role] = token
         else:
             super().__setattr__(name, value)
 
     @property
     def vocab_size(self) -> int:
-        """Without added tokens; len() is with them."""
+        """Size of the vocabulary without added tokens; len() is with them."""
         return self._backend.get_vocab_size(with_added_tokens=False)
 
     def __len__(self) -> int:
@@ -498,7 +498,7 @@ class BertTokenizer:
 
     @property
     def added_tokens_decoder(self) -> dict[int, tokenizers.AddedToken]:
-        """Those that were added to the vocabulary, special ones among them, by their ids."""
+        """The tokens that were added to the vocabulary, special ones included, by id."""
         return self._backend.get_added_tokens_decoder()
 
     def get_added_vocab(self) -> dict[str, int]:
@@ -524,13 +524,13 @@ class BertTokenizer:
         return self._backend
 
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
-        """How many of them, one or several strings or AddedTokens, were new; the model then needs
+        """Add one or several tokens, each a string or an AddedToken; returns how many were new. The model then needs
         `resize_token_embeddings(len(tokenizer))`."""
         tokens = [new_tokens] if isinstance(new_tokens, str | tokenizers.AddedToken) else list(new_tokens)
         return self._backend.add_special_tokens(tokens) if special_tokens else self._backend.add_tokens(tokens)
 
     def add_special_tokens(self, special_tokens_dict: dict[str, Any]) -> int:
-        """A role, or additional_special_tokens, -> its token or tokens; a role of None is nobody's."""
+        """Set the token of each role, or additional_special_tokens; None removes a role. Returns how many were new."""
         more = []
         for role, value in special_tokens_dict.items():
             if role in ROLES and value is None:
@@ -547,7 +547,7 @@ class BertTokenizer:
 
 
 def _read_backend(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
-    """Of a file, or of a directory's tokenizer.json, or else of a WordPiece's or byte-level BPE's vocabulary."""
+    """The tokenizer of a file, of a directory's tokenizer.json, or else of its WordPiece or byte-level vocabulary."""
     names = ("tokenizer.json", "vocab.txt", "vocab.json")
     file = path if path.is_file() else next((path / name for name in names if (path / name).exists()), None)
     if file is None:
@@ -562,19 +562,19 @@ def _read_backend(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
         return _byte_level(small_file(file), small_file(file.with_name("merges.txt")), config)
     except (DataError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # no narrower one: tokenizers raises just Exception, and where it panics no such
+    except BaseException as error:  # no narrower one: tokenizers raises plain Exception, and a panic is not even that
         raise DataError(f"{file}: not a tokenizer's file ({first_line(error)})") from error
 
 
 def _add_stated(backend: tokenizers.Tokenizer, directory: Path, config: dict[str, Any]) -> None:
     """Add the tokens of added_tokens.json and of a tokenizer_config.json's added_tokens_decoder. Raises DataError for
-    one whose id would be another."""
+    a token that would get another id."""
     file, stated = directory / "added_tokens.json", config.get("added_tokens_decoder") or {}
     if not isinstance(stated, dict):
         raise DataError(f"{directory}: tokenizer_config.json: added_tokens_decoder is {stated!r}")
     if file.exists():
         stated = {str(id): token for token, id in read_json(file).items()} | stated
-    for id, entry in sorted(stated.items(), key=lambda each: (len(each[0]), each[0])):  # as numbers
+    for id, entry in sorted(stated.items(), key=lambda each: (len(each[0]), each[0])):  # ids in numerical order
         token = _token(entry)
         backend.add_tokens([token])
         if str(own := backend.token_to_id(token.content)) != id:
@@ -582,7 +582,7 @@ def _add_stated(backend: tokenizers.Tokenizer, directory: Path, config: dict[str
 
 
 def _roles_of(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> dict[str, str]:
-    """The tokens of roles that `config` names, and those of its kind of vocabulary."""
+    """The token of each role: as `config` names it, or the usual one of this kind of vocabulary."""
     usual = BERT_ROLES if isinstance(backend.model, models.WordPiece) else ROBERTA_ROLES
     vocab = backend.get_vocab(with_added_tokens=True)
     usual = {role: token for role, token in usual.items() if token in vocab}
@@ -590,8 +590,8 @@ def _roles_of(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> dict[str
 
 
 def _split_as(backend: tokenizers.Tokenizer, said: dict[str, Any], changes: dict[str, Any]) -> None:
-    """Set how it splits a text as its tokenizer_config.json says, but for do_lower_case, and `changes`. Raises
-    ConfigError for one of these that it has no part for."""
+    """Set how the tokenizer splits a text: as its tokenizer_config.json (`said`), but for do_lower_case, and `changes`
+    say. Raises ConfigError for a change that the tokenizer has no part for."""
     parts = (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
     config = said | {"do_lower_case": None} | changes
     for flag, attribute in SPLITTING.items():
@@ -602,13 +602,13 @@ def _split_as(backend: tokenizers.Tokenizer, said: dict[str, Any], changes: dict
             setattr(part, attribute, value)
         undone = value != lowercases(backend) if flag == "do_lower_case" else value and not having
         if flag == "add_prefix_space" and isinstance(backend.model, models.WordPiece):
-            undone = False  # for each word is as after a space
+            undone = False  # WordPiece takes each word as after a space
         if flag in changes and undone:
             raise ConfigError(f"{flag}={value}: this tokenizer has no part that does so; leave it out")
 
 
 def _check_types(config: dict[str, Any]) -> None:
-    """Raises DataError naming the key of a tokenizer_config.json that holds something else than it should."""
+    """Raises DataError naming the key of a tokenizer_config.json whose value is of a wrong type."""
     for key, kind in TYPES.items():
         value = config.get(key)
         if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
@@ -619,15 +619,15 @@ def _check_types(config: dict[str, Any]) -> None:
 
 
 def _specials_of(backend: tokenizers.Tokenizer, directory: Path) -> list[int]:
-    """The ids that it gives a pair of empty texts."""
+    """The ids of a pair of empty texts: the special tokens around texts."""
     try:
         return backend.encode("", "").ids
-    except Exception as error:  # no narrower one: tokenizers raises just that
+    except Exception as error:  # no narrower one: tokenizers raises plain Exception
         raise DataError(f"{directory}: its tokenizer encodes nothing ({error})") from error
 
 
 def _byte_level(vocab: Path, merges: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
-    """RoBERTa's: Radford et al. 2019, sec. 2.2."""
+    """RoBERTa's byte-level BPE tokenizer (Radford et al. 2019, sec. 2.2)."""
     words, pairs = models.BPE.read_file(str(vocab), str(merges))
     backend = tokenizers.Tokenizer(models.BPE(words, pairs, continuing_subword_prefix="", end_of_word_suffix=""))
     prefix = bool(config.get("add_prefix_space", False))
@@ -642,7 +642,7 @@ def _byte_level(vocab: Path, merges: Path, config: dict[str, Any]) -> tokenizers
 
 
 def _as_batch(text: Any, pair: Any, words: bool) -> tuple[bool, list[Any]]:
-    """Whether it is one text, and all as a list. As in transformers, an empty pair of one text is none."""
+    """(Whether `text` is a single text, all texts as a list). As in transformers, an empty pair of one text is none."""
     batch = isinstance(text, list | tuple) and (not words or (len(text) > 0 and isinstance(text[0], list | tuple)))
     if not batch:
         return True, [(text, pair)] if pair else [text]
@@ -655,7 +655,7 @@ def _as_batch(text: Any, pair: Any, words: bool) -> tuple[bool, list[Any]]:
 
 
 def _check_texts(texts: list[Any]) -> None:
-    """Raises DataError naming the first that is no text."""
+    """Raises DataError naming the first value that is no text."""
     for number, each in enumerate(texts):
         for part in _strings(each):
             if not isinstance(part, str):
@@ -682,7 +682,7 @@ def _strings(value: Any) -> Iterable[Any]:
 
 
 def _content(token: Any) -> str:
-    """The token of a special token's entry, which may be an object."""
+    """The text of a token's entry: a string, an object of JSON or an AddedToken."""
     content = token.get("content") if isinstance(token, dict) else getattr(token, "content", token)
     if not isinstance(content, str) or not content or content.encode(errors="ignore").decode() != content:
         raise DataError(f"tokenizer_config.json: {token!r} is no token")
@@ -690,7 +690,7 @@ def _content(token: Any) -> str:
 
 
 def _token(entry: Any, **flags: bool) -> tokenizers.AddedToken:
-    """A token's entry, which may be an object, as `tokenizers` takes it; flags: where it says none itself."""
+    """A token's entry (as in `_content`) as an AddedToken. flags: defaults for those that the entry does not set."""
     if isinstance(entry, tokenizers.AddedToken):
         return entry
     if isinstance(entry, dict):

@@ -1,1 +1,1 @@
-"""What a trained model can do, and how well."""
+"""Uses of a pretrained model (embedding, search, filling masks, continuing texts), and the report on its training."""

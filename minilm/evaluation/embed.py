@@ -1,4 +1,4 @@
-"""Texts -> vectors, as sentence-transformers makes them; and the texts that lie nearest to one."""
+"""Embedding texts as vectors, as sentence-transformers does, and search for the nearest texts."""
 
 import itertools
 import logging
@@ -27,15 +27,15 @@ from minilm.model.heads import pooled
 from minilm.train.runtime import side_by_side, workers
 
 log = logging.getLogger("minilm")
-ON_CPU, ELSEWHERE = 1 << 11, 1 << 14  # tokens at a time
-WORTH_IT = 1024  # of them, for a worker of their own
-LOOKED_AT = 1024  # tokens, for which oneDNN's products are worth it
-CHUNK = 4096  # texts that are held at a time
-ROOM = 1 << 20  # characters of them, or one text
+ON_CPU, ELSEWHERE = 1 << 11, 1 << 14  # tokens of a batch
+WORTH_IT = 1024  # tokens that are worth a worker of their own
+LOOKED_AT = 1024  # tokens from which oneDNN's products are worth it
+CHUNK = 4096  # texts in memory, at most
+ROOM = 1 << 20  # characters of these texts, unless a single one is longer
 
 
 class Embedder(NamedTuple):
-    """An encoder with its tokenizer; how states become a vector, `model.pooling` says."""
+    """An encoder with its tokenizer; `model.pooling` says how states become a vector."""
 
     model: BertModel
     tokenizer: BertTokenizer
@@ -46,15 +46,15 @@ class Embedder(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Tokens that are read of a text."""
+        """Tokens that are read of a text, at most."""
         limit = max_tokens(self.model.encoder.cfg, self.tokenizer)
         return min(limit, self.pooling.max_length or limit)
 
 
 class Hit(NamedTuple):
-    """A text that was found."""
+    """A text that a search found."""
 
-    row: int  # from 0, among the texts
+    row: int  # its index among the texts, from 0
     score: float  # cosine
     text: str
 
@@ -70,10 +70,10 @@ def read_embedder(
     token: str | bool | None = None,
     use_safetensors: bool | None = None,
 ) -> Embedder:
-    """Of a directory or a name on the hub. how: "cls", "mean", "max" or several; it and `normalize` are as
-    sentence-transformers' files say, where there are any, or else the mean, as it is.
+    """An Embedder of a directory or a name on the hub. how: pooling by "cls", "mean", "max" or several. The defaults of
+    `how` and `normalize` are in sentence-transformers' files; without these, the mean, not normalised.
 
-    Raises CheckpointError, also where those files ask for what is not supported, DataError, ConfigError.
+    Raises CheckpointError, also if those files ask for what is not supported, DataError, ConfigError.
     """
     directory = find_model(
         name, revision, cache_dir, local_files_only, allow_pickle=use_safetensors is False, token=token
@@ -98,11 +98,11 @@ def read_embedder(
 
 
 def embed(model: Embedder | Path | str, texts: str | Sequence[str], batch_tokens: int | None = None) -> Tensor:
-    """A vector (D,) of a text, or (N, D) of several, fp32 on the CPU; D times the number of poolings, where those are
-    several. Texts that are longer than the model reads are cut, which a line says.
+    """The vector (D,) of a text, or (N, D) of several, fp32 on the CPU; with several poolings D is that many times the
+    model's width. Texts that are longer than the model reads are cut, with a warning.
 
-    model: of `read_embedder`, or what it reads. batch_tokens: about so many at a time, or one text; 2,048 on a CPU and
-    16,384 elsewhere, if not given. Raises DataError for what is no text.
+    model: of `read_embedder`, or what it reads. batch_tokens: tokens of a batch, about, or one text; by default 2,048
+    on a CPU and 16,384 elsewhere. Raises DataError for a value that is no text.
     """
     embedder = model if isinstance(model, Embedder) else read_embedder(model)
     vectors, cut = vectors_of(embedder, [texts] if isinstance(texts, str) else texts, batch_tokens)
@@ -111,7 +111,7 @@ def embed(model: Embedder | Path | str, texts: str | Sequence[str], batch_tokens
 
 
 def say_cut(cut: int, texts: int, embedder: Embedder) -> None:
-    """How many texts were not read to their end, if any."""
+    """Warn how many texts were cut, if any."""
     if cut:
         log.warning("%d of %d texts are longer than %d tokens and were cut there", cut, texts, embedder.length)
 
@@ -123,7 +123,7 @@ def usual_batch_tokens(device: torch.device) -> int:
 def vectors_of(
     embedder: Embedder, texts: Iterable[str], batch_tokens: int | None = None, prompt: str | None = None
 ) -> tuple[Tensor, int]:
-    """`embed`, silently: (N, D), and how many of the texts were cut. prompt: instead of the model's usual one."""
+    """`embed` without a warning: (N, D), and how many texts were cut. prompt: in place of the model's usual one."""
     if batch_tokens is not None and batch_tokens < 1:
         raise ConfigError(f"batch_tokens is {batch_tokens}; give 1 or more")
     prompt = embedder.pooling.prompt if prompt is None else prompt
@@ -134,7 +134,7 @@ def vectors_of(
 
 
 def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """All texts, in parts of bounded memory: as tokens a text is a hundred times what it is as characters."""
+    """All texts, in parts of bounded memory: tokenised, a text takes a hundred times the memory of its characters."""
     part, size = [], 0
     for text in texts:
         if not isinstance(text, str):
@@ -166,7 +166,7 @@ def _vectors_of(embedder: Embedder, texts: list[str], batch_tokens: int, prompt:
     training = [module for module in model.modules() if module.training]
     lengths = np.array([*map(len, of_each)], int)
     batches = _batches(lengths, batch_tokens, workers(model.device))
-    is_worth_it = lengths.sum() >= LOOKED_AT  # it looks at each call of torch, 1.5 ms for a text alone
+    is_worth_it = lengths.sum() >= LOOKED_AT  # it intercepts each call of torch, 1.5 ms for a single text
     try:
         for module in training:
             module.training = False
@@ -183,8 +183,8 @@ def _vectors_of(embedder: Embedder, texts: list[str], batch_tokens: int, prompt:
 
 
 def _batches(lengths: np.ndarray, batch_tokens: int, at_once: int) -> Iterator[np.ndarray]:
-    """Numbers of texts with about as many tokens each time, the longest first, for neighbours of one length are
-    computed together; of `at_once` workers none is to wait for the last one."""
+    """Batches of text indices with about equally many tokens, the longest texts first, since neighbours of one length
+    are computed together. Their number lets none of `at_once` workers wait for the last one."""
     order, total = np.argsort(-lengths, kind="stable"), int(lengths.sum())
     count = -(-total // batch_tokens)
     count = at_once * -(-count // at_once) if count >= at_once else max(count, min(at_once, total // WORTH_IT))
@@ -195,13 +195,13 @@ def _batches(lengths: np.ndarray, batch_tokens: int, at_once: int) -> Iterator[n
 
 
 def _packed(texts: list[list[int]], cfg: EncoderConfig, pattern: AttentionPattern) -> Tokens:
-    """One after the other in one row, which is filled up to the next of few sizes."""
+    """Texts packed into one row, which is padded to the next of few sizes."""
     lengths = [len(ids) for ids in texts]
     total = sum(lengths)
     more = next_size(total, 8) - total
     ids = torch.tensor([[*itertools.chain.from_iterable(texts), *[cfg.pad_token_id] * more]])
     doc = torch.arange(len(texts)).repeat_interleave(torch.tensor(lengths))
-    padding = -1 - torch.arange(more) // max(lengths)  # told apart like texts, or one would be longer than all of them
+    padding = -1 - torch.arange(more) // max(lengths)  # in parts no longer than the longest text
     tokens = Tokens.packed(ids, torch.cat([doc, padding])[None], pattern)
     if cfg.position_offset:  # RoBERTa's positions do not count its padding, not even as a word of a text
         real = (ids[0] != cfg.pad_token_id).long()
@@ -223,9 +223,9 @@ def search(
     top_k: int = 5,
     batch_tokens: int | None = None,
 ) -> list[list[Hit]]:
-    """For each query (of one, in a list of one) the `top_k` texts of the largest cosine, largest first, of equal ones
-    the earlier; texts may be a stream longer than memory. Blank ones are not found. What the model's files say to put
-    before a query or a document is there. Raises DataError where there is no text."""
+    """For each query (a single one makes a list of one) the `top_k` texts of largest cosine, largest first, the earlier
+    of equal ones; `texts` may be a stream longer than memory. Blank texts are not found. Prompts that the model's files
+    give for queries and documents are used. Raises DataError if there is no text."""
     queries = [queries] if isinstance(queries, str) else list(queries)
     texts = [texts] if isinstance(texts, str) else texts
     if top_k < 1:

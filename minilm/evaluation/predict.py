@@ -1,4 +1,4 @@
-"""What a trained model says to a text."""
+"""Predictions of a pretrained model: filling masks, and continuing a text."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from minilm.model.generate import sample
 
 
 class MaskedLM(NamedTuple):
-    """A masked language model of any family."""
+    """A masked language model of any family, with its tokenizer."""
 
     model: BertForMaskedLM
     tokenizer: BertTokenizer
@@ -30,7 +30,7 @@ class Filling:
 
     token: str
     probability: float
-    text: str  # the whole text with it
+    text: str  # the whole text, filled with it
 
 
 def read_masked_lm(
@@ -42,8 +42,8 @@ def read_masked_lm(
     token: str | bool | None = None,
     use_safetensors: bool | None = None,
 ) -> MaskedLM:
-    """Of a directory or a name on the hub. Raises CheckpointError, also for a model without a language-model head,
-    DataError."""
+    """The masked language model of a directory or a name on the hub. Raises CheckpointError, also for a model without a
+    language-model head, DataError."""
     directory = find_model(
         name, revision, cache_dir, local_files_only, allow_pickle=use_safetensors is False, token=token
     )
@@ -54,7 +54,7 @@ def read_masked_lm(
 
 
 def _as_masked_lm(pretrained: Pretrained) -> MaskedLM:
-    """The same encoder and head, and a tokenizer that does the same, under transformers' calls."""
+    """The same encoder, head and tokenizer, in transformers' classes."""
     model, tokenizer, objective = pretrained
     specials = {"cls_token_id": tokenizer.cls_id, "sep_token_id": tokenizer.sep_id}
     with shapes_only():
@@ -65,10 +65,10 @@ def _as_masked_lm(pretrained: Pretrained) -> MaskedLM:
 
 @torch.no_grad()
 def fill_mask(model: Pretrained | MaskedLM | Path | str, text: str, top_k: int = 5) -> list[Filling]:
-    """The `top_k` likeliest tokens for the one [MASK] in `text`, likeliest first; the mask is as the tokenizer writes
-    it. model: of `read_model`, of `read_masked_lm`, or what that reads.
+    """The `top_k` likeliest tokens for the one [MASK] in `text`, likeliest first; the mask is written as in the
+    tokenizer. model: of `read_model`, of `read_masked_lm`, or what the latter reads.
 
-    Raises ConfigError for a model that was not trained to, DataError for a text without exactly one [MASK].
+    Raises ConfigError for a model that is no masked one, DataError for a text without exactly one [MASK].
     """
     if isinstance(model, Path | str):
         model = read_masked_lm(model)

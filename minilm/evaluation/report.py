@@ -1,4 +1,4 @@
-"""What a finished run tells: on the console, and in the model card."""
+"""The report on a pretraining run: lines for the console, and the model card; also that on a corpus."""
 
 import json
 import shlex
@@ -29,7 +29,7 @@ PREFIX_NOTE = "transformers opens this model but cannot apply a prefix LM's mask
 
 
 def closing(result: dict[str, Any], out: Path, shown: list[str]) -> list[str]:
-    """The last lines of a run: the model at work, its figures, where it is, what to type next."""
+    """The last lines of a run: examples of the model at work, its figures, its directory, the next command."""
     lines = [f"           {line}" for line in shown] + summary(result)
     if shown:
         lines.insert(0, "examples   from documents it never saw: " + SHOWN[result["objective"]])
@@ -38,7 +38,7 @@ def closing(result: dict[str, Any], out: Path, shown: list[str]) -> list[str]:
 
 
 def next_command(objective: ObjectiveName, out: Path) -> str:
-    """What to type to use the model in directory `out`."""
+    """A command that uses the model in directory `out`."""
     use = 'print(minilm.continue_text(lm, "Return the"))'
     if objective == "mlm":
         use = 'print(*minilm.fill_mask(lm, "Return the [MASK] of the list."), sep="\\n")'
@@ -74,8 +74,8 @@ def summary(result: dict[str, Any]) -> list[str]:
 
 
 def corpus_report(data: Prepared, rows: Rows) -> dict[str, Any]:
-    """What is in a corpus: figures of both splits together, but `unknown_rate` (of the training split's tokens) and
-    `rows`, `fill` (of the rows that it makes).
+    """Figures of a corpus, for both splits together, except `unknown_rate` and `unused_tokens` (of the training split)
+    and `rows`, `fill` (of the rows that it makes).
 
     duplicates: the fraction of documents that are copies of another one; of more than COUNTED documents it is found in
     a part of them, chosen by hash.
@@ -104,7 +104,7 @@ def corpus_report(data: Prepared, rows: Rows) -> dict[str, Any]:
 
 
 def _lengths(shard: Shard) -> np.ndarray:
-    """Tokens of each document or, of very many, of an even part of them."""
+    """Tokens of each document or, if there are very many, of every nth one."""
     step = max(1, len(shard) // COUNTED)
     blocks = (shard.offsets[at : at + BLOCK + 1] for at in range(0, len(shard), BLOCK))
     parts = [np.diff(block)[::step] - 1 for block in blocks]  # without the [SEP]
@@ -112,7 +112,7 @@ def _lengths(shard: Shard) -> np.ndarray:
 
 
 def corpus_lines(report: dict[str, Any]) -> list[str]:
-    """What is in a text, one line each."""
+    """The figures of a corpus, one line each."""
     low, median, high, longest = (f"{value:,.0f}" for value in report["length_quantiles"].values())
     return [
         f"documents  {report['documents']:,}, of which {report['held_out_documents']:,} held out; "
@@ -126,7 +126,7 @@ def corpus_lines(report: dict[str, Any]) -> list[str]:
 
 
 def estimate_lines(estimate: dict[str, Any]) -> list[str]:
-    """What a run would cost, one line each; nothing in a process that does not speak."""
+    """The estimated cost of a run, one line each; no lines in a process that does not log."""
     if not estimate:
         return []
     room = "" if estimate["free_disk_mb"] > estimate["disk_mb"] else ": MORE THAN IS FREE"
@@ -142,7 +142,7 @@ def estimate_lines(estimate: dict[str, Any]) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that suits it."""
+    """A duration in words, in days, hours, minutes or seconds."""
     for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
@@ -150,8 +150,8 @@ def duration(seconds: float) -> str:
 
 
 def samples(pretrained: Pretrained, held_out: Shard, n: int = 3) -> list[str]:
-    """The model at work on `n` held-out documents, one of each nth of the split: fillings of a [MASK], or sampled
-    continuations. Neither the document nor the word is chosen for how well it goes."""
+    """The model at work on `n` held-out documents, one from each nth of the split: fillings of a [MASK], or sampled
+    continuations. Neither documents nor words are chosen by the model's success."""
     lines: list[str] = []
     tokenizer = pretrained.tokenizer
     for part in np.array_split(np.arange(len(held_out)), n):
@@ -177,7 +177,7 @@ def _beginning(shard: Shard, document: int, tokens: int = 24) -> list[int]:
 
 
 def _is_word(tokenizer: Tokenizer, ids: list[int], i: int) -> bool:
-    """Whether token i is a word of its own, of four letters or more."""
+    """Whether token i is a whole word of four letters or more."""
     piece = tokenizer.token(ids[i])
     return piece.isalpha() and len(piece) > 3 and not tokenizer.token(ids[i + 1]).startswith("##")
 

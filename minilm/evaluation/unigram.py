@@ -1,4 +1,4 @@
-"""Figures that no library has."""
+"""The loss of a unigram model, a baseline of language models."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from minilm.batch import IGNORE
 def unigram_loss(counts: np.ndarray, target: Tensor, never: Sequence[int] = ()) -> float:
     """Nats per target of a model that knows only how often each token occurs in the training split, plus one.
 
-    counts (V,); target (N,) int64, IGNORE left out; never: ids that it knows are not asked for, as specials in mlm.
+    counts (V,); target (N,) int64, IGNORE left out; never: ids that cannot be targets, as special tokens in mlm.
     """
     weight = torch.from_numpy(counts + 1.0)
     weight[list(never)] = 0.0

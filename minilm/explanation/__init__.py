@@ -1,1 +1,1 @@
-"""Which words an output comes from, and where a model looks."""
+"""Explanations of a model's output: a value for each word, by gradients, occlusion or attention."""

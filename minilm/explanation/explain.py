@@ -1,11 +1,11 @@
-"""Why a model says what it says: its words, each with a value.
+"""Explanations of a model's output for a text: a value for each word.
 
 integrated-gradients, gradient-x-input, occlusion (`attribution`): signed, in the units of the model's output; a word
 for the output is above 0, one against it below. The baseline of integrated gradients is the text with [PAD] for each of
-its tokens, and [CLS], [SEP] and a [MASK] to be filled as they are, as captum's tutorials have it; occlusion puts [MASK]
+its tokens, and [CLS], [SEP] and a [MASK] to be filled as they are, as in captum's tutorials; occlusion puts [MASK]
 in place of a word's tokens ([UNK] or [PAD] where the tokenizer has none).
-rollout, attention (`attention`): shares of what the state that is read off looks at, and no evidence of why (Jain &
-Wallace 2019).
+rollout, attention (`attention`): shares of the attention of the states that the output is read from, and no evidence of
+why it is what it is (Jain & Wallace 2019).
 """
 
 from collections.abc import Sequence
@@ -54,13 +54,13 @@ def explain(
     method: Method | MethodName | None = None,
     target: str | None = None,
 ) -> list[Explanation]:
-    """Why a tuned model (of `finetune` or `open_tuned`) says what it says of each text or pair; of questions `pairs`
-    are their contexts.
+    """Explain the prediction of a tuned model (of `finetune` or `open_tuned`) for each text or pair; for questions
+    `pairs` are their contexts.
 
-    target: the label that is explained; None: the likeliest. Longer texts than training read are cut, as there; but a
-    question and its context are read at once, as far as the model reads. Leaves the model in eval mode. Raises
-    ConfigError for a task that is not explained and for a target that is none, DataError for a text without a word and
-    a context that is too long.
+    target: the label that is explained; None: the likeliest. Texts that are longer than in training are cut, as there;
+    but a question and its context are read in one piece, as long as the model can. Leaves the model in eval mode.
+    Raises ConfigError for a task that cannot be explained and for an unknown target, DataError for a text without a
+    word and a context that is too long.
     """
     model, task, tokenizer = tuned.model.eval(), tuned.task, tuned.tokenizer
     tuned.check_texts("explain", texts, pairs)
@@ -78,7 +78,7 @@ def explain(
 
 
 def explain_mask(masked: MaskedLM, text: str, method: Method | None = None, target: str | None = None) -> Explanation:
-    """Why a masked language model fills the one mask in a text with its likeliest token, or with `target`. Raises
+    """Explain how a masked language model fills the one mask in a text: its likeliest token, or `target`. Raises
     ConfigError, DataError."""
     masked.model.eval()
     return _explained(asked_of_mask(masked, text, target), masked.tokenizer, method or Method())
@@ -103,7 +103,7 @@ def _explained(asked: Asked, tokenizer: BertTokenizer, method: Method) -> Explan
 
 
 def _attributions(asked: Asked, score: float, method: Method) -> tuple[np.ndarray, dict[str, Any]]:
-    """(T,), and what else an Explanation has."""
+    """Values of the tokens, (T,), and further fields of the Explanation."""
     output, tokens = asked.output, asked.tokens
     if method.name == "gradient-x-input":
         return gradient_x_input(output, tokens), {}
@@ -117,7 +117,7 @@ def _attributions(asked: Asked, score: float, method: Method) -> tuple[np.ndarra
 
 
 def _occluded(asked: Asked, places: list[np.ndarray], tokenizer: BertTokenizer) -> np.ndarray:
-    """(words,); of what belongs to the question 0."""
+    """Values of the words, (words,); 0 for those in `asked.kept`."""
     hidden = np.zeros((len(places), len(asked.kept)), bool)
     for row, own in zip(hidden, places, strict=True):
         row[own] = ~asked.kept[own]
@@ -129,7 +129,7 @@ def _occluded(asked: Asked, places: list[np.ndarray], tokenizer: BertTokenizer) 
 
 
 def _shares(asked: Asked, places: list[np.ndarray], method: Method) -> tuple[np.ndarray, dict[str, Any]]:
-    """(words,): what the states that are read look at; and the map of all words."""
+    """Attention to each word from the states that the output is read from, (words,); and the map of all words."""
     maps = attention_maps(asked.output.model.base_model.encoder, asked.tokens)
     by_token = (rollout(maps) if method.name == "rollout" else _chosen(maps, method))[0].cpu().double().numpy()
     read = by_token[asked.read].mean(axis=0)
@@ -137,7 +137,7 @@ def _shares(asked: Asked, places: list[np.ndarray], method: Method) -> tuple[np.
 
 
 def _chosen(maps: Tensor, method: Method) -> Tensor:
-    """(L, B, H, T, T) -> (B, T, T): of one layer and head, or the mean over them."""
+    """The map of the layer and head that `method` names, or the mean over them: (L, B, H, T, T) -> (B, T, T)."""
     for name, size in (("layer", maps.shape[0]), ("head", maps.shape[2])):
         if (own := getattr(method, name)) is not None and not 1 <= own <= size:
             raise ConfigError(f"--{name} {own}: the model has {size}; give a value from 1 to {size}")

@@ -1,7 +1,7 @@
-"""What an explanation is, and how it is shown: in a terminal, as HTML, as a picture.
+"""An explanation of a model's output, and its display: in a terminal, as HTML, as a picture.
 
-Colour is never all that tells: a word has up to three marks, + or -, by its share of the largest value; what is below a
-tenth of that has none.
+Colour is never the only sign: a word has up to three marks, + or -, by its share of the largest value; below a tenth of
+that it has none.
 """
 
 import html
@@ -16,10 +16,10 @@ import numpy as np
 from minilm.errors import cut, library, printable
 
 SHARES = ("rollout", "attention")  # methods whose values are shares, and not signed
-MARKS = (0.1, 0.4, 0.7)  # of the largest value: where a word gets one more
+MARKS = (0.1, 0.4, 0.7)  # shares of the largest value from which a word gets one more mark
 FOR, AGAINST = (223, 215, 208), (153, 111, 69)  # of a terminal's 256 colours: oranges, blues
-FOR_HTML, AGAINST_HTML = "230,120,0", "40,110,230"  # see-through, so that they do on light and dark
-PLOTTED = 60  # words of a picture
+FOR_HTML, AGAINST_HTML = "230,120,0", "40,110,230"  # used see-through, for light and dark pages
+PLOTTED = 60  # words of a picture, at most
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title>
@@ -36,28 +36,28 @@ td+td{{text-align:right;font-variant-numeric:tabular-nums}}</style></head>
 
 
 class Word(NamedTuple):
-    """A word as the tokenizer has it, or a special token."""
+    """A word as the tokenizer splits it, or a special token."""
 
     text: str
     value: float
     part: int | None  # 0: of the first text; 1: of the second; None: a special token
-    start: int  # characters of that text
+    start: int  # in characters of that text
     end: int
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Of one text, or pair."""
+    """The explanation of a model's output for one text or pair."""
 
     method: str
-    says: str  # a label, an answer ("": none), a token
+    says: str  # the output in words: a label, an answer ("": none), a token
     score: float  # the number that is explained: a logit, a regression's number, an answer's two logits together
     texts: tuple[str, ...]
     words: tuple[Word, ...]
-    cut: bool  # whether the texts are longer than what is read
-    probability: float | None = None  # that a logit stands for
-    baseline_score: float | None = None  # of integrated gradients
-    completeness_error: float | None = None  # as a share of the difference of the two; None: there is none
+    cut: bool  # whether the texts are longer than the model reads
+    probability: float | None = None  # of what it `says`, if the score is a logit
+    baseline_score: float | None = None  # the score of the baseline of integrated gradients
+    completeness_error: float | None = None  # as a share of the difference of both scores; None if they are equal
     map: np.ndarray | None = None  # (words, words) of attention: from the word of the row to that of the column
 
     @property
@@ -66,7 +66,7 @@ class Explanation:
 
     @property
     def largest(self) -> float:
-        """The largest size of a word's value, special tokens left out."""
+        """The largest absolute value of a word, special tokens left out."""
         return max((abs(word.value) for word in self.words if word.part is not None), default=0.0)
 
     def value(self, word: Word) -> str:
@@ -79,7 +79,7 @@ class Explanation:
 
 
 def described(found: Explanation) -> list[str]:
-    """What is explained, and how, in lines."""
+    """Lines that say what is explained, and by which method."""
     says = printable(found.says) or "no answer"
     chance = "" if found.probability is None else f", probability {found.probability:.4f}"
     lines = [f"explained  {says}, {found.score:.4f}{chance}", f"method     {found.method.replace('-', ' ')}"]
@@ -95,12 +95,12 @@ def described(found: Explanation) -> list[str]:
 
 
 def table_lines(found: Explanation) -> list[str]:
-    """A word and its value a line, special tokens too."""
+    """A line for each word and its value, special tokens included."""
     return [f"{cut(printable(word.text), 40):44}{found.value(word):>10}" for word in found.words]
 
 
 def coloured_lines(found: Explanation) -> list[str]:
-    """The texts, their words in a terminal's colours and with marks."""
+    """A line for each text, its words with marks and in colours of a terminal."""
     lines = []
     for part in range(len(found.texts)):
         line = ""
@@ -114,7 +114,7 @@ def coloured_lines(found: Explanation) -> list[str]:
 
 
 def html_fragment(found: Explanation) -> str:
-    """The texts as paragraphs of HTML, escaped, with no script and no style but their own."""
+    """The texts as paragraphs of HTML, escaped, with inline styles and no script."""
     paragraphs = []
     for part in range(len(found.texts)):
         made = ""
@@ -134,7 +134,7 @@ def html_fragment(found: Explanation) -> str:
 
 
 def html_page(found: Explanation, title: str) -> str:
-    """A whole page of it, which loads nothing."""
+    """A whole HTML page with the explanation, which loads nothing else."""
     of = "+ for, − against what is explained" if found.signed else "+"
     about = [*described(found), f"marks      {of}; up to three, by the size of the value"]
     lines = "".join(f"<div>{html.escape(each)}</div>\n" for each in about)
@@ -145,8 +145,8 @@ def html_page(found: Explanation, title: str) -> str:
 
 
 def picture(found: Explanation) -> bytes:
-    """A PNG: a bar a word, or the map of attention. Of more than PLOTTED words those of the largest values. Raises
-    ConfigError without matplotlib."""
+    """A PNG with a bar for each word, or the map of attention; of more than PLOTTED words those of the largest values.
+    Raises ConfigError without matplotlib."""
     figure = library("matplotlib.figure").Figure(dpi=120, layout="constrained")
     library("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     values = np.array([word.value for word in found.words])
@@ -173,13 +173,13 @@ def picture(found: Explanation) -> bytes:
         f"{cut(printable(found.says) or 'no answer', 40)}: {found.method}{more}", fontsize=9, parse_math=False
     )
     stream = BytesIO()
-    with warnings.catch_warnings(action="ignore"):  # a letter that its font lacks
+    with warnings.catch_warnings(action="ignore"):  # a letter that the font lacks
         figure.savefig(stream, format="png")
     return stream.getvalue()
 
 
 def _pieces(found: Explanation, part: int) -> Iterator[tuple[str, Word | None]]:
-    """A text in pieces: its words, and what stands between them."""
+    """Split a text into pieces: its words, and the characters between them (with None)."""
     text, at = found.texts[part], 0
     for word in (each for each in found.words if each.part == part):
         if word.start > at:

@@ -1,4 +1,4 @@
-"""Which number of a model is explained, and of which words: a label's logit, a regression's number, the logits of an
+"""The number that is explained, and the words of its text: a label's logit, a regression's number, the logits of an
 answer's start and end together, the logit of the token that fills a mask."""
 
 from typing import NamedTuple
@@ -25,19 +25,19 @@ from minilm.tasks.task import Task
 
 
 class Asked(NamedTuple):
-    """A text, and what is asked about it."""
+    """A text, and the output that is explained."""
 
     texts: tuple[str, ...]
     encoding: Encoding
     tokens: Tokens  # one row
     output: Output
-    says: str
+    says: str  # the output in words
     read: np.ndarray  # tokens whose states the output is read from
-    kept: np.ndarray  # (T,) bool: what belongs to the question and not to the text, as [CLS]
-    probability: float | None = None  # of what is said, where the output is its logit
+    kept: np.ndarray  # (T,) bool: special tokens and the mask, which are never hidden
+    probability: float | None = None  # of what it `says`, if the output is a logit
 
     def words(self) -> tuple[list[np.ndarray], list[Word]]:
-        """(The tokens of each word, the words without their values); every token is of one."""
+        """(Token indices of each word, the words without values); every token is in one word."""
         encoding, places, words = self.encoding, [], []
         of = [*zip(encoding.sequence_ids, encoding.word_ids, strict=True)]
         for place, (part, word) in enumerate(of):
@@ -53,7 +53,7 @@ class Asked(NamedTuple):
         for i, word in enumerate(words):
             if word.part is not None:
                 text = self.texts[word.part][word.start : word.end]
-                bare = text.strip() or text  # a byte-level tokenizer counts the space before a word as its
+                bare = text.strip() or text  # for a byte-level tokenizer the space before a word is part of it
                 start = word.start + text.index(bare)
                 words[i] = word._replace(text=bare, start=start, end=start + len(bare))
         return [np.array(own) for own in places], words
@@ -67,7 +67,8 @@ def asked_of(
     target: str | None,
     length: int,
 ) -> Asked:
-    """What is asked of a tuned model on a text, or two; length: tokens that are read. Raises ConfigError, DataError."""
+    """The output of a tuned model for a text or pair that is explained. length: tokens that are read. Raises
+    ConfigError, DataError."""
     if not isinstance(task, Classification | MultiLabel | Regression | Span):
         raise ConfigError(f"--model: is tuned for {task.name}; explained are labels, a number and answers")
     labels = getattr(task, "labels", ())
@@ -79,7 +80,7 @@ def asked_of(
 
 
 def asked_of_mask(masked: MaskedLM, text: str, target: str | None) -> Asked:
-    """What is asked at the one mask in a text. Raises ConfigError, DataError."""
+    """The output of a masked language model at the one mask in a text. Raises ConfigError, DataError."""
     model, tokenizer = masked
     if (objective := objective_of(vars(model.config))) != "mlm":
         raise ConfigError(f"--model: a {objective} model does not fill in masks")
@@ -106,8 +107,8 @@ def asked_of_mask(masked: MaskedLM, text: str, target: str | None) -> Asked:
 
 
 def _token(tokenizer: BertTokenizer, target: str, before: str) -> int:
-    """The id of a token, as it stands in the vocabulary or in a text; after a space the one that is written so there,
-    which of a byte-level tokenizer begins with the space."""
+    """The id of a token, given as in the vocabulary or as in a text. before: the text before it; after a space, the
+    token of a byte-level tokenizer begins with that space. Raises ConfigError for no token."""
     if target and before.endswith(" "):
         ids = tokenizer(f" {target}", add_special_tokens=False).input_ids
         if len(ids) == 1 and tokenizer.decode(ids).strip() == target:
@@ -123,7 +124,8 @@ def _token(tokenizer: BertTokenizer, target: str, before: str) -> int:
 def _encoded(
     model: PreTrainedModel, tokenizer: BertTokenizer, texts: tuple[str, ...], length: int, specials: bool = False
 ) -> tuple[Encoding, Tokens]:
-    """As `tasks.task.tokenized` reads them. specials: what a text writes out, as [MASK], is a token."""
+    """One text or pair, tokenised as by `tasks.task.tokenized`. specials: a special token that is written out, as
+    [MASK], is that token."""
     encoded = tokenizer(
         *([text] for text in texts),
         truncation=True,
@@ -146,7 +148,7 @@ def _of_text(
     tokens: Tokens,
     target: str | None,
 ) -> Asked:
-    """A label's logit, or a number."""
+    """The logit of a label, or the number of a regression."""
     kept = np.array(encoding.special_tokens_mask, bool)
     pooling = model.built.pooling
     of_first = pooling == "pooler" or (pooling is not None and model.config.meant_by(pooling) == "cls")
@@ -168,7 +170,7 @@ def _of_text(
 def _of_span(
     model: PreTrainedModel, task: Span, texts: tuple[str, ...], encoding: Encoding, tokens: Tokens, target: None
 ) -> Asked:
-    """The start and the end of the answer together, as `Span.best_spans` chooses it; of no answer those of [CLS]."""
+    """The logits of an answer's start and end together, as chosen by `Span.best_spans`; of [CLS] for no answer."""
     if encoding.overflowing:
         raise DataError(f"--pair: question and context are longer than {len(encoding.ids)} tokens; shorten them")
 

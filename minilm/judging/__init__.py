@@ -1,1 +1,1 @@
-"""What a system says of labelled examples, and what it is worth."""
+"""Judging predictions on labelled examples, and generated texts beside references."""

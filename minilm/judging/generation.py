@@ -1,11 +1,11 @@
-"""How near generated texts are to references: BLEU, chrF, ROUGE, exact match; as sacrebleu and rouge-score count.
+"""Scores of generated texts against references: BLEU, chrF, ROUGE, exact match; as by sacrebleu and rouge-score.
 
-BLEU (Papineni et al. 2002) and chrF (Popovic 2015), from 0 to 100, are of all segments together: functions of how often
-n-grams occur, summed over segments, and so is each draw of their intervals. (sacrebleu's own intervals are a half width
-around the mean of draws, in fp32.) Of texts that are all shorter than four tokens BLEU is 0 there and NaN here.
+BLEU (Papineni et al. 2002) and chrF (Popovic 2015), from 0 to 100, are of all segments together: functions of n-gram
+counts, summed over segments, and so is each draw of their intervals. (sacrebleu's own intervals are a half width
+around the mean of draws, in fp32.) If all texts are shorter than four tokens, BLEU is 0 there and NaN here.
 
-ROUGE (Lin 2004), from 0 to 1, is the mean over segments of an F measure, of several references the best. It knows the
-letters a to z and digits only; ROUGE-Lsum takes lines for sentences.
+ROUGE (Lin 2004), from 0 to 1, is the mean over segments of an F measure, the best over a segment's references. It knows
+only the letters a to z and digits; ROUGE-Lsum takes lines for sentences.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +23,13 @@ from minilm.errors import DataError, library
 from minilm.metrics.intervals import share, with_intervals
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-TOKENISED = 100  # predictions, from which sacrebleu warns, too
-OTHER_LETTERS = 0.005  # of all
-References = Sequence[Sequence[str]]  # one or more of each segment
+TOKENISED = 100  # predictions that end in " .", from which sacrebleu warns, too
+OTHER_LETTERS = 0.005  # share of letters outside of a to z from which a note says so
+References = Sequence[Sequence[str]]  # one or more for each segment
 
 
 def read_predictions(file: Path, field: str) -> list[str]:
-    """A text a line, blank ones too, or of a .jsonl what stands in `field`. Raises DataError."""
+    """Predicted texts of a file, one a line, blank ones included; of a .jsonl those in `field`. Raises DataError."""
     found = [as_text(value, where, field) or "" for where, value in values_of(file, field, "--prediction-field")]
     if not found:
         raise DataError(f"{file}: holds no text")
@@ -37,8 +37,8 @@ def read_predictions(file: Path, field: str) -> list[str]:
 
 
 def read_references(files: Sequence[Path], field: str, segments: int) -> list[list[str]]:
-    """Of each segment its references: of each file one, a line that is not blank, or of a .jsonl the text, or the list
-    of texts, in `field`. Raises DataError, also for a segment without one, and for a file of other than `segments`."""
+    """The references of each segment: from each file a line, unless it is blank; of a .jsonl the text, or the list of
+    texts, in `field`. Raises DataError, also for a segment without one, and for a file of other than `segments`."""
     found: list[list[str]] = [[] for _ in range(segments)]
     for file in files:
         number = 0
@@ -54,14 +54,14 @@ def read_references(files: Sequence[Path], field: str, segments: int) -> list[li
 
 
 def rouge_rows(predictions: Sequence[str], references: References, stemmer: bool = False) -> Iterator[list[float]]:
-    """Of each segment F of each of ROUGE. stemmer: of words without their English endings (Porter 1980)."""
+    """F of each of ROUGE, for each segment. stemmer: of words without their English endings (Porter 1980)."""
     scorer = library("rouge_score.rouge_scorer").RougeScorer(ROUGE, use_stemmer=stemmer)
     best = (scorer.score_multi(own, text) for text, own in zip(predictions, references, strict=True))
     return ([each[name].fmeasure for name in ROUGE] for each in best)
 
 
 def ngram_counts(predictions: Sequence[str], references: References) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """(sacrebleu's metrics by name, of each what it counts in a segment, (n, r))."""
+    """(sacrebleu's metrics by name, the counts (n, r) of each metric by segment)."""
     sacrebleu = library("sacrebleu.metrics")
     metrics = {"bleu": sacrebleu.BLEU(force=True), "chrf": sacrebleu.CHRF()}  # force: it prints no warning
     streams = [*zip_longest(*references)]
@@ -72,9 +72,9 @@ def ngram_counts(predictions: Sequence[str], references: References) -> tuple[di
 def generation_scores(
     predictions: Sequence[str], references: References, rouge: Sequence[Sequence[float]], stemmer: bool = False
 ) -> dict[str, Any]:
-    """bleu, chrf, ROUGE and exact_match, the share of texts that are a reference but for white space at the ends: as
-    {value, low, high, n}, over segments. And `signatures`, which say how was counted, and `notes`. rouge: what
-    `rouge_rows` found."""
+    """bleu, chrf, ROUGE and exact_match, the share of texts that equal a reference but for white space at the ends: as
+    {value, low, high, n}, over segments. Also `signatures`, which say how scores were computed, and `notes`. rouge: of
+    `rouge_rows`."""
     metrics, counts = ngram_counts(predictions, references)
     ends = np.cumsum([each.shape[1] for each in counts]).tolist()
     of_records = partial(weighted, metrics=metrics, ends=ends)
@@ -92,8 +92,8 @@ def generation_scores(
 def weighted(
     records: np.ndarray, weights: np.ndarray, metrics: Mapping[str, Any], ends: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """bleu, chrf and ROUGE of segments that are taken so often, (B,) each. records (n, r): counts of each metric, up to
-    its one of `ends`, and ROUGE; weights (B, n)."""
+    """bleu, chrf and ROUGE, (B,) each, of segments taken as often as weights (B, n) say. records (n, r): the counts of
+    each metric, up to its one of `ends`, and ROUGE."""
     *totals, rouge = np.split(weights @ records, ends, axis=1)
     found = {}
     for (name, metric), own in zip(metrics.items(), totals, strict=True):
@@ -103,7 +103,7 @@ def weighted(
 
 
 def _notes(predictions: Sequence[str], references: References, without_bleu: bool) -> list[str]:
-    """What a reader of the scores is to know of the texts."""
+    """Notes on the texts that a reader of the scores should know."""
     found = []
     if empty := sum(not text.strip() for text in predictions):
         found.append(f"{empty:,} predictions are empty, and count")

@@ -1,4 +1,4 @@
-"""What a system says of labelled examples: what scores, comparisons and gaps between groups are computed from."""
+"""A system's predictions on labelled examples: what scores, comparisons and gaps between groups are computed from."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +17,7 @@ from minilm.tasks.tuned import Tuned
 from minilm.train.cost import EnergyMeter, matmul_peak, training_flops
 from minilm.train.runtime import peak_memory_mb
 
-AT_ONCE = 4096  # examples
+AT_ONCE = 4096  # examples that a model predicts at a time
 SHOWN = 8  # labels in a message
 
 
@@ -39,20 +39,20 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Judged:
-    """What a system says of examples, and how each of them went."""
+    """A system's predictions for examples, and their records."""
 
     name: str  # of the system: a directory, or a file
     task: Task
     examples: Sequence[Any]
-    decoded: Sequence[Any]  # as `Task.decode` has it
-    records: np.ndarray  # (n, r); as `Task.records_of` has it
-    probabilities: np.ndarray | None = None  # (n, C) of each label, where the system tells them
-    tokens: np.ndarray | None = None  # (n,) of each example, of a model
-    unknown: np.ndarray | None = None  # (n,) of these, how many are [UNK]
-    cut: int = 0  # examples longer than what is read of them
-    flops: int = 0  # of what a model computed, but for its head and padding
-    seconds: float = 0.0  # that it took
-    joules: float | None = None  # None: nothing measures them
+    decoded: Sequence[Any]  # as from `Task.decode`
+    records: np.ndarray  # (n, r); as from `Task.records_of`
+    probabilities: np.ndarray | None = None  # (n, C) of each label, if the system gives them
+    tokens: np.ndarray | None = None  # (n,) tokens of each example, if the system is a model
+    unknown: np.ndarray | None = None  # (n,) how many of these are [UNK]
+    cut: int = 0  # examples that are truncated, or split into several features
+    flops: int = 0  # of the model, without its head and padding
+    seconds: float = 0.0  # of tokenising and computing
+    joules: float | None = None  # None: not measured
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -61,9 +61,9 @@ class Judged:
 def judged_model(
     name: str, tuned: Tuned, examples: Sequence[Any], watched: Callable[[range], Iterable[int]] = iter
 ) -> Judged:
-    """Of a model, AT_ONCE examples at a time, of whose tokens and outputs nothing is kept. watched: yields what it is
-    given, to say how far it is. Raises DataError for a label that the model does not know, and for outputs that are not
-    finite."""
+    """Judge a model on examples, AT_ONCE at a time, whose tokens and outputs are not kept. watched: yields what it is
+    given, and may report the progress. Raises DataError for a label that the model does not know, and for outputs that
+    are not finite."""
     task, began, meter = tuned.task, time.perf_counter(), EnergyMeter(tuned.runtime.device)
     check_known(task, examples)
     unknown_id = tuned.tokenizer.unk_token_id
@@ -98,7 +98,7 @@ def judged_model(
 
 
 def with_positive(task: Task, label: str | None) -> Task:
-    """With the label whose f1 is told. Raises ConfigError for what is none of two labels."""
+    """The task with the label whose f1 is scored. Raises ConfigError for a label that is none of two."""
     if label is None:
         return task
     labels = task.labels if isinstance(task, Classification) else ()
@@ -109,7 +109,7 @@ def with_positive(task: Task, label: str | None) -> Task:
 
 
 def cost_of(judged: Judged, tuned: Tuned) -> dict[str, Any]:
-    """Of tokenising and computing: what is needed for the tokens alone, without padding."""
+    """The cost of tokenising and computing; FLOPs are those of the tokens alone, without padding."""
     runtime = tuned.runtime
     peak_mb = peak_memory_mb(runtime.device)  # before `matmul_peak` takes its own
     peak, tokens = matmul_peak(runtime.device, runtime.dtype), int(judged.tokens.sum())
@@ -127,7 +127,7 @@ def cost_of(judged: Judged, tuned: Tuned) -> dict[str, Any]:
 
 
 def _flops(tuned: Tuned, lengths: np.ndarray) -> int:
-    """Of features of these lengths, (n,), each by itself."""
+    """FLOPs of a forward pass over features of these lengths, (n,), each by itself."""
     cfg = tuned.model.base_model.encoder.cfg
     read = 1 if tuned.task.kind != "model" and reads_cls(tuned.model) else None  # vectors are made of all states
     found = zip(*(each.tolist() for each in np.unique(lengths, return_counts=True)), strict=True)
@@ -135,7 +135,7 @@ def _flops(tuned: Tuned, lengths: np.ndarray) -> int:
 
 
 def check_known(task: Task, examples: Sequence[Any]) -> None:
-    """Raises DataError for a label that is none of the task's."""
+    """Raises DataError for a label that the task does not have."""
     labels = {*getattr(task, "labels", ())}
     if not labels:
         return

@@ -1,6 +1,6 @@
-"""The metrics of a task, of what is predicted and of probabilities, as functions of how often each example is taken.
+"""The metrics of a task, for predictions and for probabilities, as functions of how often each example is taken.
 
-What `score` tells of one system and `compare` of the difference of two is computed of the same.
+`score` (of one system) and `compare` (of the difference of two) compute from the same tables.
 """
 
 from collections.abc import Sequence
@@ -26,20 +26,20 @@ from minilm.metrics.labels import (
 from minilm.tasks.classification import Classification, MultiLabel
 
 RATES = ("precision", "recall", "f1")
-ACCURACIES = (*(f"micro_{rate}" for rate in RATES), "weighted_recall")  # of one label an example all are the accuracy
+ACCURACIES = (*(f"micro_{rate}" for rate in RATES), "weighted_recall")  # for one label an example all are the accuracy
 
 
 class MetricTable(NamedTuple):
-    """Metrics, and what they are computed of."""
+    """Metrics, and the records that they are computed from."""
 
     records: np.ndarray  # (n, r)
     weighted: Weighted
-    proportions: Sequence[str]  # metrics that are the share of examples of which something holds
-    undefined: dict[str, str]  # metric -> why it is not defined
+    proportions: Sequence[str]  # metrics that are a share of the examples
+    undefined: dict[str, str]  # metric -> why it is undefined
 
 
 def metric_tables(judged: Judged) -> list[MetricTable]:
-    """That of what is predicted and, where a system tells probabilities, that of these."""
+    """The table of the predictions and, if the system gives probabilities, that of these."""
     task, records = judged.task, judged.records
     if isinstance(task, Classification):
         weighted = partial(weighted_label_table, labels=len(task.labels), positive=task.positive_number)
@@ -55,7 +55,7 @@ def metric_tables(judged: Judged) -> list[MetricTable]:
 
 
 def probability_table(judged: Judged, chances: np.ndarray) -> MetricTable:
-    """That of probabilities (n, C) of the task's labels."""
+    """The metric table of probabilities (n, C) of the task's labels."""
     task = judged.task
     if isinstance(task, MultiLabel):
         records = label_set_records(held(judged), chances)
@@ -66,5 +66,5 @@ def probability_table(judged: Judged, chances: np.ndarray) -> MetricTable:
 
 
 def held(judged: Judged) -> np.ndarray:
-    """(n, C) bool: which of the labels that may hold together do."""
+    """(n, C) bool: which labels of a multi-label task each example has."""
     return np.split(judged.records > 0, 2, axis=1)[0][:, : len(judged.task.labels)]

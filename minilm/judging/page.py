@@ -1,4 +1,4 @@
-"""A result as one web page, that needs no network and no script."""
+"""A result of `report` as one web page, which needs no network and no script."""
 
 from importlib import resources
 from typing import Any
@@ -13,7 +13,7 @@ ENDS = ("value", "low", "high")
 
 
 def page(result: dict[str, Any]) -> str:
-    """HTML of what `report` found, as its JSON has it. Raises ConfigError where jinja2 is not installed."""
+    """The HTML page of a result of `report`, as in its JSON. Raises ConfigError if jinja2 is not installed."""
     jinja2 = library("jinja2")
     source = resources.files("minilm.judging").joinpath("page.html").read_text(encoding="utf-8")
     bins = (result.get("calibration") or {}).get("bins", [])
@@ -34,18 +34,18 @@ def page(result: dict[str, Any]) -> str:
 
 
 def explanation_of(told: dict[str, Any]) -> Explanation:
-    """Of its JSON."""
+    """An Explanation from its JSON."""
     words = tuple(Word(**word) for word in told["words"])
     return Explanation(**told | {"words": words, "texts": tuple(told["texts"])})
 
 
 def number(value: float | None) -> str:
-    """A dash for what is not defined."""
+    """A number as text, a dash if it is undefined."""
     return "–" if value is None else f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def cost_lines(cost: dict[str, Any]) -> dict[str, str]:
-    """Each in its unit; what nothing measured is said to be so."""
+    """The costs as text, each in its unit."""
     if not cost:
         return {}
     energy = "not measured" if cost["joules"] is None else f"{cost['joules'] / 3600:.3g} Wh"

@@ -1,4 +1,4 @@
-"""Files of predictions, as `evaluate.py predict` writes them or another system, and what they are judged by."""
+"""Reading files of predictions, of `evaluate.py predict` or another system, and the labels to judge them by."""
 
 import math
 import re
@@ -22,13 +22,13 @@ from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.named import TaskName, make_task, read_examples
 from minilm.tasks.predictions import AGAIN, cell_text
 
-PREDICTIONS = ("prediction", "predictions", "predicted", "pred", "y_pred")  # columns
-ROW = "row"  # a column in place of texts, where a file holds labels and predictions alone
+PREDICTIONS = ("prediction", "predictions", "predicted", "pred", "y_pred")  # names of their column
+ROW = "row"  # a column in place of texts, if a file holds only labels and predictions
 SHOWN = 5  # labels in a message
 
 
 class Columns(NamedTuple):
-    """Those that a user names, and whether a csv has a header; None: as it looks."""
+    """Columns that a user names, and whether a csv has a header; None: found by name or content."""
 
     text: str | None = None
     pair: str | None = None
@@ -47,12 +47,11 @@ def judged_file(
     source: Table | Path | None = None,
     named: Columns = DEFAULT,
 ) -> tuple[Judged, Data, Table | Path]:
-    """Of a file as `evaluate.py predict` writes it, or another system: a table with a column of predictions (and of
-    probabilities, p(LABEL)), words with a tag in the last column, SQuAD's answers by id. With the labelled examples,
-    and what they were read from.
+    """Judge a file of predictions: a table with a column of them (and of probabilities, p(LABEL)), words with a tag in
+    the last column, or SQuAD's answers by id. Also returns the labelled examples, and what they were read from.
 
-    gold, source: these, each in the same place as its prediction; None: the labels are in the file too. Raises
-    DataError.
+    gold, source: the labelled examples, in the order of the predictions, and what they were read from; None: the file
+    holds the labels, too. Raises DataError.
     """
     check_regular(file)
     chances, labels = None, ()
@@ -80,7 +79,7 @@ def judged_file(
 
 
 def _table(file: Path, named: Columns) -> Table:
-    """With a header also where only that of the predictions looks like one."""
+    """The table of a file, with a header also if only the name of a column of predictions looks like one."""
     table = read_table(file, named.header)
     if named.header is not None or table.columns[0] != "1":
         return table
@@ -89,25 +88,25 @@ def _table(file: Path, named: Columns) -> Table:
 
 
 def _told(table: Table, own: str) -> dict[str, str]:
-    """Label -> the column of its probability, by the labels' names; of several systems' those of the column `own`."""
+    """Label -> the column of its probability, sorted; if several systems have some, those beside the column `own`."""
     end = ")" + AGAIN * _times(own)
     found = {column[2 : -len(end)]: column for column in table.columns if column[:2] == "p(" and column.endswith(end)}
     return {label: found[label] for label in sorted(found) if not f"{label})".endswith(AGAIN)}
 
 
 def _is_said(column: str) -> bool:
-    """Whether it is a column of what a system says."""
+    """Whether a column is one of a system's predictions or probabilities."""
     first = column.removesuffix(AGAIN * _times(column))
     return first in ("p", "choice", *PREDICTIONS) or (first.startswith("p(") and first.endswith(")"))
 
 
 def _times(column: str) -> int:
-    """How often its table had been predicted before."""
+    """How often the column's table had been predicted before."""
     return 1 + _times(column.removesuffix(AGAIN)) if column.endswith(AGAIN) else 0
 
 
 def _examples(table: Table, name: TaskName, named: Columns, own: str) -> tuple[Table, Data]:
-    """The examples that stand in a file of predictions, and its columns but for what systems say. own: the column of
+    """The table of a file of predictions without the columns of systems, and the examples in it. own: the column of
     predictions."""
     given = {role: value and table.column(value) for role, value in zip(("text", "pair", "label"), named, strict=False)}
     rest = tuple(each for each in table.columns if each in given.values() or not (each == own or _is_said(each)))
@@ -132,7 +131,7 @@ def _prediction_column(table: Table, given: str | None) -> str:
 
 
 def _rows_of(table: Table, gold: Data, source: Table | Path | None) -> list[Row]:
-    """The row of each example, by its place. Where both files have its text or label, they must be the same."""
+    """The row of each example, by position. Raises DataError if both files have its text or label, but not the same."""
     place = {row.where: at for at, row in enumerate(source.rows)} if isinstance(source, Table) else {}
     total = len(place) or len(gold.examples)
     if len(table.rows) != total:
@@ -150,7 +149,7 @@ def _rows_of(table: Table, gold: Data, source: Table | Path | None) -> list[Row]
 
 
 def _decoded(name: TaskName, cell: Any, where: str, separator: str | None) -> Any:
-    """A prediction in a cell."""
+    """The prediction in a cell of a table."""
     if name == "multilabel":
         written = as_text(cell, where, "prediction") or "" if not isinstance(cell, list | tuple) else ""
         mark = "|" if "|" in written or not separator else separator  # predict writes the first
@@ -171,7 +170,7 @@ def _decoded(name: TaskName, cell: Any, where: str, separator: str | None) -> An
 
 
 def _probabilities(name: TaskName, rows: Sequence[Row], columns: Sequence[str]) -> np.ndarray:
-    """(n, C); of one label of several each row sums to 1."""
+    """Probabilities (n, C); for classification each row is scaled to sum to 1."""
     found = np.empty((len(rows), len(columns)))
     for at, row in enumerate(rows):
         for i, column in enumerate(columns):
@@ -191,7 +190,7 @@ def _probabilities(name: TaskName, rows: Sequence[Row], columns: Sequence[str]) 
 def _labels(
     task: Classification | MultiLabel, decoded: Sequence[Any], told: Sequence[str], file: Path
 ) -> tuple[str, ...]:
-    """Those that are gold or predicted, by name. Raises DataError where predictions and labels are named otherwise."""
+    """All labels in gold or predicted, sorted. Raises DataError if gold labels and predictions have different names."""
     said = {*(decoded if isinstance(task, Classification) else chain.from_iterable(decoded)), *told}
     if told and (strange := sorted({*task.labels, *said} - {*told})):
         raise DataError(
@@ -235,7 +234,7 @@ def _tags(file: Path, gold: Data | None) -> tuple[Data, Tags]:
 
 
 def _columns(file: Path) -> int:
-    """Of a file with one word a line."""
+    """Number of columns of a file with one word a line."""
     first = next((line for line in text_lines(file) if line.strip() and not line.startswith("-DOCSTART-")), "")
     width = len(first.split("\t") if "\t" in first else first.split())
     if width < 3:

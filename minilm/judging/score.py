@@ -1,4 +1,4 @@
-"""What a system is worth on labelled examples, with how sure that is: all that `score` and `report` tell of one."""
+"""Scores of a system on labelled examples, with intervals: all that `score` and `report` say of one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -38,7 +38,7 @@ from minilm.tasks.tuned import Tuned
 
 MISTAKES = 10  # shown
 NOT_DEFINED = "not defined: of nothing here, or of a constant"
-SMALLEST = float(np.finfo(np.float64).eps)  # of a probability whose logarithm is taken, as scikit-learn has it
+SMALLEST = float(np.finfo(np.float64).eps)  # probability whose logarithm is taken, as in scikit-learn
 
 Metrics = dict[str, dict[str, Any]]
 
@@ -54,11 +54,11 @@ def score(
     positive_label: str | None = None,
     group: str | None = None,
 ) -> dict[str, Any]:
-    """What a tuned model is worth on labelled rows: what `scored` finds, and the cost. What is undefined is None.
+    """Score a tuned model on labelled rows: the result of `scored`, and the cost. Undefined values are None.
 
-    model: what `finetune` or `open_tuned` returned, or where it is saved. rows, dev: as `finetune` takes them; and what
-    else is as of `scored`. text, pair, label: columns, as in training if not given. group: a column of groups that a
-    classifier may treat differently. Raises UserError.
+    model: of `finetune` or `open_tuned`, or where it is saved. rows, dev: as in `finetune`, but dev is used as in
+    `scored`. text, pair, label: columns, as in training if not given. group: a column of groups that a classifier may
+    treat differently. Raises UserError.
     """
     tuned = model if isinstance(model, Tuned) else open_tuned(model)
     tuned = replace(tuned, task=with_positive(tuned.task, positive_label))
@@ -84,10 +84,10 @@ def scored(
     """{task, n, metrics, baseline, undefined, labels, confusion, calibration, thresholds, slices, mistakes, groups}, as
     far as the task has them, ready for JSON.
 
-    metrics: {value, low, high, n} of each, with its 95 % interval. baseline: the same metrics of one who has not read
-    the examples. undefined: why a metric is None. dev: the same system on other examples, which temperature and
-    thresholds are chosen by. cells: columns to look for slices in; group: one of them, whose gaps are told. Raises
-    UserError, also where every example has the same label.
+    metrics: {value, low, high, n} of each, with its 95 % interval. baseline: the same metrics for the constant
+    predictions of `Task.constant`. undefined: why a metric is None. dev: the same system on other examples, to choose
+    temperature and thresholds on. cells: columns to make slices from; group: one of them, to compute gaps between its
+    groups. Raises UserError, also if every example has the same label.
     """
     task = judged.task
     found: dict[str, Any] = {"task": task.name, "n": len(judged), "metrics": {}, "baseline": {}, "undefined": {}}
@@ -124,19 +124,20 @@ def scored(
 
 
 def deciding_metric(task: Task) -> str | None:
-    """That systems and slices are told apart by; None: the task's first."""
+    """The metric that systems and slices are compared by; None: the task's first."""
     return "f1" if isinstance(task, Classification) and task.positive is not None else None
 
 
 def check_labels(judged: Judged) -> None:
-    """Raises DataError where every example has the same label: what is told of one label tells nothing."""
+    """Raises DataError if every example has the same label: then scores tell nothing."""
     if len({each.label for each in judged.examples}) == 1:
         first = judged.examples[0]
         raise DataError(f"{first.where}: every example is labelled {shown(first.label)}; give examples of two labels")
 
 
 def token_columns(judged: Judged) -> dict[str, np.ndarray]:
-    """How long each example is, and how much of it is unknown, as a model reads it; of a file how many words it has."""
+    """Columns to make slices from: tokens and share of unknown tokens of each example, if the system is a model; for a
+    file of predictions the words of each text."""
     if judged.tokens is None:
         is_text = judged.examples and isinstance(judged.examples[0], Example)
         return {"words": np.array([len(each.text.split()) for each in judged.examples])} if is_text else {}
@@ -144,7 +145,7 @@ def token_columns(judged: Judged) -> dict[str, np.ndarray]:
 
 
 def _conditional(judged: Judged, task: Classification) -> Metrics:
-    """precision and recall of the positive one of two labels: each a share of some examples alone, which n counts."""
+    """precision and recall of the positive one of two labels: each a share of some examples only, which n counts."""
     if len(task.labels) != 2:
         return {}
     return dict(zip(RATES, _rates_of(judged.records, task.positive_number), strict=False))
@@ -157,8 +158,8 @@ def _rates_of(records: np.ndarray, label: int) -> tuple[dict[str, Any], dict[str
 
 
 def _each_label(judged: Judged) -> dict[str, Any]:
-    """labels: of each its name, support, and precision, recall and f1 with intervals, or a reason why there is none; of
-    one label of several the confusion matrix too. Of very many labels nothing."""
+    """`labels`: name, support, and precision, recall and f1 of each, with intervals, or a reason why a value is
+    undefined; for classification also `confusion`. Nothing if there are very many labels."""
     task, records = judged.task, judged.records
     names, n = task.labels, len(judged)
     if len(names) > SHOWN_LABELS:
@@ -187,7 +188,7 @@ def _each_label(judged: Judged) -> dict[str, Any]:
 
 
 def check_choices(task: Task, dev: str | None, group: str | None, cells: Mapping[str, Sequence[Any]]) -> None:
-    """Raises ConfigError for a dev set, or a column of groups, that tells nothing of such a task. dev: its name."""
+    """Raises ConfigError for a dev set, or a column of groups, that the task has no use for. dev: its name."""
     if dev is not None and not isinstance(task, Classification | MultiLabel):
         raise ConfigError(f"--dev {dev}: chooses temperature and thresholds of probabilities, and {task.name} has none")
     if group is None:
@@ -199,7 +200,7 @@ def check_choices(task: Task, dev: str | None, group: str | None, cells: Mapping
 
 
 def gaps(judged: Judged, column: str, cells: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """Between the groups of a column; of two labels the positive one's rates, of more accuracy alone."""
+    """Gaps between the groups of a column: for two labels in the positive one's rates, for more in accuracy alone."""
     task = judged.task
     two, number = len(task.labels) == 2, task.positive_number
     chances = judged.probabilities[:, number] if two and judged.probabilities is not None else None
@@ -215,7 +216,7 @@ def gaps(judged: Judged, column: str, cells: Mapping[str, Sequence[Any]]) -> dic
 
 
 def _confidence(judged: Judged, chances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(probabilities, whether what they are of holds): of the label predicted, or of each label by itself."""
+    """(probabilities, whether their labels hold): of the predicted label, or of each label by itself."""
     if isinstance(judged.task, Classification):
         gold, predicted = judged.records.T
         return chances[np.arange(len(judged)), predicted], gold == predicted
@@ -223,8 +224,8 @@ def _confidence(judged: Judged, chances: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def calibration(judged: Judged, dev: Judged | None) -> dict[str, Any]:
-    """Whether probabilities mean what they say: ece and mce, the ece that as many true ones would have (mean, and 95 %
-    quantile), the reliability curve; and with dev the temperature that is best there, and ece and log loss with it."""
+    """Calibration of probabilities: ece and mce, the ece of as many calibrated ones (mean, and 95 % quantile), the
+    reliability curve; and with dev the temperature that is best there, and ece and log loss with it."""
     confidence, holds = _confidence(judged, judged.probabilities)
     found: dict[str, Any] = calibration_scores(confidence, holds)
     found["bins"] = [each._asdict() for each in reliability(confidence, holds, equal_width())]
@@ -250,7 +251,7 @@ def _log_loss(judged: Judged, chances: np.ndarray) -> float:
 
 
 def _logits(judged: Judged) -> np.ndarray:
-    """As far as probabilities tell them."""
+    """Logits (n, C) computed from probabilities; for classification up to a constant for each example."""
     chances = judged.probabilities.clip(SMALLEST, 1 - SMALLEST)
     return np.log(chances) - (np.log1p(-chances) if isinstance(judged.task, MultiLabel) else 0)
 
@@ -260,9 +261,9 @@ def _gold(judged: Judged) -> np.ndarray:
 
 
 def thresholds(judged: Judged, dev: Judged) -> dict[str, Any]:
-    """The probability above which a label is predicted, chosen for its f1 on dev, and what that is worth here, beside
-    0.5: of the positive one of two labels, or of each of several that may hold together. None where dev has examples on
-    one side only, and 0.5 is kept. {} of one of more than two labels."""
+    """Thresholds of probability above which a label is predicted, chosen for f1 on dev, and the scores with them here,
+    beside those with 0.5: for the positive one of two labels, or for each label of a multi-label task. None (0.5 is
+    kept) if all examples of dev have the label, or none. {} for classification with more than two labels."""
     task = judged.task
     if isinstance(task, MultiLabel):
         best, worth = decision_thresholds(dev.probabilities, held(dev))
@@ -280,7 +281,7 @@ def thresholds(judged: Judged, dev: Judged) -> dict[str, Any]:
 
 
 def _predicting(judged: Judged, task: Classification, threshold: float) -> dict[str, float]:
-    """The task's metrics, where the positive label is predicted above a probability."""
+    """The task's metrics if the positive label is predicted above a threshold of its probability."""
     positive = task.positive_number
     said = np.where(judged.probabilities[:, positive] > threshold, positive, 1 - positive)
     scores = task.weighted(np.stack([judged.records[:, 0], said], axis=1), np.ones((1, len(judged))))
@@ -291,7 +292,7 @@ def _predicting(judged: Judged, task: Classification, threshold: float) -> dict[
 
 
 def mistakes(judged: Judged) -> list[dict[str, Any]]:
-    """The surest ones, the surest first; without probabilities the first ones."""
+    """The MISTAKES wrong predictions of highest probability, highest first; without probabilities the first ones."""
     gold, predicted = judged.records.T
     wrong = np.flatnonzero(gold != predicted)
     sure = np.zeros(len(judged)) if judged.probabilities is None else _confidence(judged, judged.probabilities)[0]

@@ -1,1 +1,1 @@
-"""How well texts are known, sentence against sentence, word for word."""
+"""Likelihoods of texts under a language model, and tests made of them: minimal pairs, cloze, perplexity, bias."""

@@ -1,12 +1,11 @@
-"""Is a passage's last word told by the rest of it? LAMBADA (Paperno et al. 2016) asks so of novels.
+"""Prediction of a passage's last word from the rest of it, as in LAMBADA (Paperno et al. 2016), which takes novels.
 
-The last word is all that stands after the last white space. The model is right where the word is the greedy
-continuation: each of its tokens is the likeliest one, given the passage and the word's tokens before it, as
-lm-evaluation-harness counts.
+The last word is all that follows the last white space. The model is right if the word is the greedy continuation: each
+of its tokens is the likeliest one, given the passage and the word's tokens before it, as lm-evaluation-harness counts.
 
-causal   each token after all that stand before it.
-masked   each where it and the word's tokens after it are masked (Kauf and Ivanova 2023), so that the model knows how
-         many tokens the word has.
+causal   each token is predicted from all tokens before it.
+masked   each token is predicted with it and the word's tokens after it masked (Kauf and Ivanova 2023), so that the
+         model knows how many tokens the word has.
 """
 
 from collections import deque
@@ -26,26 +25,26 @@ from minilm.metrics.intervals import share, with_intervals
 
 
 class Passage(NamedTuple):
-    """A text, and how much of it is given."""
+    """A text whose last word is to be predicted."""
 
     text: str
-    given: int  # characters before the last word and the one space that a tokenizer may count as its
+    given: int  # characters before the last word, and before the one space that its first token may include
     where: str
 
 
 class LastWord(NamedTuple):
-    """What the model says to a passage's last word."""
+    """The model's prediction of a passage's last word."""
 
     nats: float  # its log-probability
-    right: bool  # never where there is a tie, or a token unknown
-    tie: bool  # several are likeliest in the place of one of its tokens
-    unknown: bool  # it holds the token of all unknown words
-    cut: bool  # the passage is longer than the model reads, and begins later
+    right: bool  # never with a tie or an unknown token
+    tie: bool  # in the place of one of its tokens, several tokens are likeliest
+    unknown: bool  # it holds the unknown token
+    cut: bool  # the passage is longer than the model reads, and loses its beginning
     tokens: int
 
 
 def read_passages(file: Path, field: str = "text") -> list[Passage]:
-    """Of a .jsonl with a text in `field`, or of text, a passage a line. Raises DataError."""
+    """Passages of a .jsonl with a text in `field`, or of a text file, one a line. Raises DataError."""
     found = []
     for where, value in values_of(file, field, "--text-field"):
         text = (as_text(value, where, field) or "").rstrip()
@@ -61,7 +60,7 @@ def read_passages(file: Path, field: str = "text") -> list[Passage]:
 
 
 def last_words(scorer: LanguageScorer, passages: Sequence[Passage]) -> Iterator[LastWord]:
-    """Of each passage, in order. Raises DataError for a last word without a token, or of too many for the model."""
+    """Predictions for the passages, in order. Raises DataError for a last word without a token, or with too many."""
     waiting: deque[tuple[np.ndarray, bool]] = deque()  # (tokens of the word, whether the passage is cut)
 
     def asked() -> Iterator[Questions]:
@@ -83,7 +82,7 @@ def last_words(scorer: LanguageScorer, passages: Sequence[Passage]) -> Iterator[
 
 
 def _question(scorer: LanguageScorer, passage: Passage, encoding: Encoding) -> tuple[Questions, bool]:
-    """Which asks for the last word's tokens; whether the passage is cut, on the left."""
+    """Questions for the tokens of a passage's last word, and whether the passage is cut, on the left."""
     ids = np.array(encoding.ids, np.int64)
     count = sum(end > passage.given for _, end in encoding.offsets)
     room = scorer.length - 1 - scorer.masked  # without [CLS] and [SEP]
@@ -99,8 +98,8 @@ def _question(scorer: LanguageScorer, passage: Passage, encoding: Encoding) -> t
 
 
 def cloze_scores(found: Sequence[LastWord]) -> dict[str, Any]:
-    """accuracy, the share of last words that are right, and their perplexity (of words, not of tokens): as {value, low,
-    high, n}, over passages. And how many hold a tie, an unknown token, and are cut."""
+    """accuracy, the share of right last words, and their perplexity (of words, not of tokens), as {value, low, high,
+    n}, over passages; and how many have a tie, an unknown token, or are cut."""
     nats = np.array([[each.nats] for each in found])
     metrics = {"accuracy": share(np.array([each.right for each in found]))} | with_intervals(nats, weighted, len(found))
     return {"metrics": metrics} | {
@@ -112,6 +111,6 @@ def cloze_scores(found: Sequence[LastWord]) -> dict[str, Any]:
 
 
 def weighted(nats: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """perplexity of last words that are taken so often, (B,); nats (n, 1), weights (B, n)."""
+    """perplexity (B,) of last words, each taken as often as its weight says. nats (n, 1), weights (B, n)."""
     with np.errstate(over="ignore"):
         return {"perplexity": np.exp(-(weights @ nats)[:, 0] / weights.sum(axis=1))}

@@ -1,9 +1,9 @@
-"""How likely a language model finds a text, token by token: log-probabilities, in nats.
+"""Log-probabilities of a text's tokens under a language model, in nats.
 
-masked   each token where it is masked and all others are there; their sum is the pseudo-log-likelihood (Wang and Cho
-         2019; Salazar et al. 2020). within_word: the tokens of its word that follow are masked, too, or a word of many
-         tokens, each told by the others, would seem likelier than it is (Kauf and Ivanova 2023).
-causal   each token after those before it, so their sum is the log-likelihood.
+masked   each token given all others, where it alone is masked; their sum is the pseudo-log-likelihood (Wang and Cho
+         2019; Salazar et al. 2020). within_word: the tokens of its word that follow are masked, too; otherwise a word
+         of many tokens, each predicted from the others, would seem likelier than it is (Kauf and Ivanova 2023).
+causal   each token given those before it, so their sum is the log-likelihood.
 
 Shape letters: R rows, T tokens per row, N questions.
 """
@@ -30,38 +30,38 @@ from minilm.errors import CheckpointError, ConfigError, DataError
 from minilm.train.runtime import side_by_side
 
 AT_ONCE = 1 << 13  # tokens of a batch
-LOGITS_AT_ONCE = 1 << 24  # of them
-TOKENIZED = 1024  # texts at a time
-AHEAD = 1 << 19  # tokens whose rows are sorted by length, and computed once where they repeat
+LOGITS_AT_ONCE = 1 << 24  # logits in memory
+TOKENIZED = 1024  # texts tokenised at a time
+AHEAD = 1 << 19  # tokens whose rows are grouped by length, and computed once if they repeat
 
 
 class Encoded(NamedTuple):
-    """A text as a model reads it."""
+    """A tokenised text."""
 
     ids: np.ndarray  # (T,) int64
-    own: np.ndarray  # places of its tokens, without [CLS] and [SEP]
-    word: np.ndarray  # (T,) int64: number of the word that a token is of, -1 of [CLS] and [SEP]
+    own: np.ndarray  # indices of its tokens, without [CLS] and [SEP]
+    word: np.ndarray  # (T,) int64: index of each token's word, -1 for [CLS] and [SEP]
 
 
 class Questions(NamedTuple):
-    """Which tokens are asked for, in rows of one length."""
+    """Targets whose log-probabilities are wanted, and the rows of one length to compute them from."""
 
     rows: np.ndarray  # (R, T) int64
-    row: np.ndarray  # (N,) int64
-    column: np.ndarray  # (N,) int64: the state that is read
-    target: np.ndarray  # (N,) int64: the token whose probability there is wanted
+    row: np.ndarray  # (N,) int64: row of the state that predicts a target
+    column: np.ndarray  # (N,) int64: its column
+    target: np.ndarray  # (N,) int64: token ids
 
 
 class Answers(NamedTuple):
-    """What the model says to each question."""
+    """The model's answers to N questions."""
 
-    nats: np.ndarray  # (N,) float64: the log-probability of its target
-    likeliest: np.ndarray  # (N,) int64: the token that is likeliest there, -1 where several are, or it is not wanted
+    nats: np.ndarray  # (N,) float64: the log-probability of the target
+    likeliest: np.ndarray  # (N,) int64: the likeliest token there; -1 if several are, or if it is not wanted
 
 
 @dataclass(frozen=True)
 class LanguageScorer:
-    """A language model that texts are asked of, of any family."""
+    """A language model of any family, to score texts with."""
 
     model: BertForMaskedLM | BertLMHeadModel
     tokenizer: BertTokenizer
@@ -73,18 +73,18 @@ class LanguageScorer:
 
     @property
     def length(self) -> int:
-        """Tokens that it reads, specials among them."""
+        """Tokens that the model reads at most, special tokens included."""
         return max_tokens(self.model.base_model.encoder.cfg, self.tokenizer)
 
     def described(self, within_word: bool = False) -> str:
-        """How it is asked. Raises ConfigError for within_word of a causal model."""
+        """How texts are scored, in words. Raises ConfigError for within_word with a causal model."""
         if within_word and not self.masked:
             raise ConfigError("--within-word: of a masked model; a causal one sees no token that follows")
         return "causal" if not self.masked else "masked, within word" if within_word else "masked"
 
     def encoded(self, texts: Sequence[str], where: Sequence[str] | None = None) -> list[Encoded]:
-        """where: the file and line of each. Raises DataError for a text that is longer than the model reads, and for
-        one with a place that has no token."""
+        """Tokenised texts. where: the file and line of each. Raises DataError for a text that is longer than the model
+        reads and, if `where` is given, for one without a token."""
         found, length = [], self.length
         for number, each in enumerate(self.tokenizer(list(texts), split_special_tokens=True, verbose=False).encodings):
             if len(each.ids) > length:
@@ -97,7 +97,7 @@ class LanguageScorer:
         return found
 
     def unknown(self, texts: Sequence[str]) -> np.ndarray:
-        """(n,) bool: whether each holds the token of all unknown words."""
+        """(n,) bool: whether each text holds the unknown token."""
         unk, found = self.tokenizer.unk_token_id, []
         for at in range(0, len(texts), TOKENIZED):
             some = list(texts[at : at + TOKENIZED])
@@ -106,7 +106,7 @@ class LanguageScorer:
         return np.array(found, bool)
 
     def questions(self, text: Encoded, places: np.ndarray | None = None, within_word: bool = False) -> Questions:
-        """One for each of these places of its tokens, or of all."""
+        """A question for each of the text's tokens, or only for those at `places`."""
         places = text.own if places is None else places
         N, T = len(places), len(text.ids)
         target = text.ids[places]
@@ -124,15 +124,15 @@ class LanguageScorer:
 
 
 def words_of(encoding: Encoding) -> np.ndarray:
-    """(T,) int64: the number of the word that each token is of, -1 where it is of none."""
+    """(T,) int64: the index of each token's word, -1 for special tokens."""
     return np.array([-1 if of is None else of for of in encoding.word_ids], np.int64)
 
 
 def read_scorer(
     name: Path | str, *, revision: str | None = None, use_safetensors: bool | None = None
 ) -> LanguageScorer:
-    """Of a directory or a name on the hub. Raises CheckpointError, also for a model without a language-model head,
-    ConfigError for one that neither fills masks nor goes left to right."""
+    """A LanguageScorer of a directory or a name on the hub. Raises CheckpointError, also for a model without a
+    language-model head, ConfigError for one that is neither masked nor causal."""
     directory = find_model(name, revision, allow_pickle=use_safetensors is False, flag="--model")
     objective = objective_of(vars(PreTrainedConfig.of_directory(directory)))
     if objective == "prefix":
@@ -150,10 +150,10 @@ def read_scorer(
 def log_likelihoods(
     scorer: LanguageScorer, texts: Sequence[str], within_word: bool = False, where: Sequence[str] | None = None
 ) -> Iterator[np.ndarray]:
-    """The log-probability of each token of each text, in nats: a text's are (N,) float64, their sum its (pseudo-)log-
-    likelihood. within_word, where: as of `questions` and `encoded`. Raises DataError as that does, ConfigError for
-    within_word of a causal model."""
-    scorer.described(within_word)  # which raises
+    """Log-probabilities of each text's tokens, in nats: (N,) float64 a text, whose sum is its (pseudo-)log-likelihood.
+    within_word, where: as in `questions` and `encoded`. Raises DataError as `encoded` does, ConfigError for within_word
+    with a causal model."""
+    scorer.described(within_word)  # for its ConfigError
 
     def asked() -> Iterator[Questions]:
         for at in range(0, len(texts), TOKENIZED):
@@ -165,13 +165,13 @@ def log_likelihoods(
 
 
 def log_probabilities(scorer: LanguageScorer, asked: Iterable[Questions]) -> Iterator[np.ndarray]:
-    """Of each of `asked` the log-probabilities (N,) float64 of its targets, as `answers` has them."""
+    """Log-probabilities (N,) float64 of the targets of each of `asked`, as in `answers`."""
     return (each.nats for each in answers(scorer, asked, likeliest=False))
 
 
 def answers(scorer: LanguageScorer, asked: Iterable[Questions], likeliest: bool = True) -> Iterator[Answers]:
-    """Of each of `asked`, in its order. Memory does not grow with how many there are. likeliest: whether these tokens
-    are wanted; they cost another pass over the logits."""
+    """Answers to each of `asked`, in order. Memory does not grow with their number. likeliest: whether the likeliest
+    tokens are wanted; they cost another pass over the logits."""
     group: list[Questions] = []
     size = 0
     for each in asked:
@@ -206,13 +206,13 @@ class _Batch(NamedTuple):
     """Rows that are computed together."""
 
     rows: np.ndarray  # (R, T) int64
-    place: np.ndarray  # (N,): flat index into `rows` of the state that a target is asked of
+    place: np.ndarray  # (N,): flat index into `rows` of the state that predicts a target
     target: np.ndarray  # (N,)
-    number: np.ndarray  # (N,): of the target, among those of its length
+    number: np.ndarray  # (N,): index of the target among those of its length
 
 
 def _batches(asked: list[Questions]) -> list[_Batch]:
-    """Of questions in rows of one length; rows that repeat are computed once."""
+    """Batches of questions whose rows have one length; rows that repeat are computed once."""
     T = asked[0].rows.shape[1]
     rows, unique = np.unique(np.concatenate([each.rows for each in asked]), axis=0, return_inverse=True)
     begins = np.cumsum([0, *(len(each.rows) for each in asked[:-1])])
@@ -229,7 +229,7 @@ def _batches(asked: list[Questions]) -> list[_Batch]:
 
 
 def _filled(array: np.ndarray, most: int) -> np.ndarray:
-    """With its last element again, up to the next of few sizes, or to `most`."""
+    """Repeat the array's last element up to the next of few sizes, at most to `most`."""
     more = min(next_size(len(array), 4), most) - len(array)
     return np.concatenate([array, array[-1:].repeat(more, axis=0)])
 
@@ -237,7 +237,7 @@ def _filled(array: np.ndarray, most: int) -> np.ndarray:
 def _of_batch(scorer: LanguageScorer, batch: _Batch, likeliest: bool) -> Answers:
     rows, place, target, _ = batch
     read, state = np.unique(place, return_inverse=True)
-    few = len(read) <= len(rows)  # the last layer then computes them alone
+    few = len(read) <= len(rows)  # then the last layer computes only these states
     read = _filled(read, len(rows) if few else rows.size)
     model = scorer.model
     device, table = model.device, model.get_input_embeddings().weight
@@ -251,7 +251,7 @@ def _of_batch(scorer: LanguageScorer, batch: _Batch, likeliest: bool) -> Answers
     parts = [_over_vocabulary(part, table, model.head.bias, likeliest) for part in features.split(at_once)]
     total, most = map(torch.cat, zip(*parts, strict=True))
     state, target = (torch.from_numpy(each).to(device) for each in (state, target))
-    # a target's own logit is not rounded to half precision, as all of them are
+    # a target's own logit is not rounded to half precision, as those of the whole vocabulary are
     wide = torch.promote_types(table.dtype, torch.float32)
     own = (features.to(wide)[state] * table[target].to(wide)).sum(dim=-1) + model.head.bias[target]
     found = (own - total[state]).double().cpu().numpy()
@@ -261,8 +261,8 @@ def _of_batch(scorer: LanguageScorer, batch: _Batch, likeliest: bool) -> Answers
 
 
 def _distinct(rows: np.ndarray, device: torch.device) -> tuple[Tokens, Tensor] | None:
-    """The tokens that differ, or stand elsewhere, as `Encoder` reads them; None where they are not few: masked copies
-    of a text of T tokens, which have T x T, hold T of its own and T masks."""
+    """Distinct pairs of token and position in `rows`, as `Encoder` takes them; None if they are not few. The T masked
+    copies of a text of T tokens have T x T tokens, but hold only its own T and T masks."""
     T = rows.shape[1]
     cells, cell = np.unique(rows * T + np.arange(T), return_inverse=True)
     if 2 * len(cells) > rows.size:
@@ -273,7 +273,7 @@ def _distinct(rows: np.ndarray, device: torch.device) -> tuple[Tokens, Tensor] |
 
 
 def _over_vocabulary(features: Tensor, table: Tensor, bias: Tensor, likeliest: bool) -> tuple[Tensor, Tensor]:
-    """The logarithm of the sum over the vocabulary, (S,), and the likeliest token, (S,), as `Answers` has it."""
+    """(logsumexp of the logits, (S,); the likeliest token, (S,), as in `Answers`) for features (S, E)."""
     logits = F.linear(features, table, bias)
     total = logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(dim=-1)
     if not likeliest:

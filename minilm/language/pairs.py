@@ -1,6 +1,6 @@
 """Minimal pairs: of two sentences that differ in one point, does the model find the better one likelier?
 
-BLiMP (Warstadt et al. 2020) is 67,000 of them; masked models by pseudo-log-likelihood (Salazar et al. 2020).
+BLiMP (Warstadt et al. 2020) is 67,000 such pairs; masked models score by pseudo-log-likelihood (Salazar et al. 2020).
 """
 
 from collections.abc import Sequence
@@ -19,18 +19,18 @@ KINDS = ("field", "linguistics_term", "UID")  # BLiMP's, from the widest
 
 
 class Pair(NamedTuple):
-    """What is to be likelier, and than what."""
+    """Two sentences, of which `good` should be likelier."""
 
     good: str
     bad: str
-    kinds: tuple[str, ...]  # its values in the columns that scores are asked by
+    kinds: tuple[str, ...]  # its values in the columns that scores are grouped by
     where: str
 
 
 def read_pairs(
     table: Table, good: str | None = None, bad: str | None = None, by: Sequence[str] | None = None
 ) -> tuple[list[Pair], tuple[str, ...]]:
-    """(a table's pairs, the columns of their kinds). Columns are BLiMP's, if none are named. Raises DataError."""
+    """(a table's pairs, the columns of their kinds). The default columns are BLiMP's. Raises DataError."""
     columns = [_column(table, *each) for each in ((good, GOOD, "--good-column"), (bad, BAD, "--bad-column"))]
     kinds = [name for name in KINDS if name in table.columns] if by is None else [table.column(name) for name in by]
     pairs = []
@@ -56,8 +56,8 @@ def _column(table: Table, given: str | None, usual: Sequence[str], flag: str) ->
 
 
 def pair_scores(nats: np.ndarray, pairs: Sequence[Pair], kinds: Sequence[str]) -> dict[str, Any]:
-    """`accuracy`, the share of pairs whose better sentence is likelier: as {value, low, high, n}, of all and by each
-    kind. nats (n, 2): log-likelihoods of the good one, and of the bad. A tie is no hit, and is counted."""
+    """`accuracy`, the share of pairs whose good sentence is likelier, as {value, low, high, n}: overall, and by each
+    kind. nats (n, 2): log-likelihoods of the good and the bad sentence. A tie is no hit, and ties are counted."""
     hit = nats[:, 0] > nats[:, 1]
     by: dict[str, dict[str, Any]] = {}
     for i, name in enumerate(kinds):

@@ -1,12 +1,12 @@
-"""How well a language model knows texts: perplexity, of tokens and of words, and bits per byte.
+"""Perplexity of texts under a language model, by tokens and by words, and bits per byte.
 
-causal   a document is read in windows that overlap: each token is told by at least `length - stride` before it, or by
-         all there are. Every window begins with [CLS], as rows of training do.
+causal   a document is read in windows that overlap: each token is predicted from at least `length - stride` before it,
+         or from all there are. Every window begins with [CLS], as rows of training do.
 masked   pseudo-perplexity (Salazar et al. 2020): a document is read in pieces, as few and as equal as fit; each token
-         is told by all others of its piece.
+         is predicted from all others of its piece.
 
-Specials are not counted. Words stand between white space, and bytes are those of UTF-8, so that models of other
-vocabularies compare.
+Special tokens are not counted. Words are separated by white space, and bytes are those of UTF-8, so that models with
+different vocabularies can be compared.
 """
 
 from collections import deque
@@ -20,20 +20,20 @@ from minilm.errors import ConfigError, DataError
 from minilm.language.likelihood import TOKENIZED, Encoded, LanguageScorer, Questions, log_probabilities, words_of
 from minilm.metrics.intervals import with_intervals
 
-COUNTED = ("nats", "tokens", "words", "bytes", "unknown")  # of a document
+COUNTED = ("nats", "tokens", "words", "bytes", "unknown")  # counts of a document
 
 
 def document_counts(
     scorer: LanguageScorer, documents: Iterable[str], length: int, stride: int, within_word: bool = False
 ) -> Iterator[tuple[float, ...]]:
-    """COUNTED of each document, in order; memory does not grow with how many there are. length: tokens of a window or
-    a piece, specials among them. stride: of windows. Raises ConfigError."""
+    """COUNTED of each document, in order; memory does not grow with their number. length: tokens of a window or a
+    piece, special tokens included. stride: of windows, in tokens. Raises ConfigError."""
     if not 3 <= length <= scorer.length:
         raise ConfigError(f"--length {length}: give a value from 3 to {scorer.length}, which the model reads")
     if not 1 <= stride < length:
         raise ConfigError(f"--stride {stride}: give a value from 1 to {length - 1}, less than --length")
-    scorer.described(within_word)  # which raises
-    waiting: deque[tuple[int, ...]] = deque()  # the other counts of documents whose tokens are asked for
+    scorer.described(within_word)  # for its ConfigError
+    waiting: deque[tuple[int, ...]] = deque()  # the other counts of documents that are being scored
 
     def asked() -> Iterator[Questions]:
         rest = iter(documents)
@@ -59,14 +59,14 @@ def document_counts(
         if seen == waiting[0][0]:
             yield nats, *waiting.popleft()
             nats, seen = 0.0, 0
-    for rest in waiting:  # which have no token
+    for rest in waiting:  # without a token
         yield 0.0, *rest
 
 
 def _windows(
     scorer: LanguageScorer, ids: np.ndarray, word: np.ndarray, length: int, stride: int
 ) -> Iterator[Questions]:
-    """Of a document's tokens each is asked for once."""
+    """Windows over a document for a causal model, each token of which is asked for once."""
     cls, room, end = [scorer.tokenizer.cls_token_id], length - 1, 0
     while end < len(ids):
         begin, end = end, min(len(ids), end + (stride if end else room))
@@ -78,7 +78,7 @@ def _windows(
 def _pieces(
     scorer: LanguageScorer, ids: np.ndarray, word: np.ndarray, length: int, within_word: bool
 ) -> Iterator[Questions]:
-    """Of a document's tokens each is asked for once."""
+    """Pieces of a document for a masked model, each token of which is asked for once."""
     if not len(ids):
         return
     cls, sep = [scorer.tokenizer.cls_token_id], [scorer.tokenizer.sep_token_id]
@@ -98,7 +98,7 @@ def perplexities(counts: np.ndarray) -> dict[str, Any]:
 
 
 def weighted(counts: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """The same of documents that are taken so often, (B,) each; weights (B, n)."""
+    """`perplexities`, (B,) each, of documents taken as often as weights (B, n) say. counts (n, 5): COUNTED."""
     nats, tokens, words, size, _ = (weights @ counts).T
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return {

@@ -1,13 +1,13 @@
 """Does a model treat a text alike when listed words are swapped for their counterparts, as he for she?
 
-of a masked language model   the log-likelihood of what both versions share, each token masked in turn: the metric of
+for a masked language model  the log-likelihood of what both versions share, each token masked in turn: the metric of
                              CrowS-Pairs (Nangia et al. 2020), on any text
-of a classifier              the predicted label and the probabilities of both versions: counterfactual fairness of
-                             tokens (Garg et al. 2019), here of one swap of all listed words
+for a classifier             the predicted label and the probabilities of both versions: counterfactual token fairness
+                             (Garg et al. 2019), here for one swap of all listed words
 
-A listed word is found as a whole word, as it is written in the list, with a capital, or all in capitals; what takes its
-place is written alike. Every score is over texts, a comparison that two texts make counted once. CAVEATS belong beside
-the figures.
+A listed word is found as a whole word, as it is written in the list, with a capital, or all in capitals; its
+counterpart is written alike. Every score is over texts; a comparison that two texts make is counted once. CAVEATS
+belong beside the figures.
 """
 
 import re
@@ -30,14 +30,14 @@ CAVEATS = (
 )
 OF_LANGUAGE_MODEL = "50 means no preference; the words themselves are not scored, only what both versions share"
 OF_CLASSIFIER = "where a label depends on a listed word by right, a change of it is no bias"
-MOST = 5  # texts that differ most
+MOST = 5  # texts that differ most, which are shown
 
 
 class Swaps(NamedTuple):
     """Words and their counterparts."""
 
     pairs: tuple[tuple[str, str], ...]
-    written: dict[str, tuple[int, int, str]]  # as a text has it -> (number of the pair, column, what takes its place)
+    written: dict[str, tuple[int, int, str]]  # word as in a text -> (index of its pair, its column, its counterpart)
     pattern: re.Pattern[str]
 
 
@@ -46,23 +46,23 @@ class Swapped(NamedTuple):
 
     texts: tuple[str, ...]
     swapped: tuple[str, ...]
-    pairs: tuple[int, ...]  # whose words it holds
-    column: int | None  # whose words `texts` holds: 0 the first's, 1 the second's, None those of both
+    pairs: tuple[int, ...]  # indices of the pairs whose words it holds
+    column: int | None  # of the words that `texts` holds: 0 the first, 1 the second, None both
     where: str
 
     @property
     def versions(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """With words of the first column, of the second; as it is and swapped, where `column` is None."""
+        """(The version with words of the first column, that of the second); (texts, swapped) if `column` is None."""
         return (self.swapped, self.texts) if self.column == 1 else (self.texts, self.swapped)
 
 
 def read_swaps(table: Table) -> Swaps:
-    """Of a table of two columns. Raises DataError, also for a word that stands there twice."""
+    """Swaps of a table of two columns. Raises DataError, also for a word that is listed twice."""
     if len(table.columns) != 2:
         raise DataError(f"{table.name}: has {len(table.columns)} columns; give two, a word and its counterpart")
     pairs: list[tuple[str, str]] = []
     written: dict[str, tuple[int, int, str]] = {}
-    first: dict[str, str] = {}  # as a text has it -> where it is listed
+    first: dict[str, str] = {}  # word as in a text -> where it is listed
     for row in table.rows:
         words = [(as_text(row.cells.get(name), row.where, "word") or "").strip() for name in table.columns]
         if "" in words:
@@ -83,12 +83,12 @@ def read_swaps(table: Table) -> Swaps:
 
 
 def _forms(word: str) -> tuple[str, str, str]:
-    """As it is, with a capital, all in capitals."""
+    """A word as it is, with a capital, and all in capitals."""
     return word, word[:1].upper() + word[1:], word.upper()
 
 
 def swap(text: str, swaps: Swaps) -> tuple[str, list[tuple[int, int]]]:
-    """(The text with every listed word swapped, the pair and the column of each)."""
+    """(The text with every listed word swapped, the pair and the column of each such word)."""
     found: list[tuple[int, int]] = []
 
     def counterpart(match: re.Match[str]) -> str:
@@ -100,8 +100,8 @@ def swap(text: str, swaps: Swaps) -> tuple[str, list[tuple[int, int]]]:
 
 
 def swapped_texts(examples: Sequence[Example], swaps: Swaps) -> tuple[list[Swapped], dict[str, int]]:
-    """(Those that hold a listed word, each comparison once; how many `texts` there are, `without` such a word, and
-    `repeated` comparisons). Raises DataError where none does."""
+    """(Examples with a listed word and their swapped versions, each comparison once; counts: all `texts`, those
+    `without` such a word, `repeated` comparisons). Raises DataError if no example has one."""
     kept: dict[frozenset[tuple[str, ...]], Swapped] = {}
     without = 0
     for each in examples:
@@ -130,7 +130,7 @@ def swapped_texts(examples: Sequence[Example], swaps: Swaps) -> tuple[list[Swapp
 
 
 def crows_pairs(swapped: Iterable[Swapped]) -> list[CrowsPair]:
-    """The versions with words of the first column and of the second, to be scored as CrowS-Pairs' sentences are."""
+    """Both `versions` of each text as a pair, to be scored as those of CrowS-Pairs."""
     return [CrowsPair(each.versions[0][0], each.versions[1][0], True, "", each.where) for each in swapped]
 
 
@@ -138,7 +138,7 @@ def language_scores(nats: np.ndarray, swapped: Sequence[Swapped], swaps: Swaps) 
     """`first`, the percentage of texts whose version with words of the first column is likelier (a tie is not), and
     `nats`, by how much on average; the same `by` pair of words; and the texts that differ `most`.
 
-    nats (n, 2): of `versions`, each with words of one column."""
+    nats (n, 2): log-likelihoods of `versions`, each with words of one column."""
     difference = nats[:, 0] - nats[:, 1]
 
     def scores(mine: np.ndarray) -> dict[str, Metric]:
@@ -162,11 +162,11 @@ def label_scores(
     swaps: Swaps,
 ) -> dict[str, Any]:
     """`flips`, the percentage of texts whose prediction changes, and `change`, the mean over texts of the largest
-    absolute change of a probability; the same `by` pair of words; of each of `labels` the mean `absolute` and `signed`
+    absolute change of a probability; the same `by` pair of words; for each of `labels` the mean `absolute` and `signed`
     change of its probability; and the texts that change `most`.
 
-    chances (n, 2, C): of `versions`; said: the predictions for them. A signed change is that from the second column's
-    words to the first's, and only of texts that hold words of one column."""
+    chances (n, 2, C): probabilities for `versions`; said: the predictions for them. A signed change is from the second
+    column's words to the first's, and only over texts with words of one column."""
     change = chances[:, 0] - chances[:, 1]  # (n, C)
     largest, flips = np.abs(change).max(axis=1), np.array([one != other for one, other in said])
     directed = np.array([each.column is not None for each in swapped])
@@ -186,14 +186,14 @@ def label_scores(
 
 
 def _means(numbers: dict[str, np.ndarray]) -> dict[str, Metric]:
-    """The mean of each, (n,), with its interval."""
+    """Means of the numbers (n,) of each name, with their intervals."""
     values = np.stack([*numbers.values()], axis=1)
     records = np.concatenate([values, np.ones_like(values)], axis=1)
     return with_intervals(records, partial(weighted_means, names=[*numbers]), len(values))
 
 
 def _by_pair(swapped: Sequence[Swapped], swaps: Swaps, scores: Any) -> dict[str, dict[str, Metric]]:
-    """A text that holds words of several pairs is of each."""
+    """`scores` of the texts of each pair of words; a text with words of several pairs counts for each."""
     members: dict[int, list[int]] = {}
     for i, each in enumerate(swapped):
         for number in each.pairs:

@@ -1,1 +1,1 @@
-"""Metrics of records, as functions of how often each example is taken, and what tells two of them apart."""
+"""Metrics, their confidence intervals, and comparisons of systems, of slices and of groups of examples."""

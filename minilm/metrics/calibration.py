@@ -1,8 +1,8 @@
-"""Do probabilities mean what they say, and which threshold and temperature serve best?
+"""Calibration of probabilities, and the temperature and thresholds that are best on held-out examples.
 
-Of top-label calibration the confidence is the probability of the predicted label, and it holds where that is right; of
-one label (of two, or of several that are judged each by itself) it is the label's probability, and it holds where the
-label does. Both are (n,).
+`confidence` and `holds` are (n,). For top-label calibration they are the probability of the predicted label, and
+whether it is right; for one label (of two, or of several that are judged each by itself) the label's probability, and
+whether an example has it.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from minilm.metrics.intervals import ratio, wilson
 from minilm.metrics.scores import not_empty
 
 BINS = 15
-SIMULATED = 1000  # times
+SIMULATED = 1000  # data sets
 TIE = 1e-12  # by which a metric must be better
 Counts = np.ndarray  # (k,): of k thresholds
-Metric = Callable[[Counts, Counts, Counts, Counts], np.ndarray]  # true positives, false positives, and negatives so
+Metric = Callable[[Counts, Counts, Counts, Counts], np.ndarray]  # true, false positives; false, true negatives
 
 
 # -- how far they are off -------------------------------------------------------------------------------
@@ -29,25 +29,25 @@ class Bin(NamedTuple):
 
     n: int
     confidence: float  # mean
-    share: float  # of them it holds
-    low: float  # of that the 95 % interval (Wilson), as if all had one chance
+    share: float  # of the n for which it holds
+    low: float  # ends of the share's 95 % interval (Wilson), as if all had one probability
     high: float
 
 
 def equal_width(bins: int = BINS) -> np.ndarray:
-    """(bins + 1,): the edges of bins of one width. A bin holds its upper edge (Guo et al. 2017, eq. 3), and the first
-    its lower one, too."""
+    """Edges (bins + 1,) of bins of equal width. A bin holds its upper edge (Guo et al. 2017, eq. 3), and the first one
+    its lower edge, too."""
     return np.arange(bins + 1) / bins
 
 
 def equal_mass(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """(bins + 1,): the edges of bins of about as many examples each. Those of one confidence are in one bin, so there
+    """Edges (bins + 1,) of bins with about equally many examples. Examples of one confidence are in one bin, so there
     may be fewer bins."""
     return np.quantile(not_empty(confidence), np.linspace(0, 1, bins + 1))
 
 
 def reliability(confidence: np.ndarray, holds: np.ndarray, edges: np.ndarray) -> list[Bin]:
-    """The reliability curve, without bins that nothing is in."""
+    """The reliability curve, without empty bins."""
     of = _bins(confidence, edges)
     curve = []
     for each in np.unique(of):
@@ -58,9 +58,8 @@ def reliability(confidence: np.ndarray, holds: np.ndarray, edges: np.ndarray) ->
 
 
 def weighted_calibration(records: np.ndarray, weights: np.ndarray, edges: np.ndarray) -> dict[str, np.ndarray]:
-    """As functions of how often each example is taken, weights (B, n): ece, the expected calibration error (Naeini et
-    al. 2015; Guo et al. 2017, eq. 3), and mce, the maximum (eq. 5). records (n, 2): confidence, and whether it holds.
-    """
+    """ece, the expected calibration error (Naeini et al. 2015; Guo et al. 2017, eq. 3), and mce, the maximum one (eq.
+    5), (B,) each. records (n, 2): confidence, and whether it holds; weights (B, n): how often each example is taken."""
     of = _bins(records[:, 0], edges)[:, None] == np.arange(len(edges) - 1)
     off = np.abs(weights @ (of * (records[:, :1] - records[:, 1:])))
     taken = weights @ of.astype(np.float64)
@@ -69,7 +68,7 @@ def weighted_calibration(records: np.ndarray, weights: np.ndarray, edges: np.nda
 
 def calibration_scores(confidence: np.ndarray, holds: np.ndarray) -> dict[str, float]:
     """ece and mce in 15 bins of equal width, and of equal mass (ece_equal_mass, mce_equal_mass). Without intervals: a
-    bootstrap adds to an ece as much again as chance did, so that its intervals hold the truth too seldom."""
+    bootstrap adds as much bias to an ece again as sampling did, so that its intervals cover the truth too seldom."""
     records, found = np.column_stack([not_empty(confidence), holds]).astype(np.float64), {}
     for suffix, edges in (("", equal_width()), ("_equal_mass", equal_mass(confidence))):
         scores = weighted_calibration(records, np.ones((1, len(records))), edges)
@@ -78,8 +77,8 @@ def calibration_scores(confidence: np.ndarray, holds: np.ndarray) -> dict[str, f
 
 
 def ece_if_calibrated(confidence: np.ndarray, edges: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """(mean, 95 % quantile) of the ece that data with these confidences have if each means what it says: above 0, the
-    more so the fewer examples (Vaicenavicius et al. 2019, sec. 4). An ece above the second is no accident."""
+    """(mean, 95 % quantile) of the ece of perfectly calibrated data with these confidences: above 0, the more so the
+    fewer examples (Vaicenavicius et al. 2019, sec. 4). An ece above the quantile is not due to chance."""
     rng, confidence = np.random.default_rng(seed), np.sort(confidence)
     start = np.unique(_bins(confidence, edges), return_index=True)[1]
     found = []
@@ -90,7 +89,7 @@ def ece_if_calibrated(confidence: np.ndarray, edges: np.ndarray, seed: int = 0) 
 
 
 def _bins(confidence: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """(n,): the number of each one's bin."""
+    """(n,): the index of each confidence's bin."""
     return np.searchsorted(edges[1:-1], confidence)
 
 
@@ -98,11 +97,12 @@ def _bins(confidence: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def best_temperature(logits: np.ndarray, gold: np.ndarray) -> float:
-    """T for which softmax(logits / T) has the least log loss on held-out examples (Guo et al. 2017, sec. 4.2).
+    """Temperature T for which softmax(logits / T) has the least log loss on held-out examples (Guo et al. 2017, sec.
+    4.2).
 
-    logits (n, C), or logarithms of probabilities; gold (n,), of which those of the number C, any other label, are left
-    out. Of several labels, each judged by itself: logits (n, C) and whether they hold (n, C), for sigmoid(logits / T).
-    The loss is convex in 1 / T, and its slope's root is found. DataError: there is none.
+    logits (n, C), or log-probabilities; gold (n,), where C stands for any other label, whose examples are left out. For
+    several labels, each judged by itself: logits (n, C), and whether the labels hold (n, C), for sigmoid(logits / T).
+    The loss is convex in 1 / T, and the root of its slope is found. Raises DataError if there is none.
     """
     logits, gold = np.asarray(logits, np.float64), np.asarray(gold)
     if gold.ndim == 2:
@@ -129,12 +129,12 @@ def best_temperature(logits: np.ndarray, gold: np.ndarray) -> float:
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Probabilities (n, C) of labels of which one holds, in float64."""
+    """Probabilities (n, C) of labels exactly one of which holds, in float64."""
     return library("scipy.special").softmax(np.asarray(logits, np.float64) / temperature, axis=1)
 
 
 def sigmoid(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Probabilities (n, C) of labels each of which may hold, in float64."""
+    """Probabilities (n, C) of labels any number of which may hold, in float64."""
     return library("scipy.special").expit(np.asarray(logits, np.float64) / temperature)
 
 
@@ -150,20 +150,21 @@ def balanced_accuracy(tp: Counts, fp: Counts, fn: Counts, tn: Counts) -> np.ndar
 
 
 def decision_threshold(chance: np.ndarray, holds: np.ndarray, metric: Metric = f1) -> tuple[float, float]:
-    """(t, metric) where predicting a label if its probability is above t has the best metric on held-out examples.
+    """(t, metric): the best threshold t on held-out examples, and its metric. Above t the label is predicted.
 
-    chance, holds (n,). It is 0.5 if none is better; otherwise, of the best nearest to 0.5, halfway between two
-    probabilities that occur. Where the label holds never, or always, nothing can be chosen: (0.5, NaN).
+    chance, holds (n,): the label's probability, and whether it holds. t is 0.5 if none is better; otherwise the best
+    one nearest to 0.5, halfway between two probabilities that occur. A label that holds never, or always, has no best
+    threshold: (0.5, NaN).
     """
     kinds, of = np.unique(not_empty(chance), return_inverse=True)
     holds, n = np.asarray(holds, np.float64), len(of)
     if (true := holds.sum()) in (0, n):
         return 0.5, float("nan")
-    # of a cut before each kind of probability, and after the last: those below it that hold, and all below it
+    # for a cut before each distinct probability, and after the last: how many below it hold, and how many are below it
     fn, below = (np.append(0.0, np.bincount(of, each).cumsum()) for each in (holds, np.ones(n)))
     values = metric(true - fn, n - below - (true - fn), fn, below - fn)
     low, high = np.append(0.0, kinds), np.append(kinds, 1.0)
-    values[0] = values[0] if kinds[0] > 0 else -np.inf  # what has no chance at all is never predicted
+    values[0] = values[0] if kinds[0] > 0 else -np.inf  # a label of probability 0 is never predicted
     best, usual = values.max() - TIE, values[np.searchsorted(kinds, 0.5, "right")]
     if usual >= best:
         return 0.5, float(usual)

@@ -1,11 +1,11 @@
-"""Is one system better than another, or is it these examples? Two or more systems on the same examples.
+"""Whether one system is better than another, or only on these examples: two or more systems on the same examples.
 
 interval  of the difference: the paired bootstrap. Each draw takes the same examples for all systems; ends by BCa.
-p         by approximate randomisation (Noreen 1989; Yeh 2000): were two systems alike, which of them said what of an
-          example would be chance, so both are scored again with what they say exchanged for each example or not. It
-          holds for any metric, also for one that is no mean, as F1, and for few examples, where a bootstrap finds
-          differences too often (Riezler and Maxwell 2005). Of a share of examples the same test has a closed form,
-          McNemar's exact one (McNemar 1947), and that is taken.
+p         by approximate randomisation (Noreen 1989; Yeh 2000): if two systems were alike, it would be chance which of
+          them made which prediction, so both are scored again, with their predictions swapped at random for each
+          example. Valid for any metric, also for one that is no mean, as F1, and for few examples, where a bootstrap
+          finds differences too often (Riezler and Maxwell 2005). For a share of examples this test has a closed form,
+          McNemar's exact test (McNemar 1947), which is used.
 p_holm    the deciding metric's p, corrected for how many comparisons there are (Holm 1979). Intervals are not.
 
 Interval and p answer two questions: near 0.05 one may say yes, and the other no.
@@ -22,7 +22,7 @@ from minilm.metrics.intervals import DEFINED, FEWEST, Weighted, in_parts, interv
 from minilm.metrics.scores import not_empty
 
 SWAPS = 1_999  # of the randomisation: near p = 0.05 its own standard error is 0.005
-ROUNDING = 1e-10  # of a score: differences that are nearer count as equal
+ROUNDING = 1e-10  # of a score: differences that are closer together count as equal
 
 
 def compare(
@@ -36,12 +36,12 @@ def compare(
     """{"n": examples, "deciding": metric, "comparisons": [{"a", "b": names, "metrics": {metric: {"a", "b": values,
     "difference", "low", "high", "p", "test", "n"}}, "p_holm"}, ...]}, ready for JSON; a difference is b - a.
 
-    Of proportions also "only_a" and "only_b", examples that only one of the two gets right. What is not defined is
-    None, and so is an interval of fewer than FEWEST examples; "reason" says why.
+    Proportions also have "only_a" and "only_b", the number of examples that only one of the two gets right. An
+    undefined value is None, and so is an interval over fewer than FEWEST examples; "reason" says why.
 
     systems: name -> records (n, r) of a task, the same examples in the same order. proportions: metrics that are the
-    share of examples of which something holds. deciding: None, the first. baseline: all others are compared with it;
-    None: each with each. Raises DataError where they are not of the same examples.
+    share of examples for which something holds. deciding: the metric of p_holm; None: the first. baseline: the system
+    that all others are compared with; None: each with each. Raises DataError if they are not of the same examples.
     """
     n = _examples(systems)
     pairs = [*combinations(systems, 2)] if baseline is None else [(baseline, b) for b in systems if b != baseline]
@@ -71,7 +71,7 @@ def compare(
 
 
 def _examples(systems: Mapping[str, np.ndarray]) -> int:
-    """How many each has records of."""
+    """Number of examples. Raises DataError if the systems' records differ in shape, or are empty."""
     assert len(systems) > 1, "one system is compared with nothing"
     first, *others = systems
     for name in others:
@@ -86,7 +86,8 @@ def _examples(systems: Mapping[str, np.ndarray]) -> int:
 def _tested(
     a: np.ndarray, b: np.ndarray, weighted: Weighted, proportions: Collection[str], rng: np.random.Generator
 ) -> dict[str, dict[str, Any]]:
-    """Of each metric all but the interval. Examples of which both say the same are one, that many times."""
+    """Values, difference and p of each metric, without the interval. Examples with equal records are merged, and
+    counted."""
     n = len(a)
     kinds, counts = np.unique(np.hstack([a, b]), axis=0, return_counts=True)
     sides = np.split(kinds, 2, axis=1)
@@ -114,10 +115,10 @@ def _tested(
 def _swapped(
     a: np.ndarray, b: np.ndarray, counts: np.ndarray, weighted: Weighted, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """The differences (SWAPS,) of two systems that exchange what they say of each example with probability 1/2."""
+    """Differences (SWAPS,) of each metric if two systems swap their predictions for each example with chance 1/2."""
 
     def differences(records: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """weights (B, m): of how many examples of a kind they exchange it."""
+        """Differences (B,) of each metric. weights (B, m): how many examples of each kind are swapped."""
         kept = counts - weights
         of_a, of_b = (weighted(records, np.hstack(each)) for each in ((kept, weights), (weights, kept)))
         return {name: of_b[name] - of_a[name] for name in of_a}
@@ -131,7 +132,7 @@ def _swapped(
 
 
 def example_scores(records: np.ndarray, weighted: Weighted) -> dict[str, np.ndarray]:
-    """Each metric of each example by itself, (n,): of a proportion, whether it holds there, 1 or 0."""
+    """Each metric on each example alone, (n,); for a proportion 1 or 0."""
     kinds, of = np.unique(records, axis=0, return_inverse=True)
     each = np.arange(len(kinds))
     alone = in_parts(weighted, kinds, len(kinds), lambda at, end: (each[at:end, None] == each).astype(np.int64))
@@ -139,20 +140,20 @@ def example_scores(records: np.ndarray, weighted: Weighted) -> dict[str, np.ndar
 
 
 def defined(scores: Mapping[str, float]) -> dict[str, Any]:
-    """With None for NaN."""
+    """The scores, with None for those that are not finite."""
     return {name: score if np.isfinite(score) else None for name, score in scores.items()}
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided p that two systems get as many examples right, of how many only one of them does: exact, by the
-    binomial distribution, for any number of them (McNemar 1947); 1 of none."""
+    """Two-sided p of McNemar's exact test (1947), by the binomial distribution, for two systems that alone get `only_a`
+    and `only_b` examples right; 1 if both are 0."""
     both = only_a + only_b
     return float(library("scipy.stats").binomtest(only_a, both, 0.5).pvalue) if both else 1.0
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """p-values corrected for how many there are: below 0.05 one that should not be is with a probability of at most
-    0.05, however they depend on each other (Holm 1979). None, what was not tested, is left out and stays."""
+    """p-values corrected for their number (Holm 1979): the probability that any is below 0.05 without a true difference
+    is at most 0.05, however they depend on each other. None (not tested) is left out, and stays."""
     values = np.array(p, np.float64)
     order = np.argsort(values)[: np.isfinite(values).sum()]  # NaN is last
     corrected = np.minimum(1, np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)))

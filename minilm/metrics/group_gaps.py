@@ -1,8 +1,8 @@
 """Gaps between groups: how far the highest rate is above the lowest, with an interval, and a p for "no group differs".
 
-The interval is that of the widest error among all pairs of groups at once, as Tukey's range test has it, for bootstrap
-percentiles of a gap do not cover it: a gap between a highest and a lowest is biased upwards, and a bootstrap adds its
-own share. The permutation test needs no such care.
+The interval is that of the widest error among all pairs of groups at once, as in Tukey's range test. Bootstrap
+percentiles would not cover the gap: between a highest and a lowest rate it is biased upwards, and a bootstrap adds its
+own bias. The permutation test needs no such care.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ def undefined(n: int, reason: str) -> Metric:
 
 
 class Compared(NamedTuple):
-    """One rate, of those G groups of which there are enough; of B draws of the bootstrap, and of B permutations."""
+    """A rate in each of the G groups with enough examples, with B bootstrap draws and B permutations of it."""
 
-    group: np.ndarray  # (G,) int: which they are
+    group: np.ndarray  # (G,) int: indices of the groups
     rate: np.ndarray  # (G,)
     drawn: np.ndarray  # (B, G)
-    drawn_from: np.ndarray  # (G,): what drawn is on average
+    drawn_from: np.ndarray  # (G,): the expectation of `drawn`
     permuted: np.ndarray  # (B, G)
     n: int  # examples, each counted once
 
@@ -34,13 +34,13 @@ class Compared(NamedTuple):
 def compared(
     hit: np.ndarray, among: np.ndarray, kinds: np.ndarray, kind: np.ndarray, fewest: int, rng: np.random.Generator
 ) -> Compared | None:
-    """The share of hits among some. hit, among (n,) bool. kinds (K, groups) bool: the combinations of groups that there
-    are; kind (n,): which of them an example is in. None: fewer than two groups have enough examples.
+    """The share of `hit` in `among`, by group; None if fewer than two groups have enough examples. hit, among (n,)
+    bool. kinds (K, groups) bool: the combinations of groups that occur; kind (n,): which of them an example is in.
 
-    The bootstrap draws within each group (Efron and Tibshirani 1993, sec. 8.3): of n examples with k hits that is
-    Binomial(n, k / n). Here k + 1 of n + 2 (Agresti and Caffo 2000), for a share of 0 or 1 would not vary at all.
-    A permutation deals the hits out anew among all examples: how many fall on each combination of groups is
-    hypergeometric, which is drawn, so that it costs the same for any n.
+    The bootstrap draws within each group (Efron and Tibshirani 1993, sec. 8.3): for n examples with k hits that is
+    Binomial(n, k / n). Here it is k + 1 of n + 2 (Agresti and Caffo 2000), since a share of 0 or 1 would not vary.
+    A permutation deals the hits out anew among all examples. How many fall on each combination of groups is
+    hypergeometric; these numbers are drawn, so that the cost is the same for any n.
     """
     counts, hits = (np.bincount(kind[chosen], minlength=len(kinds)) for chosen in (among, among & hit))
     group = np.flatnonzero(counts @ kinds >= max(1, fewest))
@@ -65,7 +65,7 @@ def _range(rates: np.ndarray) -> np.ndarray:
 
 
 def difference(names: Sequence[str], *rates: Compared | None) -> Metric:
-    """The highest rate less the lowest, of several rates the widest.
+    """The gap between the highest and the lowest rate; of several rates the widest gap.
 
     Its interval: no pair's gap is off by more than the 95 % quantile of the widest error among all pairs, and so
     neither is the widest gap, whichever pair's it is, and also where it is 0.
@@ -81,13 +81,13 @@ def difference(names: Sequence[str], *rates: Compared | None) -> Metric:
 
 
 def ratio(names: Sequence[str], rates: Compared | None) -> Metric:
-    """The lowest rate by the highest; its interval is as that of `difference`, of logarithms."""
+    """The lowest rate divided by the highest; its interval is made as in `difference`, but of logarithms."""
     if (missing := _missing([rates])) is not None:
         return missing
     if rates.rate.max() == 0:
         return undefined(rates.n, "the label is predicted in no group")
     value = float(rates.rate.min() / rates.rate.max())
-    highest = rates.permuted.max(axis=1)  # 0 in none, for some are predicted
+    highest = rates.permuted.max(axis=1)  # never 0, for the label is predicted somewhere
     own = {"value": value, "low": None, "high": None}
     own |= _ends(names, rates, rates.permuted.min(axis=1) / highest <= value + 1e-12)
     if value == 0:
@@ -99,7 +99,7 @@ def ratio(names: Sequence[str], rates: Compared | None) -> Metric:
 
 
 def worst(names: Sequence[str], rates: Compared | None) -> Metric:
-    """The lowest rate, and whose it is; its interval allows for its being chosen as the lowest."""
+    """The lowest rate and its group; the interval allows for its being chosen as the lowest."""
     if (missing := _missing([rates])) is not None:
         return missing
     value = float(rates.rate.min())
@@ -115,7 +115,7 @@ def _missing(rates: Sequence[Compared | None]) -> Metric | None:
 
 
 def _ends(names: Sequence[str], rates: Compared, as_wide: np.ndarray) -> Metric:
-    """p (Phipson and Smyth 2010: never 0), and which groups are farthest apart."""
+    """n, p (never 0: Phipson and Smyth 2010), and the groups of the lowest and the highest rate."""
     ends = rates.rate.argmin(), rates.rate.argmax()
     lowest, highest = (names[rates.group[end]] for end in ends)
     return {"n": rates.n, "p": (1 + int(as_wide.sum())) / (1 + len(as_wide)), "lowest": lowest, "highest": highest}

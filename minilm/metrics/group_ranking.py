@@ -15,12 +15,13 @@ from minilm.metrics.group_gaps import Metric, undefined
 from minilm.metrics.intervals import FEWEST, NORMAL, wilson
 
 AUCS = ("subgroup_auc", "bpsn_auc", "bnsp_auc")
-POWER = -5  # of the mean over groups, as Jigsaw's challenge has it: near the lowest
+POWER = -5  # of the power mean over groups, as in Jigsaw's challenge: near the lowest
 
 
 def auc(score: np.ndarray, positive: np.ndarray) -> tuple[float, np.ndarray]:
-    """(How often a positive scores higher than a negative, ties counted half; of each example its influence on that, of
-    which the sum of squares is the variance: DeLong et al. 1988). (n,), both sides with something in them."""
+    """(AUC, influence): how often a positive scores higher than a negative, ties counted half; and the influence of
+    each example on that, (n,), whose sum of squares is the variance (DeLong et al. 1988). score, positive (n,), with at
+    least one positive and one negative."""
     ranks, influence = library("scipy.stats").rankdata, np.zeros(len(score))
     sides, rank = (positive, ~positive), ranks(score)
     others = (~positive).sum(), positive.sum()
@@ -32,8 +33,8 @@ def auc(score: np.ndarray, positive: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def auc_interval(value: float, positives: int, negatives: int) -> tuple[float, float]:
-    """As Wilson's is of a share (Newcombe 2006, part 2, method 5): those that are not too far from `value` by the
-    variance that they themselves would have. DeLong's is too narrow near 1, and at 1 a point."""
+    """95 % interval of an AUC, made as Wilson's of a share (Newcombe 2006, part 2, method 5): all AUCs that are not too
+    far from `value` by their own variance. DeLong's interval is too narrow near 1, and at 1 a point."""
     mean = (positives + negatives) / 2 - 1
 
     def error(true: float) -> float:
@@ -48,7 +49,7 @@ def auc_interval(value: float, positives: int, negatives: int) -> tuple[float, f
 def rankings(
     true: np.ndarray, score: np.ndarray, member: Mapping[str, np.ndarray], rows: dict[str, dict[str, Any]], fewest: int
 ) -> dict[str, Metric]:
-    """`auc`, and over groups the mean of each of AUCS; each of these in the rows of the groups, too."""
+    """The AUC of all examples (`auc`), and the mean over groups of each of AUCS. Adds each group's AUCS to `rows`."""
     if score.shape != true.shape or not np.isfinite(score).all():
         raise DataError("give each example one score, a finite number")
     means = {name: PowerMean(len(true), fewest) for name in AUCS}
@@ -60,7 +61,7 @@ def rankings(
 
 
 def _auc(score: np.ndarray, true: np.ndarray, kept: np.ndarray, mean: "PowerMean | None" = None) -> Metric:
-    """Of those that are kept; it joins the mean."""
+    """The AUC of the examples in `kept`, which is also added to `mean`."""
     sides = int(true[kept].sum()), int((~true[kept]).sum())
     if not min(sides):
         return undefined(sum(sides), "one side is empty")
@@ -74,7 +75,7 @@ def _auc(score: np.ndarray, true: np.ndarray, kept: np.ndarray, mean: "PowerMean
 
 
 class PowerMean:
-    """(1 / G sum_g AUC_g^POWER)^(1 / POWER) of AUCs that share examples, and how far each example moves it."""
+    """(1 / G sum_g AUC_g^POWER)^(1 / POWER) of AUCs that share examples, and each example's influence on it."""
 
     def __init__(self, n: int, fewest: int) -> None:
         self.n, self.fewest, self.smaller = n, fewest, n
@@ -82,15 +83,15 @@ class PowerMean:
         self.influence = np.zeros(n)  # of each example on sum_g AUC_g^POWER / POWER
 
     def add(self, value: float, influence: np.ndarray, kept: np.ndarray, smaller: int) -> None:
-        """smaller: examples of the smaller side; of too few it is left out."""
+        """Add an AUC. smaller: examples of its smaller side; an AUC of too few is left out."""
         if smaller >= max(1, self.fewest):
             self.values.append(value)
             self.influence[kept] += max(value, 1e-9) ** (POWER - 1) * influence
             self.smaller = min(self.smaller, smaller)
 
     def metric(self) -> Metric:
-        """Its interval is Wilson's, of as many examples as a share of that variance is of (Korn and Graubard 1998),
-        and at least of the smallest side."""
+        """The mean, with Wilson's interval for as many examples as would give a share the same variance (Korn and
+        Graubard 1998), but at least those of the smallest side."""
         if not self.values:
             return undefined(0, "in no group there are enough examples of both sides") | {"groups": 0}
         count = len(self.values)

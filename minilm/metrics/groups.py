@@ -1,14 +1,14 @@
 """How differently a classifier treats groups: rates of each, the gaps between them, and how scores rank across them.
 
-Rates        of one label, the positive one, against all others; accuracy is that of the labels themselves, so of
-             several labels it is all that holds where no positive one is named.
+Rates        of the positive label against all others; accuracy is that of all labels, and so the only rate where no
+             label is named as positive.
 Gaps         between the highest and the lowest of the groups, as fairlearn defines them: demographic parity (selection
              rate), equal opportunity (true-positive rate), equalized odds (the wider of the gaps in true- and in
-             false-positive rate), accuracy. A rate of fewer than `fewest` examples takes no part in a gap. One of none
-             is undefined, where fairlearn says 0, and so widens its gaps by groups without positives or negatives.
+             false-positive rate), accuracy. A rate of fewer than `fewest` examples takes no part in a gap. A rate of no
+             examples is undefined; fairlearn says 0, so that groups without positives or negatives widen its gaps.
 AUCs         within and across the border of a group: `group_ranking`.
 
-What is undefined is None, with a reason.
+An undefined metric is None, with a reason.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,11 +53,11 @@ def group_scores(
     fewest: int = FEWEST,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """{metrics: of all, groups: of each, notes: lines}, ready for JSON. Raises DataError.
+    """{"metrics": over all groups, "groups": rates and AUCs of each, "notes": lines}, ready for JSON. Raises DataError.
 
-    gold, predicted (n,): labels. positive: the label that rates are of; None leaves only accuracy. score (n,): the
-    higher the surer of `positive`; None leaves out the AUCs. groups: as `memberships`. fewest: examples that a rate, or
-    either side of an AUC, must be of to take part in a gap or a mean over groups.
+    gold, predicted (n,): labels. positive: the label that rates are of; None leaves only accuracy. score (n,): higher
+    for a surer `positive`; None leaves out the AUCs. groups: as in `memberships`. fewest: examples that a rate, or
+    either side of an AUC, must have to take part in a gap or a mean over groups.
     """
     gold, predicted = np.asarray(not_empty(gold)), np.asarray(predicted)
     member = memberships(groups)
@@ -65,7 +65,7 @@ def group_scores(
     if not len(gold) == len(predicted) == len(inside):
         raise DataError(f"{len(gold):,} labels, {len(predicted):,} predictions and {len(inside):,} rows of groups")
     rng, right, everyone = np.random.default_rng(seed), gold == predicted, np.ones(len(gold), bool)
-    shares = {"accuracy": (right, everyone)}  # what is counted, and among whom
+    shares = {"accuracy": (right, everyone)}  # which examples count, and among which
     if positive is not None:
         true, said = gold == positive, predicted == positive
         if not (true | said).any():
@@ -97,8 +97,8 @@ def group_scores(
 
 
 def memberships(groups: Sequence[Any] | Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-    """Of each group who is in it, (n,) bool. groups: of each example its one group, in none where that is empty; or of
-    each of several groups, which may overlap, a column of 0 and 1. Raises DataError."""
+    """The members of each group, (n,) bool. groups: the group of each example, empty for none; or, for groups that may
+    overlap, a column of 0 and 1 for each. Raises DataError."""
     if isinstance(groups, Mapping):
         found = {}
         for name, column in groups.items():
@@ -124,7 +124,7 @@ def memberships(groups: Sequence[Any] | Mapping[str, Sequence[Any]]) -> dict[str
 
 
 def _explained(own: Metric) -> Metric:
-    """With a reason for what is missing; of nothing it is None."""
+    """The metric, with a reason if value or interval is missing; the value over no examples is None."""
     if own["n"] == 0:
         return own | {"value": None, "reason": "of no examples"}
     return own if own["low"] is not None else own | {"reason": "too few"}
@@ -135,7 +135,7 @@ def _weighted_f1(records: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarr
 
 
 def _f1(true: np.ndarray, said: np.ndarray) -> Metric:
-    """Undefined where the label is neither in gold nor predicted."""
+    """F1 of a group; undefined where the label is neither in gold nor predicted."""
     if not (true | said).any():
         return undefined(len(true), "the label neither occurs nor is predicted")
     records = np.stack([true & said, said, true], axis=1)
@@ -148,7 +148,7 @@ def _f1(true: np.ndarray, said: np.ndarray) -> Metric:
 def _notes(
     rows: Mapping[str, Mapping[str, Any]], inside: np.ndarray, gap: Mapping[str, Compared | None], fewest: int
 ) -> list[str]:
-    """What a reader of the figures must know."""
+    """Notes that a reader of the figures must know: caveats, base rates, examples and rates that are left out."""
     notes, counts = [*CAVEATS], inside.sum(axis=1)
     bases = {name: row["positive"]["value"] for name, row in rows.items() if "positive" in row and row["n"] >= fewest}
     if bases and min(bases.values()) < max(bases.values()):
@@ -173,7 +173,7 @@ def _notes(
 
 
 def group_lines(found: Mapping[str, Any]) -> list[str]:
-    """What `group_scores` has found, for the console: a line for each gap and mean; a table of the groups, from the
+    """The result of `group_scores` for the console: a line for each gap and mean; a table of the groups, from the
     lowest accuracy, with shares and AUCs in percent and the ends of their intervals."""
     lines = []
     for name, own in found["metrics"].items():

@@ -1,7 +1,7 @@
-"""How sure a score is: 95 % intervals, over examples of one model, and over runs.
+"""95 % confidence intervals of scores: over the examples of one model, and over runs.
 
 Over examples a score is computed again on examples drawn with replacement. A score here is a function of how often each
-example is taken, weights (B, n), for B draws at once; examples that say the same are one, taken more often.
+example is taken, weights (B, n), for B draws at once; examples with equal records are merged, and taken more often.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,9 +15,9 @@ from minilm.metrics.scores import not_empty
 FEWEST = 20  # examples; of fewer no interval is worth printing
 DRAWS = 2000  # of the bootstrap (Efron and Tibshirani 1993, sec. 14.3)
 LEFT_OUT = 2000  # examples of the jackknife at most, chosen at random
-AT_ONCE = 1 << 22  # weights
-DEFINED = 0.95  # of the draws at least in which a score is
-NORMAL = 1.959963984540054  # its 97.5 % quantile
+AT_ONCE = 1 << 22  # weights in memory
+DEFINED = 0.95  # of the draws, in which a score must be defined
+NORMAL = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 Interval = tuple[float, float]
 Weighted = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]  # records (n, r), weights (B, n) -> (B,) each
@@ -26,9 +26,9 @@ Weighted = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]  # recor
 def intervals(
     records: np.ndarray, weighted: Weighted, proportions: Collection[str] = (), seed: int = 0
 ) -> dict[str, Interval]:
-    """The 95 % interval of each score of `weighted`, where there is one: by Wilson of `proportions`, of all others by
-    BCa. records (n, r): what each example adds. None at all of fewer than FEWEST examples, and none of a score that all
-    draws agree on, as of who is always right, that none reaches, or that is not defined (NaN) here or in too many."""
+    """The 95 % interval of each score of `weighted`: Wilson's for `proportions`, BCa for all others. records (n, r):
+    what each example adds. There is none for fewer than FEWEST examples, nor for a score that is undefined (NaN) here
+    or in too many draws; and no BCa where all draws agree, as if all is right, or the score is outside their range."""
     n = len(records)
     if n < FEWEST:
         return {}
@@ -46,7 +46,7 @@ def intervals(
             continue
         if name in proportions:
             found[name] = wilson(round(own * n), n)
-        elif kept.min() <= own <= kept.max() and kept.min() < kept.max():  # else draws do not tell how sure it is
+        elif kept.min() <= own <= kept.max() and kept.min() < kept.max():  # otherwise the draws tell nothing
             found[name] = bca(own, kept, without[name], counts[chosen], n)
     return found
 
@@ -54,7 +54,7 @@ def intervals(
 def with_intervals(
     records: np.ndarray, weighted: Weighted, n: int, proportions: Collection[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Each score of `weighted` as {value, low, high, n}, the ends None where there is no interval. n: what it is of."""
+    """Each score of `weighted` as {value, low, high, n}, the ends None without an interval. n: number of examples."""
     ends = intervals(records, weighted, proportions)
     found = {}
     for name, value in weighted(records, np.ones((1, len(records)))).items():
@@ -64,14 +64,14 @@ def with_intervals(
 
 
 def share(hit: np.ndarray) -> dict[str, Any]:
-    """How often it holds, (n,) bool, as {value, low, high, n}: of nothing NaN, of few without an interval."""
+    """The share of True in `hit` (n,) as {value, low, high, n}: NaN over no examples, without an interval over few."""
     n, hits = len(hit), int(hit.sum())
     low, high = wilson(hits, n) if n >= FEWEST else (None, None)
     return {"value": hits / n if n else float("nan"), "low": low, "high": high, "n": n}
 
 
 def _without(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """The weights without one example, a row for each of those chosen."""
+    """Weights without one example, a row for each of those chosen."""
     weights = np.repeat(counts[None], len(chosen), axis=0)
     weights[np.arange(len(chosen)), chosen] -= 1
     return weights
@@ -80,14 +80,14 @@ def _without(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 def in_parts(
     weighted: Weighted, records: np.ndarray, rows: int, weights_of: Callable[[int, int], np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The scores of that many rows of weights, not all made at once: `weights_of` makes those from one to another."""
+    """Scores for `rows` rows of weights, of which `weights_of(start, end)` makes a part at a time, to save memory."""
     most = max(1, AT_ONCE // len(records))
     found = [weighted(records, weights_of(at, min(at + most, rows))) for at in range(0, rows, most)]
     return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
 
 
 def wilson(hits: int, n: int) -> Interval:
-    """Of a proportion (Wilson 1927)."""
+    """95 % interval of a proportion (Wilson 1927)."""
     share, z = hits / n, NORMAL**2 / n
     middle = (share + z / 2) / (1 + z)
     half = (z * (share * (1 - share) + z / 4)) ** 0.5 / (1 + z)
@@ -97,9 +97,9 @@ def wilson(hits: int, n: int) -> Interval:
 def bca(
     value: float, draws: np.ndarray, without: np.ndarray, counts: np.ndarray | None = None, n: int | None = None
 ) -> Interval:
-    """Of a score, from the same of many draws (B,) and without each example (m,), of which there are `counts`: bias-
-    corrected and accelerated percentiles (Efron 1987; Efron and Tibshirani 1993, eq. 14.9 to 14.15). n: examples, of
-    which those left out are a random part; None: they are all."""
+    """95 % interval of a score by bias-corrected and accelerated percentiles (Efron 1987; Efron and Tibshirani 1993,
+    eq. 14.9 to 14.15). draws (B,): the score in bootstrap draws; without (m,): the score without one example of each
+    kind; counts (m,): examples of the kind. n: all examples, of which those are a random part; None: they are all."""
     normal = library("scipy.stats").norm
     bias = normal.ppf(((draws < value).mean() + (draws <= value).mean()) / 2)
     counts, kept = np.ones(len(without)) if counts is None else counts, np.isfinite(without)
@@ -107,7 +107,7 @@ def bca(
     less = np.average(without, weights=counts) - without
     spread = (counts * less**2).sum()
     acceleration = (counts * less**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
-    acceleration *= 1.0 if n is None else (counts.sum() / n) ** 0.5  # both sums are those of a part
+    acceleration *= 1.0 if n is None else (counts.sum() / n) ** 0.5  # both sums are over a part
     z = bias + normal.ppf([0.025, 0.975])
     low, high = np.quantile(draws, np.nan_to_num(normal.cdf(bias + z / (1 - acceleration * z)), nan=0.0)).tolist()
     return low, high
@@ -115,12 +115,13 @@ def bca(
 
 # -- scores as functions of how often each example is taken ---------------------------------------------
 #
-# What is of nothing is NaN, where `scores` counts 0, as scikit-learn does: precision without a prediction, recall
+# A score over nothing is NaN, where `scores` counts 0, as scikit-learn does: precision without a prediction, recall
 # without an example, f1 without either, a correlation with a constant. Means over labels are those of `scores`.
 
 
 def weighted_labels(records: np.ndarray, weights: np.ndarray, labels: int, positive: int = 1) -> dict[str, np.ndarray]:
-    """As `classification_scores`. records (n, 2): gold and predicted label, in gold `labels` is any other one."""
+    """`classification_scores` of weighted examples. records (n, 2): gold and predicted label; in gold `labels` is any
+    other label."""
     true, said, right = label_counts(records, weights, labels)
     n, hits = weights.sum(axis=1), right.sum(axis=1)
     rates = ratio(2 * right, true + said)
@@ -135,13 +136,13 @@ def weighted_labels(records: np.ndarray, weights: np.ndarray, labels: int, posit
 
 
 def label_counts(records: np.ndarray, weights: np.ndarray, labels: int) -> list[np.ndarray]:
-    """How many are in gold, are predicted, are both, of each label and of any other one: (B, labels + 1) each."""
+    """Counts of each label, and of any other one: in gold, predicted, and both; (B, labels + 1) each."""
     gold, predicted = (side[:, None] == np.arange(labels + 1) for side in records.T.astype(np.int64))
     return [weights @ each.astype(np.float64) for each in (gold, predicted, gold & predicted)]
 
 
 def weighted_label_sets(records: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """As `multilabel_scores`. records (n, 2 C): which labels hold, and which are predicted."""
+    """`multilabel_scores` of weighted examples. records (n, 2 C): which labels hold, and which are predicted."""
     true, said, right = label_set_counts(records, weights)
     gold, predicted = np.split(records > 0, 2, axis=1)
     return {
@@ -152,13 +153,13 @@ def weighted_label_sets(records: np.ndarray, weights: np.ndarray) -> dict[str, n
 
 
 def label_set_counts(records: np.ndarray, weights: np.ndarray) -> list[np.ndarray]:
-    """How many are in gold, are predicted, are both, of each label: (B, C) each."""
+    """Counts of each label: in gold, predicted, and both; (B, C) each."""
     gold, predicted = np.split(records > 0, 2, axis=1)
     return [weights @ each.astype(np.float64) for each in (gold, predicted, gold & predicted)]
 
 
 def weighted_numbers(records: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """As `regression_scores`. records (n, 2): gold and predicted number."""
+    """`regression_scores` of weighted examples. records (n, 2): gold and predicted number."""
     gold, predicted = records.T
     square = weights @ (gold - predicted) ** 2 / weights.sum(axis=1)
     ranks = _ranks(gold, weights), _ranks(predicted, weights)
@@ -170,12 +171,12 @@ def weighted_numbers(records: np.ndarray, weights: np.ndarray) -> dict[str, np.n
 
 
 def weighted_counts(records: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """f1, precision, recall. records (n, 3): how many are right, are predicted, are true."""
+    """f1, precision, recall. records (n, 3): numbers of right, predicted and true items."""
     return _rates(*(weights @ records.astype(np.float64)).T)
 
 
 def weighted_means(records: np.ndarray, weights: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Means of numbers by these names. records (n, 2 len(names)): each number, and whether it counts there."""
+    """Means of several numbers, by name. records (n, 2 len(names)): each number, then whether each of them counts."""
     numbers, counts = np.split(records, 2, axis=1)
     total = weights @ counts
     means = np.divide(weights @ (numbers * counts), total, out=np.full(total.shape, np.nan), where=total > 0)
@@ -188,17 +189,17 @@ def _rates(right: np.ndarray, said: np.ndarray, true: np.ndarray) -> dict[str, n
 
 
 def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """0 where it is of nothing."""
+    """a / b; 0 where b is 0."""
     return np.divide(a, b, out=np.zeros(np.shape(a)), where=b > 0)
 
 
 def defined_ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """NaN where it is of nothing."""
+    """a / b; NaN where b is 0."""
     return np.divide(a, b, out=np.full(np.shape(a), np.nan), where=b > 0)
 
 
 def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Of each value among all, each taken so often, (B, n); ties share a rank."""
+    """Ranks (B, n) of the values, each taken as often as its weight says; ties share a rank."""
     kinds, of = np.unique(values, return_inverse=True)
     order = np.argsort(of, kind="stable")
     counts = np.add.reduceat(weights[:, order], np.searchsorted(of[order], np.arange(len(kinds))), axis=1)
@@ -206,7 +207,7 @@ def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """NaN where a side is constant."""
+    """Pearson correlation (B,) of weighted examples; NaN where a side is constant."""
     n = weights.sum(axis=1, keepdims=True)
     a, b = (side - (weights * side).sum(axis=1, keepdims=True) / n for side in (a, b))
     spread = np.sqrt((weights * a**2).sum(axis=1) * (weights * b**2).sum(axis=1))
@@ -218,8 +219,8 @@ def _correlation(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarra
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, sd, half width) of a few seeds' scores: mean ± half width is Student's 95 % interval, sd has n - 1 below
-    the line. Of one value sd and half width are NaN.
+    """(mean, sd, half width) of a few seeds' scores: mean ± half width is Student's 95 % interval; sd divides by n - 1.
+    Of one value sd and half width are NaN.
     """
     n = len(not_empty(values))
     mean, sd = float(np.mean(values)), float(np.std(values, ddof=1)) if n > 1 else np.nan
@@ -227,7 +228,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def spread(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Of each score that all of several runs have its mean, sd and half width, as `mean_interval` has them."""
+    """Mean, sd and half width (`mean_interval`) of each score that all runs have."""
     names = ("mean", "sd", "half_width")
     shared = [key for key in scores[0] if all(key in each for each in scores)]
     return {key: dict(zip(names, mean_interval([each[key] for each in scores]), strict=True)) for key in shared}

@@ -1,11 +1,12 @@
 """scikit-learn's metrics of labels and of their probabilities, as functions of how often each example is taken.
 
-So `intervals` can score them on many draws at once: records (n, r), weights (B, n) -> (B,) of each metric. Labels are
-numbers in [0, labels). In gold `labels` itself is any other one, which the model does not know: it is never predicted,
-and its probability is 0. So its examples are wrong, and negatives of every label; the log loss is then undefined.
+So `intervals` can score them on many draws at once: records (n, r), weights (B, n) -> (B,) for each metric. Labels are
+indices in [0, labels). In gold, `labels` itself stands for any label that the model does not know: it is never
+predicted, and its probability is 0. So its examples are wrong, negatives of every label, and leave the log loss
+undefined.
 
-What is undefined is NaN, and `why_labels`, `why_probabilities` and `why_label_sets` say why. In an average a
-rate of nothing counts as 0, as in scikit-learn.
+An undefined metric is NaN, and `why_labels`, `why_probabilities` and `why_label_sets` say why. In an average a
+rate over nothing counts as 0, as in scikit-learn.
 """
 
 from collections.abc import Sequence
@@ -23,9 +24,9 @@ from minilm.metrics.intervals import (
 )
 
 Scores = dict[str, np.ndarray]
-SUM = 1e-3  # how far from 1 the probabilities of an example may add up, rounded as they are in files
+SUM = 1e-3  # by which the sum of an example's probabilities may differ from 1, as files hold rounded ones
 SHOWN = 5  # labels that a reason names
-WHY_EACH = {  # a rate of one label is undefined
+WHY_EACH = {  # a metric of one label is undefined
     "precision": "it is never predicted",
     "recall": "no example has it",
     "f1": "no example has it, and it is never predicted",
@@ -36,9 +37,9 @@ WHY_EACH = {  # a rate of one label is undefined
 
 
 def weighted_label_table(records: np.ndarray, weights: np.ndarray, labels: int, positive: int = 1) -> Scores:
-    """As `weighted_labels`, and balanced_accuracy, kappa (Cohen 1960), and precision, recall and f1 as micro_, macro_
-    and weighted_ averages: over labels that occur in gold or predicted, by how many are in gold. records (n, 2): gold
-    and predicted label. The micro_ averages of single labels are all the accuracy."""
+    """`weighted_labels`, and balanced_accuracy, kappa (Cohen 1960), and precision, recall and f1 as micro_, macro_
+    (over labels that occur in gold or predicted) and weighted_ (by how many are in gold) averages. records (n, 2): gold
+    and predicted label. The micro_ averages all equal the accuracy."""
     true, said, right = label_counts(records, weights, labels)
     n, hits, chance = weights.sum(axis=1), right.sum(axis=1), (true * said).sum(axis=1)
     scores = dict(weighted_labels(records, weights, labels, positive))
@@ -48,19 +49,19 @@ def weighted_label_table(records: np.ndarray, weights: np.ndarray, labels: int, 
 
 
 def weighted_label_set_table(records: np.ndarray, weights: np.ndarray) -> Scores:
-    """As `weighted_label_sets`, and all averages of `weighted_label_table`, over all C labels. records (n, 2 C): which
+    """`weighted_label_sets`, and all averages of `weighted_label_table`, over all C labels. records (n, 2 C): which
     labels hold, and which are predicted."""
     true, said, right = label_set_counts(records, weights)
     return dict(weighted_label_sets(records, weights)) | _averages(true, said, right, np.ones_like(true))
 
 
 def weighted_each_label(records: np.ndarray, weights: np.ndarray, labels: int) -> Scores:
-    """precision, recall and f1 of each label, as "f1 0" of label 0; records as of `weighted_label_table`."""
+    """precision, recall and f1 of each label, as "f1 0" for label 0; records as in `weighted_label_table`."""
     return _of_each(*(counts[:, :labels] for counts in label_counts(records, weights, labels)))
 
 
 def weighted_each_of_sets(records: np.ndarray, weights: np.ndarray) -> Scores:
-    """precision, recall and f1 of each label, as "f1 0" of label 0; records as of `weighted_label_set_table`."""
+    """precision, recall and f1 of each label, as "f1 0" for label 0; records as in `weighted_label_set_table`."""
     return _of_each(*label_set_counts(records, weights))
 
 
@@ -83,7 +84,8 @@ def _of_each(true: np.ndarray, said: np.ndarray, right: np.ndarray) -> Scores:
 
 
 def _averages(true: np.ndarray, said: np.ndarray, right: np.ndarray, met: np.ndarray) -> Scores:
-    """(B, C) each; met: whether a label counts in the macro average."""
+    """micro_, macro_ and weighted_ averages, (B,) each. true, said, right: counts (B, C); met (B, C): whether a label
+    counts in the macro average."""
     found = {}
     for name, part, whole in (("precision", right, said), ("recall", right, true), ("f1", 2 * right, true + said)):
         each = ratio(part, whole)
@@ -97,7 +99,7 @@ def _averages(true: np.ndarray, said: np.ndarray, right: np.ndarray, met: np.nda
 
 
 def probability_records(gold: np.ndarray, chances: np.ndarray) -> np.ndarray:
-    """(n, 1 + C) of gold labels (n,) and probabilities (n, C). DataError: an example's are none."""
+    """Records (n, 1 + C) of gold labels (n,) and probabilities (n, C). Raises DataError if the latter are none."""
     gold, chances = np.asarray(gold), _checked(chances)
     if (off := np.abs(chances.sum(axis=1) - 1) > SUM).any():
         raise DataError(f"the probabilities of example {int(np.argmax(off))} (from 0) do not add up to 1")
@@ -107,7 +109,7 @@ def probability_records(gold: np.ndarray, chances: np.ndarray) -> np.ndarray:
 
 
 def label_set_records(held: np.ndarray, chances: np.ndarray) -> np.ndarray:
-    """(n, 2 C) of which labels hold and of their probabilities, (n, C) each. DataError: one is none."""
+    """Records (n, 2 C) of which labels hold and their probabilities, (n, C) each. Raises DataError if one is none."""
     assert held.shape == chances.shape, (held.shape, chances.shape)
     return np.hstack([held, _checked(chances)])
 
@@ -115,8 +117,8 @@ def label_set_records(held: np.ndarray, chances: np.ndarray) -> np.ndarray:
 def weighted_probabilities(records: np.ndarray, weights: np.ndarray, positive: int = 1) -> Scores:
     """roc_auc, pr_auc (average precision), log_loss in nats, brier. records (n, 1 + C) of `probability_records`.
 
-    Of two labels the areas are of the `positive` one, of more the mean over labels, each against the rest. brier
-    (Brier 1950) is the squared error summed over labels, of two labels half of it: that of the positive one.
+    For two labels the areas are those of the `positive` one, for more the means over labels, each against the rest.
+    brier (Brier 1950) is the squared error summed over labels; for two labels half of that, the positive label's error.
     """
     gold, chances = records[:, 0].astype(np.int64), records[:, 1:]
     weights, labels = weights.astype(np.float64), chances.shape[1]
@@ -133,7 +135,7 @@ def weighted_probabilities(records: np.ndarray, weights: np.ndarray, positive: i
 
 def weighted_label_set_probabilities(records: np.ndarray, weights: np.ndarray) -> Scores:
     """roc_auc, pr_auc (average precision), log_loss in nats, brier: means over labels, each judged as one of two.
-    records (n, 2 C) of `label_set_records`; of labels that the model does not know nothing is judged."""
+    records (n, 2 C) of `label_set_records`; labels that the model does not know are left out."""
     held, chances = np.split(records, 2, axis=1)
     weights, n = weights.astype(np.float64), weights.sum(axis=1)
     nats = -np.log(_clipped(np.where(held > 0, chances, 1 - chances)))
@@ -166,7 +168,7 @@ def _why_no_areas(held: np.ndarray, names: Sequence[str]) -> dict[str, str]:
 
 
 def _areas(chances: np.ndarray, held: np.ndarray, weights: np.ndarray) -> Scores:
-    """Means over columns, (B,) each."""
+    """roc_auc and pr_auc: means over columns, (B,) each."""
     areas = [ranking(own, has, weights) for own, has in zip(chances.T, held.T, strict=True)]
     roc, precision = np.mean(areas, axis=0)
     return {"roc_auc": roc, "pr_auc": precision}
@@ -174,12 +176,12 @@ def _areas(chances: np.ndarray, held: np.ndarray, weights: np.ndarray) -> Scores
 
 def ranking(chance: np.ndarray, held: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(area under the ROC curve, average precision) of one label, (B,) each; ties share a rank, and are predicted
-    together. chance, held (n,): its probability, and whether it holds; weights (B, n) float. The first is that of
-    Mann and Whitney (1947), by the ranks of those that hold."""
+    together. chance, held (n,): its probability, and whether it holds; weights (B, n) float. The area is the statistic
+    of Mann and Whitney (1947), from the ranks of the examples that have the label."""
     order = np.argsort(-chance, kind="stable")
     behind, at = -chance[order], np.flatnonzero(held[order])
     own, level = np.take(weights, order[at], axis=1), behind[at]
-    taken, hits = _sums(np.take(weights, order, axis=1)), _sums(own)  # of those before each place, and before the end
+    taken, hits = _sums(np.take(weights, order, axis=1)), _sums(own)  # weight before each place, and before the end
     before, up_to = (np.take(taken, np.searchsorted(behind, level, side), axis=1) for side in ("left", "right"))
     found = np.take(hits, np.searchsorted(level, level, "right"), axis=1)
     positives, n = hits[:, -1], taken[:, -1]
@@ -189,20 +191,20 @@ def ranking(chance: np.ndarray, held: np.ndarray, weights: np.ndarray) -> tuple[
 
 
 def _sums(values: np.ndarray) -> np.ndarray:
-    """(B, m + 1) of (B, m): of the first 0, 1, ... m."""
+    """Cumulative sums (B, m) -> (B, m + 1): of the first 0, 1, ... m values."""
     sums = np.zeros((len(values), values.shape[1] + 1))
     np.cumsum(values, axis=1, out=sums[:, 1:])
     return sums
 
 
 def _clipped(chances: np.ndarray) -> np.ndarray:
-    """As scikit-learn's log loss has them, which is then finite."""
+    """Probabilities, clipped as in scikit-learn's log loss, so that this is finite."""
     eps = np.finfo(np.float64).eps
     return np.clip(chances, eps, 1 - eps)
 
 
 def _checked(chances: np.ndarray) -> np.ndarray:
     chances = np.asarray(chances, np.float64)
-    if not (good := ((chances >= 0) & (chances <= 1)).all(axis=1)).all():  # of NaN, too
+    if not (good := ((chances >= 0) & (chances <= 1)).all(axis=1)).all():  # NaN is not, either
         raise DataError(f"example {int(np.argmin(good))} (from 0) has a probability that is no number from 0 to 1")
     return chances

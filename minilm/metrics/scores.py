@@ -1,8 +1,8 @@
-"""What predictions are worth.
+"""Scores of predictions against gold labels, numbers, tags and answers.
 
-A score is a fraction in [0, 1], a correlation in [-1, 1]; the first entry of a dict of scores is the one that a best
-model is chosen by. A rate of nothing (the precision of a label never predicted) is 0.0, as in scikit-learn and seqeval;
-a mean over no examples is NaN. Nothing warns. No examples at all are a DataError.
+A score is a fraction in [0, 1], a correlation in [-1, 1] or an rmse; the first entry of a dict of scores selects the
+best model. A rate over nothing (the precision of a label never predicted) is 0.0, as in scikit-learn and seqeval; a
+mean over no examples is NaN. Nothing warns. No examples at all raise DataError.
 """
 
 import re
@@ -18,17 +18,17 @@ from minilm.errors import DataError, library
 
 Scheme = Literal["IOB1", "IOB2", "IOBES", "BILOU"]
 Span = tuple[str, int, int]  # type, start, end: tokens[start:end]
-Tags = Sequence[Sequence[str]]  # of each sequence
+Tags = Sequence[Sequence[str]]  # the tags of each sequence
 Gold = Mapping[str, Sequence[str]]  # a question's id -> its gold answers, none where it is not answerable
 LETTERS = {"IOB1": "BI", "IOB2": "BI", "IOBES": "BIES", "BILOU": "BILU"}
-WRITTEN = {"IOB1": "III", "IOB2": "BIB", "IOBES": "BES", "BILOU": "BLU"}  # first and last of several, one alone
+WRITTEN = {"IOB1": "III", "IOB2": "BIB", "IOBES": "BES", "BILOU": "BLU"}  # letters of the first, last, single token
 ANY = "BIESLU"
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class LabelScores(NamedTuple):
-    """One label, or one type of entity."""
+    """Scores of one label, or of one type of entity."""
 
     name: str
     precision: float
@@ -38,10 +38,10 @@ class LabelScores(NamedTuple):
 
 
 def classification_scores(gold: np.ndarray, predicted: np.ndarray, labels: int, positive: int = 1) -> dict[str, float]:
-    """accuracy, macro_f1, mcc; of two labels also f1, precision and recall of the `positive` one. (n,) int in
-    [0, labels); in gold `labels` itself is any other one, which is never predicted.
+    """accuracy, macro_f1, mcc; for two labels also f1, precision and recall of the `positive` one. gold, predicted
+    (n,) int in [0, labels); in gold `labels` itself is any other label, which is never predicted.
 
-    macro_f1 is the mean over labels that occur in gold or predicted, scikit-learn's default. mcc (Matthews 1975; of K
+    macro_f1 is the mean over labels that occur in gold or predicted, scikit-learn's default. mcc (Matthews 1975; for K
     labels: Gorodkin 2004) is 0.0 where a side is constant.
     """
     gold, predicted = paired(gold, predicted, np.int64, labels + 1)
@@ -80,7 +80,7 @@ def multilabel_scores(gold: np.ndarray, predicted: np.ndarray) -> dict[str, floa
 
 
 def label_sets(gold: Sequence[Collection[str]], labels: Sequence[str]) -> np.ndarray:
-    """(n, C) bool: whether an example has a label; others are left out."""
+    """(n, C) bool: whether an example has a label; labels not in `labels` are left out."""
     number = {label: i for i, label in enumerate(labels)}
     held = np.zeros((len(gold), len(labels)), np.bool_)
     for row, each in enumerate(gold):
@@ -91,8 +91,8 @@ def label_sets(gold: Sequence[Collection[str]], labels: Sequence[str]) -> np.nda
 def with_others(
     gold: Sequence[Collection[str]], predicted: np.ndarray, labels: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(gold, predicted) as `multilabel_scores` takes them. predicted (n, C) bool; labels that are not among `labels`
-    are missed, as one more label."""
+    """(gold, predicted) as `multilabel_scores` takes them. predicted (n, C) bool; gold labels that are not among
+    `labels` make one more column, which is never predicted."""
     held, known = label_sets(gold, labels), {*labels}
     others = np.array([[not known.issuperset(each)] for each in gold])
     if not others.any():
@@ -108,14 +108,14 @@ def regression_scores(gold: np.ndarray, predicted: np.ndarray) -> dict[str, floa
     stats = library("scipy.stats")
     r = [0.0, 0.0]
     if len(gold) > 1:
-        with warnings.catch_warnings():  # that a side is constant, or all but constant
+        with warnings.catch_warnings():  # about a side that is constant, or almost
             warnings.simplefilter("ignore")
             r = np.nan_to_num([stats.spearmanr(gold, predicted)[0], stats.pearsonr(gold, predicted)[0]]).tolist()
     return {"spearman": r[0], "pearson": r[1], "rmse": float(np.sqrt(np.mean((gold - predicted) ** 2)))}
 
 
 def scheme_of(sequences: Iterable[Sequence[str]]) -> Scheme:
-    """The scheme that tags are written in; BILOU is IOBES, or BIOES, in other letters. DataError: in none.
+    """The scheme that tags are written in; BILOU is IOBES, or BIOES, in other letters. Raises DataError if it is none.
 
     In IOB2 each entity begins with B; in IOB1 only one that touches another of its type (Ramshaw and Marcus 1995).
     Tags of B and I are IOB1 if some entity begins with I and none has a B that IOB1 would not write.
@@ -139,7 +139,7 @@ def spans(tags: Sequence[str], scheme: Scheme | None = None) -> list[Span]:
     """(type, start, end) of each entity, in order: tokens[start:end]. A tag without a type, as B, has the type "_".
 
     Ill-formed tags are read as by conlleval and by seqeval's default mode: what does not continue an entity begins one.
-    So one rule reads all schemes; `scheme` only says which letters there may be. DataError: a tag of another scheme.
+    So one rule reads all schemes; `scheme` only limits the letters. Raises DataError for a tag of another scheme.
     """
     letters = LETTERS[scheme] if scheme else ANY
     found, start, inside = [], 0, ""  # inside: the type of the entity that is open
@@ -157,7 +157,7 @@ def spans(tags: Sequence[str], scheme: Scheme | None = None) -> list[Span]:
 
 
 def convert(tags: Sequence[str], old: Scheme, new: Scheme) -> list[str]:
-    """The same entities in scheme `new`, well-formed whatever the tags were."""
+    """Tags of the same entities in scheme `new`, well-formed whatever the old tags were."""
     first, last, alone = WRITTEN[new]
     out, before = ["O"] * len(tags), None
     for kind, start, end in spans(tags, old):
@@ -170,8 +170,8 @@ def convert(tags: Sequence[str], old: Scheme, new: Scheme) -> list[str]:
 
 
 def entity_scores(gold: Tags, predicted: Tags) -> dict[str, float]:
-    """f1, precision, recall over all entities, as conlleval and seqeval's default mode count: right is a type with its
-    start and end. Tags of any scheme, as many on both sides.
+    """f1, precision, recall over all entities, as conlleval and seqeval's default mode count: an entity is right if its
+    type, start and end are. Tags may be of any scheme; both sides have equally many.
     """
     f1, precision, recall = _rates(*(count.total() for count in entity_counts(gold, predicted)))
     return {"f1": f1, "precision": precision, "recall": recall}
@@ -185,15 +185,15 @@ def per_type(gold: Tags, predicted: Tags) -> list[LabelScores]:
 
 
 def normalise(text: str) -> str:
-    """As SQuAD's script compares answers: lower case, no ASCII punctuation, no articles, single spaces."""
+    """An answer as SQuAD's script compares it: lower case, no ASCII punctuation, no articles, single spaces."""
     return " ".join(ARTICLES.sub(" ", text.lower().translate(NO_PUNCTUATION)).split())
 
 
 def answer_scores(predicted: str, gold: Sequence[str]) -> tuple[float, float]:
-    """f1 of the words that two answers share, and exact match: each the best over `gold`. No gold: not answerable.
+    """(f1 of shared words, exact match) of an answer, each the best over `gold`; no gold: not answerable.
 
-    As SQuAD 2.0's script has it: gold answers that normalise to "" do not count, and where a side is "", both scores
-    are 1.0 if the other is, too, else 0.0.
+    As in SQuAD 2.0's script, gold answers that normalise to "" do not count, and where a side is "", both scores are
+    1.0 if the other is, too, else 0.0.
     """
     golds = [text for text in map(normalise, gold) if text] or [""]
     said = normalise(predicted)
@@ -206,7 +206,7 @@ def answer_scores(predicted: str, gold: Sequence[str]) -> tuple[float, float]:
 def span_scores(predictions: Mapping[str, str], gold: Gold) -> dict[str, float]:
     """f1, exact, f1_answerable, exact_answerable, f1_no_answer: means over questions (Rajpurkar et al. 2016, 2018).
 
-    predictions: a question's id -> its answer, "" for none. NaN: no question is of that kind.
+    predictions: a question's id -> its answer, "" for none. A mean is NaN if no question is of its kind.
     """
     f1, exact = np.array([answer_scores(predictions[i], gold[i]) for i in _questions(gold, predictions)]).T
     yes = np.array([len(answers) > 0 for answers in gold.values()])
@@ -216,7 +216,7 @@ def span_scores(predictions: Mapping[str, str], gold: Gold) -> dict[str, float]:
 
 
 def at_threshold(margin: Mapping[str, float], predictions: Mapping[str, str], threshold: float) -> dict[str, str]:
-    """The predictions, but none ("") where a question's margin is above the threshold."""
+    """The predictions, with no answer ("") where a question's margin is above the threshold."""
     return {i: "" if margin[i] > threshold else text for i, text in predictions.items()}
 
 
@@ -225,8 +225,8 @@ def best_threshold(margin: Mapping[str, float], predictions: Mapping[str, str], 
 
     margin: a question's id -> how much surer the model is of no answer than of predictions[id], in any unit. The
     threshold is one of the margins or, where no answer at all is best, below them all. One pass over sorted margins, as
-    SQuAD 2.0's script, but that never names an f1 which no threshold has: the script cuts between equal margins, says
-    0.0 for "no answers" though margins be negative, and counts an answer that normalises to "" as an answer.
+    in SQuAD 2.0's script; but that may return an f1 which no threshold has: it cuts between equal margins, says 0.0 for
+    "no answers" even if margins are negative, and counts an answer that normalises to "" as an answer.
     """
     ids = sorted(_questions(gold, predictions, margin), key=margin.__getitem__)
     margins = np.array([margin[i] for i in ids], np.float64)
@@ -242,7 +242,7 @@ def best_threshold(margin: Mapping[str, float], predictions: Mapping[str, str], 
 
 
 def check_installed() -> None:
-    """Raises ConfigError where what scores are computed by is not installed."""
+    """Raises ConfigError if scikit-learn or scipy, which compute scores, are not installed."""
     for name in ("sklearn.metrics", "scipy.stats"):
         library(name)
 
@@ -254,7 +254,7 @@ def not_empty(examples: Any) -> Any:
 
 
 def paired(gold: np.ndarray, predicted: np.ndarray, dtype: type, labels: int | None = None) -> list[np.ndarray]:
-    """Both as `dtype`, without loss; of one shape, with something in it and all in [0, labels)."""
+    """Both arrays as `dtype`, cast without loss. They must be of one shape, not empty, and in [0, labels)."""
     assert np.shape(gold) == np.shape(predicted), (np.shape(gold), np.shape(predicted))
     pair = [np.asarray(not_empty(side)).astype(dtype, casting="safe") for side in (gold, predicted)]
     assert labels is None or (min(map(np.min, pair)) >= 0 and max(map(np.max, pair)) < labels), labels
@@ -262,7 +262,7 @@ def paired(gold: np.ndarray, predicted: np.ndarray, dtype: type, labels: int | N
 
 
 def _rates(right: int, said: int, true: int) -> tuple[float, float, float]:
-    """f1, precision, recall of counts: those that are right, those that are predicted, those in gold."""
+    """(f1, precision, recall) from the numbers of right, predicted and gold items."""
     return 2 * right / max(said + true, 1), right / max(said, 1), right / max(true, 1)
 
 
@@ -275,7 +275,7 @@ def _parts(tag: str, letters: str = ANY) -> tuple[str, str]:
 
 
 def entity_counts(gold: Tags, predicted: Tags) -> tuple[Counter[str], ...]:
-    """How many there are of each type: those that are right, those that are predicted, those in gold."""
+    """Numbers of entities by type: right, predicted, and in gold."""
     right, said, true = counts = Counter(), Counter(), Counter()
     for a, b in zip(not_empty(gold), predicted, strict=True):
         assert len(a) == len(b), (len(a), len(b))
@@ -287,7 +287,7 @@ def entity_counts(gold: Tags, predicted: Tags) -> tuple[Counter[str], ...]:
 
 
 def _questions(gold: Gold, *told: Mapping[str, Any]) -> list[str]:
-    """The ids in gold; each is in the others, too."""
+    """The question ids in gold. Raises DataError for one that is missing in `told`."""
     for question in (i for i in not_empty(gold) if not all(i in one for one in told)):
         raise DataError(f"nothing is predicted of question {question!r}")
     return list(gold)

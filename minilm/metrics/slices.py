@@ -1,14 +1,14 @@
-"""Where is a model worst? Its deciding metric in each part of the examples, beside that of all other examples.
+"""Where a model is worst: its deciding metric in each slice of the examples, against all other examples.
 
-A part (slice) is of the examples that have one value in a column: of a user's table, or one that is counted.
-Of many, one always looks bad. So p is corrected for how many are looked at, by Holm's method (1979): the probability
-that any slice has p_holm < 0.05 and is no different is at most 0.05, however slices depend on each other, and those of
-one column exclude each other. Benjamini and Hochberg's (1995) finds more, and bounds the share of false finds among
-all; but a reader of this list goes to its top, which should not be one.
+A slice is the examples that have one value in a column, of a user's table or computed. Among many slices one always
+looks bad. So p is corrected for their number by Holm's method (1979): the probability that any slice has p_holm < 0.05
+without being different is at most 0.05, however slices depend on each other, as those of one column, which exclude each
+other. Benjamini and Hochberg's method (1995) finds more, and bounds the share of false finds among all; but readers
+look at the top of this list, which should not be a false find.
 
-p         of a share of examples Fisher's exact test; of other metrics a permutation test: were the slice a random part
-          of the examples, of the same size, how often would the difference be as large? Drawn until that is so ENOUGH
-          times (Besag and Clifford 1991), so that a small p is told well, and a large one costs little.
+p         by Fisher's exact test for a share of examples, by a permutation test for other metrics: how often does a
+          random slice of the same size differ as much? Such slices are drawn until that is so ENOUGH times (Besag and
+          Clifford 1991), so that a small p is precise, and a large one costs little.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -24,7 +24,7 @@ from minilm.metrics.intervals import AT_ONCE, DRAWS, FEWEST, Weighted, in_parts
 from minilm.metrics.scores import not_empty
 
 MOST_VALUES = 100  # of a column; one with more is free text, or names each example
-FEW_NUMBERS = 10  # different ones are values; more are cut into quartiles
+FEW_NUMBERS = 10  # distinct numbers of a column that are slices each; more are cut into quartiles
 SIGNIFICANT = 0.05
 ENOUGH = 20  # draws that are as extreme: p is known to a fifth or so
 FIRST_DRAWS = 200
@@ -41,7 +41,7 @@ class Slice(NamedTuple):
 
     @property
     def split(self) -> bytes:
-        """The same of a slice and of all that is outside it."""
+        """A key that a slice shares with its complement."""
         return (self.mask ^ self.mask[0]).tobytes()
 
 
@@ -58,12 +58,12 @@ def slices(
 
     First the slices that are significantly worse than the other examples, the worst one first; then the others in the
     same order. A difference is inside - outside, and more is better. Slices that split the examples in the same way, as
-    yes and no do, are one of the `tests`. Those with fewer than FEWEST examples in them, or outside, are counted in
-    `too_small`. A metric that is not defined is None, with a "reason", and not tested: so is f1 of a slice that has no
-    positive example and none predicted.
+    yes and no do, count as one of the `tests`. Those with fewer than FEWEST examples inside or outside are counted in
+    `too_small`. An undefined metric is None, with a "reason", and not tested, as f1 in a slice that has no positive
+    example and none predicted.
 
-    records (n, r): of a task. columns: a value an example, or a mask; numbers are cut into quartiles. deciding: the
-    metric, None: the first. Raises DataError.
+    records (n, r): a task's. columns: a value for each example, or a mask; numbers are cut into quartiles. deciding:
+    the metric; None: the first. Raises DataError.
     """
     parts, too_small, skipped = _slices(columns, len(not_empty(records)))
     kinds, of, counts = np.unique(records, axis=0, return_inverse=True, return_counts=True)
@@ -100,7 +100,7 @@ def slices(
 
 
 def _place(row: dict[str, Any]) -> tuple[bool, bool, float]:
-    """Where a slice stands in the list."""
+    """Sort key of a slice: the significantly worse ones first, the undefined ones last."""
     if row["difference"] is None:
         return True, True, 0.0
     return False, not (row["difference"] < 0 and row["p_holm"] < SIGNIFICANT), row["difference"]
@@ -109,7 +109,7 @@ def _place(row: dict[str, Any]) -> tuple[bool, bool, float]:
 def _slices(
     columns: Mapping[str, Sequence[Any] | np.ndarray], n: int
 ) -> tuple[list[Slice], dict[str, int], dict[str, str]]:
-    """(Slices that are large enough, how many are not, why columns are skipped)."""
+    """(Slices that are large enough, the number of smaller ones by column, why columns are skipped)."""
     parts, too_small, skipped = [], {}, {}
     for name, values in columns.items():
         if len(values) != n:
@@ -127,8 +127,8 @@ def _slices(
 
 
 def labels_of(values: Sequence[Any] | np.ndarray) -> np.ndarray | str:
-    """A column's values as slices have them, (n,) of text, numbers as quartiles [lowest, a], (a, b], (b, c] and
-    (c, highest]; or why the column is none to slice by."""
+    """The slice of each example, (n,) of text: a column's values, numbers as quartiles [lowest, a], (a, b], (b, c] and
+    (c, highest]; or why the column makes no slices."""
     values = values.tolist() if isinstance(values, np.ndarray) else values
     texts = np.array([name_of(value) or EMPTY for value in values], object)
     numbers, different = _numbers(values), len({*texts.tolist()})
@@ -146,8 +146,8 @@ def labels_of(values: Sequence[Any] | np.ndarray) -> np.ndarray | str:
 
 
 def _quartiles(numbers: np.ndarray) -> np.ndarray:
-    """Of each the quartile it is in. Equal numbers are never parted, so there may be fewer than four."""
-    edges = np.unique(np.quantile(numbers, (0.25, 0.5, 0.75), method="inverted_cdf"))  # which are among the numbers
+    """The quartile of each number. Equal numbers are never parted, so there may be fewer than four."""
+    edges = np.unique(np.quantile(numbers, (0.25, 0.5, 0.75), method="inverted_cdf"))  # each is one of the numbers
     edges = edges[edges < numbers.max()]
     points = [numbers.min(), *edges, numbers.max()]
     told = ([f"{point:.{digits}g}" for point in points] for digits in (6, 9, 12, 17))
@@ -157,7 +157,7 @@ def _quartiles(numbers: np.ndarray) -> np.ndarray:
 
 
 def _numbers(values: Sequence[Any]) -> np.ndarray | None:
-    """(n,) float, NaN of what is empty; None, where one is no finite number."""
+    """A column as numbers (n,), NaN for empty cells; None if a value is no finite number."""
     try:
         numbers = np.array([float(value) if name_of(value) else np.nan for value in values])
     except (TypeError, ValueError, OverflowError):
@@ -166,16 +166,16 @@ def _numbers(values: Sequence[Any]) -> np.ndarray | None:
 
 
 def name_of(value: Any) -> str:
-    """What a cell calls its slice or group; "" where it is empty."""
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # of pandas
+    """The slice or group that a cell names; "" if it is empty."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # missing values of pandas
         return ""
     return "" if value != value else str(value).strip()
 
 
 @lru_cache(maxsize=1 << 14)  # slices of one size, as quartiles are, have few different tables
 def _fisher(inside: int, n: int, outside: int, others: int) -> float:
-    """Two-sided p that something holds as often in a slice, for `inside` of its n examples, as for `outside` of the
-    others (Fisher 1935)."""
+    """Two-sided p of Fisher's exact test (1935): something holds for `inside` of a slice's n examples, and for
+    `outside` of the `others`."""
     return float(library("scipy.stats").fisher_exact([[inside, n - inside], [outside, others - outside]]).pvalue)
 
 
@@ -189,15 +189,16 @@ def _permutation(
     most: int,
     rng: np.random.Generator,
 ) -> float:
-    """Two-sided p of a difference between `size` examples and all others. kinds (m, r), counts (m,): all records."""
-    method = "count" if 20 * len(counts) > counts.sum() else "marginals"  # which is faster
+    """Two-sided p of a difference between `size` examples and all others, by permutation. kinds (m, r), counts (m,):
+    the distinct records of all examples, and how many of each."""
+    method = "count" if 20 * len(counts) > counts.sum() else "marginals"  # whichever is faster
     hits = drawn = 0
     while drawn < most:
         rows = min(max(FIRST_DRAWS, drawn), most - drawn, max(1, AT_ONCE // len(counts)))
         inside = rng.multivariate_hypergeometric(counts, size, size=rows, method=method)
         sides = [weighted(kinds, weights)[metric] for weights in (inside, counts - inside)]
         nearer = np.abs(sides[0] - sides[1]) < abs(difference) - ROUNDING * np.abs(sides).max(axis=0)
-        reached = hits + (~nearer).cumsum()  # what is not defined is not nearer
+        reached = hits + (~nearer).cumsum()  # an undefined difference counts as reached
         if reached[-1] >= ENOUGH:
             return ENOUGH / (drawn + int(np.searchsorted(reached, ENOUGH)) + 1)
         hits, drawn = int(reached[-1]), drawn + rows

@@ -1,1 +1,1 @@
-"""Learning from labelled examples: one file a task, and what trains them all."""
+"""Fine-tuning on labelled examples: a file for each task, and the training that they share."""

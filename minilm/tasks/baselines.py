@@ -1,4 +1,4 @@
-"""What a model is to be better than: guesses that know nothing of language, and words that are counted."""
+"""Baselines that a model should beat: constant guesses, and linear models of counted words."""
 
 import warnings
 from collections import Counter, defaultdict
@@ -9,8 +9,8 @@ import numpy as np
 from minilm.data.examples import Example, Tagged
 from minilm.metrics.scores import classification_scores, label_sets, multilabel_scores, regression_scores, with_others
 
-Scores = dict[str, dict[str, float]]  # of each baseline by its name
-SAID = {  # of each name
+Scores = dict[str, dict[str, float]]  # baseline -> metric -> value
+SAID = {  # each baseline in words
     "majority": "always the commonest label",
     "every_label": "always every label",
     "bag_of_words": "words counted (tf-idf of words and pairs of words, a linear model)",
@@ -22,7 +22,8 @@ SAID = {  # of each name
 
 
 def of_labels(train: Sequence[Example], judged: Sequence[Example], labels: Sequence[str], positive: int = 1) -> Scores:
-    """The commonest label; and counted words, with logistic regression. positive: as of `classification_scores`."""
+    """Scores of the commonest label, and of logistic regression on counted words. positive: as in
+    `classification_scores`."""
     number = {label: i for i, label in enumerate(labels)}
     gold, target = (np.array([number.get(each.label, len(labels)) for each in split]) for split in (judged, train))
     majority = np.full(len(gold), np.bincount(target).argmax())
@@ -37,7 +38,7 @@ def of_labels(train: Sequence[Example], judged: Sequence[Example], labels: Seque
 
 
 def of_label_sets(train: Sequence[Example], judged: Sequence[Example], labels: Sequence[str]) -> Scores:
-    """Every label; and counted words, with logistic regression for each label by itself."""
+    """Scores of predicting every label, and of logistic regression on counted words for each label by itself."""
     gold = [each.label for each in judged]
     found = {"every_label": multilabel_scores(*with_others(gold, np.ones((len(gold), len(labels)), bool), labels))}
     if (counted := _counted(train, judged)) is None:
@@ -45,7 +46,7 @@ def of_label_sets(train: Sequence[Example], judged: Sequence[Example], labels: S
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
 
-    with warnings.catch_warnings(action="ignore"):  # of a label that every row has, or none
+    with warnings.catch_warnings(action="ignore"):  # about a label that every row has, or none
         model = OneVsRestClassifier(LogisticRegression(C=10, max_iter=300))
         model.fit(counted[0], label_sets([each.label for each in train], labels).astype(int))
     predicted = model.predict(counted[1]).reshape(len(gold), len(labels)) > 0
@@ -53,7 +54,7 @@ def of_label_sets(train: Sequence[Example], judged: Sequence[Example], labels: S
 
 
 def of_numbers(train: Sequence[Example], judged: Sequence[Example]) -> Scores:
-    """Of pairs the words that they share, of texts counted words, with ridge regression."""
+    """Scores of the words that a pair of texts shares, or, for single texts, of ridge regression on counted words."""
     gold = np.array([each.label for each in judged], np.float64)
     if judged[0].pair is not None:
         scores = regression_scores(gold, np.array([_shared(each) for each in judged]))
@@ -67,7 +68,7 @@ def of_numbers(train: Sequence[Example], judged: Sequence[Example]) -> Scores:
 
 
 def commonest_tags(train: Sequence[Tagged], judged: Sequence[Tagged]) -> list[list[str]]:
-    """A word's commonest tag in training; O of other words."""
+    """Tags of a baseline: each word's commonest tag in training, O for other words."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for each in train:
         for word, tag in zip(each.words, each.tags, strict=True):
@@ -77,7 +78,7 @@ def commonest_tags(train: Sequence[Tagged], judged: Sequence[Tagged]) -> list[li
 
 
 def _counted(train: Sequence[Example], judged: Sequence[Example]) -> tuple | None:
-    """Both as sparse matrices, a column a word or pair of words; None where there is no word in them."""
+    """Tf-idf of both splits as sparse matrices, a column for each word or pair of words; None if there is no word."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     texts, others = ([f"{each.text} {each.pair or ''}" for each in split] for split in (train, judged))
@@ -89,6 +90,6 @@ def _counted(train: Sequence[Example], judged: Sequence[Example]) -> tuple | Non
 
 
 def _shared(pair: Example) -> float:
-    """Jaccard's index of the words of two texts."""
+    """Jaccard index of the words of two texts."""
     one, other = ({*text.lower().split()} for text in (pair.text, pair.pair))
     return len(one & other) / max(1, len(one | other))

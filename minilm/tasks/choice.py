@@ -1,7 +1,6 @@
-"""Which of several texts goes with a text: as an ending with its beginning, an answer with its question (Zellers et al.
-2018).
+"""Multiple choice: which of several texts goes with a text, as the ending of a story (Zellers et al. 2018).
 
-Shape letters: N features of a batch, G examples of it.
+Shape letters: N features of a batch.
 """
 
 from collections import Counter
@@ -38,8 +37,7 @@ class MultipleChoice(Task):
         return cls()
 
     def features(self, examples: Sequence[Choice], tokenizer: BertTokenizer, length: int) -> Features:
-        """A feature of each choice, with the text before it. target (n,): 1 for the choice that goes with it, 0 for
-        others."""
+        """A feature for each choice, with the text before it. target (n,): 1 for the right choice, 0 for others."""
         of = [(row, i, each) for row, each in enumerate(examples) for i in range(len(each.choices))]
         texts, choices = [each.text for _, _, each in of], [each.choices[i] for _, i, each in of]
         made = tokenized(texts, choices, tokenizer, length)
@@ -59,7 +57,7 @@ class MultipleChoice(Task):
         return logits_of(model, batch).squeeze(1)
 
     def asked(self, texts: Sequence[Any], pairs: Sequence[Sequence[str]] | None = None) -> list[Choice]:
-        """Texts, and the choices of each."""
+        """Examples without labels: texts, and the choices of each."""
         if pairs is None:
             raise DataError("a text needs its choices: give `pairs`, a list for each")
         if any(isinstance(choices, str) or len(choices) < 2 for choices in pairs):
@@ -67,19 +65,19 @@ class MultipleChoice(Task):
         return [Choice(text, tuple(choices)) for text, choices in zip(texts, pairs, strict=True)]
 
     def decode(self, predictions: Predictions) -> list[int]:
-        """From 0."""
+        """The index of each example's likeliest choice, from 0."""
         return [int(part.argmax()) for part in np.split(predictions.outputs, predictions.features.units[1:-1])]
 
     def score(self, predictions: Predictions) -> dict[str, float]:
         return {"accuracy": float(self.records(predictions)[:, 0].mean())}
 
     def records_of(self, examples: Sequence[Choice], decoded: Sequence[int]) -> np.ndarray:
-        """(n, 2): whether it is right, and 1."""
+        """(n, 2): whether the choice is right, and 1."""
         pairs = zip(examples, decoded, strict=True)
         return np.array([[each.label == choice, 1] for each, choice in pairs], np.float64)
 
     def constant(self, examples: Sequence[Choice]) -> list[int]:
-        """The choice that is right most often, by its number."""
+        """The index that is right most often."""
         return [Counter(each.label for each in examples).most_common(1)[0][0]] * len(examples)
 
     def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""One label of several for a text or a pair of texts; and several labels at once."""
+"""Classification of a text or a pair of texts: one label of several, or any number of labels."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -34,19 +34,20 @@ POSITIVE = "positive_label"  # in config.json
 
 
 def of_texts(examples: Sequence[Example], tokenizer: BertTokenizer, length: int) -> Features:
-    """A feature of each text or pair."""
+    """A feature for each text or pair, without targets."""
     pairs = None if not examples or examples[0].pair is None else [each.pair for each in examples]
     return tokenized([each.text for each in examples], pairs, tokenizer, length)
 
 
 def reads_cls(model: PreTrainedModel) -> bool:
-    """Whether its head reads the first state of a text alone."""
+    """Whether the model's head reads only the state of a text's first token."""
     how = model.built.pooling
     return how == "pooler" or (how is not None and model.config.meant_by(how) == "cls")
 
 
 def logits_of(model: PreTrainedModel, batch: TaskBatch, precise: bool = False) -> Tensor:
-    """(N, C) of a model that says something of each text. precise: its head as its weights are, whatever autocast."""
+    """Logits (N, C) of a model with a head for texts. precise: the head computes in its weights' dtype, whatever
+    autocast."""
     tokens, encoder = batch.tokens, model.base_model.encoder
     if reads_cls(model):
         read = encoder(tokens, read=tokens.cls)
@@ -60,16 +61,16 @@ def logits_of(model: PreTrainedModel, batch: TaskBatch, precise: bool = False) -
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """One label. Devlin et al. 2018, sec. 4.1."""
+    """One label of several (Devlin et al. 2018, sec. 4.1)."""
 
     name: ClassVar[str] = "classification"
     kind: ClassVar[str] = "sequence"
     proportions: ClassVar[tuple[str, ...]] = ("accuracy",)
     constant_says: ClassVar[str] = "always the commonest label"
     labels: tuple[str, ...]  # in the order of the model's outputs
-    weights: tuple[float, ...] | None = None  # of a label's examples in the loss; on average 1
+    weights: tuple[float, ...] | None = None  # of each label in the loss; 1 on average over the examples
     smoothing: float = 0.0  # of the target, towards all labels alike (Szegedy et al. 2016, sec. 7)
-    positive: str | None = None  # of two, whose f1, precision and recall are scored; None: the second
+    positive: str | None = None  # the one of two labels whose f1, precision and recall are scored; None: the second
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Self:
@@ -97,13 +98,13 @@ class Classification(Task):
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         logits = widened(outputs)
         weights = None
-        if self.weights is not None:  # which new_tensor would have the host wait for
+        if self.weights is not None:  # not by new_tensor, for which the host would wait
             weights = torch.tensor(self.weights, dtype=logits.dtype).to(logits.device, non_blocking=True)
         nats = F.cross_entropy(logits, batch.target, weights, reduction="sum", label_smoothing=self.smoothing)
         return nats, (batch.target >= 0).sum()
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
-        """(n, C), in float64, for in fp32 unlike ones become equal."""
+        """(n, C) float64; in fp32 unequal probabilities could become equal."""
         outputs = outputs.astype(np.float64)
         shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
         return shifted / shifted.sum(axis=1, keepdims=True)
@@ -117,7 +118,7 @@ class Classification(Task):
         return {"f1": scores["f1"]} | scores if self.positive is not None and "f1" in scores else scores
 
     def records_of(self, examples: Sequence[Example], decoded: Sequence[str]) -> np.ndarray:
-        """(n, 2): the numbers of both labels; of one that is none of the model's, how many labels there are."""
+        """(n, 2): indices of the true and the predicted label; C for a label that the model does not have."""
         number = {label: i for i, label in enumerate(self.labels)}
         pairs = zip((each.label for each in examples), decoded, strict=True)
         return np.array([[number.get(label, len(number)) for label in pair] for pair in pairs], np.int64)
@@ -131,24 +132,24 @@ class Classification(Task):
 
     @property
     def positive_number(self) -> int:
-        """Of the label whose f1, precision and recall are scored, where there are two."""
+        """Index of the label whose f1, precision and recall are scored, where there are two."""
         return 1 if self.positive is None else self.labels.index(self.positive)
 
     def _gold(self, predictions: Predictions) -> np.ndarray:
-        """(n,): the number of each label; of one that no training example has, the number of labels."""
+        """(n,): index of the true label; C for a label that no training example has."""
         target = predictions.features.target
         return np.where(target >= 0, target, len(self.labels))
 
     def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
-        """The likeliest label, and the probability of each, or of very many only that of the likeliest."""
+        """The likeliest label, and the probability of every label; of more than SHOWN_LABELS only the likeliest's."""
         decoded, chances = self.decode(predictions), self.probabilities(predictions.outputs)
         if len(self.labels) > SHOWN_LABELS:
             return {"prediction": decoded, "p": [f"{p}" for p in chances.max(axis=1)]}
         return {"prediction": decoded} | columns_of(chances, self.labels)
 
     def details(self, predictions: Predictions) -> dict[str, Any]:
-        """A row for each label; and a confusion matrix, if they are not very many. What no training example has is
-        UNSEEN, and never predicted."""
+        """Scores of each label, and a confusion matrix unless there are too many labels. Labels that no training
+        example has are UNSEEN, and never predicted."""
         gold, predicted = self._gold(predictions), predictions.outputs.argmax(axis=1)
         names = [*self.labels, UNSEEN][: max(len(self.labels), int(gold.max()) + 1)]
         found: dict[str, Any] = {"labels": [row._asdict() for row in per_label(gold, predicted, names)]}
@@ -164,7 +165,7 @@ class Classification(Task):
 
 @dataclass(frozen=True)
 class MultiLabel(Task):
-    """Any number of labels, each predicted by itself."""
+    """Any number of labels for a text, each predicted by itself."""
 
     name: ClassVar[str] = "multilabel"
     kind: ClassVar[str] = "sequence"
@@ -188,7 +189,7 @@ class MultiLabel(Task):
         return logits_of(model, batch)
 
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-        """The mean over labels, summed over texts."""
+        """Binary cross-entropy: the mean over labels, summed over texts."""
         logits = widened(outputs)
         nats = F.binary_cross_entropy_with_logits(logits, batch.target.to(logits.dtype), reduction="sum")
         return nats / len(self.labels), torch.tensor(len(batch.target))
@@ -204,7 +205,8 @@ class MultiLabel(Task):
         return multilabel_scores(*self._held(predictions))
 
     def records_of(self, examples: Sequence[Example], decoded: Sequence[tuple[str, ...]]) -> np.ndarray:
-        """(n, 2 C) bool: which labels hold, and which are predicted."""
+        """(n, 2 C) bool: which labels are true, and which are predicted; true labels that the model does not have make
+        one more label."""
         return np.hstack(with_others([each.label for each in examples], label_sets(decoded, self.labels), self.labels))
 
     def constant(self, examples: Sequence[Example]) -> list[tuple[str, ...]]:
@@ -218,14 +220,14 @@ class MultiLabel(Task):
         return with_others([each.label for each in predictions.examples], predictions.outputs > 0, self.labels)
 
     def details(self, predictions: Predictions) -> dict[str, Any]:
-        """A row for each label."""
+        """Scores of each label."""
         gold, predicted = predictions.features.target > 0, predictions.outputs > 0
         held = zip(self.labels, gold.T.astype(int), predicted.T.astype(int), strict=True)
         rows = [per_label(own, said, ["", label])[1] for label, own, said in held]
         return {"labels": [row._asdict() for row in rows]}
 
     def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
-        """The labels that hold, and the probability of each."""
+        """The predicted labels, and the probability of every label."""
         chances = self.probabilities(predictions.outputs)
         return {"prediction": self.decode(predictions)} | columns_of(chances, self.labels)
 

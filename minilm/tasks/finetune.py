@@ -1,4 +1,4 @@
-"""Fine-tuning as a function of rows in hand, and what it made, opened again."""
+"""Fine-tuning as a function of rows in memory, and opening a tuned model again."""
 
 import tempfile
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ from minilm.tasks.tuning import Tuning, length_of
 from minilm.train.log import say
 from minilm.train.runtime import Runtime
 
-DEV = 0.1  # of the rows, where none are given to choose by
-SHOWN = 5  # rows that are left out
+DEV = 0.1  # of the rows are held out where no dev examples are given
+SHOWN = 5  # left-out rows that are named
 
 
 def finetune(
@@ -48,16 +48,16 @@ def finetune(
     compile: bool = False,
     **tuning: Any,
 ) -> Tuned:
-    """A model tuned on rows: `.predict(texts)`, `.model`, `.result` with the scores of its best epoch.
+    """Fine-tune a model on rows: the result has `.predict(texts)`, `.model` and `.result`, its best evaluation.
 
-    model: a directory or a name on the hub. rows, dev: lists of dicts, a DataFrame or a `datasets.Dataset`; a tenth of
-    the rows, if `dev` is None. text, pair, label: columns, found by their names or looks, if not given. out: where the
-    run is kept, and gone on with; None: nowhere. auto_batch: compute what does not fit in memory in parts.
-    deterministic: the same bits each time on an Nvidia GPU, too, if asked for before the process uses it; they stay so.
-    compile: on an Nvidia GPU, one graph of model and loss by torch's compiler.
-    tuning: fields of `Tuning`, as epochs or lr.
+    model: a directory or a name on the hub. rows, dev: lists of dicts, a DataFrame or a `datasets.Dataset`; if `dev` is
+    None, a tenth of the rows is held out. text, pair, label: columns; if not given, found by name or content.
+    out: a directory in which the run is kept, and from which it resumes; None: nowhere. auto_batch: compute batches
+    that do not fit in memory in smaller parts. deterministic: the same bits each time on an Nvidia GPU, too, for the
+    rest of this process; ask for it before the process uses the GPU. compile: on an Nvidia GPU, compile model and loss
+    into one graph with torch.compile. tuning: fields of `Tuning`, as epochs or lr.
 
-    Raises UserError in one line for what cannot be, TypeError for a keyword that there is none of.
+    Raises UserError, whose message is one line, for invalid arguments or data, TypeError for an unknown keyword.
     """
     if task not in TASKS:
         raise ConfigError(f"task {task!r} is none of {', '.join(TASKS)}{did_you_mean(str(task), TASKS)}")
@@ -105,11 +105,11 @@ def open_tuned(
     threads: int | None = None,
     flag: str = "model",
 ) -> Tuned:
-    """A tuned model, to predict, to be scored and explained: on its device, reading as many tokens as in training. Its
+    """Open a tuned model to predict, score or explain: on its device, reading as many tokens as in training. Its
     `result` holds the columns that training read, and no scores.
 
     model: a directory or a name on the hub, and `revision` its branch, tag or commit. allow_pickle: read
-    pytorch_model.bin; from makers you trust only. flag: what an error calls `model`. Raises UserError.
+    pytorch_model.bin, only from makers you trust. flag: the name of `model` in error messages. Raises UserError.
     """
     if Path(model).is_file():
         raise ConfigError(f"{flag} {model}: is a file, and a model is a directory")
@@ -119,13 +119,13 @@ def open_tuned(
     tokenizer = BertTokenizer.from_pretrained(directory)
     usual = length_of(Tuning(), network, tokenizer)
     length = min(max_tokens(network.base_model.encoder.cfg, tokenizer), trained_length or usual)
-    network.float()  # as precise as `precision` says, whatever the file's numbers are
+    network.float()  # whatever the file's dtype: `precision` decides
     runtime = Runtime.precise(network, device, precision, threads)
     return Tuned(network, tokenizer, task, runtime, length, read)
 
 
 def held_out(data: Data, seed: int, groups: Sequence[str] | None = None) -> tuple[Data, Data]:
-    """(The rest, a tenth of the examples); which is said."""
+    """Hold out a tenth of the examples, and say so: (the rest, the tenth)."""
     rest, dev = split_by_text(data.examples, DEV, seed, groups)
     data, dev = replace(data, examples=rest), replace(data, examples=dev, left_out=())
     say(f"no dev examples: a tenth of those to learn from, {len(dev.examples):,}, chooses the best model")
@@ -133,7 +133,7 @@ def held_out(data: Data, seed: int, groups: Sequence[str] | None = None) -> tupl
 
 
 def say_compared(name: str, train: Data, other: Data) -> None:
-    """What others have that is not in training: labels; and what they should not have: its texts. Raises DataError."""
+    """Say which labels of `other` training lacks, and how many of its texts are in training, too. Raises DataError."""
     for note in check_labels(train.examples, other.examples):
         say(f"{name}: {note}")
     if (again := overlap(train.examples, other.examples)).count:
@@ -141,7 +141,7 @@ def say_compared(name: str, train: Data, other: Data) -> None:
 
 
 def say_notes(name: str, data: Data) -> None:
-    """What was decided by looking, and which rows are left out."""
+    """Say what was inferred about the data, and which rows are left out."""
     for note in data.notes:
         say(f"{name}: {note}")
     for why in data.left_out[:SHOWN]:

@@ -1,4 +1,4 @@
-"""The tasks by name: how their examples are read, which model learns them."""
+"""The tasks by name: reading their examples, and opening or making the model of each."""
 
 import re
 from collections import Counter
@@ -50,8 +50,8 @@ MODELS = {  # by Task.kind
 
 
 def read_source(file: Path, name: TaskName, header: bool | None = None, like: Data | None = None) -> Table | Path:
-    """What the examples of a file are read from: its table, or the file itself where it has none. header: as of
-    `read_table`; like: what training read, the names of whose columns are a header whatever they look like. Raises
+    """The table of a file of examples; or the file itself, where it is SQuAD's .json, or one word a line for tagging.
+    header: as in `read_table`. like: the training data; a first row with its columns' names is a header. Raises
     DataError."""
     of_squad = name == "span" and uncompressed_name(file).endswith(".json")
     if of_squad or (name == "tagging" and is_one_word_a_line(file)):
@@ -72,8 +72,9 @@ def read_examples(
     labelled: bool = True,
     like: Data | None = None,
 ) -> Data:
-    """The examples of a `read_source`, as the task has them; columns by name or number from 1. like: what training
-    read, whose columns and separator are taken where the table has them. Raises DataError."""
+    """The task's examples, from what `read_source` returned. text, pair, label: columns by name, or by number from 1.
+    like: the training data, whose columns (if the table has them) and separator are used. Raises DataError,
+    ConfigError."""
     if name == "tagging":
         return _read_tagged(source, text or pair, label, labelled)
     if name == "choice":
@@ -108,8 +109,7 @@ def read_examples(
 def read_alike(
     source: Table | Path, name: TaskName, like: Data, text: str | None, pair: str | None, label: str | None
 ) -> Data:
-    """`read_examples` of what is judged beside training, or in it: the columns that training's numbers or names found
-    there, where all of them are here."""
+    """`read_examples` for dev or test data: training's columns where the table has them all, else the given ones."""
     has_all = isinstance(source, Table) and bool(like.columns) and {*like.columns.values()} <= {*source.columns}
     return read_examples(source, name, *((None, None, None) if has_all else (text, pair, label)), like=like)
 
@@ -133,8 +133,8 @@ def make_task(
     smoothing: float = 0.0,
     positive: str | None = None,
 ) -> Task:
-    """The task that `examples` are of: its labels are theirs, sorted, O before other tags. Raises ConfigError for what
-    it has no use for."""
+    """The task with the labels of `examples`, sorted, O before other tags. Raises ConfigError for an option that the
+    task does not have."""
     task = TASKS[name].of(examples)
     if not isinstance(smoothing, Real) or not 0 <= smoothing <= 0.9:
         raise ConfigError(f"--label-smoothing {smoothing}: give a value from 0 to 0.9")
@@ -154,8 +154,8 @@ def make_task(
 
 
 def open_task(directory: Path, use_safetensors: bool | None = None) -> tuple[PreTrainedModel, Task]:
-    """A tuned model, and what it was tuned for. use_safetensors: as of `from_pretrained`. Raises CheckpointError for a
-    model without a head of a task."""
+    """A tuned model and its task. use_safetensors: as in `from_pretrained`. Raises CheckpointError for a model without
+    a task's head."""
     config = PreTrainedConfig.of_directory(directory)
     kind = _kind_of(config)
     if kind is None or (kind == "model" and read_pooling(directory) is None):
@@ -181,14 +181,14 @@ def open_task(directory: Path, use_safetensors: bool | None = None) -> tuple[Pre
 
 
 def _kind_of(config: PreTrainedConfig) -> str | None:
-    """Which of MODELS a directory holds; None: another."""
+    """Which of MODELS a directory's config names; None: no such model."""
     kinds = {built.architecture: kind for kind, built in config.family.classes.items() if kind in MODELS}
     return next((kinds[each] for each in config.architectures or [] if each in kinds), None)
 
 
 def model_for(task: Task, directory: Path, seed: int = 0, new_head: bool = False) -> tuple[PreTrainedModel, Task]:
-    """The model of a directory with a head for the task, drawn by `seed` if the directory has none; and the task with
-    its labels in the order of a head that is there. new_head: drawn also if there is one. Raises ConfigError for a head
+    """The model of a directory with a head for the task; and the task, with its labels in the order of the head. A head
+    that the directory lacks is initialised at random, by `seed`; new_head: in any case. Raises ConfigError for a head
     of other labels, CheckpointError."""
     config = PreTrainedConfig.of_directory(directory)
     made, wanted, there = MODELS[task.kind], task.config(), _kind_of(config)
@@ -201,7 +201,7 @@ def model_for(task: Task, directory: Path, seed: int = 0, new_head: bool = False
     if new_head and task.kind == "model":
         raise ConfigError(f"--new-head: {task.name} has no head; leave it out")
     if task.kind != "model" and there not in (None, "model", task.kind):
-        new_head = True  # in place of another task's, whose parts may have the same names
+        new_head = True  # the parts of another task's head may have the same names
     if there == task.kind and not new_head:
         own, labels = tuple(config.id2label[i] for i in range(config.num_labels)), wanted.get("id2label", {}).values()
         if labels:
@@ -234,7 +234,7 @@ def model_for(task: Task, directory: Path, seed: int = 0, new_head: bool = False
 
 
 def new_model(task: Task, config: PreTrainedConfig, seed: int = 0) -> tuple[PreTrainedModel, Task]:
-    """With random weights, drawn by the seed."""
+    """A model with random weights, drawn by `seed`, and its task."""
     config.update(task.config())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What a file of predictions holds: a table's rows with more columns, words with their tags."""
+"""Text of prediction files: a table's rows with more columns, or words with their tags."""
 
 import csv
 import io
@@ -14,12 +14,12 @@ from minilm.data.spans import with_column
 from minilm.data.tables import Row, Table
 from minilm.files import jsonl_text
 
-SHOWN_LABELS = 40  # in a table or a picture
-AGAIN = " (model)"  # after the names of what a system says of a table that holds what another one says
+SHOWN_LABELS = 40  # at most, in a table or a picture
+AGAIN = " (model)"  # after the names of new columns, where the table has predictions already
 
 
 def table_of_examples(examples: Sequence[Any]) -> Table:
-    """Their texts and labels, for a file of predictions; each row is as its example's `where` says."""
+    """A table of the examples' texts and labels, for a file of predictions; each row is named by its `where`."""
     fields = [name for name in examples[0]._fields if name != "where"]
     if all(getattr(each, "pair", None) is None for each in examples):
         fields = [name for name in fields if name != "pair"]
@@ -30,10 +30,10 @@ def table_of_examples(examples: Sequence[Any]) -> Table:
 
 
 def table_text(ending: str, table: Table, place: Sequence[int | None], more: dict[str, list[Any]]) -> str:
-    """The rows of `table` with more columns: a .jsonl, a .tsv or a csv; where the table has one of them, all get a name
-    of their own.
+    """Text of a .jsonl, .tsv or csv: the rows of `table` with more columns, all of which get another name where the
+    table has one of them.
 
-    place: of each row its place in the columns; what has none is empty there.
+    place: the index of each row in the new columns; a row of None is empty there.
     """
     suffix = ""
     while any(name + suffix in table.columns for name in more):
@@ -51,19 +51,19 @@ def table_text(ending: str, table: Table, place: Sequence[int | None], more: dic
 
 
 def _csv_line(cells: Iterable[Any], delimiter: str) -> str:
-    """With a cell in quotes where it holds a line's end: csv does so with the ends that it is to write."""
+    """A line of csv that ends in LF. Written with CRLF, for csv quotes only cells with a character of its line end."""
     text = io.StringIO()
     csv.writer(text, delimiter=delimiter, lineterminator="\r\n").writerow(map(cell_text, cells))
     return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def cell_text(value: Any) -> Any:
-    """As a table of text holds it: lists, true and false as JSON writes them, 1.0 as 1, several labels by |."""
+    """A value as a table of text holds it: lists, true and false as in JSON, 1.0 as 1, several labels joined by |."""
     if isinstance(value, tuple):
         return "|".join(value)
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
-    if getattr(value, "shape", None) == ():  # of numpy's
+    if getattr(value, "shape", None) == ():  # a scalar of numpy
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return value
@@ -71,7 +71,7 @@ def cell_text(value: Any) -> Any:
 
 
 def places(table: Table, examples: Sequence[Any]) -> list[int | None]:
-    """Of each row of `table` which of `examples` it is."""
+    """The index in `examples` of each row of `table`; None where it is none of them."""
     number = {each.where: row for row, each in enumerate(examples)}
     return [number.get(row.where) for row in table.rows]
 
@@ -79,8 +79,8 @@ def places(table: Table, examples: Sequence[Any]) -> list[int | None]:
 def tags_text(
     ending: str, source: Table | Path | None, examples: Sequence[Tagged], tags: Sequence[Sequence[str]]
 ) -> str:
-    """The words of `source` and the tag of each: lists in a .jsonl, else one word a line, its tag the last column; with
-    no source the words of `examples`, and the tags that they have before those predicted."""
+    """The words of `source` and their predicted tags: lists in a .jsonl, else one word a line, its tag the last column.
+    Without a source: the words of `examples`, and their true tags, if known, before the predicted ones."""
     if ending == ".jsonl" and isinstance(source, Table):
         return table_text(ending, source, places(source, examples), {"prediction": [*tags]})
     rows = zip(examples, tags, strict=True)
@@ -94,8 +94,8 @@ def tags_text(
 
 
 def _word_lines(sentences: Iterable[tuple[Sequence[str], ...]]) -> str:
-    """One word a line, a blank line after each sentence; of each sentence its columns, the words first. White space in
-    a word is one space."""
+    """Text with one word a line, and a blank line after each sentence. A sentence is given as its columns, the words
+    first. White space in a word becomes one space."""
     lines = []
     for columns in sentences:
         lines += ["\t".join(" ".join(cell.split()) for cell in row) for row in zip(*columns, strict=True)]

@@ -1,4 +1,4 @@
-"""A number for a text or a pair of texts, as how alike two are."""
+"""Regression: a number for a text or a pair of texts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,11 +29,11 @@ class NumberTask(Task):
         return {"prediction": [f"{value:.9g}" for value in self.decode(predictions)]}
 
     def records_of(self, examples: Sequence[Example], decoded: Sequence[float]) -> np.ndarray:
-        """(n, 2): both numbers."""
+        """(n, 2): the true and the predicted number."""
         return np.array([[each.label for each in examples], decoded], np.float64).T
 
     def constant(self, examples: Sequence[Example]) -> list[float]:
-        """The mean."""
+        """The mean of the labels."""
         return [float(np.mean([each.label for each in examples]))] * len(examples)
 
     def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
@@ -45,11 +45,11 @@ class NumberTask(Task):
 
 @dataclass(frozen=True)
 class Regression(NumberTask):
-    """A number, by the squared error."""
+    """A number, learned by the squared error."""
 
     name: ClassVar[str] = "regression"
     kind: ClassVar[str] = "sequence"
-    mean: float = 0.0  # which a new head begins with
+    mean: float = 0.0  # of the labels: the bias of a new head
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Self:
@@ -68,7 +68,7 @@ class Regression(NumberTask):
         return replace(of_texts(examples, tokenizer, length), target=target)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
-        """(N,)."""
+        """Predicted numbers (N,)."""
         return logits_of(model, batch, precise=True).squeeze(1)
 
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:

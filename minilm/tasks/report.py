@@ -1,4 +1,4 @@
-"""What a tuned model is worth: beside baselines, in files, and on the console."""
+"""The report on a tuned model: its scores beside baselines, in files and on the console."""
 
 import shlex
 import warnings
@@ -28,8 +28,8 @@ from minilm.train.log import plot_loss, say
 def write_report(
     tuned: Tuned, out: Path, train: Data, dev: Data, test: Data | None, files: dict[str, str]
 ) -> dict[str, Any]:
-    """The predictions, results.json, the pictures and the model card in OUT: the result with the test's scores. files:
-    which those are, by their keys in it."""
+    """Write predictions, results.json, pictures and model card into `out`; returns the result, with the scores on
+    `test`, or on `dev` if that is None. files: entries of the result that name the data files."""
     judged = test or dev
     name = "test" if test else "dev"
     predictions = tuned.predictions(judged.examples)
@@ -55,18 +55,18 @@ def write_report(
     return result
 
 
-READ = {"separator": ("|", ";", ","), "origin": (0, 1)}  # what a result may say
+READ = {"separator": ("|", ";", ","), "origin": (0, 1)}  # values that a result may have
 
 
 def as_read(data: Data) -> dict[str, Any]:
-    """What a result keeps of how training was read: its columns by their roles, those that are a label each, what
-    separates labels, and the number of the first choice."""
+    """How the training data were read, to be kept in the result: columns by role, columns that are a label each, the
+    separator of labels, and the number of the first choice."""
     more = {"flags": [*data.flags], "separator": data.separator, "origin": data.origin}
     return {"columns": data.columns} | {name: value for name, value in more.items() if value not in ([], "", None)}
 
 
 def read_in_training(directory: Path) -> tuple[dict[str, Any], int | None]:
-    """(`as_read`, the tokens of an example) of what a model was trained on, where its directory says so."""
+    """(`as_read` of the data that a model was trained on, tokens read of an example), as far as its run.json says."""
     file = directory / "run.json"
     result = read_json(file).get("result") if file.exists() else None
     found = result if isinstance(result, dict) else {}
@@ -78,7 +78,7 @@ def read_in_training(directory: Path) -> tuple[dict[str, Any], int | None]:
 
 
 def plot_confusion(counts: np.ndarray, labels: Sequence[str], image: Path) -> None:
-    """A picture of a confusion matrix, a true label a row; nothing where matplotlib is not installed."""
+    """Save a picture of a confusion matrix, a row for each true label; does nothing without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -102,7 +102,7 @@ def plot_confusion(counts: np.ndarray, labels: Sequence[str], image: Path) -> No
 
 
 def check_lines(name: str, data: Data, task: Task, tokenizer: BertTokenizer | None, length: int) -> list[str]:
-    """What is in a file: rows, labels, lengths against what is read, texts that stand there twice, unknown words."""
+    """Lines that describe a data file: rows, labels, duplicate texts, lengths in tokens, unknown tokens."""
     lines = [f"{name:10} {len(data.examples):,} rows used, {len(data.left_out):,} left out"]
     labels = Counter(label for each in data.examples for label in _counted_labels(each))
     if labels:
@@ -127,7 +127,7 @@ def check_lines(name: str, data: Data, task: Task, tokenizer: BertTokenizer | No
 
 
 def _counted_labels(example: Any) -> Iterable[str]:
-    """Names of classes, of a sentence that of each of its entities; none where it is a number."""
+    """The labels of an example that are counted: classes, or the types of a sentence's entities; none of a number."""
     return (kind for kind, _, _ in spans(example.tags or ())) if isinstance(example, Tagged) else labels_of(example)
 
 
@@ -156,19 +156,19 @@ def summary(result: dict[str, Any]) -> list[str]:
 
 
 def warning(baselines: dict[str, float], score: float) -> list[str]:
-    """A line where a baseline is not beaten."""
+    """A warning, in a line, if a baseline is not beaten."""
     beaten = [SAID[name] for name, own in baselines.items() if own >= score]
     return [f"warning    no better than {beaten[-1]}"] if beaten else []
 
 
 def baseline_line(name: str, scores: dict[str, float], metric: str) -> str:
-    """What one of `Task.baselines` reaches, by the metric that is compared, if it has that, and another."""
+    """A line with two scores of a baseline of `Task.baselines`; the first is `metric`, if it has that."""
     shown = sorted(scores.items(), key=lambda each: each[0] != metric)[:2]
     return f"baseline   {said(dict(shown))}: {SAID[name]}"
 
 
 def closing(result: dict[str, Any], out: Path) -> list[str]:
-    """The last lines of a run: its figures, where it is, what to type next."""
+    """The last lines of a run: its figures, its directory, the next command."""
     return [*summary(result), f"saved      {out}", f"next       {next_command(out, result)}"]
 
 

@@ -1,8 +1,8 @@
-"""How alike two texts are, by the cosine of a vector for each: what `embed` and `search` find by.
+"""Similarity of two texts: the cosine of their vectors, which `embed` and `search` use, too.
 
-Each text is read by itself (Reimers and Gurevych 2019), so that vectors can be made once and compared for ever.
+Each text is read by itself (Reimers and Gurevych 2019), so that its vector is made once and compared with any other.
 
-Shape letters: N features of a batch, two of each example; D width.
+Shape letters: N features of a batch, two for each example.
 """
 
 import math
@@ -36,8 +36,8 @@ class Similarity(NumberTask):
 
     name: ClassVar[str] = "similarity"
     kind: ClassVar[str] = "model"
-    low: float = 0.0  # the number for texts whose vectors are at a right angle
-    high: float = 1.0  # and for those that are one
+    low: float = 0.0  # the label that is a cosine of 0
+    high: float = 1.0  # the label that is a cosine of 1
     pooling: Pooling = MEAN
 
     @classmethod
@@ -65,7 +65,7 @@ class Similarity(NumberTask):
         return super().asked(texts, pairs)
 
     def features(self, examples: Sequence[Example], tokenizer: BertTokenizer, length: int) -> Features:
-        """Two of each example; target (n,): its label as a cosine."""
+        """Two features for each example; target (n,): its label as a cosine."""
         texts = [self.pooling.prompt + text for each in examples for text in (each.text, each.pair)]
         made = tokenized([text.lower() for text in texts] if self.pooling.lowercase else texts, None, tokenizer, length)
         example = np.repeat(np.arange(len(examples)), 2)
@@ -74,7 +74,7 @@ class Similarity(NumberTask):
         return GroupedFeatures.of(made, cosine.astype(np.float32), example)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
-        """Cosines (N,): of both features of an example the same."""
+        """Cosines (N,), the same for both features of an example."""
         states = model.base_model.encoder(batch.tokens)
         vectors = widened(torch.cat([pooled(states, batch.tokens, how) for how in self.pooling.how], dim=1))
         order = batch.group.argsort(stable=True)  # an example's two are neighbours

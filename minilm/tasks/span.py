@@ -1,4 +1,4 @@
-"""Where the answer to a question stands in a context, if it stands there: SQuAD 1.1 and 2.0.
+"""Extractive question answering: the span of a context that answers a question, if any does (SQuAD 1.1 and 2.0).
 
 A context longer than the model reads is read in windows that overlap, each behind the question. A window without the
 answer has its first token, [CLS], as the target (Devlin et al. 2018, sec. 4.2 and 4.3).
@@ -36,14 +36,14 @@ SCORES = ("f1", "exact", "f1_answerable", "exact_answerable", "f1_no_answer")
 
 @dataclass(frozen=True, kw_only=True)
 class SpanFeatures(Features):
-    """Windows; those of a question are one after the other."""
+    """Windows as features; the windows of a question are consecutive."""
 
-    chars: np.ndarray  # (tokens, 2) int32; start and end in the context, -1 outside of it
+    chars: np.ndarray  # (tokens, 2) int32; the characters of the context that a token begins and ends at, -1 outside
 
 
 @dataclass(frozen=True)
 class Span(Task):
-    """The start and the end of the answer, by a softmax over the tokens of a window for each."""
+    """The start and the end of the answer, each by a softmax over the tokens of a window."""
 
     name: ClassVar[str] = "span"
     kind: ClassVar[str] = "span"
@@ -53,7 +53,7 @@ class Span(Task):
     endings: ClassVar[tuple[str, ...]] = (".json", ".jsonl")
     stride: int = 128  # tokens that a window shares with the one before; at most half of its part of the context
     max_answer: int = 30  # tokens
-    threshold: float | None = 0.0  # of the margin above which nothing is answered; None: something always is
+    threshold: float | None = 0.0  # the margin above which there is no answer; None: there always is one
 
     @classmethod
     def of(cls, examples: Sequence[Question]) -> Self:
@@ -70,9 +70,10 @@ class Span(Task):
         return replace(self, threshold=threshold)
 
     def features(self, examples: Sequence[Question], tokenizer: BertTokenizer, length: int) -> SpanFeatures:
-        """The windows of each question; target (n, 2): the tokens at which its first answer starts and ends.
+        """The windows of each question; target (n, 2): the first and last token of its first answer, (0, 0) in a window
+        without it.
 
-        cut: questions that would take more than half of a window.
+        cut: questions that are cut, because they would take more than half of a window.
         """
         if length < tokenizer.num_special_tokens_to_add(pair=True) + 2:
             raise ConfigError(f"--length {length}: no room for a question and its context; give more")
@@ -107,13 +108,13 @@ class Span(Task):
         )
 
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-        """The mean of start and end, summed over windows."""
+        """Cross-entropy: the mean of start and end, summed over windows."""
         logits = widened(outputs)
         first, N, L = batch.tokens.cls, len(batch.target), batch.tokens.max_len
         window = torch.searchsorted(first, batch.where, right=True) - 1
         place = window * L + batch.where - first[window]
         padded = logits.new_full((N * L, 2), -torch.inf).index_copy(0, place, logits).view(N, L, 2)
-        each = padded.transpose(1, 2).flatten(0, 1)  # of three dimensions CUDA sums in any order
+        each = padded.transpose(1, 2).flatten(0, 1)  # with three dimensions CUDA's sum would have no fixed order
         return F.cross_entropy(each, batch.target.flatten(), reduction="sum") / 2, torch.tensor(N)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
@@ -123,18 +124,18 @@ class Span(Task):
         return logits.flatten(0, 1).index_select(0, batch.where)
 
     def best_spans(self, predictions: Predictions) -> tuple[dict[str, str], dict[str, float]]:
-        """Of each question, by its id: the likeliest span of its context, by the sum of two logits; and its margin, by
-        how much [CLS] is likelier in the window where it is least likely (Devlin et al. 2018, sec. 4.3)."""
+        """Two dicts by question id: the likeliest span of its context, by the sum of two logits; and its margin, by how
+        much [CLS] is likelier, in the window where [CLS] is least likely (Devlin et al. 2018, sec. 4.3)."""
         outputs, features, examples = predictions
-        logits = np.nan_to_num(outputs.astype(np.float64))  # of a model that has diverged
+        logits = np.nan_to_num(outputs.astype(np.float64))  # a model may have diverged
         start, end = np.where(features.chars[:, :1] >= 0, logits, -np.inf).T
         window = np.repeat(np.arange(len(features)), features.lengths)
-        best, last = start + end, np.arange(len(start))  # of the spans that start at a token
+        best, last = start + end, np.arange(len(start))  # of the best span that starts at each token
         for more in range(1, self.max_answer):
             total = start[:-more] + end[more:]
             places = np.flatnonzero((total > best[:-more]) & (window[:-more] == window[more:]))
             best[places], last[places] = total[places], places + more
-        first = np.searchsorted(features.example, np.arange(len(examples)))  # window of a question
+        first = np.searchsorted(features.example, np.arange(len(examples)))  # window of each question
         top = np.maximum.reduceat(best, features.offsets[first])
         cls = np.minimum.reduceat(logits[features.offsets[:-1]].sum(axis=1), first)
         question = features.example[window]
@@ -146,7 +147,7 @@ class Span(Task):
         return dict(zip(names, texts, strict=True)), dict(zip(names, (cls - top).tolist(), strict=True))
 
     def asked(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Question]:
-        """Questions on contexts."""
+        """Questions with their contexts, without answers."""
         if pairs is None:
             raise DataError("a question needs a context: give `pairs`, one for each")
         numbered = enumerate(zip(texts, pairs, strict=True))
@@ -157,13 +158,13 @@ class Span(Task):
         return [answers[each.id] for each in predictions.examples]
 
     def answers(self, predictions: Predictions) -> tuple[dict[str, str], dict[str, float]]:
-        """Of each question, by its id: its answer, "" where the margin is above the threshold; and the margin."""
+        """Two dicts by question id: its answer, "" where the margin is above the threshold; and the margin."""
         spans, margins = self.best_spans(predictions)
         return spans if self.threshold is None else at_threshold(margins, spans, self.threshold), margins
 
     def fitted(self, predictions: Predictions) -> Self:
-        """With the threshold that is best for these questions: the lowest such, halfway to the next margin, so that no
-        rounding decides."""
+        """The task with the best threshold for these questions: the lowest such, moved halfway to the next margin, so
+        that rounding does not matter."""
         if self.threshold is None:
             return self
         spans, margins = self.best_spans(predictions)
@@ -175,7 +176,7 @@ class Span(Task):
         return scores_of(self.answers(predictions)[0], predictions.examples)
 
     def records_of(self, examples: Sequence[Question], decoded: Sequence[str]) -> np.ndarray:
-        """(n, 10): each of SCORES, and whether it counts for the question."""
+        """(n, 10): each of SCORES, then whether each of them counts for the question."""
         rows = []
         for each, answer in zip(examples, decoded, strict=True):
             texts = [text for _, text in each.answers]
@@ -184,14 +185,15 @@ class Span(Task):
         return np.array(rows, np.float64)
 
     def constant(self, examples: Sequence[Question]) -> list[str]:
-        """No answer."""
+        """No answer to any question."""
         return [""] * len(examples)
 
     def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
         return weighted_means(records, weights, SCORES)
 
     def details(self, predictions: Predictions) -> dict[str, Any]:
-        """The threshold; and by how much f1 is above that of no answer at all, with its 95 % interval, None of few."""
+        """The threshold; and by how much f1 exceeds that of never answering, with its 95 % interval (None for few
+        questions)."""
         own = self.records(predictions)[:, 0]
         none = np.array([answer_scores("", texts)[0] for texts in gold_answers(predictions.examples).values()])
         name, gain = "f1_over_no_answer", np.stack([own - none, np.ones(len(own))], axis=1)
@@ -218,22 +220,22 @@ class Span(Task):
 
 
 def gold_answers(examples: Sequence[Question]) -> dict[str, list[str]]:
-    """As `scores` takes them."""
+    """Gold answers by question id, as `metrics.scores` takes them."""
     return {each.id: [text for _, text in each.answers] for each in examples}
 
 
 def scores_of(answers: dict[str, str], examples: Sequence[Question]) -> dict[str, float]:
-    """`span_scores`, but for the kinds that no question is of."""
+    """`span_scores`, without means over no questions."""
     scores = span_scores(answers, gold_answers(examples))
     return {name: value for name, value in scores.items() if not math.isnan(value)}
 
 
 def windows(text_of: np.ndarray, length: int, stride: int) -> tuple[list[np.ndarray], bool]:
-    """The places of each window's tokens in a question with its whole context, and whether the question is cut.
+    """Windows over the tokens of a question and its whole context, as token indices; and whether the question is cut.
 
-    text_of: of each token 0 if it is the question's, 1 the context's, -1 neither's. As the tokenizers cut the second
-    text, but with a stride that leaves each window half of its context as new, and a question that leaves it half of
-    the tokens.
+    text_of: for each token 0 if it is the question's, 1 the context's, -1 neither's. Windows are made as tokenizers
+    truncate the second text, except that at least half of each window's context is new, and that a question is cut
+    where it would leave less than half of the tokens to the context.
     """
     question, context = np.flatnonzero(text_of == 0), np.flatnonzero(text_of == 1)
     free = length - int((text_of < 0).sum())
@@ -248,7 +250,7 @@ def windows(text_of: np.ndarray, length: int, stride: int) -> tuple[list[np.ndar
 
 
 def _tokens_of_answer(question: Question, chars: np.ndarray) -> np.ndarray:
-    """The first and the last token that a question's first answer has a character of; (-1, -1) where it has none."""
+    """The first and the last token that hold a character of a question's first answer; (-1, -1) without one."""
     if not question.answers:
         return np.array([-1, -1])
     start, text = question.answers[0]

@@ -1,4 +1,4 @@
-"""A tag for each word of a sentence, as which entity it is a part of.
+"""Tagging: a tag for each word of a sentence, as in named-entity recognition.
 
 Shape letters: M tokens of a batch, C tags.
 """
@@ -45,8 +45,8 @@ class Tagging(Task):
         return {"id2label": dict(enumerate(self.labels))}
 
     def features(self, examples: Sequence[Tagged], tokenizer: BertTokenizer, length: int) -> Features:
-        """A sentence of more than `length` tokens makes several features, each of whole words. Of a word that alone is
-        longer, the first tokens are read. cut: sentences that are not read in one piece."""
+        """Features of whole words; a sentence of more than `length` tokens makes several. A single word that is longer
+        is cut to its first tokens. cut: sentences that are not read in one piece."""
         number = {label: i for i, label in enumerate(self.labels)}
         ids, begins, target, example, cut = [], [], [], [], 0
         for row, (all_ids, word) in enumerate(_encoded(examples, tokenizer)):
@@ -84,7 +84,7 @@ class Tagging(Task):
         return tag_scores([each.tags for each in predictions.examples], self.decode(predictions))
 
     def records_of(self, examples: Sequence[Tagged], decoded: Tags) -> np.ndarray:
-        """(n, 5): entities that are right, are predicted, are true; tags that are right, and all."""
+        """(n, 5): numbers of right, predicted and true entities, of right tags, and of all tags."""
         rows = []
         for each, tags in zip(examples, decoded, strict=True):
             entities = (count.total() for count in entity_counts([each.tags], [tags]))
@@ -93,7 +93,7 @@ class Tagging(Task):
         return np.array(rows, np.float64)
 
     def constant(self, examples: Sequence[Tagged]) -> list[list[str]]:
-        """O of every word."""
+        """O for every word."""
         return [["O"] * len(each.words) for each in examples]
 
     def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
@@ -101,7 +101,7 @@ class Tagging(Task):
         return weighted_counts(records[:, :3], weights) | {"accuracy": right / tags}
 
     def details(self, predictions: Predictions) -> dict[str, Any]:
-        """A row for each type of entity."""
+        """Scores of each type of entity."""
         rows = per_type([each.tags for each in predictions.examples], self.decode(predictions))
         return {"types": [row._asdict() for row in rows]}
 
@@ -121,7 +121,7 @@ class Tagging(Task):
         return [Tagged(words) for words in sentences]
 
     def decode(self, predictions: Predictions) -> list[list[str]]:
-        """The likeliest tag of each word; O of a word without a token."""
+        """The likeliest tag of each word; O for a word without a token."""
         outputs, features, examples = predictions
         sizes = [len(each.words) for each in examples]
         ends = np.cumsum(sizes)
@@ -141,15 +141,15 @@ def tag_scores(gold: Tags, predicted: Tags) -> dict[str, float]:
 
 
 def without_token(features: Features, examples: Sequence[Tagged]) -> int:
-    """Words that the tokenizer drops, as those of control characters."""
+    """Number of words that the tokenizer drops, as those of control characters."""
     return sum(len(each.words) for each in examples) - int((features.word >= 0).sum())
 
 
 def _encoded(examples: Sequence[Tagged], tokenizer: BertTokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of each sentence its ids (tokens,) int32, with special tokens, and of each the word (tokens,) int32, or -1. What
-    a word writes out, as [SEP], is text.
+    """Token ids of each sentence, (tokens,) int32, with special tokens; and the word of each token, (tokens,) int32, -1
+    for special tokens. A special token that is written out in a word is plain text.
 
-    A byte-level vocabulary knows the begin of a word by the space before it; WordPiece drops the space.
+    A byte-level vocabulary knows the beginning of a word by the space before it; WordPiece drops the space.
     """
     for at in range(0, len(examples), TOKENIZED):
         sentences = [each.words for each in examples[at : at + TOKENIZED]]
@@ -161,8 +161,8 @@ def _encoded(examples: Sequence[Tagged], tokenizer: BertTokenizer) -> Iterator[t
 
 
 def _parts(word: np.ndarray, length: int) -> Iterator[list[int]]:
-    """Places of a sentence's tokens in feature after feature: whole words, as many as fit, between its special tokens.
-    A sentence without tokens makes one, too."""
+    """The features of a sentence, as token indices: as many whole words as fit, between its special tokens. A sentence
+    without tokens makes one feature, too."""
     of_words = np.flatnonzero(word >= 0)
     begin, end = (of_words[0], of_words[-1] + 1) if len(of_words) else (len(word), len(word))
     before, after = [*range(begin)], [*range(end, len(word))]

@@ -1,4 +1,4 @@
-"""What a labelled task is to the loop: features, a head, a loss, and what its numbers are worth.
+"""The interface of a labelled task (features, outputs, loss, metrics), and the batches that all tasks share.
 
 Shape letters: N features of a batch, B rows, T tokens per row, C labels.
 """
@@ -28,30 +28,30 @@ from minilm.tasks.predictions import places, table_of_examples, table_text
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime, side_by_side
 
-STEP, LONGER = 8, 72  # tokens: a row's length is a multiple; by how much it may exceed its longest feature
-DEAR = 600  # tokens of a row whose attention costs as much as all else
-TOKENIZED = 1024  # texts at a time
-EVALUATED_AT_ONCE = 1 << 12  # tokens of one batch
+STEP, LONGER = 8, 72  # tokens: row lengths are multiples of STEP, less than LONGER above the longest feature
+DEAR = 600  # tokens of a row whose attention costs as much as everything else
+TOKENIZED = 1024  # texts that are tokenised at a time
+EVALUATED_AT_ONCE = 1 << 12  # tokens of a batch in evaluation
 
 
 @dataclass(frozen=True)
 class Features:
-    """Tokenised examples, one after the other. An example may make several, as a long context of a question does."""
+    """Tokenised examples, concatenated. An example may make several features, as a question with a long context."""
 
     ids: np.ndarray  # (tokens,) int32
     types: np.ndarray  # (tokens,) int8; which text of a pair
-    offsets: np.ndarray  # (n + 1,) int64
-    target: np.ndarray  # (n, ...), or, of a task of tokens, (tokens,)
-    example: np.ndarray  # (n,) int64; which one a feature is of
-    cut: int = 0  # examples that are longer than what is read of them
-    word: np.ndarray | None = None  # (tokens,) int32 of a task of tokens; the word that begins there, or -1
+    offsets: np.ndarray  # (n + 1,) int64; boundaries of the features in `ids`
+    target: np.ndarray  # (n, ...), or (tokens,) if each token has a target
+    example: np.ndarray  # (n,) int64; index of the example that a feature is of
+    cut: int = 0  # examples that are truncated, or split into several features
+    word: np.ndarray | None = None  # (tokens,) int32 if each token has a target; the word that begins there, or -1
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each, (n,)."""
+        """Tokens of each feature, (n,)."""
         return np.diff(self.offsets)
 
     @property
@@ -61,36 +61,36 @@ class Features:
 
     @property
     def units(self) -> np.ndarray:
-        """(u + 1,): where what is learned from together begins, and ends; here each feature by itself."""
+        """(u + 1,) boundaries of units, the features that must be in one batch; here each feature is a unit."""
         return np.arange(len(self) + 1)
 
     def groups(self, rows: np.ndarray) -> np.ndarray:
-        """Of each of these features, which are of whole units, the unit it is of, counted from 0; of one that stands
-        there twice another each time."""
+        """(len(rows),): the unit of each feature in `rows`, counted from 0. `rows` holds whole units; a unit that is
+        there twice gets a new number each time."""
         return np.arange(len(rows))
 
     def of_units(self, units: np.ndarray) -> np.ndarray:
-        """The features of some units."""
+        """Indices of the features of these units."""
         bounds = self.units
         return np.concatenate([np.arange(bounds[unit], bounds[unit + 1]) for unit in units])
 
     def count(self, rows: np.ndarray) -> int:
-        """Targets of these features that the loss is a mean over."""
+        """Number of targets in these features: the denominator of the mean loss."""
         return int((self.target[self.places(rows)] >= 0).sum()) if self.of_tokens else len(rows)
 
     def places(self, rows: np.ndarray) -> np.ndarray:
-        """Of these features' tokens, where they are in `ids`."""
+        """Indices into `ids` of these features' tokens."""
         lengths = self.lengths[rows]
         ends = lengths.cumsum()
         return np.arange(ends[-1]) + np.repeat(self.offsets[rows] - (ends - lengths), lengths)
 
 
 class GroupedFeatures(Features):
-    """Of which those of an example, one after the other, are read and learned from together."""
+    """Features of which a unit is all those of an example; they are consecutive."""
 
     @classmethod
     def of(cls, made: Features, target: np.ndarray, example: np.ndarray) -> Self:
-        """The features `made`, of these examples and with these targets; (n,) each."""
+        """The features `made` with these targets and example indices; (n,) each."""
         values = {field.name: getattr(made, field.name) for field in fields(made)}
         return cls(**values | {"target": target, "example": example})
 
@@ -107,25 +107,25 @@ class GroupedFeatures(Features):
 
 @dataclass(frozen=True)
 class TaskBatch(OnDevice):
-    """Packed features, and their targets."""
+    """Packed features and their targets; M tokens that are not padding."""
 
     tokens: Tokens
-    where: Tensor  # (M,) int64; flat index into (B, T) of all tokens that are no padding
+    where: Tensor  # (M,) int64; flat index into (B, T) of the tokens that are not padding
     target: Tensor  # (N, ...) or (M,)
-    group: Tensor  # (N,) int64; features of the same one are read together
-    count: int  # N, or targets among the M
+    group: Tensor  # (N,) int64; the unit of each feature
+    count: int  # targets, the denominator of the mean loss
     size: int  # M
 
 
 class Predictions(NamedTuple):
-    """What a model says of examples."""
+    """A model's outputs for examples."""
 
-    outputs: np.ndarray  # (n, ...) of all features, or (tokens, ...) of all their tokens
+    outputs: np.ndarray  # (n, ...), a row for each feature, or (tokens, ...), a row for each token
     features: Features
     examples: Sequence[Any]
 
     def check_finite(self, where: str) -> None:
-        """Raises DataError for outputs that are not; `where` the examples stand is told."""
+        """Raises DataError if an output is not finite; `where`, the source of the examples, begins the message."""
         if not np.isfinite(self.outputs).all():
             raise DataError(f"{where}: the model's outputs here are not finite; in half precision, try fp32")
 
@@ -135,7 +135,7 @@ class TaskScore:
     """How well a model does on examples that it was not trained on."""
 
     loss: float
-    metrics: dict[str, float]  # the first one decides between models
+    metrics: dict[str, float]  # the first one selects the best model
 
     @property
     def value(self) -> float:
@@ -151,63 +151,63 @@ def said(scores: dict[str, float]) -> str:
 
 
 class Task(ABC):
-    """One kind of question that is asked of texts."""
+    """A labelled task: how examples become features, the model's outputs, the loss, predictions and metrics."""
 
-    name: ClassVar[str]  # as a user says it
-    kind: ClassVar[str]  # of the class of models, in checkpoint.families
-    per_token: ClassVar[bool] = False  # whether `outputs` says something of each token, and not of each feature
-    proportions: ClassVar[tuple[str, ...]] = ()  # metrics that are the share of examples of which something holds
-    constant_says: ClassVar[str]  # in words, what `constant` does
-    endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".jsonl")  # of files of predictions; the first is the usual
+    name: ClassVar[str]  # as --task gives it
+    kind: ClassVar[str]  # of its model class, as in checkpoint.families
+    per_token: ClassVar[bool] = False  # whether `outputs` has a row for each token, and not for each feature
+    proportions: ClassVar[tuple[str, ...]] = ()  # metrics that are a share of the examples, as accuracy
+    constant_says: ClassVar[str]  # what `constant` predicts, in words
+    endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".jsonl")  # of prediction files; the first is the default
 
     @classmethod
     @abstractmethod
     def of(cls, examples: Sequence[Any]) -> Self:
-        """The task that `examples` are of: its labels are theirs."""
+        """The task with the labels found in `examples`."""
 
     def config(self) -> dict[str, Any]:
-        """What the model's config says of it: names of labels, and the kind of problem."""
+        """Entries of the model's config: names of labels, type of problem, and what else the task keeps there."""
         return {}
 
     def asked(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Any]:
-        """Examples without labels."""
+        """Examples without labels, to be predicted."""
         return [Example(*each) for each in zip(texts, [None] * len(texts) if pairs is None else pairs, strict=True)]
 
     def with_model(self, model: PreTrainedModel) -> Self:
-        """With what a model that is to be trained says of how it reads texts."""
+        """The task fitted to a model about to be trained, as to its pooling; may set the bias of a new head."""
         return self
 
     def as_saved(self, model: PreTrainedModel) -> Self:
-        """With what a trained model says beside its labels. Raises CheckpointError."""
+        """The task with the settings that a tuned model keeps beside its labels. Raises CheckpointError."""
         return self
 
     @abstractmethod
     def features(self, examples: Sequence[Any], tokenizer: BertTokenizer, length: int) -> Features:
-        """`examples`, at most `length` tokens each."""
+        """Tokenised `examples`, at most `length` tokens a feature."""
 
     @abstractmethod
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
-        """What the model says of each feature, (N, ...), or of each token, (M, ...)."""
+        """The model's outputs for each feature, (N, ...), or for each token, (M, ...)."""
 
     @abstractmethod
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-        """(sum, count), as in minilm.train.losses."""
+        """Loss of these outputs: (sum, count), as in minilm.train.losses."""
 
     def loss(self, model: PreTrainedModel, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-        """`loss_of` what the model says."""
+        """`loss_of` the model's `outputs`."""
         return self.loss_of(self.outputs(model, batch), batch)
 
     def fitted(self, predictions: Predictions) -> Self:
-        """With what is chosen by examples that the model was not trained on, as a threshold."""
+        """The task with what is chosen on held-out examples, as a threshold."""
         return self
 
     @abstractmethod
     def decode(self, predictions: Predictions) -> list[Any]:
-        """A prediction for each example, as its label would be."""
+        """A prediction for each example, in the form of its label."""
 
     @abstractmethod
     def score(self, predictions: Predictions) -> dict[str, float]:
-        """The metrics; the first one decides between models."""
+        """The metrics; the first one selects the best model."""
 
     def records(self, predictions: Predictions) -> np.ndarray:
         """(n, r): what each example adds to the metrics."""
@@ -215,45 +215,45 @@ class Task(ABC):
 
     @abstractmethod
     def records_of(self, examples: Sequence[Any], decoded: Sequence[Any]) -> np.ndarray:
-        """The same of what `decode` returned, or another system says."""
+        """`records` from decoded predictions, of this model or of another system."""
 
     @abstractmethod
     def constant(self, examples: Sequence[Any]) -> list[Any]:
-        """What one would say of each of these who knows their labels' frequencies and has read none of them, as
-        `decode` has it."""
+        """Predictions of a baseline that knows the frequencies of these examples' labels, but reads no text; in the
+        form of `decode`."""
 
     @abstractmethod
     def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
-        """The metrics of examples that are taken so often, (B,) each; weights (B, n)."""
+        """Metrics as functions of how often each example is taken: weights (B, n) -> (B,) for each metric."""
 
     def scale(self, examples: Sequence[Any]) -> float:
-        """The size of a loss that is neither good nor bad: 1 nat, or of numbers their variance."""
+        """A loss that is neither good nor bad: 1 nat, or the variance of numbers."""
         return 1.0
 
     @abstractmethod
     def baselines(self, train: Sequence[Any], judged: Sequence[Any]) -> Scores:
-        """The same metrics of what is to be beaten."""
+        """Metrics of baselines on `judged`."""
 
     def details(self, predictions: Predictions) -> dict[str, Any]:
-        """What else a report has, beside the metrics."""
+        """Further entries of a report, beside the metrics."""
         return {}
 
     def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
-        """Columns of a table of predictions."""
+        """Columns that a table of predictions gets."""
         return {"prediction": self.decode(predictions)}
 
     def file_text(
         self, ending: str, source: Table | Path | None, predictions: Predictions
     ) -> tuple[str, dict[str, int]]:
-        """What a file of predictions holds, beside what `source`, of which they were read, has; None: beside the
-        examples themselves. And counts of what a reader should know."""
+        """The text of a file of predictions, and counts for the report. source: what the examples were read from, whose
+        columns are kept; None: the examples themselves are written."""
         table = table_of_examples(predictions.examples) if source is None else source
         place = range(len(predictions.examples)) if source is None else places(source, predictions.examples)
         return table_text(ending, table, place, self.columns(predictions)), {}
 
 
 def tokenized(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: BertTokenizer, length: int) -> Features:
-    """A feature of each text or pair, without targets. What a text writes out, as [SEP], is text."""
+    """A feature for each text or pair, without targets. A special token that is written out in a text is plain text."""
     ids, types, cut = [], [], 0
     for at in range(0, len(texts), TOKENIZED):
         encoded = tokenizer(
@@ -277,17 +277,16 @@ def tokenized(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Bert
 
 
 def batch_of(features: Features, rows: np.ndarray, row_length: int | None = None) -> tuple[TaskBatch, np.ndarray]:
-    """Features `rows`, whole units, packed without padding between them; and the rows in the order in which they are
-    there.
+    """Pack the features `rows`, whole units, without padding between them: the batch, and `rows` in its order.
 
-    row_length: T; None: what costs least.
+    row_length: T; None: the cheapest.
     """
     lengths = features.lengths[rows]
     T, row_of = _layout(lengths) if row_length is None else (row_length, best_fit(lengths, row_length))
     order = np.argsort(row_of, kind="stable")
     count, group = features.count(rows), torch.from_numpy(features.groups(rows)[order])
     rows, lengths, row_of = rows[order], lengths[order], row_of[order]
-    first = np.flatnonzero(np.diff(row_of, prepend=-1))  # of each row
+    first = np.flatnonzero(np.diff(row_of, prepend=-1))  # first feature of each row
     starts = lengths.cumsum() - lengths
     column = starts - np.repeat(starts[first], np.diff(first, append=len(rows)))
     where = np.repeat(row_of * T + column - starts, lengths) + np.arange(lengths.sum())
@@ -305,8 +304,8 @@ def batch_of(features: Features, rows: np.ndarray, row_length: int | None = None
 
 
 def _layout(lengths: np.ndarray) -> tuple[int, np.ndarray]:
-    """(T, the row of each feature): what costs least, of rows as long as the longest feature or a bit longer. A token
-    costs more in a longer row, by its attention."""
+    """(T, the row of each feature) at the least cost; T is as long as the longest feature or a bit longer. A token
+    costs more in a longer row, because of attention."""
     longest = -(-int(lengths.max()) // STEP) * STEP
     tried = [(T, best_fit(lengths, T)) for T in range(longest, longest + LONGER, STEP)]
     return min(tried, key=lambda each: each[0] * (each[1].max() + 1) * (DEAR + each[0]))
@@ -320,8 +319,8 @@ def outputs_of(
     wants_loss: bool = True,
     kept: Partial | None = None,
 ) -> tuple[np.ndarray, float]:
-    """What the model says of all features, and its mean loss (NaN, if that is not wanted). Leaves it in eval mode.
-    kept: what it has said in the first batches already; more is added, and the loss is not wanted."""
+    """The model's outputs for all features, and its mean loss (NaN, if not wanted). Leaves the model in eval mode.
+    kept: outputs of the first batches, from an earlier run; those of later batches are added. Only without the loss."""
     forward.eval()
     found: np.ndarray | None = None
     nats = count = 0.0
@@ -362,7 +361,7 @@ def _arrays(*arrays: np.ndarray) -> bytes:
 
 
 def _by_length(features: Features) -> Iterator[np.ndarray]:
-    """Features for a batch at a time, the longest first, whole units each."""
+    """Batches of feature indices: whole units, the longest first."""
     begins = features.units[:-1]
     order = np.argsort(-np.maximum.reduceat(features.lengths, begins), kind="stable")
     ends = np.add.reduceat(features.lengths, begins)[order].cumsum()

@@ -1,4 +1,4 @@
-"""Train a task: examples and a model in, a tuned model out, by the loop of pretraining."""
+"""Fine-tuning a model on a task, by the training loop of pretraining."""
 
 import math
 import signal
@@ -30,7 +30,7 @@ from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime, peak_memory_mb
 
 ADAPTER = "adapter.safetensors"
-EVALUATIONS = 20  # at most, unless asked for
+EVALUATIONS = 20  # of a run at most, unless --evaluate-every is given
 
 
 def tune(
@@ -54,11 +54,11 @@ def tune(
 ) -> Tuned:
     """Train `model` in place, from its newest checkpoint in `store`, if there is one. The caller holds the store.
 
-    about: what else the result tells, as the columns. until, auto_batch: as a `Job` has them; deterministic: as of
-    `Runtime.choose`; compile: the loss is `Runtime.compiled`. Raises ConfigError, CheckpointError, OutOfMemory, and
-    DataError where there is nothing to learn.
+    about: further entries of the result, as the columns. until, auto_batch: as in `Job`; deterministic: as in
+    `Runtime.choose`; compile: whether the loss is compiled (`Runtime.compiled`). Raises ConfigError, CheckpointError,
+    OutOfMemory, and DataError if `examples` or `dev` is empty.
     """
-    check_installed()  # before the work, and not after its first epoch
+    check_installed()  # now, rather than at the first evaluation
     if not len(examples) or not len(dev):
         raise DataError("no example to learn from" if not len(examples) else "no example to evaluate on")
     length = length_of(tuning, model, tokenizer)
@@ -102,7 +102,7 @@ def tune(
     if features.cut:
         say(f"cut or read in parts, for they are longer than {length} tokens: {features.cut:,} examples")
 
-    best: list[tuple[Task, TaskScore]] = []  # the one that is kept, if this process evaluated it
+    best: list[tuple[Task, TaskScore]] = []  # the best evaluation, if this process made it
 
     def evaluate() -> TaskScore:
         outputs, loss = outputs_of(task, forward, dev_features, runtime)
@@ -150,8 +150,8 @@ def tune(
     model.config.update(fitted.config())
     result = (about or {}) | {
         "dev": {"loss": score.loss, **score.metrics},
-        "steps": log.done,  # fewer than planned, where nothing got better
-        "best_step": log.best,  # whose model this is
+        "steps": log.done,  # fewer than planned, if nothing got better
+        "best_step": log.best,  # the step that the saved model is of
         "epochs": batches.epochs() * log.done / plan.steps,
         "examples": len(examples),
         "dev_examples": len(dev),
@@ -167,13 +167,13 @@ def tune(
     finish(job, run, model.state_dict(), "", result, log.best)
     merge(model)
     as_before(model)
-    if log.signal is not None:  # which is not for this run alone
+    if log.signal is not None:  # meant for the process, not for this run alone
         signal.raise_signal(log.signal)
     return Tuned(model, tokenizer, fitted, runtime, length, result)
 
 
 def _prepared(model: PreTrainedModel, tuning: Tuning, runtime: Runtime) -> Optimizers:
-    """What updates the model, which is put on its device in fp32; what is frozen has no gradient."""
+    """Put the model on its device in fp32, freeze layers or add LoRA as `tuning` says, and make its optimizers."""
     encoder = model.base_model.encoder
     layers = len(encoder.layers)
     if not 0 <= tuning.frozen_layers <= layers:
@@ -187,7 +187,7 @@ def _prepared(model: PreTrainedModel, tuning: Tuning, runtime: Runtime) -> Optim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(tuning.seed)
             adapt(model, encoder, tuning.lora_rank, tuning.lora_alpha)
-    stages = [encoder.embedding, *encoder.layers]  # from below
+    stages = [encoder.embedding, *encoder.layers]  # from the input upwards
     if tuning.frozen_layers:
         for stage in stages[: tuning.frozen_layers + 1]:
             stage.requires_grad_(False)
@@ -209,7 +209,7 @@ def _plan(tuning: Tuning, batches: ExampleBatches) -> Plan:
         max_norm=tuning.max_norm,
         seed=tuning.seed,
         evaluate_every=each,
-        save_every=each,  # so that the best model is there
+        save_every=each,  # so that the best model is saved
     )
 
 

@@ -1,4 +1,4 @@
-"""A model with the task that it was tuned for: what it says of texts."""
+"""A tuned model with its task and tokenizer, and its predictions for texts."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,18 +21,19 @@ from minilm.train.runtime import Runtime
 
 @dataclass(frozen=True)
 class Tuned:
-    """A model, and how it reads."""
+    """A tuned model, and all that is needed to predict with it."""
 
     model: PreTrainedModel
     tokenizer: BertTokenizer
     task: Task
     runtime: Runtime
-    length: int  # tokens read of an example
+    length: int  # tokens read of an example, at most
     result: dict[str, Any]
 
     def predict(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Any]:
-        """What it says of each text or pair: a label, several, or a number; of lists of words, a tag each; to a
-        question on a context its answer; of choices the number, from 0. Raises DataError for a text in no list."""
+        """Predictions for texts or pairs: a label, several labels, or a number; a tag for each word of a list; the
+        answer to a question, given its context; the index of a choice, from 0. Raises DataError for a text that is not
+        in a list."""
         self.check_texts("predict", texts, pairs)
         examples = self.task.asked(texts, pairs)
         self.check_pairs(pairs)
@@ -41,37 +42,37 @@ class Tuned:
         return self.task.decode(self.predictions(examples))
 
     def check_texts(self, who: str, texts: Sequence[Any], pairs: Sequence[Any] | None) -> None:
-        """Raises DataError for what is no list of texts, with a pair each, if any. who: is given them."""
+        """Raises DataError unless `texts` is a list, with as many `pairs`, if any. who: the caller, for the message."""
         if isinstance(texts, str | dict) or hasattr(texts, "columns") or not hasattr(texts, "__len__"):
             raise DataError(f"{who} takes a list of texts; give one, [text], or a column of a frame")
         if pairs is not None and len(pairs) != len(texts):
             raise DataError(f"{len(texts):,} texts and {len(pairs):,} pairs; give each text its own")
 
     def check_pairs(self, pairs: Sequence[Any] | None) -> None:
-        """Raises DataError where training read pairs, and here are none."""
+        """Raises DataError if training read pairs and none are given."""
         if pairs is None and "pair" in self.read_as.columns:
             raise DataError("training read two texts a row: give `pairs`, one for each text")
 
     @property
     def read_as(self) -> Data:
-        """What is known of how its examples were read: the columns, where others have the same names."""
+        """How the training data were read (columns, separator of labels, ...), as far as known; without examples."""
         columns, separator, origin = (self.result.get(name) for name in ("columns", "separator", "origin"))
         return Data([], (), (), columns or {}, separator, tuple(self.result.get("flags", ())), origin)
 
     def features(self, examples: Sequence[Any]) -> Features:
-        """As much of them as the model reads."""
+        """Tokenised examples, at most `length` tokens a feature."""
         return self.task.features(examples, self.tokenizer, self.length)
 
     def predictions(
         self, examples: Sequence[Any], features: Features | None = None, kept: Partial | None = None
     ) -> Predictions:
-        """What the model says of them. features: theirs; kept: as `outputs_of` has it."""
+        """The model's outputs for examples. features: theirs, if made already; kept: as in `outputs_of`."""
         features = features or self.features(examples)
         outputs, _ = outputs_of(self.task, Applied(self.model), features, self.runtime, wants_loss=False, kept=kept)
         return Predictions(outputs, features, examples)
 
     def decides(self, features: Features) -> dict[str, Any]:
-        """What decides the bits of what the model says of them."""
+        """All that determines the bits of the model's outputs for `features`: weights, task, device, versions, ..."""
         computed = {"precision": self.runtime.precision, "device": str(self.runtime.device)}
         computed |= {"threads": self.runtime.threads, "at_once": EVALUATED_AT_ONCE, **VERSIONS}
         task = hashlib.sha256(repr(self.task).encode()).hexdigest()[:16]
@@ -81,7 +82,7 @@ class Tuned:
 
 
 def fingerprint(*splits: tuple[Sequence[Any], Features]) -> str:
-    """Of all that examples and their features hold: 16 hexadecimal digits."""
+    """Checksum of examples and their features: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for examples, features in splits:
         for each in examples:

@@ -1,4 +1,4 @@
-"""How a task is trained, and in what batches."""
+"""Settings of fine-tuning, and its batches."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,9 +17,9 @@ from minilm.errors import ConfigError, some
 from minilm.tasks.task import Features, TaskBatch, batch_of
 
 RATES = ((10e6, 2e-4), (60e6, 5e-5), (200e6, 3e-5), (math.inf, 2e-5))  # parameters below -> peak learning rate
-FASTER_LORA = 10  # than where the whole encoder learns
+FASTER_LORA = 10  # times the learning rate of full fine-tuning
 LONGEST = 512  # tokens of an example, unless more are asked for
-EPOCHS, FEWEST_STEPS = 3, 200  # unless asked for: so many epochs, and at least so many steps (Mosbach et al. 2021)
+EPOCHS, FEWEST_STEPS = 3, 200  # defaults: number of epochs, but at least that many steps (Mosbach et al. 2021)
 
 RANGES = {  # of a Tuning's fields, both ends included
     "epochs": (1e-3, 1e4),
@@ -43,24 +43,24 @@ RANGES = {  # of a Tuning's fields, both ends included
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a task is trained. Raises ConfigError for what is outside RANGES."""
+    """Settings of fine-tuning. Raises ConfigError for a value outside RANGES."""
 
-    epochs: float | None = None  # None: 3, and of few examples as many as make 200 steps
+    epochs: float | None = None  # None: 3, or for few examples as many as make 200 steps
     steps: int | None = None  # instead of epochs
     batch_size: int = 32  # examples of a step
     lr: float | None = None  # peak; None: by the model's size
-    weight_decay: float = 0.01  # of matrices and tables, decoupled
-    warmup_frac: float = 0.1  # of the steps; then linearly to 0
+    weight_decay: float = 0.01  # of matrices and embedding tables, decoupled
+    warmup_frac: float = 0.1  # of the steps; then the rate falls linearly to 0
     max_norm: float = 1.0
     length: int | None = None  # tokens read of an example; None: as many as the model reads, and at most LONGEST
     evaluate_every: int | None = None  # steps; None: an epoch, or a twentieth of the run where that is longer
-    patience: int = 3  # evaluations, none better and none of a lower loss, that end the run; the best model is kept
-    frozen_layers: int = 0  # the embedding and so many layers, from the first on, stay as they are; 0: nothing does
-    layer_decay: float = 1.0  # of the learning rate, from a layer to the one below (Clark et al. 2020, app. B)
-    lora_rank: int = 0  # of small matrices that learn in place of the encoder (Hu et al. 2021); 0: the encoder learns
-    lora_alpha: float = 16.0  # what they add is alpha / rank times their product
+    patience: int = 3  # evaluations without a better score or lower loss that end the run; the best model is kept
+    frozen_layers: int = 0  # the embedding and this many first layers are not trained; 0: all are
+    layer_decay: float = 1.0  # factor of the learning rate from a layer to the one below (Clark et al. 2020, app. B)
+    lora_rank: int = 0  # of the LoRA matrices trained in place of the encoder (Hu et al. 2021); 0: the encoder itself
+    lora_alpha: float = 16.0  # LoRA adds alpha / rank times the product of its matrices
     gradient_checkpointing: bool = False
-    tokens_at_once: int = 1 << 14  # of a step, more are computed one after the other
+    tokens_at_once: int = 1 << 14  # of a micro-batch, at most
     seed: int = 0  # of the head, the order of examples, and dropout
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class Tuning:
 
 
 def length_of(tuning: Tuning, model: PreTrainedModel, tokenizer: BertTokenizer) -> int:
-    """Tokens that are read of an example. Raises ConfigError for more than the model reads."""
+    """Tokens that are read of an example, at most. Raises ConfigError if --length is more than the model reads."""
     limit = max_tokens(model.base_model.encoder.cfg, tokenizer)
     if tuning.length is not None and tuning.length > limit:
         raise ConfigError(f"--length {tuning.length}: the model reads {limit} tokens")
@@ -90,7 +90,7 @@ def length_of(tuning: Tuning, model: PreTrainedModel, tokenizer: BertTokenizer) 
 
 
 class ExampleBatches:
-    """The features of step after step, packed. Every epoch is another order, and a step may span two."""
+    """Packed batches of features, by step. Every epoch has another order, and a step may span two epochs."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class ExampleBatches:
         tuning: Tuning,
         row_length: int | None = None,
         pinned: bool = False,
-        where: Callable[[int], str] = str,  # an example is, of its number
+        where: Callable[[int], str] = str,  # index of an example -> where it is from, for messages
     ) -> None:
         self.features, self.tuning = features, tuning
         self.row_length, self.pinned, self.where = row_length, pinned, where
@@ -112,24 +112,24 @@ class ExampleBatches:
         return self.steps * self.tuning.batch_size / len(self.size_of)
 
     def work(self, step: int) -> int:
-        """Of all steps before that one, in proportion to what they take."""
+        """The work of all steps before this one, in any unit: every step counts alike."""
         return step
 
     def order(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(epoch, unit of features) of a step; (batch_size,) int64 each."""
+        """Epoch and unit of each example of a step; (batch_size,) int64 each."""
         size = self.tuning.batch_size
         return order(self.tuning.seed, step * size, (step + 1) * size, len(self.size_of))
 
     def read_in(self, step: int) -> str:
-        """What is read in a step, for a message."""
+        """The examples of a step, for a message."""
         return f"examples {some(self.named(self.order(step)[1]), 8)}"
 
     def named(self, rows: np.ndarray) -> list[str]:
-        """Units of features."""
+        """Names of the examples of these units, for a message."""
         return [self.where(example) for example in self.features.example[self.features.units[rows]].tolist()]
 
     def micro_batches(self, step: int) -> list[TaskBatch]:
-        """A pure function."""
+        """The micro-batches of a step: a pure function of `step`."""
         _, units = self.order(step)
         most = self.tuning.tokens_at_once
         fewest = min(len(units), math.ceil(int(self.size_of[units].sum()) / most))
@@ -142,10 +142,10 @@ class ExampleBatches:
         return [each.pin_memory() for each in made] if self.pinned else made
 
     def steps_from(self, step: int) -> Iterator[list[TaskBatch]]:
-        """Endless."""
+        """The micro-batches of `step` and of all steps after it; endless."""
         return made_ahead(self, step)
 
     def within(self, tokens: int) -> "ExampleBatches":
-        """The same steps, in micro-batches of at most so many tokens, or of one unit of features."""
+        """The same steps in micro-batches of at most `tokens` tokens, or of one unit."""
         fewer = replace(self.tuning, tokens_at_once=max(1, min(tokens, self.tuning.tokens_at_once)))
         return ExampleBatches(self.features, fewer, self.row_length, self.pinned, self.where)
