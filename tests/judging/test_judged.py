@@ -285,10 +285,24 @@ def test_answers_to_questions_that_are_left_out_are_no_fault(tuned, tmp_path):
     assert len(found) == len(data.examples) - 1
 
 
-def test_flags_of_labels_are_no_columns_to_look_at(tmp_path):
-    file = _written(tmp_path / "gold.csv", "text,loud,rude,source\nthe,1,0,web\nfine,0,1,web\n")
-    source = read_source(file, "multilabel")
-    assert [*Labelled(read_examples(source, "multilabel"), source).cells()] == ["source"]
+ANSWERS = {"text": ["fine"], "answer_start": [0]}
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("classification", {"text": "fine", "label": "a"}),
+        ("multilabel", {"text": "fine", "loud": 1, "rude": 0}),
+        ("tagging", {"tokens": ["fine"], "ner_tags": ["O"]}),
+        ("choice", {"sent1": "the", "sent2": "film", "ending0": "fine", "ending1": "poor", "label": 1}),
+        ("choice", {"question": "the", "choices": ["fine", "poor"], "answer": 1}),
+        ("span", {"id": "a", "question": "the?", "context": "fine", "answers": ANSWERS, "is_impossible": False}),
+    ],
+)
+def test_what_examples_are_made_of_is_no_column_to_look_at(tmp_path, name, row):
+    file = _written(tmp_path / "gold.jsonl", jsonl_text(row | {"source": where} for where in ("web", "post")))
+    source = read_source(file, name)
+    assert Labelled(read_examples(source, name), source).cells() == {"source": ["web", "post"]}
 
 
 def _written(file, text):
