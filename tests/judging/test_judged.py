@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from minilm.data.examples import Example, Tagged
-from minilm.errors import DataError, UserError
+from minilm.errors import ConfigError, DataError, UserError
 from minilm.files import jsonl_text, write_whole
 from minilm.judging.judged import Labelled, cost_of, judged_model
 from minilm.judging.prediction_files import Columns, judged_file
@@ -152,7 +152,17 @@ WRONG = [
     ("regression", "p.csv", f"{HEAD}\nthe,1,good\n", "p.csv:2: the prediction 'good' is no finite number"),
     ("regression", "p.csv", f"{HEAD}\nthe,1,nan\n", "p.csv:2: the prediction 'nan' is no finite number"),
     ("choice", "p.csv", "text,ending0,ending1,label,prediction\na,b,c,1,x\n", "'x' is no number of a choice, from 0"),
+    ("regression", "p.csv", f"{HEAD}\nthe,1,1\nfine,1,1e200\n", "p.csv:3: the prediction '1e200' is too large"),
+    ("choice", "p.csv", f"text,ending0,ending1,label,prediction\na,b,c,1,{'9' * 400}\n", "is no number of a choice"),
     ("tagging", "p.conll", "the O\nfilm O\n", "p.conll: 2 columns; give a word, its tag and the predicted one"),
+    (
+        "tagging",
+        "p.jsonl",
+        '{"words": ["a"], "tags": ["O"]}',
+        "p.jsonl: no column of predictions (it has 'words', 'tags')",
+    ),
+    ("tagging", "p.jsonl", '{"words": ["a"], "tags": ["O"], "pred": "O"}', "p.jsonl:1: 'pred' is no list of tags"),
+    ("tagging", "p.jsonl", '{"words": ["a"], "tags": ["O"], "pred": ""}', "p.jsonl:1: 1 words and 0 tags; give each"),
     ("span", "p.json", '{"q0": "a"}', "answers without the questions; give their labelled file with --data"),
     ("classification", "p.csv", "", "p.csv: holds no row"),
 ]
@@ -201,6 +211,41 @@ def test_predictions_of_other_examples_are_refused(tuned, tmp_path, name, out, c
     with pytest.raises(DataError) as caught:
         judged_file(tmp_path / out, name, data, read_source(file, name))
     assert said in str(caught.value)
+
+
+def test_a_column_that_is_named_is_read(tuned, tmp_path):
+    """Of every task; where there are no columns, or they have no names, a name is refused."""
+    rows = [
+        {"words": ["the", "film"], "tags": ["O", "B-x"], "prediction": ["O", "O"], "prediction (model)": ["O", "B-x"]},
+        {"words": [], "tags": [], "prediction": "", "prediction (model)": ""},  # as predict writes it
+        {"words": ["fine"], "tags": ["B-y"], "prediction": ["B-y"], "prediction (model)": ["O"]},
+    ]
+    file = _written(tmp_path / "out.jsonl", jsonl_text(rows))
+    for given, said in ((None, [["O", "B-x"], ["O"]]), ("prediction", [["O", "O"], ["B-y"]])):
+        assert judged_file(file, "tagging", named=Columns(prediction=given))[0].decoded == said
+    file = _written(tmp_path / "out.conll", "the O O B-x\nfine B-y O B-x\n")
+    for given, label, gold, said in (
+        (None, None, ("O", "O"), ["B-x", "B-x"]),
+        ("3", None, ("O", "B-y"), ["O", "O"]),
+        ("4", "2", ("O", "B-y"), ["B-x", "B-x"]),
+    ):
+        found, data, _ = judged_file(file, "tagging", named=Columns(label=label, prediction=given))
+        assert (data.examples[0].tags, found.decoded) == (gold, [said])
+    with pytest.raises(ConfigError, match="--prediction-column mine: the number of a column where one word stands a"):
+        judged_file(file, "tagging", named=Columns(prediction="mine"))
+    _, data, file = tuned("span", 2)
+    out = _written(tmp_path / "out.csv", "id,prediction,mine\nq0,a,b\nq1,c,d\n")
+    assert judged_file(out, "span", data, file, Columns(prediction="mine"))[0].decoded == ["b", "d"]
+    out = _written(tmp_path / "out.json", '{"q0": "a", "q1": ""}')
+    with pytest.raises(ConfigError, match=r"--prediction-column mine: a \.json of answers by id has no columns"):
+        judged_file(out, "span", data, file, Columns(prediction="mine"))
+
+
+def test_a_question_has_one_answer(tuned, tmp_path):
+    _, data, file = tuned("span", 2)
+    out = _written(tmp_path / "out.csv", "id,prediction\nq0,a\nq1,b\nq0,c\n")
+    with pytest.raises(DataError, match=r"out\.csv:4: id 'q0' stands there twice; give each question one answer"):
+        judged_file(out, "span", data, file)
 
 
 def test_what_several_systems_say_is_kept_apart(tmp_path):
