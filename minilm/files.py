@@ -130,8 +130,8 @@ def finite(value: Any) -> Any:
 
 
 def jsonl_text(rows: Iterable[dict[str, Any]]) -> str:
-    """An object a line, `finite`."""
-    return "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows)
+    """An object a line, `finite`; what JSON has no form for, as a day, is text."""
+    return "".join(json.dumps(finite(row), ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
 def remove(path: Path) -> None:

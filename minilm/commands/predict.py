@@ -44,7 +44,8 @@ WORDS = {
 
 
 def run_predict(args: Predict) -> None:
-    """A row for each row, in the same order, into a file that is there only when it is whole."""
+    """What is said of each row, in their order, into a file that is there only when it is whole; a table has also the
+    rows of which nothing is said."""
     cli.check_result(args.json, input=args.input, output=args.output)
     cli.check_ranges(args, {"threads": THREADS})
     if args.output.suffix not in itertools.chain(*(each.endings for each in TASKS.values())):
@@ -78,6 +79,6 @@ def run_predict(args: Predict) -> None:
     for name, count in counts.items():
         if count and name in WORDS:
             say(f"{WORDS[name]}: {count:,}")
-    say(f"{counts['rows']:,} rows -> {args.output}")
+    say(f"predictions of {len(data.examples):,} rows -> {args.output}")
     if args.json is not None:
         cli.write_result(args.json, counts)

@@ -1,8 +1,10 @@
 """What a model says of labelled examples, and the same read from the file that it wrote."""
 
 import datetime
+import json
 from contextlib import suppress
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -319,6 +321,37 @@ def test_cells_that_nobody_reads_are_copied():
     assert [*map(str, map(cell_text, told[:2]))] == ["inf", "nan"]
     odd = [np.str_("x"), np.datetime64("2026-01-02"), np.float32("inf"), 10**400]
     assert [*map(str, map(cell_text, odd))] == ["x", "2026-01-02", "inf", "1" + "0" * 400]
+
+
+def test_a_day_in_a_row_is_copied():
+    row = {"day": datetime.date(2026, 1, 2), "price": Decimal("1.50"), "raw": b"x", "all": [datetime.date(2026, 1, 2)]}
+    assert json.loads(jsonl_text([row])) == {
+        "day": "2026-01-02",
+        "price": "1.50",
+        "raw": "b'x'",
+        "all": ["2026-01-02"],
+    }
+
+
+def test_a_table_of_questions_keeps_its_rows_and_columns(tuned, tmp_path):
+    """Also one that nothing is said of; a question that has no id, or another's, is found again."""
+    model, data, _ = tuned("span", 3)
+    rows = [
+        {"question": each.question, "context": each.context, "answers": [], "note": i}
+        for i, each in enumerate(data.examples)
+    ]
+    rows = [rows[0] | {"id": "a"}, rows[1] | {"id": "a"}, rows[2] | {"question": ""}, rows[2]]
+    source = read_source(_written(tmp_path / "rows.jsonl", jsonl_text(rows)), "span")
+    data = read_examples(source, "span")
+    predictions = model.predictions(data.examples)
+    file = _written(tmp_path / "out.jsonl", model.task.file_text(".jsonl", source, predictions)[0])
+    said = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [each.get("id") for each in said] == ["a", "a#2", None, "4"]
+    assert [{name: each[name] for name in row if name != "id"} for each, row in zip(said, rows, strict=True)] == [
+        {name: cell for name, cell in row.items() if name != "id"} for row in rows
+    ]
+    assert (said[2]["prediction"], said[2]["margin"]) == ("", "")
+    assert judged_file(file, "span", data, source)[0].decoded == model.task.decode(predictions)
 
 
 def test_answers_to_questions_that_are_left_out_are_no_fault(tuned, tmp_path):
