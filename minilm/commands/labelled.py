@@ -42,6 +42,12 @@ class OfLabelled(OfModel):
     """Of two, whose f1, precision and recall are told; that of training, or the second by its name, if not given."""
 
 
+def check_no_predictions(args: OfLabelled) -> None:
+    """Raises ConfigError for a column of predictions where models are judged alone."""
+    if args.prediction_column is not None:
+        raise ConfigError(f"--prediction-column {args.prediction_column}: of a file of predictions, and here is none")
+
+
 def read_labelled(args: OfLabelled, file: Path, name: TaskName, like: Data | None = None) -> Labelled:
     """The labelled examples of a file; what was decided by looking, and what is left out, is said."""
     check_regular(file)
