@@ -236,7 +236,7 @@ def _spelled_out(argv: list[str], args_type: type) -> list[str]:
     out = []
     for word, following in zip(argv, [*argv, "--"][1:], strict=True):
         positive = word.replace("--no-", "--", 1).replace("_", "-")
-        if positive in choices and (positive != word.replace("_", "-") or following.startswith("--")):
+        if positive in choices and (positive != word.replace("_", "-") or following not in ("True", "False", "None")):
             out += [positive, str(not word.startswith("--no-"))]
             continue
         out.append(word)

@@ -130,8 +130,8 @@ def finite(value: Any) -> Any:
 
 
 def jsonl_text(rows: Iterable[dict[str, Any]]) -> str:
-    """JSON Lines: one object per line, made `finite`."""
-    return "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows)
+    """JSON Lines: one object per line, made `finite`; values that JSON has no form for, as dates, are text."""
+    return "".join(json.dumps(finite(row), ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
 def remove(path: Path) -> None:

@@ -348,10 +348,12 @@ def test_perplexity(go):
     odd = json.loads(Path("odd.json").read_text())
     assert (odd["documents"], odd["without_tokens"]) == (3, 2)
     Path("blank.txt").write_text("\n \n")
+    Path("unread.txt").write_text("\u200b\n")
     for more, said in (
         (("--stride", "4"), "--stride 4: of a causal model"),
         (("--length", "17"), "--length 17: give a value from 3 to 16"),
         (("--data", "blank.txt"), "holds no document"),
+        (("--data", "unread.txt"), "--data unread.txt: no document holds a token to be told"),
         (("--data", "nowhere.txt"), "nowhere.txt"),
         (("--json", "texts.txt"), "--json texts.txt: is the file of --data"),
         (("--model", "encoder"), "holds no language model"),

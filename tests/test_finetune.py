@@ -618,6 +618,7 @@ def test_tags_of_words(go):
     status, _, err = go("predict", "--model", "out", "--input", "new.jsonl", "--output", "said.tsv")
     assert status == 0, err
     assert Path("said.tsv").read_text() == "New film\tO\nfine\tB-good\nfilms\tI-good\n\n"
+    assert "predictions of 1 rows -> said.tsv" in err
     for argv, why in (
         (("--input", "new.conll", "--output", "said.csv"), "said.csv: give one of .conll, .tsv, .jsonl"),
         (("--input", "none.conll", "--output", "none.jsonl"), "none.conll: no such file"),
@@ -678,7 +679,7 @@ def test_questions_from_a_file_to_answers(go):
     assert json.loads(Path("counts.json").read_text()) == counts
     assert (status, json.loads(Path("said.json").read_text())) == (0, said), err
     assert f"questions without an answer: {silent}" in err
-    assert "24 rows -> said.json" in err
+    assert "predictions of 24 rows -> said.json" in err
 
     table = [json.loads(line) for line in rows_of("test.json")]
     Path("new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from minilm import cli
-from minilm.checkpoint.model import find_model
 from minilm.commands.of_model import THREADS, OfModel, counted, interval_of, tell, unknown_line
 from minilm.commands.swaps import scores_of_swaps
 from minilm.data.documents import uncompressed_name
@@ -67,7 +66,7 @@ def _of_crows(args: Bias) -> tuple[dict[str, Any], list[str]]:
 def _of_stereoset(args: Bias) -> tuple[dict[str, Any], list[str]]:
     """(The result of StereoSet, its lines for the console). Tests for a head that the model lacks are left out."""
     triples, following = bias.read_stereoset(read_json(args.data, "StereoSet, flattened by side"), args.data)
-    directory = find_model(args.model, args.revision, allow_pickle=args.allow_pickle, flag="--model")
+    directory = args.directory()
     pickle = args.options()["use_safetensors"]
     only_next = PreTrainedConfig.of_directory(directory).architectures == ["BertForNextSentencePrediction"]
     tells_next = bias.read_next(directory, pickle) if following else None

@@ -9,7 +9,7 @@ import numpy as np
 import tyro
 
 from minilm import cli
-from minilm.commands.labelled import OfLabelled, judge_file, judge_model
+from minilm.commands.labelled import OfLabelled, check_no_predictions, judge_file, judge_model
 from minilm.commands.of_model import THREADS, p_value, tell
 from minilm.data.examples import Example
 from minilm.errors import ConfigError, DataError, did_you_mean, printable
@@ -45,7 +45,11 @@ def run_compare(args: Compare) -> None:
         raise ConfigError(f"compare {' '.join(args.systems)}: name two or more different systems")
     if args.json is not None and Path(args.json).resolve() in {Path(each).resolve() for each in args.systems}:
         raise ConfigError(f"--json {args.json}: is one of the systems; give another")
+    if args.json is not None and Path(args.json).suffix in {*ENDINGS} - {".json"}:
+        raise ConfigError(f"--json {args.json}: is named as predictions are; give a .json, or --json after the systems")
     files = {each for each in args.systems if Path(each).suffix in ENDINGS or Path(each).is_file()}
+    if not files:
+        check_no_predictions(args)
     judged: dict[str, Judged] = {}
     labelled = None
     for system in sorted(args.systems, key=lambda each: each in files):  # models first, which know their task

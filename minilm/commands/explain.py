@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minilm import cli
-from minilm.checkpoint.model import find_model
 from minilm.commands.of_model import THREADS, OfModel, tell
 from minilm.dropin.config import PreTrainedConfig
 from minilm.errors import ConfigError, DataError, library
@@ -74,7 +73,7 @@ def run_explain(args: Explain) -> None:
 
 
 def _explained(args: Explain, method: Method) -> Explanation:
-    directory = find_model(args.model, args.revision, allow_pickle=args.allow_pickle, flag="--model")
+    directory = args.directory()
     pickle = args.options()["use_safetensors"]
     config = PreTrainedConfig.of_directory(directory)
     kinds = {built.architecture: kind for kind, built in config.family.classes.items()}

@@ -42,6 +42,12 @@ class OfLabelled(OfModel):
     """Which of two labels f1, precision and recall are for; if not given, as in training, or the second by name."""
 
 
+def check_no_predictions(args: OfLabelled) -> None:
+    """Raises ConfigError for a column of predictions where models are judged alone."""
+    if args.prediction_column is not None:
+        raise ConfigError(f"--prediction-column {args.prediction_column}: of a file of predictions, and here is none")
+
+
 def read_labelled(args: OfLabelled, file: Path, name: TaskName, like: Data | None = None) -> Labelled:
     """The labelled examples of a file; says what was inferred about it, and which rows are left out."""
     check_regular(file)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from minilm import cli
+from minilm.checkpoint.model import find_model
 from minilm.errors import ConfigError
 from minilm.metrics.intervals import FEWEST
 from minilm.partial import Partial, partial_of
@@ -44,6 +45,10 @@ class OfModel:
     """CPU threads; if not given, as many as torch takes."""
     json: str | None = None
     """Also write the result as JSON into this file; with no file named, print the JSON and nothing else."""
+
+    def directory(self) -> Path:
+        """Where the model is, fetched if need be. Raises UserError."""
+        return find_model(self.model, self.revision, allow_pickle=self.allow_pickle, flag="--model")
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments for `from_pretrained`."""

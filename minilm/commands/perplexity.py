@@ -63,6 +63,8 @@ def run_perplexity(args: Perplexity) -> None:
     with args.computing(scorer.model):
         rows = document_counts(scorer, spread(), length, stride, args.within_word)
         counts = np.array([*counted(rows, chosen, "documents")])
+    if not counts[:, 1].sum():
+        raise DataError(f"--data {args.data[0]}: no document holds a token to be told; give a text")
     found: dict[str, Any] = {"metrics": perplexities(counts)}
     found |= dict(zip(COUNTED, counts.sum(axis=0).tolist(), strict=True))
     found |= {

@@ -44,7 +44,8 @@ WORDS = {
 
 
 def run_predict(args: Predict) -> None:
-    """A row for each row, in the same order, into a file that is there only when it is whole."""
+    """Write the predictions of all rows, in order, into a file that appears only when it is complete. A table also
+    keeps the rows that have no prediction."""
     cli.check_result(args.json, input=args.input, output=args.output)
     cli.check_ranges(args, {"threads": THREADS})
     if args.output.suffix not in itertools.chain(*(each.endings for each in TASKS.values())):
@@ -78,6 +79,6 @@ def run_predict(args: Predict) -> None:
     for name, count in counts.items():
         if count and name in WORDS:
             say(f"{WORDS[name]}: {count:,}")
-    say(f"{counts['rows']:,} rows -> {args.output}")
+    say(f"predictions of {len(data.examples):,} rows -> {args.output}")
     if args.json is not None:
         cli.write_result(args.json, counts)

@@ -1,6 +1,6 @@
 """report: what score finds, with the surest mistakes explained, as one page."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,6 @@ from minilm.files import finite, read_json
 from minilm.judging.page import page
 from minilm.tasks.tuned import Tuned
 from minilm.train.log import say
-
-NOT_WITH_RESULT = ("model", "predictions", "data", "dev", "group_column", "positive_label", "json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ def run_report(args: Report) -> None:
     inputs = {"data": args.data, "predictions": args.predictions, "dev": args.dev, "result": args.result}
     cli.check_output("--html", args.html, **inputs, json=json)
     if args.result is not None:
-        given = [name for name in NOT_WITH_RESULT if getattr(args, name) is not None]
+        given = [each.name for each in fields(Score) if getattr(args, each.name) != each.default]
         if given:
             raise ConfigError(f"{cli.flag(given[0])}: --result {args.result} is a result already; give only --html")
         result = read_json(args.result)

@@ -15,6 +15,7 @@ from minilm.checkpoint.model import weights_fingerprint
 from minilm.commands.labelled import (
     Judgement,
     OfLabelled,
+    check_no_predictions,
     judge_file,
     judge_model,
     judge_tuned,
@@ -58,6 +59,8 @@ def scores_of(args: Score) -> tuple[dict[str, Any], Judgement]:
     cli.check_ranges(args, {"threads": THREADS})
     if (args.model is None) == (args.predictions is None):
         raise ConfigError("--model, --predictions: give one of them")
+    if args.predictions is None:
+        check_no_predictions(args)
 
     def check(task: Task, labelled: Labelled) -> None:
         check_choices(task, args.dev and str(args.dev), args.group_column, labelled.cells())
@@ -156,8 +159,8 @@ def _calibration_lines(found: dict[str, Any] | None, chosen: dict[str, Any] | No
             told += "" if after < found["ece"] else ": no better here"
         lines.append(f"temperature          {told}")
     for label, threshold in (chosen or {}).get("of", {}).items():
-        told = "0.5, for --dev has no example" if threshold is None else f"{threshold:.4f}"
-        lines.append(f"threshold            {told} of {printable(label)}, chosen on --dev")
+        how = "for all of --dev, or none, has that label" if threshold is None else "chosen on --dev"
+        lines.append(f"threshold            {0.5 if threshold is None else threshold:.4f} of {printable(label)}, {how}")
     if chosen:
         name = "f1" if "f1" in chosen["chosen"] else "macro_f1"
         half, best = chosen["at_half"][name], chosen["chosen"][name]

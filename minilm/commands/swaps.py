@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from minilm.checkpoint.model import find_model
 from minilm.commands.of_model import OfModel, counted, interval_of, unknown_line
 from minilm.data.documents import uncompressed_name
 from minilm.data.examples import Data, Example, read_texts
@@ -43,7 +42,7 @@ def scores_of_swaps(
     words = read_swaps(read_table(swaps, header=False))
     source = _source(data)
     text = text or ("text" if source.columns == ("text",) else None)
-    directory = find_model(args.model, args.revision, allow_pickle=args.allow_pickle, flag="--model")
+    directory = args.directory()
     architectures = PreTrainedConfig.of_directory(directory).architectures or []
     of = _of_classifier if any(each.endswith("ForSequenceClassification") for each in architectures) else _of_masked
     found, lines = of(args, directory, source, words, text, pair)

@@ -86,6 +86,7 @@ class Data:
     separator: str | None = ""  # between several labels in a cell; None: guess
     flags: tuple[str, ...] = ()  # columns that are one label each, holding 0 or 1
     origin: int | None = None  # number of the first choice in labels: 0 or 1
+    taken: tuple[str, ...] = ()  # every column that the examples are made of
 
 
 def as_text(value: Any, where: str, what: str) -> str | None:
@@ -164,7 +165,8 @@ def read_texts(
         notes.append(f"{different:,} labels in {len(examples):,} rows; is {columns['label']!r} the label?")
     if kind != "regression" and (alike := _alike(each.label or () for each in examples)):
         notes.append(f"labels {shown(alike[0])} and {shown(alike[1])} are two; are they meant to be one?")
-    return Data(examples, (*table.notes, *notes), tuple(left_out), columns, separator, flags)
+    taken = (*columns.values(), *flags)
+    return Data(examples, (*table.notes, *notes), tuple(left_out), columns, separator, flags, taken=taken)
 
 
 def _alike(labels: Iterable[str | tuple[str, ...]]) -> tuple[str, str] | None:
@@ -349,6 +351,7 @@ def read_choices(table: Table, labelled: bool = True, origin: int | None = None)
         raise DataError(f"no row can be used; the first is {left_out[0]}")
     columns = {"text": plain[before[0]], "choices": listed_in or ", ".join(endings)}
     columns |= {"label": label} if labelled else {}
+    taken = [plain[name] for name in before if name] + ([listed_in] if listed_in else endings) + [label] * labelled
     notes = [named_columns(columns)]
     if before[1]:
         notes.append(f"each choice begins with {before[1]!r}")
@@ -359,7 +362,8 @@ def read_choices(table: Table, labelled: bool = True, origin: int | None = None)
     if numbers:
         notes.append(f"labels count from {origin}")
     examples = [Choice(text, texts, _which(a, len(texts), origin, where), where) for text, texts, a, where in rows]
-    return Data(examples, (*table.notes, *notes), tuple(left_out), columns, origin=origin if numbers else None)
+    notes, origin = (*table.notes, *notes), origin if numbers else None
+    return Data(examples, notes, tuple(left_out), columns, origin=origin, taken=tuple(taken))
 
 
 def _which(answer: str | None, choices: int, origin: int, where: str) -> int | None:

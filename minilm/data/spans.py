@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from itertools import count, pairwise
+from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ TAG = re.compile(r"O|[BIESLU]-\S+")  # in IOB1, IOB2, IOBES or BILOU
 OF_ROWS = (".jsonl", ".ndjson", ".json", ".parquet")
 SQUAD = '{"data": [{"paragraphs": [{"context": "...", "qas": [...]}]}]}'
 WORDS_TAGS = (("words", "tokens"), ("tags", "ner_tags"))  # names of the columns that hold lists
+OF_QUESTIONS = ("id", "answers", "is_impossible")  # columns of a table, beside question and context
 
 
 # -- tagged words -------------------------------------------------------------------------------------
@@ -44,7 +45,7 @@ def read_tagged(source: Path | str | Table, column: int | None = None, labelled:
     if begun:
         letters = " or ".join(sorted({letter for letter, _ in begun}))
         notes.append(f"entities that begin with {letters} instead of B-: {len(begun):,}, the first in {begun[0][1]}")
-    return Data(sentences, tuple(notes), tuple(left_out))
+    return Data(sentences, tuple(notes), tuple(left_out), taken=tuple(chain(*WORDS_TAGS)))
 
 
 def is_one_word_a_line(file: Path) -> bool:
@@ -191,7 +192,7 @@ def read_questions(
         "questions whose id stands there before, which get #2, #3": again,
     }
     notes += tuple(f"{what}: {len(places):,}, the first {places[0]}" for what, places in said.items() if places)
-    return Data(examples, notes, tuple(left_out), columns)
+    return Data(examples, notes, tuple(left_out), columns, taken=(*columns.values(), *OF_QUESTIONS))
 
 
 def _squad_rows(file: Path) -> Iterator[tuple[str, str, Any]]:

@@ -17,7 +17,7 @@ from minilm.errors import ConfigError, DataError, did_you_mean, some
 from minilm.evaluation.predict import MaskedLM
 from minilm.explanation.attribution import Output
 from minilm.explanation.shown import Word
-from minilm.tasks.classification import Classification, MultiLabel
+from minilm.tasks.classification import Classification, MultiLabel, reads_cls
 from minilm.tasks.named import SHOWN
 from minilm.tasks.regression import Regression
 from minilm.tasks.span import Span
@@ -150,9 +150,7 @@ def _of_text(
 ) -> Asked:
     """The logit of a label, or the number of a regression."""
     kept = np.array(encoding.special_tokens_mask, bool)
-    pooling = model.built.pooling
-    of_first = pooling == "pooler" or (pooling is not None and model.config.meant_by(pooling) == "cls")
-    read = np.zeros(1, np.int64) if of_first else np.arange(len(kept))
+    read = np.zeros(1, np.int64) if reads_cls(model) else np.arange(len(kept))
 
     def logits(states: Tensor, tokens: Tokens) -> Tensor:
         return model.outputs_of(states, tokens)["logits"]

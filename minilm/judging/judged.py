@@ -28,13 +28,13 @@ class Labelled(NamedTuple):
     source: Table | Path
 
     def cells(self) -> dict[str, list[object]]:
-        """Of each column that is neither a text nor a label, nor says whether one holds, the cell of each example."""
+        """Each example's cell of each column that the examples are not made of, by the column's name."""
         if not isinstance(self.source, Table):
             return {}
         row_of = {row.where: row.cells for row in self.source.rows}
         rows = [row_of[each.where] for each in self.data.examples]
-        taken = {*self.data.columns.values(), *self.data.flags}
-        return {name: [row.get(name) for row in rows] for name in self.source.columns if name not in taken}
+        own = (name for name in self.source.columns if name not in self.data.taken)
+        return {name: [row.get(name) for row in rows] for name in own}
 
 
 @dataclass(frozen=True)

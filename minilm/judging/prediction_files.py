@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minilm.data.documents import uncompressed_name
-from minilm.data.examples import Choice, Data, as_text, labels_of_cell
+from minilm.data.examples import LARGEST, Choice, Data, as_text, labels_of_cell
 from minilm.data.spans import is_one_word_a_line, read_tagged
 from minilm.data.tables import Row, Table, check_regular, listed, read_json, read_table, shown, text_lines
 from minilm.errors import ConfigError, DataError, some
@@ -58,9 +58,9 @@ def judged_file(
     if name == "span":
         if gold is None:
             raise ConfigError(f"{file}: answers without the questions; give their labelled file with --data")
-        decoded = _answers(file, gold)
+        decoded = _answers(file, gold, named)
     elif name == "tagging":
-        gold, decoded = _tags(file, gold)
+        gold, decoded = _tags(file, gold, named)
     else:
         table = _table(file, named)
         own = _prediction_column(table, named.prediction)
@@ -161,11 +161,14 @@ def _decoded(name: TaskName, cell: Any, where: str, separator: str | None) -> An
         return text
     try:
         value = int(text) if name == "choice" else float(text)
+        is_finite = math.isfinite(value)
     except (ValueError, OverflowError):
-        value = math.nan
-    if not math.isfinite(value):
+        is_finite = False
+    if not is_finite:
         what = "number of a choice, from 0" if name == "choice" else "finite number"
         raise DataError(f"{where}: the prediction {shown(text)} is no {what}")
+    if name != "choice" and abs(value) > LARGEST:
+        raise DataError(f"{where}: the prediction {shown(text)} is too large; give all numbers in a larger unit")
     return value
 
 
@@ -213,16 +216,26 @@ def _check_choices(examples: Sequence[Any], decoded: Sequence[Any]) -> None:
             raise DataError(f"{each.where}: the prediction {choice} is none of {len(each.choices)}, counted from 0")
 
 
-def _tags(file: Path, gold: Data | None) -> tuple[Data, Tags]:
-    """The labelled sentences and the tags predicted: the last column, and the gold tags the one before it."""
-    if is_one_word_a_line(file):
-        told = read_tagged(file)
+def _tags(file: Path, gold: Data | None, named: Columns) -> tuple[Data, Tags]:
+    """The labelled sentences and the tags predicted. Of one word a line these are the last column, or the one named,
+    and the gold tags the one before it."""
+    given, label = named.prediction, named.label
+    source = file if is_one_word_a_line(file) else _table(file, named)
+    if isinstance(source, Path):
+        if given is not None and not re.fullmatch("[1-9][0-9]{0,3}", given):
+            raise ConfigError(f"--prediction-column {given}: the number of a column where one word stands a line")
+        told = read_tagged(file, given and int(given))
+        if gold is None:
+            label = label or str(int(given or _columns(file)) - 1)
     else:
-        table = read_table(file)
-        rows = [row._replace(cells=row.cells | {"tags": row.cells.get("prediction")}) for row in table.rows]
-        told = read_tagged(replace(table, rows=rows))
+        own = _prediction_column(source, given)
+        for row in source.rows:
+            if not isinstance(row.cells.get(own) or [], list | tuple):
+                raise DataError(f"{row.where}: {own!r} is no list of tags; give each word one")
+        rows = [row._replace(cells=row.cells | {"tags": row.cells.get(own) or []}) for row in source.rows]
+        told = read_tagged(replace(source, rows=rows))
     if gold is None:
-        gold = read_tagged(file, _columns(file) - 1) if is_one_word_a_line(file) else read_tagged(file)
+        gold = read_examples(source, "tagging", named.text, named.pair, label)
     if len(told.examples) != len(gold.examples):
         raise DataError(f"{file}: {len(told.examples):,} sentences for {len(gold.examples):,} labelled ones")
     for own, each in zip(told.examples, gold.examples, strict=True):
@@ -244,16 +257,22 @@ def _columns(file: Path) -> int:
     return width
 
 
-def _answers(file: Path, gold: Data) -> list[str]:
-    """Of each question, by its id."""
+def _answers(file: Path, gold: Data, named: Columns) -> list[str]:
+    """Predicted answers in the order of the questions, matched by id; a row without an id has its number."""
     if uncompressed_name(file).endswith(".json"):
+        if (given := named.prediction) is not None:
+            raise ConfigError(f"--prediction-column {given}: a .json of answers by id has no columns; leave it out")
         told = read_json(file, "answers by id")
         if not isinstance(told, dict):
             raise DataError(f"{file}: holds {type(told).__name__}, not answers by the ids of questions")
     else:
-        table = read_table(file)
-        own = _prediction_column(table, None)
-        told = {str(row.cells.get("id")): row.cells.get(own) for row in table.rows}
+        table = _table(file, named)
+        own, told = _prediction_column(table, named.prediction), {}
+        for number, row in enumerate(table.rows, start=1):
+            id = as_text(row.cells.get("id"), row.where, "id") or str(number)
+            if id in told:
+                raise DataError(f"{row.where}: id {shown(id)} stands there twice; give each question one answer")
+            told[id] = row.cells.get(own)
     for each in gold.examples:
         if not isinstance(told.get(each.id), str):
             raise DataError(f"{file}: no answer to {each.id!r} ({each.where}); give each question one, '' for none")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from minilm.errors import ConfigError, DataError
+from minilm.errors import ConfigError
 from minilm.language.likelihood import TOKENIZED, Encoded, LanguageScorer, Questions, log_probabilities, words_of
 from minilm.metrics.intervals import with_intervals
 
@@ -90,10 +90,8 @@ def _pieces(
 
 def perplexities(counts: np.ndarray) -> dict[str, Any]:
     """perplexity (of tokens), word_perplexity, bits_per_byte: as {value, low, high, n}, over documents. counts (n, 5):
-    COUNTED. A mean is over tokens, words or bytes of all documents together; too few documents have no interval. Raises
-    DataError where there is no token."""
-    if not counts[:, 1].sum():
-        raise DataError("no token to be told; give a text")
+    COUNTED. A mean is over tokens, words or bytes of all documents together; too few documents have no interval, and
+    documents without a token no perplexity (NaN)."""
     return with_intervals(counts, weighted, len(counts))
 
 

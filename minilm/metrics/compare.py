@@ -61,8 +61,11 @@ def compare(
             elif n < FEWEST:
                 own["reason"] = f"fewer than {FEWEST} examples: no interval"
             elif own["low"] is None or own["p"] is None:
-                same = np.array_equal(systems[a], systems[b])
-                own["reason"] = "both say the same of every example" if same else "defined in too few of the draws"
+                own["reason"] = "defined in too few of the draws"
+                if own["p"] is not None:
+                    own["reason"] = "no interval: draws do not differ, or too few define it"
+                if np.array_equal(systems[a], systems[b]):
+                    own["reason"] = "both say the same of every example"
         comparisons.append({"a": a, "b": b, "metrics": metrics})
     deciding = deciding or next(iter(comparisons[0]["metrics"]))
     corrected = holm([each["metrics"][deciding]["p"] for each in comparisons])

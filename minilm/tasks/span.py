@@ -19,14 +19,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minilm.data.examples import Question
-from minilm.data.tables import Table
+from minilm.data.tables import Row, Table
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, ConfigError, DataError
-from minilm.files import json_text, jsonl_text
+from minilm.files import json_text
 from minilm.metrics.intervals import weighted_means, with_intervals
 from minilm.metrics.scores import answer_scores, at_threshold, best_threshold, span_scores
 from minilm.tasks.baselines import Scores
+from minilm.tasks.predictions import places, table_text
 from minilm.tasks.task import TOKENIZED, Features, Predictions, Task, TaskBatch
 from minilm.train.losses import widened
 
@@ -206,17 +207,22 @@ class Span(Task):
     def file_text(
         self, ending: str, source: Table | Path | None, predictions: Predictions
     ) -> tuple[str, dict[str, int]]:
-        """The answers, "" for none, by the questions' ids, as SQuAD's script takes them; or a line each with its
-        margin."""
+        """The answers, "" for none, by the questions' ids, as SQuAD's script takes them; or each with its margin in the
+        rows of a table, that of `source`, or one of questions."""
         answers, margins = self.answers(predictions)
         counts = {"no_answer": sum(not text for text in answers.values())}
         if ending == ".json":
             return json_text(answers), counts
-        rows = (
-            {"id": each.id, "question": each.question, "prediction": answers[each.id], "margin": margins[each.id]}
-            for each in predictions.examples
-        )
-        return jsonl_text(rows), counts
+        examples = predictions.examples
+        told = {"prediction": answers, "margin": margins}
+        more = {name: [own[each.id] for each in examples] for name, own in told.items()}
+        if isinstance(source, Table):
+            ids = {each.where: {"id": each.id} for each in examples}  # of a row that has none, or another's, a new one
+            table = replace(source, rows=[Row(where, cells | ids.get(where, {})) for where, cells in source.rows])
+        else:
+            rows = [Row(each.where, {"id": each.id, "question": each.question}) for each in examples]
+            table = Table("questions", ("id", "question"), rows)
+        return table_text(ending, table, places(table, examples), more), counts
 
 
 def gold_answers(examples: Sequence[Question]) -> dict[str, list[str]]:

@@ -60,7 +60,7 @@ def go(home, load, monkeypatch, capsys):
 
     def run(*argv):
         with pytest.raises(SystemExit) as stop:
-            cli.run_one_of(script.COMMANDS, [*argv, "--device", "cpu"])
+            cli.run_one_of(script.COMMANDS, [*argv, *(() if "--result" in argv else ("--device", "cpu"))])
         out, err = capsys.readouterr()
         return stop.value.code, out, err
 
@@ -130,6 +130,17 @@ def test_temperature_and_thresholds_of_files_are_those_of_the_model(go):
     files = told(go, "score", "--predictions", "said-test.csv", "--dev", "said-dev.csv")
     assert files["calibration"]["temperature"] == pytest.approx(model["calibration"]["temperature"], rel=1e-3)
     assert files["thresholds"]["chosen"] == pytest.approx(model["thresholds"]["chosen"])
+
+
+def test_a_threshold_that_dev_cannot_choose_is_half(go):
+    """Of labels on one side only: all of them the positive one, or none."""
+    head = "text,label,prediction,p(bad),p(good)\n"
+    Path("said.csv").write_text(head + "fine,good,good,0.1,0.9\npoor,bad,bad,0.8,0.2\n" * 12)
+    for label in ("good", "bad"):
+        Path("said-dev.csv").write_text(head + f"fine,{label},good,0.1,0.9\npoor,{label},bad,0.8,0.2\n" * 12)
+        status, out, err = go("score", "--predictions", "said.csv", "--dev", "said-dev.csv")
+        assert status == 0, err
+        assert "threshold            0.5000 of good, for all of --dev, or none, has that label\n" in out
 
 
 def test_why_no_slice_is_told(go):
@@ -237,6 +248,15 @@ def test_compare(go):
     assert "tuned.csv against other" in out
 
 
+def test_a_flag_without_a_value_before_systems(go):
+    head = "text,label,prediction\n"
+    for name, last in (("first.csv", "a"), ("second.csv", "b")):
+        Path(name).write_text(f"{head}fine,a,a\npoor,b,{last}\n")
+    status, out, err = go("compare", "--header", "first.csv", "second.csv")
+    assert status == 0, err
+    assert "second.csv against first.csv" in out
+
+
 def test_compared_are_the_scores_of_the_label_that_a_model_was_tuned_for(go, home, tmp_path):
     """Whichever stands first; of two that were tuned for other labels one must be named."""
     for name in ("bad", "good"):
@@ -325,6 +345,12 @@ REFUSED = [
     (("compare", "plain.csv", "nowhere.csv"), "nowhere.csv: no such file"),
     (("compare", "plain.csv", "./plain.csv"), "name two or more different systems"),
     (("compare", "plain.csv", "better.csv", "--json", "plain.csv"), "--json plain.csv: is one of the systems"),
+    (("compare", "--json", "plain.csv", "better.csv", "short.csv"), "--json plain.csv: is named as predictions are"),
+    (
+        ("compare", "tuned", "other", *TEST, "--prediction-column", "x"),
+        "--prediction-column x: of a file of predictions",
+    ),
+    ((*SCORE, *TEST, "--prediction-column", "x"), "--prediction-column x: of a file of predictions, and here is none"),
     (("score", "--predictions", "nowhere.csv"), "nowhere.csv: no such file"),
     (("score", "--model", "plain.csv", *TEST), "--model plain.csv: is a file"),
     (("score", "--predictions", "other-names.csv"), "predictions are no, yes, and the labels a, b; name them alike"),
@@ -337,6 +363,18 @@ REFUSED = [
     (("report", "--model", "tuned", *TEST, "--html", "test.csv"), "--html test.csv: is the file of --data"),
     (("report", "--result", "plain.json", "--html", "p.html"), "plain.json: holds no result of score or report"),
     (("report", "--result", "plain.json", "--model", "tuned", "--html", "p.html"), "is a result already"),
+    (
+        ("report", "--result", "plain.json", "--text-column", "1", "--html", "p.html"),
+        "--text-column: --result plain.json",
+    ),
+    (
+        ("report", "--result", "plain.json", "--threads", "1", "--html", "p.html"),
+        "--threads: --result plain.json is a result already",
+    ),
+    (
+        ("report", "--result", "plain.json", "--no-header", "--html", "p.html"),
+        "--header: --result plain.json is a result already",
+    ),
 ]
 
 

@@ -1,8 +1,10 @@
 """What a model says of labelled examples, and the same read from the file that it wrote."""
 
 import datetime
+import json
 from contextlib import suppress
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from minilm.data.examples import Example, Tagged
-from minilm.errors import DataError, UserError
+from minilm.errors import ConfigError, DataError, UserError
 from minilm.files import jsonl_text, write_whole
 from minilm.judging.judged import Labelled, cost_of, judged_model
 from minilm.judging.prediction_files import Columns, judged_file
@@ -152,7 +154,17 @@ WRONG = [
     ("regression", "p.csv", f"{HEAD}\nthe,1,good\n", "p.csv:2: the prediction 'good' is no finite number"),
     ("regression", "p.csv", f"{HEAD}\nthe,1,nan\n", "p.csv:2: the prediction 'nan' is no finite number"),
     ("choice", "p.csv", "text,ending0,ending1,label,prediction\na,b,c,1,x\n", "'x' is no number of a choice, from 0"),
+    ("regression", "p.csv", f"{HEAD}\nthe,1,1\nfine,1,1e200\n", "p.csv:3: the prediction '1e200' is too large"),
+    ("choice", "p.csv", f"text,ending0,ending1,label,prediction\na,b,c,1,{'9' * 400}\n", "is no number of a choice"),
     ("tagging", "p.conll", "the O\nfilm O\n", "p.conll: 2 columns; give a word, its tag and the predicted one"),
+    (
+        "tagging",
+        "p.jsonl",
+        '{"words": ["a"], "tags": ["O"]}',
+        "p.jsonl: no column of predictions (it has 'words', 'tags')",
+    ),
+    ("tagging", "p.jsonl", '{"words": ["a"], "tags": ["O"], "pred": "O"}', "p.jsonl:1: 'pred' is no list of tags"),
+    ("tagging", "p.jsonl", '{"words": ["a"], "tags": ["O"], "pred": ""}', "p.jsonl:1: 1 words and 0 tags; give each"),
     ("span", "p.json", '{"q0": "a"}', "answers without the questions; give their labelled file with --data"),
     ("classification", "p.csv", "", "p.csv: holds no row"),
 ]
@@ -201,6 +213,41 @@ def test_predictions_of_other_examples_are_refused(tuned, tmp_path, name, out, c
     with pytest.raises(DataError) as caught:
         judged_file(tmp_path / out, name, data, read_source(file, name))
     assert said in str(caught.value)
+
+
+def test_a_column_that_is_named_is_read(tuned, tmp_path):
+    """Of every task; where there are no columns, or they have no names, a name is refused."""
+    rows = [
+        {"words": ["the", "film"], "tags": ["O", "B-x"], "prediction": ["O", "O"], "prediction (model)": ["O", "B-x"]},
+        {"words": [], "tags": [], "prediction": "", "prediction (model)": ""},  # as predict writes it
+        {"words": ["fine"], "tags": ["B-y"], "prediction": ["B-y"], "prediction (model)": ["O"]},
+    ]
+    file = _written(tmp_path / "out.jsonl", jsonl_text(rows))
+    for given, said in ((None, [["O", "B-x"], ["O"]]), ("prediction", [["O", "O"], ["B-y"]])):
+        assert judged_file(file, "tagging", named=Columns(prediction=given))[0].decoded == said
+    file = _written(tmp_path / "out.conll", "the O O B-x\nfine B-y O B-x\n")
+    for given, label, gold, said in (
+        (None, None, ("O", "O"), ["B-x", "B-x"]),
+        ("3", None, ("O", "B-y"), ["O", "O"]),
+        ("4", "2", ("O", "B-y"), ["B-x", "B-x"]),
+    ):
+        found, data, _ = judged_file(file, "tagging", named=Columns(label=label, prediction=given))
+        assert (data.examples[0].tags, found.decoded) == (gold, [said])
+    with pytest.raises(ConfigError, match="--prediction-column mine: the number of a column where one word stands a"):
+        judged_file(file, "tagging", named=Columns(prediction="mine"))
+    _, data, file = tuned("span", 2)
+    out = _written(tmp_path / "out.csv", "id,prediction,mine\nq0,a,b\nq1,c,d\n")
+    assert judged_file(out, "span", data, file, Columns(prediction="mine"))[0].decoded == ["b", "d"]
+    out = _written(tmp_path / "out.json", '{"q0": "a", "q1": ""}')
+    with pytest.raises(ConfigError, match=r"--prediction-column mine: a \.json of answers by id has no columns"):
+        judged_file(out, "span", data, file, Columns(prediction="mine"))
+
+
+def test_a_question_has_one_answer(tuned, tmp_path):
+    _, data, file = tuned("span", 2)
+    out = _written(tmp_path / "out.csv", "id,prediction\nq0,a\nq1,b\nq0,c\n")
+    with pytest.raises(DataError, match=r"out\.csv:4: id 'q0' stands there twice; give each question one answer"):
+        judged_file(out, "span", data, file)
 
 
 def test_what_several_systems_say_is_kept_apart(tmp_path):
@@ -276,6 +323,37 @@ def test_cells_that_nobody_reads_are_copied():
     assert [*map(str, map(cell_text, odd))] == ["x", "2026-01-02", "inf", "1" + "0" * 400]
 
 
+def test_a_day_in_a_row_is_copied():
+    row = {"day": datetime.date(2026, 1, 2), "price": Decimal("1.50"), "raw": b"x", "all": [datetime.date(2026, 1, 2)]}
+    assert json.loads(jsonl_text([row])) == {
+        "day": "2026-01-02",
+        "price": "1.50",
+        "raw": "b'x'",
+        "all": ["2026-01-02"],
+    }
+
+
+def test_a_table_of_questions_keeps_its_rows_and_columns(tuned, tmp_path):
+    """Also one that nothing is said of; a question that has no id, or another's, is found again."""
+    model, data, _ = tuned("span", 3)
+    rows = [
+        {"question": each.question, "context": each.context, "answers": [], "note": i}
+        for i, each in enumerate(data.examples)
+    ]
+    rows = [rows[0] | {"id": "a"}, rows[1] | {"id": "a"}, rows[2] | {"question": ""}, rows[2]]
+    source = read_source(_written(tmp_path / "rows.jsonl", jsonl_text(rows)), "span")
+    data = read_examples(source, "span")
+    predictions = model.predictions(data.examples)
+    file = _written(tmp_path / "out.jsonl", model.task.file_text(".jsonl", source, predictions)[0])
+    said = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [each.get("id") for each in said] == ["a", "a#2", None, "4"]
+    assert [{name: each[name] for name in row if name != "id"} for each, row in zip(said, rows, strict=True)] == [
+        {name: cell for name, cell in row.items() if name != "id"} for row in rows
+    ]
+    assert (said[2]["prediction"], said[2]["margin"]) == ("", "")
+    assert judged_file(file, "span", data, source)[0].decoded == model.task.decode(predictions)
+
+
 def test_answers_to_questions_that_are_left_out_are_no_fault(tuned, tmp_path):
     model, data, file = tuned("span")
     text = model.task.file_text(".json", read_source(file, "span"), model.predictions(data.examples))[0]
@@ -285,10 +363,24 @@ def test_answers_to_questions_that_are_left_out_are_no_fault(tuned, tmp_path):
     assert len(found) == len(data.examples) - 1
 
 
-def test_flags_of_labels_are_no_columns_to_look_at(tmp_path):
-    file = _written(tmp_path / "gold.csv", "text,loud,rude,source\nthe,1,0,web\nfine,0,1,web\n")
-    source = read_source(file, "multilabel")
-    assert [*Labelled(read_examples(source, "multilabel"), source).cells()] == ["source"]
+ANSWERS = {"text": ["fine"], "answer_start": [0]}
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("classification", {"text": "fine", "label": "a"}),
+        ("multilabel", {"text": "fine", "loud": 1, "rude": 0}),
+        ("tagging", {"tokens": ["fine"], "ner_tags": ["O"]}),
+        ("choice", {"sent1": "the", "sent2": "film", "ending0": "fine", "ending1": "poor", "label": 1}),
+        ("choice", {"question": "the", "choices": ["fine", "poor"], "answer": 1}),
+        ("span", {"id": "a", "question": "the?", "context": "fine", "answers": ANSWERS, "is_impossible": False}),
+    ],
+)
+def test_what_examples_are_made_of_is_no_column_to_look_at(tmp_path, name, row):
+    file = _written(tmp_path / "gold.jsonl", jsonl_text(row | {"source": where} for where in ("web", "post")))
+    source = read_source(file, name)
+    assert Labelled(read_examples(source, name), source).cells() == {"source": ["web", "post"]}
 
 
 def _written(file, text):

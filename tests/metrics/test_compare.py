@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("error")  # nothing here warns
 RUNS = 1000 if os.environ.get("MINILM_EVERY") == "1" else 100
 OF_TWO = partial(weighted_labels, labels=2)
 MEAN = partial(weighted_means, names=("mean",))
+NO_INTERVAL = "no interval: draws do not differ, or too few define it"
 
 
 def labels(rng, n, *accuracies):
@@ -263,10 +264,14 @@ def test_what_is_not_defined():
         "n": 50,
         "reason": "not defined for two",
     }
-    assert found["rare"]["reason"] == "defined in too few of the draws"  # of which many lack the one example
+    assert found["rare"]["reason"] == NO_INTERVAL  # for many draws lack the one example
     assert found["rare"]["low"] is None
     undecided = compare({"one": a, "two": b}, names, deciding="some")["comparisons"][0]
     assert undecided["p_holm"] is None
+    gold = np.arange(50) % 2
+    a, b = (np.stack([gold, np.where(np.arange(50) < most, 1, gold)], axis=1) for most in (10, 20))
+    recall = only(compare({"one": a, "two": b}, OF_TWO))["recall"]  # 1 in every draw
+    assert (recall["difference"], recall["low"], recall["p"], recall["reason"]) == (0, None, 1, NO_INTERVAL)
 
 
 def test_of_numbers():
