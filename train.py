@@ -32,7 +32,7 @@ from minilm.checkpoint.model import (
     weights_fingerprint,
     write_model,
 )
-from minilm.checkpoint.store import Run, Store, manifest_fault
+from minilm.checkpoint.store import Run, Store
 from minilm.data.corpus import open_corpus
 from minilm.data.documents import is_jsonl
 from minilm.data.loader import Kind, Loader, check_divisible, fixed_batches, shared
@@ -57,7 +57,7 @@ from minilm.model.encoder import DROPOUTS, initialise
 from minilm.model.heads import LanguageModel
 from minilm.recipes import RECIPES, Recipe, RecipeName
 from minilm.train.cheap import cheapen
-from minilm.train.job import Job, begin, finish, runtime_of, train, with_less
+from minilm.train.job import Job, begin, finish, reopened, runtime_of, train, with_less
 from minilm.train.log import Log, plot_loss, say
 from minilm.train.loop import Loss, Optimizers, OutOfMemory, Plan, evaluate
 from minilm.train.losses import language_model_loss, language_model_score
@@ -357,11 +357,8 @@ def pretrain(
         if run and run.settings["data"] != data.fingerprint:
             other = "" if args.data else ", or with other versions of the packages whose documentation it is"
             raise ConfigError(f"--out {out}: began with other text{other}; use the same, or another --out")
-        if run and run.result and (fault := ranks.from_first(lambda: manifest_fault(out))):
-            say(f"{out} is finished, but {fault}: the model is written again")
-            run = replace(run, result=None)
+        run = reopened(run, out, ranks)
         if run and run.result:
-            say(f"{out} is finished; for another run choose another --out")
             try:
                 summary(run.result)
             except (KeyError, TypeError, ValueError) as error:

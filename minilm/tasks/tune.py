@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from minilm.checkpoint.model import weights_fingerprint
-from minilm.checkpoint.store import Store, manifest_fault
+from minilm.checkpoint.store import Store
 from minilm.checkpoint.weights import load_tensors, save_tensors
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
@@ -21,8 +21,8 @@ from minilm.tasks.task import Features, Predictions, Task, TaskScore, outputs_of
 from minilm.tasks.tuned import Tuned, fingerprint
 from minilm.tasks.tuning import ExampleBatches, Tuning, length_of
 from minilm.train.cheap import as_before, cheapen
-from minilm.train.job import Job, begin, finish, runtime_of, train, worth
-from minilm.train.log import say
+from minilm.train.job import Job, begin, finish, reopened, runtime_of, train, worth
+from minilm.train.log import Log, say
 from minilm.train.loop import Optimizers, Plan
 from minilm.train.lora import adapt, merge, merged_state
 from minilm.train.optim import lr_fraction, make_optimizers
@@ -83,17 +83,9 @@ def tune(
     encoder = model.base_model.encoder
     usual = runtime.backend(length, encoder.cfg.attention_dropout, encoder.cfg.head_width)
     encoder.backend = backend = run.backend if run else usual
-    finished = run is not None and bool(run.result)
-    if finished and (fault := manifest_fault(store.out)):
-        say(f"{store.out} is finished, but {fault}: the model is written again")
-        run, finished = replace(run, result=None), False
-    if finished:
-        say(f"{store.out} is finished; for another run choose another --out")
-        saved = type(model).from_pretrained(store.out, dtype=torch.float32)
-        model.load_state_dict(saved.state_dict())
-        model.to(runtime.device).eval()
-        fitted = task.as_saved(saved)
-        model.config.update(fitted.config())
+    run = reopened(run, store.out, runtime.ranks)
+    if run and run.result:
+        fitted = _load_finished(model, task, store.out, runtime)
         return Tuned(model, tokenizer, fitted, runtime, length, run.result)
 
     optimizers = _prepared(model, tuning, runtime)
@@ -150,19 +142,13 @@ def tune(
     model.config.update(fitted.config())
     result = (about or {}) | {
         "dev": {"loss": score.loss, **score.metrics},
-        "steps": log.done,  # fewer than planned, if nothing got better
-        "best_step": log.best,  # the step that the saved model is of
         "epochs": batches.epochs() * log.done / plan.steps,
         "examples": len(examples),
         "dev_examples": len(dev),
-        "tokens": log.spent.tokens,
-        "seconds": log.spent.seconds,
-        "tokens_per_s": log.spent.tokens / max(1e-9, log.spent.seconds),
         "lr": tuning.rate(model),
         "seed": tuning.seed,
         "length": length,
-        "precision": runtime.precision,
-        "peak_mb": peak_memory_mb(runtime.device),
+        **_measured(log, runtime),
     }
     finish(job, run, model.state_dict(), "", result, log.best)
     merge(model)
@@ -170,6 +156,29 @@ def tune(
     if log.signal is not None:  # meant for the process, not for this run alone
         signal.raise_signal(log.signal)
     return Tuned(model, tokenizer, fitted, runtime, length, result)
+
+
+def _load_finished(model: PreTrainedModel, task: Task, out: Path, runtime: Runtime) -> Task:
+    """Load the weights of a finished run into `model`: the task as it was saved with them."""
+    saved = type(model).from_pretrained(out, dtype=torch.float32)
+    model.load_state_dict(saved.state_dict())
+    model.to(runtime.device).eval()
+    fitted = task.as_saved(saved)
+    model.config.update(fitted.config())
+    return fitted
+
+
+def _measured(log: Log, runtime: Runtime) -> dict[str, Any]:
+    """What a run took, for its result."""
+    return {
+        "steps": log.done,  # fewer than planned, if nothing got better
+        "best_step": log.best,  # the step that the saved model is of
+        "tokens": log.spent.tokens,
+        "seconds": log.spent.seconds,
+        "tokens_per_s": log.spent.tokens / max(1e-9, log.spent.seconds),
+        "precision": runtime.precision,
+        "peak_mb": peak_memory_mb(runtime.device),
+    }
 
 
 def _prepared(model: PreTrainedModel, tuning: Tuning, runtime: Runtime) -> Optimizers:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import minilm
 from minilm.checkpoint.model import read_training, write_training
-from minilm.checkpoint.store import Run, Store
+from minilm.checkpoint.store import Run, Store, manifest_fault
 from minilm.checkpoint.weights import save_tensors
 from minilm.errors import CheckpointError, UserError, some
 from minilm.train.cost import EnergyMeter
@@ -124,6 +124,17 @@ def runtime_of(
     for what in (what for what in now if now[what] != was.get(what) and not run.result):
         say(f"this run began with {what} {was.get(what)}, now it is {now[what]}: it goes on, but not bit for bit")
     return runtime
+
+
+def reopened(run: Run | None, out: Path, ranks: Ranks) -> Run | None:
+    """`run`, without its result if its model in `out` is damaged, so that it is written again. Says how it stands."""
+    if run is None or not run.result:
+        return run
+    if fault := ranks.from_first(lambda: manifest_fault(out)):
+        say(f"{out} is finished, but {fault}: the model is written again")
+        return replace(run, result=None)
+    say(f"{out} is finished; for another run choose another --out")
+    return run
 
 
 def begin(job: Job, steps: int, backend: str) -> Run:
