@@ -8,7 +8,9 @@ import importlib.util
 import random
 import signal
 import socket
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -80,6 +82,19 @@ def as_in_a_terminal():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def wait_for():
+    """wait_for(sign, *processes): until sign() is true, while all of them run."""
+
+    def wait(sign: Callable[[], object], *processes: subprocess.Popen, seconds: float = 60) -> None:
+        limit = time.monotonic() + seconds
+        while not (came := sign()) and all(each.poll() is None for each in processes) and time.monotonic() < limit:
+            time.sleep(0.005)
+        assert came or sign()
+
+    return wait
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ class Args:
     json: str | None = None
 
 
-@pytest.fixture(autouse=True, params=[40, 200])
+@pytest.fixture(params=[40, 200])
 def columns(request, monkeypatch):
     """A terminal of so many columns: tyro frames and wraps what it says to that width."""
     monkeypatch.setenv("COLUMNS", str(request.param))
@@ -82,6 +82,7 @@ def test_flags_become_fields(argv, expected):
     assert cli.parse(Args, argv) == Args(**expected)
 
 
+@pytest.mark.usefixtures("columns")
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
@@ -122,6 +123,7 @@ def test_what_a_flag_cannot_be_is_one_line(go, argv, parts):
         assert frame not in err
 
 
+@pytest.mark.usefixtures("columns")
 def test_the_pointer_to_help_is_cut_off(go):
     """It is longer than the message, because it holds the script's path."""
     _, _, err = go("--steps", "many")
@@ -134,6 +136,7 @@ class Needed:
     steps: int = 1
 
 
+@pytest.mark.usefixtures("columns")
 def test_a_flag_that_is_missing_is_named(go):
     status, _, err = go("--steps", "1", args_type=Needed)
     assert status == 2
@@ -388,6 +391,7 @@ def test_status_is_what_main_returned(go, returned, status):
     assert go("--resume", main=lambda args: returned)[0] == status
 
 
+@pytest.mark.usefixtures("columns")
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_is_status_0_and_says_what_the_flags_are(go, flag):
     status, out, err = go(flag)

@@ -1,9 +1,11 @@
 """The commands of evaluate.py on a small model: what they print, write, and refuse."""
 
 import gzip
+import hashlib
 import itertools
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -20,8 +22,10 @@ from minilm.data.tables import table_of
 from minilm.language.bias import crows_log_probabilities, read_crows
 from minilm.language.cloze import last_words, read_passages
 from minilm.language.likelihood import log_likelihoods, read_scorer
+from minilm.language.perplexity import document_counts
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "home", "##s", "."]
+LABELS = {0: "bad", 1: "good"}
 ORDER = {"format": 1, "objective": "mlm", "pairs": "order"}
 LINES = ["the cat sat.", "", "a dog ran home", "the mats and the cats on the mat. " * 4, "cats", "a dog ran home"]
 
@@ -31,20 +35,26 @@ def script(load):
     return load("evaluate.py")
 
 
+def save_small(name, kind, pooling=None, **more):
+    """A model with random weights and a tokenizer of WORDS, in a directory of that name."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    sizes |= {"vocab_size": 64, "max_position_embeddings": 16, "initializer_range": 0.3}
+    model = kind(minilm.BertConfig(**sizes | more)).eval()
+    if pooling is not None:
+        model.pooling = pooling
+    model.save_pretrained(name)
+    minilm.BertTokenizer("vocab.txt", model_max_length=16).save_pretrained(name)
+    return model
+
+
 @pytest.fixture
 def go(script, tmp_path, monkeypatch, capsys):
     """go(*argv) -> (status, stdout, stderr), in a directory with lines.txt and the models "masked" and "encoder"."""
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-    config = minilm.BertConfig(vocab_size=64, max_position_embeddings=16, initializer_range=0.3, **sizes)
-    model = minilm.BertForMaskedLM(config)
-    encoder = minilm.BertModel(config)
-    encoder.pooling = Pooling(("cls",), normalize=True, max_length=12)
     Path("vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
-    for name, each in (("masked", model), ("encoder", encoder)):
-        each.save_pretrained(name)
-        minilm.BertTokenizer("vocab.txt", model_max_length=16).save_pretrained(name)
+    torch.manual_seed(0)
+    save_small("masked", minilm.BertForMaskedLM)
+    save_small("encoder", minilm.BertModel, Pooling(("cls",), normalize=True, max_length=12))
     Path("lines.txt").write_text("\n".join(LINES) + "\n")
 
     def run(*argv):
@@ -279,7 +289,7 @@ def test_help_says_the_command(go, command, capsys):
 def test_pairs(go):
     """Scores of both sentences are those of the library, and what a model finds likelier counts."""
     good, bad = ["the cats sat.", "a dog ran", "the dog sat"] * 10, ["the cat sats.", "a ran dog", "the dog sat"] * 10
-    rows = [{"sentence_good": good[i], "sentence_bad": bad[i], "field": "ab"[i % 2]} for i in range(30)]
+    rows = [{"sentence_good": good[i], "sentence_bad": bad[i], "field": "ab"[i % 2], "size": i % 3} for i in range(30)]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ("pairs", "--model", "masked", "--data", "pairs.jsonl")
     status, out, err = go(*flags, "--output", "scored.jsonl", "--json", "found.json")
@@ -296,8 +306,14 @@ def test_pairs(go):
     assert found["by"]["field"]["a"]["value"] == np.mean(hits[::2])
     assert f"{np.mean(hits):.4f}" in out.splitlines()[0]
     assert "ties       10 pairs, which count as missed" in out
-    status, out, _ = go(*flags, "--within-word", "--json")
+    status, out, _ = go(*flags, "--within-word", "--output", "scored.jsonl", "--by", "size", "--json")
     assert json.loads(out)["how"] == "masked, within word"
+    assert {size: own["n"] for size, own in json.loads(out)["by"].pop("size").items()} == {"0": 10, "1": 10, "2": 10}
+    assert [*json.loads(out)["by"]] == ["size"]
+    scored = [json.loads(line) for line in Path("scored.jsonl").read_text().splitlines()]
+    within = [sum(each) for each in log_likelihoods(scorer, good, within_word=True)]
+    assert [row["nats_good"] for row in scored] == pytest.approx(within, abs=1e-5)
+    assert abs(within[0] - wanted[0]) > 0.01
     assert "unknown" not in go(*flags)[1]
     Path("one.csv").write_text("sentence_good,sentence_bad\nthe cat sat,sat the zebra\n")
     status, out, _ = go("pairs", "--model", "masked", "--data", "one.csv", "--json", "found.json")
@@ -363,6 +379,34 @@ def test_perplexity(go):
         assert said in err
 
 
+def test_perplexity_reads_and_hides_as_asked_for(go):
+    """The field of a line, the rest of a word, and of a causal model how far it moves on."""
+    documents = ["the cats and the dogs sat on mats", "a dog ran home " * 6]
+    Path("texts.jsonl").write_text("".join(json.dumps({"text": "a", "body": each}) + "\n" for each in documents))
+    torch.manual_seed(3)
+    save_small("causal", minilm.BertLMHeadModel, is_decoder=True)
+    told = {}
+    for model, more in (
+        ("masked", ()),
+        ("masked", ("--within-word",)),
+        ("causal", ()),
+        ("causal", ("--stride", "2")),
+        ("causal", ("--stride", "2", "--length", "8")),
+    ):
+        flags = ("--data", "texts.jsonl", "--text-field", "body", *more, "--json")
+        status, out, err = go("perplexity", "--model", model, *flags)
+        assert status == 0, err
+        found = json.loads(out)
+        length = 8 if "--length" in more else 16
+        stride = 2 if "--stride" in more else length // 2
+        counts = [*document_counts(read_scorer(model), documents, length, stride, "--within-word" in more)]
+        assert found["nats"] == pytest.approx(sum(each[0] for each in counts), rel=1e-5)
+        assert found["bytes"] == sum(map(len, documents))
+        assert found.get("stride", stride) == stride
+        told[model, more] = round(found["nats"], 2)
+    assert len({*told.values()}) == len(told)
+
+
 def _with(flags, name, value):
     at = flags.index(name)
     return (*flags[: at + 1], value, *flags[at + 2 :])
@@ -410,10 +454,8 @@ def test_bias(go):
     Path("odd.json").write_text(json.dumps(odd))
     status, out, _ = go("bias", "--model", "masked", "--data", "odd.json")
     assert "unknown    1 words in the place of BLANK hold an unknown token" in out
-    config = minilm.BertConfig.from_pretrained("masked")
-    for name, made in (("both", minilm.BertForPreTraining), ("next", minilm.BertForNextSentencePrediction)):
-        made(config).save_pretrained(name)
-        minilm.BertTokenizer("vocab.txt", model_max_length=16).save_pretrained(name)
+    save_small("both", minilm.BertForPreTraining)
+    save_small("next", minilm.BertForNextSentencePrediction)
     for side in whole:
         whole[side][1]["sentence"] = f"the {sides[side]} ran."
     Path("stereo.json").write_text(json.dumps(whole))
@@ -445,13 +487,64 @@ def test_bias(go):
 def tuned(go):
     """In the directory of `go`: "reviews", which labels a text good or bad, and "answers", both with random weights."""
     torch.manual_seed(1)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-    config = minilm.BertConfig(vocab_size=64, max_position_embeddings=16, initializer_range=0.3, **sizes)
-    config.change({"id2label": {0: "bad", 1: "good"}})
-    kinds = {"reviews": minilm.BertForSequenceClassification, "answers": minilm.BertForQuestionAnswering}
-    for name, kind in kinds.items():
-        kind(config).save_pretrained(name)
-        minilm.BertTokenizer("vocab.txt", model_max_length=16).save_pretrained(name)
+    save_small("reviews", minilm.BertForSequenceClassification, id2label=LABELS)
+    save_small("answers", minilm.BertForQuestionAnswering)
+
+
+@pytest.fixture
+def hub(tuned, tmp_path, monkeypatch):
+    """In the cache of the hub: org/masked and org/reviews, in one revision those of `tuned`, in another "masked-v2" and
+    "reviews-v2"."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    torch.manual_seed(2)
+    save_small("masked-v2", minilm.BertForMaskedLM, vocab_size=17)
+    save_small("reviews-v2", minilm.BertForSequenceClassification, id2label=LABELS)
+    for name, revision in itertools.product(("masked", "reviews"), ("main", "v2")):
+        home = tmp_path / "hub" / f"models--org--{name}"
+        (home / "refs").mkdir(parents=True, exist_ok=True)
+        commit = hashlib.sha1(revision.encode()).hexdigest()
+        (home / "refs" / revision).write_text(commit)
+        shutil.copytree(name if revision == "main" else f"{name}-v2", home / "snapshots" / commit)
+
+
+def test_a_revision_is_another_model(go, hub):
+    """What is told of it is told of its directory, and not of the main branch."""
+    Path("new.csv").write_text("text\nthe cat sat\na dog ran home\n")
+    subjects = [" ".join(each) for each in itertools.product(("the", "a", "the mat and the"), ("cat", "home", "mat"))]
+    crows = "".join(f"{each} sat,{each.replace('t', 'te')} ran,stereo,{each}\n" for each in subjects)
+    Path("crows.csv").write_text("sent_more,sent_less,stereo_antistereo,bias_type\n" + crows)
+    Path("words.csv").write_text("cat,dog\ncats,home\n")
+    Path("few.txt").write_text("the cat sat\na dog ran home\nthe cats\n")
+    sides = {"stereotype": "cat", "anti-stereotype": "dog", "unrelated": "mat"}
+    asked = [{"id": each, "context": f"{each} BLANK", "bias_type": "race", "target": each} for each in subjects]
+    stereo = {side: [row | {"sentence": f"{row['id']} {word}"} for row in asked] for side, word in sides.items()}
+    Path("stereo.json").write_text(json.dumps(stereo))
+    for command, name, *flags in (
+        ("embed", "masked", "--data", "lines.txt", "--out", "found.npy"),
+        ("search", "masked", "--data", "lines.txt", "--query", "a cat", "--json"),
+        ("fill-mask", "masked", "--text", "the [MASK] sat.", "--json"),
+        ("perplexity", "masked", "--data", "lines.txt", "--json"),
+        ("predict", "reviews", "--input", "new.csv", "--output", "found.csv"),
+        ("bias", "masked", "--data", "crows.csv", "--json"),
+        ("bias", "masked", "--data", "stereo.json", "--json"),
+        ("bias", "masked", "--data", "few.txt", "--swaps", "words.csv", "--json"),
+        ("bias", "reviews", "--data", "few.txt", "--swaps", "words.csv", "--json"),
+        ("explain", "masked", "--text", "the [MASK] sat.", "--json"),
+        ("explain", "reviews", "--text", "the cat sat.", "--method", "occlusion", "--json"),
+    ):
+
+        def found(model, *revision, command=command, flags=flags):
+            status, out, err = go(command, "--model", model, *revision, *flags)
+            assert status == 0, err
+            if flags[-1] != "--json":
+                return Path(flags[-1]).read_bytes()
+            return {key: each for key, each in json.loads(out).items() if key not in ("model", "seconds")}
+
+        main, other = found(name), found(f"{name}-v2")
+        assert main != other, (command, *flags)
+        assert found(f"org/{name}") == main
+        assert found(f"org/{name}", "--revision", "v2") == other
 
 
 def test_explain(go, tuned, monkeypatch):
@@ -580,6 +673,13 @@ def test_generation(go):
     found = json.loads(out)
     assert (status, found["metrics"]["exact_match"]["value"]) == (0, 1)
     assert (found["metrics"]["bleu"]["value"], found["references"]) == (pytest.approx(100), 90)
+    Path("three.jsonl").write_text("".join(json.dumps({"prediction": "x", "said": each}) + "\n" for each in said))
+    Path("many.txt").write_text("\n".join(said).replace("cat", "cats") + "\n")
+    for more, rouge in (((), [0.5, 0.99]), (("--stemmer",), [1, 1])):
+        own = ("generation", "--predictions", "three.jsonl", "--prediction-field", "said", "--references", "many.txt")
+        found = json.loads(go(*own, *more, "--json")[1])
+        assert rouge[0] <= found["metrics"]["rouge1"]["value"] <= rouge[1]
+        assert found["signatures"]["rouge"].startswith(f"stemmer:{'yes' if more else 'no'}|")
     Path("short.txt").write_text("a cat\n")
     status, out, _ = go("generation", "--predictions", "short.txt", "--references", "short.txt")
     assert status == 0
@@ -660,15 +760,9 @@ def test_bias_by_swaps_of_a_masked_model(go):
 def test_bias_by_swaps_of_a_classifier(go):
     """Its probabilities are those of the model asked text by text."""
     torch.manual_seed(1)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     labels = {0: "bad", 1: "fair", 2: "good"}
-    config = minilm.BertConfig(
-        vocab_size=64, max_position_embeddings=16, initializer_range=0.5, id2label=labels, **sizes
-    )
+    model = save_small("labels", minilm.BertForSequenceClassification, initializer_range=0.5, id2label=labels)
     tokenizer = minilm.BertTokenizer("vocab.txt", model_max_length=16)
-    model = minilm.BertForSequenceClassification(config).eval()
-    model.save_pretrained("labels")
-    tokenizer.save_pretrained("labels")
     Path("words.csv").write_text("cat,dog\nox,cow\n")
     lines = [f"{'and ' * (i % 4)}the {('cat', 'dog')[i % 2]} {'sat ' * (i // 4)}" for i in range(24)]
     Path("texts.txt").write_text("\n".join([*lines, "an ox", "cat and dog", "a mat", "a " * 20 + "cat"]))
@@ -715,9 +809,21 @@ def test_bias_by_swaps_of_a_classifier(go):
     assert {"where": "two.csv:2", "versions": [["the cat", "the dog"], ["the dog", "the cat"]]}.items() <= max(
         found["most"], key=lambda each: each["where"] == "two.csv:2"
     ).items()
-    config.problem_type, config.id2label = "regression", {0: "x"}
-    minilm.BertForSequenceClassification(config).save_pretrained("number")
-    tokenizer.save_pretrained("number")
+    save_small("number", minilm.BertForSequenceClassification, problem_type="regression", id2label={0: "x"})
     status, _, err = go("bias", "--model", "number", *flags[3:])
     assert (status, len(err.splitlines())) == (2, 1)
     assert "is for regression; --swaps is of a masked model or of labels" in err
+
+
+def test_predictions_are_in_the_column_that_is_named(go):
+    rows = [f"the cat {i},{'ab'[i % 2]},{'ab'[i % 4 > 1]},{'ab'[i % 2]}\n" for i in range(20)]
+    for name in ("one.csv", "two.csv"):
+        Path(name).write_text("text,label,prediction,second\n" + "".join(rows))
+    for more, right in (((), 0.5), (("--prediction-column", "second"), 1), (("--prediction-column", "4"), 1)):
+        status, out, err = go("score", "--predictions", "one.csv", *more, "--json")
+        assert status == 0, err
+        assert json.loads(out)["metrics"]["accuracy"]["value"] == right
+        status, out, err = go("compare", "one.csv", "two.csv", *more, "--json")
+        assert status == 0, err
+        accuracy = json.loads(out)["comparisons"][0]["metrics"]["accuracy"]
+        assert (accuracy["a"], accuracy["b"]) == (right, right)

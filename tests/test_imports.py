@@ -1,10 +1,12 @@
-"""Imports run one way, and the reference library stays out of the package."""
+"""Imports run one way, the reference library stays out of the package, and public names are what they say."""
 
 import ast
 import re
 from pathlib import Path
 
 import pytest
+
+import minilm
 
 ROOT = Path(__file__).parent.parent
 ORDER = (  # each may import what stands before it; data and model do not know each other
@@ -75,11 +77,43 @@ def test_the_map_is_in_reading_order():
     """In the README's path of a sentence each file imports only files above it."""
     table = (ROOT / "README.md").read_text(encoding="utf-8").split("## The path of a sentence")[1].split("\n## ")[0]
     links = re.findall(r"\]\((minilm/[\w/]+\.py)\)", table)
+    assert len(links) > 20
     known = {"minilm", "minilm.batch", "minilm.errors", "minilm.files"}
     for link in links:
         ours = {m for m in imported(ROOT / link) if m.split(".")[0] == "minilm" and _is_module(m)}
         known.add(link.removesuffix(".py").replace("/", "."))
         assert ours <= known, f"{link} imports what stands below it"
+
+
+AUTO = {
+    "AutoConfig": "PreTrainedConfig",
+    "AutoTokenizer": "BertTokenizer",
+    "AutoModel": "BertModel",
+    "AutoModelForMaskedLM": "BertForMaskedLM",
+    "AutoModelForCausalLM": "BertLMHeadModel",
+    "AutoModelForSequenceClassification": "BertForSequenceClassification",
+    "AutoModelForTokenClassification": "BertForTokenClassification",
+    "AutoModelForQuestionAnswering": "BertForQuestionAnswering",
+    "AutoModelForMultipleChoice": "BertForMultipleChoice",
+    "AutoModelForNextSentencePrediction": "BertForNextSentencePrediction",
+}
+FAMILIES = ("Roberta", "DistilBert", "Electra", "ModernBert")
+
+
+@pytest.mark.parametrize("name", minilm.__all__)
+def test_a_public_name_is_what_it_says(name):
+    """Of any family the class is that of BERT."""
+    of_bert = next((f"Bert{name.removeprefix(family)}" for family in FAMILIES if name.startswith(family)), name)
+    usual = name if name == "ElectraForPreTraining" else of_bert.replace("TokenizerFast", "Tokenizer")
+    assert getattr(minilm, name).__name__ == AUTO.get(name, usual)
+
+
+def test_each_family_has_its_names():
+    assert {name for name in minilm.__all__ if name.startswith("Auto")} == {*AUTO}
+    heads = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+    wanted = {family + rest for family in ("Bert", *FAMILIES) for rest in (*heads, "ForMultipleChoice")}
+    assert wanted < {*minilm.__all__}
+    assert {*dir(minilm)} > {*minilm.__all__}
 
 
 def _is_module(name: str) -> bool:

@@ -81,13 +81,6 @@ def finish(started, seconds=120):
     return [(process.returncode, *own) for process, own in zip(started, said, strict=True)]
 
 
-def wait_for(started, sign, seconds=60):
-    limit = time.monotonic() + seconds
-    while not sign() and all(process.poll() is None for process in started) and time.monotonic() < limit:
-        time.sleep(0.01)
-    assert sign()
-
-
 def test_two_processes_are_one(processes, tmp_path):
     """Rows of unequal numbers of targets: the weights of one process, to fp32 reduction error, and its figures."""
     flags = ["--objective", "clm", "--packing", "documents", "--accumulation", 2, "--batch-size", 8]
@@ -115,13 +108,13 @@ def test_a_dry_run_is_shared(processes, tmp_path):
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_sharded_run_is_the_same_run(processes, tmp_path):
+def test_a_sharded_run_is_the_same_run(processes, tmp_path, wait_for):
     """Each process has a part of everything; stopped in the middle, it goes on, and ends as one process does."""
     flags = ["--objective", "clm", "--accumulation", 2, "--batch-size", 8, "--steps", 12, "--evaluate-every", 12]
     flags += ["--save-every", 6]
     alone = finish(processes(1, *flags, "--out", "alone"))
     first = processes(2, *flags, "--out", "shared", "--shard")
-    wait_for(first, (tmp_path / "shared" / "step-000006").exists)
+    wait_for((tmp_path / "shared" / "step-000006").exists, *first)
     first[0].kill()
     finish(first, seconds=30)
     again = finish(processes(2, *flags, "--out", "shared", "--shard"))
@@ -132,11 +125,11 @@ def test_a_sharded_run_is_the_same_run(processes, tmp_path):
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_one_process_killed_ends_the_other(processes, tmp_path, killed):
+def test_one_process_killed_ends_the_other(processes, tmp_path, wait_for, killed):
     """In seconds, with the last checkpoint whole; one process alone goes on from it, and says that the bits differ."""
     flags = ["--steps", 400, "--save-every", 5, "--batch-size", 8, "--objective", "clm", "--out", "run"]
     started = processes(2, *flags)
-    wait_for(started, (tmp_path / "run" / "step-000010").exists)
+    wait_for((tmp_path / "run" / "step-000010").exists, *started)
     started[killed].kill()
     began = time.monotonic()
     ends = finish(started, seconds=30)
@@ -148,7 +141,7 @@ def test_one_process_killed_ends_the_other(processes, tmp_path, killed):
     assert steps
     assert [manifest_fault(step) for step in steps] == [""] * len(steps)
     (again,) = processes(1, *flags)
-    wait_for([again], lambda: len(list((tmp_path / "run").glob("step-*"))) and is_on(tmp_path / "run", steps[-1]))
+    wait_for(lambda: any((tmp_path / "run").glob("step-*")) and is_on(tmp_path / "run", steps[-1]), again)
     again.send_signal(signal.SIGTERM)
     ((status, _, err),) = finish([again])
     assert status == 143
@@ -161,10 +154,10 @@ def is_on(run: Path, last: Path) -> bool:
 
 
 @pytest.mark.parametrize("told", [0, 1])
-def test_one_process_told_to_stop_stops_all(processes, tmp_path, told):
+def test_one_process_told_to_stop_stops_all(processes, tmp_path, wait_for, told):
     flags = ["--steps", 4000, "--save-every", 1000, "--batch-size", 8, "--out", "run"]
     started = processes(2, *flags)
-    wait_for(started, lambda: (tmp_path / "run" / "metrics.jsonl").exists() and metrics(tmp_path / "run"))
+    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and metrics(tmp_path / "run"), *started)
     started[told].send_signal(signal.SIGTERM)
     ends = finish(started, seconds=30)
     assert [status for status, _, _ in ends] == [143, 143]

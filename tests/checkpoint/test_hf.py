@@ -230,6 +230,12 @@ def test_a_modern_config_we_cannot_compute_is_refused(change, message):
         config_from_hf(config)
 
 
+@pytest.mark.parametrize("model_type", ["roberta", "distilbert"])
+def test_a_family_that_is_not_trained_here_is_no_language_model_of_ours(model_type):
+    with pytest.raises(CheckpointError, match=f"a {model_type} for mlm is not trained here; AutoModel opens it"):
+        kind_of({"model_type": model_type})
+
+
 @pytest.mark.parametrize("entry", [{}, 3, None, {"format": 1}, {"format": 1, "objective": []}, {"format": 2}])
 def test_an_entry_of_ours_that_is_none_is_refused(entry):
     with pytest.raises(CheckpointError, match="expected format 1 and an objective"):

@@ -163,6 +163,7 @@ def test_a_directory_of_something_else_is_refused(store):
         ('{"format": 2}', "format 2, this version reads 1"),
         ('{"format": 1}', "not a run's"),
         ('{"format": 1, "settings": {}, "mood": "good"}', "not a run's"),
+        (json.dumps(RUN | {"settings": {"steps": 10}}), "settings name no data; choose another --out"),
         *(
             (json.dumps(RUN | change), f"{next(iter(change))} is")
             for change in (

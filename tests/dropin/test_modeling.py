@@ -242,6 +242,9 @@ def test_gradient_checkpointing_computes_twice_and_changes_nothing(name):
         learned.append({"loss": loss} | {key: own.grad for key, own in model.named_parameters()})
     assert calls == [0, 0, 1]
     assert_same(*learned)
+    for other in ({"every_n_layers": 2}, {"offload": True}):
+        with pytest.raises(ConfigError, match="is of every layer here, and offloads nothing"):
+            model.gradient_checkpointing_enable(**other)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

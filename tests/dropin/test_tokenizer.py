@@ -424,6 +424,10 @@ def test_a_longer_text_is_said(tmp_path, caplog):
         (lambda t: t("a", truncation=True, max_length=8, stride=6), "stride 6"),
         (lambda t: t(TEXT, TEXT, truncation=True, max_length=20, stride=9), "cannot be tokenized"),
         (lambda t: t(TEXT, truncation=True, max_length=8, stride=8, add_special_tokens=False), "stride 8"),
+        (
+            lambda t: t("a", truncation=True, padding="max_length", max_length=9, pad_to_multiple_of=4),
+            "max_length 9 is no multiple of pad_to_multiple_of 4",
+        ),
         (lambda t: t.get_special_tokens_mask([1]), "give already_has_special_tokens=True"),
         (lambda t: t("a", padding=True, padding_side="top"), "padding_side 'top'"),
     ],

@@ -473,6 +473,14 @@ def test_answers_to_questions_by_hand():
     assert list(scores.values()) == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_question_of_which_nothing_is_predicted_is_named():
+    told = {question: ANSWERS[question] for question in ("q1", "q2", "q4")}
+    with pytest.raises(DataError, match="nothing is predicted of question 'q3'"):
+        span_scores(told, QUESTIONS)
+    with pytest.raises(DataError, match="nothing is predicted of question 'q3'"):
+        best_threshold(ANSWERS, dict.fromkeys(told, 0.0), QUESTIONS)
+
+
 def test_a_mean_over_no_questions_is_nan():
     scores = span_scores({"q": "blue"}, {"q": ("blue",)})
     assert [scores["f1"], scores["f1_answerable"], scores["exact_answerable"]] == [1.0, 1.0, 1.0]

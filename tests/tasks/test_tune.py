@@ -22,6 +22,7 @@ from minilm.tasks.tuning import ExampleBatches, Tuning
 from minilm.train.cheap import cheapen
 from minilm.train.log import read_metrics
 from minilm.train.loop import OutOfMemory, TrainingError
+from minilm.train.lora import merge, merged_state
 
 QUICK = Tuning(epochs=6, batch_size=8, lr=3e-3, length=24, patience=100)
 
@@ -120,13 +121,15 @@ def test_it_learns_and_what_it_wrote_says_the_same(go, reviews, tmp_path):
     assert same(weights(again), weights(tuned))
 
 
-@pytest.mark.parametrize("tuning", [QUICK, replace(QUICK, lora_rank=2)], ids=["plain", "lora"])
-def test_going_on_is_going_through(go, tmp_path, tuning):
+@pytest.mark.parametrize(
+    ("tuning", "stops"), [(QUICK, (0, 3)), (replace(QUICK, lora_rank=2), (3,))], ids=["plain", "lora"]
+)
+def test_going_on_is_going_through(go, tmp_path, tuning, stops):
     """Stopped after any epoch, it ends with the same bits."""
     whole = weights(go("whole", tuning))
     steps = [line["step"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl") if "held_out_loss" in line]
     assert len(steps) == 6
-    for stop in (steps[0], steps[3]):
+    for stop in (steps[i] for i in stops):
 
         class Stopped(Exception):
             pass
@@ -274,14 +277,10 @@ def test_each_setting_does_something(go, directory):
     plain = weights(go("plain", short))
     before, _ = model_for(Classification(("bad", "good")), directory)
     start = before.state_dict()
-    lower, upper = (f"bert.encoder.layers.{i}.mlp.inp.weight" for i in (0, 1))
+    upper = "bert.encoder.layers.1.mlp.inp.weight"
     for name, changed in {
-        "layer_decay": replace(short, layer_decay=0.5),
         "frozen_layers": replace(short, frozen_layers=1),
-        "weight_decay": replace(short, weight_decay=1.0),
-        "warmup_frac": replace(short, warmup_frac=0.9),
         "seed": replace(short, seed=1),
-        "max_norm": replace(short, max_norm=1e-3),
     }.items():
         found = weights(go(name, changed))
         assert not same(found, plain), name
@@ -289,15 +288,71 @@ def test_each_setting_does_something(go, directory):
             frozen = [key for key in found if key.startswith(("bert.encoder.embedding", "bert.encoder.layers.0"))]
             assert all(torch.equal(found[key], start[key]) for key in frozen)
             assert not torch.equal(found[upper], start[upper])
-        if name == "layer_decay":  # the lower, the less it moves
-            moved = {
-                key: ((found[key] - start[key]).abs().mean() / (plain[key] - start[key]).abs().mean()).item()
-                for key in (upper, lower, "classifier.weight")
-            }
-            assert moved[lower] < 0.7 * moved[upper]
-            assert moved["classifier.weight"] == pytest.approx(1, abs=0.3)
     same_bits = weights(go("checkpointed", replace(short, gradient_checkpointing=True)))
     assert max((same_bits[key] - plain[key]).abs().max() for key in plain) < 1e-4
+
+
+@pytest.fixture
+def planned(go, monkeypatch):
+    """planned(tuning) -> (job, plan) of the run, which is not begun."""
+
+    class Planned(Exception):
+        pass
+
+    def stop(job, plan):
+        raise Planned(job, plan)
+
+    monkeypatch.setattr(tune_module, "train", stop)
+
+    def of(tuning):
+        with pytest.raises(Planned) as stopped:
+            go(tuning=tuning)
+        return stopped.value.args
+
+    return of
+
+
+def test_each_stage_learns_at_its_own_rate(planned):
+    """A layer by `layer_decay` slower than the one above, the first one above the encoder's last."""
+    job, _ = planned(replace(QUICK, lr=0.8, layer_decay=0.5, weight_decay=0.3))
+    (adamw,) = job.optimizers
+    group_of = {own: group for group in adamw.param_groups for own in group["params"]}
+    slower = {"bert.encoder.layers.1.": 0.4, "bert.encoder.layers.0.": 0.2, "bert.encoder.embedding.": 0.1}
+    seen = set()
+    for name, own in job.model.named_parameters():
+        peak = next((rate for stage, rate in slower.items() if name.startswith(stage)), 0.8)
+        found = group_of[own]["peak_lr"], group_of[own]["weight_decay"]
+        assert found == (pytest.approx(peak), 0.3 if own.ndim > 1 else 0.0), name
+        seen.add(peak)
+    assert seen == {0.8, 0.4, 0.2, 0.1}
+
+
+def test_the_plan_is_as_its_tuning_says(planned):
+    _, plan = planned(replace(QUICK, steps=40, warmup_frac=0.25, max_norm=0.5, seed=3, evaluate_every=7))
+    assert (plan.steps, plan.max_norm, plan.seed, plan.evaluate_every, plan.save_every) == (40, 0.5, 3, 7, 7)
+    assert [plan.schedule(step) for step in (0, 9, 10, 25, 39)] == pytest.approx([0.1, 1, 1, 0.5, 1 / 30])
+
+
+@pytest.mark.parametrize("alpha", [2.0, 16.0])
+def test_lora_adds_alpha_by_rank_of_its_product(planned, directory, alpha):
+    """As it computes, as it is saved and as it is merged."""
+    job, _ = planned(replace(QUICK, lora_rank=4, lora_alpha=alpha))
+    before = model_for(Classification(("bad", "good")), directory)[0].state_dict()
+    layers = [f"bert.encoder.layers.{i}.attention.qkv" for i in range(2)]
+    wanted, computed = {}, {}
+    torch.manual_seed(0)
+    for name in layers:
+        own = job.model.get_submodule(name)
+        small = own.parametrizations.weight[0]
+        a, b = (torch.nn.init.normal_(each) for each in (small.A, small.B))
+        products = torch.cat([b[i] @ a[i] for i in range(3)])
+        wanted[f"{name}.weight"] = before[f"{name}.weight"] + alpha / 4 * products
+        computed[f"{name}.weight"] = own.weight
+    saved, _ = merged_state(job.model, job.model.state_dict())
+    merge(job.model)
+    for found in (computed, saved, job.model.state_dict()):
+        for name, own in wanted.items():
+            assert (found[name] - own).abs().max() < 1e-4
 
 
 def test_lora_learns_beside_a_frozen_encoder_and_is_merged(go, directory, tmp_path, reviews):

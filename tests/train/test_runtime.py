@@ -458,7 +458,7 @@ def test_few_batches_have_the_more_threads(threads, batches, each):
     assert list(made) == [each] * batches
 
 
-@pytest.mark.parametrize("given", range(1, 41))
+@pytest.mark.parametrize("given", [1, 2, 3, 5, 7, 8, 12, 17, 40])
 def test_as_many_work_as_is_said(threads, given):
     threads(given)
     made = side_by_side(lambda item: (threading.get_ident(), time.sleep(0.01)), range(64), torch.device("cpu"))
@@ -467,13 +467,14 @@ def test_as_many_work_as_is_said(threads, given):
 
 def test_a_signal_does_not_wait_for_the_batches_under_way(threads):
     threads(2)
-    let_go, made = threading.Event(), []
+    let_go, made, began = threading.Event(), [], time.monotonic()
     with StopSignals() as stop:
-        threading.Timer(0.3, signal.raise_signal, [signal.SIGTERM]).start()
+        main = threading.main_thread().ident
+        threading.Timer(0.3, signal.pthread_kill, [main, signal.SIGTERM]).start()
         with pytest.raises(Stopped), stop.leaving():
             made += side_by_side(lambda item: let_go.wait(30), range(9), torch.device("cpu"))
     assert made == []
-    assert not let_go.is_set()
+    assert time.monotonic() - began < 15
     let_go.set()
     assert torch.get_num_threads() == 2
 
