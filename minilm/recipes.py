@@ -150,9 +150,10 @@ RECIPES: dict[RecipeName, Recipe] = {
         steps=1_000_000,
     ),
     # Warner et al. 2024, sec. 2.2: the first phase of ModernBERT-base, 1.7 T tokens in rows of 1,024, the batch growing
-    # to 4,608 rows (there from 768 over 50 B tokens, here in doublings from 96), a mask rate of 30 %, warm-up, stable,
-    # 1 - sqrt over 50 B tokens, which there come after a phase of longer rows. Their vocabulary is a byte-level BPE,
-    # their optimizer StableAdamW; here WordPiece, AdamW and clipping.
+    # to 4,608 rows (there from 768 over 50 B tokens, here in doublings from 96 over 11 B), a mask rate of 30 %, a warm-up
+    # of 3 B tokens, stable, 1 - sqrt over 50 B tokens, which there come after a phase of longer rows. Their vocabulary is
+    # a byte-level BPE, their optimizer StableAdamW, with dropout of 0.1 after attention; here WordPiece, AdamW and
+    # clipping, without dropout. Their weight decay of 1e-5 a step is not multiplied by the learning rate; AdamW's is.
     "modern-base": Recipe(
         architecture="modern",
         hidden_size=768,
@@ -167,10 +168,10 @@ RECIPES: dict[RecipeName, Recipe] = {
         vocab_size=50_368,
         mask_rate=0.3,
         lr=8e-4,
-        weight_decay=1e-5,
+        weight_decay=1e-5 / 8e-4,
         beta2=0.98,
         schedule="wsd",
-        warmup_frac=0.002,
+        warmup_frac=0.02,
         decay_frac=0.03,
         output_scale=(2 * 22) ** -0.5,
         steps=360_000,

@@ -94,9 +94,13 @@ def fill_mask(model: Pretrained | MaskedLM | Path | str, text: str, top_k: int =
     fillings = []
     for p, id in zip(best.values.tolist(), best.indices.tolist(), strict=True):
         filled = [*ids[: masks[0]], id, *ids[masks[0] + 1 :]]
-        token = tokenizer.decode([id]).strip() or tokenizer.convert_ids_to_tokens(id) or tokenizer.unk_token
-        fillings.append(Filling(token, p, tokenizer.decode(filled, skip_special_tokens=True)))
+        fillings.append(Filling(token_text(tokenizer, id), p, tokenizer.decode(filled, skip_special_tokens=True)))
     return fillings
+
+
+def token_text(tokenizer: BertTokenizer, id: int) -> str:
+    """Text of a token; unk_token for an id past the vocabulary, as a padded table has some."""
+    return tokenizer.decode([id]).strip() or tokenizer.convert_ids_to_tokens(id) or tokenizer.unk_token
 
 
 def continue_text(pretrained: Pretrained, text: str, max_new: int = 40, temperature: float = 0.8, seed: int = 0) -> str:

@@ -14,7 +14,7 @@ from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError, did_you_mean, some
-from minilm.evaluation.predict import MaskedLM
+from minilm.evaluation.predict import MaskedLM, token_text
 from minilm.explanation.attribution import Output
 from minilm.explanation.shown import Word
 from minilm.tasks.classification import Classification, MultiLabel, reads_cls
@@ -99,7 +99,7 @@ def asked_of_mask(masked: MaskedLM, text: str, target: str | None) -> Asked:
         told = logits(model.eval().base_model.encoder(tokens), tokens)[0].cpu().double()
     before, _, _ = text.partition(tokenizer.mask_token)
     chosen = int(told.argmax()) if target is None else _token(tokenizer, target, before)
-    says = tokenizer.decode([chosen]).strip() or tokenizer.convert_ids_to_tokens(chosen)
+    says = token_text(tokenizer, chosen)
     output = Output(model, lambda states, tokens: logits(states, tokens)[:, chosen])
     kept = np.array(encoding.special_tokens_mask, bool)
     kept[place] = True

@@ -193,6 +193,20 @@ def test_masks(tmp_path, made):
             explain_mask(masked, bad, target=target)
 
 
+def test_a_mask_filled_from_beyond_the_vocabulary(tmp_path, made):
+    """As by a model whose table is padded to a multiple of 64."""
+    made("bert", tmp_path)
+    masked = read_masked_lm(tmp_path)
+    masked.model.resize_token_embeddings(pad_to_multiple_of=64)
+    last = masked.model.config.vocab_size - 1
+    assert masked.tokenizer.convert_ids_to_tokens(last) is None
+    with torch.no_grad():
+        masked.model.head.bias[last] = 100.0
+    text = "the [MASK] sat on a mat"
+    assert minilm.fill_mask(masked, text, top_k=1)[0].token == "[UNK]"
+    assert explain_mask(masked, text, Method("occlusion")).says == "[UNK]"
+
+
 @pytest.mark.parametrize("lstrip", [True, False])
 def test_after_a_space_a_target_begins_with_it(random_of, lstrip):
     """As RoBERTa's tokens do, whose names are told without it; whether or not a space before the mask is the mask's."""
