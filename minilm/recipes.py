@@ -150,10 +150,10 @@ RECIPES: dict[RecipeName, Recipe] = {
         steps=1_000_000,
     ),
     # Warner et al. 2024, sec. 2.2: the first phase of ModernBERT-base, 1.7 T tokens in rows of 1,024, the batch growing
-    # to 4,608 rows (there from 768 over 50 B tokens, here in doublings from 96 over 11 B), a mask rate of 30 %, a warm-up
-    # of 3 B tokens, stable, 1 - sqrt over 50 B tokens, which there come after a phase of longer rows. Their vocabulary is
-    # a byte-level BPE, their optimizer StableAdamW, with dropout of 0.1 after attention; here WordPiece, AdamW and
-    # clipping, without dropout. Their weight decay of 1e-5 a step is not multiplied by the learning rate; AdamW's is.
+    # to 4,608 rows (there from 768 over 50 B tokens, here in doublings from 96 over 11 B), a mask rate of 30 %, warm-up
+    # over 3 B tokens, stable, 1 - sqrt over 50 B tokens, which there come after a phase of longer rows. They have a
+    # byte-level BPE, StableAdamW, and dropout of 0.1 after attention; here WordPiece, AdamW and clipping, no dropout.
+    # Their weight decay, 1e-5 a step, is not multiplied by the learning rate; AdamW's is.
     "modern-base": Recipe(
         architecture="modern",
         hidden_size=768,

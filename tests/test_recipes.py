@@ -64,8 +64,8 @@ def test_an_encoder_is_as_large_as_its_source_says(name):
 
 
 def test_modern_base_is_scheduled_in_the_tokens_of_its_source():
-    """Warner et al. 2024, table 3 and the configuration of their code: 1.7 T tokens, warm-up over 3 B, a decay over 50 B;
-    their weight decay is 1e-5 a step at the peak."""
+    """Warner et al. 2024, table 3 and the configuration of their code: 1.7 T tokens, warm-up over 3 B, a decay over
+    50 B, and a weight decay of 1e-5 a step at the peak."""
     recipe = RECIPES["modern-base"]
     tokens = [each.length * each.rows for each in recipe.stretches(recipe.steps) for _ in range(each.steps)]
     assert sum(tokens) == pytest.approx(1.7e12, rel=0.05)
