@@ -4,7 +4,7 @@ Names map ours to theirs: `{i}` stands for a layer number; where theirs is a tup
 that order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,6 +132,11 @@ class Family:
     def head_of(self, key: str) -> str:
         """Prefix of the head that their tensor `key` belongs to; "" for the encoder."""
         return max((head for head in self.heads if key.startswith(head)), key=len, default="")
+
+    def kinds(self, architectures: Sequence[str] | None) -> list[str]:
+        """The kinds of the classes that a config.json names, without those that are none of the family's."""
+        named = {built.architecture: kind for kind, built in self.classes.items()}
+        return [named[each] for each in architectures or () if each in named]
 
     @property
     def buffers(self) -> tuple[str, ...]:

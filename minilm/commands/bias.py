@@ -68,7 +68,8 @@ def _of_stereoset(args: Bias) -> tuple[dict[str, Any], list[str]]:
     triples, following = bias.read_stereoset(read_json(args.data, "StereoSet, flattened by side"), args.data)
     directory = args.directory()
     pickle = args.options()["use_safetensors"]
-    only_next = PreTrainedConfig.of_directory(directory).architectures == ["BertForNextSentencePrediction"]
+    config = PreTrainedConfig.of_directory(directory)
+    only_next = config.family.kinds(config.architectures) == ["next"]
     tells_next = bias.read_next(directory, pickle) if following else None
     if not triples and tells_next is None:
         raise ConfigError(f"--model {directory}: has no next-sentence head, and all of --data is asked of one")

@@ -76,8 +76,7 @@ def _explained(args: Explain, method: Method) -> Explanation:
     directory = args.directory()
     pickle = args.options()["use_safetensors"]
     config = PreTrainedConfig.of_directory(directory)
-    kinds = {built.architecture: kind for kind, built in config.family.classes.items()}
-    if {kinds.get(each) for each in config.architectures or ()} & {"mlm", "pretraining"}:
+    if {"mlm", "pretraining"} & {*config.family.kinds(config.architectures)}:
         if args.pair is not None:
             raise ConfigError("--pair: of a tuned model, and this one fills masks; leave it out")
         masked = read_masked_lm(directory, use_safetensors=pickle)

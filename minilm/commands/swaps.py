@@ -43,8 +43,8 @@ def scores_of_swaps(
     source = _source(data)
     text = text or ("text" if source.columns == ("text",) else None)
     directory = args.directory()
-    architectures = PreTrainedConfig.of_directory(directory).architectures or []
-    of = _of_classifier if any(each.endswith("ForSequenceClassification") for each in architectures) else _of_masked
+    config = PreTrainedConfig.of_directory(directory)
+    of = _of_classifier if "sequence" in config.family.kinds(config.architectures) else _of_masked
     found, lines = of(args, directory, source, words, text, pair)
     lines.append(f"without    {found['without']:,} of {found['texts']:,} texts, which hold no listed word")
     if found["repeated"]:

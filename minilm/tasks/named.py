@@ -182,8 +182,7 @@ def open_task(directory: Path, use_safetensors: bool | None = None) -> tuple[Pre
 
 def _kind_of(config: PreTrainedConfig) -> str | None:
     """Which of MODELS a directory's config names; None: no such model."""
-    kinds = {built.architecture: kind for kind, built in config.family.classes.items() if kind in MODELS}
-    return next((kinds[each] for each in config.architectures or [] if each in kinds), None)
+    return next((kind for kind in config.family.kinds(config.architectures) if kind in MODELS), None)
 
 
 def model_for(task: Task, directory: Path, seed: int = 0, new_head: bool = False) -> tuple[PreTrainedModel, Task]:
