@@ -46,7 +46,9 @@ class Args:
     """minilm side by side with the reference, row after row."""
 
     rows: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Which; all that fit the machine, if none is named. `gpu`: all on a GPU, after its tests."""
+    """Of pretrain-128, pretrain-128-dropout, pretrain-natural, pretrain-512, causal-1024, finetune, finetune-grouped,
+    embed-mixed, embed-short, embed-long, latency, tokenise, load and load-256; all that fit the machine, if none is
+    named. gpu: all on a GPU, after its tests."""
     model: Path | None = None
     """A directory that all libraries open, for rows of texts."""
     precision: Literal["fp32", "bf16"] | None = None
@@ -83,6 +85,8 @@ def main(args: Args) -> int:
     for flag, file in (("--json", args.json), ("--png", args.png)):
         if file is not None and (not file.parent.is_dir() or file.is_dir()):
             raise ConfigError(f"{flag} {file}: give a file in a directory that is there")
+    if args.model is not None and not (args.model / "model.safetensors").is_file():
+        raise ConfigError(f"--model {args.model}: holds no model.safetensors; give the directory of a model")
     if args.png is not None:
         library("matplotlib.figure")
     device, failed = device_of("cuda" if gpu else args.device), []

@@ -245,8 +245,12 @@ ROWS += ["finetune-grouped"]
 TEXT_ROWS = ["embed-mixed", "embed-short", "embed-long", "latency", "tokenise", "load", "load-256"]
 
 
-def test_every_row_is_known(benchmarks_main):
+def test_every_row_is_known(benchmarks_main, capsys):
     assert [*benchmarks_main.ROWS] == ROWS + TEXT_ROWS
+    with pytest.raises(SystemExit):
+        cli.run(benchmarks_main.main, benchmarks_main.Args, ["--help"])
+    told = capsys.readouterr().out.replace("\n", " ")
+    assert [name for name in ROWS + TEXT_ROWS if name not in told] == []
 
 
 @pytest.mark.parametrize("name", ROWS + TEXT_ROWS)
@@ -591,6 +595,7 @@ def test_what_cannot_be_measured(benchmarks_main, capsys, tmp_path):
         (["latency"], 0, "latency: left out, give it a --model"),
         (["load", "--precision", "bf16"], 0, "load: left out, it is measured in fp32 alone"),
         (["pretrain-128", "--budget-s", "0"], 2, "--budget-s"),
+        (["load", "--model", "nowhere"], 2, "--model nowhere: holds no model.safetensors; give the directory"),
     ):
         if flags == ["gpu"] and torch.cuda.is_available():
             continue

@@ -270,7 +270,7 @@ def _roles(table: Table, kind: Kind, named: dict[str, str], labelled: bool) -> t
     columns = {role: found[role] for role in ("text", "pair", "label")[: 2 + labelled] if role in found}
     rest = [column for column in table.columns if column not in columns.values()]
     notes = [] if columns.items() <= named.items() else [named_columns(columns)]
-    notes += [f"not used: {listed(rest)}"] if rest else []
+    notes += [f"other columns: {listed(rest)}"] if rest else []
     return columns, ["; ".join(notes)] if notes else []
 
 

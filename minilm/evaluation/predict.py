@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from minilm.checkpoint.hf import config_to_hf, objective_of
-from minilm.checkpoint.model import Pretrained, find_model, shapes_only
+from minilm.checkpoint.model import Pretrained, find_model, read_model, shapes_only
 from minilm.data.objectives import ATTENTION
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.inputs import max_tokens
@@ -103,9 +103,13 @@ def token_text(tokenizer: BertTokenizer, id: int) -> str:
     return tokenizer.decode([id]).strip() or tokenizer.convert_ids_to_tokens(id) or tokenizer.unk_token
 
 
-def continue_text(pretrained: Pretrained, text: str, max_new: int = 40, temperature: float = 0.8, seed: int = 0) -> str:
-    """A sampled continuation of `text`, of at most `max_new` tokens. Raises ConfigError for a masked model, DataError
-    where the text leaves no room."""
+def continue_text(
+    pretrained: Pretrained | Path | str, text: str, max_new: int = 40, temperature: float = 0.8, seed: int = 0
+) -> str:
+    """A sampled continuation of `text`, of at most `max_new` tokens. pretrained: of `read_model`, or what it reads.
+    Raises ConfigError for a masked model, CheckpointError, and DataError where the text leaves no room."""
+    if isinstance(pretrained, Path | str):
+        pretrained = read_model(find_model(pretrained))
     model, tokenizer, objective = pretrained
     if objective == "mlm":
         raise ConfigError("an mlm model does not continue a text; fill in masks with it")

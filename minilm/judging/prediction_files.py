@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minilm.data.cells import LABELS, plain_name
 from minilm.data.documents import uncompressed_name
 from minilm.data.examples import LARGEST, Choice, Data, as_text, labels_of_cell
 from minilm.data.spans import is_one_word_a_line, read_tagged
@@ -114,7 +115,16 @@ def _examples(table: Table, name: TaskName, named: Columns, own: str) -> tuple[T
         rows = [row._replace(cells=row.cells | {ROW: f"row {i}"}) for i, row in enumerate(table.rows, start=1)]
         table, rest, given = replace(table, rows=rows), (ROW, *rest), given | {"text": ROW, "label": rest[0]}
     source = replace(table, columns=rest)
-    return source, read_examples(source, name, **{role: value for role, value in given.items() if value})
+    found = read_examples(source, name, **{role: value for role, value in given.items() if value})
+    label = found.columns.get("label", "")
+    if name == "classification" and named.label is None and plain_name(label) not in LABELS:  # found by its cells
+        said = {(as_text(row.cells.get(own), row.where, "prediction") or "").strip() for row in table.rows}
+        if not said & {each.label for each in found.examples}:
+            raise DataError(
+                f"{table.name}: nothing in column {label!r} is ever predicted, so it holds no labels; "
+                "name their column, --label-column, or their file, --data"
+            )
+    return source, found
 
 
 def _prediction_column(table: Table, given: str | None) -> str:
@@ -131,7 +141,8 @@ def _prediction_column(table: Table, given: str | None) -> str:
 
 
 def _rows_of(table: Table, gold: Data, source: Table | Path | None) -> list[Row]:
-    """The row of each example, by position. Raises DataError if both files have its text or label, but not the same."""
+    """The row of each example, by position. Raises DataError if both files have its text or label, but not the same, or
+    the texts in another order."""
     place = {row.where: at for at, row in enumerate(source.rows)} if isinstance(source, Table) else {}
     total = len(place) or len(gold.examples)
     if len(table.rows) != total:
@@ -145,6 +156,12 @@ def _rows_of(table: Table, gold: Data, source: Table | Path | None) -> list[Row]
                 raise DataError(
                     f"{row.where}: not the {column!r} of {each.where}; give predictions in the labels' order"
                 )
+    texts = [getattr(each, "text", "").strip() for each in gold.examples]
+    for column in table.columns if len({*texts}) > len(texts) / 2 else ():
+        own = [str(cell_text(row.cells.get(column))).strip() for row in rows]
+        if own != texts and sorted(own) == sorted(texts):
+            first = next(row.where for row, told, text in zip(rows, own, texts, strict=True) if told != text)
+            raise DataError(f"{first}: not the text of its example; give predictions in the labels' order")
     return rows
 
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -87,6 +87,8 @@ class Runtime:
     ) -> Self:
         """`choose`, but without TF32, so that fp32 figures are the same on any machine. Moves `model` to the device."""
         runtime = cls.choose(device, precision, threads)
+        if precision == "fp32":  # the default here
+            runtime = replace(runtime, reason="")
         torch.set_float32_matmul_precision("highest")
         model.to(runtime.device)
         return runtime
@@ -158,7 +160,7 @@ class Runtime:
         elif self.device.type == "mps":
             where = "Apple GPU (mps)"
         processes = f"{self.ranks.world} processes on " if self.ranks.world > 1 else ""
-        return f"{processes}{where}, {self.precision} ({self.reason})"
+        return f"{processes}{where}, {self.precision}" + (f" ({self.reason})" if self.reason else "")
 
 
 def _device(name: str) -> torch.device:

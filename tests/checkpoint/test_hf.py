@@ -115,7 +115,7 @@ def test_their_pipeline_continues_a_text_as_we_do(architecture, tokenizer, tmp_p
     write_model(tmp_path, model, tokenizer, "clm")
     theirs = transformers.pipeline("text-generation", model=str(tmp_path), device="cpu")
     text = theirs("the quick brown", do_sample=False, max_new_tokens=8, return_full_text=False)[0]["generated_text"]
-    ours = continue_text(read_model(tmp_path), "the quick brown", max_new=8, temperature=0)
+    ours = continue_text(tmp_path, "the quick brown", max_new=8, temperature=0)
     assert text.split() == ours.split()
     assert ours
 

@@ -174,6 +174,30 @@ def test_predictions_in_another_order_are_refused(go, home):
     assert re.search(r"said.csv:(\d+): not the '\w+' of test.csv:\1; give predictions in the labels' order", err), err
 
 
+def test_predictions_in_another_order_are_refused_by_whatever_name_their_texts_have(go, home):
+    lines = (home / "test.csv").read_text().splitlines()[1:]
+    rows = [line.split(",")[:2] for line in lines]
+    for name, order in (("same", rows), ("turned", rows[::-1])):
+        said = "".join(f"{text},{label}\n" for text, label in order)
+        (home / f"{name}.csv").write_text(f"review,prediction\n{said}")
+    assert told(go, "score", "--predictions", "same.csv", "--data", "test.csv")["metrics"]["accuracy"]["value"] == 1
+    status, _, err = go("score", "--predictions", "turned.csv", "--data", "test.csv")
+    assert (status, "turned.csv:2: not the text of its example; give predictions in the labels' order" in err) == (
+        2,
+        True,
+    )
+
+
+@pytest.mark.parametrize("columns", ["text,prediction", "text,prediction,p(bad),p(good)"])
+def test_texts_are_no_labels(go, home, columns):
+    """As in what `predict` writes of texts without labels."""
+    more = ",0.5,0.5" * (columns.count(",") > 1)
+    texts = [line.split(",")[0] for line in (home / "test.csv").read_text().splitlines()[1:]]
+    (home / "bare.csv").write_text("\n".join([columns, *(f"{text},good{more}" for text in texts)]) + "\n")
+    status, _, err = go("score", "--predictions", "bare.csv")
+    assert (status, "nothing in column 'text' is ever predicted, so it holds no labels; name their" in err) == (2, True)
+
+
 def test_predictions_alone(go, home):
     """A column of them, with --data; or labels and predictions without texts. Nothing else tells a header."""
     golds = [line.split(",")[1] for line in (home / "test.csv").read_text().splitlines()[1:]]

@@ -356,7 +356,7 @@ def test_columns_by_word_of_the_caller(file):
     table = read_table(file("a.tsv", "x\t0001\t5.0\ta b\tc d\ny\t0002\t2.5\te f\tg h\n"))
     data = read_texts(table, "regression", text=4, pair="5", label=3)
     assert [each[:3] for each in data.examples] == [("a b", "c d", 5.0), ("e f", "g h", 2.5)]
-    assert data.notes == (*table.notes, "not used: '1', '2'")  # nothing was decided by looking
+    assert data.notes == (*table.notes, "other columns: '1', '2'")  # nothing was decided by looking
     with_names = read_table(file("b.csv", "text,text_pair,label,y\na,b,1,x\nb,c,0,z\n"))
     assert [each[:3] for each in read_texts(with_names, "classification", text="text_pair", label="y").examples] == [
         *(("b", None, "x"), ("c", None, "z"))
@@ -404,7 +404,7 @@ def test_a_column_of_0_and_1_for_each_label(file):
     assert data.left_out == (f"{path}:4: no label",)
     assert data.columns == {"text": "comment_text"}
     assert data.notes[-2:] == (
-        "text is column 'comment_text'; not used: 'id', 'raters'",
+        "text is column 'comment_text'; other columns: 'id', 'raters'",
         "labels are the columns of 0 and 1: 'toxic', 'insult', 'threat'",
     )
     assert read_texts(read_table(path), "multilabel", label="insult").examples[0].label == ("1",)
