@@ -90,7 +90,7 @@ def described(found: Explanation) -> list[str]:
     if not found.signed:
         lines.append("values     shares of attention: what is looked at, which need not be why")
     if found.cut:
-        lines.append("cut        the text is longer than what the model reads")
+        lines.append("cut        the text is longer than the model reads")
     return lines
 
 
