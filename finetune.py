@@ -165,17 +165,17 @@ def main(args: Args) -> None:
     own = [out / name for name in cli.OF_A_MODEL]
     cli.check_result(args.json, train=args.train, dev=args.dev, test=args.test, out=own)
     if args.seed + args.seeds - 1 > RANGES["seed"][1]:
-        raise ConfigError(f"--seed {args.seed}: leaves no --seeds {args.seeds}; give a smaller one")
+        raise ConfigError(f"--seed {args.seed}: too large for --seeds {args.seeds}; give a smaller one")
     if args.epochs is not None and args.steps is not None:
-        raise ConfigError("--epochs and --steps: two budgets at once; give one")
+        raise ConfigError("--epochs and --steps: exclude each other; give one")
     if args.kfold and (args.seeds > 1 or args.dev or args.test or args.train is None):
-        raise ConfigError("--kfold: splits what --train names by itself; name that, and no --dev, --test or --seeds")
+        raise ConfigError("--kfold: splits --train itself; give that, and no --dev, --test or --seeds")
     if args.overfit_batch:
         apart = ("seeds", "kfold", "epochs", "time_limit", "class_weights", "label_smoothing", "positive_label")
         if given := [cli.flag(name) for name in apart if getattr(args, name) != getattr(Args, name)]:
             raise ConfigError(f"{given[0]}: does not go with --overfit-batch; leave one of them out")
     if args.group_column and (args.train is None or args.dev):
-        raise ConfigError(f"--group-column {args.group_column}: of --train that is split; leave out --dev, or this")
+        raise ConfigError(f"--group-column {args.group_column}: is for splitting --train; leave out --dev or this")
     if args.check and args.json:
         raise ConfigError("--json: --check has no result to write; leave one of them out")
     runs = list(load(args))
@@ -236,7 +236,7 @@ def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
     found = f"{len(few.examples)} examples after {result['steps']} steps: loss {result['dev']['loss']:.4f}"
     metric = next(name for name in result["dev"] if name != "loss")
     learned = result["dev"]["loss"] < LEARNED * task.scale(few.examples) or result["dev"][metric] == 1
-    what = "it learns them" if learned else "it does NOT learn them: look at their labels, at --lr and --length"
+    what = "it learns them" if learned else "it does NOT learn them: check their labels, --lr and --length"
     return result | {"learned": learned}, [f"{found}; {what}"]
 
 
@@ -343,7 +343,7 @@ def load(args: Args) -> Iterator[Run]:
     if args.train is None:
         for name in ("dev", "test", "text_column", "pair_column", "label_column", "header"):
             if (value := getattr(args, name)) is not None:
-                raise ConfigError(f"{cli.flag(name)} {value}: goes with --train; name that")
+                raise ConfigError(f"{cli.flag(name)} {value}: goes with --train; give that")
         if args.task != "classification":
             raise ConfigError(f"--task {args.task}: give examples of it with --train")
         say("no --train: learning which library a documentation text is from (its own names and paths are blanked)")
@@ -366,8 +366,8 @@ def load(args: Args) -> Iterator[Run]:
     for name, split in (("dev", dev), ("test", test)):
         if split is not None:
             say_compared(name, train, split)
-    uses = ((train, "learn from"), (dev, "choose by"), (test, "test on"))
-    say("examples: " + ", ".join(f"{len(split.examples):,} to {use}" for split, use in uses if split))
+    uses = ((train, "train"), (dev, "dev"), (test, "test"))
+    say("examples: " + ", ".join(f"{len(split.examples):,} {use}" for split, use in uses if split))
     for seed in range(args.seed, args.seed + args.seeds):
         yield Run(f"seed-{seed}" if args.seeds > 1 else "", seed, train, dev, test)
 
@@ -403,9 +403,9 @@ def load_model(args: Args, task: Task, run: Run) -> tuple[PreTrainedModel, BertT
     """(model to start from, its tokenizer, the task with the labels of its head, entries about it for the result)."""
     if directory := model_directory(args):
         model, task = model_for(task, directory, run.seed, args.new_head)
-        say(f"beginning with {directory}" + (", and a new head" if args.new_head else ""))
+        say(f"starting from {directory}" + (", with a new head" if args.new_head else ""))
         return model, BertTokenizer.from_pretrained(directory), task, {"model_name": str(Path(args.model or QUICK))}
-    say(f"beginning from scratch: {QUICK} is not there (python train.py makes it), and no --model is named")
+    say(f"training from scratch: {QUICK} is not there (python train.py makes it), and no --model is given")
     words = Tokenizer.train(text for each in run.train.examples for text in texts_of(each))
     tokenizer = BertTokenizer(words.backend, model_max_length=SCRATCH["max_position_embeddings"])
     config = BertConfig(vocab_size=words.vocab_size, **SCRATCH)

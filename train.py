@@ -266,14 +266,14 @@ def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretraine
     """The named recipe with the flags that override it. Raises ConfigError for flags that are wrong or clash."""
     cli.check_ranges(args, RANGES)
     if args.dry_run and args.prepare_only:
-        raise ConfigError("--dry-run and --prepare-only: two things at once; give one")
+        raise ConfigError("--dry-run and --prepare-only: exclude each other; give one")
     if args.data == ():
         raise ConfigError("--data: name files, folders or quoted patterns; leave it out for the embedded corpus")
     if args.vocab_size is not None and args.vocab_size % MULTIPLE:
         raise ConfigError(f"--vocab-size {args.vocab_size}: give a multiple of {MULTIPLE}")
     budgets = [name for name in ("steps", "epochs", "minutes") if getattr(args, name) is not None]
     if len(budgets) > 1:
-        raise ConfigError(f"{' and '.join(map(cli.flag, budgets))}: two budgets at once; give one")
+        raise ConfigError(f"{' and '.join(map(cli.flag, budgets))}: exclude each other; give one")
     recipe = RECIPES[args.recipe or ("continue" if pretrained else "quick")]
     own = [field.name for field in fields(Recipe)]
     overrides = {name: value for name in own if (value := getattr(args, name, None)) is not None}
@@ -282,16 +282,16 @@ def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretraine
         recipe = replace(recipe, pairs=args.pairs, short_seq_prob=args.short_seq_prob or 0.0)
     check_of_use(args, objective, recipe)
     if 0 < recipe.short_seq_prob < SELDOM:
-        raise ConfigError(f"--short-seq-prob {recipe.short_seq_prob}: give 0, or a value from {SELDOM} on")
+        raise ConfigError(f"--short-seq-prob {recipe.short_seq_prob}: give 0, or at least {SELDOM}")
     if pretrained:
         recipe = fitted(recipe, args, objective, pretrained)
     if recipe.architecture is None:
-        raise ConfigError(f"--recipe {args.recipe}: goes on from a model; name it with --model")
+        raise ConfigError(f"--recipe {args.recipe}: needs a model; give one with --model")
     if recipe.pairs and recipe.architecture != "bert":
         raise ConfigError(f"--pairs {recipe.pairs}: only a BERT has a head for them; choose --recipe bert-mini")
     check_divisible(recipe.stretches(NOMINAL_STEPS), Ranks.join().world)
     if args.auto_batch and Ranks.join().world > 1:
-        raise ConfigError("--auto-batch: in one process; leave it out, and lower --batch-size instead")
+        raise ConfigError("--auto-batch: works in one process only; lower --batch-size instead")
     return recipe
 
 
@@ -305,8 +305,8 @@ def check_of_use(args: Args, objective: ObjectiveName, recipe: Recipe) -> None:
             "--objective mlm",
         ),
         (("batch_warmup_frac",), recipe.accumulation > 1, "--accumulation above 1"),
-        (("packing",), not recipe.pairs, "rows that are no pairs"),
-        (("output_scale",), not args.model, "weights that are new, without --model"),
+        (("packing",), not recipe.pairs, "rows without pairs"),
+        (("output_scale",), not args.model, "new weights, without --model"),
         (("mask_rate_end",), not args.compile, "steps without --compile"),
         (("decay_frac",), recipe.schedule == "wsd", "--schedule wsd"),
         (("text_field",), any(map(is_jsonl, files)), "a .jsonl in --data"),
@@ -362,7 +362,7 @@ def pretrain(
             try:
                 summary(run.result)
             except (KeyError, TypeError, ValueError) as error:
-                raise CheckpointError(f"{out / 'run.json'}: its result is not as it was written ({error!r})") from error
+                raise CheckpointError(f"{out / 'run.json'}: its result is malformed ({error!r})") from error
             return run.result, []
 
         shape = recipe.encoder_config(data.tokenizer.vocab_size) if pretrained is None else pretrained.model.cfg
@@ -377,7 +377,7 @@ def pretrain(
         longest = rows[recipe.length]
         say(f"{len(longest):,} rows of {longest.T} tokens, {longest.fill:.1%} full")
         if recipe.pairs:
-            say("the loss in training is of words and pairs together, the one on what is held out of words alone")
+            say("training loss: masked tokens and pairs; held-out loss: masked tokens only")
         to_learn = make_objective(
             objective, data.tokenizer, args.seed, recipe.mask_rate, recipe.mask_rate_end, recipe.whole_words
         )
@@ -461,7 +461,7 @@ def conclude(
     """Write the final model with its card, result and loss plot to OUT: sample lines of what it predicts."""
     out, training = job.store.out, "training, pairs included" if run.settings["pairs"] else "training"
     if not plot_loss(log.file, out / "loss.png", result["unigram_loss"], training):
-        say("no loss.png, for matplotlib is missing: pip install 'minilm[eval]'")
+        say("no loss.png: matplotlib is missing; pip install 'minilm[eval]'")
     finish(job, run, weights, model_card(result, out, run.settings), result)
     return samples(read_model(out), data.held_out)
 
@@ -490,9 +490,9 @@ def check_sharding(args: Args, recipe: Recipe, runtime: Runtime, run: Run | None
     if args.shard and runtime.precision == "fp16":
         raise ConfigError("--shard: --precision fp16 is not supported with it; use bf16 or fp32")
     if args.shard and args.compile:
-        raise ConfigError("--shard: a sharded model is no single graph; leave out --compile")
+        raise ConfigError("--shard: does not work with --compile; leave one of them out")
     if args.shard and not (run or args.dry_run or recipe.steps or args.epochs):
-        raise ConfigError("--shard: give --steps or --epochs, for a sharded model is not copied to time it")
+        raise ConfigError("--shard: takes no budget in --minutes; give --steps or --epochs")
 
 
 def load_data(
@@ -512,12 +512,12 @@ def load_data(
     rows, held_out_rows = runtime.ranks.one_by_one(all_rows)
     if not len(held_out_rows):
         raise DataError(
-            f"{len(data.held_out)} of {len(data.hashes)} documents are held out, which make no row of {recipe.length} "
-            f"tokens; a blank line ends a document: give more of them, or raise --held-out"
+            f"the {len(data.held_out)} of {len(data.hashes)} documents held out do not fill a row of {recipe.length} "
+            f"tokens; give more documents (a blank line ends one), or raise --held-out"
         )
     held_out = list(fixed_batches(held_out_rows, make_objective(objective, data.tokenizer, EVAL_SEED)))
     if not any(batch.count for batch in held_out):
-        raise DataError("the held-out split has nothing to predict, only unknown words; give other text")
+        raise DataError("the held-out text is all unknown words, so nothing to predict; give other text")
     return data, rows, held_out
 
 
@@ -558,7 +558,7 @@ def build(
         initialise(model, output_scale=recipe.output_scale)
     else:
         if pretrained.model.pair is not None and recipe.pairs is None:
-            say(f"--model {args.model}: its head for pairs is left out, and the pooler; --pairs goes on with them")
+            say(f"--model {args.model}: its pair head and pooler are dropped; --pairs keeps them")
         cfg = replace(pretrained.model.cfg, **dict.fromkeys(DROPOUTS, recipe.dropout))
         model = LanguageModel(cfg, backend, recipe.pairs is not None)
         initialise(model)

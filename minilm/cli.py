@@ -32,7 +32,7 @@ OF_A_MODEL = (  # files of a model's or run's directory, which an output must no
     *("sentence_bert_config.json", "config_sentence_transformers.json", "vocab.txt", "merges.txt", *WEIGHTS),
 )
 SHOWN = 200  # letters of a file's name, in a message
-STOPPED = "stopped; what was saved stays, and the same command goes on from there"
+STOPPED = "stopped; the same command resumes from what was saved"
 
 
 def run_one_of(commands: dict[str, tuple[Callable[[Any], int | None], type]], argv: list[str] | None = None) -> None:
@@ -41,7 +41,7 @@ def run_one_of(commands: dict[str, tuple[Callable[[Any], int | None], type]], ar
     name, script = argv[0] if argv else "", Path(sys.argv[0]).name
     if name in ("-h", "--help"):
         about = [f"  {each:12}{(args_type.__doc__ or '').splitlines()[0]}" for each, (_, args_type) in commands.items()]
-        print("\n".join([f"usage: {script} COMMAND ...; {script} COMMAND --help tells its flags", "", *about]))
+        print("\n".join([f"usage: {script} COMMAND ...; {script} COMMAND --help lists its flags", "", *about]))
         sys.exit(0)
     if name not in commands:
         what = f"{name}: no such command" if name else "no command given"
@@ -92,7 +92,7 @@ def run(
     except (RuntimeError, MemoryError) as error:
         if lost_contact(error):
             why = str(error).splitlines()[0][:100]
-            _fail(f"another process of this run is gone; the same command goes on from the last save ({why})")
+            _fail(f"another process of this run is gone; the same command resumes from the last save ({why})")
             sys.stderr.flush()
             os._exit(2)  # leaving the group together is no longer possible
         if is_out_of_memory(error):
@@ -122,7 +122,7 @@ def parse(args_type: type[Args], argv: list[str], prog: str | None = None) -> Ar
     given = Counter(word.split("=")[0] for word in argv)
     for name in (flag(field.name) for field in fields(args_type) if "tuple" in str(field.type)):
         if given[name] > 1:
-            raise ConfigError(f"{name}: given twice, of which only one would count; name all after one {name}")
+            raise ConfigError(f"{name}: given twice; list all values after one {name}")
     boxes = io.StringIO()
     try:
         with redirect_stderr(boxes):

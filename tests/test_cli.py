@@ -277,7 +277,7 @@ def test_another_process_that_is_gone_is_one_line_and_the_end(monkeypatch, capsy
     with pytest.raises(Ended):
         cli.run(main, Args, ["--resume"])
     assert capsys.readouterr().err == (
-        "error: another process of this run is gone; the same command goes on from the last save (NCCL timeout)\n"
+        "error: another process of this run is gone; the same command resumes from the last save (NCCL timeout)\n"
     )
 
 
@@ -368,7 +368,7 @@ def test_ctrl_c_is_130(go):
     assert go("--resume", main=main) == (
         130,
         "",
-        "stopped; what was saved stays, and the same command goes on from there\n",
+        "stopped; the same command resumes from what was saved\n",
     )
 
 

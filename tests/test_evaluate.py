@@ -70,8 +70,8 @@ def test_embed_writes_a_row_a_line(go, script, monkeypatch, caplog):
     monkeypatch.setattr("minilm.evaluation.embed.CHUNK", 4)
     status, out, err = go("embed", "--model", "encoder", "--data", "lines.txt", "--out", "v.npy", "--json", "v.json")
     assert (status, out) == (0, "")
-    assert "6 lines -> v.npy: float32 (6, 32), cls, length 1" in err
-    assert "1 of 6 texts are longer than 12 tokens and were cut there" in caplog.text
+    assert "6 lines -> v.npy: float32 (6, 32), cls, normalized" in err
+    assert "1 of 6 texts are longer than 12 tokens and were truncated" in caplog.text
     vectors, told = np.load("v.npy"), json.loads(Path("v.json").read_text())
     assert (vectors.dtype, vectors.shape) == (np.float32, (6, 32))
     assert np.allclose(vectors, minilm.embed("encoder", LINES).numpy(), atol=1e-6)
@@ -144,7 +144,7 @@ def test_embed_goes_on(go, monkeypatch, tmp_path, number, status):
     monkeypatch.setattr(embed_command, "vectors_of", lambda *args: read.extend(args[1]) or vectors_of(*args))
     found, _, err = go(*flags, "--out", "v.npy", "--json", "v.json")
     assert found == 0
-    assert "going on after 4 of 6 lines" in err
+    assert "resuming after 4 of 6 lines" in err
     assert read == LINES
     assert Path("v.npy").read_bytes() == Path("whole.npy").read_bytes()
     assert json.loads(Path("v.json").read_text()) == json.loads(Path("whole.json").read_text())
@@ -172,7 +172,7 @@ def test_embed_begins_anew_where_the_vectors_would_be_others(go, monkeypatch, tm
     flags |= {change: others[change]} if change in others else {}
     status, _, err = go("embed", *itertools.chain(*flags.items()), *more, "--out", "v.npy")
     assert status == 0
-    assert "v.npy.partial is of another model, other data or settings: beginning anew" in err
+    assert "v.npy.partial is of another model, other data or settings: starting over" in err
     assert go("embed", *itertools.chain(*flags.items()), *more, "--out", "w.npy")[0] == 0
     assert Path("v.npy").read_bytes() == Path("w.npy").read_bytes()
 
@@ -248,7 +248,10 @@ def test_fill_mask_is_what_the_library_says(go):
             ("search", "--model", "encoder", "--data", "lines.txt", "--query", "a", "--querry", "b"),
             "did you mean --",
         ),
-        (("fill-mask", "--model", "encoder", "--text", "a [MASK]"), "holds no masked language model"),
+        (
+            ("fill-mask", "--model", "encoder", "--text", "a [MASK]"),
+            "is an encoder without the head of a masked language model",
+        ),
         (("fill-mask", "--model", "masked", "--text", "a cat"), "the text holds 0 [MASK]; give exactly one"),
         (("fill-mask", "--model", "masked", "--text", "[MASK] [MASK]"), "the text holds 2 [MASK]"),
         (("fill-mask", "--model", "masked", "--text", "a " * 20 + "[MASK]"), "of which 16 tokens are read, holds 0"),
@@ -318,7 +321,7 @@ def test_pairs(go):
     Path("one.csv").write_text("sentence_good,sentence_bad\nthe cat sat,sat the zebra\n")
     status, out, _ = go("pairs", "--model", "masked", "--data", "one.csv", "--json", "found.json")
     assert "of 1" in out.splitlines()[0]
-    assert "unknown    1 pairs hold an unknown token, told without its letters" in out
+    assert "unknown    1 pairs hold an unknown token, scored as such" in out
     assert json.loads(Path("found.json").read_text())["unknown"] == 1
     status, out, _ = go("pairs", "--model", "masked", "--data", "one.csv", "--good-column", "1", "--bad-column", "2")
     assert status == 0
@@ -326,7 +329,7 @@ def test_pairs(go):
         (("--output", "pairs.jsonl"), "is the file of --data"),
         (("--output", "scores.txt"), "give a .csv, .tsv, .jsonl"),
         (("--good-column", "better"), "no column 'better'"),
-        (("--model", "encoder"), "holds no language model"),
+        (("--model", "encoder"), "is an encoder without the head of a language model"),
     ):
         status, _, err = go(*flags, *more)
         assert (status, len(err.splitlines())) == (2, 1)
@@ -360,19 +363,19 @@ def test_perplexity(go):
     assert "without tokens" not in out
     Path("odd.txt").write_text("the cat\n\n\u200b\n\n\u200d\n")
     status, out, _ = go("perplexity", "--model", "masked", "--data", "odd.txt", "--json", "odd.json")
-    assert "without tokens     2 documents: their words and bytes are counted, and told at no cost" in out
+    assert "without tokens     2 documents: their words and bytes are counted, at no loss" in out
     odd = json.loads(Path("odd.json").read_text())
     assert (odd["documents"], odd["without_tokens"]) == (3, 2)
     Path("blank.txt").write_text("\n \n")
     Path("unread.txt").write_text("\u200b\n")
     for more, said in (
-        (("--stride", "4"), "--stride 4: of a causal model"),
+        (("--stride", "4"), "--stride 4: for causal models"),
         (("--length", "17"), "--length 17: give a value from 3 to 16"),
         (("--data", "blank.txt"), "holds no document"),
-        (("--data", "unread.txt"), "--data unread.txt: no document holds a token to be told"),
+        (("--data", "unread.txt"), "--data unread.txt: no document has a token to predict"),
         (("--data", "nowhere.txt"), "nowhere.txt"),
         (("--json", "texts.txt"), "--json texts.txt: is the file of --data"),
-        (("--model", "encoder"), "holds no language model"),
+        (("--model", "encoder"), "is an encoder without the head of a language model"),
     ):
         status, _, err = go(*flags, *more) if more[0] not in flags else go(*_with(flags, *more))
         assert (status, len(err.splitlines())) == (2, 1)
@@ -431,7 +434,7 @@ def test_bias(go):
     Path("odd.csv").write_text(head + "the cat,the zebra,stereo,a\nthe cat,the dog,stereo,a\n")
     status, out, _ = go("bias", "--model", "masked", "--data", "odd.csv")
     assert "unknown    1 pairs hold an unknown token" in out
-    assert "of what contradicts one, without ties    not defined: of no pairs" in out
+    assert "of anti-stereotypes, without ties        not defined: no pairs" in out
     assert "nan" not in out
     contexts = ["the BLANK sat", "A first one."]
     sides = {"stereotype": "cat", "anti-stereotype": "dog", "unrelated": "mat"}
@@ -446,7 +449,7 @@ def test_bias(go):
     found = json.loads(Path("found.json").read_text())
     assert (found["test"], found["left_out"], found["metrics"]["ss"]["n"]) == ("stereoset", 1, 1)
     assert found["metrics"]["icat"]["value"] == 0
-    assert "left out   1 of two sentences: the model has no next-sentence head" in out
+    assert "left out   1 intersentence items: the model has no next-sentence head" in out
     assert found["unknown"] == 0
     odd = {
         side: [each | {"sentence": each["sentence"].replace("mat", "zebra")} for each in whole[side]] for side in whole
@@ -464,7 +467,7 @@ def test_bias(go):
     found = json.loads(Path("found.json").read_text())
     assert (found["metrics"]["ss"]["n"], found["between"]["metrics"]["ss"]["n"]) == (1, 1)
     assert "left_out" not in found
-    assert "between two sentences" in out
+    assert "intersentence, by next-sentence prediction" in out
     status, out, err = go("bias", "--model", "next", "--data", "stereo.json", "--json")
     assert status == 0, err
     assert (json.loads(out)["left_out"], json.loads(out)["between"]["metrics"]["lms"]["n"]) == (1, 1)
@@ -476,7 +479,7 @@ def test_bias(go):
     Path("between.json").write_text(json.dumps({side: each[1:] for side, each in whole.items()}))
     status, out, err = go("bias", "--model", "masked", "--data", "between.json")
     assert (status, out, len(err.splitlines())) == (2, "", 1)
-    assert "has no next-sentence head, and all of --data is asked of one" in err
+    assert "has no next-sentence head, which all of --data needs" in err
     for data, said in (("lines.txt", "no column 'sent_more'"), ("nowhere.csv", "no such file")):
         status, _, err = go("bias", "--model", "masked", "--data", data)
         assert (status, len(err.splitlines())) == (2, 1)
@@ -561,7 +564,7 @@ def test_explain(go, tuned, monkeypatch):
     assert found["score"] == pytest.approx(logits.max().item(), abs=1e-4)
     assert found["completeness_error"] < 0.01
     values = {word["text"]: word["value"] for word in found["words"]}
-    assert f"explained  {found['says']}, {found['score']:.4f}" in out.splitlines()[0]
+    assert f"explained  {found['says']}, score {found['score']:.4f}" in out.splitlines()[0]
     assert any(line.split() == ["cats", f"{values['cats']:+.4f}"] for line in out.splitlines())
     assert "\x1b" not in out
     assert Path("w.png").read_bytes().startswith(b"\x89PNG")
@@ -587,16 +590,16 @@ def test_explain(go, tuned, monkeypatch):
     ("more", "said"),
     [
         (("--target", "god"), "--target god: the labels are bad, good; did you mean good"),
-        (("--model", "encoder"), "is tuned for similarity; explained are"),
+        (("--model", "encoder"), "is tuned for similarity; labels, numbers and answers are explained"),
         (("--model", "answers"), "--pair: a question needs its context; give it"),
         (("--model", "masked", "--text", "a cat"), "--text: holds 0 [MASK]"),
-        (("--model", "masked", "--pair", "a cat"), "--pair: of a tuned model"),
+        (("--model", "masked", "--pair", "a cat"), "--pair: for tuned models"),
         (("--text", ""), "--text: holds no word"),
         (("--png", "w.jpg"), "--png w.jpg: give a file that ends in .png"),
         (("--html", "x/w.html"), "in a directory that is there"),
         (("--json", "w.html", "--html", "./w.html"), "is the file of --html"),
         (("--steps", "0"), "--steps 0: give a value from 1"),
-        (("--layer", "1"), "--layer, --head: of --method attention"),
+        (("--layer", "1"), "--layer, --head: for --method attention"),
         (("--method", "attention", "--head", "9"), "--head 9: the model has 4"),
         (("--method", "shap"), "shap"),
     ],
@@ -627,8 +630,8 @@ def test_cloze(go):
     assert found["how"] == "masked, within word"
     assert f"{found['metrics']['perplexity']['value']:,.4f}" in out.splitlines()[1]
     assert "unknown    8 last words hold an unknown token" in out
-    assert f"cut        {found['cut']} passages are longer than the 16 tokens" in out
-    assert "the model is told of how many tokens" in out
+    assert f"cut        {found['cut']} passages are longer than the model's 16 tokens" in out
+    assert "the model is told how many tokens" in out
     assert "ties" not in out
     Path("two.txt").write_text("the cat sat\na dog ran\n")
     status, out, _ = go("cloze", "--model", "masked", "--data", "two.txt")
@@ -645,7 +648,7 @@ def test_cloze(go):
         (("--text-field", "passage"), "no field 'passage'"),
         (("--json", "passages.jsonl"), "is the file of --data"),
         (("--model", "prefix"), "is a prefix model"),
-        (("--model", "encoder"), "holds no language model"),
+        (("--model", "encoder"), "is an encoder without the head of a language model"),
     ):
         status, out, err = go(*(_with(flags, *more) if more[0] in flags else (*flags, *more)))
         assert (status, out, len(err.splitlines())) == (2, "", 1)
@@ -738,18 +741,21 @@ def test_bias_by_swaps_of_a_masked_model(go):
     Path("blank.txt").write_text("\n")
     Path("two.csv").write_text("premise,hypothesis\na cat,a dog\na cat,a mat\n")
     for more, said in (
-        (("--data", "texts.txt", "--swaps", "twice.csv"), "twice.csv:2: 'dog' stands there twice (also twice.csv:1)"),
+        (("--data", "texts.txt", "--swaps", "twice.csv"), "twice.csv:2: 'dog' appears twice (also twice.csv:1)"),
         (("--data", "texts.txt", "--swaps", "nowhere.csv"), "nowhere.csv: no such file"),
         (("--data", "texts.txt", "--swaps", "none.csv"), "none of 11 texts holds a listed word"),
         (("--data", "nowhere.txt", "--swaps", "words.csv"), "nowhere.txt: no such file"),
         (("--data", "both.txt", "--swaps", "words.csv"), "holds words of both columns; none can be scored"),
         (("--data", "long.txt", "--swaps", "words.csv"), "long.txt:2: a text has 42 tokens, and the model reads 16"),
         (("--data", "blank.txt", "--swaps", "words.csv"), "blank.txt: holds no text"),
-        (("--data", "two.csv", "--swaps", "words.csv"), "is asked of one text, and here are two"),
+        (("--data", "two.csv", "--swaps", "words.csv"), "reads one text, and here are two"),
         (("--data", "texts.csv", "--swaps", "words.csv", "--text-column", "x"), "no column 'x'"),
         (("--data", "texts.csv", "--text-column", "said"), "--pair-column: go with --swaps only"),
         (("--data", "texts.txt", "--swaps", "words.csv", "--json", "words.csv"), "is the file of --swaps"),
-        (("--data", "texts.txt", "--swaps", "words.csv", "--model", "encoder"), "holds no language model"),
+        (
+            ("--data", "texts.txt", "--swaps", "words.csv", "--model", "encoder"),
+            "is an encoder without the head of a language model",
+        ),
     ):
         model = () if "--model" in more else ("--model", "masked")
         status, out, err = go("bias", *model, *more)
@@ -797,8 +803,8 @@ def test_bias_by_swaps_of_a_classifier(go):
         "the prediction flips",
         "good: mean absolute change",
         "cat / dog: flips",
-        "read alike 2 texts",
-        "by right",
+        "identical  2 texts",
+        "rightly depends",
     ):
         assert said in out
     Path("two.csv").write_text("text,text_pair\n" + "the cat,the dog\n" * 3 + "a mat,a cat\n")
@@ -812,7 +818,7 @@ def test_bias_by_swaps_of_a_classifier(go):
     save_small("number", minilm.BertForSequenceClassification, problem_type="regression", id2label={0: "x"})
     status, _, err = go("bias", "--model", "number", *flags[3:])
     assert (status, len(err.splitlines())) == (2, 1)
-    assert "is for regression; --swaps is of a masked model or of labels" in err
+    assert "is for regression; --swaps needs a masked model or labels" in err
 
 
 def test_predictions_are_in_the_column_that_is_named(go):

@@ -65,7 +65,7 @@ def test_from_a_table_to_predictions(go, tmp_path):
     status, out, err = go("finetune", *FLAGS, "--json", "result.json")
     assert status == 0, err
     assert "text is column 'review', label is column 'verdict'" in err
-    assert "a tenth of those to learn from, 12, chooses the best model" in err
+    assert "12 of the training examples (a tenth) are held out as dev" in err
     assert "next       python evaluate.py predict --model out --input new.csv --output out.csv" in out
     result = json.loads(Path("result.json").read_text())
     assert result == json.loads(Path("out/results.json").read_text())
@@ -85,7 +85,7 @@ def test_from_a_table_to_predictions(go, tmp_path):
     assert sum(row["label"] == row["prediction"] for row in rows) / 12 == result["scores"]["accuracy"]
     status, _, err = go("predict", "--model", "out", "--input", "new.csv", "--output", "said.csv")
     assert status == 0
-    assert "nothing said of new.csv:4: no text" in err
+    assert "no prediction for new.csv:4: no text" in err
     with open("said.csv") as file:
         said = list(csv.DictReader(file))
     assert [row["id"] for row in said] == ["7", "8", "9"]
@@ -177,7 +177,7 @@ def test_a_run_whose_time_is_up_is_gone_on_with_unless_that_is_refused(go):
     assert (status, "--out out: holds a run; choose another --out, or --resume auto" in err) == (2, True), err
     status, _, err = go(*flags)
     assert status == 0, err
-    assert f"going on from step {stopped} of 40 steps" in err
+    assert f"resuming from step {stopped} of 40 steps" in err
 
 
 def test_a_pickle_is_read_where_that_is_allowed(go):
@@ -204,10 +204,10 @@ def test_what_does_not_fit_is_computed_in_parts(go, monkeypatch):
     monkeypatch.setattr(Classification, "loss", full_above)
     flags = ("--train", "train.csv", "--steps", "2", "--out", "out")
     status, _, err = go("finetune", *flags)
-    assert (status, "with --auto-batch it goes on in smaller parts" in err.splitlines()[-1]) == (2, True)
+    assert (status, "give --auto-batch for smaller micro-batches" in err.splitlines()[-1]) == (2, True)
     status, _, err = go("finetune", *flags, "--auto-batch")
     assert status == 0, err
-    assert "from here on in parts of at most" in err
+    assert "micro-batches are now at most" in err
 
 
 def test_the_positive_label_and_a_new_head(go):
@@ -218,7 +218,7 @@ def test_the_positive_label_and_a_new_head(go):
     for positive, more in (("good", ()), ("bad", ("--positive-label", "bad"))):
         status, out, err = go("finetune", *flags, positive, *more)
         assert status == 0, err
-        assert f"f1         and precision, recall: of '{positive}'" in out
+        assert f"positive   '{positive}': f1, precision and recall are of it" in out
         result = json.loads(Path(positive, "results.json").read_text())
         metric = "accuracy" if positive == "good" else "f1"
         low, high = result["intervals"][metric]
@@ -238,16 +238,16 @@ def test_the_positive_label_and_a_new_head(go):
     others = ("--model", "bad", "--train", "train.csv", "--label-column", "review", "--text-column", "verdict")
     Path("train.csv").write_text("verdict,review\n" + "fine,yes\nno plot,no\n" * 20)
     status, _, err = go("finetune", *others, "--steps", "1")
-    assert (status, "predicts bad, good, and the examples are labelled no, yes; begin with" in err) == (2, True), err
+    assert (status, "predicts bad, good, and the examples are labelled no, yes; take another" in err) == (2, True), err
     status, _, err = go("finetune", *others, "--steps", "1", "--new-head", "--out", "others")
     assert status == 0, err
-    assert "beginning with bad, and a new head" in err
+    assert "starting from bad, with a new head" in err
     assert json.loads(Path("others/config.json").read_text())["id2label"] == {"0": "no", "1": "yes"}
     Path("three.csv").write_text("text,label\n" + "fine,good\nplot,odd\ndull,bad\n" * 9)
     assert go("finetune", "--train", "three.csv", "--steps", "1", "--out", "three")[0] == 0
     status, _, err = go("finetune", *flags, "none", "--model", "three", "--positive-label", "bad")
     assert status == 2
-    assert "--positive-label bad: one of two labels, and three predicts bad, good, odd; leave it out" in err
+    assert "--positive-label bad: needs two labels, and three predicts bad, good, odd; leave it out" in err
     assert not Path("none").exists()
 
 
@@ -269,7 +269,7 @@ def test_a_model_that_reads_left_to_right_sees_all_that_follows_when_tuned(go, e
     Path("causal/config.json").write_text(json.dumps(config | {"is_decoder": True}))
     status, _, err = go("finetune", "--model", "causal", *FLAGS)
     assert status == 0, err
-    assert "causal reads left to right; tuned, and as it is saved, each token sees those after it, too" in err
+    assert "causal is a causal model; tuned, and as it is saved, its attention is bidirectional" in err
     assert not json.loads(Path("out/config.json").read_text()).get("is_decoder", False)
     tuned = minilm.open_tuned("out")
     texts = ["the film was great", "and a plot", "dull the film"]
@@ -368,8 +368,8 @@ def test_check_says_what_is_there_and_stops(go, tmp_path):
     assert status == 0, err
     assert "train      3 rows used, 1 left out" in out
     assert "labels     2: bad 2, good 1" in out
-    assert "twice      1 texts, 1 of them with another label; few.csv:3 is few.csv:2" in out
-    assert "longer than 24, and so to be cut: 1 rows" in out
+    assert "duplicates 1 texts, 1 of them with another label; few.csv:3 is few.csv:2" in out
+    assert "longer than 24, to be truncated: 1 rows" in out
     assert "of the tokens are [UNK]" in out
     assert "left out: few.csv:5" in err
     assert not Path("out").exists()
@@ -414,9 +414,9 @@ def test_alone_it_begins_from_scratch_and_says_so(script, tmp_path, monkeypatch,
         cli.run(script.main, script.Args, ["--device", "cpu", "--steps", "3"])
     out, err = capsys.readouterr()
     assert stop.value.code == 0, err
-    assert "beginning from scratch: checkpoints/quick-mlm is not there" in err
+    assert "training from scratch: checkpoints/quick-mlm is not there" in err
     assert "always the commonest label" in out
-    assert "words counted" in out
+    assert "bag of words (tf-idf" in out
     assert Path("checkpoints/libraries/results.json").exists()
 
 
@@ -425,7 +425,7 @@ def test_labels_that_training_has_not(go):
     Path("dev.csv").write_text("review,verdict\nfine,good\npoor,bad\npoor,other\nfine,other\n")
     status, _, err = go("finetune", *FLAGS, "--dev", "dev.csv", "--test", "dev.csv")
     assert status == 0, err
-    assert "dev: labels that no row to train on has: 'other' 2; the first in dev.csv:4" in err
+    assert "dev: labels not in the training data: 'other' 2; the first in dev.csv:4" in err
     result = json.loads(Path("out/results.json").read_text())
     assert result["scores"]["accuracy"] == 0.5
     assert (result["scores"]["recall"], result["scores"]["precision"]) == (1.0, 0.5)
@@ -451,7 +451,7 @@ def test_dev_is_read_as_train_was(go):
     own = ("--text-column", "body", "--label-column", "topics", "--steps", "2", "--task", "multilabel", "--out", "out")
     status, _, err = go("finetune", "--train", "train.tsv", "--dev", "dev.tsv", *own)
     assert status == 0, err
-    assert "labels that no row" not in err
+    assert "labels not in the training data" not in err
     assert json.loads(Path("out/config.json").read_text())["id2label"] == {"0": "Food, drink", "1": "News"}
     assert "fine" in Path("out/predictions.csv").read_text()
 
@@ -493,7 +493,7 @@ def test_numbers_by_heart(go):
     Path("wide.csv").write_text("text,score\n" + "\n".join(f"the film {i},{i * 9}" for i in range(20)))
     status, _, err = go("finetune", "--train", "wide.csv", "--task", "regression", "--steps", "1", "--out", "out")
     assert status == 0, err
-    assert "the labels vary by 5" in err
+    assert "the labels have standard deviation 5" in err
 
 
 def test_similarity(go, tmp_path):
@@ -521,7 +521,7 @@ def test_similarity(go, tmp_path):
     result = json.loads(Path("out/results.json").read_text())
     assert result["scores"]["spearman"] > 0.8
     assert result["baselines"]["shared_words"].keys() == {"spearman", "pearson"}
-    assert "the words that both texts have" in out
+    assert "word overlap of the two texts" in out
     status, _, err = go("predict", "--model", "out", "--input", "pairs.tsv", "--output", "said.tsv")
     assert status == 0, err
     with open("said.tsv") as file:
@@ -568,7 +568,7 @@ def test_other_tasks(go, task):
     flags = ("--train", "rows.jsonl", "--out", "out", "--steps", "4", "--task", task)
     status, out, err = go("finetune", *flags)
     assert status == 0, err
-    assert "of         4 examples, which chose the model, too" in out
+    assert "judged on  4 examples, which also chose the model" in out
     if task == "multilabel":
         result = json.loads(Path("out/results.json").read_text())
         with open("out/predictions.csv") as file:
@@ -607,7 +607,7 @@ def test_which_ending_follows(go):
     assert all(row["choice"].endswith(row["ending" + row["prediction"]]) for row in rows)
     assert sum(row["prediction"] == row["label"] for row in rows) >= 38
     status, _, err = go("finetune", *flags, "--label-column", "label")
-    assert (status, "choices are found by their columns' names" in err) == (2, True)
+    assert (status, "not used by --task choice; leave them out" in err) == (2, True)
 
 
 def test_choices_of_dev_are_counted_as_those_of_training(go):
@@ -642,7 +642,7 @@ def test_tags_of_words(go):
     flags = ("--train", "a.conll", "--out", "out", "--epochs", "12", "--lr", "2e-3", "--batch-size", "8")
     status, out, err = go("finetune", "--task", "tagging", *flags, "--json", "result.json")
     assert status == 0, err
-    assert "train: the scheme of the tags is IOB2" in err
+    assert "train: the tag scheme is IOB2" in err
     assert "new.conll --output out.conll" in out
     assert "the commonest tag of each word in training" in out
     result = json.loads(Path("result.json").read_text())
@@ -659,7 +659,7 @@ def test_tags_of_words(go):
     )
     status, _, err = go("predict", "--model", "out", "--input", "new.conll", "--output", "said.conll")
     assert status == 0, err
-    assert "cut or read in parts: 1" in err
+    assert "truncated or read in windows: 1" in err
     assert "words that the tokenizer drops, tagged O: 1" in err
     said = Path("said.conll").read_text().splitlines()
     assert said[:9] == ["-DOCSTART-", "", "the O", "fine B-good", "films I-good", "was O", "dull B-bad", "", "\x01 O"]
@@ -681,7 +681,7 @@ def test_tags_of_words(go):
     for argv, why in (
         (("--input", "new.conll", "--output", "said.csv"), "said.csv: give one of .conll, .tsv, .jsonl"),
         (("--input", "none.conll", "--output", "none.jsonl"), "none.conll: no such file"),
-        (("--input", "new.conll", "--output", "none.jsonl", "--text-column", "1"), "leave them out for tagging"),
+        (("--input", "new.conll", "--output", "none.jsonl", "--text-column", "1"), "not used by --task tagging"),
     ):
         status, out, err = go("predict", "--model", "out", *argv)
         assert (status, out) == (2, "")
@@ -753,7 +753,7 @@ def test_questions_from_a_file_to_answers(go):
     status, _, err = go("predict", "--model", "out", "--input", "new.csv", "--output", "csv.json", *columns)
     assert status == 0, err
     assert [*json.loads(Path("csv.json").read_text()).values()] == [*said.values()]
-    assert "nothing said of new.csv:26: no context" in err
+    assert "no prediction for new.csv:26: no context" in err
     Path("out/MANIFEST.json").unlink()
     for threshold, silent in ((-1e9, 24), (1e9, 0), (None, 0)):
         Path("out/config.json").write_text(json.dumps(config | {"no_answer_threshold": threshold}))
@@ -774,8 +774,8 @@ def test_questions_without_dev(go):
     squad("train.json", 80, impossible=False)
     status, _, err = go("finetune", *SPAN[:4], "--steps", "2", "--train", "train.json")
     assert status == 0, err
-    assert "examples: 72 to learn from, 8 to choose by" in err
-    assert "stand in the training examples" not in err
+    assert "examples: 72 train, 8 dev" in err
+    assert "are also in the training examples" not in err
     said = json.loads(Path("out/predictions.json").read_text())
     assert all(said.values())
     numbers = sorted(int(id[1:]) for id in said)
@@ -795,7 +795,7 @@ def test_questions_without_dev(go):
         (("--train", "silent.json"), "this question and every other to train on has no answer"),
         (("--train", "list.json"), "list.json: no list 'data'; is this the layout of SQuAD?"),
         (("--train", "cut.json"), "cut.json: not JSON"),
-        (("--train", "one.json"), "so small are their classes or groups; give a dev file"),
+        (("--train", "one.json"), "classes or groups too small; give a dev file"),
         (("--train", "good.json", "--text-column", "q"), "--text-column, --pair-column: a .json of questions has no"),
         (("--train", "train.csv", "--label-column", "2"), "--label-column 2: a .json of questions has no columns"),
         (("--train", "good.json", "--length", "4"), "--length 4: no room for a question and its context"),
@@ -864,7 +864,7 @@ def test_answers_that_cannot_be(go, encoder_directory, argv, said):
             ("--train", "train.csv", "--dev", "other.csv", "--label-column", "2"),
             "the labels here are 'c', 'd', in training 'bad', 'good'",
         ),
-        (("--train", "train.csv", "--epochs", "2", "--steps", "9"), "--epochs and --steps: two budgets at once"),
+        (("--train", "train.csv", "--epochs", "2", "--steps", "9"), "--epochs and --steps: exclude each other"),
         (("--train", "train.csv", "--length", "25"), "--length 25: the model reads 24 tokens"),
         (("--train", "train.csv", "--frozen-layers", "3"), "--frozen-layers 3: the model has 2 layers"),
         (("--train", "train.csv", "--task", "multilabel", "--class-weights", "balanced"), "leave them out for multil"),
@@ -876,17 +876,17 @@ def test_answers_that_cannot_be(go, encoder_directory, argv, said):
             ("--train", "train.csv", "--task", "multilabel", "--positive-label", "good"),
             "and here are not two; leave it",
         ),
-        (("--train", "train.csv", "--kfold", "3", "--dev", "train.csv"), "--kfold: splits what --train names"),
-        (("--kfold", "3"), "--kfold: splits what --train names by itself; name that"),
+        (("--train", "train.csv", "--kfold", "3", "--dev", "train.csv"), "--kfold: splits --train itself"),
+        (("--kfold", "3"), "--kfold: splits --train itself; give that"),
         (("--train", "one.csv", "--kfold", "3"), "this row and every other to train on has the label 'a'"),
-        (("--train", "pairs.csv", "--dev", "train.csv"), "training read two texts a row, and here one would be read"),
+        (("--train", "pairs.csv", "--dev", "train.csv"), "training used two texts a row, but here one would be read"),
         (("--train", "train.csv", "--task", "similarity", "--label-column", "1"), "is no finite number"),
-        (("--train", "numbers.csv", "--task", "similarity"), "similarity is of two texts; name the second one's"),
+        (("--train", "numbers.csv", "--task", "similarity"), "similarity needs two texts; name the second's"),
         (("--train", "train.csv", "--check", "--json", "x.json"), "--json: --check has no result"),
-        (("--train", "train.csv", "--kfold", "99"), "rows of different texts make no 99 parts"),
+        (("--train", "train.csv", "--kfold", "99"), "rows of different texts are too few for 99 folds"),
         (
             ("--train", "train.csv", "--dev", "train.csv", "--group-column", "review"),
-            "--group-column review: of --train that is split",
+            "--group-column review: is for splitting --train",
         ),
         (("--train", "train.csv", "--lr", "nan"), "--lr nan: not a finite number"),
         (("--train", "groups.csv", "--group-column", "who"), "groups.csv:3: no group in column 'who'; give it one"),
@@ -900,7 +900,7 @@ def test_answers_that_cannot_be(go, encoder_directory, argv, said):
         (("--train", "train.csv", "--overfit-batch", "--epochs", "2"), "--epochs: does not go with --overfit-batch"),
         (
             ("--train", "alike.csv", "--task", "similarity", "--frozen-layers", "2"),
-            "--frozen-layers 2: nothing is left that learns; freeze fewer",
+            "--frozen-layers 2: leaves nothing to train; freeze fewer",
         ),
         (
             ("--train", "flags.csv", "--dev", "fewer.csv", "--task", "multilabel"),
@@ -961,7 +961,7 @@ def test_a_damaged_result_is_made_again(go, monkeypatch):
     flags = (*FLAGS[:4], "--steps", "12", "--evaluate-every", "2", "--patience", "100")
     status, _, err = go("finetune", *flags)
     assert status == 0, err
-    assert "was the best: it is kept" in err
+    assert "the best model, that of step" in err
     whole = Path("out/model.safetensors").read_bytes()
     Path("out/model.safetensors").write_bytes(whole[:1000])
     status, _, err = go("finetune", *flags)
@@ -990,7 +990,7 @@ def test_columns_of_training_that_are_not_there_are_said(go):
     Path("other.csv").write_text("comment,id\nthe film was great,1\ndull,2\n")
     status, _, err = go("predict", "--model", "out", "--input", "other.csv", "--output", "said.csv")
     assert status == 0, err
-    assert "the columns of training are not all here: no 'review'" in err
+    assert "columns of the training data are missing: 'review'" in err
     assert "text is column 'comment'" in err
 
 

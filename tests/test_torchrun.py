@@ -119,7 +119,7 @@ def test_a_sharded_run_is_the_same_run(processes, tmp_path, wait_for):
     finish(first, seconds=30)
     again = finish(processes(2, *flags, "--out", "shared", "--shard"))
     assert [status for status, _, _ in alone + again] == [0, 0, 0], [err for _, _, err in alone + again]
-    assert "going on from step" in again[0][2]
+    assert "resuming from step" in again[0][2]
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "shared"))
     assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-6
 
@@ -145,8 +145,8 @@ def test_one_process_killed_ends_the_other(processes, tmp_path, wait_for, killed
     again.send_signal(signal.SIGTERM)
     ((status, _, err),) = finish([again])
     assert status == 143
-    assert f"going on from step {int(steps[-1].name[5:])}" in err
-    assert "began with processes 2, now it is 1: it goes on, but not bit for bit" in err
+    assert f"resuming from step {int(steps[-1].name[5:])}" in err
+    assert "began with processes 2, now it is 1: it resumes, but not bit for bit" in err
 
 
 def is_on(run: Path, last: Path) -> bool:

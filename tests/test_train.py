@@ -157,7 +157,7 @@ def test_more_shapes_than_are_compiled_are_one_line(go, graphs, monkeypatch):
 
 def test_what_is_not_compiled_is_refused(go, tmp_path):
     status, _, err = go("--compile", "--steps", 2)
-    assert (status, err) == (2, "error: --compile: is for a GPU, and this is cpu; leave it out\n")
+    assert (status, err) == (2, "error: --compile: needs a GPU, and this is cpu; leave it out\n")
     assert not (tmp_path / "run").exists()
 
 
@@ -186,7 +186,7 @@ def test_pairs_of_texts(go, tmp_path, pairs):
     flags = ["--recipe", "bert-mini", "--pairs", pairs]
     status, out, err = go(*flags, "--steps", 8, "--json", "r.json")
     assert status == 0, err
-    assert "pairs told right" in out
+    assert "pair accuracy" in out
     assert 0 <= json.loads((tmp_path / "r.json").read_text())["pair_accuracy"] <= 1
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["architectures"] == ["BertForPreTraining"]
@@ -198,7 +198,7 @@ def test_pairs_of_texts(go, tmp_path, pairs):
     )
     status, _, err = go("--model", "run", "--steps", 1, "--length", 32, "--out", "without")
     assert status == 0, err
-    assert "--model run: its head for pairs is left out, and the pooler; --pairs goes on with them" in err
+    assert "--model run: its pair head and pooler are dropped; --pairs keeps them" in err
 
 
 def test_whole_words_short_rows_and_growing_batches(go, tmp_path, monkeypatch):
@@ -210,7 +210,7 @@ def test_whole_words_short_rows_and_growing_batches(go, tmp_path, monkeypatch):
     assert go(*flags, "--save-every", 20)[0] == 0
     half = half_of(tmp_path / "run", 20)
     status, _, err = go(*flags, "--save-every", 20, "--out", "half")
-    assert "going on from step 20" in err
+    assert "resuming from step 20" in err
     assert status == 0
     assert same_weights(tmp_path / "run", half)
 
@@ -285,7 +285,7 @@ def test_going_on_with_an_encoder_alone(go, tmp_path):
     for out in ("one", "two"):
         status, _, err = go(*flags, "--out", out)
         assert status == 0, err
-        assert "holds no language-model head, so this one is new" in err
+        assert "has no language-model head: a new one is used" in err
     assert same_weights(tmp_path / "one", tmp_path / "two")
     status, _, err = go(*flags, "--out", "one")
     assert "one is finished" in err
@@ -311,11 +311,11 @@ MODEL_FAULTS = {
     ("--model", "run", "--pairs", "next"): "--pairs next: only a BERT",
     ("--model", "run", "--add-tokens", "missing.txt"): "--add-tokens missing.txt: cannot be read",
     ("--add-tokens", "words.txt"): "--add-tokens words.txt: extends the vocabulary of a model",
-    ("--recipe", "continue"): "--recipe continue: goes on from a model",
+    ("--recipe", "continue"): "--recipe continue: needs a model",
     ("--shard",): "--shard: shares a model among processes",
     ("--objective", "clm", "--pairs", "next"): "--pairs next: goes with --objective mlm only",
-    ("--model", "run", "--output-scale", "0.5"): "--output-scale 0.5: goes with weights that are new",
-    ("--model", "run", "--output-scale", "0"): "--output-scale 0.0: goes with weights that are new",
+    ("--model", "run", "--output-scale", "0.5"): "--output-scale 0.5: goes with new weights",
+    ("--model", "run", "--output-scale", "0"): "--output-scale 0.0: goes with new weights",
 }
 
 
@@ -358,7 +358,7 @@ def test_a_result_that_is_none_is_one_line(go, tmp_path):
     (tmp_path / "run" / "run.json").write_text(json.dumps(run | {"result": {"loss": 1}}))
     status, _, err = go("--steps", 2)
     assert status == 2
-    assert "run.json: its result is not as it was written" in err.splitlines()[-1]
+    assert "run.json: its result is malformed" in err.splitlines()[-1]
 
 
 def test_json_alone_goes_to_standard_output(go):
@@ -379,7 +379,7 @@ def test_minutes_become_steps_once(go, train, tmp_path, monkeypatch):
     half = half_of(tmp_path / "run", 1)
     status, _, err = go(*flags, "--out", "half")
     assert status == 0, err
-    assert f"going on from step 1 of {steps} steps" in err
+    assert f"resuming from step 1 of {steps} steps" in err
     assert go("--steps", steps, "--dropout", 0.1, "--out", "other")[0] == 0
     assert same_weights(tmp_path / "run", half)
     assert same_weights(tmp_path / "run", tmp_path / "other")
@@ -556,8 +556,8 @@ def test_a_run_of_another_version_says_so(go, tmp_path):
     (tmp_path / "run" / "run.json").write_text(json.dumps(run))
     status, _, err = go("--steps", 4, "--save-every", 2)
     assert status == 0
-    assert f"began with torch 1.0, now it is {torch.__version__}: it goes on, but not bit for bit" in err
-    assert "(as this run began)" in err
+    assert f"began with torch 1.0, now it is {torch.__version__}: it resumes, but not bit for bit" in err
+    assert "(as before)" in err
 
 
 def test_dropout_on_a_processor_is_the_cheap_one(go, monkeypatch):
@@ -592,8 +592,8 @@ def test_a_full_memory_is_one_line(go, train, monkeypatch, kind, said):
     status, _, err = go("--steps", 2)
     assert status == 2
     found = re.fullmatch(
-        r"error: step 1: out of memory with 4 rows of 32 tokens at once; ([\d,]+) MB were in use at most; "
-        r"with --auto-batch it goes on in smaller parts",
+        r"error: step 1: out of memory with 4 rows of 32 tokens at once; peak memory ([\d,]+) MB; "
+        r"give --auto-batch for smaller micro-batches",
         err.splitlines()[-1],
     )
     assert 100 < int(found[1].replace(",", "")) < 100_000
@@ -624,7 +624,7 @@ def test_what_does_not_fit_is_computed_in_parts(go, train, monkeypatch, tmp_path
     status, _, err = go(*flags)
     assert status == 0, err
     assert err.count("out of memory with 8 rows of 32") == err.count("out of memory with 4 rows of 32") == 1
-    assert "from here on in parts of at most 64 tokens, or of a row" in err
+    assert "micro-batches are now at most 64 tokens, or one row" in err
     half = half_of(tmp_path / "run", saved)
     monkeypatch.setattr(train, "language_model_loss", plain)
     assert go(*flags, "--out", "half")[0] == 0
@@ -643,7 +643,7 @@ def test_what_does_not_fit_is_computed_in_parts(go, train, monkeypatch, tmp_path
 def test_several_processes_cannot_change_their_parts(go, train, monkeypatch):
     assert go("--steps", 2, "--auto-batch", "--dry-run")[0] == 0
     monkeypatch.setattr(train.Ranks, "join", lambda: train.Ranks(0, 2, 0))
-    with pytest.raises(ConfigError, match="--auto-batch: in one process; leave it out"):
+    with pytest.raises(ConfigError, match="--auto-batch: works in one process only"):
         train.effective_recipe(train.Args(auto_batch=True), "mlm", None)
     error = train.OutOfMemory(256, "out of memory with 8 rows")
     said = "step 3: out of memory with 8 rows in process 1; in another --out, lower --batch-size"
@@ -705,7 +705,7 @@ def test_words_that_nobody_knows_are_nothing_to_predict(go, tmp_path, train, mon
     monkeypatch.setattr(train, "fixed_batches", lambda *args: iter(()))
     status, _, err = go("--steps", 2)
     assert status == 2
-    assert "the held-out split has nothing to predict" in err.splitlines()[-1]
+    assert "the held-out text is all unknown words, so nothing to predict" in err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
 
 
@@ -738,7 +738,7 @@ def test_resume_is_exact(go, tmp_path, monkeypatch, recipe, precision, accumulat
     half = half_of(tmp_path / "run", n)
     status, _, err = go(*flags, "--out", "half")
     assert status == 0
-    assert f"going on from step {n}" in err
+    assert f"resuming from step {n}" in err
     assert same_weights(tmp_path / "run", half)
     assert (half / f"step-{2 * n:06d}" / "training" / "tensors.safetensors").read_bytes() == (
         tmp_path / "run" / f"step-{2 * n:06d}" / "training" / "tensors.safetensors"
@@ -794,7 +794,7 @@ def test_a_stopped_run_goes_on_exactly(text, cache, whole, tmp_path, wait_for, n
     again = start(text, cache, broken)
     _, err = again.communicate(timeout=60)
     assert again.returncode == 0, err
-    assert "going on from step" in err
+    assert "resuming from step" in err
     assert same_weights(whole, broken)
 
 
@@ -805,7 +805,7 @@ def test_a_run_ends_when_its_time_is_up(go, train, capsys):
     assert "stopped and saved at step 1; the same command" in err.splitlines()[-1]
     status, _, err = go("--steps", 6, "--time-limit", 1e6)
     assert status == 0, err
-    assert "going on from step 1 of 6 steps" in err
+    assert "resuming from step 1 of 6 steps" in err
 
 
 def bad(content: bytes):
@@ -818,7 +818,7 @@ DATA_FAULTS = {
     "missing": (None, "bad.txt: no such file"),
     "one document": (
         lambda d: (d / "bad.txt").write_text(" ".join(topics.values())[:75_000].replace("\n", " ")),
-        "0 of 1 documents are held out, which make no row of 32 tokens; a blank line ends a document: give more of",
+        "the 0 of 1 documents held out do not fill a row of 32 tokens; give more documents (a blank line ends one)",
     ),
     "empty": (bad(b""), "no text in it"),
     "blank": (bad(BLANK), "no text in it"),
@@ -827,7 +827,7 @@ DATA_FAULTS = {
     "too small": (bad(SENTENCE * 3), "the text supports"),
     "fewer rows than a batch": (
         lambda d: (d / "bad.txt").write_text("\n\n".join(topics[name] for name in sorted(topics)[:6])),
-        "fewer than the 4096 that are computed at once",
+        "fewer than a micro-batch of 4096",
     ),
 }
 
@@ -870,7 +870,7 @@ FLAG_FAULTS = {
     ("--cache-dir", "file/x"): "--cache-dir file/x: cannot be written",
     ("--out", "q\udce9"): "cannot be printed",
     ("--lr", "-1"): "--lr -1",
-    ("--steps", "5", "--minutes", "1"): "--steps and --minutes: two budgets at once",
+    ("--steps", "5", "--minutes", "1"): "--steps and --minutes: exclude each other",
     ("--learning-rate", "1"): "--learning-rate: no such flag",
     ("--step", "4"): "did you mean --steps?",
     ("--vocab-size", "1000"): "--vocab-size 1000: give a multiple of 64",
@@ -883,15 +883,15 @@ FLAG_FAULTS = {
     ("--json", "file", "--data", "file"): "--json file: is the file of --data",
     ("--mask-rate", "0"): "--mask-rate 0",
     ("--length", "1"): "--length 1",
-    ("--dry-run", "--prepare-only"): "--dry-run and --prepare-only: two things at once",
+    ("--dry-run", "--prepare-only"): "--dry-run and --prepare-only: exclude each other",
     ("--length", "130", "--short-frac", "0.5"): "--length 130: short rows are a quarter of it",
     ("--objective", "clm", "--whole-words"): "--whole-words True: goes with --objective mlm only",
     ("--objective", "clm", "--short-seq-prob", "0.1"): "--short-seq-prob 0.1: goes with --objective mlm only",
-    ("--short-seq-prob", "1e-9"): "--short-seq-prob 1e-09: give 0, or a value from 0.001 on",
+    ("--short-seq-prob", "1e-9"): "--short-seq-prob 1e-09: give 0, or at least 0.001",
     ("--short-seq-prob", "0.6"): "--short-seq-prob 0.6: give a value from 0 to 0.5",
     ("--objective", "prefix", "--mask-rate", "0.2"): "--mask-rate 0.2: goes with --objective mlm only",
     ("--batch-warmup-frac", "0.5"): "--batch-warmup-frac 0.5: goes with --accumulation above 1 only",
-    ("--recipe", "bert-mini", "--pairs", "next", "--packing", "stream"): "--packing stream: goes with rows that are no",
+    ("--recipe", "bert-mini", "--pairs", "next", "--packing", "stream"): "--packing stream: goes with rows without",
     ("--decay-frac", "0.1"): "--decay-frac 0.1: goes with --schedule wsd only",
     ("--text-field", "body"): "--text-field body: goes with a .jsonl in --data only",
 }

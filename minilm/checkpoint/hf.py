@@ -209,7 +209,7 @@ def _as_named_today(tensors: dict[str, Tensor], family: Family) -> dict[str, Ten
         tensors = {key.removeprefix(WRAPPED): tensor for key, tensor in tensors.items()}
     now = {key: re.sub("|".join(OF_OLD), lambda old: OF_OLD[old[0]], key) for key in tensors}
     if twice := [key for key in tensors if now[key] != key and now[key] in tensors]:
-        raise CheckpointError(f"tensor {twice[0]} is there as {now[twice[0]]}, too")
+        raise CheckpointError(f"tensor {twice[0]} appears also as {now[twice[0]]}")
     if not any(key.startswith(family.base) for key in now.values()):
         now = {key: name if name.startswith(family.heads) else family.base + name for key, name in now.items()}
     return {now[key]: tensor for key, tensor in tensors.items()}

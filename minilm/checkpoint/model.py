@@ -142,7 +142,7 @@ def version_of(directory: Path) -> tuple[int, int] | None:
 def check_version(directory: Path, before: tuple[int, int] | None) -> None:
     """Raises CheckpointError if the model has been rewritten since `version_of` returned `before`."""
     if version_of(directory) != before:
-        raise CheckpointError(f"{directory}: was written anew while it was read; read it again")
+        raise CheckpointError(f"{directory}: changed while it was read; read it again")
 
 
 def read_config(directory: Path | str) -> dict[str, Any]:
@@ -177,14 +177,14 @@ def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int 
     tokenizer = Tokenizer.load(directory)
     state, dropped = read_weights(model.state_dict(), directory, config["model_type"], kind, new=new)
     if dropped:
-        warnings.warn(f"{directory}: left out, for this model has no such head: {', '.join(dropped)}", stacklevel=2)
+        warnings.warn(f"{directory}: ignored, as this model has no such head: {', '.join(dropped)}", stacklevel=2)
     if f"{HEAD}bias" not in state:
         head = LMHead(model.cfg)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(head_seed)
             initialise(head)
         state |= {HEAD + name: own for name, own in head.state_dict().items()}
-        warnings.warn(f"{directory}: holds no language-model head, so this one is new", stacklevel=2)
+        warnings.warn(f"{directory}: has no language-model head: a new one is used", stacklevel=2)
     model.load_state_dict(state, assign=True)
     if tokenizer.vocab_size > model.cfg.vocab_size:
         raise CheckpointError(

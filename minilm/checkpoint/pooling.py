@@ -122,7 +122,7 @@ def check_place(directory: Path) -> None:
     """Raises CheckpointError if `write_pooling` could not make its directory."""
     place = directory / "1_Pooling"
     if place.is_symlink() or (place.exists() and not place.is_dir()):
-        raise CheckpointError(f"{place}: a link or a file, which nothing is written through; take it away")
+        raise CheckpointError(f"{place}: a link or a file, not a directory; remove it")
 
 
 def write_pooling(directory: Path, pooling: Pooling, width: int) -> None:

@@ -169,15 +169,14 @@ class Store:
         found = checkpoints(self.out)
         for path in self.out.glob("step-*"):
             if path.is_symlink() and path.name.removeprefix("step-").isdecimal():
-                raise CheckpointError(f"{path}: is a link; put the directory itself there, or take the link away")
+                raise CheckpointError(f"{path}: is a link; put the directory itself there, or remove the link")
         for _, path in reversed(found):
             if not (fault := manifest_fault(path)):
                 return path
             say(f"{path} is damaged ({fault}); trying the one before")
         if found:
             raise CheckpointError(
-                f"{self.out}: no checkpoint in it is as it was written; to begin anew, move them away or choose "
-                f"another --out"
+                f"{self.out}: all its checkpoints are damaged; to start over, move them away or choose another --out"
             )
         return None
 
@@ -200,18 +199,18 @@ class Store:
         with suppress(OSError):
             total, _, free = shutil.disk_usage(self.out)
             if total > 0 and free < needed:
-                told = f"{megabytes(free)} are free, and {what} are to come"
+                told = f"{megabytes(free)} are free, but {what} are needed"
                 raise CheckpointError(f"{self.out}: {told}; {self._then('make room')}")
 
     def _unwritten(self, name: str, error: BaseException) -> CheckpointError:
         full = any(os.strerror(number) in str(error) for number in NO_ROOM)  # safetensors' errors have no number
-        mend = "make room" if full else "mend that"
+        mend = "make room" if full else "fix that"
         return CheckpointError(f"{self.out}: {name} cannot be written ({error}); {self._then(mend)}")
 
     def _then(self, mend: str) -> str:
         """Advice for a message: `mend`, and where the run resumes."""
         kept = [path.name for _, path in checkpoints(self.out)]
-        return f"{mend}, then the same command goes on from {kept[-1] if kept else 'the start'}"
+        return f"{mend}, then the same command resumes from {kept[-1] if kept else 'the start'}"
 
     def save(
         self, step: int, write: Callable[[Path], None], keep: int = KEPT, spared: int | None = None, size: int = 0
@@ -303,7 +302,7 @@ def manifest_fault(directory: Path) -> str:
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be read ({error.strerror or error})") from error
     if bad is None and not as_written:
-        return "MANIFEST.json is not as it was written"
+        return "MANIFEST.json was changed"
     return f"{bad} differs from MANIFEST.json" if bad else ""
 
 

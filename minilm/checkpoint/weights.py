@@ -50,9 +50,8 @@ def load_weights(directory: Path, allow_pickle: bool = False) -> tuple[Path, dic
         return directory / INDEX, _load_shards(directory / INDEX)
     if not (directory / WHOLE).exists() and (directory / PICKLE).exists():
         raise CheckpointError(
-            f"{directory}: holds no {WHOLE}, and {PICKLE} is a pickle, which is read only when asked for "
-            f"(use_safetensors=False, --allow-pickle of evaluate.py), as you should where you trust its maker; "
-            f"what save_pretrained then writes is read as any other"
+            f"{directory}: holds no {WHOLE}, and {PICKLE} is a pickle; if you trust its maker, read it with "
+            f"use_safetensors=False (--allow-pickle of evaluate.py), and save it with save_pretrained for later"
         )
     return directory / WHOLE, load_tensors(directory / WHOLE)
 
@@ -91,17 +90,17 @@ def _load_pickle(file: Path) -> dict[str, Tensor]:
             raise ValueError("it is compressed; torch.save does not")
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except UnpicklingError as error:
-        raise CheckpointError(f"{file}: is no pickle of tensors alone, so it is not opened") from error
+        raise CheckpointError(f"{file}: holds more than tensors, so it is not opened") from error
     except Exception as error:  # a hostile pickle may raise any error
         raise CheckpointError(f"{file}: cannot be read ({first_line(error)})") from error
     if not isinstance(tensors, dict) or not all(isinstance(own, Tensor) for own in tensors.values()):
-        raise CheckpointError(f"{file}: holds something else than named tensors")
+        raise CheckpointError(f"{file}: is no dict of named tensors")
     sizes = {}
     for name, own in tensors.items():
         plain = own.layout == torch.strided and not own.is_nested and own.device.type == "cpu"
         if not plain or own.nbytes > own.untyped_storage().nbytes():
-            raise CheckpointError(f"{file}: tensor {name} is not there in full")
+            raise CheckpointError(f"{file}: tensor {name} is incomplete")
         sizes[own.untyped_storage().data_ptr()] = own.untyped_storage().nbytes()
     if zipped and (cut := Counter(sizes.values()) - Counter(record.file_size for record in records)):
-        raise CheckpointError(f"{file}: a tensor of {min(cut)} bytes is not there in full")
+        raise CheckpointError(f"{file}: a tensor of {min(cut)} bytes is incomplete")
     return {str(name): own for name, own in tensors.items()}

@@ -72,7 +72,7 @@ def _of_stereoset(args: Bias) -> tuple[dict[str, Any], list[str]]:
     only_next = config.family.kinds(config.architectures) == ["next"]
     tells_next = bias.read_next(directory, pickle) if following else None
     if not triples and tells_next is None:
-        raise ConfigError(f"--model {directory}: has no next-sentence head, and all of --data is asked of one")
+        raise ConfigError(f"--model {directory}: has no next-sentence head, which all of --data needs")
     found: dict[str, Any] = {"test": "stereoset"}
     lines = []
     if triples and not only_next:
@@ -84,17 +84,17 @@ def _of_stereoset(args: Bias) -> tuple[dict[str, Any], list[str]]:
         lines += _stereoset_lines(found) + unknown_line(found["unknown"], "words in the place of BLANK")
     elif triples:
         found["left_out"] = len(triples)
-        lines.append(f"left out   {len(triples):,} within a sentence: the model has no language-model head")
+        lines.append(f"left out   {len(triples):,} intrasentence items: the model has no language-model head")
     if tells_next is not None:
         model, tokenizer = tells_next
         with args.computing(model):
             chances = bias.next_probabilities(model, tokenizer, following)
-            worth = [*counted(chances, len(following), "of two sentences")]
+            worth = [*counted(chances, len(following), "intersentence items")]
         found["between"] = bias.stereoset_scores(np.array(worth), following)
-        lines += ["between two sentences, by next-sentence prediction", *_stereoset_lines(found["between"])]
+        lines += ["intersentence, by next-sentence prediction", *_stereoset_lines(found["between"])]
     elif following:
         found["left_out"] = len(following)
-        lines.append(f"left out   {len(following):,} of two sentences: the model has no next-sentence head")
+        lines.append(f"left out   {len(following):,} intersentence items: the model has no next-sentence head")
     return found | {"caveats": [*bias.CAVEATS["stereoset"]]}, lines
 
 
@@ -102,7 +102,7 @@ def _crows_lines(found: dict[str, Any]) -> list[str]:
     said = {
         "score": "sent_more is likelier, of all pairs",
         "stereo": "of stereotypes, without ties",
-        "antistereo": "of what contradicts one, without ties",
+        "antistereo": "of anti-stereotypes, without ties",
     }
     lines = [_line(said[name], own, "pairs") for name, own in found["metrics"].items()]
     lines += [_line(f"  {printable(kind)}", own, "pairs") for kind, own in found["by"].items()]
@@ -110,7 +110,7 @@ def _crows_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _stereoset_lines(found: dict[str, Any]) -> list[str]:
-    said = {"lms": "language-model score", "ss": "stereotype score", "icat": "both in one (ICAT)"}
+    said = {"lms": "language-model score", "ss": "stereotype score", "icat": "idealized CAT score (ICAT)"}
     lines = [_line(said[name], own, "targets") for name, own in found["metrics"].items()]
     for kind, metrics in found["by"].items():
         lines += [_line(f"  {printable(kind)}: {name.upper()}", own, "targets") for name, own in metrics.items()]
@@ -119,5 +119,5 @@ def _stereoset_lines(found: dict[str, Any]) -> list[str]:
 
 def _line(name: str, own: bias.Metric, what: str) -> str:
     if not own["n"]:
-        return f"{name:40} not defined: of no {what}"
+        return f"{name:40} not defined: no {what}"
     return f"{name:40} {own['value']:6.2f} %  {interval_of(own, form='.2f')}  of {own['n']:,} {what}"

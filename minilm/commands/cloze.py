@@ -46,12 +46,12 @@ def _lines(found: dict[str, Any]) -> list[str]:
     for name, own in found["metrics"].items():
         lines.append(f"{name:10} {own['value']:,.4f}  {interval_of(own, 'passages')}")
     said = {
-        "ties": "passages: two tokens are equally likely, which counts as missed",
-        "unknown": "last words hold an unknown token: missed, but in the perplexity, which is so too low",
-        "cut": f"passages are longer than the {found['length']} tokens that the model reads, and cut on the left",
+        "ties": "passages with two equally likely tokens, counted as missed",
+        "unknown": "last words hold an unknown token: counted as missed, and in the perplexity, then too low",
+        "cut": f"passages are longer than the model's {found['length']} tokens, and truncated on the left",
     }
     lines += [f"{name:10} {found[name]:,} {what}" for name, what in said.items() if found[name]]
     if found["how"] != "causal":
-        lines.append("note       the model is told of how many tokens the last word is; a causal one is not")
+        lines.append("note       the model is told how many tokens the last word has; a causal one is not")
     sizes = f"{found['tokens']:,} tokens of the last words of {found['passages']:,} passages"
     return [*lines, f"read       {sizes}, {found['how']}, in {found['seconds']:.0f} s"]

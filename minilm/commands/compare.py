@@ -46,7 +46,7 @@ def run_compare(args: Compare) -> None:
     if args.json is not None and Path(args.json).resolve() in {Path(each).resolve() for each in args.systems}:
         raise ConfigError(f"--json {args.json}: is one of the systems; give another")
     if args.json is not None and Path(args.json).suffix in {*ENDINGS} - {".json"}:
-        raise ConfigError(f"--json {args.json}: is named as predictions are; give a .json, or --json after the systems")
+        raise ConfigError(f"--json {args.json}: looks like predictions; give a .json, or --json after the systems")
     files = {each for each in args.systems if Path(each).suffix in ENDINGS or Path(each).is_file()}
     if not files:
         check_no_predictions(args)
@@ -76,7 +76,7 @@ def check_same(found: list[Judged]) -> None:
     first = found[0]
     for own in found[1:]:
         if own.task.name != first.task.name:
-            raise DataError(f"{own.name}: is of the task {own.task.name}, and {first.name} of {first.task.name}")
+            raise DataError(f"{own.name}: is for task {own.task.name}, and {first.name} for {first.task.name}")
         if len(own) != len(first):
             raise DataError(f"{own.name}: {len(own):,} examples, and {first.name} has {len(first):,}; give the same")
         for mine, theirs in zip(own.examples, first.examples, strict=True):
@@ -150,7 +150,7 @@ def compared(found: list[Judged], metric: str | None, with_first: bool) -> dict[
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
-    lines = [f"{result['n']:,} examples, {result['task']}; p of {result['deciding'].replace('_', ' ')} decides"]
+    lines = [f"{result['n']:,} examples, {result['task']}; main metric: {result['deciding'].replace('_', ' ')}"]
     several = len(result["comparisons"]) > 1
     for each in result["comparisons"]:
         lines += ["", f"{printable(each['b'])} against {printable(each['a'])}"]
@@ -162,7 +162,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
             p = "not tested" if each["p_holm"] is None else p_value(each["p_holm"])
             lines.append(f"p of {result['deciding'].replace('_', ' ')} corrected for all comparisons (Holm): {p}")
         if "only_a" in own:
-            lines.append(f"right in only the first {own['only_a']:,}, in only the second {own['only_b']:,}")
+            lines.append(f"only the first is right: {own['only_a']:,}, only the second: {own['only_b']:,}")
     return lines
 
 

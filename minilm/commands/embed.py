@@ -108,7 +108,7 @@ def run_embed(args: Embed) -> None:
     with going_on("--out", args.out, args.decides(embedder) | {"lines": lines.digest()}) as rows:
         at, cut = rows.told.get("lines", 0), rows.told.get("cut", 0)
         if at:
-            say(f"going on after {at:,} of {count:,} lines")
+            say(f"resuming after {at:,} of {count:,} lines")
         else:
             rows.add(header(count, width))
         for chunk in chunks(itertools.islice(again, at, None)):
@@ -124,7 +124,7 @@ def run_embed(args: Embed) -> None:
             raise DataError(f"--data {args.data}: changed while it was read")
         rows.finish()
     say_cut(cut, count, embedder)
-    how = " + ".join(embedder.pooling.how) + (", length 1" if embedder.pooling.normalize else "")
+    how = " + ".join(embedder.pooling.how) + (", normalized" if embedder.pooling.normalize else "")
     say(f"{count:,} lines -> {args.out}: float32 ({count}, {width}), {how}")
     if args.json is not None:
         pooling = asdict(embedder.pooling)

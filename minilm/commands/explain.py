@@ -78,14 +78,14 @@ def _explained(args: Explain, method: Method) -> Explanation:
     config = PreTrainedConfig.of_directory(directory)
     if {"mlm", "pretraining"} & {*config.family.kinds(config.architectures)}:
         if args.pair is not None:
-            raise ConfigError("--pair: of a tuned model, and this one fills masks; leave it out")
+            raise ConfigError("--pair: for tuned models, and this one fills masks; leave it out")
         masked = read_masked_lm(directory, use_safetensors=pickle)
         with args.computing(masked.model.float()):
             return explain_mask(masked, args.text, method, args.target)
     tuned = args.tuned(str(directory))
     pairs = None if args.pair is None else [args.pair]
     if pairs is None and (isinstance(tuned.task, Span) or "pair" in tuned.read_as.columns):
-        what = "a question needs its context" if isinstance(tuned.task, Span) else "training read two texts a row"
+        what = "a question needs its context" if isinstance(tuned.task, Span) else "training used two texts a row"
         raise DataError(f"--pair: {what}; give it")
     return explain(tuned, [args.text], pairs, method=method, target=args.target)[0]
 

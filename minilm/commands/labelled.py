@@ -45,7 +45,7 @@ class OfLabelled(OfModel):
 def check_no_predictions(args: OfLabelled) -> None:
     """Raises ConfigError for a column of predictions where models are judged alone."""
     if args.prediction_column is not None:
-        raise ConfigError(f"--prediction-column {args.prediction_column}: of a file of predictions, and here is none")
+        raise ConfigError(f"--prediction-column {args.prediction_column}: only for files of predictions; leave it out")
 
 
 def read_labelled(args: OfLabelled, file: Path, name: TaskName, like: Data | None = None) -> Labelled:
@@ -87,10 +87,10 @@ def judge_model(
     """Judge a tuned model on the examples of --data, in the columns that it was tuned on. task: the task that it must
     have, as earlier systems. check: called before the model runs, with its task and the examples."""
     if args.data is None:
-        raise ConfigError(f"{name}: a model needs examples to be judged by; give them with --data")
+        raise ConfigError(f"{name}: a model needs labelled examples; give them with --data")
     tuned = args.tuned(name)
     if task not in (None, tuned.task.name):
-        raise ConfigError(f"{name}: is of the task {tuned.task.name}, and the one before it of {task}; give one task's")
+        raise ConfigError(f"{name}: is for task {tuned.task.name}, and the one before it for {task}; give one task's")
     tuned = replace(tuned, task=with_positive(tuned.task, args.positive_label))
     labelled = read_labelled(args, args.data, tuned.task.name, tuned.read_as)
     check(tuned.task, labelled)

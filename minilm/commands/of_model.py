@@ -92,12 +92,12 @@ def going_on(name: str, output: Path, of: dict[str, Any]) -> Iterator[Partial]:
     try:
         with partial_of(cli.where_written(output), of) as partial:
             if partial.was_of_another:
-                say(f"{partial.path} is of another model, other data or settings: beginning anew")
+                say(f"{partial.path} is of another model, other data or settings: starting over")
             try:
                 yield partial
             except (KeyboardInterrupt, SystemExit):
                 if partial.told:
-                    say(f"stopped; {partial.path} is kept, from which the same command goes on")
+                    say(f"stopped; the same command resumes from {partial.path}")
                 raise
     except OSError as error:
         raise ConfigError(f"{name} {output}: cannot be written ({error.strerror or error})") from error
@@ -113,7 +113,7 @@ def tell(target: str | None, found: dict[str, Any], lines: Iterable[str]) -> Non
 
 def unknown_line(count: int, what: str) -> list[str]:
     """A line that says how many of `what` hold an unknown token, if any do."""
-    return [f"unknown    {count:,} {what} hold an unknown token, told without its letters"] if count else []
+    return [f"unknown    {count:,} {what} hold an unknown token, scored as such"] if count else []
 
 
 def p_value(p: float) -> str:
@@ -125,5 +125,5 @@ def interval_of(own: dict[str, Any], of: str = "", form: str = ",.4f") -> str:
     if that is to be said."""
     if own["low"] is None:
         few = f"too few {of} for an interval".replace("  ", " ")
-        return few if own["n"] < FEWEST else "no interval: draws do not differ, or too few define it"
+        return few if own["n"] < FEWEST else "no interval: resamples all equal, or too few defined"
     return f"{own['low']:{form}} to {own['high']:{form}}" + (f" (95 %, over {of})" if of else "")

@@ -47,7 +47,7 @@ def run_perplexity(args: Perplexity) -> None:
         raise DataError(f"--data {args.data[0]}: holds no document")
     scorer = read_scorer(args.model, **args.options())
     if args.stride is not None and scorer.masked:
-        raise ConfigError(f"--stride {args.stride}: of a causal model; a masked one reads pieces side by side")
+        raise ConfigError(f"--stride {args.stride}: for causal models; masked ones read windows side by side")
     length = args.length or (min(scorer.length, MASKED_LENGTH) if scorer.masked else scorer.length)
     chosen = min(total, args.documents or total)
 
@@ -64,7 +64,7 @@ def run_perplexity(args: Perplexity) -> None:
         rows = document_counts(scorer, spread(), length, stride, args.within_word)
         counts = np.array([*counted(rows, chosen, "documents")])
     if not counts[:, 1].sum():
-        raise DataError(f"--data {args.data[0]}: no document holds a token to be told; give a text")
+        raise DataError(f"--data {args.data[0]}: no document has a token to predict; give a text")
     found: dict[str, Any] = {"metrics": perplexities(counts)}
     found |= dict(zip(COUNTED, counts.sum(axis=0).tolist(), strict=True))
     found |= {
@@ -86,9 +86,9 @@ def _lines(found: dict[str, Any]) -> list[str]:
     for name, own in found["metrics"].items():
         lines.append(f"{names[name]:18} {own['value']:,.4f}  {interval_of(own, 'documents')}")
     if share := found["unknown"] / found["tokens"]:
-        lines.append(f"unknown            {share:.2%} of the tokens: told without their letters, and so too easily")
+        lines.append(f"unknown            {share:.2%} of the tokens: scored as unknown, and so too easily")
     if none := found["without_tokens"]:
-        lines.append(f"without tokens     {none:,} documents: their words and bytes are counted, and told at no cost")
+        lines.append(f"without tokens     {none:,} documents: their words and bytes are counted, at no loss")
     of = "" if found["documents"] == found["of_documents"] else f" of {found['of_documents']:,}"
     sizes = ", ".join(f"{found[name]:,.0f} {name}" for name in COUNTED[1:4])
     lines.append(

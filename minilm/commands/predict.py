@@ -37,7 +37,7 @@ class Predict(OfModel):
 
 
 WORDS = {
-    "cut": "longer than what is read at once, and so cut or read in parts",
+    "cut": "longer than the model reads, so truncated or read in windows",
     "words_without_token": "words that the tokenizer drops, tagged O",
     "no_answer": "questions without an answer",
 }
@@ -68,14 +68,14 @@ def run_predict(args: Predict) -> None:
     is_stream, of = cli.is_stream(args.output), tuned.decides(features)
     with nullcontext() if is_stream else going_on("--output", args.output, of) as kept:
         if kept and kept.told:
-            say(f"going on after {kept.told['batches']:,} batches")
+            say(f"resuming after {kept.told['batches']:,} batches")
         predictions = tuned.predictions(data.examples, features, kept)
         predictions.check_finite(str(args.input))
         text, more = task.file_text(args.output.suffix, source, predictions)
         cli.write_output("--output", args.output, text)
     counts |= more
     for why in data.left_out:
-        say(f"nothing said of {why}")
+        say(f"no prediction for {why}")
     for name, count in counts.items():
         if count and name in WORDS:
             say(f"{WORDS[name]}: {count:,}")

@@ -91,7 +91,7 @@ def _dev(args: Score, judgement: Judgement) -> Judged | None:
         return None
     judged, _, tuned = judgement
     if judged.probabilities is None:
-        raise ConfigError(f"--dev {args.dev}: temperature and thresholds are of probabilities, and here are none")
+        raise ConfigError(f"--dev {args.dev}: temperature and thresholds need probabilities, and here are none")
     if tuned is not None:
         found = judge_tuned(judged.name, tuned, read_labelled(args, args.dev, tuned.task.name, tuned.read_as))
     else:
@@ -150,12 +150,12 @@ def _calibration_lines(found: dict[str, Any] | None, chosen: dict[str, Any] | No
     if "ece_of_true" in found:
         high = found["ece_of_true_high"]
         far = "not more than chance explains" if found["ece"] <= high else "more than chance explains"
-        lines.append(f"{'':20} {far}: true ones are off by less than {high:.4f} in 95 % of samples so large")
+        lines.append(f"{'':20} {far}: calibrated ones are off by less than {high:.4f} in 95 % of such samples")
     if "temperature" in found:
         told = found.get("reason")
         if told is None:
             after = found["with_temperature"]["ece"]
-            told = f"{found['temperature']:.3f}, with which they are off by {after:.4f}"
+            told = f"{found['temperature']:.3f}, with which ECE is {after:.4f}"
             told += "" if after < found["ece"] else ": no better here"
         lines.append(f"temperature          {told}")
     for label, threshold in (chosen or {}).get("of", {}).items():
@@ -165,7 +165,7 @@ def _calibration_lines(found: dict[str, Any] | None, chosen: dict[str, Any] | No
         name = "f1" if "f1" in chosen["chosen"] else "macro_f1"
         half, best = chosen["at_half"][name], chosen["chosen"][name]
         worse = "" if best > half else ": no better here"
-        lines.append(f"{'':20} {name.replace('_', ' ')} {half:.4f} at 0.5, {best:.4f} so{worse}")
+        lines.append(f"{'':20} {name.replace('_', ' ')} {half:.4f} at 0.5, {best:.4f} with these{worse}")
     return lines
 
 

@@ -48,7 +48,7 @@ def scores_of_swaps(
     found, lines = of(args, directory, source, words, text, pair)
     lines.append(f"without    {found['without']:,} of {found['texts']:,} texts, which hold no listed word")
     if found["repeated"]:
-        lines.append(f"repeated   {found['repeated']:,} texts that make a comparison again, counted once")
+        lines.append(f"repeated   {found['repeated']:,} texts that repeat a comparison, counted once")
     return {"test": "swaps"} | found, lines
 
 
@@ -63,7 +63,7 @@ def _source(file: Path) -> Table:
 
 
 def _examples(data: Data) -> list[Example]:
-    for each in (*data.notes, *(f"nothing said of {why}" for why in data.left_out)):
+    for each in (*data.notes, *(f"left out: {why}" for why in data.left_out)):
         say(each)
     return data.examples
 
@@ -77,7 +77,7 @@ def _of_masked(
     data = read_texts(source, "classification", text, pair, labelled=False)
     if "pair" in data.columns:
         names = listed(data.columns[role] for role in ("text", "pair"))
-        raise ConfigError(f"--text-column: a language model is asked of one text, and here are two, {names}; name one")
+        raise ConfigError(f"--text-column: a language model reads one text, and here are two, {names}; name one")
     swapped, counts = swapped_texts(_examples(data), words)
     one_sided = [each for each in swapped if each.column is not None]
     if not one_sided:
@@ -94,7 +94,7 @@ def _of_masked(
 def _language_lines(found: dict[str, Any]) -> list[str]:
     metrics = found["metrics"]
     lines = [_line("words of the first column are likelier", metrics["first"], "6.2f", " %")]
-    lines.append(_line("by how much, on average", metrics["nats"], "+.4f", " nats"))
+    lines.append(_line("mean log-probability difference", metrics["nats"], "+.4f", " nats"))
     for name, own in _largest(found["by"], lambda each: abs(each["nats"]["value"])):
         lines.append(_line(f"  {name}", own["first"], "6.2f", " %"))
         lines.append(_line("", own["nats"], "+.4f", " nats"))
@@ -120,7 +120,7 @@ def _of_classifier(
     tuned = args.tuned(str(directory))
     task = tuned.task
     if not isinstance(task, Classification | MultiLabel):
-        raise ConfigError(f"--model {directory}: is for {task.name}; --swaps is of a masked model or of labels")
+        raise ConfigError(f"--model {directory}: is for {task.name}; --swaps needs a masked model or labels")
     data = read_examples(source, task.name, text, pair, labelled=False, like=tuned.read_as)
     swapped, counts = swapped_texts(_examples(data), words)
     predictions = tuned.predictions([Example(*version) for each in swapped for version in each.versions])
@@ -153,10 +153,10 @@ def _label_lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"most       {each['change']:.4f}: {versions}, {printable(each['where'])}")
     if found["read_alike"]:
         lines.append(
-            f"read alike {found['read_alike']:,} texts in both versions: words unknown to the model, or cut off"
+            f"identical  {found['read_alike']:,} texts in both versions: words unknown to the model, or truncated"
         )
     if found["cut"]:
-        lines.append(f"cut        {found['cut']:,} versions, longer than what is read")
+        lines.append(f"truncated  {found['cut']:,} versions, longer than the model reads")
     return lines
 
 

@@ -13,7 +13,7 @@ from minilm.errors import LoadingError, UserError
 AHEAD = 4  # steps: with small ones this loads 2.5 million tokens a second, one step ahead only 1.5
 PATIENCE = 50  # seconds for a batch: a disk may sleep, but not for long
 END_PATIENCE, LATE_PATIENCE = 20, 5  # seconds to wait at the end for a batch in the making, or one that is late
-MEND = "the same command goes on from what is saved"
+MEND = "the same command resumes from the last save"
 
 
 class Steps(Protocol):

@@ -63,7 +63,7 @@ def cells_of(file: Path, lines: list[str], header: bool | None = None) -> Cells:
         if not rows:
             raise DataError(f"{file}:1: a header and no row; is it the right file?")
         if again := next((number for number, row in rows if _stripped(row) == columns), None):
-            raise DataError(f"{file}:{again}: the header stands here again; take the line out")
+            raise DataError(f"{file}:{again}: the header is repeated here; remove the line")
     else:
         [(most, _)] = Counter(len(row) for _, row in rows).most_common(1)
         columns = tuple(str(number) for number in range(1, most + 1))
@@ -146,15 +146,15 @@ def _records(file: Path, lines: list[str], delimiter: str) -> Iterator[tuple[int
                     pieces.append(line[at:])
                     number, line = next(numbered, (0, ""))
                     if not number:
-                        raise DataError(f"{file}:{opened}: a quote that is never closed; double it, or take it out")
+                        raise DataError(f"{file}:{opened}: a quote that is never closed; double it, or remove it")
                     at = 0
                 cells.append("\n".join([*pieces, line[at:end]]).replace('""', '"'))
                 end += 1
                 if end < len(line) and not line.startswith(delimiter, end):
                     there = "" if number == opened else f" on line {number}"
                     raise DataError(
-                        f"{file}:{opened}: behind the quote that closes this one{there} stands text; double the quotes "
-                        f"in a text, and put it in quotes as a whole"
+                        f"{file}:{opened}: text follows the quote that closes this one{there}; double the quotes in a "
+                        f"text, and quote the whole text"
                     )
             at = end + 1
         yield begins, cells
@@ -168,13 +168,13 @@ def _as_long(file: Path, columns: tuple[str, ...], rows: list[tuple[int, list[st
         if len(row) < len(columns) or (len(row) > len(columns) and not more):
             raise DataError(
                 f"{file}:{number}: {len(row)} cells, and there are {len(columns)} columns "
-                f"({', '.join(columns)[:200]}); is a delimiter missing, or does one stand in a text without quotes?"
+                f"({', '.join(columns)[:200]}); is a delimiter missing, or is there one in an unquoted text?"
             )
         longer += [number] if len(row) > len(columns) else []
     if not longer:
         return []
     which = f"rows with more than {len(columns)} cells: {len(longer):,}, the first on line {longer[0]}"
-    return [f"{which}; what is more is left out"]
+    return [f"{which}; extra cells are dropped"]
 
 
 def _over_lines(file: Path, delimiter: str, rows: list[tuple[int, list[str]]]) -> list[str]:
@@ -194,8 +194,8 @@ def _over_lines(file: Path, delimiter: str, rows: list[tuple[int, list[str]]]) -
             known_before = few and all(x.strip() and counts[x] + values.count(x) - (x == own) > 1 for x in several)
             if known_before or all(NUMBER.fullmatch(x.strip()) for x in several | counts.keys()):
                 raise DataError(
-                    f"{file}:{number}: the quote that is opened here takes in {len(parts)} lines that look like rows; "
-                    f"take it out, or double it"
+                    f"{file}:{number}: the quote opened here spans {len(parts)} lines that look like rows; "
+                    f"remove it, or double it"
                 )
     return [f"rows over several lines, in quotes: {len(long):,}, the first from line {long[0][0]}"]
 
@@ -231,7 +231,7 @@ def _names(file: Path, line: int, cells: list[str]) -> tuple[str, ...]:
             f"{file}:{line}: column {names.index('', 1) + 1} has no name; name it, or end no line in a delimiter"
         )
     if twice := first_twice(names):
-        raise DataError(f"{file}:{line}: column {twice!r} stands there twice; name each column once")
+        raise DataError(f"{file}:{line}: column {twice!r} appears twice; name each column once")
     return names if names[0] else ("(index)", *names[1:])
 
 

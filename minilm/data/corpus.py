@@ -106,7 +106,7 @@ def _text_files(folder: Path) -> Iterator[Path]:
         folders.sort()
         for path in (Path(root, name) for name in names if _is_text_name(Path(name))):
             if path.is_symlink() and not path.exists():
-                raise DataError(f"--data {path}: a link that leads nowhere; remove it, or mend it")
+                raise DataError(f"--data {path}: a broken link; remove it, or fix it")
             if path.is_file():
                 yield path
 

@@ -126,7 +126,7 @@ def read_texts(
     given = {"text": text, "pair": pair, "label": label}
     named = {role: table.column(name) for role, name in given.items() if name is not None}
     if twice := first_twice(named.values()):
-        raise DataError(f"{table.name}: column {twice!r} is taken for two things; name another")
+        raise DataError(f"{table.name}: column {twice!r} is named twice; name another")
     if kind != "multilabel" or not labelled or label is not None:
         flags = ()
     elif not {*flags} & {*table.columns}:
@@ -154,7 +154,7 @@ def read_texts(
         if missing := [role for role, each in zip(("text", "pair"), texts, strict=False) if not (each or "").strip()]:
             left_out.append(f"{where}: no {missing[0]}")
         elif labelled and found is None:
-            mend = "; write [] where none holds" if kind == "multilabel" and not flags else ""
+            mend = "; write [] where none applies" if kind == "multilabel" and not flags else ""
             left_out.append(f"{where}: no label{mend}")
         else:
             examples.append(Example(texts[0], texts[1] if len(texts) > 1 else None, found, where))
@@ -164,7 +164,7 @@ def read_texts(
     if kind == "classification" and labelled and len(examples) >= 20 and different * 2 > len(examples):
         notes.append(f"{different:,} labels in {len(examples):,} rows; is {columns['label']!r} the label?")
     if kind != "regression" and (alike := _alike(each.label or () for each in examples)):
-        notes.append(f"labels {shown(alike[0])} and {shown(alike[1])} are two; are they meant to be one?")
+        notes.append(f"labels {shown(alike[0])} and {shown(alike[1])} differ; are they meant to be one?")
     taken = (*columns.values(), *flags)
     return Data(examples, (*table.notes, *notes), tuple(left_out), columns, separator, flags, taken=taken)
 
@@ -195,9 +195,9 @@ def labels_of_cell(value: Any, where: str, separator: str) -> tuple[str, ...] | 
         parts = text.split(separator) if separator else [text]
         found = tuple(part.strip() for part in parts) if text else None
     if found and (twice := first_twice(found)):
-        raise DataError(f"{where}: label {twice!r} stands there twice; give the name of each label that holds, once")
+        raise DataError(f"{where}: label {twice!r} appears twice; give each label that applies once")
     if found and "" in found:
-        raise DataError(f"{where}: a label without a name; name it, or take it out")
+        raise DataError(f"{where}: an empty label; name it, or remove it")
     return found
 
 
@@ -325,7 +325,7 @@ def read_choices(table: Table, labelled: bool = True, origin: int | None = None)
     endings = [column for _, column in family]
     marks = [int(mark) if mark.strip().isdigit() else ord(mark[-1]) for mark, _ in family]
     if any(b - a != 1 for a, b in pairwise(marks)):
-        raise DataError(f"{table.name}: between {listed(endings)} a choice is missing; give every one a column")
+        raise DataError(f"{table.name}: a choice is missing among {listed(endings)}; give each a column")
     before = next(((a, b) for a, b in BEFORE if a in plain and (not b or b in plain)), None)
     names = ("label", "answer", "answerkey", "answer_key", "correct", "gold", *LABELS)
     label = next((plain[name] for name in names if name in plain and plain[name] not in endings), None)
@@ -344,7 +344,7 @@ def read_choices(table: Table, labelled: bool = True, origin: int | None = None)
         if not text or answer == "":
             left_out.append(f"{where}: no {'label' if text else 'text'}")
         elif len(texts) < 2 or "" in texts:
-            left_out.append(f"{where}: no text of a choice, or fewer than two of them")
+            left_out.append(f"{where}: no text in a choice, or fewer than two")
         else:
             rows.append((text, tuple((begin + each).strip() for each in texts), answer, where))
     if not rows:

@@ -63,8 +63,8 @@ class Loader:
         for each in stretches:
             if len(rows[each.length]) < (at_once := each.rows // world // _parts(each, world)):
                 raise DataError(
-                    f"the training split makes {len(rows[each.length])} rows of {each.length} tokens, fewer than the "
-                    f"{at_once} that are computed at once; give more text, or lower --batch-size or --length"
+                    f"the training split makes {len(rows[each.length])} rows of {each.length} tokens, fewer than a "
+                    f"micro-batch of {at_once}; give more text, or lower --batch-size or --length"
                 )
         self.stretches, self.rows, self.objective, self.seed = tuple(stretches), rows, objective, seed
         self.rank, self.world, self.pin_memory = rank, world, pin_memory

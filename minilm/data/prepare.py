@@ -83,7 +83,7 @@ def _prepared(
     def trained() -> Tokenizer:
         say(f"training a vocabulary of {vocab_size:,}")
         if not (sample := vocabulary_sample(corpus.documents(), held_out_frac)):
-            raise DataError("every document is held out; a blank line ends a document: give more of them")
+            raise DataError("every document is held out; give more documents (a blank line ends one)")
         return checked(Tokenizer.train(sample, vocab_size, lowercase))
 
     stamps = corpus.stamps()
@@ -103,7 +103,7 @@ def _prepared(
             if not (fault := entry_fault(entry)):  # another process was faster
                 shutil.rmtree(partial)
                 return opened(entry)
-            say(f"cache {entry} is damaged ({fault}); making it anew")
+            say(f"cache {entry} is damaged ({fault}); rebuilding it")
             remove(entry)
 
         try:
@@ -176,7 +176,7 @@ def _tokenise(
         progress = _begin(partial, corpus, stamps, make_tokenizer)
         say("tokenising")
     else:
-        say(f"going on with the tokenising, after {progress.documents:,} documents")
+        say(f"resuming tokenising after {progress.documents:,} documents")
     tokenizer = Tokenizer.load(partial)
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     with _Writer(partial, progress, dtype) as out:
@@ -196,8 +196,8 @@ def _tokenise(
     for name, size in out.sizes.items():
         if (partial / name).stat().st_size != size or _crc(partial / name, size) != out.crcs[name]:
             raise ConfigError(  # an NFS may lock a directory for one machine alone
-                f"--cache-dir {partial.parent}: another process has written there, too, which its file system does not "
-                f"keep out; run one at a time, or name a directory of this machine"
+                f"--cache-dir {partial.parent}: another process has written there, too (its file system has no locks); "
+                f"run one at a time, or name a local directory"
             )
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     for block in FileArray(partial / "train.tokens", dtype).blocks():

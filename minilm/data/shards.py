@@ -91,7 +91,7 @@ def writing_cache(cache: Path) -> Iterator[None]:
     except OSError as error:
         why = error.strerror or error
         raise ConfigError(
-            f"--cache-dir {cache}: cannot be written ({why}); mend that, then the same command goes on, or name another"
+            f"--cache-dir {cache}: cannot be written ({why}); fix that, then the same command resumes, or name another"
         ) from error
 
 
@@ -112,11 +112,11 @@ def fault(directory: Path) -> str:
             return "it has no META.json"
         meta = json.loads((directory / "META.json").read_text(encoding="utf-8"))
         if meta["format"] != FORMAT or not meta["sha256"]:
-            return "META.json is not as it was written"
+            return "META.json is malformed"
         bad = [name for name, digest in meta["sha256"].items() if sha256(directory / name) != digest]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
-    return f"{bad[0]} has another checksum" if bad else ""
+    return f"{bad[0]} has a wrong checksum" if bad else ""
 
 
 def entry_fault(entry: Path) -> str:
@@ -126,7 +126,7 @@ def entry_fault(entry: Path) -> str:
     meta = json.loads((entry / "META.json").read_text(encoding="utf-8"))
     try:
         if meta["dtype"] not in ("uint16", "uint32") or not isinstance(meta["note"], str):
-            return "META.json is not as it was written"
+            return "META.json is malformed"
         if unnamed := sorted({*CONTENT, "hashes", "counts", "tokenizer.json"} - meta["sha256"].keys()):
             return f"META.json does not name {unnamed[0]}"
         tokens = int(FileArray(entry / "train.offsets", np.int64)[-1])

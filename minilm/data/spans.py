@@ -73,7 +73,7 @@ def _check_letters(sentences: list[Tagged]) -> None:
     for sentence in sentences:
         met |= {tag[0] for tag in sentence.tags or ()}
         if met & {*"ES"} and met & {*"LU"}:
-            raise DataError(f"{sentence.where}: tags of E- or S- are IOBES, of L- or U- BILOU; write all in one scheme")
+            raise DataError(f"{sentence.where}: tags mix IOBES (E-, S-) and BILOU (L-, U-); write all in one scheme")
 
 
 def _tagged_lines(file: Path, column: int | None, labelled: bool) -> tuple[list[Tagged], list[str], list[str]]:
@@ -93,14 +93,14 @@ def _tagged_lines(file: Path, column: int | None, labelled: bool) -> tuple[list[
         cells = [cell.strip() for cell in line.split(separator) if separator == "\t" or cell]
         width = width or len(cells)
         if len(cells) != width:
-            raise DataError(f"{where}: {len(cells)} columns, and {width} before; give each line a word and its tag")
+            raise DataError(f"{where}: {len(cells)} columns, but {width} before; give each line a word and its tag")
         if labelled and (width < 2 or not 1 <= (column or width) <= width):
             which = f"no column {column}" if column else "a word and no tag"
             raise DataError(f"{where}: {which} ({width} columns); give a word and its tag, by a tab or a space")
         begins = begins if words else number
         words.append(_word(cells[0], where))
         tags += [_tag(cells[(column or width) - 1], where)] if labelled else []
-    notes = [f"-DOCSTART- lines, which are dropped: {dropped:,}"] if dropped else []
+    notes = [f"-DOCSTART- lines dropped: {dropped:,}"] if dropped else []
     return sentences, notes, []
 
 
@@ -155,7 +155,7 @@ def read_questions(
                 raise DataError(f"{source.name}: which column is the {name}? It has {listed(source.columns)}; name it")
             columns[role] = named[name] if columns[role] is None else source.column(columns[role])
         if columns["text"] == columns["pair"]:
-            raise DataError(f"{source.name}: column {columns['text']!r} is taken for two things; name another")
+            raise DataError(f"{source.name}: column {columns['text']!r} is named twice; name another")
         name, notes, rows = source.name, source.notes, _question_rows(source, columns, labelled)
     else:
         name, rows = source, _squad_rows(Path(source))
@@ -166,7 +166,7 @@ def read_questions(
     for where, context, row in rows:
         id, question = _member(row, "id", str, where), _member(row, "question", str, where)
         if first.setdefault(id, question) != question:
-            raise DataError(f"{where}: id {shown(id)} stands there twice, of two questions; give each its own")
+            raise DataError(f"{where}: id {shown(id)} is that of two questions; give each its own")
         if id in taken:
             again.append(where)
             id = next(each for i in count(2) if (each := f"{id}#{i}") not in own | taken)
@@ -187,9 +187,9 @@ def read_questions(
     if not examples:
         raise DataError(f"{name}: no question to use ({left_out[0] if left_out else 'none at all'}); give {SQUAD}")
     said = {
-        "questions with an answer that stands elsewhere in the context, and is moved there": moved,
-        "questions with an answer that is not in the context, beside others": dropped,
-        "questions whose id stands there before, which get #2, #3": again,
+        "questions whose answer starts elsewhere in the context, which is corrected": moved,
+        "questions of which some answers are not in the context": dropped,
+        "questions with the id of an earlier one, which get #2, #3": again,
     }
     notes += tuple(f"{what}: {len(places):,}, the first {places[0]}" for what, places in said.items() if places)
     return Data(examples, notes, tuple(left_out), columns, taken=(*columns.values(), *OF_QUESTIONS))
@@ -243,7 +243,7 @@ def _answers(row: dict[str, Any], context: str, where: str) -> _Answers:
         else:
             why = f"the answer {shown(text)} is not at {start} in the context, nor once elsewhere"
     if answers and row.get("is_impossible") is True:
-        return _Answers((), "it is_impossible, and has answers")
+        return _Answers((), "is_impossible, but it has answers")
     return _Answers(tuple(answers), why, moved)
 
 

@@ -27,7 +27,7 @@ def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
             raise DataError(f"{train[0].where}: this question and every other to train on has no answer; give some")
         silent = sum(not each.answers for each in dev)
         if silent and all(each.answers for each in train):
-            return (f"questions without an answer: {silent:,}, and none to train on is: each will get one",)
+            return (f"questions without an answer: {silent:,}, but none in training: each will get one",)
         return ()
     if train and isinstance(train[0], Choice):
         return ()
@@ -36,7 +36,7 @@ def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
         what = "has no label" if only is None else f"has the label {shown(only)}"
         raise DataError(f"{train[0].where}: this row and every other to train on {what}; give rows of two or more")
     if train and isinstance(_said(train[0]), float) and (spread := pstdev(map(_said, train))) > WIDE:
-        return (f"the labels vary by {spread:.3g}; regression learns numbers that vary by about 1 sooner: scale them",)
+        return (f"the labels have standard deviation {spread:.3g}; regression learns faster near 1: scale them",)
     in_train = {label for example in train for label in labels_of(example)}
     if train and isinstance(train[0], Tagged) and not in_train:
         raise DataError(f"{train[0].where}: this sentence and every other to train on has no tag but O; give tags")
@@ -50,7 +50,7 @@ def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
         trained = listed(sorted(in_train))
         raise DataError(f"{first}: the labels here are {listed(new)}, in training {trained}; none is the same{mend}")
     counts = ", ".join(f"{shown(label)} {count:,}" for label, count in new.items())
-    return (f"labels that no row to train on has: {counts}; the first in {first}{mend}",)
+    return (f"labels not in the training data: {counts}; the first in {first}{mend}",)
 
 
 def labels_of(example: Any) -> tuple[str, ...]:
@@ -113,7 +113,7 @@ def split_dev(
     if not dev:
         what = "classes" if groups is None else "classes or groups"
         where = f"{examples[0].where}: " if examples else ""
-        what = f"{where}of {len(examples):,} rows none can be held out, so small are their {what}"
+        what = f"{where}none of {len(examples):,} rows can be held out: {what} too small"
         raise DataError(f"{what}; give a dev file")
     parts = [[], []]
     for i, example in enumerate(examples):
@@ -151,7 +151,7 @@ def folds(
         units.setdefault(key, []).append(i)
     if len(units) < k:
         what = "rows of different texts" if groups is None else "groups"
-        raise DataError(f"{len(units)} {what} make no {k} parts; give a smaller --kfold")
+        raise DataError(f"{len(units)} {what} are too few for {k} folds; lower --kfold")
 
     def order(unit: list[int]) -> tuple[int, str, bytes]:
         digest = hashlib.sha256(f"{seed} {unit[0]}".encode()).digest()

@@ -93,7 +93,7 @@ def table_of(rows: Any, name: str = "the rows") -> Table:
     Raises DataError."""
     if hasattr(rows, "to_dict") and not hasattr(rows, "column_names"):  # a DataFrame
         if twice := first_twice(map(str, rows.columns)):
-            raise DataError(f"{name}: column {twice!r} stands there twice; name each column once")
+            raise DataError(f"{name}: column {twice!r} appears twice; name each column once")
         rows = [{str(key): _plain(value) for key, value in row.items()} for row in rows.to_dict("records")]
     if isinstance(rows, dict | str | bytes | Path) or not isinstance(rows, Iterable):
         kind = f"a {type(rows).__name__}"
@@ -130,7 +130,7 @@ def values_of(file: Path, field: str, flag: str) -> Iterator[tuple[str, Any]]:
     flag: the flag that names the field, for a message. Raises DataError."""
     name = uncompressed_name(file)
     if name.endswith((".csv", ".tsv", ".json", ".ndjson", ".parquet")):
-        raise DataError(f"{file}: is read as no table; give one text a line, or a .jsonl with a text in a field")
+        raise DataError(f"{file}: tables are not read here; give one text a line, or a .jsonl with a text field")
     if not name.endswith(".jsonl"):
         yield from ((f"{file}:{number}", line) for number, line in enumerate(text_lines(file), start=1))
         return
@@ -149,7 +149,7 @@ def check_text(file: Path) -> None:
             start = stream.read(8)
         if start and suffix in COMPRESSED:
             if not start.startswith(COMPRESSED[suffix]):
-                raise DataError(f"{file}: not compressed, as its name says; take {suffix} off its name")
+                raise DataError(f"{file}: not compressed, despite its name; remove {suffix} from it")
             with (gzip if suffix == ".gz" else lzma).open(file) as stream:
                 start = stream.read(8)
     if what := next((what for begin, what in STARTS.items() if start.startswith(begin)), None):
@@ -182,7 +182,7 @@ def parse_json(text: str, where: str, expected: str) -> Any:
 
     def of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(found := dict(pairs)) < len(pairs):
-            raise DataError(f"{where}: key {first_twice(key for key, _ in pairs)!r} stands there twice; leave one")
+            raise DataError(f"{where}: key {first_twice(key for key, _ in pairs)!r} appears twice; remove one")
         return found
 
     def no_number(constant: str) -> None:
@@ -225,7 +225,7 @@ def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
     try:
         found = ParquetFile(io.BytesIO(raw)).read()
         if twice := first_twice(found.column_names):
-            raise DataError(f"{file}: column {twice!r} stands there twice; name each column once")
+            raise DataError(f"{file}: column {twice!r} appears twice; name each column once")
         rows = found.to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not parquet, or damaged ({first_line(error)}); write it again") from error
@@ -238,7 +238,7 @@ def _of_objects(name: str, objects: Iterable[tuple[str, Any]], notes: tuple[str,
         if not isinstance(value, dict):
             raise DataError(f"{where}: holds {type(value).__name__}, not an object; write column and value of each")
         if not all(isinstance(key, str) for key in value):
-            raise DataError(f"{where}: a column that is named by no string ({listed(value)}); name it")
+            raise DataError(f"{where}: a column whose name is no string ({listed(value)}); name it")
         rows.append(Row(where, value))
         columns |= dict.fromkeys(value)
     if not rows:

@@ -173,12 +173,12 @@ class Tokenizer:
                     f"{'in lower case, ' if self.lowercase else ''}without spaces and punctuation"
                 )
             if word in new:
-                raise DataError(f"{file}:{number}: {word!r} stands there twice")
+                raise DataError(f"{file}:{number}: {word!r} appears twice")
             ids = self._backend.encode(inner, add_special_tokens=False).ids
             first = known.get("##" + self.token(ids[0]), ids[0]) if word != inner else ids[0]
             new[word] = [first, *ids[1:]]
         if not new:
-            raise DataError(f"--add-tokens {file}: no word in it that the vocabulary lacks")
+            raise DataError(f"--add-tokens {file}: all its words are in the vocabulary")
         spec = json.loads(self._backend.to_str())
         spec["model"]["vocab"] |= {word: id for id, word in enumerate(new, start=self.vocab_size)}
         return type(self)(tokenizers.Tokenizer.from_str(json.dumps(spec)), self.lowercase), list(new.values())

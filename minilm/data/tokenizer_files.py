@@ -41,7 +41,7 @@ def read_vocab(path: Path) -> dict[str, int]:
     tokens = [line.rstrip("\r") for line in lines]
     twice = next((token for token, count in Counter(tokens).items() if count > 1), None)
     if twice is not None:
-        raise DataError(f"{path}:{len(tokens) - tokens[::-1].index(twice)}: token {twice!r} stands there twice")
+        raise DataError(f"{path}:{len(tokens) - tokens[::-1].index(twice)}: token {twice!r} appears twice")
     return {token: id for id, token in enumerate(tokens)}
 
 

@@ -15,9 +15,7 @@ def max_tokens(cfg: EncoderConfig, tokenizer: BertTokenizer) -> int:
     """Tokens of a text that model and tokenizer read at most, special tokens included. Raises DataError for added
     tokens that the model has no embedding for."""
     if (highest := max(tokenizer.get_added_vocab().values(), default=0)) >= cfg.vocab_size:
-        raise DataError(
-            f"the tokenizer has ids to {highest}, the model {cfg.vocab_size} words; lengthen its table first"
-        )
+        raise DataError(f"the tokenizer has ids to {highest}, the model {cfg.vocab_size} tokens; resize its embeddings")
     return min(tokenizer.model_max_length, cfg.max_position_embeddings)
 
 

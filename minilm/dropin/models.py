@@ -80,7 +80,7 @@ class PreTrainedModel(nn.Module):
             elif self.kind in ("mlm", "clm") and self.config.model_type != "electra":  # encoder_hidden_states follow
                 own = [place for place in places if place not in TARGETS]
             if len(args) > len(own):
-                raise TypeError(f"{type(self).__name__} of a {self.config.model_type}: name what follows {own[-1]}")
+                raise TypeError(f"{type(self).__name__} of a {self.config.model_type}: use keywords after {own[-1]}")
             return super(cls, self).forward(**dict(zip(own, args, strict=False)), **kwargs)
 
         forward.__signature__ = whole.replace(parameters=kept)
@@ -133,9 +133,7 @@ class PreTrainedModel(nn.Module):
             given = {"labels": next_sentence_label}
         given = {name: target for name, target in given.items() if target is not None}
         if foreign := given.keys() - set(self.targets):
-            raise TypeError(
-                f"{type(self).__name__} learns from {', '.join(self.targets) or 'nothing'}, not {min(foreign)}"
-            )
+            raise TypeError(f"{type(self).__name__} takes {', '.join(self.targets) or 'no labels'}, not {min(foreign)}")
         inputs = (input_ids, attention_mask, token_type_ids, position_ids)
         if self.dimensions > 2:
             named = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
@@ -158,7 +156,7 @@ class PreTrainedModel(nn.Module):
             if highest < V:
                 raise
             raise DataError(
-                f"a token of id {highest}, and the model has {V} words; resize_token_embeddings(len(tokenizer)) adds it"
+                f"token id {highest}, but the model has {V} tokens; call resize_token_embeddings(len(tokenizer))"
             ) from error
         outputs = self.outputs_of(states, tokens)
         if self.dimensions > 2:
@@ -233,13 +231,13 @@ class PreTrainedModel(nn.Module):
         config.dtype = _name_of(model.dtype)
         if dropped:
             why = "has no such head, or a new one" if ignore_mismatched_sizes else "has no such head"
-            log.warning("%s: left out, for %s %s: %s", directory, cls.__name__, why, ", ".join(dropped))
+            log.warning("%s: ignored, as %s %s: %s", directory, cls.__name__, why, ", ".join(dropped))
         model._load(state, f"{directory}: {cls.__name__}")
         if cls.kind == "model":
             try:
                 model.pooling = read_pooling(directory)
             except CheckpointError as error:
-                log.warning("%s; left out, and not saved with the model", error)
+                log.warning("%s; ignored, and not saved with the model", error)
         check_version(directory, before)
         return model.eval()
 
@@ -272,7 +270,7 @@ class PreTrainedModel(nn.Module):
                 new.append(name)
         self.untrained = tuple(new)
         if new:
-            log.warning("%s: new, for the file has none, and random until it is trained: %s", what, ", ".join(new))
+            log.warning("%s: not in the file, so newly initialized; train before use: %s", what, ", ".join(new))
         full = {_bare(name): name for name in self.state_dict()}
         self.load_state_dict({full[name]: own for name, own in state.items()}, assign=True)
 
@@ -377,7 +375,7 @@ class PreTrainedModel(nn.Module):
         ConfigError for another shape."""
         old, new = self.get_input_embeddings().weight.shape, value.weight.shape
         if old != new:
-            raise ConfigError(f"a word table of shape {tuple(new)}, and the model's is {tuple(old)}")
+            raise ConfigError(f"embeddings of shape {tuple(new)}, and the model's are {tuple(old)}")
         self.base_model.encoder.embedding.word = value
 
     def gradient_checkpointing_enable(
@@ -389,7 +387,7 @@ class PreTrainedModel(nn.Module):
         """Checkpoint every layer, without reentrant autograd; transformers' Trainer passes the arguments. Raises
         ConfigError for other `every_n_layers` or `offload`."""
         if every_n_layers != 1 or offload:
-            raise ConfigError("gradient checkpointing is of every layer here, and offloads nothing")
+            raise ConfigError("gradient checkpointing is for all layers here, without offloading")
         self.base_model.encoder.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
@@ -502,7 +500,7 @@ class BertLMHeadModel(_LanguageModel):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         if not config.is_causal:
-            log.warning("BertLMHeadModel: config.is_decoder is False, so that each token sees those after it, too")
+            log.warning("BertLMHeadModel: config.is_decoder is False, so attention is bidirectional")
 
     def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor) -> Tensor:
         return cross_entropy(outputs["logits"][:, :-1], labels[:, 1:])

@@ -176,9 +176,9 @@ class BertTokenizer:
             added = {*backend.get_added_tokens_decoder()}
             ids = {*backend.get_vocab(with_added_tokens=False).values(), *({*_specials_of(backend, directory)} - added)}
             if (highest := max(ids, default=0)) >= size:
-                raise DataError(f"{directory}: the tokenizer has ids to {highest}, the model {size} words; not its own")
+                raise DataError(f"{directory}: tokenizer ids go to {highest}, the model has {size} tokens; use its own")
             if (highest := max(added, default=0)) >= size:
-                line = "%s: the tokenizer has added ids, to %d, and the model %d words: resize_token_embeddings(%d)"
+                line = "%s: the tokenizer has added ids to %d, the model %d tokens: call resize_token_embeddings(%d)"
                 log.warning(line, directory, highest, size, len(tokenizer))
         return tokenizer
 
@@ -578,7 +578,7 @@ def _add_stated(backend: tokenizers.Tokenizer, directory: Path, config: dict[str
         token = _token(entry)
         backend.add_tokens([token])
         if str(own := backend.token_to_id(token.content)) != id:
-            raise DataError(f"{directory}: token {token.content!r} is to be added as {id}, and would be {own}")
+            raise DataError(f"{directory}: token {token.content!r} should get id {id}, but would get {own}")
 
 
 def _roles_of(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> dict[str, str]:
@@ -604,7 +604,7 @@ def _split_as(backend: tokenizers.Tokenizer, said: dict[str, Any], changes: dict
         if flag == "add_prefix_space" and isinstance(backend.model, models.WordPiece):
             undone = False  # WordPiece takes each word as after a space
         if flag in changes and undone:
-            raise ConfigError(f"{flag}={value}: this tokenizer has no part that does so; leave it out")
+            raise ConfigError(f"{flag}={value}: this tokenizer cannot do that; leave it out")
 
 
 def _check_types(config: dict[str, Any]) -> None:
@@ -650,7 +650,7 @@ def _as_batch(text: Any, pair: Any, words: bool) -> tuple[bool, list[Any]]:
         return False, [tuple(each) if isinstance(each, list) and not words else each for each in text]
     if isinstance(pair, str) or len(pair) != len(text):
         count = "one text" if isinstance(pair, str) else f"{len(pair)} texts"
-        raise DataError(f"text_pair: {count}, and text holds {len(text)}; give each its pair")
+        raise DataError(f"text_pair has {count}, and text has {len(text)}; pair each text")
     return False, list(zip(text, pair, strict=True))
 
 

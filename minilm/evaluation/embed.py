@@ -81,7 +81,7 @@ def read_embedder(
     before = version_of(directory)
     pooling = read_pooling(directory)
     if pooling is None and how is None:
-        log.warning("%s: does not say how its states are pooled; the mean over tokens is taken", directory)
+        log.warning("%s: does not say how its states are pooled; using the mean over tokens", directory)
     pooling = pooling or Pooling()
     if how is not None:
         pooling = replace(pooling, how=(how,) if isinstance(how, str) else tuple(how))
@@ -113,7 +113,7 @@ def embed(model: Embedder | Path | str, texts: str | Sequence[str], batch_tokens
 def say_cut(cut: int, texts: int, embedder: Embedder) -> None:
     """Warn how many texts were cut, if any."""
     if cut:
-        log.warning("%d of %d texts are longer than %d tokens and were cut there", cut, texts, embedder.length)
+        log.warning("%d of %d texts are longer than %d tokens and were truncated", cut, texts, embedder.length)
 
 
 def usual_batch_tokens(device: torch.device) -> int:
@@ -138,7 +138,7 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
     part, size = [], 0
     for text in texts:
         if not isinstance(text, str):
-            raise DataError(f"{text!r} is no text; give strings")
+            raise DataError(f"{text!r} is not text; give strings")
         part.append(text)
         size += len(text)
         if len(part) == CHUNK or size >= ROOM:
@@ -151,7 +151,7 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 def _vectors_of(embedder: Embedder, texts: list[str], batch_tokens: int, prompt: str) -> tuple[Tensor, int]:
     (model, tokenizer), pooling = embedder, embedder.pooling
     if pooling.lowercase and not _lowercases(tokenizer):
-        raise ConfigError("the model's pooling says lowercase, and the tokenizer does not; take both of read_embedder")
+        raise ConfigError("the model's pooling lower-cases, and the tokenizer does not; take both from read_embedder")
     encoded = tokenizer([prompt + text for text in texts], truncation=True, max_length=embedder.length)
     cut = sum(bool(each.overflowing) for each in encoded.encodings)
     of_each = [ids or [model.encoder.cfg.pad_token_id] for ids in encoded.input_ids]  # a text may have no token
@@ -178,7 +178,7 @@ def _vectors_of(embedder: Embedder, texts: list[str], batch_tokens: int, prompt:
             module.training = True
     if not vectors.isfinite().all():
         row = int((~vectors.isfinite().all(dim=1)).nonzero()[0])
-        raise DataError(f"the model makes no finite vector of {texts[row][:50]!r}; in half precision, try fp32")
+        raise DataError(f"the model's vector of {texts[row][:50]!r} is not finite; in half precision, try fp32")
     return F.normalize(vectors) if pooling.normalize else vectors, cut
 
 

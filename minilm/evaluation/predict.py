@@ -49,7 +49,7 @@ def read_masked_lm(
     )
     model = BertForMaskedLM.from_pretrained(directory, use_safetensors=use_safetensors)
     if model.untrained:
-        raise CheckpointError(f"{directory}: holds no masked language model, but an encoder without the head of one")
+        raise CheckpointError(f"{directory}: is an encoder without the head of a masked language model")
     return MaskedLM(model, BertTokenizer.from_pretrained(directory))
 
 

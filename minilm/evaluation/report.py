@@ -21,7 +21,7 @@ TASK = {
     "prefix": "reads a text whole and continues it (prefix LM)",
 }
 SHOWN = {
-    "mlm": "a word masked -> its guesses (the word)",
+    "mlm": "masked word -> top guesses (the word)",
     "clm": "a beginning -> a sampled continuation",
     "prefix": "a beginning -> a sampled continuation",
 }
@@ -32,7 +32,7 @@ def closing(result: dict[str, Any], out: Path, shown: list[str]) -> list[str]:
     """The last lines of a run: examples of the model at work, its figures, its directory, the next command."""
     lines = [f"           {line}" for line in shown] + summary(result)
     if shown:
-        lines.insert(0, "examples   from documents it never saw: " + SHOWN[result["objective"]])
+        lines.insert(0, "examples   from held-out documents: " + SHOWN[result["objective"]])
     lines += [PREFIX_NOTE] if result["objective"] == "prefix" else []
     return [*lines, f"saved      {out}", f"next       {next_command(result['objective'], out)}"]
 
@@ -51,7 +51,7 @@ def summary(result: dict[str, Any]) -> list[str]:
     gain = result["unigram_loss"] - result["held_out_loss"]
     quality = f"accuracy {result['accuracy']:.1%}"
     if result["pair_accuracy"] is not None:
-        quality += f", pairs told right {result['pair_accuracy']:.1%}, by chance 50%"
+        quality += f", pair accuracy {result['pair_accuracy']:.1%}, by chance 50%"
     if result["objective"] != "mlm":
         quality += f", perplexity {np.exp(result['held_out_loss']):,.1f}"
     again = ""
@@ -62,14 +62,14 @@ def summary(result: dict[str, Any]) -> list[str]:
     before = result["held_out_loss_before"]
     return [
         f"held out   loss {result['held_out_loss']:.3f} nats on {result['targets']:,} targets{again} ({quality})",
-        *([] if before is None else [f"before     loss {before:.3f}, when this training began"]),
-        f"unigram    loss {result['unigram_loss']:.3f}, what word frequencies alone reach: "
-        + (f"{gain:.2f} nats better than that" if gain >= 0 else f"still {-gain:.2f} nats WORSE than that"),
+        *([] if before is None else [f"before     loss {before:.3f}, before this training"]),
+        f"unigram    loss {result['unigram_loss']:.3f} from token frequencies alone: the model is "
+        + (f"{gain:.2f} nats better" if gain >= 0 else f"still {-gain:.2f} nats WORSE"),
         f"cost       {result['seconds']:.0f} s of training, {result['tokens']:,} tokens at "
         f"{result['tokens_per_s']:,.0f} a second, {result['flops'] / 1e15:.3g} PFLOP, "
         f"{result['parameters'] / 1e6:.1f} M parameters, {result['precision']}",
-        f"           {result['mfu']:.0%} of the {result['matmul_peak_flops'] / 1e12:.3g} TFLOP/s that a matrix product "
-        f"reaches here, peak memory {result['peak_mb']:,.0f} MB, {energy}",
+        f"           {result['mfu']:.0%} of the {result['matmul_peak_flops'] / 1e12:.3g} TFLOP/s of a matrix product "
+        f"here (MFU), peak memory {result['peak_mb']:,.0f} MB, {energy}",
     ]
 
 
@@ -116,10 +116,10 @@ def corpus_lines(report: dict[str, Any]) -> list[str]:
     low, median, high, longest = (f"{value:,.0f}" for value in report["length_quantiles"].values())
     return [
         f"documents  {report['documents']:,}, of which {report['held_out_documents']:,} held out; "
-        f"{report['duplicates']:.2%} are copies of another one",
+        f"{report['duplicates']:.2%} are duplicates",
         f"tokens     {report['tokens']:,}, of which {report['held_out_tokens']:,} held out; "
         f"{report['unknown_rate']:.3%} unknown",
-        f"lengths    {median} tokens in the middle, a tenth below {low}, a tenth above {high}, {longest} at most",
+        f"lengths    median {median} tokens, 10% below {low}, 10% above {high}, longest {longest}",
         f"vocabulary {report['vocab_size']:,}, of which {report['unused_tokens']:,} do not occur in training",
         f"rows       {report['rows']:,} of {report['row_length']:,} tokens, {report['fill']:.1%} full",
     ]
@@ -136,7 +136,7 @@ def estimate_lines(estimate: dict[str, Any]) -> list[str]:
         f"evaluation and saving, for {estimate['steps']:,} steps",
         f"compute    {estimate['tokens']:,} tokens, {estimate['flops'] / 1e15:.3g} PFLOP, "
         f"{estimate['parameters'] / 1e6:.1f} M parameters",
-        f"memory     {estimate['peak_mb']:,.0f} MB at the most",
+        f"memory     {estimate['peak_mb']:,.0f} MB at peak",
         f"disk       {estimate['disk_mb']:,.0f} MB, {estimate['checkpoint_mb']:,.0f} MB a checkpoint{room}",
     ]
 

@@ -43,7 +43,7 @@ class Method:
         if self.name not in get_args(MethodName):
             raise ConfigError(f"--method {self.name}: give one of {', '.join(get_args(MethodName))}")
         if self.name != "attention" and (self.layer, self.head) != (None, None):
-            raise ConfigError("--layer, --head: of --method attention")
+            raise ConfigError("--layer, --head: for --method attention")
 
 
 def explain(

@@ -82,15 +82,15 @@ def described(found: Explanation) -> list[str]:
     """Lines that say what is explained, and by which method."""
     says = printable(found.says) or "no answer"
     chance = "" if found.probability is None else f", probability {found.probability:.4f}"
-    lines = [f"explained  {says}, {found.score:.4f}{chance}", f"method     {found.method.replace('-', ' ')}"]
+    lines = [f"explained  {says}, score {found.score:.4f}{chance}", f"method     {found.method.replace('-', ' ')}"]
     if found.baseline_score is not None:
         differs, error = found.score - found.baseline_score, found.completeness_error
-        off = "" if error is None else f", which the values' sum misses by {error:.2%}"
-        lines.append(f"baseline   {found.baseline_score:.4f} of [PAD] alone: differs by {differs:+.4f}{off}")
+        off = "" if error is None else f", which the values sum to but for {error:.2%}"
+        lines.append(f"baseline   score {found.baseline_score:.4f} of [PAD] alone: a difference of {differs:+.4f}{off}")
     if not found.signed:
         lines.append("values     shares of attention: what is looked at, which need not be why")
     if found.cut:
-        lines.append("cut        the text is longer than what the model reads")
+        lines.append("cut        the text is longer than the model reads")
     return lines
 
 

@@ -70,10 +70,10 @@ def asked_of(
     """The output of a tuned model for a text or pair that is explained. length: tokens that are read. Raises
     ConfigError, DataError."""
     if not isinstance(task, Classification | MultiLabel | Regression | Span):
-        raise ConfigError(f"--model: is tuned for {task.name}; explained are labels, a number and answers")
+        raise ConfigError(f"--model: is tuned for {task.name}; labels, numbers and answers are explained")
     labels = getattr(task, "labels", ())
     if target is not None and target not in labels:
-        known = f"the labels are {some(labels, SHOWN)}" if labels else f"is of labels, and here is {task.name}"
+        known = f"the labels are {some(labels, SHOWN)}" if labels else f"is for labels, not {task.name}"
         raise ConfigError(f"--target {target}: {known}{did_you_mean(target, labels)}")
     encoding, tokens = _encoded(model, tokenizer, texts, length)
     return (_of_span if isinstance(task, Span) else _of_text)(model, task, texts, encoding, tokens, target)
@@ -117,7 +117,7 @@ def _token(tokenizer: BertTokenizer, target: str, before: str) -> int:
         return known
     ids = tokenizer(target, add_special_tokens=False).input_ids
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-        raise ConfigError(f"--target {target}: is no token of the model's vocabulary, of which one fills a mask")
+        raise ConfigError(f"--target {target}: is no token of the model's vocabulary; give one that is")
     return ids[0]
 
 

@@ -104,7 +104,7 @@ def with_positive(task: Task, label: str | None) -> Task:
     labels = task.labels if isinstance(task, Classification) else ()
     if len(labels) != 2 or label not in labels:
         what = f"the labels are {some(sorted(labels), SHOWN)}" if labels else "there are no labels here"
-        raise ConfigError(f"--positive-label {label}: one of two labels, and {what}")
+        raise ConfigError(f"--positive-label {label}: give one of two; {what}")
     return replace(task, positive=label)
 
 

@@ -240,7 +240,7 @@ def _tags(file: Path, gold: Data | None, named: Columns) -> tuple[Data, Tags]:
     source = file if is_one_word_a_line(file) else _table(file, named)
     if isinstance(source, Path):
         if given is not None and not re.fullmatch("[1-9][0-9]{0,3}", given):
-            raise ConfigError(f"--prediction-column {given}: the number of a column where one word stands a line")
+            raise ConfigError(f"--prediction-column {given}: give a column's number in a file of one word a line")
         told = read_tagged(file, given and int(given))
         if gold is None:
             label = label or str(int(given or _columns(file)) - 1)
@@ -288,7 +288,7 @@ def _answers(file: Path, gold: Data, named: Columns) -> list[str]:
         for number, row in enumerate(table.rows, start=1):
             id = as_text(row.cells.get("id"), row.where, "id") or str(number)
             if id in told:
-                raise DataError(f"{row.where}: id {shown(id)} stands there twice; give each question one answer")
+                raise DataError(f"{row.where}: id {shown(id)} appears twice; give each question one answer")
             told[id] = row.cells.get(own)
     for each in gold.examples:
         if not isinstance(told.get(each.id), str):

@@ -37,7 +37,7 @@ from minilm.tasks.task import Task
 from minilm.tasks.tuned import Tuned
 
 MISTAKES = 10  # shown
-NOT_DEFINED = "not defined: of nothing here, or of a constant"
+NOT_DEFINED = "not defined: no examples, or a constant"
 SMALLEST = float(np.finfo(np.float64).eps)  # probability whose logarithm is taken, as in scikit-learn
 
 Metrics = dict[str, dict[str, Any]]
@@ -194,7 +194,7 @@ def check_choices(task: Task, dev: str | None, group: str | None, cells: Mapping
     if group is None:
         return
     if not isinstance(task, Classification):
-        raise ConfigError(f"--group-column {group}: of classification, and this is {task.name}")
+        raise ConfigError(f"--group-column {group}: is for classification, not {task.name}")
     if group not in cells:
         raise ConfigError(f"--group-column {group}: give one of {', '.join(cells) or 'a table with more columns'}")
 

@@ -279,4 +279,4 @@ def _weighted(records: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]
 
 def _check_masked(scorer: LanguageScorer) -> None:
     if not scorer.masked:
-        raise ConfigError("--model: goes from left to right, and these tests are defined for masked models")
+        raise ConfigError("--model: is causal, and these tests are defined for masked models")

@@ -79,7 +79,7 @@ class LanguageScorer:
     def described(self, within_word: bool = False) -> str:
         """How texts are scored, in words. Raises ConfigError for within_word with a causal model."""
         if within_word and not self.masked:
-            raise ConfigError("--within-word: of a masked model; a causal one sees no token that follows")
+            raise ConfigError("--within-word: for masked models; a causal one sees no later token")
         return "causal" if not self.masked else "masked, within word" if within_word else "masked"
 
     def encoded(self, texts: Sequence[str], where: Sequence[str] | None = None) -> list[Encoded]:
@@ -112,7 +112,7 @@ class LanguageScorer:
         target = text.ids[places]
         if not self.masked:
             if N and places.min() == 0:
-                raise DataError("nothing stands before the first token of a text, and so nothing tells it")
+                raise DataError("the first token of a text has no context, so it cannot be scored")
             return Questions(text.ids[None], np.zeros(N, np.int64), places - 1, target)
         column = np.arange(T)
         hidden = column == places[:, None]
@@ -140,7 +140,7 @@ def read_scorer(
     kind = BertForMaskedLM if objective == "mlm" else BertLMHeadModel
     model = kind.from_pretrained(directory, use_safetensors=use_safetensors)
     if model.untrained:
-        raise CheckpointError(f"{directory}: holds no language model, but an encoder without the head of one")
+        raise CheckpointError(f"{directory}: is an encoder without the head of a language model")
     tokenizer = BertTokenizer.from_pretrained(directory)
     if objective == "mlm" and tokenizer.mask_token_id is None:
         raise ConfigError(f"--model {directory}: its tokenizer has no mask token")

@@ -29,7 +29,7 @@ CAVEATS = (
     "only listed words are looked at, so no difference proves no fairness",
 )
 OF_LANGUAGE_MODEL = "50 means no preference; the words themselves are not scored, only what both versions share"
-OF_CLASSIFIER = "where a label depends on a listed word by right, a change of it is no bias"
+OF_CLASSIFIER = "where a label rightly depends on a listed word, its change is no bias"
 MOST = 5  # texts that differ most, which are shown
 
 
@@ -73,7 +73,7 @@ def read_swaps(table: Table) -> Swaps:
             for form, counterpart in zip(forms[column], forms[1 - column], strict=True):
                 if form in written or own.get(form, (0, column))[1] != column:
                     there = first.get(form, row.where)
-                    raise DataError(f"{row.where}: {shown(word)} stands there twice (also {there}); leave one")
+                    raise DataError(f"{row.where}: {shown(word)} appears twice (also {there}); leave one")
                 own.setdefault(form, (len(pairs), column, counterpart))
         pairs.append((words[0], words[1]))
         written |= own
@@ -121,7 +121,7 @@ def swapped_texts(examples: Sequence[Example], swaps: Swaps) -> tuple[list[Swapp
         )
         kept.setdefault(frozenset((texts, swapped)), own)
     if not kept:
-        raise DataError(f"none of {len(examples):,} texts holds a listed word; are these written as there, and whole?")
+        raise DataError(f"none of {len(examples):,} texts holds a listed word; are they spelled alike, as whole words?")
     counts = {"texts": len(examples), "without": without, "repeated": len(examples) - without - len(kept)}
     return [*kept.values()], counts
 

@@ -61,9 +61,9 @@ def compare(
             elif n < FEWEST:
                 own["reason"] = f"fewer than {FEWEST} examples: no interval"
             elif own["low"] is None or own["p"] is None:
-                own["reason"] = "defined in too few of the draws"
+                own["reason"] = "defined in too few resamples"
                 if own["p"] is not None:
-                    own["reason"] = "no interval: draws do not differ, or too few define it"
+                    own["reason"] = "no interval: resamples all equal, or too few defined"
                 if np.array_equal(systems[a], systems[b]):
                     own["reason"] = "both say the same of every example"
         comparisons.append({"a": a, "b": b, "metrics": metrics})

@@ -93,7 +93,7 @@ class PowerMean:
         """The mean, with Wilson's interval for as many examples as would give a share the same variance (Korn and
         Graubard 1998), but at least those of the smallest side."""
         if not self.values:
-            return undefined(0, "in no group there are enough examples of both sides") | {"groups": 0}
+            return undefined(0, "no group has enough examples of both sides") | {"groups": 0}
         count = len(self.values)
         with np.errstate(divide="ignore"):  # an AUC of 0 makes it 0
             value = float(np.mean(np.array(self.values) ** POWER) ** (1 / POWER))

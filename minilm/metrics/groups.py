@@ -198,9 +198,9 @@ def group_lines(found: Mapping[str, Any]) -> list[str]:
                 cells = "".join(f"  {_cell(row[column]):14}" for column in part)
                 lines.append(f"{_short(name):{width}} {row['n']:7,}{cells}".rstrip())
     if left := len(met) - len(order):
-        lines.append(f"and {left:,} groups more, of which accuracy is no lower")
+        lines.append(f"and {left:,} more groups with no lower accuracy")
     if none := len(found["groups"]) - len(met):
-        lines.append(f"and {none:,} groups more, without an example")
+        lines.append(f"and {none:,} more groups without examples")
     return [*lines, *(f"note       {printable(note)}" for note in found["notes"])]
 
 

@@ -167,7 +167,7 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, drop: nn.Dropout)
     if ctx.tokens is None:
         return sdpa(q, k, v, ctx, drop)
     if drop.training and drop.p > 0:
-        raise ConfigError(f"attention backend varlen knows no dropout, and attention_dropout is {drop.p}; take sdpa")
+        raise ConfigError(f"attention backend varlen has no dropout, and attention_dropout is {drop.p}; use sdpa")
     of_each = _by_kernel if has_varlen_kernel(q.device, q.dtype, q.shape[-1]) else _by_runs
     flat = (each.transpose(1, 2).flatten(0, 1) for each in (q, k, v))  # (B * T, H, K)
     return of_each(*flat, ctx).unflatten(0, (len(q), -1)).transpose(1, 2)

@@ -97,7 +97,7 @@ class EncoderConfig:
         if not 0 <= self.pad_token_id < self.vocab_size:
             raise ConfigError(f"pad_token_id {self.pad_token_id} is not in the vocabulary of {self.vocab_size}")
         if self.head_width % 2 and any(spec.rope_base is not None for spec in self.layers):
-            raise ConfigError(f"RoPE turns pairs, and the heads are {self.head_width} wide; make that even")
+            raise ConfigError(f"RoPE needs an even head size, and it is {self.head_width}; make it even")
         for name in DROPOUTS:
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a fraction below 1")

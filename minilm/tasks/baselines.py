@@ -13,8 +13,8 @@ Scores = dict[str, dict[str, float]]  # baseline -> metric -> value
 SAID = {  # each baseline in words
     "majority": "always the commonest label",
     "every_label": "always every label",
-    "bag_of_words": "words counted (tf-idf of words and pairs of words, a linear model)",
-    "shared_words": "the words that both texts have, of all that they have",
+    "bag_of_words": "bag of words (tf-idf of unigrams and bigrams, linear model)",
+    "shared_words": "word overlap of the two texts (Jaccard)",
     "no_answer": "never an answer",
     "commonest_tag": "the commonest tag of each word in training",
     "chance": "by chance",

@@ -112,7 +112,7 @@ def open_tuned(
     pytorch_model.bin, only from makers you trust. flag: the name of `model` in error messages. Raises UserError.
     """
     if Path(model).is_file():
-        raise ConfigError(f"{flag} {model}: is a file, and a model is a directory")
+        raise ConfigError(f"{flag} {model}: is a file, not a model directory")
     directory = find_model(model, revision, allow_pickle=allow_pickle, flag=flag)
     network, task = open_task(directory, use_safetensors=False if allow_pickle else None)
     read, trained_length = read_in_training(directory)
@@ -128,7 +128,7 @@ def held_out(data: Data, seed: int, groups: Sequence[str] | None = None) -> tupl
     """Hold out a tenth of the examples, and say so: (the rest, the tenth)."""
     rest, dev = split_by_text(data.examples, DEV, seed, groups)
     data, dev = replace(data, examples=rest), replace(data, examples=dev, left_out=())
-    say(f"no dev examples: a tenth of those to learn from, {len(dev.examples):,}, chooses the best model")
+    say(f"no dev examples: {len(dev.examples):,} of the training examples (a tenth) are held out as dev")
     return data, dev
 
 
@@ -137,7 +137,7 @@ def say_compared(name: str, train: Data, other: Data) -> None:
     for note in check_labels(train.examples, other.examples):
         say(f"{name}: {note}")
     if (again := overlap(train.examples, other.examples)).count:
-        say(f"{name}: {again.count:,} texts stand in the training examples, too; the first {again.first[0][0]}")
+        say(f"{name}: {again.count:,} texts are also in the training examples; the first {again.first[0][0]}")
 
 
 def say_notes(name: str, data: Data) -> None:

@@ -79,7 +79,7 @@ def read_examples(
         return _read_tagged(source, text or pair, label, labelled)
     if name == "choice":
         if text or pair or label:
-            raise ConfigError("--text-column, --pair-column, --label-column: choices are found by their columns' names")
+            raise ConfigError("--text-column, --pair-column, --label-column: not used by --task choice; leave them out")
         return read_choices(source, labelled, like.origin if like else None)
     columns, roles = {"text": text, "pair": pair, "label": label}, ("text", "pair", "label")[: 2 + labelled]
     if like is not None and isinstance(source, Table):
@@ -88,7 +88,7 @@ def read_examples(
             columns = {role: own or trained.get(role) for role, own in columns.items()}
         elif not (text or pair):
             lacks = listed(name for name in trained.values() if name not in source.columns)
-            source = replace(source, notes=(*source.notes, f"the columns of training are not all here: no {lacks}"))
+            source = replace(source, notes=(*source.notes, f"columns of the training data are missing: {lacks}"))
     if name == "span":
         if label is not None or (isinstance(source, Path) and (text or pair)):
             which = "--text-column, --pair-column" if label is None else f"--label-column {label}"
@@ -99,10 +99,10 @@ def read_examples(
     told = {"separator": like.separator, "flags": like.flags} if like else {"separator": None}
     data = read_texts(source, kind, **columns, labelled=labelled, **told)
     if name == "similarity" and "pair" not in data.columns:
-        raise DataError(f"{source.name}: similarity is of two texts; name the second one's column, --pair-column")
+        raise DataError(f"{source.name}: similarity needs two texts; name the second's column with --pair-column")
     if like is not None and like.columns and ("pair" in data.columns) != ("pair" in like.columns):
         there, here = ("two texts", "one") if "pair" in like.columns else ("one text", "two")
-        raise DataError(f"{source.name}: training read {there} a row, and here {here} would be read; name the columns")
+        raise DataError(f"{source.name}: training used {there} a row, but here {here} would be read; name the columns")
     return data
 
 
@@ -116,13 +116,13 @@ def read_alike(
 
 def _read_tagged(source: Table | Path, text: str | None, label: str | None, labelled: bool) -> Data:
     if text is not None:
-        raise ConfigError("--text-column, --pair-column: of tables of texts; leave them out for tagging")
+        raise ConfigError("--text-column, --pair-column: not used by --task tagging; leave them out")
     if label is not None and (isinstance(source, Table) or not re.fullmatch("[1-9][0-9]{0,3}", label)):
-        raise ConfigError(f"--label-column {label}: for tagging the number of a column where one word stands a line")
+        raise ConfigError(f"--label-column {label}: for tagging give a column's number in a file of one word a line")
     data = read_tagged(source, label and int(label), labelled)
     tags = [each.tags or () for each in data.examples]
     if any(tag != "O" for sentence in tags for tag in sentence):
-        data = replace(data, notes=(*data.notes, f"the scheme of the tags is {scheme_of(tags)}"))
+        data = replace(data, notes=(*data.notes, f"the tag scheme is {scheme_of(tags)}"))
     return data
 
 
@@ -143,9 +143,9 @@ def make_task(
     if not (weights or smoothing or positive is not None):
         return task
     if positive is not None and (not isinstance(task, Classification) or len(task.labels) != 2):
-        raise ConfigError(f"--positive-label {positive}: one of two labels, and here are not two; leave it out")
+        raise ConfigError(f"--positive-label {positive}: needs two labels, and here are not two; leave it out")
     if not isinstance(task, Classification):
-        raise ConfigError(f"--class-weights, --label-smoothing: of one label of several; leave them out for {name}")
+        raise ConfigError(f"--class-weights, --label-smoothing: for one label a text; leave them out for {name}")
     if positive is not None and positive not in task.labels:
         raise ConfigError(f"--positive-label {positive}: the labels are {' and '.join(task.labels)}; give one of these")
     counts = Counter(each.label for each in examples)
@@ -160,7 +160,7 @@ def open_task(directory: Path, use_safetensors: bool | None = None) -> tuple[Pre
     kind = _kind_of(config)
     if kind is None or (kind == "model" and read_pooling(directory) is None):
         what = ", ".join(config.architectures or ["nothing"])
-        raise CheckpointError(f"{directory}: is {what}, which predicts no labels; tune it with python finetune.py")
+        raise CheckpointError(f"{directory}: is {what}, which predicts no labels; fine-tune it with finetune.py")
     model = MODELS[kind].from_pretrained(directory, use_safetensors=use_safetensors)
     labels = tuple(config.id2label[i] for i in range(config.num_labels))
     if kind == "token":
@@ -172,7 +172,7 @@ def open_task(directory: Path, use_safetensors: bool | None = None) -> tuple[Pre
     if kind == "model":
         return model, Similarity().as_saved(model)
     if config.problem_type == "regression" and config.num_labels > 1:
-        raise CheckpointError(f"{directory}: predicts {config.num_labels} numbers a text, and here one is")
+        raise CheckpointError(f"{directory}: predicts {config.num_labels} numbers a text, not one")
     if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
         return model, Regression()
     if config.problem_type == "multi_label_classification":
@@ -194,9 +194,9 @@ def model_for(task: Task, directory: Path, seed: int = 0, new_head: bool = False
     if config.is_causal:
         config.update({"is_decoder": False})
         if not config.is_causal:
-            say(f"{directory} reads left to right; tuned, and as it is saved, each token sees those after it, too")
+            say(f"{directory} is a causal model; tuned, and as it is saved, its attention is bidirectional")
         elif task.kind == "model":
-            raise ConfigError(f"--model {directory}: a {config.model_type}, which reads left to right; take another")
+            raise ConfigError(f"--model {directory}: a {config.model_type}, which is causal; take another")
     if new_head and task.kind == "model":
         raise ConfigError(f"--new-head: {task.name} has no head; leave it out")
     if task.kind != "model" and there not in (None, "model", task.kind):
@@ -209,7 +209,7 @@ def model_for(task: Task, directory: Path, seed: int = 0, new_head: bool = False
         if not fits:
             raise ConfigError(
                 f"--model {directory}: predicts {some(own, SHOWN)}, and the examples are labelled "
-                f"{some([*labels], SHOWN) or 'with a number'}; begin with another model, or with --new-head"
+                f"{some([*labels], SHOWN) or 'with a number'}; take another model, or give --new-head"
             )
         weights = getattr(task, "weights", None)
         if weights is not None:
@@ -218,8 +218,8 @@ def model_for(task: Task, directory: Path, seed: int = 0, new_head: bool = False
         if labels:
             task = replace(task, labels=own)
         if len(own) != 2 and (positive := getattr(task, "positive", None)) is not None:
-            what = f"--positive-label {positive}: one of two labels, and {directory} predicts {some(own, SHOWN)}"
-            raise ConfigError(f"{what}; leave it out, or begin with --new-head")
+            what = f"--positive-label {positive}: needs two labels, and {directory} predicts {some(own, SHOWN)}"
+            raise ConfigError(f"{what}; leave it out, or give --new-head")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config.update(({POSITIVE: None} if hasattr(config, POSITIVE) else {}) | task.config())

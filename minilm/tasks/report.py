@@ -49,7 +49,7 @@ def write_report(
     if "confusion" in result:
         plot_confusion(np.array(result["confusion"]), [row["name"] for row in result["labels"]], out / "confusion.png")
     if not plot_loss(out / "metrics.jsonl", out / "loss.png", kept=result.get("best_step")):
-        say("no pictures, for matplotlib is missing: pip install 'minilm[eval]'")
+        say("no pictures: matplotlib is missing; pip install 'minilm[eval]'")
     write_json(out / "results.json", finite(result))
     write_whole(out / "README.md", card(tuned, out, result))
     return result
@@ -111,13 +111,13 @@ def check_lines(name: str, data: Data, task: Task, tokenizer: BertTokenizer | No
     if (again := duplicates(data.examples)).count:
         one, other = again.first[0]
         lines.append(
-            f"twice      {again.count:,} texts, {again.contradicted:,} of them with another label; {one} is {other}"
+            f"duplicates {again.count:,} texts, {again.contradicted:,} of them with another label; {one} is {other}"
         )
     if tokenizer is not None and data.examples and isinstance(data.examples[0], Example):
         features = task.features(data.examples, tokenizer, 1 << 20)
         low, median, high = np.quantile(features.lengths, [0, 0.5, 1])
         lines.append(
-            f"tokens     {low:.0f} to {high:.0f} a row, median {median:.0f}; longer than {length}, and so to be cut: "
+            f"tokens     {low:.0f} to {high:.0f} a row, median {median:.0f}; longer than {length}, to be truncated: "
             f"{len(np.unique(features.example[features.lengths > length])):,} rows"
         )
         of_text = ~np.isin(features.ids, [tokenizer.cls_token_id, tokenizer.sep_token_id])
@@ -134,10 +134,10 @@ def _counted_labels(example: Any) -> Iterable[str]:
 def summary(result: dict[str, Any]) -> list[str]:
     """The figures of a run, one line each."""
     scores, baselines = result["scores"], result["baselines"]
-    chose = ", which chose the model, too: of others expect less" if result["judged_on"] == "dev" else ""
-    lines = [f"{result['judged_on']:10} {said(scores)}", f"of         {result['judged']:,} examples{chose}"]
+    chose = ", which also chose the model: expect less on new ones" if result["judged_on"] == "dev" else ""
+    lines = [f"{result['judged_on']:10} {said(scores)}", f"judged on  {result['judged']:,} examples{chose}"]
     if "positive_label" in result:
-        lines.append(f"f1         and precision, recall: of {shown(result['positive_label'])}")
+        lines.append(f"positive   {shown(result['positive_label'])}: f1, precision and recall are of it")
     metric = next(iter(scores))
     if interval := result["intervals"].get(metric):
         low, high = interval

@@ -61,7 +61,7 @@ class Similarity(NumberTask):
 
     def asked(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Example]:
         if pairs is None:
-            raise DataError("a text is similar to another one: give `pairs`, one for each")
+            raise DataError("similarity needs two texts: give `pairs`, one for each")
         return super().asked(texts, pairs)
 
     def features(self, examples: Sequence[Example], tokenizer: BertTokenizer, length: int) -> Features:

@@ -92,7 +92,7 @@ def tune(
     forward = Applied(model)
     say(_described(model, features, len(examples), tuning, runtime, backend, store))
     if features.cut:
-        say(f"cut or read in parts, for they are longer than {length} tokens: {features.cut:,} examples")
+        say(f"longer than {length} tokens, so truncated or read in windows: {features.cut:,} examples")
 
     best: list[tuple[Task, TaskScore]] = []  # the best evaluation, if this process made it
 
@@ -201,7 +201,7 @@ def _prepared(model: PreTrainedModel, tuning: Tuning, runtime: Runtime) -> Optim
         for stage in stages[: tuning.frozen_layers + 1]:
             stage.requires_grad_(False)
     if not any(own.requires_grad for name, own in model.named_parameters() if not name.startswith("pooler.")):
-        raise ConfigError(f"--frozen-layers {tuning.frozen_layers}: nothing is left that learns; freeze fewer")
+        raise ConfigError(f"--frozen-layers {tuning.frozen_layers}: leaves nothing to train; freeze fewer")
     rates = {}
     for above, stage in enumerate(reversed(stages), start=1):
         rates |= dict.fromkeys(stage.parameters(), tuning.layer_decay**above)
@@ -233,7 +233,7 @@ def _described(
 ) -> str:
     total = sum(own.numel() for own in model.parameters())
     learn = sum(own.numel() for own in model.parameters() if own.requires_grad)
-    share = "" if learn == total else f", of which {learn / 1e6:.2g} M learn,"
+    share = "" if learn == total else f" ({learn / 1e6:.2g} M trainable)"
     return (
         f"{total / 1e6:.1f} M parameters{share} on {runtime.describe()}, {backend} attention; "
         f"{int(features.lengths.sum()):,} tokens in {examples:,} examples; lr {tuning.rate(model):g}; "

@@ -51,7 +51,7 @@ class Tuned:
     def check_pairs(self, pairs: Sequence[Any] | None) -> None:
         """Raises DataError if training read pairs and none are given."""
         if pairs is None and "pair" in self.read_as.columns:
-            raise DataError("training read two texts a row: give `pairs`, one for each text")
+            raise DataError("training used two texts a row: give `pairs`, one for each text")
 
     @property
     def read_as(self) -> Data:

@@ -118,11 +118,11 @@ def runtime_of(
     do not repeat bit for bit. Logs other differences that change bits (device, processes, versions)."""
     if run is None:
         return Runtime.choose(device, precision, threads, deterministic)
-    runtime = replace(Runtime.choose(device, run.precision, run.threads, deterministic), reason="as this run began")
+    runtime = replace(Runtime.choose(device, run.precision, run.threads, deterministic), reason="as before")
     now = {"device": runtime.device.type, "processes": runtime.ranks.world, **VERSIONS}
     was = {"device": run.device, "processes": run.world, **run.versions}
     for what in (what for what in now if now[what] != was.get(what) and not run.result):
-        say(f"this run began with {what} {was.get(what)}, now it is {now[what]}: it goes on, but not bit for bit")
+        say(f"this run began with {what} {was.get(what)}, now it is {now[what]}: it resumes, but not bit for bit")
     return runtime
 
 
@@ -223,7 +223,7 @@ def train(job: Job, plan: Plan) -> Log:
             except UserError as error:
                 if not job.unsaved or step == plan.steps or ranks.any(stop()):
                     raise
-                say(f"step {step:,} is not saved, and the run goes on: {error}")
+                say(f"step {step:,} was not saved, and the run continues: {error}")
 
     def smaller(step: int, error: OutOfMemory) -> Iterator[Sequence[MicroBatch]]:
         nonlocal batches, within
@@ -261,15 +261,15 @@ def train(job: Job, plan: Plan) -> Log:
             log.close()
     if owes(done) or (done < plan.steps and not _is_enough(history, job.patience)):
         where = f"and saved at step {done:,}" if done else "before the first step"
-        say(f"stopped {where}; the same command, unless with --resume never, goes on from there")
+        say(f"stopped {where}; the same command resumes from there (not with --resume never)")
         got = (ranks.any(signals.received == number) for number in STOPPING)
         sys.exit(next((exit_status(number) for number, is_it in zip(STOPPING, list(got), strict=True) if is_it), 0))
     log.signal = signals.received
     if job.patience and history:
         log.best = _best(history)
         if history[-1].step < plan.steps:
-            say(f"stopped early: {job.patience} evaluations were no better, nor was their loss lower")
-        say(f"the model of step {log.best:,} was the best: it is kept")
+            say(f"stopped early: no better score or lower loss in {job.patience} evaluations")
+        say(f"the best model, that of step {log.best:,}, is kept")
         if log.best != history[-1].step:
             ranks.agreed(lambda: _load(job, job.store.checkpoint(log.best)))
     job.model.eval()
@@ -286,11 +286,11 @@ def with_less(
         advice = f"in process {ranks.rank}; in another --out, lower --batch-size and raise --accumulation as much"
         raise OutOfMemory(error.tokens, f"{what} {advice}") from error
     if not auto_batch:
-        raise OutOfMemory(error.tokens, f"{what}; with --auto-batch it goes on in smaller parts") from error
+        raise OutOfMemory(error.tokens, f"{what}; give --auto-batch for smaller micro-batches") from error
     fewer = batches.within(within)
     if max(micro.tokens.input_ids.numel() for micro in fewer.micro_batches(step)) >= error.tokens:
         raise OutOfMemory(error.tokens, f"{what}, and there is nothing smaller; lower --length") from error
-    say(f"{what}; from here on in parts of at most {within:,} tokens, or of a row")
+    say(f"{what}; micro-batches are now at most {within:,} tokens, or one row")
     return fewer, within
 
 
@@ -364,8 +364,8 @@ def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log, l
         if not 0 < start <= plan.steps or checkpoint.name != f"step-{start:06d}":
             raise CheckpointError(f"{checkpoint}: holds step {start} of {plan.steps}; move it away")
     epochs = job.loader.epochs()
-    whole = f"{plan.steps:,} steps, which see each row {epochs:.3g} times"
-    say(f"going on from step {start:,} of {whole}" if start else f"training for {whole}")
+    whole = f"{plan.steps:,} steps, {epochs:.3g} epochs"
+    say(f"resuming from step {start:,} of {whole}" if start else f"training for {whole}")
     peak_lr = max(group["peak_lr"] for optimizer in job.optimizers for group in optimizer.param_groups)
     meter = EnergyMeter(job.runtime.device) if job.runtime.ranks.world == 1 else None
     file = job.store.out / "metrics.jsonl"

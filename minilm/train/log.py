@@ -124,8 +124,8 @@ class Log:
         say(f"step {step}  held-out loss {score.loss:.3f}{gain}  {score.says()}")
         if self.unigram is not None and self.spent.tokens >= PLATEAU_TOKENS and score.loss > self.unigram - PLATEAU:
             say(
-                f"it still knows little more than how frequent each word is, after {self.spent.tokens:,} tokens: "
-                f"if it stays on this plateau, try another --lr"
+                f"after {self.spent.tokens:,} tokens the loss is not clearly below the unigram loss: "
+                f"if it stays there, try another --lr"
             )
 
     @contextlib.contextmanager
@@ -150,9 +150,9 @@ class Log:
         except OSError as error:
             why = f"{self.file}: cannot be written ({error.strerror or error})"
             if not self.unsaved:
-                raise CheckpointError(f"{why}; mend that, then the same command goes on") from error
+                raise CheckpointError(f"{why}; fix that, then the same command resumes") from error
             if not self.torn:
-                say(f"{why}; lines are left out, and the run goes on")
+                say(f"{why}; lines are dropped, and the run continues")
             self.torn = True
 
 

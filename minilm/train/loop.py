@@ -106,7 +106,7 @@ def train_step(
 
 def _too_much(micro: MicroBatch, runtime: Runtime) -> OutOfMemory:
     rows, length = micro.tokens.input_ids.shape
-    peak = f"{peak_memory_mb(runtime.device):,.0f} MB were in use at most"
+    peak = f"peak memory {peak_memory_mb(runtime.device):,.0f} MB"
     return OutOfMemory(rows * length, f"out of memory with {rows:,} rows of {length:,} tokens at once; {peak}")
 
 
@@ -298,7 +298,7 @@ class _Since:
         if (step := int(self.bad_at)) >= 0:
             raise TrainingError(
                 step,
-                f"step {step + 1}: loss or gradient is not finite, so the update was left out; "
+                f"step {step + 1}: loss or gradient is not finite, so the update was skipped; "
                 f"in another --out, try a lower --lr or --precision fp32",
             )
 

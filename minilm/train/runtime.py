@@ -76,7 +76,7 @@ class Runtime:
             torch.set_float32_matmul_precision("high")  # TF32 where fp32 is left
             if deterministic:
                 if is_used and not os.environ.get("CUBLAS_WORKSPACE_CONFIG"):
-                    raise ConfigError("--deterministic: this process has used the GPU already; ask for it before that")
+                    raise ConfigError("--deterministic: this process has used the GPU already; set it before that")
                 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read with the first product
                 torch.use_deterministic_algorithms(True)
         return cls(chosen, fastest, reason, torch.get_num_threads(), ranks)
@@ -123,9 +123,9 @@ class Runtime:
         compiler does not work (`of_compiler`). Raises ConfigError on devices that it is not meant for.
         """
         if self.device.type not in COMPILED_ON:
-            raise ConfigError(f"--compile: is for a GPU, and this is {self.device.type}; leave it out")
+            raise ConfigError(f"--compile: needs a GPU, and this is {self.device.type}; leave it out")
         if self.precision == "bf16" and self.device.type == "cuda" and not _has_bf16(self.device):
-            raise ConfigError("--compile, --precision bf16: this GPU has no bf16 of its own; take fp16, or auto")
+            raise ConfigError("--compile, --precision bf16: this GPU has no native bf16; use fp16 or auto")
         import torch._dynamo
         import torch._inductor.config
 
@@ -185,8 +185,8 @@ def _gpu_of(ranks: Ranks, asked: torch.device) -> torch.device:
         raise ConfigError(f"--device {asked}: all processes would share it; --device cuda gives each one of its own")
     if asked.index is None and ranks.local_rank >= count:
         raise ConfigError(
-            f"process {ranks.local_rank + 1} of this machine sees {count} GPU(s); start no more of them than that "
-            f"(torchrun --nproc-per-node), or, where each sees its own alone, with LOCAL_RANK=0"
+            f"process {ranks.local_rank + 1} of this machine sees {count} GPU(s); start at most that many "
+            f"(torchrun --nproc-per-node), or, where each sees only its own, set LOCAL_RANK=0"
         )
     return asked if asked.index is not None else torch.device("cuda", ranks.local_rank)
 

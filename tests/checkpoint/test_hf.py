@@ -221,7 +221,7 @@ def test_a_config_we_cannot_compute_is_refused(change, message):
         ({"rope_parameters": {"full_attention": {"rope_theta": "big"}}}, "is 'big'; expected float"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 0.0}}}, "rope_base above 0"),
         ({"rope_parameters": {"full_attention": {"rope_theta": float("inf")}}}, "full_attention is inf"),
-        ({"hidden_size": 12, "num_attention_heads": 4}, "3 wide; make that even"),
+        ({"hidden_size": 12, "num_attention_heads": 4}, "it is 3; make it even"),
     ],
 )
 def test_a_modern_config_we_cannot_compute_is_refused(change, message):
@@ -478,7 +478,7 @@ def test_an_encoder_alone_gets_a_new_head(architecture, encoder_alone, tokenizer
     names = load_file(tmp_path / "model.safetensors")
     assert not any(name.startswith(("bert.", "model.", "cls.", "head.")) for name in names)
     torch.manual_seed(0)
-    with pytest.warns(UserWarning, match=r"no language-model head, so this one is new|no such head: ") as warned:
+    with pytest.warns(UserWarning, match=r"no language-model head: a new one is used|no such head: ") as warned:
         ours, _, objective = read_model(tmp_path, head_seed=0)
     said = [str(warning.message) for warning in warned]
     assert any("no language-model head" in line and str(tmp_path) in line for line in said)
@@ -560,7 +560,7 @@ def test_a_classifier_gets_a_new_head(architecture, tokenizer, tmp_path):
     config = transformers.AutoConfig.for_model(**config)
     transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     tokenizer.save(tmp_path, 64)
-    with pytest.warns(UserWarning, match="has no such head|head, so this one is new") as warned:
+    with pytest.warns(UserWarning, match="has no such head|head: a new one is used") as warned:
         read_model(tmp_path, head_seed=0)
     said = " ".join(str(warning.message) for warning in warned)
     assert "no language-model head" in said

@@ -248,9 +248,9 @@ def test_a_piece_within_words_can_be_new(tokenizer, tmp_path):
         ("two words\n", r"words.txt:1: 'two words' is never found"),
         ("x" * 101 + "\n", "words.txt:1: .* at most 100 characters"),
         ("##\n", r"words.txt:1: '##' is never found"),
-        ("golfhotel\nlimalima\ngolfhotel\n", "words.txt:3: 'golfhotel' stands there twice"),
-        ("\n", "no word in it that the vocabulary lacks"),
-        ("alpha\n[MASK]\n", "no word in it that the vocabulary lacks"),
+        ("golfhotel\nlimalima\ngolfhotel\n", "words.txt:3: 'golfhotel' appears twice"),
+        ("\n", "all its words are in the vocabulary"),
+        ("alpha\n[MASK]\n", "all its words are in the vocabulary"),
     ],
 )
 def test_words_that_cannot_be_added_are_named(tokenizer, tmp_path, text, message):

@@ -206,12 +206,12 @@ def test_an_output_that_cannot_be_is_refused_and_not_made(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(("number", "mend"), [(errno.ENOSPC, "make room"), (errno.ENOENT, "mend that")])
+@pytest.mark.parametrize(("number", "mend"), [(errno.ENOSPC, "make room"), (errno.ENOENT, "fix that")])
 def test_a_save_that_fails_says_what_to_mend(store, number, mend):
     def write(directory):
         raise OSError(number, os.strerror(number))
 
-    with pytest.raises(CheckpointError, match=f"{os.strerror(number)}.; {mend}, then the same command goes on from"):
+    with pytest.raises(CheckpointError, match=f"{os.strerror(number)}.; {mend}, then the same command resumes from"):
         store.save(5, write)
 
 
@@ -243,7 +243,7 @@ def test_a_manifest_with_other_bytes_is_a_fault(tmp_path, change):
     write_manifest(tmp_path)
     assert not manifest_fault(tmp_path)
     (tmp_path / "MANIFEST.json").write_text(change((tmp_path / "MANIFEST.json").read_text()))
-    assert manifest_fault(tmp_path) == "MANIFEST.json is not as it was written"
+    assert manifest_fault(tmp_path) == "MANIFEST.json was changed"
 
 
 def test_another_file_in_the_place_of_a_manifest_is_a_fault(tmp_path):
@@ -265,7 +265,7 @@ def test_a_step_that_is_a_link_is_neither_taken_nor_passed_over(store, tmp_path)
     """Training would go on from an older one, and end where it comes to that step."""
     store.save(5, write_text("older"))
     (store.out / "step-000010").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match="step-000010: is a link; put the directory itself there, or take"):
+    with pytest.raises(CheckpointError, match="step-000010: is a link; put the directory itself there, or remove"):
         store.latest(print)
     (store.out / "step-000010").unlink()
     assert store.latest(print).name == "step-000005"
@@ -299,7 +299,7 @@ def test_damaged_newer_checkpoints_do_not_displace_a_good_one(store):
 def test_a_run_of_which_nothing_is_whole_does_not_begin_anew(store):
     """And so nothing is removed: there may be something to save."""
     (store.save(5, write_text("x")) / "config.json").write_text("damaged")
-    with pytest.raises(CheckpointError, match="no checkpoint in it is as it was written"):
+    with pytest.raises(CheckpointError, match="all its checkpoints are damaged"):
         store.latest(lambda line: None)
     assert names(store.out) == ["step-000005"]
 

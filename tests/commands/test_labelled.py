@@ -321,7 +321,7 @@ def test_each_model_is_compared_on_the_columns_that_it_was_tuned_on(go, home):
         assert [own["a"], own["b"]] == [alone[name] for name in systems]
     status, _, err = go("compare", "of-head", "numbers", "--data", "two.csv")
     assert status == 2
-    assert "numbers: is of the task regression, and the one before it of classification; give one" in err
+    assert "numbers: is for task regression, and the one before it for classification; give one" in err
 
 
 def test_a_label_that_only_one_system_predicts_leaves_the_rest_as_it_is(go, home, tmp_path):
@@ -343,7 +343,7 @@ SCORE, TEST = ("score", "--model", "tuned"), ("--data", "test.csv")
 REFUSED = [
     (("score", *TEST), "--model, --predictions: give one of them"),
     ((*SCORE, "--predictions", "out.csv", *TEST), "--model, --predictions: give one of them"),
-    (SCORE, "tuned: a model needs examples to be judged by; give them with --data"),
+    (SCORE, "tuned: a model needs labelled examples; give them with --data"),
     (("score", "--model", "bare", *TEST), "predicts no labels"),
     ((*SCORE, "--data", "nowhere.csv"), "nowhere.csv: no such file"),
     ((*SCORE, "--data", "empty.csv"), "empty.csv: holds no row"),
@@ -352,12 +352,12 @@ REFUSED = [
     ((*SCORE, "--data", "one.csv"), "one.csv:2: every example is labelled 'good'; give examples of two labels"),
     (
         (*SCORE, *TEST, "--positive-label", "fine"),
-        "--positive-label fine: one of two labels, and the labels are bad, good",
+        "--positive-label fine: give one of two; the labels are bad, good",
     ),
     ((*SCORE, *TEST, "--group-column", "age"), "--group-column age: give one of source"),
     ((*SCORE, *TEST, "--json", "test.csv"), "--json test.csv: is the file of --data"),
     (("score", "--predictions", "nan.csv"), "nan.csv:2: a probability is no number from 0 to 1"),
-    (("score", "--predictions", "plain.csv", "--dev", "plain.csv"), "are of probabilities, and here are none"),
+    (("score", "--predictions", "plain.csv", "--dev", "plain.csv"), "thresholds need probabilities, and here are none"),
     (("score", "--predictions", "plain.csv", "--task", "regression"), "no finite number"),
     (("compare", "tuned", *TEST), "name two or more different systems"),
     (("compare", "all-a.csv", "once-b.csv"), "all-a.csv:2: every example is labelled 'a'; give examples of two"),
@@ -369,12 +369,12 @@ REFUSED = [
     (("compare", "plain.csv", "nowhere.csv"), "nowhere.csv: no such file"),
     (("compare", "plain.csv", "./plain.csv"), "name two or more different systems"),
     (("compare", "plain.csv", "better.csv", "--json", "plain.csv"), "--json plain.csv: is one of the systems"),
-    (("compare", "--json", "plain.csv", "better.csv", "short.csv"), "--json plain.csv: is named as predictions are"),
+    (("compare", "--json", "plain.csv", "better.csv", "short.csv"), "--json plain.csv: looks like predictions; give"),
     (
         ("compare", "tuned", "other", *TEST, "--prediction-column", "x"),
-        "--prediction-column x: of a file of predictions",
+        "--prediction-column x: only for files of predictions",
     ),
-    ((*SCORE, *TEST, "--prediction-column", "x"), "--prediction-column x: of a file of predictions, and here is none"),
+    ((*SCORE, *TEST, "--prediction-column", "x"), "--prediction-column x: only for files of predictions; leave it out"),
     (("score", "--predictions", "nowhere.csv"), "nowhere.csv: no such file"),
     (("score", "--model", "plain.csv", *TEST), "--model plain.csv: is a file"),
     (("score", "--predictions", "other-names.csv"), "predictions are no, yes, and the labels a, b; name them alike"),

@@ -115,7 +115,7 @@ ODD = [
         "{file}: no column 'lable' (it has 'text', 'label'); did you mean label?",
     ),
     ("a.csv", T + "a,1\n", texts(label=3), "{file}: no column 3"),
-    ("a.csv", T + "a,1\n", texts(text="label", label=2), "{file}: column 'label' is taken for two things"),
+    ("a.csv", T + "a,1\n", texts(text="label", label=2), "{file}: column 'label' is named twice"),
     ("a.csv", "sentence1,sentence2,label\na,b,1\na,,0\n,b,0\n", classes, (1, 2)),
     ("a.csv", T + "a\u2028b,1\nc,0\n", classes, (2, 0)),
     ("a.csv", "\ufeff" + T + "a,1\n", classes, (1, 0)),
@@ -152,9 +152,9 @@ ODD = [
     # several labels
     ("a.csv", T + "a,x|y\nb,\nc,x\n", several, (2, 1)),
     ("a.jsonl", jsonl({"text": "a", "labels": ["x", "y"]}, {"text": "b", "labels": []}), several, (2, 0)),
-    ("a.jsonl", jsonl({"text": "a", "labels": [0, 1, 0]}), several, "{file}:1: label '0' stands there twice"),
-    ("a.jsonl", jsonl({"text": "a", "labels": ["x", " "]}), several, "{file}:1: a label without a name"),
-    ("a.csv", T + "a,x|\n", several, "{file}:2: a label without a name"),
+    ("a.jsonl", jsonl({"text": "a", "labels": [0, 1, 0]}), several, "{file}:1: label '0' appears twice"),
+    ("a.jsonl", jsonl({"text": "a", "labels": ["x", " "]}), several, "{file}:1: an empty label; name it"),
+    ("a.csv", T + "a,x|\n", several, "{file}:2: an empty label; name it"),
     ("a.tsv", "text\tlabel\na\t['x', 'y']\n", several, "{file}:2: not JSON"),
     ("a.jsonl", jsonl({"text": "a", "label": ["x"]}), classes, "{file}:1: the label is a list"),
     # tagged words
@@ -162,8 +162,8 @@ ODD = [
     ("a.conll", "-DOCSTART- -X- O\n\nEU NN B-ORG\n\n\n\nPeter NN B-PER", read_tagged, (2, 0)),
     ("a.conll", "EU\tB-ORG\r\n\r\nNew York\tB-LOC\r\n", read_tagged, (2, 0)),
     ("a.conll", "a\u2028b O\na\u00a0b O\n", read_tagged, (1, 0)),
-    ("a.conll", "EU B-ORG\nrejects\n", read_tagged, "{file}:2: 1 columns, and 2 before"),
-    ("a.conll", "EU B-ORG\nNew York B-LOC\n", read_tagged, "{file}:2: 3 columns, and 2 before"),
+    ("a.conll", "EU B-ORG\nrejects\n", read_tagged, "{file}:2: 1 columns, but 2 before"),
+    ("a.conll", "EU B-ORG\nNew York B-LOC\n", read_tagged, "{file}:2: 3 columns, but 2 before"),
     ("a.conll", "EU\nrejects\n", read_tagged, "{file}:1: a word and no tag (1 columns)"),
     ("a.conll", "EU NNP\n", read_tagged, "{file}:1: the tag 'NNP' is none of O, B-name, I-name"),
     ("a.conll", "EU B-\n", read_tagged, "{file}:1: the tag 'B-' is none of"),
@@ -265,7 +265,7 @@ ODD = [
         "a.csv",
         "text,ending0,ending2,label\na,c,d,1\n",
         choices,
-        "{file}: between 'ending0', 'ending2' a choice is missing",
+        "{file}: a choice is missing among 'ending0', 'ending2'",
     ),
     ("a.csv", "text,label\na,1\n", choices, "{file}: no column for the choices (it has 'text', 'label')"),
     ("a.csv", "ending0,ending1,label\na,b,1\n", choices, "{file}: no column for the text"),
@@ -442,7 +442,7 @@ def test_a_label_for_every_row_is_said(file):
 def test_labels_that_are_all_but_the_same(file, kind, one, other):
     rows = "".join(f"a b{i},{(one, other, 'z')[i % 3]}\n" for i in range(9))
     data = read_texts(read_table(file("a.csv", "text,label\n" + rows)), kind)
-    assert data.notes[-1] == f"labels {one!r} and {other!r} are two; are they meant to be one?"
+    assert data.notes[-1] == f"labels {one!r} and {other!r} differ; are they meant to be one?"
     rows = rows.replace(other, one)
     assert "meant to be one" not in read_texts(read_table(file("b.csv", "text,label\n" + rows)), kind).notes[-1]
 
@@ -459,7 +459,7 @@ def test_tagged_words(file):
         Tagged(("EU", "in"), ("B-ORG", "O"), f"{path}:3"),
         Tagged(("Peter", "B"), ("B-PER", "I-PER"), f"{path}:7"),
     ]
-    assert data.notes == ("-DOCSTART- lines, which are dropped: 1",)
+    assert data.notes == ("-DOCSTART- lines dropped: 1",)
     by_number = read_tagged(path, column=3)
     assert by_number.examples[1].tags == ("I-PER", "I-PER")
     assert by_number.notes[-1] == f"entities that begin with I- instead of B-: 2, the first in {path}:3"
@@ -495,13 +495,13 @@ def test_questions(file):
     ]
     assert data.left_out == (
         f"{place}[4]: no answers",
-        f"{place}[5]: it is_impossible, and has answers",
+        f"{place}[5]: is_impossible, but it has answers",
         f"{place}[7]: no question",
     )
     assert data.notes == (
-        f"questions with an answer that stands elsewhere in the context, and is moved there: 2, the first {place}[1]",
-        f"questions with an answer that is not in the context, beside others: 1, the first {place}[2]",
-        f"questions whose id stands there before, which get #2, #3: 1, the first {place}[6]",
+        f"questions whose answer starts elsewhere in the context, which is corrected: 2, the first {place}[1]",
+        f"questions of which some answers are not in the context: 1, the first {place}[2]",
+        f"questions with the id of an earlier one, which get #2, #3: 1, the first {place}[6]",
     )
     unlabelled = read_questions(path, labelled=False)  # whatever stands there for answers
     ids = ["1", "2", "3", "4", "5", "6", "1#2"]
@@ -524,7 +524,7 @@ def test_questions(file):
     ]
     qas[1] |= {"id": "1", "question": "other"}
     path.write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": qas}]}]}))
-    with pytest.raises(DataError, match=r"qas\[1\]: id '1' stands there twice, of two questions"):
+    with pytest.raises(DataError, match=r"qas\[1\]: id '1' is that of two questions"):
         read_questions(path)
 
 
@@ -539,7 +539,7 @@ def test_questions_in_rows(file):
     path = file("b.csv", "q,text\nwho?,the cat\n")
     data = read_questions(read_table(path), "q", 2, labelled=False)
     assert data.examples == [Question("1", "who?", "the cat", None, f"{path}:2")]
-    with pytest.raises(DataError, match="column 'text' is taken for two things"):
+    with pytest.raises(DataError, match="column 'text' is named twice"):
         read_questions(read_table(path), 2, "text")
 
 
@@ -580,9 +580,9 @@ def rows(*labels):
 def test_what_is_said_of_labels():
     assert check_labels(rows("a", "b"), rows("b", "a", "a")) == ()
     [note] = check_labels(rows("pos", "neg"), rows("neg", "Pos", "Pos", "x"))
-    assert note == "labels that no row to train on has: 'Pos' 2, 'x' 1; the first in f:2; did you mean pos?"
+    assert note == "labels not in the training data: 'Pos' 2, 'x' 1; the first in f:2; did you mean pos?"
     assert check_labels(rows(("a", "b"), ()), rows(("a", "c"))) == (
-        "labels that no row to train on has: 'c' 1; the first in f:1",
+        "labels not in the training data: 'c' 1; the first in f:1",
     )
     assert check_labels(rows(1.0, 2.0), rows(3.0)) == ()
     assert check_labels([Tagged(("w",), ("B-x",), "f:1")], [Tagged(("w", "v"), ("I-x", "O"), "f:9")]) == ()
@@ -654,7 +654,7 @@ def test_answers_of_two_files():
     none = Question("3", "q", "e", (), "f:3")
     assert check_labels([one, one], [two]) == check_labels([one, none], [two, none]) == ()
     assert check_labels([one], [two, none]) == (
-        "questions without an answer: 1, and none to train on is: each will get one",
+        "questions without an answer: 1, but none in training: each will get one",
     )
     with pytest.raises(DataError, match="f:3: this question and every other to train on has no answer"):
         check_labels([none, none], [one])
@@ -676,9 +676,9 @@ def test_a_split_of_what_has_no_classes():
         (rows("a", "b"), 0, None, ConfigError, "give one between 0 and 1"),
         (rows("a", "b"), float("nan"), None, ConfigError, "give one between 0 and 1"),
         (rows("a", "b"), 0.5, [1], ConfigError, "1 groups and 2 examples"),
-        (rows("a", "b"), 0.5, None, DataError, "of 2 rows none can be held out"),
-        (rows("a", "a"), 0.5, [1, 1], DataError, "of 2 rows none can be held out"),
-        ([], 0.5, None, DataError, "of 0 rows none can be held out"),
+        (rows("a", "b"), 0.5, None, DataError, "none of 2 rows can be held out"),
+        (rows("a", "a"), 0.5, [1, 1], DataError, "none of 2 rows can be held out"),
+        ([], 0.5, None, DataError, "none of 0 rows can be held out"),
     ],
 )
 def test_a_split_that_cannot_be(examples, fraction, groups, error, said):
@@ -792,7 +792,7 @@ def test_folds_keep_together_what_belongs_together():
     groups = [i // 10 for i in range(60)]
     held = [{int(each.where[4:]) // 10 for each in part} for _, part in folds(examples, 3, 0, groups)]
     assert sorted(group for own in held for group in own) == [0, 1, 2, 3, 4, 5]
-    with pytest.raises(DataError, match="6 groups make no 7 parts"):
+    with pytest.raises(DataError, match="6 groups are too few for 7 folds"):
         list(folds(examples, 7, 0, groups))
 
 

@@ -274,7 +274,7 @@ next(ahead.made_ahead(Hanging(), 0))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith(
-        "is their disk still there? the same command goes on from what is saved"
+        "is their disk still there? the same command resumes from the last save"
     )
 
 
@@ -463,7 +463,7 @@ def test_a_later_stretch_is_looked_at_too(rows_of):
 def test_too_few_rows_for_a_batch(rows_of):
     rows = rows_of(5)
     assert ids_of(plain(rows, 5).micro_batches(0)).shape == (5, 16)
-    with pytest.raises(DataError, match="5 rows of 16 tokens, fewer than the 6 that are") as error:
+    with pytest.raises(DataError, match="5 rows of 16 tokens, fewer than a micro-batch of 6") as error:
         plain(rows, 6)
     assert "\n" not in str(error.value)
     Loader([Stretch(1, 16, 10, 5)], {16: rows}, CausalLM(), 0)  # a step may be longer than that

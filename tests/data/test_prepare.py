@@ -152,7 +152,7 @@ def test_a_disk_that_is_full_when_rows_are_packed_is_one_line(corpus, cache, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("minilm.data.packing._write_pieces", full)
-    with pytest.raises(ConfigError, match=f"--cache-dir {cache}: cannot be written .No space left on device.; mend"):
+    with pytest.raises(ConfigError, match=f"--cache-dir {cache}: cannot be written .No space left on device.; fix"):
         pack(data.train, "documents", 32, data.tokenizer)
 
 
@@ -536,7 +536,7 @@ def test_killed_while_the_entry_is_described_the_entry_is_believed_later(
     assert last
     said = []
     prepare(corpus, cache, 0.1, tokenizer, say=said.append)
-    assert said == ["going on with the tokenising, after 0 documents"]
+    assert said == ["resuming tokenising after 0 documents"]
     said.clear()
     prepare(corpus, cache, 0.1, tokenizer, say=said.append)
     assert said == []
@@ -566,7 +566,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(mortal, tokenizer, tmp
         with pytest.raises(ConfigError) as error:
             clock.run(at, full, lambda cache=cache: prepare(corpus, cache, 0.3, tokenizer))
         assert str(error.value).startswith(
-            f"--cache-dir {cache}: cannot be written (No space left on device); mend that"
+            f"--cache-dir {cache}: cannot be written (No space left on device); fix that"
         )
         assert is_one_line(error.value)
         prepare(corpus, cache, 0.3, tokenizer)
@@ -630,7 +630,7 @@ def test_what_was_done_is_not_done_again(corpus, cache, prose, monkeypatch, ever
     monkeypatch.setattr(Tokenizer, "encode_documents", counted)
     got = prepare(corpus, cache, 0.1, vocab_size=128, say=said.append)
     assert [text for texts in calls for text in texts] == prose[done:]
-    assert said == [f"going on with the tokenising, after {done} documents"]
+    assert said == [f"resuming tokenising after {done} documents"]
     assert got.hashes[:].tolist() == [document_hash(text) for text in prose]
 
 
@@ -735,7 +735,7 @@ def test_what_was_written_after_the_last_durable_moment_is_cut_off(corpus, cache
             stream.write(b"half a number: \x01\x02\x03")
     said = []
     prepare(corpus, cache, 0.1, tokenizer, say=said.append)
-    assert said == ["going on with the tokenising, after 100 documents"]
+    assert said == ["resuming tokenising after 100 documents"]
     assert content(cache) == content(tmp_path / "whole")
 
 
@@ -867,7 +867,7 @@ def test_a_second_process_goes_on_where_the_first_failed(corpus, cache, tokenize
     assert results == ["failed"]
     assert said == [
         "another process is tokenising this text; waiting for it",
-        "going on with the tokenising, after 100 documents",
+        "resuming tokenising after 100 documents",
     ]
     assert [text for texts in calls for text in texts] == prose[100:]
     assert got.hashes[:].tolist() == [document_hash(text) for text in prose]

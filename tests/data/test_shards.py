@@ -111,9 +111,9 @@ def test_a_sealed_directory_is_described_by_its_checksums(sealed):
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("a", b"some Bytes", "a has another checksum"),
-        ("a", b"some", "a has another checksum"),
-        ("b", b"x", "b has another checksum"),
+        ("a", b"some Bytes", "a has a wrong checksum"),
+        ("a", b"some", "a has a wrong checksum"),
+        ("b", b"x", "b has a wrong checksum"),
         ("a", None, "FileNotFoundError"),
         ("META.json", None, "no META.json"),
         ("META.json", b"", "JSONDecodeError"),
@@ -122,10 +122,10 @@ def test_a_sealed_directory_is_described_by_its_checksums(sealed):
         ("META.json", b"3", "TypeError"),
         ("META.json", b"{}", "KeyError"),
         ("META.json", b"[" * 100_000, "RecursionError"),
-        ("META.json", b'{"format": 0, "sha256": {"b": ""}}', "not as it was written"),
-        ("META.json", b'{"format": FORMAT, "sha256": {}}', "not as it was written"),
+        ("META.json", b'{"format": 0, "sha256": {"b": ""}}', "META.json is malformed"),
+        ("META.json", b'{"format": FORMAT, "sha256": {}}', "META.json is malformed"),
         ("META.json", b'{"format": FORMAT, "sha256": [1]}', "AttributeError"),
-        ("META.json", b'{"format": FORMAT, "sha256": {"a": 3}}', "a has another checksum"),
+        ("META.json", b'{"format": FORMAT, "sha256": {"a": 3}}', "a has a wrong checksum"),
     ],
 )
 def test_what_differs_is_said(sealed, file, content, said):

@@ -200,7 +200,7 @@ def test_what_pythons_csv_writes_is_read(table):
 def test_a_stray_quote_swallows_no_rows(table, content, swallowed):
     if swallowed:
         line = next(i for i, text in enumerate(content.split("\n"), start=1) if '"' in text)
-        with pytest.raises(DataError, match=rf"rows.csv:{line}: the quote that is opened here takes in"):
+        with pytest.raises(DataError, match=rf"rows.csv:{line}: the quote opened here spans"):
             table(content)
     else:
         assert "\n" in "".join(values(table(content))[-1])
@@ -272,8 +272,8 @@ def test_rows_in_hand():
         ("rows.csv", "the rows: a str; give a list of dicts"),
         (None, "the rows: a NoneType; give"),
         ([{"text": "a"}, "b"], "row 2: holds str, not an object"),
-        ([{"text": "a"}, {3: "b"}], "row 2: a column that is named by no string"),
-        (Frame(["text", "text"], [["a", "b"]]), "the rows: column 'text' stands there twice"),
+        ([{"text": "a"}, {3: "b"}], "row 2: a column whose name is no string"),
+        (Frame(["text", "text"], [["a", "b"]]), "the rows: column 'text' appears twice"),
     ],
 )
 def test_what_is_no_rows(rows, said):
@@ -319,13 +319,17 @@ MALFORMED = [
     ("rows.csv", "1,a\n0\n", "rows.csv:2: 1 cells, and there are 2 columns (1, 2)"),
     ("rows.csv", "1,a\n0,b\n1,c, and d\n", "rows.csv:3: 3 cells"),
     ("rows.tsv", "text\tlabel\na\t1\nb\t0\tc\n", "rows.tsv:3: 3 cells"),
-    ("rows.csv", "text,text\na,1\n", "rows.csv:1: column 'text' stands there twice"),
+    ("rows.csv", "text,text\na,1\n", "rows.csv:1: column 'text' appears twice"),
     ("rows.csv", "text,,\na,1,2\n", "rows.csv:1: column 2 has no name"),
     ("rows.csv", "text,label,\na,1,\n", "rows.csv:1: column 3 has no name"),
-    ("rows.csv", "text,label\na,1\ntext,label\nb,0\n", "rows.csv:3: the header stands here again"),
+    ("rows.csv", "text,label\na,1\ntext,label\nb,0\n", "rows.csv:3: the header is repeated here"),
     ("rows.csv", 'text,label\nx,0\n"a,1\nb,0\n', "rows.csv:3: a quote that is never closed"),
-    ("rows.csv", 'text,label\nx,0\n"a" b,1\nc,0\n', "rows.csv:3: behind the quote that closes this one stands text"),
-    ("rows.csv", 'text,label\n"a,1\nb,0\n"c, d",1\n', "rows.csv:2: behind the quote that closes this one on line 4"),
+    ("rows.csv", 'text,label\nx,0\n"a" b,1\nc,0\n', "rows.csv:3: text follows the quote that closes this one; double"),
+    (
+        "rows.csv",
+        'text,label\n"a,1\nb,0\n"c, d",1\n',
+        "rows.csv:2: text follows the quote that closes this one on line 4",
+    ),
     ("rows.csv", b"text,label\ncaf\xe9,1\n", "rows.csv:2: not UTF-8 (byte 0xe9); convert it"),
     ("rows.csv", "text,label\na,1\n".encode("utf-16"), "rows.csv:1: UTF-16; convert it, for example with iconv"),
     ("rows.csv.gz", "text,label\na,1\n".encode("utf-16"), "rows.csv.gz:1: UTF-16; convert it"),
@@ -346,7 +350,7 @@ MALFORMED = [
     ("rows.jsonl", '{"text": "a"}\n[1]\n', "rows.jsonl:2: holds list, not an object"),
     ("rows.jsonl", '{"text": "a"}\n{"text": \n', "rows.jsonl:2: not JSON"),
     ("rows.jsonl", "text,label\na,1\n", "rows.jsonl:1: not JSON"),
-    ("rows.jsonl", '{"text": "a", "text": "b"}\n', "rows.jsonl:1: key 'text' stands there twice"),
+    ("rows.jsonl", '{"text": "a", "text": "b"}\n', "rows.jsonl:1: key 'text' appears twice"),
     ("rows.jsonl", '{"text": "a"}\n{"text": "a", "label": NaN}\n', "rows.jsonl:2: NaN is no number"),
     ("rows.jsonl", '{"text": ' + "[" * 100_000 + "\n", "rows.jsonl:1: not JSON"),
     ("rows.jsonl", '{"label": ' + "9" * 5000 + "}\n", "rows.jsonl:1: not JSON"),
@@ -388,7 +392,7 @@ def test_a_compressed_file_that_is_none(tmp_path, suffix):
         with pytest.raises(DataError, match=f"rows.csv{suffix}: damaged or cut short"):
             read_table(file)
     file.write_bytes(b"text,label\na,1\n")
-    with pytest.raises(DataError, match=f"not compressed, as its name says; take {suffix} off"):
+    with pytest.raises(DataError, match=f"not compressed, despite its name; remove {suffix} from"):
         read_table(file)
 
 

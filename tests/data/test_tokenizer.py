@@ -157,7 +157,7 @@ def bpe() -> str:
 
 
 BAD = [
-    ("vocab.txt", "\n".join([*SPECIALS, "a", "b", "a"]), ":8: token 'a' stands there twice"),
+    ("vocab.txt", "\n".join([*SPECIALS, "a", "b", "a"]), ":8: token 'a' appears twice"),
     ("vocab.txt", "\n".join(SPECIALS[:-1]) + "\na\n", "lacks [MASK]"),
     ("vocab.txt", "a\nb\n", "lacks [PAD], [UNK], [CLS], [SEP], [MASK]"),
     ("vocab.txt", b"caf\xe9\n", "not UTF-8"),
@@ -501,9 +501,9 @@ def test_added_words_are_saved(small, tmp_path):
         (["[NEW]"], ":1: '[NEW]' is never found"),
         (["日本"], ":1: '日本' is never found"),  # each such character is a word
         (["x" * 101], "is never found"),
-        (["abba", "cc", "abba"], ":3: 'abba' stands there twice"),
-        (["a", "ab", ""], ": no word in it that the vocabulary lacks"),
-        ([], ": no word in it that the vocabulary lacks"),
+        (["abba", "cc", "abba"], ":3: 'abba' appears twice"),
+        (["a", "ab", ""], ": all its words are in the vocabulary"),
+        ([], ": all its words are in the vocabulary"),
     ],
 )
 def test_words_that_cannot_be_added_are_named(small, tmp_path, lines, said):

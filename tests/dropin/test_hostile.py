@@ -466,27 +466,33 @@ CONFIG_ROWS = [
     ),
 ]
 PICKLE_ROWS = [
-    Row("pickle that nobody asked for", pickled(), f"{PICKLE} is a pickle, which is read only when asked"),
+    Row("pickle that nobody asked for", pickled(), f"{PICKLE} is a pickle; if you trust its maker"),
     Row("malicious pickle that nobody asked for", malicious(), f"{PICKLE} is a pickle"),
     Row("no pickle", lambda d: None, f"{PICKLE}: cannot be read (there is none)", None, True),
-    Row("malicious pickle", malicious(), f"{PICKLE}: is no pickle of tensors alone", None, True),
+    Row("malicious pickle", malicious(), f"{PICKLE}: holds more than tensors", None, True),
     Row(
         "malicious pickle of old",
         malicious(_use_new_zipfile_serialization=False),
-        f"{PICKLE}: is no pickle of tensors alone",
+        f"{PICKLE}: holds more than tensors",
         None,
         True,
     ),
     Row(
         "malicious pickle alone",
         lambda d: (d / PICKLE).write_bytes(pickle.dumps(Malice(d))),
-        f"{PICKLE}: is no pickle of tensors alone",
+        f"{PICKLE}: holds more than tensors",
         None,
         True,
     ),
-    Row("pickle of a list", pickled(lambda t: [*t.values()]), f"{PICKLE}: holds something else than", None, True),
-    Row("pickle of numbers", pickled(lambda t: t.update(more=5)), f"{PICKLE}: holds something else than", None, True),
-    Row("pickle of a dictionary in it", pickled(lambda t: {"model": t}), f"{PICKLE}: holds something else", None, True),
+    Row("pickle of a list", pickled(lambda t: [*t.values()]), f"{PICKLE}: is no dict of named tensors", None, True),
+    Row("pickle of numbers", pickled(lambda t: t.update(more=5)), f"{PICKLE}: is no dict of named tensors", None, True),
+    Row(
+        "pickle of a dictionary in it",
+        pickled(lambda t: {"model": t}),
+        f"{PICKLE}: is no dict of named tensors",
+        None,
+        True,
+    ),
     Row("pickle with NaN", pickled(lambda t: t.update({NORM: t[NORM] * math.nan})), f"tensor {NORM}", None, True),
     Row("pickle that is a link", both(pickled(), linked(PICKLE)), f"{PICKLE}: cannot be read (leads out", None, True),
     Row("pickle that is a pipe", instead(WHOLE, lambda f: os.mkfifo(f.with_name(PICKLE))), PICKLE, None, True),
@@ -496,7 +502,7 @@ PICKLE_ROWS = [
         Row(f"pickle {name}", damage, words, None, True)
         for name, damage, words in [
             ("whose names are cut", rewritten_pickle(lambda c: c[: len(c) // 2]), f"{PICKLE}: cannot"),
-            ("of a module", pickled(lambda t: torch.nn.Linear(2, 2)), f"{PICKLE}: is no pickle of tensors alone"),
+            ("of a module", pickled(lambda t: torch.nn.Linear(2, 2)), f"{PICKLE}: holds more than tensors"),
             (
                 "whose tensor is cut",
                 records(lambda name, content: content[:8] if name.endswith("data/0") else content),
@@ -560,13 +566,13 @@ TOKENIZER_ROWS = [
     Row(
         "a token more than the model",
         in_tokenizer(lambda spec: spec["model"]["vocab"].update(more=99)),
-        "the tokenizer has ids to 99, the model 99 words",
+        "tokenizer ids go to 99, the model has 99 tokens",
         "the tokenizer has 100 tokens, the model 99",
     ),
     Row(
         "token of the largest id",
         in_tokenizer(lambda spec: spec["model"]["vocab"].update(more=2**32 - 1)),
-        "the tokenizer has ids to 4294967295, the model 99 words",
+        "tokenizer ids go to 4294967295, the model has 99 tokens",
         "the tokenizer has 4294967296 tokens, the model 99",
     ),
     Row(
@@ -588,7 +594,7 @@ TOKENIZER_ROWS = [
     Row(
         "[CLS] that is no word of the model",
         in_tokenizer(lambda spec: spec["post_processor"].update(cls=["[CLS]", 5000])),
-        "the tokenizer has ids to 5000, the model 99 words",
+        "tokenizer ids go to 5000, the model has 99 tokens",
         None,
     ),
     Row(
@@ -608,13 +614,15 @@ TOKENIZER_ROWS = [
     Row("vocab.txt that is a link", both(without("tokenizer.json"), linked("vocab.txt")), "leads out of its directory"),
     Row("vocab.txt that is a pipe", both(without("tokenizer.json"), instead("vocab.txt", os.mkfifo)), "vocab.txt: "),
     Row(
-        "vocab.txt with a line twice", in_vocabulary(lambda words: [*words[:-1], "a"]), "vocab.txt:99: token 'a' stands"
+        "vocab.txt with a line twice",
+        in_vocabulary(lambda words: [*words[:-1], "a"]),
+        "vocab.txt:99: token 'a' appears",
     ),
     Row("vocab.txt of UTF-16", both(in_vocabulary(list), written("vocab.txt", b"\xff\xfea\0")), "vocab.txt: not UTF-8"),
     Row(
         "vocab.txt longer than the model's",
         in_vocabulary(lambda words: [*words, "more"]),
-        "the tokenizer has ids to 99, the model 99 words",
+        "tokenizer ids go to 99, the model has 99 tokens",
         "the tokenizer has 100 tokens, the model 99",
     ),
     Row(

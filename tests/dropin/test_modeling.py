@@ -162,7 +162,7 @@ def test_the_head_that_a_file_lacks_is_new_and_what_it_adds_is_refused(name, tmp
     model = model_of(name)
     model.base_model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
-    assert "new, for the file has none" in caplog.text
+    assert "not in the file, so newly initialized" in caplog.text
     assert all(own.isfinite().all() for own in again.parameters())
     save_file(load_file(tmp_path / "model.safetensors") | {"added": torch.ones(2)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"tensor \S*added is unknown"):

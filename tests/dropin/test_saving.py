@@ -83,7 +83,7 @@ def test_a_model_that_is_written_anew_while_it_is_read_is_refused(tmp_path, monk
         return original(*args, **more)
 
     monkeypatch.setattr("minilm.dropin.models.read_weights", meanwhile)
-    with pytest.raises(CheckpointError, match="was written anew while it was read"):
+    with pytest.raises(CheckpointError, match="changed while it was read"):
         minilm.BertModel.from_pretrained(tmp_path)
 
 

@@ -415,7 +415,7 @@ def test_a_longer_text_is_said(tmp_path, caplog):
         (lambda t: t(None), "text 0 is None; give strings"),
         (lambda t: t(["a", 3.5]), "text 1 is 3.5"),
         (lambda t: t("\ud800"), "text 0 holds a lone surrogate"),
-        (lambda t: t(["a", "b"], "c"), "text_pair: one text, and text holds 2"),
+        (lambda t: t(["a", "b"], "c"), "text_pair has one text, and text has 2"),
         (lambda t: t(["a", "a dog"], return_tensors="pt"), "rows of unequal lengths"),
         (lambda t: t("a", return_tensors="tf"), "return_tensors 'tf'"),
         (lambda t: t("a", truncation="middle"), "truncation 'middle'"),
@@ -452,7 +452,7 @@ def test_directories_that_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"have capital letters; do_lower_case must be false"):
         BertTokenizer.from_pretrained(tmp_path, do_lower_case=True)
     (tmp_path / "config.json").write_text('{"vocab_size": 50}')
-    with pytest.raises(DataError, match=r"has ids to \d+, the model 50 words"):
+    with pytest.raises(DataError, match=r"tokenizer ids go to \d+, the model has 50 tokens"):
         BertTokenizer.from_pretrained(tmp_path)
     (tmp_path / "vocab.txt").unlink()
     with pytest.raises(DataError, match="no tokenizer in it"):
@@ -494,14 +494,14 @@ def test_added_tokens_await_a_longer_table(tmp_path, caplog):
     assert ours.add_tokens(["zzqq"]) == 1
     ours.save_pretrained(tmp_path)
     again, theirs = BertTokenizer.from_pretrained(tmp_path), transformers.BertTokenizer.from_pretrained(tmp_path)
-    assert f"the tokenizer has added ids, to {V}, and the model {V} words" in caplog.text
+    assert f"the tokenizer has added ids to {V}, the model {V} tokens" in caplog.text
     assert again("a zzqq").input_ids == theirs("a zzqq").input_ids
     named = {"additional_special_tokens": ["<x>"], "mask_token": "<y>"}
     assert len(BertTokenizer.from_pretrained(tmp_path, **named)) == V + 3
     model = BertModel.from_pretrained(tmp_path)
-    with pytest.raises(DataError, match=rf"a token of id {V}, and the model has {V} words; resize_token_embeddings"):
+    with pytest.raises(DataError, match=rf"token id {V}, but the model has {V} tokens; call resize_token_embeddings"):
         model(**again("a zzqq", return_tensors="pt"))
-    with pytest.raises(DataError, match=rf"the tokenizer has ids to {V}, the model {V} words"):
+    with pytest.raises(DataError, match=rf"the tokenizer has ids to {V}, the model {V} tokens"):
         minilm.embed(tmp_path, ["a dog"])
     model.resize_token_embeddings(len(again))
     model.save_pretrained(tmp_path)
@@ -556,7 +556,7 @@ def test_added_tokens_beside_a_vocabulary(tmp_path, where):
     )
     assert ours.get_added_vocab() == theirs.get_added_vocab()
     (tmp_path / "added_tokens.json").write_text('{"other": 140}')
-    with pytest.raises(DataError, match=r"token 'other' is to be added as 140, and would be 6\d"):
+    with pytest.raises(DataError, match=r"token 'other' should get id 140, but would get 6\d"):
         BertTokenizer.from_pretrained(tmp_path)
 
 
@@ -599,5 +599,5 @@ def test_a_directory_says_how_its_tokenizer_splits(tmp_path):
     (tmp_path / "roberta").mkdir()
     save_roberta(tmp_path / "roberta")
     for flag in ("strip_accents", "do_lower_case"):
-        with pytest.raises(ConfigError, match=f"{flag}=True: this tokenizer has no part that does so"):
+        with pytest.raises(ConfigError, match=f"{flag}=True: this tokenizer cannot do that"):
             BertTokenizer.from_pretrained(tmp_path / "roberta", **{flag: True})

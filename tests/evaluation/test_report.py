@@ -132,7 +132,7 @@ def test_the_cost_in_two_lines():
         "cost       100 s of training, 1,000,000 tokens at 10,000 a second, 10 PFLOP, 5.0 M parameters, fp32"
     )
     assert second == (
-        "           25% of the 400 TFLOP/s that a matrix product reaches here, peak memory 700 MB, energy not measured"
+        "           25% of the 400 TFLOP/s of a matrix product here (MFU), peak memory 700 MB, energy not measured"
     )
     assert summary(RESULT | {"joules": 7.2e6})[-1].endswith(", 2 kWh")
     assert summary(RESULT | {"joules": 900.0})[-1].endswith(", 0.00025 kWh")
@@ -143,12 +143,12 @@ def test_what_goes_with_pairs_and_a_model_that_was_trained_before():
     assert plain[0] == "held out   loss 2.500 nats on 20,000 targets (accuracy 50.0%)"
     assert not any("before" in line or "pairs" in line for line in plain)
     told = summary(RESULT | {"pair_accuracy": 0.875, "held_out_loss_before": 3.25})
-    assert told[0].endswith("on 20,000 targets (accuracy 50.0%, pairs told right 87.5%, by chance 50%)")
-    assert told[1] == "before     loss 3.250, when this training began"
+    assert told[0].endswith("on 20,000 targets (accuracy 50.0%, pair accuracy 87.5%, by chance 50%)")
+    assert told[1] == "before     loss 3.250, before this training"
     assert told[2:] == plain[1:]
     assert "perplexity 12.2" in summary(RESULT | {"objective": "clm"})[0]
     never = summary(RESULT | {"pair_accuracy": 0.0, "held_out_loss_before": 0.0})
-    assert "pairs told right 0.0%" in never[0]
+    assert "pair accuracy 0.0%" in never[0]
     assert never[1].startswith("before     loss 0.000")
 
 
@@ -177,9 +177,9 @@ CORPUS = {
 
 def test_what_is_in_a_text():
     assert corpus_lines(CORPUS) == [
-        "documents  1,200, of which 60 held out; 1.25% are copies of another one",
+        "documents  1,200, of which 60 held out; 1.25% are duplicates",
         "tokens     345,678, of which 17,000 held out; 0.012% unknown",
-        "lengths    250 tokens in the middle, a tenth below 20, a tenth above 900, 12,345 at most",
+        "lengths    median 250 tokens, 10% below 20, 10% above 900, longest 12,345",
         "vocabulary 8,192, of which 31 do not occur in training",
         "rows       2,700 of 128 tokens, 98.7% full",
     ]
@@ -198,7 +198,7 @@ def test_what_a_run_would_cost():
     assert lines[1:] == [
         "time       2.0 hours of training, 2.5 hours with evaluation and saving, for 1,000 steps",
         "compute    2,048,000 tokens, 3 PFLOP, 5.0 M parameters",
-        "memory     1,234 MB at the most",
+        "memory     1,234 MB at peak",
         "disk       200 MB, 60 MB a checkpoint",
     ]
     assert estimate_lines(ESTIMATE | {"free_disk_mb": 200.0})[-1].endswith("a checkpoint: MORE THAN IS FREE")

@@ -254,7 +254,7 @@ def test_what_cannot_be(random_of, tokenizer):
         explain(tuned(model, task, tokenizer), [" "])
     with pytest.raises(ConfigError, match="is tuned for choice"):
         explain(tuned(model, MultipleChoice(), tokenizer), ["a"])
-    with pytest.raises(ConfigError, match="--layer, --head: of --method attention"):
+    with pytest.raises(ConfigError, match="--layer, --head: for --method attention"):
         Method("rollout", head=1)
     long = explain(tuned(model, task, tokenizer), ["cat " * 40 + "dog"], method=Method("occlusion"))[0]
     assert long.cut

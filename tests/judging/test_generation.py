@@ -133,7 +133,7 @@ def test_files(tmp_path):
         ("r.txt", "a\nb\nc\nd\n", "r.txt: 4 references for 3 predictions; give one for each, in order"),
         ("r.txt", "", "r.txt: 0 references for 3 predictions"),
         ("r.txt", "a\n \nc\n", "r.txt: segment 2 has no reference; give one"),
-        ("r.csv", "text\na\n", "r.csv: is read as no table; give one text a line"),
+        ("r.csv", "text\na\n", "r.csv: tables are not read here; give one text a line"),
         ("r.jsonl", '{"target": "a"}\n', r"r.jsonl:1: no field 'reference' \(it has 'target'\); name it with --ref"),
         ("r.jsonl", '{"reference": {}}\n', "r.jsonl:1: the reference is a dict, not a text"),
         ("r.jsonl", '{"reference": [["a"]]}\n', "r.jsonl:1: the reference is a list, not a text"),

@@ -233,7 +233,7 @@ def test_a_column_that_is_named_is_read(tuned, tmp_path):
     ):
         found, data, _ = judged_file(file, "tagging", named=Columns(label=label, prediction=given))
         assert (data.examples[0].tags, found.decoded) == (gold, [said])
-    with pytest.raises(ConfigError, match="--prediction-column mine: the number of a column where one word stands a"):
+    with pytest.raises(ConfigError, match="--prediction-column mine: give a column's number in a file of one word a"):
         judged_file(file, "tagging", named=Columns(prediction="mine"))
     _, data, file = tuned("span", 2)
     out = _written(tmp_path / "out.csv", "id,prediction,mine\nq0,a,b\nq1,c,d\n")
@@ -246,7 +246,7 @@ def test_a_column_that_is_named_is_read(tuned, tmp_path):
 def test_a_question_has_one_answer(tuned, tmp_path):
     _, data, file = tuned("span", 2)
     out = _written(tmp_path / "out.csv", "id,prediction\nq0,a\nq1,b\nq0,c\n")
-    with pytest.raises(DataError, match=r"out\.csv:4: id 'q0' stands there twice; give each question one answer"):
+    with pytest.raises(DataError, match=r"out\.csv:4: id 'q0' appears twice; give each question one answer"):
         judged_file(out, "span", data, file)
 
 

@@ -105,7 +105,7 @@ def test_what_cannot_be_told_is_said_before_the_model_runs(tuned, monkeypatch):
     rows = [{"text": each.text, "label": each.label, "source": "web"} for each in data.examples]
     with pytest.raises(ConfigError, match="--group-column sauce: give one of source"):
         score(model, rows, group="sauce")
-    with pytest.raises(ConfigError, match="--positive-label a: one of two labels, and the labels are a, b, c"):
+    with pytest.raises(ConfigError, match="--positive-label a: give one of two; the labels are a, b, c"):
         score(model, rows, positive_label="a")
     model, data, _ = tuned("regression", 12)
     rows = [{"text": each.text, "label": each.label} for each in data.examples]

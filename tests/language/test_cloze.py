@@ -164,7 +164,7 @@ def test_files(tmp_path):
         ("a.jsonl", '{"passage": "a cat"}\n', r"a.jsonl:1: no field 'text' \(it has 'passage'\); name it with --text-"),
         ("a.jsonl", '{"text": ["a cat"]}\n', "a.jsonl:1: the text is a list, not a text"),
         ("a.jsonl", "a cat\n", "a.jsonl:1: not JSON"),
-        ("a.csv", "text\na cat\n", "a.csv: is read as no table"),
+        ("a.csv", "text\na cat\n", "a.csv: tables are not read here"),
     ],
 )
 def test_what_is_no_passage(tmp_path, name, text, said):

@@ -90,7 +90,7 @@ def test_figures_by_hand():
         ((33, 1), "--length 33: give a value from 3 to 32, which the model reads"),
         ((8, 8), "--stride 8: give a value from 1 to 7, less than --length"),
         ((8, 0), "--stride 0: give a value from 1 to 7, less than --length"),
-        ((8, 4, True), "--within-word: of a masked model"),
+        ((8, 4, True), "--within-word: for masked models"),
     ],
 )
 def test_what_cannot_be(tmp_path, made, in_float64, documents, how, said):

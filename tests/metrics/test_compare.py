@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("error")  # nothing here warns
 RUNS = 1000 if os.environ.get("MINILM_EVERY") == "1" else 100
 OF_TWO = partial(weighted_labels, labels=2)
 MEAN = partial(weighted_means, names=("mean",))
-NO_INTERVAL = "no interval: draws do not differ, or too few define it"
+NO_INTERVAL = "no interval: resamples all equal, or too few defined"
 
 
 def labels(rng, n, *accuracies):

@@ -463,5 +463,5 @@ def test_groups_that_are_not_shown_are_counted():
     lines = group_lines(found)
     assert sum(line.startswith("g") and line[1].isdigit() for line in lines) == 30
     assert not any(line.startswith(("g0 ", "g1 ", "e ", "f ")) for line in lines)
-    at = lines.index("and 2 groups more, of which accuracy is no lower")
-    assert lines[at + 1] == "and 2 groups more, without an example"
+    at = lines.index("and 2 more groups with no lower accuracy")
+    assert lines[at + 1] == "and 2 more groups without examples"

@@ -148,7 +148,7 @@ def test_the_kernel_takes_what_it_is_given(batch, monkeypatch, dtype):
 def test_documents_by_themselves_know_no_dropout(batch):
     ctx = LayerContext(None, False, None, "varlen", batch("packed", "causal"))
     q = torch.randn(3, 2, 24, 8)
-    with pytest.raises(ConfigError, match=r"varlen knows no dropout, and attention_dropout is 0\.1; take sdpa"):
+    with pytest.raises(ConfigError, match=r"varlen has no dropout, and attention_dropout is 0\.1; use sdpa"):
         BACKENDS["varlen"](q, q, q, ctx, nn.Dropout(0.1))
     assert BACKENDS["varlen"](q, q, q, ctx, nn.Dropout(0.1).eval()).shape == q.shape
 

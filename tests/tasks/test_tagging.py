@@ -263,7 +263,7 @@ def test_schemes_by_hand(scheme, tmp_path):
     file = tmp_path / "a.conll"
     file.write_text(WRITTEN[scheme])
     data = read_examples(read_source(file, "tagging"), "tagging")
-    assert data.notes[-1] == f"the scheme of the tags is {scheme}"
+    assert data.notes[-1] == f"the tag scheme is {scheme}"
     tags = [each.tags for each in data.examples]
     assert [spans(each) for each in tags] == [[("x", 0, 2), ("x", 2, 3)], [("y", 0, 1)]]
     for other, text in WRITTEN.items():
@@ -285,15 +285,15 @@ def test_what_a_scheme_does_not_begin_with_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "options", "said"),
     [
-        ("a.conll", "a S-x\n\nb U-x\n", {}, "a.conll:3: tags of E- or S- are IOBES, of L- or U- BILOU"),
+        ("a.conll", "a S-x\n\nb U-x\n", {}, "a.conll:3: tags mix IOBES (E-, S-) and BILOU (L-, U-)"),
         ("a.conll", "a X-x\n", {}, "a.conll:1: the tag 'X-x' is none of O, B-name, I-name (or E-, S-, L-, U-name)"),
         ("a.conll", "a\n", {}, "a.conll:1: a word and no tag"),
-        ("a.tsv", "a\tO\nb\n", {}, "a.tsv:2: 1 columns, and 2 before"),
+        ("a.tsv", "a\tO\nb\n", {}, "a.tsv:2: 1 columns, but 2 before"),
         ("a.jsonl", '{"words": ["a"], "tags": ["E"]}\n', {}, "a.jsonl:1: the tag 'E' is none of"),
-        ("a.conll", "a O\n", {"label": "tag"}, "--label-column tag: for tagging the number of a column"),
+        ("a.conll", "a O\n", {"label": "tag"}, "--label-column tag: for tagging give a column's number"),
         ("a.jsonl", '{"words": ["a"], "tags": ["O"]}\n', {"label": "2"}, "--label-column 2: for tagging"),
         ("a.conll", "a O\n", {"label": "3"}, "a.conll:1: no column 3 (2 columns)"),
-        ("a.conll", "a O\n", {"text": "1"}, "--text-column, --pair-column: of tables"),
+        ("a.conll", "a O\n", {"text": "1"}, "--text-column, --pair-column: not used by --task tagging"),
         ("none.conll", None, {}, "none.conll: no such file"),
     ],
 )

@@ -95,7 +95,7 @@ def test_a_run_goes_on_as_compiled_as_it_began(go, graphs, monkeypatch):
     with pytest.raises(ConfigError, match="compile"):
         go(compile=True)
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="is for a GPU"):
+    with pytest.raises(ConfigError, match="needs a GPU"):
         go("other", compile=True)
 
 
@@ -244,11 +244,15 @@ def test_what_does_not_fit_is_computed_in_parts(go, monkeypatch, capsys):
         return found
 
     monkeypatch.setattr(Classification, "loss", full_above)
-    with pytest.raises(OutOfMemory, match=r"step 1: out of memory with \d+ rows of \d+ .*--auto-batch it goes on"):
+    with pytest.raises(
+        OutOfMemory, match=r"step 1: out of memory with \d+ rows of \d+ .*--auto-batch for smaller micro-batches"
+    ):
         go()
     sizes.clear()
     found = go(auto_batch=True)
-    halved = [int(tokens) for tokens in re.findall(r"parts of at most (\d+) tokens", capsys.readouterr().err)]
+    halved = [
+        int(tokens) for tokens in re.findall(r"micro-batches are now at most (\d+) tokens", capsys.readouterr().err)
+    ]
     assert halved == [size // 2 for size in sizes]
     assert len(halved) > 0
     monkeypatch.setattr(Classification, "loss", plain)
@@ -431,7 +435,7 @@ def test_a_bad_step_names_its_examples_and_a_short_length_what_it_cuts(go, revie
     examples = reviews(48)
     longer = sum(len(each.text.split()) > 3 for each in examples)
     go("cut", replace(QUICK, steps=1, epochs=None, length=5))
-    assert f"longer than 5 tokens: {longer} examples" in capsys.readouterr().err
+    assert f"longer than 5 tokens, so truncated or read in windows: {longer} examples" in capsys.readouterr().err
     monkeypatch.setattr(Classification, "loss_of", lambda self, outputs, batch: (outputs.sum() * np.nan, outputs.sum()))
     with pytest.raises(TrainingError) as error:
         go("nan", replace(QUICK, batch_size=3))
@@ -488,7 +492,7 @@ def test_as_a_function_of_rows(directory, reviews, tmp_path):
     pairs = [row | {"pair": "a plot"} for row in rows]
     of_pairs = minilm.finetune(directory, pairs, dev=pairs[:10], pair="pair", text="text", steps=1, device="cpu")
     assert len(of_pairs.predict(["the film"], ["a plot"])) == 1
-    with pytest.raises(DataError, match="training read two texts a row: give `pairs`"):
+    with pytest.raises(DataError, match="training used two texts a row: give `pairs`"):
         of_pairs.predict(["the film"])
     for no_list in ("the film", {"text": ["the film"]}, type("Frame", (list,), {"columns": ["text"]})(["text"])):
         with pytest.raises(DataError, match="predict takes a list of texts"):

@@ -224,18 +224,16 @@ def test_without_room_for_its_checkpoints_a_run_does_not_begin(make_job, monkeyp
     whole = size_of(made.store.checkpoint(8)) / 2**20
     free(monkeypatch, 2.5 * whole)
     job = make_job(optimizer)
-    with pytest.raises(
-        CheckpointError, match=r"3 x .* MB of checkpoints, then .* MB of the model are to come"
-    ) as error:
+    with pytest.raises(CheckpointError, match=r"3 x .* MB of checkpoints, then .* MB of the model are needed") as error:
         train(job, plan(8, save_every=2))
-    assert "; make room, then the same command goes on from the start" in str(error.value)
+    assert "; make room, then the same command resumes from the start" in str(error.value)
     with pytest.raises(CheckpointError, match="4 x"):  # the best one stays beside them
         train(replace(job, patience=2), plan(8, save_every=2))
     assert checkpoints(job.store.out) == []
     model = sum(own.numel() * own.element_size() for own in job.model.state_dict().values()) / 2**20
     for mb, steps in ((whole + 0.9 * model, 2), (2.9 * whole, 8)):  # one checkpoint and the model; three are more
         free(monkeypatch, mb)
-        with pytest.raises(CheckpointError, match="of the model are to come"):
+        with pytest.raises(CheckpointError, match="of the model are needed"):
             job.store.check_space(int(whole * 2**20), steps, 2, int(model * 2**20))
         free(monkeypatch, mb + 0.2 * whole)
         job.store.check_space(int(whole * 2**20), steps, 2, int(model * 2**20))
@@ -250,16 +248,16 @@ def test_a_save_without_room_ends_a_run_or_is_left_out(make_job, monkeypatch, bi
     train(whole, plan(8, save_every=2))
     free(monkeypatch, 1e6, 1e6, 0)
     job = make_job()
-    with pytest.raises(CheckpointError, match=r"of step 4 are to come; make room, .* goes on from step-000002"):
+    with pytest.raises(CheckpointError, match=r"of step 4 are needed; make room, .* resumes from step-000002"):
         train(job, plan(8, save_every=2))
     free(monkeypatch, 0, 0, 1e6)  # after 4 and 6 there is none
     again = replace(make_job(), unsaved=True)
     train(again, plan(8, save_every=2))
-    assert capsys.readouterr().err.count("is not saved, and the run goes on") == 2
+    assert capsys.readouterr().err.count("was not saved, and the run continues") == 2
     assert [step for step, _ in checkpoints(job.store.out)] == [2, 8]
     bits.same(bits.of(whole.model, whole.optimizers), bits.of(again.model, again.optimizers))
     free(monkeypatch, 0)
-    with pytest.raises(CheckpointError, match="of step 8 are to come"):  # what is left of it must be saved
+    with pytest.raises(CheckpointError, match="of step 8 are needed"):  # what is left of it must be saved
         train(replace(make_job(out="other"), unsaved=True), plan(8, save_every=2))
 
 
@@ -298,7 +296,7 @@ def test_the_best_model_is_kept_and_ends_the_run(make_job, bits, what, monkeypat
     expected = kept["whole"][best // 2 - 1]
     assert all(torch.equal(own, expected[name]) for name, own in whole.model.state_dict().items())
     said = capsys.readouterr().err
-    assert f"the model of step {best} was the best" in said
+    assert f"the best model, that of step {best}, is kept" in said
     assert ("stopped early: " in said) == (end < 8)
     steps = [path.name for _, path in checkpoints(whole.store.out)]
     assert f"step-{best:06d}" in steps
@@ -371,7 +369,7 @@ def test_what_a_run_began_with_is_kept_and_what_changed_is_said(make_job, capsys
     assert (run.precision, run.threads, run.world, run.steps) == ("fp32", job.runtime.threads, 1, 8)
     again = job.store.earlier_run(job.settings, {}, "auto")
     assert again == run
-    assert runtime_of(again, "cpu", "auto", None).reason == "as this run began"
+    assert runtime_of(again, "cpu", "auto", None).reason == "as before"
     assert capsys.readouterr().err == ""
     for change, said in (
         ({"world": 4}, "processes 4, now it is 1"),

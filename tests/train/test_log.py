@@ -140,7 +140,7 @@ def test_a_line_that_cannot_be_written_ends_a_run_or_is_left_out(tmp_path, clock
         monkeypatch.setattr(Path, "open", whole if step in (10, 40) else lambda *of, **more: Full())
         log.step(step, 2.0, 1.0, 1.0, tokens=100)
     assert [line["step"] for line in read_metrics(file)] == [10, 40]
-    assert capsys.readouterr().err.count("No space left on device); lines are left out, and the run goes on") == 1
+    assert capsys.readouterr().err.count("No space left on device); lines are dropped, and the run continues") == 1
     log.unsaved = False
     clock.now += 1
     monkeypatch.setattr(Path, "open", lambda *of, **more: Full())
@@ -347,7 +347,7 @@ def test_plateau_counts_the_tokens_before_a_resume(tmp_path, clock, capsys):
     log = Log(tmp_path / "m.jsonl", 40, 20, 1.0, Spent(2_000_000, 9.0), unigram=6.0)
     log.evaluation(30, Score(5.95, 0.1, 9))
     log.close()
-    assert "plateau" in capsys.readouterr().err
+    assert "not clearly below the unigram loss" in capsys.readouterr().err
 
 
 def test_the_loss_before_training_is_kept_over_a_resume(tmp_path, clock):
@@ -412,7 +412,7 @@ def test_a_log_that_cannot_be_written_says_which(tmp_path, clock):
     (tmp_path / "m.jsonl").unlink()
     (tmp_path / "m.jsonl").mkdir()
     clock.now += 1
-    with pytest.raises(CheckpointError, match=r"m\.jsonl: cannot be written \(Is a directory\); mend that"):
+    with pytest.raises(CheckpointError, match=r"m\.jsonl: cannot be written \(Is a directory\); fix that"):
         log.step(5, 5.0, 0.5, 0.5, 100)
 
 

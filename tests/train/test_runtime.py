@@ -154,7 +154,7 @@ def test_each_process_has_a_gpu_of_its_own(machine, monkeypatch):
 @pytest.mark.parametrize(
     ("gpus", "device", "beside", "part"),
     [
-        (1, "auto", "4", r"process 2 of this machine sees 1 GPU\(s\); start no more of them than that .* LOCAL_RANK=0"),
+        (1, "auto", "4", r"process 2 of this machine sees 1 GPU\(s\); start at most that many .* LOCAL_RANK=0"),
         (4, "cuda:3", "4", "--device cuda:3: all processes would share it; --device cuda gives each one of its own"),
         (4, "cuda:3", None, "--device cuda:3: all processes would share it"),
     ],
@@ -256,7 +256,7 @@ def test_what_a_step_draws_differs_between_seeds_steps_and_processes():
 
 def test_what_an_older_gpu_does_not_compile(machine):
     machine(cuda=(7, 5))
-    with pytest.raises(ConfigError, match="this GPU has no bf16 of its own; take fp16, or auto"):
+    with pytest.raises(ConfigError, match="this GPU has no native bf16; use fp16 or auto"):
         Runtime.choose("cuda", "bf16").compiled(torch.sin)
 
 
