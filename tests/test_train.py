@@ -655,9 +655,9 @@ def test_several_processes_cannot_change_their_parts(go, train, monkeypatch):
     ("flags", "precision", "said"),
     [
         ({"steps": 2}, "fp16", "--shard: --precision fp16 is not supported with it; use bf16 or fp32"),
-        ({"steps": 2, "compile": True}, "bf16", "--shard: a sharded model is no single graph; leave out --compile"),
-        ({"minutes": 1.0}, "bf16", "--shard: give --steps or --epochs"),
-        ({}, "bf16", "--shard: give --steps or --epochs"),
+        ({"steps": 2, "compile": True}, "bf16", "--shard: does not work with --compile; leave one of them out"),
+        ({"minutes": 1.0}, "bf16", "--shard: takes no budget in --minutes; give --steps or --epochs"),
+        ({}, "bf16", "--shard: takes no budget in --minutes; give --steps or --epochs"),
     ],
 )
 def test_what_a_sharded_run_is_not(train, flags, precision, said):
