@@ -243,7 +243,7 @@ def test_gradient_checkpointing_computes_twice_and_changes_nothing(name):
     assert calls == [0, 0, 1]
     assert_same(*learned)
     for other in ({"every_n_layers": 2}, {"offload": True}):
-        with pytest.raises(ConfigError, match="is of every layer here, and offloads nothing"):
+        with pytest.raises(ConfigError, match="is for all layers here, without offloading"):
             model.gradient_checkpointing_enable(**other)
 
 
