@@ -131,7 +131,12 @@ def finite(value: Any) -> Any:
 
 def jsonl_text(rows: Iterable[dict[str, Any]]) -> str:
     """JSON Lines: one object per line, made `finite`; values that JSON has no form for, as dates, are text."""
-    return "".join(json.dumps(finite(row), ensure_ascii=False, default=str) + "\n" for row in rows)
+    return "".join(json.dumps(finite(row), ensure_ascii=False, default=_plain) + "\n" for row in rows)
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of numpy as a number, another value as text."""
+    return value.item() if getattr(value, "shape", None) == () else str(value)
 
 
 def remove(path: Path) -> None:

@@ -607,7 +607,7 @@ def test_which_ending_follows(go):
     assert all(row["choice"].endswith(row["ending" + row["prediction"]]) for row in rows)
     assert sum(row["prediction"] == row["label"] for row in rows) >= 38
     status, _, err = go("finetune", *flags, "--label-column", "label")
-    assert (status, "not used by --task choice; leave them out" in err) == (2, True)
+    assert (status, "not used for choice; leave them out" in err) == (2, True)
 
 
 def test_choices_of_dev_are_counted_as_those_of_training(go):
@@ -681,7 +681,7 @@ def test_tags_of_words(go):
     for argv, why in (
         (("--input", "new.conll", "--output", "said.csv"), "said.csv: give one of .conll, .tsv, .jsonl"),
         (("--input", "none.conll", "--output", "none.jsonl"), "none.conll: no such file"),
-        (("--input", "new.conll", "--output", "none.jsonl", "--text-column", "1"), "not used by --task tagging"),
+        (("--input", "new.conll", "--output", "none.jsonl", "--text-column", "1"), "not used for tagging"),
     ):
         status, out, err = go("predict", "--model", "out", *argv)
         assert (status, out) == (2, "")

@@ -69,7 +69,7 @@ class Store:
         nearest = self.out
         while not nearest.exists() and nearest != nearest.parent:
             if nearest.is_symlink():
-                raise ConfigError(f"--out {self.out}: {nearest} is a link that leads nowhere; mend or remove it")
+                raise ConfigError(f"--out {self.out}: {nearest} is a broken link; remove it, or fix it")
             nearest = nearest.parent
         if not nearest.is_dir():
             raise ConfigError(f"--out {self.out}: {nearest} is a file, not a directory")
@@ -132,7 +132,7 @@ class Store:
         if not file.exists():
             return None
         if resume == "never":
-            raise ConfigError(f"--out {self.out}: holds a run; choose another --out, or --resume auto to go on")
+            raise ConfigError(f"--out {self.out}: holds a run; choose another --out, or --resume auto to resume it")
         values = read_json(file)
         check_format(file, values)
         try:

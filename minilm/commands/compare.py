@@ -45,8 +45,8 @@ def run_compare(args: Compare) -> None:
         raise ConfigError(f"compare {' '.join(args.systems)}: name two or more different systems")
     if args.json is not None and Path(args.json).resolve() in {Path(each).resolve() for each in args.systems}:
         raise ConfigError(f"--json {args.json}: is one of the systems; give another")
-    if args.json is not None and Path(args.json).suffix in {*ENDINGS} - {".json"}:
-        raise ConfigError(f"--json {args.json}: looks like predictions; give a .json, or --json after the systems")
+    if args.json is not None and Path(args.json).suffix in {*ENDINGS} - {".json"} and Path(args.json).exists():
+        raise ConfigError(f"--json {args.json}: may be predictions; give a new name, or --json after the systems")
     files = {each for each in args.systems if Path(each).suffix in ENDINGS or Path(each).is_file()}
     if not files:
         check_no_predictions(args)

@@ -119,10 +119,11 @@ def _examples(table: Table, name: TaskName, named: Columns, own: str) -> tuple[T
     label = found.columns.get("label", "")
     if name == "classification" and named.label is None and plain_name(label) not in LABELS:  # found by its cells
         said = {(as_text(row.cells.get(own), row.where, "prediction") or "").strip() for row in table.rows}
-        if not said & {each.label for each in found.examples}:
+        labels = {each.label for each in found.examples}
+        if not said & labels:
             raise DataError(
-                f"{table.name}: nothing in column {label!r} is ever predicted, so it holds no labels; "
-                "name their column, --label-column, or their file, --data"
+                f"{table.name}: predictions are {some(sorted(said), SHOWN)}, and {label!r}, taken for the label, "
+                f"is {some(sorted(labels), SHOWN)}; name them alike, or give --label-column or --data"
             )
     return source, found
 
@@ -157,11 +158,15 @@ def _rows_of(table: Table, gold: Data, source: Table | Path | None) -> list[Row]
                     f"{row.where}: not the {column!r} of {each.where}; give predictions in the labels' order"
                 )
     texts = [getattr(each, "text", "").strip() for each in gold.examples]
-    for column in table.columns if len({*texts}) > len(texts) / 2 else ():
-        own = [str(cell_text(row.cells.get(column))).strip() for row in rows]
-        if own != texts and sorted(own) == sorted(texts):
-            first = next(row.where for row, told, text in zip(rows, own, texts, strict=True) if told != text)
-            raise DataError(f"{first}: not the text of its example; give predictions in the labels' order")
+    cells = {name: [str(cell_text(row.cells.get(name))).strip() for row in rows] for name in table.columns}
+    if len({*texts}) > len(texts) / 2 and texts not in cells.values():
+        for column, own in cells.items():  # perhaps the texts by another name
+            if sorted(own) == sorted(texts):
+                at = next(at for at, (told, text) in enumerate(zip(own, texts, strict=True)) if told != text)
+                where, example = rows[at].where, gold.examples[at].where
+                raise DataError(
+                    f"{where}: {column!r} is not the text of {example}; give predictions in the labels' order"
+                )
     return rows
 
 
@@ -242,8 +247,10 @@ def _tags(file: Path, gold: Data | None, named: Columns) -> tuple[Data, Tags]:
         if given is not None and not re.fullmatch("[1-9][0-9]{0,3}", given):
             raise ConfigError(f"--prediction-column {given}: give a column's number in a file of one word a line")
         told = read_tagged(file, given and int(given))
-        if gold is None:
-            label = label or str(int(given or _columns(file)) - 1)
+        if gold is None and label is None:
+            label = str(int(given or _columns(file)) - 1)
+            if int(label) < 2:
+                raise ConfigError(f"--prediction-column {given}: no tags are before it; name them, --label-column")
     else:
         own = _prediction_column(source, given)
         for row in source.rows:

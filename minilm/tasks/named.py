@@ -79,7 +79,7 @@ def read_examples(
         return _read_tagged(source, text or pair, label, labelled)
     if name == "choice":
         if text or pair or label:
-            raise ConfigError("--text-column, --pair-column, --label-column: not used by --task choice; leave them out")
+            raise ConfigError("--text-column, --pair-column, --label-column: not used for choice; leave them out")
         return read_choices(source, labelled, like.origin if like else None)
     columns, roles = {"text": text, "pair": pair, "label": label}, ("text", "pair", "label")[: 2 + labelled]
     if like is not None and isinstance(source, Table):
@@ -116,7 +116,7 @@ def read_alike(
 
 def _read_tagged(source: Table | Path, text: str | None, label: str | None, labelled: bool) -> Data:
     if text is not None:
-        raise ConfigError("--text-column, --pair-column: not used by --task tagging; leave them out")
+        raise ConfigError("--text-column, --pair-column: not used for tagging; leave them out")
     if label is not None and (isinstance(source, Table) or not re.fullmatch("[1-9][0-9]{0,3}", label)):
         raise ConfigError(f"--label-column {label}: for tagging give a column's number in a file of one word a line")
     data = read_tagged(source, label and int(label), labelled)

@@ -200,7 +200,7 @@ def test_an_output_that_cannot_be_is_refused_and_not_made(tmp_path):
         Store(tmp_path / "file" / "run").check_writable()
     (tmp_path / "link").symlink_to("nowhere")
     for out in (tmp_path / "link", tmp_path / "link" / "run"):
-        with pytest.raises(ConfigError, match="link is a link that leads nowhere; mend or remove it"):
+        with pytest.raises(ConfigError, match="link is a broken link; remove it, or fix it"):
             Store(out).check_writable()
     Store(tmp_path / "new" / "run").check_writable()
     assert not (tmp_path / "new").exists()

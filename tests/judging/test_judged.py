@@ -235,6 +235,8 @@ def test_a_column_that_is_named_is_read(tuned, tmp_path):
         assert (data.examples[0].tags, found.decoded) == (gold, [said])
     with pytest.raises(ConfigError, match="--prediction-column mine: give a column's number in a file of one word a"):
         judged_file(file, "tagging", named=Columns(prediction="mine"))
+    with pytest.raises(ConfigError, match="--prediction-column 2: no tags are before it; name them, --label-column"):
+        judged_file(file, "tagging", named=Columns(prediction="2"))
     _, data, file = tuned("span", 2)
     out = _written(tmp_path / "out.csv", "id,prediction,mine\nq0,a,b\nq1,c,d\n")
     assert judged_file(out, "span", data, file, Columns(prediction="mine"))[0].decoded == ["b", "d"]
@@ -331,6 +333,10 @@ def test_a_day_in_a_row_is_copied():
         "raw": "b'x'",
         "all": ["2026-01-02"],
     }
+    assert (
+        jsonl_text([{"n": np.int64(3), "p": np.float32(0.5), "is": np.bool_(True)}])
+        == '{"n": 3, "p": 0.5, "is": true}\n'
+    )
 
 
 def test_a_table_of_questions_keeps_its_rows_and_columns(tuned, tmp_path):

@@ -293,7 +293,7 @@ def test_what_a_scheme_does_not_begin_with_is_said(tmp_path):
         ("a.conll", "a O\n", {"label": "tag"}, "--label-column tag: for tagging give a column's number"),
         ("a.jsonl", '{"words": ["a"], "tags": ["O"]}\n', {"label": "2"}, "--label-column 2: for tagging"),
         ("a.conll", "a O\n", {"label": "3"}, "a.conll:1: no column 3 (2 columns)"),
-        ("a.conll", "a O\n", {"text": "1"}, "--text-column, --pair-column: not used by --task tagging"),
+        ("a.conll", "a O\n", {"text": "1"}, "--text-column, --pair-column: not used for tagging"),
         ("none.conll", None, {}, "none.conll: no such file"),
     ],
 )
