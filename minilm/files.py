@@ -121,22 +121,19 @@ def write_json(file: Path, value: dict[str, Any] | list[Any]) -> None:
 
 
 def finite(value: Any) -> Any:
-    """`value` with null in place of NaN and infinity, which JSON does not have."""
+    """`value` with null in place of NaN and infinity, which JSON does not have, and numbers for numpy's scalars."""
     if isinstance(value, dict):
         return {key: finite(own) for key, own in value.items()}
     if isinstance(value, list | tuple):
         return [finite(own) for own in value]
+    if getattr(value, "shape", None) == ():
+        value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def jsonl_text(rows: Iterable[dict[str, Any]]) -> str:
     """JSON Lines: one object per line, made `finite`; values that JSON has no form for, as dates, are text."""
-    return "".join(json.dumps(finite(row), ensure_ascii=False, default=_plain) + "\n" for row in rows)
-
-
-def _plain(value: Any) -> Any:
-    """A scalar of numpy as a number, another value as text."""
-    return value.item() if getattr(value, "shape", None) == () else str(value)
+    return "".join(json.dumps(finite(row), ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
 def remove(path: Path) -> None:

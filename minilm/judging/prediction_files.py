@@ -157,17 +157,22 @@ def _rows_of(table: Table, gold: Data, source: Table | Path | None) -> list[Row]
                 raise DataError(
                     f"{row.where}: not the {column!r} of {each.where}; give predictions in the labels' order"
                 )
-    texts = [getattr(each, "text", "").strip() for each in gold.examples]
-    cells = {name: [str(cell_text(row.cells.get(name))).strip() for row in rows] for name in table.columns}
-    if len({*texts}) > len(texts) / 2 and texts not in cells.values():
-        for column, own in cells.items():  # perhaps the texts by another name
-            if sorted(own) == sorted(texts):
-                at = next(at for at, (told, text) in enumerate(zip(own, texts, strict=True)) if told != text)
-                where, example = rows[at].where, gold.examples[at].where
-                raise DataError(
-                    f"{where}: {column!r} is not the text of {example}; give predictions in the labels' order"
-                )
+    if gold.columns.get("text") not in shared:
+        _check_order(table.columns, rows, gold.examples)
     return rows
+
+
+def _check_order(columns: Sequence[str], rows: Sequence[Row], examples: Sequence[Any]) -> None:
+    """Raises DataError if a column holds the examples' texts in another order, by whatever name, and none in theirs."""
+    texts = [getattr(each, "text", "").strip() for each in examples]
+    if len({*texts}) <= len(texts) / 2:  # a label, perhaps, that repeats
+        return
+    cells = {name: [str(cell_text(row.cells.get(name))).strip() for row in rows] for name in columns}
+    turned = next((name for name, own in cells.items() if sorted(own) == sorted(texts)), None)
+    if turned is not None and texts not in cells.values():
+        at = next(at for at, (own, text) in enumerate(zip(cells[turned], texts, strict=True)) if own != text)
+        where, example = rows[at].where, examples[at].where
+        raise DataError(f"{where}: {turned!r} is not the text of {example}; give predictions in the labels' order")
 
 
 def _decoded(name: TaskName, cell: Any, where: str, separator: str | None) -> Any:

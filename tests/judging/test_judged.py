@@ -337,6 +337,10 @@ def test_a_day_in_a_row_is_copied():
         jsonl_text([{"n": np.int64(3), "p": np.float32(0.5), "is": np.bool_(True)}])
         == '{"n": 3, "p": 0.5, "is": true}\n'
     )
+    assert (
+        jsonl_text([{"p": np.float32("nan"), "day": np.datetime64("2026-01-02")}])
+        == '{"p": null, "day": "2026-01-02"}\n'
+    )
 
 
 def test_a_table_of_questions_keeps_its_rows_and_columns(tuned, tmp_path):
