@@ -24,7 +24,7 @@ from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
 from minilm.data.examples import Data, as_text
 from minilm.data.libraries import embedded_examples
-from minilm.data.splits import folds, split_by_text, texts_of
+from minilm.data.splits import folds, split_by_text, texts_of, wide_labels
 from minilm.data.tables import Table
 from minilm.data.tokenizer import Tokenizer
 from minilm.dropin.config import BertConfig
@@ -220,7 +220,7 @@ def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
     more = {"steps": args.steps or OVERFIT_STEPS, "batch_size": units, "evaluate_every": 10**9}
     tuning = replace(tuning, **more)
     with tempfile.TemporaryDirectory() as scratch:
-        store = Store(Path(scratch) / "run")
+        store = Store(Path(scratch) / "run", temporary=True)
         with store.hold():
             result = tune(
                 task,
@@ -235,7 +235,7 @@ def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
             ).result
     found = f"{len(few.examples)} examples after {result['steps']} steps: loss {result['dev']['loss']:.4f}"
     metric = next(name for name in result["dev"] if name != "loss")
-    learned = result["dev"]["loss"] < LEARNED * task.scale(few.examples) or result["dev"][metric] == 1
+    learned = result["dev"]["loss"] < LEARNED * task.scale(run.train.examples) or result["dev"][metric] == 1
     what = "it learns them" if learned else "it does NOT learn them: check their labels, --lr and --length"
     return result | {"learned": learned}, [f"{found}; {what}"]
 
@@ -284,7 +284,8 @@ def tuning_of(args: Args, seed: int) -> Tuning:
 
 def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], list[str]]:
     """Train each run in its own directory in `out`: (result with mean scores and their intervals, lines to print)."""
-    check_several(out, runs[0].name.split("-")[0])
+    name = runs[0].name.split("-")[0]
+    check_several(out, name)
     results = []
     for number, run in enumerate(runs, start=1):
         say(f"{run.name}: {number} of {len(runs)}")
@@ -292,17 +293,24 @@ def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], lis
         say(f"{run.name}: {said(result['scores'])}")
         results.append(result)
     found = spread([each["scores"] for each in results])
-    name = runs[0].name.split("-")[0]
     shared = [each for each in results[0]["baselines"] if all(each in result["baselines"] for result in results)]
     baselines = {each: spread([result["baselines"][each] for result in results]) for each in shared}
     of_runs = {run.name: each["scores"] for run, each in zip(runs, results, strict=True)}
-    result = {"runs": of_runs, "scores": found, "baselines": baselines}
+    judged_on, judged = results[0]["judged_on"], results[0]["judged"]
+    if name == "fold":
+        judged = sum(each["judged"] for each in results)
+    result = {"judged_on": judged_on, "judged": judged, "runs": of_runs, "scores": found, "baselines": baselines}
     write_json(out / "results.json", finite(result))
     lines = [
         f"{metric.replace('_', ' '):18} {each['mean']:.4f} +- {each['half_width']:.4f} (95 % interval of the mean of "
         f"{len(runs)} {name}s), sd {each['sd']:.4f}"
         for metric, each in found.items()
     ]
+    if name == "fold":
+        note = f"each by a model of the other {len(runs) - 1} folds; those share examples: the interval is too narrow"
+    else:
+        note = "dev, which also chose the models: expect less on new ones" if judged_on == "dev" else judged_on
+    lines.append(f"judged on  {judged:,} examples, {note}")
     means = {each: {metric: own["mean"] for metric, own in scores.items()} for each, scores in baselines.items()}
     metric = next(iter(found))
     lines += [baseline_line(*each, metric) for each in means.items()]
@@ -357,8 +365,8 @@ def load(args: Args) -> Iterator[Run]:
         for i, (rest, fold) in enumerate(folds(train.examples, args.kfold, args.seed, groups), start=1):
             inner, chosen = split_by_text(rest, DEV, args.seed, groups and [group_of[id(each)] for each in rest])
             parts = [replace(train, examples=part, left_out=()) for part in (inner, chosen, fold)]
-            say_compared(f"fold-{i}", parts[0], parts[1])
-            say_compared(f"fold-{i}", parts[0], parts[2])
+            say_compared(f"fold-{i}, dev", parts[0], parts[1])
+            say_compared(f"fold-{i}, test", parts[0], parts[2])
             yield Run(f"fold-{i}", args.seed, replace(train, examples=inner), *parts[1:])
         return
     if dev is None:
@@ -378,7 +386,7 @@ def read(args: Args, name: str, file: Path, like: Data | None = None) -> tuple[D
     source = read_source(file, args.task, args.header, like)
     columns = args.text_column, args.pair_column, args.label_column
     data = read_alike(source, args.task, like, *columns) if like else read_examples(source, args.task, *columns)
-    say_notes(name, data)
+    say_notes(name, data if like else replace(data, notes=(*data.notes, *wide_labels(data.examples))))
     if args.group_column is None or like is not None:
         return data, None
     if not isinstance(source, Table):

@@ -11,6 +11,7 @@ if __name__ == "__main__":
 
 import math
 import os
+import signal
 import tempfile
 import warnings
 from contextlib import ExitStack
@@ -32,7 +33,7 @@ from minilm.checkpoint.model import (
     weights_fingerprint,
     write_model,
 )
-from minilm.checkpoint.store import Run, Store
+from minilm.checkpoint.store import DRY_RUN, Run, Store
 from minilm.data.corpus import open_corpus
 from minilm.data.documents import is_jsonl
 from minilm.data.loader import Kind, Loader, check_divisible, fixed_batches, shared
@@ -131,7 +132,8 @@ class Args:
     pairs: PairTask | None = None
     """Besides mlm, a pair of texts per row: does the second follow the first (next), are they in order (order)?"""
     batch_size: int | None = None
-    """Rows of a micro-batch, computed at once by one process, at most."""
+    """Rows of --length tokens in a micro-batch, which one process computes at once, at most; of shorter rows, where a
+    recipe or a flag makes such, there are more."""
     accumulation: int | None = None
     """Micro-batches of --batch-size rows per step, in all processes together."""
     auto_batch: bool = False
@@ -220,7 +222,7 @@ def main(args: Args) -> None:
     ranks.expect_same({name: value for name, value in asdict(args).items() if name not in OWN}, "other flags")
     pretrained = ranks.agreed(lambda: starting_model(args))
     objective = args.objective or (pretrained.objective if pretrained else "mlm")
-    recipe = effective_recipe(args, objective, pretrained)
+    recipe = ranks.agreed(lambda: effective_recipe(args, objective, pretrained))
     out = args.out or Path("checkpoints") / f"{args.recipe or ('continue' if pretrained else 'quick')}-{objective}"
     ranks.agreed(lambda: check_result(args, out))
     if args.prepare_only:
@@ -229,11 +231,12 @@ def main(args: Args) -> None:
         nearest = ranks.agreed(Store(out).check_writable)
         asked = asked_for(args, objective, recipe, pretrained)
         ranks.from_first(lambda: Store(out).earlier_run(*asked, args.resume))
-        with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=nearest) as scratch:
-            result, shown = pretrain(args, objective, recipe, Path(scratch) / "run", pretrained)
+        with tempfile.TemporaryDirectory(prefix=DRY_RUN, dir=nearest) as scratch:
+            store = Store(Path(scratch) / "run", temporary=True)
+            result, shown = pretrain(args, objective, recipe, store, pretrained)
     else:
         ranks.agreed(Store(out).check_writable)
-        result, shown = pretrain(args, objective, recipe, out, pretrained)
+        result, shown = pretrain(args, objective, recipe, Store(out), pretrained)
         shown = closing(result, out, shown) if ranks.first else []
         result = result | {"out": str(out)}
     if ranks.first:
@@ -298,23 +301,23 @@ def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretraine
 def check_of_use(args: Args, objective: ObjectiveName, recipe: Recipe) -> None:
     """Raises ConfigError for a flag that would have no effect."""
     files = open_corpus(args.data).files if args.data and args.text_field != Args.text_field else ()
-    for names, is_of_use, needed in (
+    for names, is_of_use, why in (
         (
             ("pairs", "mask_rate", "mask_rate_end", "whole_words", "short_seq_prob"),
             objective == "mlm",
-            "--objective mlm",
+            "goes with --objective mlm only",
         ),
-        (("batch_warmup_frac",), recipe.accumulation > 1, "--accumulation above 1"),
-        (("packing",), not recipe.pairs, "rows without pairs"),
-        (("output_scale",), not args.model, "new weights, without --model"),
-        (("mask_rate_end",), not args.compile, "steps without --compile"),
-        (("decay_frac",), recipe.schedule == "wsd", "--schedule wsd"),
-        (("text_field",), any(map(is_jsonl, files)), "a .jsonl in --data"),
+        (("batch_warmup_frac",), recipe.accumulation > 1, "goes with --accumulation above 1 only"),
+        (("packing",), not recipe.pairs, "has no effect with --pairs"),
+        (("output_scale",), not args.model, "has no effect with --model"),
+        (("mask_rate_end",), not args.compile, "does not work with --compile"),
+        (("decay_frac",), recipe.schedule == "wsd", "goes with --schedule wsd only"),
+        (("text_field",), any(map(is_jsonl, files)), "goes with a .jsonl in --data only"),
     ):
         for name in names:
             off = (None,) if name == "output_scale" else (None, 0.0, False, Args.text_field)
             if (value := getattr(args, name)) not in off and not is_of_use:
-                raise ConfigError(f"{cli.flag(name)} {value}: goes with {needed} only; leave it out")
+                raise ConfigError(f"{cli.flag(name)} {value}: {why}; leave it out")
 
 
 def fitted(recipe: Recipe, args: Args, objective: ObjectiveName, pretrained: Pretrained) -> Recipe:
@@ -340,11 +343,11 @@ def fitted(recipe: Recipe, args: Args, objective: ObjectiveName, pretrained: Pre
 
 
 def pretrain(
-    args: Args, objective: ObjectiveName, recipe: Recipe, out: Path, pretrained: Pretrained | None
+    args: Args, objective: ObjectiveName, recipe: Recipe, store: Store, pretrained: Pretrained | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Load data, build the model, train it and write it to `out`: (result, sample lines of what it predicts). A dry run
-    gives (estimate, lines of it)."""
-    store, ranks = Store(out), Ranks.join()
+    """Load data, build the model, train it and write it to `store`: (result, sample lines of what it predicts). A dry
+    run gives (estimate, lines of it)."""
+    out, ranks = store.out, Ranks.join()
     with ExitStack() as held:
         ranks.agreed(lambda: held.enter_context(store.hold()) if ranks.first else None)
         settings, choices = asked_for(args, objective, recipe, pretrained)
@@ -392,7 +395,7 @@ def pretrain(
         steps = run.steps if run else steps_of_budget(args, recipe, longest, step_s)
         own_held_out = shared(held_out, ranks.rank, ranks.world)
         job = Job(
-            settings | {"data": data.fingerprint},
+            run.settings if run else settings | {"data": data.fingerprint},
             forward,
             loss,
             optimizers,
@@ -427,7 +430,10 @@ def pretrain(
             "vocab_size": data.tokenizer.vocab_size,
         }
         weights = whole_state(model)
-        return (result, conclude(run, job, log, data, result, weights)) if ranks.first else (result, [])
+        shown = conclude(run, job, log, data, result, weights) if ranks.first else []
+        if log.signal is not None:  # came when nothing was left to do but to write the model
+            signal.raise_signal(log.signal)
+        return result, shown
 
 
 def timed(
@@ -452,7 +458,7 @@ def timed(
             )
             return step_s, within
         except OutOfMemory as error:
-            loader, within = with_less(loader, error, args.auto_batch, runtime.ranks)
+            loader, within = with_less(loader, error, args.auto_batch, runtime.ranks, within)
 
 
 def conclude(
@@ -460,9 +466,8 @@ def conclude(
 ) -> list[str]:
     """Write the final model with its card, result and loss plot to OUT: sample lines of what it predicts."""
     out, training = job.store.out, "training, pairs included" if run.settings["pairs"] else "training"
-    if not plot_loss(log.file, out / "loss.png", result["unigram_loss"], training):
-        say("no loss.png: matplotlib is missing; pip install 'minilm[eval]'")
     finish(job, run, weights, model_card(result, out, run.settings), result)
+    plot_loss(log.file, out / "loss.png", result["unigram_loss"], training)
     return samples(read_model(out), data.held_out)
 
 
@@ -491,7 +496,7 @@ def check_sharding(args: Args, recipe: Recipe, runtime: Runtime, run: Run | None
         raise ConfigError("--shard: --precision fp16 is not supported with it; use bf16 or fp32")
     if args.shard and args.compile:
         raise ConfigError("--shard: does not work with --compile; leave one of them out")
-    if args.shard and not (run or args.dry_run or recipe.steps or args.epochs):
+    if args.shard and not (run or recipe.steps or args.epochs):
         raise ConfigError("--shard: takes no budget in --minutes; give --steps or --epochs")
 
 

@@ -65,7 +65,7 @@ def test_from_a_table_to_predictions(go, tmp_path):
     status, out, err = go("finetune", *FLAGS, "--json", "result.json")
     assert status == 0, err
     assert "text is column 'review', label is column 'verdict'" in err
-    assert "12 of the training examples (a tenth) are held out as dev" in err
+    assert "12 of the 120 training examples are held out as dev" in err
     assert "next       python evaluate.py predict --model out --input new.csv --output out.csv" in out
     result = json.loads(Path("result.json").read_text())
     assert result == json.loads(Path("out/results.json").read_text())
@@ -112,6 +112,9 @@ def test_several_runs(go, flags):
     found = [each["scores"]["accuracy"] for each in own]
     assert result["scores"]["accuracy"]["mean"] == pytest.approx(sum(found) / len(found))
     assert f"95 % interval of the mean of {len(names)}" in out
+    folds = "--kfold" in flags
+    assert result["judged"] == (sum(each["judged"] for each in own) if folds else own[0]["judged"])
+    assert ("the interval is too narrow" in out, "which also chose the models" in out) == (folds, not folds)
     majority = [each["baselines"]["majority"]["accuracy"] for each in own]
     assert result["baselines"]["majority"]["accuracy"]["mean"] == pytest.approx(sum(majority) / len(names))
     assert "always the commonest label" in out
@@ -136,6 +139,7 @@ def test_of_several_runs_that_which_is_best_by_dev_predicts(go, monkeypatch):
         out.mkdir(parents=True)
         dev, test = worth[run.name]
         own = {"dev": {"loss": 1.0, "accuracy": dev}, "scores": {"accuracy": test}, "baselines": {}}
+        own |= {"judged_on": "test", "judged": 120}
         return own | {"predictions": "predictions.csv"}, []
 
     monkeypatch.setattr(go.script, "one", one)
@@ -490,6 +494,10 @@ def test_numbers_by_heart(go):
     status, out, err = go("finetune", *flags, "--steps", "300")
     assert status == 0, err
     assert "; it learns them" in out
+    status, out, err = go("finetune", *flags, "--steps", "300", "--batch-size", "1")  # a single number has no spread
+    assert status == 0, err
+    assert "1 examples after 300 steps" in out
+    assert "; it learns them" in out
     Path("wide.csv").write_text("text,score\n" + "\n".join(f"the film {i},{i * 9}" for i in range(20)))
     status, _, err = go("finetune", "--train", "wide.csv", "--task", "regression", "--steps", "1", "--out", "out")
     assert status == 0, err
@@ -587,6 +595,37 @@ def test_other_tasks(go, task):
         assert [row["prediction"] for row in said] == [[*each] for each in told]
     else:
         assert [float(row["prediction"]) for row in said] == pytest.approx(told, rel=1e-5)
+
+
+def test_predictions_of_any_labels_are_scored_as_they_were(go):
+    """No label at all, and labels that hold the marks between labels."""
+    label = [[], ["R&B|Soul"], ["a, b", "c"], ["c"]]
+    rows = [{"text": f"{PLAIN[i % 6]} {WORDS['good'][i % 3]}", "label": label[i % 4]} for i in range(80)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, _, err = go("finetune", "--train", "rows.jsonl", "--out", "out", "--steps", "4", "--task", "multilabel")
+    assert status == 0, err
+    result = json.loads(Path("out/results.json").read_text())
+    with open("out/predictions.csv") as file:
+        gold = {row["label"] for row in csv.DictReader(file)}
+    assert gold <= {"[]", '["R&B|Soul"]', '["a, b", "c"]', "c"}
+    assert len(gold) > 2
+    status, _, err = go("score", "--predictions", "out/predictions.csv", "--task", "multilabel", "--json", "found.json")
+    assert status == 0, err
+    found = json.loads(Path("found.json").read_text())
+    assert found["n"] == result["judged"]
+    assert found["metrics"]["micro_f1"]["value"] == pytest.approx(result["scores"]["micro_f1"])
+
+
+def test_predictions_of_choices_are_scored_as_they_were(go):
+    rows = [{"text": PLAIN[i % 6], "choices": ["was, fine", f"a|{i}"], "label": i % 2} for i in range(80)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, _, err = go("finetune", "--train", "rows.jsonl", "--out", "out", "--steps", "4", "--task", "choice")
+    assert status == 0, err
+    result = json.loads(Path("out/results.json").read_text())
+    status, _, err = go("score", "--predictions", "out/predictions.csv", "--task", "choice", "--json", "found.json")
+    assert status == 0, err
+    found = json.loads(Path("found.json").read_text())
+    assert (found["n"], found["metrics"]["accuracy"]["value"]) == (result["judged"], result["scores"]["accuracy"])
 
 
 def test_which_ending_follows(go):
@@ -734,7 +773,11 @@ def test_questions_from_a_file_to_answers(go):
     flags = ("--model", "out", "--input", "test.json", "--output", "said.json", "--json", "counts.json")
     status, _, err = go("predict", *flags)
     silent = sum(not text for text in said.values())
-    counts = {"rows": 24, "cut": 0, "length": 16, "no_answer": silent}  # tokens of a window, as in training
+    tokenizer, places = minilm.AutoTokenizer.from_pretrained("out"), json.loads(Path("test.json").read_text())["data"]
+    asked = [(q["question"], p["context"]) for a in places for p in a["paragraphs"] for q in p["qas"]]
+    windowed = sum(len(tokenizer(*each).input_ids) > 16 for each in asked)
+    assert 0 < windowed < 24
+    counts = {"rows": 24, "cut": windowed, "length": 16, "no_answer": silent}  # tokens of a window, as in training
     assert json.loads(Path("counts.json").read_text()) == counts
     assert (status, json.loads(Path("said.json").read_text())) == (0, said), err
     assert f"questions without an answer: {silent}" in err
@@ -792,14 +835,14 @@ def test_questions_without_dev(go):
         (("--train", "none.json"), "none.json: no such file"),
         (("--train", "train.csv"), "train.csv: which column is the question? It has 'review', 'verdict'; name it"),
         (("--train", "unknown.json"), "no question to use (unknown.json: data[0].paragraphs[0].qas[0]: no answers)"),
-        (("--train", "silent.json"), "this question and every other to train on has no answer"),
+        (("--train", "silent.json"), "no training question has an answer, this one included"),
         (("--train", "list.json"), "list.json: no list 'data'; is this the layout of SQuAD?"),
         (("--train", "cut.json"), "cut.json: not JSON"),
-        (("--train", "one.json"), "classes or groups too small; give a dev file"),
+        (("--train", "one.json"), "classes or groups too small; give more rows, or dev examples"),
         (("--train", "good.json", "--text-column", "q"), "--text-column, --pair-column: a .json of questions has no"),
         (("--train", "train.csv", "--label-column", "2"), "--label-column 2: a .json of questions has no columns"),
         (("--train", "good.json", "--length", "4"), "--length 4: no room for a question and its context"),
-        (("--train", "good.json", "--label-smoothing", "0.1"), "leave them out for span"),
+        (("--train", "good.json", "--label-smoothing", "0.1"), "--label-smoothing: only for --task classif"),
         (("--train", "good.json", "--test", "train.csv"), "which column is the question?"),
     ],
 )
@@ -849,7 +892,7 @@ def test_answers_that_cannot_be(go, encoder_directory, argv, said):
         (("--task", "tagging"), "give examples of it with --train"),
         (("--train", "train.csv", "--task", "tagging"), "train.csv:1: a word and no tag (1 columns)"),
         (("--train", "bad.conll", "--task", "tagging"), "bad.conll:2: the tag 'x' is none of O, B-name"),
-        (("--train", "o.conll", "--task", "tagging"), "every other to train on has no tag but O"),
+        (("--train", "o.conll", "--task", "tagging"), "no training sentence has a tag but O, this one included"),
         (("--train", "o.conll", "--task", "tagging", "--label-column", "x"), "--label-column x: for tagging"),
         (("--dev", "train.csv"), "--dev train.csv: goes with --train"),
         (("--task", "regression"), "give examples of it with --train"),
@@ -859,7 +902,7 @@ def test_answers_that_cannot_be(go, encoder_directory, argv, said):
             ("--train", "train.csv", "--label-column", "2", "--task", "regression"),
             "train.csv:2: the label 'good' is no finite number",
         ),
-        (("--train", "one.csv"), "this row and every other to train on has the label 'a'"),
+        (("--train", "one.csv"), "every training row has the label 'a', as this one"),
         (
             ("--train", "train.csv", "--dev", "other.csv", "--label-column", "2"),
             "the labels here are 'c', 'd', in training 'bad', 'good'",
@@ -867,18 +910,21 @@ def test_answers_that_cannot_be(go, encoder_directory, argv, said):
         (("--train", "train.csv", "--epochs", "2", "--steps", "9"), "--epochs and --steps: exclude each other"),
         (("--train", "train.csv", "--length", "25"), "--length 25: the model reads 24 tokens"),
         (("--train", "train.csv", "--frozen-layers", "3"), "--frozen-layers 3: the model has 2 layers"),
-        (("--train", "train.csv", "--task", "multilabel", "--class-weights", "balanced"), "leave them out for multil"),
+        (
+            ("--train", "train.csv", "--task", "multilabel", "--class-weights", "balanced"),
+            "--class-weights: only for --task classif",
+        ),
         (
             ("--train", "train.csv", "--positive-label", "c"),
             "--positive-label c: the labels are bad and good; give one",
         ),
         (
             ("--train", "train.csv", "--task", "multilabel", "--positive-label", "good"),
-            "and here are not two; leave it",
+            "--positive-label: only for --task classification; leave it out",
         ),
         (("--train", "train.csv", "--kfold", "3", "--dev", "train.csv"), "--kfold: splits --train itself"),
         (("--kfold", "3"), "--kfold: splits --train itself; give that"),
-        (("--train", "one.csv", "--kfold", "3"), "this row and every other to train on has the label 'a'"),
+        (("--train", "one.csv", "--kfold", "3"), "every training row has the label 'a', as this one"),
         (("--train", "pairs.csv", "--dev", "train.csv"), "training used two texts a row, but here one would be read"),
         (("--train", "train.csv", "--task", "similarity", "--label-column", "1"), "is no finite number"),
         (("--train", "numbers.csv", "--task", "similarity"), "similarity needs two texts; name the second's"),

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minilm import cli
+from minilm import cli, files
 from minilm.checkpoint.model import read_model
 from minilm.checkpoint.store import Store
 from minilm.errors import ConfigError
@@ -145,7 +145,7 @@ def test_a_budget_in_minutes_is_of_steps_that_are_compiled(go, graphs):
 def test_each_mask_rate_would_be_compiled_anew(go, graphs):
     status, _, err = go("--compile", "--steps", 2, "--mask-rate-end", 0.5)
     assert (status, len(graphs)) == (2, 0)
-    assert err == "error: --mask-rate-end 0.5: goes with steps without --compile only; leave it out\n"
+    assert err == "error: --mask-rate-end 0.5: does not work with --compile; leave it out\n"
 
 
 def test_more_shapes_than_are_compiled_are_one_line(go, graphs, monkeypatch):
@@ -314,8 +314,8 @@ MODEL_FAULTS = {
     ("--recipe", "continue"): "--recipe continue: needs a model",
     ("--shard",): "--shard: shares a model among processes",
     ("--objective", "clm", "--pairs", "next"): "--pairs next: goes with --objective mlm only",
-    ("--model", "run", "--output-scale", "0.5"): "--output-scale 0.5: goes with new weights",
-    ("--model", "run", "--output-scale", "0"): "--output-scale 0.0: goes with new weights",
+    ("--model", "run", "--output-scale", "0.5"): "--output-scale 0.5: has no effect with --model",
+    ("--model", "run", "--output-scale", "0"): "--output-scale 0.0: has no effect with --model",
 }
 
 
@@ -517,6 +517,32 @@ def test_a_dry_run_that_is_told_to_end_leaves_nothing(text, cache, tmp_path, wai
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_dry_run_left_is_removed(go, tmp_path):
+    """Unless it is still running: its directory is beside the run's own."""
+    for name in ("dead", "alive"):
+        (tmp_path / "run" / f".dry-run-{name}" / "run").mkdir(parents=True)
+        (tmp_path / "run" / f".dry-run-{name}" / "run" / "lock").touch()
+    with (tmp_path / "run" / ".dry-run-alive" / "run" / "lock").open("rb") as held:
+        files.lock(held.fileno())
+        assert go("--steps", 2)[0] == 0
+    assert [path.name for path in (tmp_path / "run").glob(".dry-run-*")] == [".dry-run-alive"]
+
+
+def test_a_number_may_be_written_in_another_way(go, train, monkeypatch):
+    """A recipe's whole number, and the same from the command line."""
+    monkeypatch.setitem(RECIPES, "bert-mini", replace(RECIPES["bert-mini"], minutes=30))
+
+    def timed(args, recipe, *rest):
+        return {each.kind: 600.0 for each in recipe.stretches(1000)}, None
+
+    monkeypatch.setattr(train, "timed", timed)
+    status, _, err = go("--recipe", "bert-mini", "--time-limit", 0.001)
+    assert "stopped and saved at step 1;" in err.splitlines()[-1], (status, err)
+    status, _, err = go("--recipe", "bert-mini", "--minutes", 30.0)
+    assert status == 0, err
+    assert "resuming from step 1 of 3 steps" in err
+
+
 def test_a_dry_run_says_what_the_run_then_costs(go, tmp_path):
     """FLOPs, tokens and disk exactly; time is measured by hand, for no test may depend on it."""
     flags = ["--steps", 60, "--save-every", 20, "--short-frac", 0.5, "--batch-warmup-frac", 0.3, "--accumulation", 4]
@@ -599,7 +625,7 @@ def test_a_full_memory_is_one_line(go, train, monkeypatch, kind, said):
     assert 100 < int(found[1].replace(",", "")) < 100_000
     status, _, err = go("--steps", 2, "--auto-batch")
     assert status == 2
-    assert "with 1 rows of 32 tokens" in err.splitlines()[-1]
+    assert "with 1 row of 32 tokens" in err.splitlines()[-1]
     assert err.splitlines()[-1].endswith("and there is nothing smaller; lower --length")
 
 
@@ -648,7 +674,26 @@ def test_several_processes_cannot_change_their_parts(go, train, monkeypatch):
     error = train.OutOfMemory(256, "out of memory with 8 rows")
     said = "step 3: out of memory with 8 rows in process 1; in another --out, lower --batch-size"
     with pytest.raises(train.OutOfMemory, match=said):
-        train.with_less(None, error, True, train.Ranks(1, 2, 1), 2)
+        train.with_less(None, error, True, train.Ranks(1, 2, 1), None, 2)
+
+
+def test_a_long_row_that_does_not_fit_ends_the_timing(go, train, monkeypatch):
+    """Short rows, of the first stretch, do: there is something smaller, but not of what failed."""
+    plain, asked = train.language_model_loss, []
+
+    def full_of_long_rows(model, batch):
+        asked.append(batch.tokens.input_ids.shape)
+        if batch.tokens.input_ids.shape[1] == 32:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return plain(model, batch)
+
+    monkeypatch.setattr(train, "language_model_loss", full_of_long_rows)
+    flags = ("--recipe", "bert-mini", "--batch-size", 2, "--short-frac", 0.5, "--minutes", 0.01, "--auto-batch")
+    status, _, err = go(*flags)
+    assert status == 2
+    assert err.splitlines()[-1].startswith("error: timing: out of memory with 1 row of 32 tokens at once")
+    assert err.splitlines()[-1].endswith("and there is nothing smaller; lower --length")
+    assert [shape for shape in asked if shape[1] == 32] == [(2, 32), (1, 32), (1, 32)]
 
 
 @pytest.mark.parametrize(
@@ -658,6 +703,7 @@ def test_several_processes_cannot_change_their_parts(go, train, monkeypatch):
         ({"steps": 2, "compile": True}, "bf16", "--shard: does not work with --compile; leave one of them out"),
         ({"minutes": 1.0}, "bf16", "--shard: takes no budget in --minutes; give --steps or --epochs"),
         ({}, "bf16", "--shard: takes no budget in --minutes; give --steps or --epochs"),
+        ({"dry_run": True}, "bf16", "--shard: takes no budget in --minutes; give --steps or --epochs"),
     ],
 )
 def test_what_a_sharded_run_is_not(train, flags, precision, said):
@@ -665,7 +711,7 @@ def test_what_a_sharded_run_is_not(train, flags, precision, said):
     two = replace(Runtime.choose("cpu", precision), ranks=train.Ranks(0, 2, 0))
     with pytest.raises(ConfigError, match=said):
         train.check_sharding(args, train.effective_recipe(args, "mlm", None), two, None)
-    for fine in ({"steps": 2}, {"epochs": 1.0}, {"dry_run": True}):
+    for fine in ({"steps": 2}, {"epochs": 1.0}, {"steps": 2, "dry_run": True}):
         args = train.Args(shard=True, **fine)
         train.check_sharding(args, train.effective_recipe(args, "mlm", None), replace(two, precision="bf16"), None)
 
@@ -891,7 +937,7 @@ FLAG_FAULTS = {
     ("--short-seq-prob", "0.6"): "--short-seq-prob 0.6: give a value from 0 to 0.5",
     ("--objective", "prefix", "--mask-rate", "0.2"): "--mask-rate 0.2: goes with --objective mlm only",
     ("--batch-warmup-frac", "0.5"): "--batch-warmup-frac 0.5: goes with --accumulation above 1 only",
-    ("--recipe", "bert-mini", "--pairs", "next", "--packing", "stream"): "--packing stream: goes with rows without",
+    ("--recipe", "bert-mini", "--pairs", "next", "--packing", "stream"): "--packing stream: has no effect with --pairs",
     ("--decay-frac", "0.1"): "--decay-frac 0.1: goes with --schedule wsd only",
     ("--text-field", "body"): "--text-field body: goes with a .jsonl in --data only",
 }
@@ -971,7 +1017,7 @@ def test_a_diverging_run_says_where(go, train, monkeypatch):
 
 
 def test_core_install_needs_no_plot_library(go, train, monkeypatch, tmp_path):
-    monkeypatch.setattr(train, "plot_loss", lambda *arguments: False)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     status, _, err = go("--steps", 2)
     assert status == 0
     assert "pip install 'minilm[eval]'" in err

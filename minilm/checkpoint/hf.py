@@ -236,7 +236,7 @@ def _check_shape(key: str, tensors: dict[str, Tensor], like: Tensor) -> None:
         shapes = f"{tuple(tensors[key].shape)}; config.json makes it {tuple(like.shape)}"
         raise CheckpointError(f"tensor {key} has shape {shapes}")
     if tensors[key].dtype not in DTYPES:
-        raise CheckpointError(f"tensor {key} is of {tensors[key].dtype}; expected one of {DTYPES}")
+        raise CheckpointError(f"tensor {key} is of {tensors[key].dtype}; expected {', '.join(map(str, DTYPES))}")
 
 
 def _merged(parts: list[Tensor], keys: tuple[str, ...], like: Tensor) -> Tensor:

@@ -238,11 +238,13 @@ def modern_reader(halo: int) -> Callable[[dict[str, Any]], EncoderConfig]:
         rope = config.get("rope_parameters") or {}
         if not (isinstance(rope, dict) and all(isinstance(values, dict) for values in rope.values())):
             raise CheckpointError(f"config.json: rope_parameters {rope!r} does not describe each kind of layer")
-        base = {
-            "full_attention": config.get("global_rope_theta", 160_000.0),
-            "sliding_attention": config.get("local_rope_theta", 10_000.0),
-        }
-        base |= {kind: values.get("rope_theta", base[kind]) for kind, values in rope.items() if kind in base}
+        names = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
+        base = {"full_attention": config.get("global_rope_theta", 160_000.0)}
+        local = config.get("local_rope_theta", 10_000.0)
+        base["sliding_attention"] = base["full_attention"] if local is None else local
+        for kind in base.keys() & rope.keys():
+            if "rope_theta" in rope[kind]:
+                base[kind], names[kind] = rope[kind]["rope_theta"], f"rope_parameters.{kind}.rope_theta"
         for values in rope.values():
             _expect(values, rope_type="default")
         if not isinstance(kinds, list) or len(kinds) != L or any(kind not in [*base] for kind in kinds):
@@ -250,9 +252,10 @@ def modern_reader(halo: int) -> Callable[[dict[str, Any]], EncoderConfig]:
         window = value("local_attention", int) // 2 - halo
         layer = {
             kind: LayerSpec(
-                window=window if kind == "sliding_attention" else None, rope_base=config_value(base, kind, float)
+                window=window if kind == "sliding_attention" else None,
+                rope_base=config_value({name: base[kind]}, name, float),
             )
-            for kind in base
+            for kind, name in names.items()
         }
         if config.get("classifier_pooling", "cls") not in ("cls", "mean"):
             raise CheckpointError(f"config.json: classifier_pooling is {config['classifier_pooling']!r}; cls or mean")

@@ -150,7 +150,7 @@ def read_config(directory: Path | str) -> dict[str, Any]:
     CheckpointError."""
     directory = Path(directory)
     if not directory.is_dir():
-        raise CheckpointError(f"{directory}: {'a file, not' if directory.exists() else 'no such'} directory")
+        raise CheckpointError(f"{directory}: {'is a file, not a' if directory.exists() else 'no such'} directory")
     if not (directory / "config.json").exists():
         complete = [path for _, path in checkpoints(directory)]
         hint = f"; its newest complete checkpoint is {complete[-1]}" if complete else ""

@@ -18,12 +18,13 @@ from typing import Any
 from safetensors import SafetensorError
 
 from minilm import files
-from minilm.errors import CheckpointError, ConfigError, cut
+from minilm.errors import CheckpointError, ConfigError, UserError, cut
 from minilm.files import json_text, read_json, regular_file, remove, sha256, sync, sync_entry, write_json
 
 FORMAT = 1  # version of MANIFEST.json, run.json and training/state.json
 SHOWN = 200  # letters of a setting shown in a message
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+DRY_RUN = ".dry-run-"  # begins the name of a dry run's directory, which a killed one leaves
 KEPT = 2  # checkpoints of a run, beside the one that is being written
 
 
@@ -55,11 +56,21 @@ RUN_KINDS = {
 }
 
 
+def _is_left(dry_run: Path) -> bool:
+    """Whether no process holds the directory of a dry run any more."""
+    try:
+        with (dry_run / "run" / "lock").open("rb") as lock:
+            return files.lock(lock.fileno())
+    except OSError:  # another process holds it, or is just making it
+        return False
+
+
 class Store:
     """The checkpoints of one run. Only one process at a time holds it."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    def __init__(self, out: Path, temporary: bool = False) -> None:
+        """temporary: whether OUT is deleted when the run ends or stops, so that nothing can resume from it."""
+        self.out, self.temporary = out, temporary
 
     def check_writable(self) -> Path:
         """The nearest existing directory, OUT or above. Raises ConfigError if OUT cannot be made or holds no run but
@@ -76,7 +87,7 @@ class Store:
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise ConfigError(f"--out {self.out}: {nearest} is not writable; choose another --out")
         if nearest == self.out and not (self.out / "run.json").exists():
-            own = "lock", ".run.json.", ".tmp-"
+            own = "lock", ".run.json.", ".tmp-", DRY_RUN
             strangers = (path.name for path in self.out.iterdir() if not path.name.startswith(own))
             if stranger := min(strangers, default=""):
                 raise ConfigError(f"--out {self.out}: holds {stranger} and no run; choose an empty directory")
@@ -104,8 +115,9 @@ class Store:
             with suppress(OSError):  # a full disk, which saving reports better
                 os.ftruncate(lock.fileno(), 0)
                 os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-            for stale in (*self.out.glob(".tmp-*"), *self.out.glob(".*.tmp")):  # nobody else writes here
-                with suppress(OSError):  # the processes that made them are dead
+            dry_runs = filter(_is_left, self.out.glob(f"{DRY_RUN}*"))
+            for stale in (*self.out.glob(".tmp-*"), *self.out.glob(".*.tmp"), *dry_runs):
+                with suppress(OSError):  # nobody else writes here: the processes that made them are dead
                     remove(stale)
             try:
                 yield
@@ -298,7 +310,7 @@ def manifest_fault(directory: Path) -> str:
     except (FileNotFoundError, KeyError, AttributeError, TypeError, ValueError) as error:
         if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
             raise
-        return f"{type(error).__name__}: {error}"
+        return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be read ({error.strerror or error})") from error
     if bad is None and not as_written:

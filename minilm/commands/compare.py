@@ -45,7 +45,7 @@ def run_compare(args: Compare) -> None:
         raise ConfigError(f"compare {' '.join(args.systems)}: name two or more different systems")
     if args.json is not None and Path(args.json).resolve() in {Path(each).resolve() for each in args.systems}:
         raise ConfigError(f"--json {args.json}: is one of the systems; give another")
-    if args.json is not None and Path(args.json).suffix in {*ENDINGS} - {".json"} and Path(args.json).exists():
+    if args.json is not None and _may_be_predictions(Path(args.json)):
         raise ConfigError(f"--json {args.json}: may be predictions; give a new name, or --json after the systems")
     files = {each for each in args.systems if Path(each).suffix in ENDINGS or Path(each).is_file()}
     if not files:
@@ -69,6 +69,12 @@ def run_compare(args: Compare) -> None:
     deciding = args.metric or (deciding_metric(found[0].task) if is_asked else None)
     result = {"task": found[0].task.name} | compared(found, deciding, args.with_first)
     tell(args.json, result, _lines(result))
+
+
+def _may_be_predictions(file: Path) -> bool:
+    """Whether a file that is there may be a system's, which `--json a.json b.json` would overwrite; no result is."""
+    content = file.read_bytes() if file.suffix in ENDINGS and file.is_file() else b""
+    return bool(content) and b'"comparisons"' not in content
 
 
 def check_same(found: list[Judged]) -> None:

@@ -22,7 +22,7 @@ from minilm.files import sync_entry
 
 SAMPLED_CHARS = 1 << 25  # most characters of text to train a vocabulary on
 NO_TEXT = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".zip", ".bz2", ".zst", ".tar", ".pdf")  # not read as text
-SUFFIXES = (".txt", ".text", ".md", ".jsonl")  # files that are read from a folder, also compressed
+SUFFIXES = (".txt", ".text", ".md", ".jsonl", ".ndjson")  # files that are read from a folder, also compressed
 EMBEDDED_PACKAGES = ("numpy", "torch")
 NOT_DOCUMENTATION = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 

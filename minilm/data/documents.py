@@ -39,8 +39,8 @@ def lines_of(file: Path, limit: int = MAX_CHARS) -> Iterator[str]:
 
 
 def is_jsonl(path: Path) -> bool:
-    """Whether the file is a .jsonl, also compressed: every line is a document."""
-    return uncompressed_name(path).endswith(".jsonl")
+    """Whether the file is a .jsonl or .ndjson, also compressed: every line is a document."""
+    return uncompressed_name(path).endswith((".jsonl", ".ndjson"))
 
 
 def uncompressed_name(path: Path) -> str:

@@ -18,6 +18,7 @@ from minilm.errors import DataError
 
 Kind = Literal["classification", "multilabel", "regression"]
 LOOKED_AT = 1000  # rows, to guess which column is which
+SEPARATORS = "|;,"  # between several labels in a cell; the first that occurs is taken
 FLAGS = {"1": True, "true": True, "0": False, "false": False}  # values of a column that says whether a label applies
 OTHER = {  # columns, or endings of file names, that belong to other tasks -> the task
     "paragraphs": "span",
@@ -77,7 +78,8 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Data:
-    """The examples of a file; `examples` and `left_out` together are all of its rows."""
+    """The examples of a file, or a part of them; as read, `examples` and `left_out` together are all of its rows (of
+    one word a line, all of its sentences)."""
 
     examples: list
     notes: tuple[str, ...] = ()  # what was guessed, a line each, to be printed
@@ -242,7 +244,7 @@ def _score(value: Any, where: str, _: str) -> float | None:
 def _separator(table: Table, column: str) -> str:
     """Separator of the labels in a cell; "" if no cell has several."""
     cells = [cell for row in table.rows if isinstance(cell := row.cells.get(column), str) and cell.strip()[:1] != "["]
-    return next((each for each in "|;," if any(each in cell for cell in cells)), "")
+    return next((each for each in SEPARATORS if any(each in cell for cell in cells)), "")
 
 
 def _roles(table: Table, kind: Kind, named: dict[str, str], labelled: bool) -> tuple[dict[str, str], list[str]]:
@@ -286,7 +288,8 @@ def _by_looks(table: Table, kind: Kind, found: dict[str, str], labelled: bool) -
     if len(free) > 3:
         return {}
     rows = table.rows[:LOOKED_AT]
-    values = {column: [str(row.cells.get(column, "")).strip() for row in rows] for column in free}
+    cells = {column: [row.cells.get(column) for row in rows] for column in free}
+    values = {column: ["" if cell is None else str(cell).strip() for cell in own] for column, own in cells.items()}
     kinds = {column: len({*cells}) for column, cells in values.items()}
     words = {column: sum(len(cell.split()) for cell in cells) / len(rows) for column, cells in values.items()}
     looks = {}
@@ -335,6 +338,8 @@ def read_choices(table: Table, labelled: bool = True, origin: int | None = None)
     rows, left_out = [], []
     for where, cells in table.rows:
         several = cells.get(listed_in) if listed_in else [cells.get(column) for column in endings]
+        if isinstance(several, str) and several.lstrip().startswith("["):
+            several = parse_json(several, where, 'choices as a list, ["a", "b"]')
         if not isinstance(several, list | tuple):
             raise DataError(f"{where}: {listed_in!r} is no list of texts; give one")
         begin = (as_text(cells.get(plain[before[1]]), where, before[1]) or "").strip() + " " if before[1] else ""

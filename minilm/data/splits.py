@@ -24,22 +24,20 @@ def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
     learned from `train`, or if it has none of the labels of `dev`."""
     if train and isinstance(train[0], Question):
         if not any(each.answers for each in train):
-            raise DataError(f"{train[0].where}: this question and every other to train on has no answer; give some")
+            raise DataError(f"{train[0].where}: no training question has an answer, this one included; give some")
         silent = sum(not each.answers for each in dev)
         if silent and all(each.answers for each in train):
             return (f"questions without an answer: {silent:,}, but none in training: each will get one",)
         return ()
     if train and isinstance(train[0], Choice):
         return ()
-    if train and len({_said(example) for example in train}) == 1 and not isinstance(train[0], Tagged):
-        only = _said(train[0])
-        what = "has no label" if only is None else f"has the label {shown(only)}"
-        raise DataError(f"{train[0].where}: this row and every other to train on {what}; give rows of two or more")
-    if train and isinstance(_said(train[0]), float) and (spread := pstdev(map(_said, train))) > WIDE:
-        return (f"the labels have standard deviation {spread:.3g}; regression learns faster near 1: scale them",)
+    if train and len({_target(example) for example in train}) == 1 and not isinstance(train[0], Tagged):
+        only = _target(train[0])
+        what = f"has the label {shown(only)}" if only not in (None, ()) else "has no label"
+        raise DataError(f"{train[0].where}: every training row {what}, as this one; training needs two labels or more")
     in_train = {label for example in train for label in labels_of(example)}
     if train and isinstance(train[0], Tagged) and not in_train:
-        raise DataError(f"{train[0].where}: this sentence and every other to train on has no tag but O; give tags")
+        raise DataError(f"{train[0].where}: no training sentence has a tag but O, this one included; give tags")
     in_dev = Counter(label for example in dev for label in labels_of(example))
     new = {label: count for label, count in in_dev.items() if label not in in_train}
     if not new:
@@ -51,6 +49,13 @@ def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
         raise DataError(f"{first}: the labels here are {listed(new)}, in training {trained}; none is the same{mend}")
     counts = ", ".join(f"{shown(label)} {count:,}" for label, count in new.items())
     return (f"labels not in the training data: {counts}; the first in {first}{mend}",)
+
+
+def wide_labels(train: Sequence[Any]) -> tuple[str, ...]:
+    """A note if regression labels are far from a standard deviation of 1."""
+    if train and isinstance(_target(train[0]), float) and (spread := pstdev(map(_target, train))) > WIDE:
+        return (f"the labels have standard deviation {spread:.3g}; regression learns faster near 1: scale them",)
+    return ()
 
 
 def labels_of(example: Any) -> tuple[str, ...]:
@@ -65,11 +70,11 @@ def _class_of(example: Any) -> str:
     """Class by which splits are stratified: the label; for a question whether it has an answer."""
     if isinstance(example, Question):
         return "answered" if example.answers else "unanswered"
-    label = _said(example)
+    label = _target(example)
     return label if isinstance(label, str) else ""
 
 
-def _said(example: Any) -> Any:
+def _target(example: Any) -> Any:
     """The label, tags or answers of an example."""
     return next((getattr(example, name) for name in ("label", "tags", "answers") if hasattr(example, name)), None)
 
@@ -114,7 +119,7 @@ def split_dev(
         what = "classes" if groups is None else "classes or groups"
         where = f"{examples[0].where}: " if examples else ""
         what = f"{where}none of {len(examples):,} rows can be held out: {what} too small"
-        raise DataError(f"{what}; give a dev file")
+        raise DataError(f"{what}; give more rows, or dev examples")
     parts = [[], []]
     for i, example in enumerate(examples):
         parts[i in dev].append(example)
@@ -131,7 +136,7 @@ def split_by_text(
         return by_row
     with suppress(DataError):
         by_text = split_dev(examples, fraction, seed, [_content(each) for each in examples])
-        usual, dev = ([_said(each) for each in part] for _, part in (by_row, by_text))
+        usual, dev = ([_target(each) for each in part] for _, part in (by_row, by_text))
         classes, found = ({label for label in part if isinstance(label, str)} for part in (usual, dev))
         if classes == found and len(usual) / 2 <= len(dev) <= len(usual):
             return by_text
@@ -213,7 +218,7 @@ def overlap(train: Sequence[Any], dev: Sequence[Any]) -> Repeats:
 
 
 def _repeats(again: list[tuple[Any, Any]]) -> Repeats:
-    contradicted = sum(_said(one) != _said(other) for one, other in again)
+    contradicted = sum(_target(one) != _target(other) for one, other in again)
     return Repeats(len(again), contradicted, tuple((one.where, other.where) for one, other in again[:SHOWN]))
 
 

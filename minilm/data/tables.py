@@ -89,16 +89,19 @@ def read_table(file: Path | str, header: bool | None = None) -> Table:
 
 
 def table_of(rows: Any, name: str = "the rows") -> Table:
-    """Table of a list of dicts, a pandas DataFrame or a `datasets.Dataset`. Missing values of a DataFrame become None.
+    """Table of a list of dicts, a DataFrame or a `datasets.Dataset`. Missing values of pandas become None.
     Raises DataError."""
-    if hasattr(rows, "to_dict") and not hasattr(rows, "column_names"):  # a DataFrame
+    if hasattr(rows, "to_dicts"):  # a DataFrame of polars
+        rows = rows.to_dicts()
+    if hasattr(rows, "to_dict") and hasattr(rows, "columns") and not hasattr(rows, "column_names"):  # of pandas
         if twice := first_twice(map(str, rows.columns)):
             raise DataError(f"{name}: column {twice!r} appears twice; name each column once")
         rows = [{str(key): _plain(value) for key, value in row.items()} for row in rows.to_dict("records")]
     if isinstance(rows, dict | str | bytes | Path) or not isinstance(rows, Iterable):
         kind = f"a {type(rows).__name__}"
         raise DataError(f"{name}: {kind}; give a list of dicts, one a row (read_table reads a file)")
-    return _of_objects(name, ((f"row {number}", row) for number, row in enumerate(rows, start=1)))
+    place = "row" if name == "the rows" else f"{name}: row"
+    return _of_objects(name, ((f"{place} {number}", row) for number, row in enumerate(rows, start=1)))
 
 
 def _plain(value: Any) -> Any:
@@ -236,9 +239,10 @@ def _of_objects(name: str, objects: Iterable[tuple[str, Any]], notes: tuple[str,
     rows, columns = [], {}
     for where, value in objects:
         if not isinstance(value, dict):
-            raise DataError(f"{where}: holds {type(value).__name__}, not an object; write column and value of each")
-        if not all(isinstance(key, str) for key in value):
-            raise DataError(f"{where}: a column whose name is no string ({listed(value)}); name it")
+            kind = type(value).__name__
+            raise DataError(f"{where}: holds {kind}, not an object; write each row as {{column: value}}")
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise DataError(f"{where}: column {odd[0]!r} is not named by a string; rename it")
         rows.append(Row(where, value))
         columns |= dict.fromkeys(value)
     if not rows:

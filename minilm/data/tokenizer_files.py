@@ -102,14 +102,16 @@ def check_ids(backend: tokenizers.Tokenizer, where: str) -> None:
         raise DataError(f"{where}: the tokenizer has {len(vocab)} tokens and {len(set(vocab.values()))} ids")
 
 
-def write_tokenizer(directory: Path, backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
+def write_tokenizer(directory: Path, backend: tokenizers.Tokenizer, config: dict[str, Any]) -> list[Path]:
     """Write tokenizer.json, a WordPiece's vocab.txt, and a tokenizer_config.json of `config` and the normalisation, as
-    transformers reads them."""
+    transformers reads them: their paths."""
+    written = [directory / "tokenizer_config.json", directory / "tokenizer.json"]
     write_whole(directory / "tokenizer.json", backend.to_str(pretty=True))
     if isinstance(backend.model, models.WordPiece):
         size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         tokens = [backend.id_to_token(id) or f"[unused{id}]" for id in range(size)]  # a line is an id
         write_whole(directory / "vocab.txt", "".join(token + "\n" for token in tokens))
+        written.append(directory / "vocab.txt")
     normalizer = json.loads(backend.to_str())["normalizer"] or {}
     normalises = {
         "do_lower_case": lowercases(backend),
@@ -117,3 +119,4 @@ def write_tokenizer(directory: Path, backend: tokenizers.Tokenizer, config: dict
         "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", False),
     }
     write_json(directory / "tokenizer_config.json", config | normalises)
+    return written

@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+
 from minilm.checkpoint.families import FAMILIES, Family, Key
-from minilm.checkpoint.hf import config_from_hf, is_causal
+from minilm.checkpoint.hf import DTYPES, config_from_hf, is_causal
 from minilm.checkpoint.hf_config import config_fraction
 from minilm.checkpoint.model import find_model, read_config
 from minilm.errors import CheckpointError, ConfigError, did_you_mean
@@ -27,9 +29,10 @@ COMMON = {
     "output_hidden_states": False,
     "return_dict": True,
 }
-UNSAID = {"is_encoder_decoder": False, "name_or_path": "", "_name_or_path": ""}  # values if no file has them
+# values of keys that a file lacks
+UNSAID = {"is_encoder_decoder": False, "use_cache": True, "name_or_path": "", "_name_or_path": ""}
 LABELS = ("id2label", "label2id", "num_labels")
-UNSAVED = ("output_attentions", "output_hidden_states", "return_dict")  # options of a call, not of a model
+OF_CALLS = ("output_attentions", "output_hidden_states", "return_dict")  # saved only if they are not the usual ones
 MAX_LABELS = 1 << 16  # that num_labels may ask for
 BACKEND = {"eager": "explicit", "sdpa": "sdpa"}  # transformers' name of an attention backend -> ours
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
@@ -38,8 +41,9 @@ PROBLEMS = ("regression", "single_label_classification", "multi_label_classifica
 class PreTrainedConfig:
     """The keys of a config.json as attributes, those it leaves out at transformers' defaults.
 
-    Unknown keys are kept, as in transformers. Raises ConfigError for a known key misspelled (in a file it is left out),
-    for invalid labels (those of a file are refused by classifiers alone), and for an unknown problem_type.
+    Unknown keys are kept, as in transformers; a dtype is torch's. Raises ConfigError for a known key misspelled (in a
+    file it is left out), for invalid labels (those of a file are refused by classifiers alone), and for an unknown
+    problem_type.
     """
 
     _unfit: str | None = None  # what is wrong with the labels of a file
@@ -54,12 +58,16 @@ class PreTrainedConfig:
 
     def change(self, values: dict[str, Any]) -> None:
         """`update`, but raises ConfigError for any unknown key."""
-        known = [key for key in self.__dict__ if not key.startswith("_") and key != "model_type"]
-        known += [*self._family.aliases, "num_labels", "torch_dtype", "attn_implementation"]
+        known = self.known()
         for key in values.keys() - set(known):
             hint = did_you_mean(key, known)
             raise ConfigError(f"{key}: neither an argument nor a key of a {self.model_type} config{hint}")
         self.update(values)
+
+    def known(self) -> list[str]:
+        """The keys that `change` takes."""
+        own = [key for key in self.__dict__ if not key.startswith("_") and key != "model_type"]
+        return [*own, *self._family.aliases, *UNSAID, "num_labels", "torch_dtype", "attn_implementation"]
 
     def update(self, values: dict[str, Any]) -> None:
         """Set several keys at once; `num_labels` makes that many labels if none are given."""
@@ -75,11 +83,15 @@ class PreTrainedConfig:
             self._check_key(key)
         labels, ids, number = (values.pop(key, None) for key in LABELS)
         for key, value in values.items():
-            setattr(self, key, str(value).removeprefix("torch.") if key == "dtype" and value is not None else value)
+            setattr(self, key, value)
         if (labels, ids, number) != (None, None, None):
             self._set_labels(labels, ids, number)
         if self.problem_type not in (None, *PROBLEMS):
             raise ConfigError(f"config: problem_type is {self.problem_type!r}; give one of {', '.join(PROBLEMS)}")
+        if self.problem_type == "single_label_classification" and self.num_labels == 1 and self._unfit is None:
+            raise ConfigError(
+                "config: one label, and problem_type single_label_classification; give two, or regression"
+            )
 
     def _set_labels(self, labels: Any, ids: Any, number: Any) -> None:
         """Set id2label, label2id and num_labels. Raises ConfigError if they contradict each other."""
@@ -114,6 +126,8 @@ class PreTrainedConfig:
             raise ConfigError(f"config: {key} is no key of a {self.model_type}{hint}")
 
     def __getattr__(self, name: str) -> Any:
+        if name == "torch_dtype":  # transformers 4
+            return self.dtype
         own = self.__dict__.get("_family") and self._family.aliases.get(name)
         if own is None and name in UNSAID:
             return self.__dict__.get(f"_{name}", UNSAID[name])
@@ -122,6 +136,8 @@ class PreTrainedConfig:
         return getattr(self, own)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("dtype", "torch_dtype"):
+            name, value = "dtype", None if value is None else dtype_of(value)
         super().__setattr__(self._family.aliases.get(name, name), value)
 
     @property
@@ -147,7 +163,8 @@ class PreTrainedConfig:
 
     @property
     def backend(self) -> str:
-        """The attention backend, by our name."""
+        """The attention backend, by our name. Raises ConfigError for an unknown attn_implementation."""
+        self.update({"attn_implementation": self._attn_implementation})
         return BACKEND[self._attn_implementation]
 
     def dropout_of(self, keys: tuple[str, ...]) -> float:
@@ -169,14 +186,15 @@ class PreTrainedConfig:
         return config_from_hf(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Every key with its value."""
-        return {key: copy.deepcopy(value) for key, value in self.__dict__.items() if not key.startswith("_")}
+        """Every key with its value, a dtype as its name."""
+        values = {key: copy.deepcopy(value) for key, value in self.__dict__.items() if not key.startswith("_")}
+        return values | {"dtype": None if self.dtype is None else str(self.dtype).removeprefix("torch.")}
 
     def to_json_string(self) -> str:
         return json.dumps(self._saved(), indent=2) + "\n"
 
     def _saved(self) -> dict[str, Any]:
-        values = {key: value for key, value in self.to_dict().items() if key not in UNSAVED}
+        values = {key: own for key, own in self.to_dict().items() if key not in OF_CALLS or own != COMMON[key]}
         values["id2label"] = {str(id): label for id, label in self.id2label.items()}
         return values
 
@@ -214,22 +232,37 @@ class PreTrainedConfig:
     @classmethod
     def from_pretrained(
         cls,
-        name: Path | str,
+        pretrained_model_name_or_path: Path | str,
         *,
         revision: str | None = None,
         cache_dir: Path | str | None = None,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        trust_remote_code: bool = False,
+        return_unused_kwargs: bool = False,
         **changes: Any,
-    ) -> Self:
-        """The config of a directory or a name on the hub, with `changes`. Raises CheckpointError or ConfigError."""
+    ) -> Self | tuple[Self, dict[str, Any]]:
+        """The config of a directory or a name on the hub, with `changes`; those that are no key of it are left out,
+        with a warning, or given back beside it (return_unused_kwargs). trust_remote_code is accepted as in
+        transformers. Raises CheckpointError, ConfigError for a key misspelled."""
+        name = pretrained_model_name_or_path
         directory = find_model(name, revision, cache_dir, local_files_only, token=token, weights=False)
-        config = cls.of_directory(directory, **changes)
+        config, unused = cls.of_directory(directory), {}
+        known = config.known()
+        for key in changes.keys() - {*known}:
+            if not did_you_mean(key, known):
+                unused[key] = changes.pop(key)
+        if unused and not return_unused_kwargs:
+            log.warning("%s: left out, as no key of a %s config: %s", directory, config.model_type, ", ".join(unused))
+        try:
+            config.change(changes)
+        except ConfigError as error:
+            raise ConfigError(f"{directory}: {error}") from error
         config._name_or_path = str(name)
         expected = cls.__dict__.get("model_type")
         if expected not in (None, config.model_type):
             raise CheckpointError(f"{directory}: a {config.model_type}, not a {expected}; AutoConfig opens any")
-        return config
+        return (config, unused) if return_unused_kwargs else config
 
     @classmethod
     def of_directory(cls, directory: Path, **changes: Any) -> Self:
@@ -240,10 +273,10 @@ class PreTrainedConfig:
         except (CheckpointError, ConfigError) as error:
             raise CheckpointError(f"{directory}: {error}") from error
 
-    def save_pretrained(self, directory: Path | str) -> None:
+    def save_pretrained(self, save_directory: Path | str) -> None:
         """Write config.json, as transformers reads it."""
-        os.makedirs(directory, exist_ok=True)
-        write_json(Path(directory) / "config.json", self._saved())
+        os.makedirs(save_directory, exist_ok=True)
+        write_json(Path(save_directory) / "config.json", self._saved())
 
     def __getstate__(self) -> dict[str, Any]:
         """The state to pickle: all but the family, whose readers cannot be pickled."""
@@ -268,6 +301,14 @@ class BertConfig(PreTrainedConfig):
 
     def __init__(self, **values: Any) -> None:
         super().__init__("bert", **values)
+
+
+def dtype_of(value: torch.dtype | str) -> torch.dtype:
+    """torch.float32 for itself, "float32" and "torch.float32". Raises ConfigError for one that models cannot have."""
+    found = getattr(torch, str(value).removeprefix("torch."), None)
+    if found not in DTYPES:
+        raise ConfigError(f"dtype {value!r}: give one of {', '.join(map(str, DTYPES))}")
+    return found
 
 
 def _whole(value: Any, key: str) -> dict[Any, Any]:

@@ -19,6 +19,20 @@ def max_tokens(cfg: EncoderConfig, tokenizer: BertTokenizer) -> int:
     return min(tokenizer.model_max_length, cfg.max_position_embeddings)
 
 
+def beyond_tables(cfg: EncoderConfig, tokens: Tokens) -> str | None:
+    """What in `tokens` has no row in its table of embeddings; None: everything has one."""
+    V, types, places = cfg.vocab_size, cfg.type_vocab_size, cfg.max_position_embeddings * cfg.learned_positions
+    for ids, first, end, name, of, mend in (
+        (tokens.input_ids, 0, V, "token id", f"{V} tokens", "call resize_token_embeddings(len(tokenizer))"),
+        (tokens.token_type_ids, 0, types, "token type", f"{types} types", "leave out token_type_ids"),
+        (tokens.position, -cfg.position_offset, places, "position", f"{places} positions", "give lower position_ids"),
+    ):
+        for value in (int(ids.max()), int(ids.min())) if ids is not None and end else ():
+            if not first <= value < end:
+                return f"{name} {value}, but the model has {of}; {'give none below 0' if value < first else mend}"
+    return None
+
+
 def tokens_of(
     cfg: EncoderConfig,
     attention: AttentionPattern,
@@ -39,6 +53,10 @@ def tokens_of(
     if input_ids is None:
         ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)  # not read
     else:
+        if not isinstance(input_ids, Tensor):
+            raise TypeError(f"input_ids is a {type(input_ids).__name__}; give a tensor: return_tensors='pt' makes one")
+        if input_ids.ndim != 2:
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; give (rows, tokens)")
         if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
             raise TypeError(f"input_ids of {input_ids.dtype}; give whole numbers")
         ids = input_ids.long()
@@ -54,13 +72,20 @@ def tokens_of(
         raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}, not {(B, T)}")
     position = None
     if position_ids is not None:
-        position = position_ids.expand(B, T) - cfg.position_offset
+        position = _expanded("position_ids", position_ids, (B, T)) - cfg.position_offset
     elif cfg.position_offset and input_ids is not None:
         real = ids != cfg.pad_token_id
         position = real.cumsum(dim=1) * real - 1
-    types = None if token_type_ids is None else token_type_ids.expand(B, T)
+    types = None if token_type_ids is None else _expanded("token_type_ids", token_type_ids, (B, T))
     if attention_mask is None:
         tokens = Tokens.full(ids, attention, token_type_ids=types, position=position)
     else:
         tokens = Tokens.padded(ids, attention_mask, attention, token_type_ids=types, position=position)
     return replace(tokens, cls=torch.arange(B, device=ids.device) * T)
+
+
+def _expanded(name: str, value: Tensor, shape: tuple[int, int]) -> Tensor:
+    try:
+        return value.expand(shape)
+    except RuntimeError as error:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, not {shape}") from error

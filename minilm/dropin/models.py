@@ -25,12 +25,12 @@ from torch.nn import functional as F
 
 from minilm.batch import IGNORE, Tokens
 from minilm.checkpoint.families import Built
-from minilm.checkpoint.hf import DTYPES, HEAD, entry_of, to_hf
+from minilm.checkpoint.hf import HEAD, entry_of, to_hf
 from minilm.checkpoint.model import check_version, find_model, read_weights, shapes_only, version_of
 from minilm.checkpoint.pooling import MODULES, Pooling, check_place, read_pooling, write_pooling
 from minilm.checkpoint.weights import INDEX, PICKLE, WHOLE, save_tensors
 from minilm.dropin.config import PreTrainedConfig
-from minilm.dropin.inputs import tokens_of
+from minilm.dropin.inputs import beyond_tables, tokens_of
 from minilm.dropin.outputs import ModelOutput
 from minilm.errors import CheckpointError, ConfigError, DataError, first_line
 from minilm.files import alone, remove, sync, sync_entry
@@ -56,6 +56,11 @@ class PreTrainedModel(nn.Module):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
+        if not isinstance(config, PreTrainedConfig):
+            kind = f"{type(config).__module__}.{type(config).__name__}"
+            raise ConfigError(
+                f"{type(self).__name__}: {kind} is no config of minilm; from_pretrained opens a directory"
+            )
         self.config = config
         self.num_labels, self.name_or_path = config.num_labels, config.name_or_path
         classes = config.family.classes
@@ -152,12 +157,7 @@ class PreTrainedModel(nn.Module):
         try:
             states = encoder(tokens, inputs_embeds, trace)
         except IndexError as error:  # from a CPU; a GPU fails with an assertion of its own
-            highest, V = int(tokens.input_ids.max()), encoder.cfg.vocab_size
-            if highest < V:
-                raise
-            raise DataError(
-                f"token id {highest}, but the model has {V} tokens; call resize_token_embeddings(len(tokenizer))"
-            ) from error
+            raise DataError(beyond_tables(encoder.cfg, tokens) or str(error)) from error
         outputs = self.outputs_of(states, tokens)
         if self.dimensions > 2:
             outputs = {name: each.view(-1, choices) for name, each in outputs.items()}
@@ -175,9 +175,9 @@ class PreTrainedModel(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        name: Path | str,
+        pretrained_model_name_or_path: Path | str,
         *,
-        config: PreTrainedConfig | None = None,
+        config: PreTrainedConfig | Path | str | None = None,
         revision: str | None = None,
         cache_dir: Path | str | None = None,
         local_files_only: bool = False,
@@ -190,6 +190,7 @@ class PreTrainedModel(nn.Module):
         ignore_mismatched_sizes: bool = False,
         attn_implementation: str | None = None,
         add_pooling_layer: bool = True,
+        device_map: str | int | torch.device | dict[str, Any] | None = None,
         **changes: Any,
     ) -> Self:
         """The model of a directory or of a name on the hub, in eval mode, every tensor of its file accounted for.
@@ -198,24 +199,30 @@ class PreTrainedModel(nn.Module):
         warning; another warning names tensors of another class, which are left out. dtype: None or "auto" is
         config.json's, or, if it has none, the file's. use_safetensors: False reads pytorch_model.bin, a pickle, by
         torch's unpickler that makes only tensors. ignore_mismatched_sizes: a head whose sizes differ from the file's is
-        initialised, too. changes: to the config, as num_labels and id2label. trust_remote_code and low_cpu_mem_usage
+        initialised, too. device_map: one device, or "auto" for a GPU if there is one; a model is not parted among
+        several. changes: to the config, as num_labels and id2label. trust_remote_code and low_cpu_mem_usage
         are accepted as in transformers: no code of a directory is run, and no weights are made before the file's.
 
         Raises CheckpointError naming the file and the tensor or key that does not fit, ConfigError for `changes`.
         """
+        name, device = pretrained_model_name_or_path, None if device_map is None else _one_device(device_map)
         directory = find_model(
             name, revision, cache_dir, local_files_only, allow_pickle=use_safetensors is False, token=token
         )
         before = version_of(directory)
-        config = PreTrainedConfig.of_directory(directory) if config is None else copy.deepcopy(config)
+        if config is None:
+            config = PreTrainedConfig.of_directory(directory)
+        else:
+            is_name = isinstance(config, Path | str)
+            config = PreTrainedConfig.from_pretrained(config) if is_name else copy.deepcopy(config)
         config._name_or_path = str(name)
         config.change(changes | ({} if attn_implementation is None else {"attn_implementation": attn_implementation}))
         chosen = dtype or torch_dtype or "auto"
-        config.dtype = config.dtype if chosen == "auto" else _name_of(chosen)  # None: the file's
+        config.dtype = config.dtype if chosen == "auto" else chosen  # None: the file's
         with shapes_only():
             model = cls(config, **({} if add_pooling_layer else {"add_pooling_layer": False}))
         if config.dtype is not None:
-            model.to(getattr(torch, _name_of(config.dtype)))
+            model.to(config.dtype)
         expected = {_bare(name): own for name, own in model.state_dict().items()}
         state, dropped = read_weights(
             expected,
@@ -228,7 +235,7 @@ class PreTrainedModel(nn.Module):
             as_stored=config.dtype is None,
         )
         model.to(next(iter(state.values())).dtype)
-        config.dtype = _name_of(model.dtype)
+        config.dtype = model.dtype
         if dropped:
             why = "has no such head, or a new one" if ignore_mismatched_sizes else "has no such head"
             log.warning("%s: ignored, as %s %s: %s", directory, cls.__name__, why, ", ".join(dropped))
@@ -239,7 +246,7 @@ class PreTrainedModel(nn.Module):
             except CheckpointError as error:
                 log.warning("%s; ignored, and not saved with the model", error)
         check_version(directory, before)
-        return model.eval()
+        return model.eval() if device is None else model.eval().to(device)
 
     @classmethod
     def from_config(
@@ -248,13 +255,18 @@ class PreTrainedModel(nn.Module):
         *,
         attn_implementation: str | None = None,
         dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        trust_remote_code: bool = False,
     ) -> Self:
-        """A model with random weights."""
-        if attn_implementation is not None:
+        """A model with random weights. dtype: None or "auto" is the config's, or, if it has none, float32.
+        trust_remote_code is accepted as in transformers."""
+        chosen = dtype or torch_dtype or "auto"
+        if attn_implementation is not None or chosen != "auto":
             config = copy.deepcopy(config)
-            config.update({"attn_implementation": attn_implementation})
+            config.update({} if attn_implementation is None else {"attn_implementation": attn_implementation})
+            config.dtype = config.dtype if chosen == "auto" else chosen
         model = cls(config)
-        return model if dtype in (None, "auto") else model.to(getattr(torch, _name_of(dtype)))
+        return model if config.dtype is None else model.to(config.dtype)
 
     def _load(self, state: dict[str, Tensor], what: str) -> None:
         """Load the tensors of `state`, named without the base model's prefix, and initialise parts of the head that it
@@ -280,13 +292,24 @@ class PreTrainedModel(nn.Module):
         return {prefix[:-1]: named[prefix[:-1]] for prefix in self.head_prefixes if prefix[:-1] in named}
 
     def save_pretrained(
-        self, directory: Path | str, *, state_dict: dict[str, Tensor] | None = None, safe_serialization: bool = True
+        self,
+        save_directory: Path | str,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        *,
+        save_function: Any = None,
+        max_shard_size: int | str | None = None,
+        safe_serialization: bool = True,
     ) -> None:
         """Write model.safetensors and, last, config.json, as transformers' Auto classes open them.
 
-        state_dict: in place of the model's own, if its tensors are sharded or are to be others. safe_serialization is
-        accepted as in transformers, but no pickle is written.
+        is_main_process: if false, nothing is written. state_dict: in place of the model's own, if its tensors are
+        sharded or are to be others. The last three are accepted as in transformers: one file is written, by
+        safetensors, and no pickle.
         """
+        if not is_main_process:
+            return
+        directory = save_directory
         if not safe_serialization:
             raise ConfigError("safe_serialization=False would be a pickle; none is written here")
         if str(directory) == "":
@@ -300,7 +323,7 @@ class PreTrainedModel(nn.Module):
 
     def _save(self, directory: Path, state: dict[str, Tensor]) -> None:
         config = self.config
-        config.architectures, config.dtype = [self.built.architecture], _name_of(self.dtype)
+        config.architectures, config.dtype = [self.built.architecture], self.dtype
         entry = entry_of(config.to_dict(), self.kind)
         config.__dict__.pop("minilm", None)
         if entry is not None:
@@ -378,9 +401,9 @@ class PreTrainedModel(nn.Module):
             raise ConfigError(f"embeddings of shape {tuple(new)}, and the model's are {tuple(old)}")
         self.base_model.encoder.embedding.word = value
 
-    def gradient_checkpointing_enable(
+    def activation_checkpointing_enable(
         self,
-        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
@@ -390,8 +413,29 @@ class PreTrainedModel(nn.Module):
             raise ConfigError("gradient checkpointing is for all layers here, without offloading")
         self.base_model.encoder.gradient_checkpointing = True
 
-    def gradient_checkpointing_disable(self) -> None:
+    def activation_checkpointing_disable(self) -> None:
         self.base_model.encoder.gradient_checkpointing = False
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        return self.base_model.encoder.gradient_checkpointing
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """`activation_checkpointing_enable`, by its name until transformers 5."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
+
+    gradient_checkpointing_disable = activation_checkpointing_disable
+    is_gradient_checkpointing = is_activation_checkpointing
+
+    def tie_weights(self) -> None:
+        """Nothing to do: a language model decodes with the word table itself."""
+
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """Compute attention as "sdpa" or as "eager" from now on. Raises ConfigError for others."""
+        self.config.update({"attn_implementation": attn_implementation})
+        self.base_model.encoder.backend = self.config.backend
 
     @torch.no_grad()
     def resize_token_embeddings(
@@ -664,9 +708,14 @@ def _bare(name: str) -> str:
     return name.removeprefix("bert.")
 
 
-def _name_of(dtype: torch.dtype | str) -> str:
-    """Name of a dtype, as "float32" for torch.float32. Raises ConfigError for a dtype that models cannot have."""
-    name = str(dtype).removeprefix("torch.")
-    if getattr(torch, name, None) not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r}: give one of {', '.join(map(str, DTYPES))}")
-    return name
+def _one_device(device_map: str | int | torch.device | dict[str, Any]) -> torch.device:
+    """The device of a device_map. Raises ConfigError for several, or an unknown one."""
+    places = [*device_map.values()] if isinstance(device_map, dict) else [device_map]
+    if len(places) != 1 or (isinstance(device_map, dict) and [*device_map] != [""]):
+        raise ConfigError(f"device_map {device_map!r}: a model is on one device here; give that")
+    if places[0] in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(places[0])
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device_map {device_map!r}: {first_line(error)}") from error

@@ -1,7 +1,8 @@
 """The results of a tokenizer (BatchEncoding) and of a model (ModelOutput)."""
 
+import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.utils import _pytree
 
 from minilm.errors import ConfigError, DataError
 
+log = logging.getLogger("minilm")
 ABSENT = ("loss", "pooler_output", "hidden_states", "attentions", "past_key_values", "cross_attentions")
 
 
@@ -35,42 +37,78 @@ class BatchEncoding(dict):
     text of a pair, 1 for those of the second.
     """
 
-    def __init__(self, data: dict[str, Any], encodings: list[tokenizers.Encoding] | None = None) -> None:
-        super().__init__(data)
-        self.encodings = encodings
+    def __init__(
+        self,
+        data: Mapping[str, Any] | None = None,
+        encoding: Sequence[tokenizers.Encoding] | tokenizers.Encoding | None = None,
+        tensor_type: str | None = None,
+        prepend_batch_axis: bool = False,
+    ) -> None:
+        super().__init__(data or {})
+        self.encodings = [encoding] if isinstance(encoding, tokenizers.Encoding) else encoding
+        self.convert_to_tensors(tensor_type, prepend_batch_axis)
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
             return self[name]
         raise AttributeError(f"this encoding has no {name!r}; it has {', '.join(self)}")
 
-    def __getitem__(self, key: str | int) -> Any:
-        return super().__getitem__(key) if isinstance(key, str) else self.encodings[key]
+    def __getitem__(self, key: str | int | slice) -> Any:
+        """What has this name; the Encoding of a text; or, without Encodings, a slice of the texts in all names."""
+        if isinstance(key, str):
+            return super().__getitem__(key)
+        if isinstance(key, slice) and self.encodings is None:
+            return {name: value[key] for name, value in self.items()}
+        return self._encodings()[key]
+
+    def __or__(self, other: Mapping[str, Any]) -> Self:
+        return type(self)({**self, **other}, self.encodings)
+
+    def copy(self) -> Self:
+        return type(self)(self, self.encodings)
+
+    def _encodings(self) -> Sequence[tokenizers.Encoding]:
+        """Raises ConfigError if the tokenizer did not make this, as after `pad`."""
+        if self.encodings is None:
+            raise ConfigError("these are no texts just tokenized, so words, characters and tokens are not known")
+        return self.encodings
+
+    @property
+    def is_fast(self) -> bool:
+        return self.encodings is not None
 
     @property
     def data(self) -> Self:
         return self
 
     @property
-    def n_sequences(self) -> int:
-        return self.encodings[0].n_sequences
+    def n_sequences(self) -> int | None:
+        return self.encodings[0].n_sequences if self.encodings else None
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """Move the tensors to `device`, in place."""
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Self:
+        """Move the tensors to `device`, in place. Ids stay whole numbers: for a dtype there is only a warning."""
+        if isinstance(device, torch.dtype):
+            log.warning("an encoding is not cast to %s; give a device", device)
+            return self
         for name, value in self.items():
             if isinstance(value, torch.Tensor):
                 self[name] = value.to(device, non_blocking=non_blocking)
         return self
 
-    def convert_to_tensors(self, tensor_type: str | None) -> Self:
+    def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> Self:
         """Convert lists to torch tensors ("pt") or numpy arrays ("np"), in place: whole numbers to int64, others to
-        float32 in torch. Raises DataError for rows of unequal lengths and for values that are no numbers."""
+        float32 in torch. What is a tensor already stays as it is. prepend_batch_axis: make a batch of one. Raises
+        DataError for rows of unequal lengths and for values that are no numbers."""
         if tensor_type not in (None, "pt", "np"):
             raise ConfigError(f"return_tensors {tensor_type!r}: give 'pt' or 'np'")
         dtypes = {"b": bool, "i": np.int64, "u": np.int64, "f": np.float32 if tensor_type == "pt" else np.float64}
+        done = torch.Tensor if tensor_type == "pt" else np.ndarray
         for name, value in self.items() if tensor_type else ():
+            if isinstance(value, done):
+                self[name] = value[None] if prepend_batch_axis else value
+                continue
             try:
-                array = np.array(value)
+                array = np.array([value] if prepend_batch_axis else value)
             except ValueError as error:
                 raise DataError(
                     f"{name}: rows of unequal lengths make no tensor; padding=True and truncation=True make them equal"
@@ -83,15 +121,15 @@ class BatchEncoding(dict):
         return self
 
     def tokens(self, batch_index: int = 0) -> list[str]:
-        return self.encodings[batch_index].tokens
+        return self._encodings()[batch_index].tokens
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
         """The index of each token's word, None for special tokens."""
-        return self.encodings[batch_index].word_ids
+        return self._encodings()[batch_index].word_ids
 
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
         """The index of each token's text in a pair, None for special tokens."""
-        return self.encodings[batch_index].sequence_ids
+        return self._encodings()[batch_index].sequence_ids
 
     def char_to_token(self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0) -> Any:
         """The token that holds a character, None for a space."""
@@ -119,7 +157,7 @@ class BatchEncoding(dict):
 
     def _asked(self, first: int, second: int | None, what: str, *more: int, kind: type | None = None) -> Any:
         batch, index = (0, first) if second is None else (first, second)
-        found = getattr(self.encodings[batch], what)(index, *more)
+        found = getattr(self._encodings()[batch], what)(index, *more)
         return found if kind is None or found is None else kind(*found)
 
 

@@ -15,54 +15,31 @@ from typing import Any, Self
 import numpy as np
 import tokenizers
 import torch
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import models
 
-from minilm.checkpoint.model import MAX_CONFIG, find_model
-from minilm.data.tokenizer_files import (
-    UNK,
-    check_case,
-    check_ids,
-    lowercases,
-    read_vocab,
-    small_file,
-    wordpiece,
-    wordpiece_of,
-    write_tokenizer,
+from minilm.checkpoint.model import find_model
+from minilm.data.tokenizer_files import lowercases, read_vocab, wordpiece, write_tokenizer
+from minilm.dropin.backend import (
+    KNOWN,
+    ROLES,
+    check_types,
+    checked_side,
+    content,
+    more_tokens,
+    open_backend,
+    prepare,
+    special_token,
 )
 from minilm.dropin.outputs import BatchEncoding
 from minilm.errors import ConfigError, DataError, UserError, did_you_mean, first_line
-from minilm.files import alone, read_json
+from minilm.files import alone
 
 log = logging.getLogger("minilm")
-ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-BERT_ROLES = dict(zip(ROLES[2:], ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"), strict=True))
-ROBERTA_ROLES = dict(zip(ROLES, ("<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"), strict=True))
 NO_LIMIT = int(1e30)  # transformers' model_max_length where none is given
-SPLITTING = {  # flag -> the attribute of a tokenizer's part that it sets
-    "do_lower_case": "lowercase",
-    "strip_accents": "strip_accents",
-    "tokenize_chinese_chars": "handle_chinese_chars",
-    "add_prefix_space": "add_prefix_space",
-}
-TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-FLAGS = (*SPLITTING, "split_special_tokens", "clean_up_tokenization_spaces")
-TYPES = dict.fromkeys(FLAGS, bool) | {  # of a tokenizer_config.json's values
-    "model_max_length": int | float,
-    "model_input_names": list,
-    "extra_special_tokens": list | dict,
-    "additional_special_tokens": list | dict,
-    "tokenizer_class": str,
-}
 _turn = threading.RLock()  # options are set on the tokenizer in Rust: other threads may not change them meanwhile
 os.register_at_fork(before=_turn.acquire, after_in_parent=_turn.release, after_in_child=_turn.release)
 STRATEGIES = ("longest_first", "only_first", "only_second")
 PAIRED = ("BertTokenizer", "ElectraTokenizer")  # classes whose models read token_type_ids
-CLASSES = {  # model_type -> tokenizer class, if no file names one
-    "bert": "BertTokenizer",
-    "electra": "ElectraTokenizer",
-    "distilbert": "DistilBertTokenizer",
-    "roberta": "RobertaTokenizer",
-}
 
 
 class BertTokenizer:
@@ -84,26 +61,22 @@ class BertTokenizer:
         if not isinstance(vocab, tokenizers.Tokenizer):
             vocab = dict(vocab) if isinstance(vocab, dict) else read_vocab(Path(vocab))
             backend = wordpiece(vocab, do_lower_case, strip_accents, tokenize_chinese_chars)
-        _check_types(config)
-        self._set_up(backend, {"tokenizer_class": "BertTokenizer"} | config)
+        for key in config.keys() - {*KNOWN}:  # as in transformers, others are passed over
+            if hint := did_you_mean(key, KNOWN):
+                raise ConfigError(f"{key}: no argument of a tokenizer{hint}")
+        check_types(config)
+        config = {"tokenizer_class": "BertTokenizer"} | config
+        self._set_up(backend, config, prepare(backend, config))
 
-    def _set_up(self, backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
-        """Set the attributes. config: as in tokenizer_config.json; roles that it does not name get the usual tokens."""
-        self._roles = _roles_of(backend, config)
-        self._backend = backend
-        backend.no_truncation()  # a tokenizer.json may set either; here the caller does
-        backend.no_padding()
-        more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-        more = list(more.values()) if isinstance(more, dict) else more
-        self.additional_special_tokens = [_content(token) for token in more]
-        special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-        wanted = [_special(config.get(role) or token) for role, token in self._roles.items()] + [*map(_special, more)]
-        backend.add_special_tokens([token for token in wanted if token.content not in special])
+    def _set_up(self, backend: tokenizers.Tokenizer, config: dict[str, Any], roles: dict[str, str]) -> None:
+        """Set the attributes. config: as in tokenizer_config.json."""
+        self._backend, self._roles = backend, roles
+        self.extra_special_tokens = [*map(content, more_tokens(config))]
         self.tokenizer_class = str(config.get("tokenizer_class") or "").removesuffix("Fast")
         limit = config.get("model_max_length")
         self.model_max_length = NO_LIMIT if limit is None else int(min(limit, NO_LIMIT))
-        self.padding_side = _side(config.get("padding_side") or "right", "padding_side")
-        self.truncation_side = _side(config.get("truncation_side") or "right", "truncation_side")
+        self.padding_side = checked_side(config.get("padding_side") or "right", "padding_side")
+        self.truncation_side = checked_side(config.get("truncation_side") or "right", "truncation_side")
         self.pad_token_type_id = 0
         paired = self.tokenizer_class in PAIRED
         default = ["input_ids", *(["token_type_ids"] if paired else []), "attention_mask"]
@@ -112,13 +85,14 @@ class BertTokenizer:
         self.clean_up_tokenization_spaces = bool(config.get("clean_up_tokenization_spaces", False))
         self.do_lower_case = lowercases(backend)
         self.name_or_path = ""
+        self._has_warned = False  # that a text is longer than the model reads
 
     # -- loading and saving -------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(
         cls,
-        name: Path | str,
+        pretrained_model_name_or_path: Path | str,
         *,
         revision: str | None = None,
         cache_dir: Path | str | None = None,
@@ -135,67 +109,22 @@ class BertTokenizer:
         Raises DataError naming the file, also if the tokenizer is not the model's or lower-cases a cased vocabulary;
         ConfigError for unknown changes, or those that the tokenizer has no part for.
         """
+        name = pretrained_model_name_or_path
         directory = find_model(name, revision, cache_dir, local_files_only, token=token, weights=False)
-        known = [*ROLES, *TYPES, "padding_side", "truncation_side"]
-        for key in changes.keys() - set(known):
-            raise ConfigError(f"{key}: no argument of a tokenizer{did_you_mean(key, known)}")
-        said = {}
-        for file in ("special_tokens_map.json", "tokenizer_config.json"):
-            if (directory / file).exists():
-                said |= read_json(directory / file)
-        config = said | changes
-        model = directory / "config.json"
-        model = read_json(model, most=MAX_CONFIG) if model.exists() else {}
-        backend = _read_backend(directory, config)
-        if not (directory / "tokenizer.json").exists():  # a tokenizer.json has them itself
-            _add_stated(backend, directory, config)
-        if not config.get("tokenizer_class"):  # a WordPiece without a model_type is taken for a BERT's
-            kind = model.get("model_type") or ("bert" if isinstance(backend.model, models.WordPiece) else None)
-            config["tokenizer_class"] = model.get("tokenizer_class") or CLASSES.get(str(kind))
+        backend, config, roles = open_backend(directory, changes)
         tokenizer = cls.__new__(cls)
-        try:
-            _check_types(config)
-            _split_as(backend, said, changes)
-            tokenizer._set_up(backend, config)
-            before = _roles_of(backend, said)
-            if any(before.get(role) != tokenizer._roles.get(role) for role in ("cls_token", "sep_token")):
-                tokenizer._set_ends()
-        except UserError as error:
-            raise type(error)(f"{directory}: {error}") from error
+        tokenizer._set_up(backend, config, roles)
         tokenizer.name_or_path = str(name)
-        check_ids(backend, str(directory))
-        check_case(backend.get_vocab(), tokenizer.do_lower_case, str(directory))
-        plain = isinstance(backend.normalizer, normalizers.BertNormalizer)  # a Sequence may lower-case elsewhere
-        lower = (said | changes).get("do_lower_case", tokenizer.do_lower_case)
-        if plain and bool(lower) != tokenizer.do_lower_case:
-            raise DataError(
-                f"{directory}: tokenizer_config.json says do_lower_case {lower}, and tokenizer.json does otherwise; "
-                f"give do_lower_case={tokenizer.do_lower_case}"
-            )
-        if isinstance(size := model.get("vocab_size"), int):
-            added = {*backend.get_added_tokens_decoder()}
-            ids = {*backend.get_vocab(with_added_tokens=False).values(), *({*_specials_of(backend, directory)} - added)}
-            if (highest := max(ids, default=0)) >= size:
-                raise DataError(f"{directory}: tokenizer ids go to {highest}, the model has {size} tokens; use its own")
-            if (highest := max(added, default=0)) >= size:
-                line = "%s: the tokenizer has added ids to %d, the model %d tokens: call resize_token_embeddings(%d)"
-                log.warning(line, directory, highest, size, len(tokenizer))
         return tokenizer
 
-    def _set_ends(self) -> None:
-        """Put cls_token and sep_token around each text. Raises ConfigError if there is no place for them."""
-        ends, word_piece = self._backend.post_processor, isinstance(self._backend.model, models.WordPiece)
-        if (ends is None or isinstance(ends, processors.TemplateProcessing)) and word_piece:
-            ends = processors.BertProcessing(("", 0), ("", 0))
-        known = isinstance(ends, processors.BertProcessing | processors.RobertaProcessing)
-        if not known or None in (self.cls_token, self.sep_token):
-            raise ConfigError("cls_token, sep_token: the tokenizer puts others around a text; leave them as they are")
-        ends.cls, ends.sep = ((token, self._backend.token_to_id(token)) for token in (self.cls_token, self.sep_token))
-        self._backend.post_processor = ends
-
-    def save_pretrained(self, directory: Path | str) -> None:
-        """Write tokenizer.json, a WordPiece's vocab.txt, and tokenizer_config.json, as transformers reads them."""
-        directory = Path(directory)
+    def save_pretrained(
+        self, save_directory: Path | str, legacy_format: bool | None = None, filename_prefix: str | None = None
+    ) -> tuple[str, ...]:
+        """Write tokenizer.json, a WordPiece's vocab.txt, and tokenizer_config.json, as transformers reads them, and
+        return their paths. legacy_format is accepted as in transformers. Raises ConfigError for a filename_prefix."""
+        if filename_prefix:
+            raise ConfigError(f"filename_prefix {filename_prefix!r}: nothing would open such files; leave it out")
+        directory = Path(save_directory)
         config = {
             "tokenizer_class": self.tokenizer_class or "PreTrainedTokenizerFast",
             "model_max_length": self.model_max_length,
@@ -209,13 +138,13 @@ class BertTokenizer:
             config["add_prefix_space"] = True
         if self.split_special_tokens:
             config["split_special_tokens"] = True
-        if self.additional_special_tokens:
-            config["extra_special_tokens"] = self.additional_special_tokens
+        if self.extra_special_tokens:
+            config["extra_special_tokens"] = self.extra_special_tokens
         with _turn, alone(directory):
             self._backend.no_truncation()
             self._backend.no_padding()
             self._backend.encode_special_tokens = False
-            write_tokenizer(directory, self._backend, config)
+            return tuple(map(str, write_tokenizer(directory, self._backend, config)))
 
     # -- text to tokens -----------------------------------------------------------------------------
 
@@ -284,10 +213,11 @@ class BertTokenizer:
         if return_overflowing_tokens:
             data["overflow_to_sample_mapping"] = [i for i, group in enumerate(groups) for _ in group]
         longest = max((len(each.ids) for each in flat), default=0)
-        if strategy is None and verbose and longest > self.model_max_length:
-            log.warning(
-                "a text of %d tokens, and the model reads %d: truncation=True cuts it", longest, self.model_max_length
-            )
+        limit, is_free = self.model_max_length, max_length is None and strategy is None
+        if is_free and longest > limit and verbose and not self._has_warned:
+            self._has_warned = True
+            line = "a text has %d tokens, and the model reads %d: truncation=True cuts it (said once)"
+            log.warning(line, longest, limit)
         result = BatchEncoding(data, flat).convert_to_tensors(return_tensors)
         if one and return_tensors is None and not return_overflowing_tokens:
             result.update({name: value[0] for name, value in result.items() if isinstance(value[0], list)})
@@ -319,17 +249,25 @@ class BertTokenizer:
         verbose: bool = True,
     ) -> BatchEncoding:
         """Pad encodings of this tokenizer to one length, as to collate them in a DataLoader. encoded_inputs: a dict for
-        each text, or a dict of lists; a dict of one text is padded alone. Other names (labels) stay as they are.
+        each text, or a dict of lists; a dict of one text is padded alone. Other names (labels) are not padded. Where
+        the ids are tensors or arrays, so are the results.
 
         padding: True or "longest", "max_length", which is as many as the model reads if no max_length is given.
         Raises DataError for rows without input_ids.
         """
         if isinstance(encoded_inputs, list | tuple):
             names = encoded_inputs[0] if encoded_inputs else {}
+            for number, each in enumerate(encoded_inputs):
+                if lacks := [name for name in names if name not in each]:
+                    raise DataError(f"row {number} (from 0) has no {lacks[0]}, which row 0 has; give each row the same")
             encoded_inputs = {name: [each[name] for each in encoded_inputs] for name in names}
         if "input_ids" not in encoded_inputs:
             raise DataError(f"no input_ids to pad, but {', '.join(map(str, encoded_inputs)) or 'nothing'}")
         one = len(encoded_inputs["input_ids"]) > 0 and np.ndim(encoded_inputs["input_ids"][0]) == 0
+        if return_tensors is None and len(encoded_inputs["input_ids"]):  # of tensors, tensors
+            first = encoded_inputs["input_ids"] if one else encoded_inputs["input_ids"][0]
+            kinds = ((torch.Tensor, "pt"), (np.ndarray, "np"))
+            return_tensors = next((kind for of, kind in kinds if isinstance(first, of)), None)
         values = {name: [value] if one else value for name, value in encoded_inputs.items()}
         rows = {name: [_as_list(each) for each in value] for name, value in values.items()}
         lengths = [len(ids) for ids in rows["input_ids"]]
@@ -340,7 +278,7 @@ class BertTokenizer:
             longest = max(lengths, default=0)
             target = max(longest, max_length) if padding == "max_length" else longest
             target = -(-target // (pad_to_multiple_of or 1)) * (pad_to_multiple_of or 1)
-            side = _side(padding_side or self.padding_side, "padding_side")
+            side = checked_side(padding_side or self.padding_side, "padding_side")
             fills = {"input_ids": self.pad_token_id, "token_type_ids": self.pad_token_type_id}
             for name, fill in (fills | {"attention_mask": 0, "special_tokens_mask": 1}).items():
                 for at, values in enumerate(rows.get(name, ())):
@@ -408,7 +346,7 @@ class BertTokenizer:
         if cut and multiple and length is not None and length % multiple:
             raise ConfigError(f"max_length {length} is no multiple of pad_to_multiple_of {multiple}")
         self._backend.enable_padding(
-            direction=_side(side or self.padding_side, "padding_side"),
+            direction=checked_side(side or self.padding_side, "padding_side"),
             pad_id=self.pad_token_id,
             pad_type_id=self.pad_token_type_id,
             pad_token=self.pad_token,
@@ -431,7 +369,7 @@ class BertTokenizer:
         clean = (
             self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
         )
-        return _without_odd_spaces(text) if clean and isinstance(self._backend.model, models.WordPiece) else text
+        return text if not clean or isinstance(self._backend.model, models.BPE) else _without_odd_spaces(text)
 
     def batch_decode(
         self,
@@ -439,6 +377,9 @@ class BertTokenizer:
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
+        sequences = sequences if isinstance(sequences, torch.Tensor | np.ndarray) else list(sequences)
+        if not len(sequences) or np.ndim(sequences[0]) == 0:  # as in transformers 5, one text
+            sequences = [sequences]
         return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in sequences]
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
@@ -462,24 +403,28 @@ class BertTokenizer:
     # -- the vocabulary -----------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        """cls_token, cls_token_id and so on; None for a role without a token."""
+        """cls_token, cls_token_id and so on; None for a role without a token, the id of unk_token for one that the
+        vocabulary lacks."""
         role = name.removesuffix("_id")
         if role in ROLES and "_roles" in self.__dict__:
             token = self._roles.get(role)
-            return self._backend.token_to_id(token) if token is not None and role != name else token
+            return self.convert_tokens_to_ids(token) if token is not None and role != name else token
         raise AttributeError(f"a tokenizer has no {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
+        """Name the token of a role, by itself or by its id. In a text it is read as before, and it is not added to the
+        vocabulary: `add_special_tokens` does both."""
         role = name.removesuffix("_id")
-        if role in ROLES:
-            if role == name or value is None:
-                self.add_special_tokens({role: value})
-            elif value < 0 or (token := self._backend.id_to_token(value)) is None:
-                raise ConfigError(f"{name} {value}: the tokenizer has no such token")
-            else:  # in a text it is read as before
-                self._roles[role] = token
-        else:
+        if role not in ROLES:
             super().__setattr__(name, value)
+        elif value is None:
+            self._roles.pop(role, None)
+        elif role == name:
+            self._roles[role] = content(value)
+        elif value < 0 or (token := self._backend.id_to_token(value)) is None:
+            raise ConfigError(f"{name} {value}: the tokenizer has no such token")
+        else:
+            self._roles[role] = token
 
     @property
     def vocab_size(self) -> int:
@@ -512,8 +457,21 @@ class BertTokenizer:
         return dict(self._roles)
 
     @property
+    def extra_special_tokens_ids(self) -> list[int]:
+        return self.convert_tokens_to_ids(self.extra_special_tokens)
+
+    @property
+    def additional_special_tokens(self) -> list[str]:
+        """The name of `extra_special_tokens` until transformers 4."""
+        return self.extra_special_tokens
+
+    @additional_special_tokens.setter
+    def additional_special_tokens(self, tokens: Iterable[Any]) -> None:
+        self.extra_special_tokens = [*map(content, tokens)]
+
+    @property
     def all_special_tokens(self) -> list[str]:
-        return list(dict.fromkeys([*self._roles.values(), *self.additional_special_tokens]))
+        return list(dict.fromkeys([*self._roles.values(), *map(content, self.extra_special_tokens)]))
 
     @property
     def all_special_ids(self) -> list[int]:
@@ -529,116 +487,23 @@ class BertTokenizer:
         tokens = [new_tokens] if isinstance(new_tokens, str | tokenizers.AddedToken) else list(new_tokens)
         return self._backend.add_special_tokens(tokens) if special_tokens else self._backend.add_tokens(tokens)
 
-    def add_special_tokens(self, special_tokens_dict: dict[str, Any]) -> int:
-        """Set the token of each role, or additional_special_tokens; None removes a role. Returns how many were new."""
+    def add_special_tokens(self, special_tokens_dict: dict[str, Any], replace_extra_special_tokens: bool = True) -> int:
+        """Set the token of each role, or extra_special_tokens, and add those that the vocabulary lacks; None removes a
+        role. replace_extra_special_tokens: false adds to the ones that there are. Returns how many were new."""
         more = []
         for role, value in special_tokens_dict.items():
             if role in ROLES and value is None:
                 self._roles.pop(role, None)
             elif role in ROLES:
-                self._roles[role] = _content(value)
-                more.append(_special(value))
+                self._roles[role] = content(value)
+                more.append(special_token(value))
             elif role in ("additional_special_tokens", "extra_special_tokens"):
-                self.additional_special_tokens = [_content(token) for token in value]
-                more += map(_special, value)
+                kept = [] if replace_extra_special_tokens else self.extra_special_tokens
+                self.extra_special_tokens = list(dict.fromkeys([*kept, *map(content, value)]))
+                more += map(special_token, value)
             else:
                 raise ConfigError(f"special token {role!r}: give one of {', '.join(ROLES)}")
         return self._backend.add_special_tokens(more)
-
-
-def _read_backend(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
-    """The tokenizer of a file, of a directory's tokenizer.json, or else of its WordPiece or byte-level vocabulary."""
-    names = ("tokenizer.json", "vocab.txt", "vocab.json")
-    file = path if path.is_file() else next((path / name for name in names if (path / name).exists()), None)
-    if file is None:
-        raise DataError(f"{path}: no tokenizer in it: none of {', '.join(names)}")
-    try:
-        if file.suffix == ".txt":
-            if UNK not in (vocab := read_vocab(file)):
-                raise DataError(f"{file}: lacks {UNK}, which stands for what it does not know")
-            return wordpiece_of(vocab, config)[0]
-        if file.name != "vocab.json":
-            return tokenizers.Tokenizer.from_str(small_file(file).read_text(encoding="utf-8"))
-        return _byte_level(small_file(file), small_file(file.with_name("merges.txt")), config)
-    except (DataError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # no narrower one: tokenizers raises plain Exception, and a panic is not even that
-        raise DataError(f"{file}: not a tokenizer's file ({first_line(error)})") from error
-
-
-def _add_stated(backend: tokenizers.Tokenizer, directory: Path, config: dict[str, Any]) -> None:
-    """Add the tokens of added_tokens.json and of a tokenizer_config.json's added_tokens_decoder. Raises DataError for
-    a token that would get another id."""
-    file, stated = directory / "added_tokens.json", config.get("added_tokens_decoder") or {}
-    if not isinstance(stated, dict):
-        raise DataError(f"{directory}: tokenizer_config.json: added_tokens_decoder is {stated!r}")
-    if file.exists():
-        stated = {str(id): token for token, id in read_json(file).items()} | stated
-    for id, entry in sorted(stated.items(), key=lambda each: (len(each[0]), each[0])):  # ids in numerical order
-        token = _token(entry)
-        backend.add_tokens([token])
-        if str(own := backend.token_to_id(token.content)) != id:
-            raise DataError(f"{directory}: token {token.content!r} should get id {id}, but would get {own}")
-
-
-def _roles_of(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> dict[str, str]:
-    """The token of each role: as `config` names it, or the usual one of this kind of vocabulary."""
-    usual = BERT_ROLES if isinstance(backend.model, models.WordPiece) else ROBERTA_ROLES
-    vocab = backend.get_vocab(with_added_tokens=True)
-    usual = {role: token for role, token in usual.items() if token in vocab}
-    return usual | {role: _content(config[role]) for role in ROLES if config.get(role) is not None}
-
-
-def _split_as(backend: tokenizers.Tokenizer, said: dict[str, Any], changes: dict[str, Any]) -> None:
-    """Set how the tokenizer splits a text: as its tokenizer_config.json (`said`), but for do_lower_case, and `changes`
-    say. Raises ConfigError for a change that the tokenizer has no part for."""
-    parts = (backend.normalizer, backend.pre_tokenizer, backend.post_processor)
-    config = said | {"do_lower_case": None} | changes
-    for flag, attribute in SPLITTING.items():
-        value, having = config.get(flag), [part for part in parts if hasattr(part, attribute)]
-        if flag not in config or (value is None and flag != "strip_accents"):
-            continue
-        for part in having:
-            setattr(part, attribute, value)
-        undone = value != lowercases(backend) if flag == "do_lower_case" else value and not having
-        if flag == "add_prefix_space" and isinstance(backend.model, models.WordPiece):
-            undone = False  # WordPiece takes each word as after a space
-        if flag in changes and undone:
-            raise ConfigError(f"{flag}={value}: this tokenizer cannot do that; leave it out")
-
-
-def _check_types(config: dict[str, Any]) -> None:
-    """Raises DataError naming the key of a tokenizer_config.json whose value is of a wrong type."""
-    for key, kind in TYPES.items():
-        value = config.get(key)
-        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-            raise DataError(f"tokenizer_config.json: {key} is {value!r}")
-    limit = config.get("model_max_length")
-    if limit is not None and not limit > 0:  # a NaN is not, either
-        raise DataError(f"tokenizer_config.json: model_max_length is {limit!r}; give a number of tokens")
-
-
-def _specials_of(backend: tokenizers.Tokenizer, directory: Path) -> list[int]:
-    """The ids of a pair of empty texts: the special tokens around texts."""
-    try:
-        return backend.encode("", "").ids
-    except Exception as error:  # no narrower one: tokenizers raises plain Exception
-        raise DataError(f"{directory}: its tokenizer encodes nothing ({error})") from error
-
-
-def _byte_level(vocab: Path, merges: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
-    """RoBERTa's byte-level BPE tokenizer (Radford et al. 2019, sec. 2.2)."""
-    words, pairs = models.BPE.read_file(str(vocab), str(merges))
-    backend = tokenizers.Tokenizer(models.BPE(words, pairs, continuing_subword_prefix="", end_of_word_suffix=""))
-    prefix = bool(config.get("add_prefix_space", False))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
-    backend.decoder = decoders.ByteLevel()
-    roles = ROBERTA_ROLES | {role: _content(config[role]) for role in ROLES if config.get(role) is not None}
-    mask = tokenizers.AddedToken(roles.pop("mask_token"), lstrip=True, special=True, normalized=False)
-    backend.add_special_tokens([*dict.fromkeys(roles.values()), mask])
-    sep, cls = ((roles[role], words[roles[role]]) for role in ("sep_token", "cls_token"))
-    backend.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=prefix)
-    return backend
 
 
 def _as_batch(text: Any, pair: Any, words: bool) -> tuple[bool, list[Any]]:
@@ -681,35 +546,8 @@ def _strings(value: Any) -> Iterable[Any]:
         yield value
 
 
-def _content(token: Any) -> str:
-    """The text of a token's entry: a string, an object of JSON or an AddedToken."""
-    content = token.get("content") if isinstance(token, dict) else getattr(token, "content", token)
-    if not isinstance(content, str) or not content or content.encode(errors="ignore").decode() != content:
-        raise DataError(f"tokenizer_config.json: {token!r} is no token")
-    return content
-
-
-def _token(entry: Any, **flags: bool) -> tokenizers.AddedToken:
-    """A token's entry (as in `_content`) as an AddedToken. flags: defaults for those that the entry does not set."""
-    if isinstance(entry, tokenizers.AddedToken):
-        return entry
-    if isinstance(entry, dict):
-        flags |= {flag: bool(entry[flag]) for flag in TOKEN_FLAGS if flag in entry}
-    return tokenizers.AddedToken(_content(entry), **flags)
-
-
-def _special(entry: Any) -> tokenizers.AddedToken:
-    return _token(entry, special=True, normalized=False)
-
-
-def _side(side: Any, name: str) -> str:
-    if side not in ("left", "right"):
-        raise ConfigError(f"{name} {side!r}: give left or right")
-    return side
-
-
 def _without_odd_spaces(text: str) -> str:
     """transformers' clean_up_tokenization."""
-    for odd in (" .", " ?", " !", " ,", " n't", " 'm", " 's", " 've", " 're"):
-        text = text.replace(odd, odd[1:])
-    return text.replace(" ' ", "'")
+    for odd in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
+        text = text.replace(odd, "'" if odd == " ' " else odd[1:])
+    return text

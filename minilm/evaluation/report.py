@@ -187,7 +187,13 @@ def model_card(result: dict[str, Any], out: Path, settings: dict[str, Any]) -> s
     figures = "\n".join(f"    {line}" for line in summary(result))
     origin = f"Trained further from {settings['model']}" if "model" in settings else "Pretrained from scratch"
     notes = f"\n{PREFIX_NOTE}\n" if result["objective"] == "prefix" else ""
-    own = settings | {"steps": result["steps"]}
+    unused = {  # settings of a recipe that had no effect in this run
+        *(() if result["objective"] == "mlm" else ("mask_rate", "whole_words")),
+        *(() if settings.get("schedule") == "wsd" else ("decay_frac",)),
+        *(("packing",) if settings.get("pairs") else ()),
+        *(("output_scale",) if "model" in settings else ()),
+    }
+    own = {key: value for key, value in (settings | {"steps": result["steps"]}).items() if key not in unused}
     rows = "\n".join(f"| {key} | {value} |" for key, value in own.items() if value is not None)
     return f"""---
 library_name: transformers

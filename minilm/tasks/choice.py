@@ -6,6 +6,7 @@ Shape letters: N features of a batch.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,7 +20,7 @@ from minilm.errors import DataError
 from minilm.metrics.intervals import weighted_means
 from minilm.tasks.baselines import Scores
 from minilm.tasks.classification import logits_of
-from minilm.tasks.task import Features, GroupedFeatures, Predictions, Task, TaskBatch, tokenized
+from minilm.tasks.task import Features, GroupedFeatures, Predictions, Task, TaskBatch, check_strings, tokenized
 from minilm.train.losses import widened
 
 
@@ -40,9 +41,9 @@ class MultipleChoice(Task):
         """A feature for each choice, with the text before it. target (n,): 1 for the right choice, 0 for others."""
         of = [(row, i, each) for row, each in enumerate(examples) for i in range(len(each.choices))]
         texts, choices = [each.text for _, _, each in of], [each.choices[i] for _, i, each in of]
-        made = tokenized(texts, choices, tokenizer, length)
+        made = tokenized(texts, choices, tokenizer, length, np.array([row for row, _, _ in of]))
         target = np.array([i == each.label for _, i, each in of], np.int64)
-        return GroupedFeatures.of(made, target, np.array([row for row, _, _ in of]))
+        return GroupedFeatures.of(made, target)
 
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         logits = widened(outputs)
@@ -60,8 +61,10 @@ class MultipleChoice(Task):
         """Examples without labels: texts, and the choices of each."""
         if pairs is None:
             raise DataError("a text needs its choices: give `pairs`, a list for each")
-        if any(isinstance(choices, str) or len(choices) < 2 for choices in pairs):
+        if any(isinstance(own, str) or not hasattr(own, "__len__") or len(own) < 2 for own in pairs):
             raise DataError("each text needs two choices or more: give `pairs` a list of them for each")
+        check_strings("text", texts)
+        check_strings("choice", chain.from_iterable(pairs))
         return [Choice(text, tuple(choices)) for text, choices in zip(texts, pairs, strict=True)]
 
     def decode(self, predictions: Predictions) -> list[int]:

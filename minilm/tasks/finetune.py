@@ -9,7 +9,7 @@ from typing import Any, Literal
 from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
 from minilm.data.examples import Data
-from minilm.data.splits import check_labels, overlap, split_by_text
+from minilm.data.splits import check_labels, overlap, split_by_text, wide_labels
 from minilm.data.tables import table_of
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
@@ -62,8 +62,10 @@ def finetune(
     if task not in TASKS:
         raise ConfigError(f"task {task!r} is none of {', '.join(TASKS)}{did_you_mean(str(task), TASKS)}")
     settings, directory = Tuning(**tuning), find_model(model)
+    if settings.epochs is not None and settings.steps is not None:
+        raise ConfigError("epochs and steps: exclude each other; give one")
     data = read_examples(table_of(rows), task, text, pair, label)
-    say_notes("rows", data)
+    say_notes("rows", replace(data, notes=(*data.notes, *wide_labels(data.examples))))
     if dev is None:
         data, other = held_out(data, settings.seed)
     else:
@@ -74,7 +76,7 @@ def finetune(
     network, made = model_for(made, directory, settings.seed, new_head)
     tokenizer = BertTokenizer.from_pretrained(directory)
     with tempfile.TemporaryDirectory() as scratch:
-        store = Store(Path(scratch) / "run" if out is None else Path(out))
+        store = Store(Path(scratch) / "run", temporary=True) if out is None else Store(Path(out))
         store.check_writable()
         with store.hold():
             return tune(
@@ -125,10 +127,11 @@ def open_tuned(
 
 
 def held_out(data: Data, seed: int, groups: Sequence[str] | None = None) -> tuple[Data, Data]:
-    """Hold out a tenth of the examples, and say so: (the rest, the tenth)."""
+    """Hold out a tenth of the examples, or what comes near it in whole groups, and say so: (the rest, the part)."""
     rest, dev = split_by_text(data.examples, DEV, seed, groups)
     data, dev = replace(data, examples=rest), replace(data, examples=dev, left_out=())
-    say(f"no dev examples: {len(dev.examples):,} of the training examples (a tenth) are held out as dev")
+    total = len(rest) + len(dev.examples)
+    say(f"no dev examples: {len(dev.examples):,} of the {total:,} training examples are held out as dev")
     return data, dev
 
 

@@ -142,10 +142,11 @@ def make_task(
         raise ConfigError(f"--class-weights {weights}: give balanced, or leave it out")
     if not (weights or smoothing or positive is not None):
         return task
-    if positive is not None and (not isinstance(task, Classification) or len(task.labels) != 2):
-        raise ConfigError(f"--positive-label {positive}: needs two labels, and here are not two; leave it out")
     if not isinstance(task, Classification):
-        raise ConfigError(f"--class-weights, --label-smoothing: for one label a text; leave them out for {name}")
+        given = "--class-weights" if weights else "--label-smoothing" if smoothing else "--positive-label"
+        raise ConfigError(f"{given}: only for --task classification; leave it out")
+    if positive is not None and (many := len(task.labels)) != 2:
+        raise ConfigError(f"--positive-label {positive}: is for two labels, and the examples have {many}; leave it out")
     if positive is not None and positive not in task.labels:
         raise ConfigError(f"--positive-label {positive}: the labels are {' and '.join(task.labels)}; give one of these")
     counts = Counter(each.label for each in examples)

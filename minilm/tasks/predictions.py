@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from minilm.data.examples import Tagged, as_text
+from minilm.data.examples import SEPARATORS, Tagged, as_text
 from minilm.data.spans import with_column
 from minilm.data.tables import Row, Table
 from minilm.files import jsonl_text
@@ -26,6 +26,8 @@ def table_of_examples(examples: Sequence[Any]) -> Table:
     rows = [
         Row(each.where, {"where": each.where} | {name: getattr(each, name) for name in fields}) for each in examples
     ]
+    for row in rows if "choices" in fields else ():
+        row.cells["choices"] = [*row.cells["choices"]]
     return Table("examples", ("where", *fields), rows)
 
 
@@ -58,10 +60,11 @@ def _csv_line(cells: Iterable[Any], delimiter: str) -> str:
 
 
 def cell_text(value: Any) -> Any:
-    """A value as a table of text holds it: lists, true and false as in JSON, 1.0 as 1, several labels joined by |."""
-    if isinstance(value, tuple):
+    """A value as a table of text holds it: lists, true and false as in JSON, 1.0 as 1, several labels joined by |, or
+    as a list where they would be read as others."""
+    if isinstance(value, tuple) and value and not any(set(label) & {*SEPARATORS, "["} for label in value):
         return "|".join(value)
-    if isinstance(value, list | dict):
+    if isinstance(value, list | tuple | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     if getattr(value, "shape", None) == ():  # a scalar of numpy
         value = value.item()

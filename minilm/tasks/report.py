@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minilm.data.examples import Data, Example, Tagged
+from minilm.data.examples import SEPARATORS, Data, Example, Tagged
 from minilm.data.splits import duplicates, labels_of
 from minilm.data.tables import shown
 from minilm.dropin.tokenizer import BertTokenizer
@@ -22,7 +22,7 @@ from minilm.tasks.predictions import SHOWN_LABELS
 from minilm.tasks.span import THRESHOLD
 from minilm.tasks.task import Task, said
 from minilm.tasks.tuned import Tuned
-from minilm.train.log import plot_loss, say
+from minilm.train.log import plot_loss
 
 
 def write_report(
@@ -48,14 +48,13 @@ def write_report(
     result |= counts
     if "confusion" in result:
         plot_confusion(np.array(result["confusion"]), [row["name"] for row in result["labels"]], out / "confusion.png")
-    if not plot_loss(out / "metrics.jsonl", out / "loss.png", kept=result.get("best_step")):
-        say("no pictures: matplotlib is missing; pip install 'minilm[eval]'")
+    plot_loss(out / "metrics.jsonl", out / "loss.png", kept=result.get("best_step"))
     write_json(out / "results.json", finite(result))
     write_whole(out / "README.md", card(tuned, out, result))
     return result
 
 
-READ = {"separator": ("|", ";", ","), "origin": (0, 1)}  # values that a result may have
+READ = {"separator": (*SEPARATORS,), "origin": (0, 1)}  # values that a result may have
 
 
 def as_read(data: Data) -> dict[str, Any]:

@@ -67,11 +67,11 @@ class Similarity(NumberTask):
     def features(self, examples: Sequence[Example], tokenizer: BertTokenizer, length: int) -> Features:
         """Two features for each example; target (n,): its label as a cosine."""
         texts = [self.pooling.prompt + text for each in examples for text in (each.text, each.pair)]
-        made = tokenized([text.lower() for text in texts] if self.pooling.lowercase else texts, None, tokenizer, length)
-        example = np.repeat(np.arange(len(examples)), 2)
+        texts = [text.lower() for text in texts] if self.pooling.lowercase else texts
+        made = tokenized(texts, None, tokenizer, length, np.repeat(np.arange(len(examples)), 2))
         label = np.array([np.nan if each.label is None else each.label for each in examples], np.float64)
         cosine = np.repeat((label - self.low) / (self.high - self.low), 2)
-        return GroupedFeatures.of(made, cosine.astype(np.float32), example)
+        return GroupedFeatures.of(made, cosine.astype(np.float32))
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
         """Cosines (N,), the same for both features of an example."""

@@ -28,7 +28,7 @@ from minilm.metrics.intervals import weighted_means, with_intervals
 from minilm.metrics.scores import answer_scores, at_threshold, best_threshold, span_scores
 from minilm.tasks.baselines import Scores
 from minilm.tasks.predictions import places, table_text
-from minilm.tasks.task import TOKENIZED, Features, Predictions, Task, TaskBatch
+from minilm.tasks.task import TOKENIZED, Features, Predictions, Task, TaskBatch, check_strings
 from minilm.train.losses import widened
 
 THRESHOLD = "no_answer_threshold"  # in config.json
@@ -74,7 +74,7 @@ class Span(Task):
         """The windows of each question; target (n, 2): the first and last token of its first answer, (0, 0) in a window
         without it.
 
-        cut: questions that are cut, because they would take more than half of a window.
+        A question that would take more than half of a window is cut.
         """
         if length < tokenizer.num_special_tokens_to_add(pair=True) + 2:
             raise ConfigError(f"--length {length}: no room for a question and its context; give more")
@@ -87,7 +87,7 @@ class Span(Task):
             for row, (each, encoding) in enumerate(zip(part, encoded.encodings, strict=True), start=at):
                 text_of = np.array([-1 if text is None else text for text in encoding.sequence_ids])
                 found, is_cut = windows(text_of, length, self.stride)
-                cut += is_cut
+                cut += is_cut or len(found) > 1
                 own = np.where(text_of[:, None] == 1, np.array(encoding.offsets, np.int32), -1)
                 gold = _tokens_of_answer(each, own)
                 of_ids, of_types = np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int8)
@@ -151,6 +151,8 @@ class Span(Task):
         """Questions with their contexts, without answers."""
         if pairs is None:
             raise DataError("a question needs a context: give `pairs`, one for each")
+        check_strings("question", texts)
+        check_strings("context", pairs)
         numbered = enumerate(zip(texts, pairs, strict=True))
         return [Question(str(i), question, context, None) for i, (question, context) in numbered]
 

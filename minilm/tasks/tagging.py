@@ -22,7 +22,7 @@ from minilm.metrics.intervals import weighted_counts
 from minilm.metrics.scores import Tags, entity_counts, entity_scores, per_type
 from minilm.tasks.baselines import Scores, commonest_tags
 from minilm.tasks.predictions import tags_text
-from minilm.tasks.task import TOKENIZED, Features, Predictions, Task, TaskBatch
+from minilm.tasks.task import TOKENIZED, Features, Predictions, Task, TaskBatch, check_strings
 from minilm.train.losses import cross_entropy_sum
 
 
@@ -115,6 +115,8 @@ class Tagging(Task):
         return text, {"words_without_token": without_token(predictions.features, predictions.examples)}
 
     def asked(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Tagged]:
+        for number, words in enumerate(texts):
+            check_strings(f"sentence {number} (from 0): word", [words] if isinstance(words, str | None) else words)
         sentences = [tuple(words.split() if isinstance(words, str) else words) for words in texts]
         if () in sentences:
             raise DataError(f"sentence {sentences.index(())} (from 0) has no word; leave it out")

@@ -6,7 +6,7 @@ Shape letters: N features of a batch, B rows, T tokens per row, C labels.
 import io
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -18,7 +18,7 @@ from torch import Tensor
 from minilm.batch import OnDevice, Tokens
 from minilm.data.examples import Example
 from minilm.data.packing import best_fit
-from minilm.data.tables import Table
+from minilm.data.tables import Table, shown
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
@@ -43,7 +43,7 @@ class Features:
     offsets: np.ndarray  # (n + 1,) int64; boundaries of the features in `ids`
     target: np.ndarray  # (n, ...), or (tokens,) if each token has a target
     example: np.ndarray  # (n,) int64; index of the example that a feature is of
-    cut: int = 0  # examples that are truncated, or split into several features
+    cut: int = 0  # examples that are truncated, or read in several windows
     word: np.ndarray | None = None  # (tokens,) int32 if each token has a target; the word that begins there, or -1
 
     def __len__(self) -> int:
@@ -89,10 +89,9 @@ class GroupedFeatures(Features):
     """Features of which a unit is all those of an example; they are consecutive."""
 
     @classmethod
-    def of(cls, made: Features, target: np.ndarray, example: np.ndarray) -> Self:
-        """The features `made` with these targets and example indices; (n,) each."""
-        values = {field.name: getattr(made, field.name) for field in fields(made)}
-        return cls(**values | {"target": target, "example": example})
+    def of(cls, made: Features, target: np.ndarray) -> Self:
+        """The features `made` with these targets, (n,)."""
+        return cls(**{field.name: getattr(made, field.name) for field in fields(made)} | {"target": target})
 
     @property
     def units(self) -> np.ndarray:
@@ -171,6 +170,8 @@ class Task(ABC):
 
     def asked(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Any]:
         """Examples without labels, to be predicted."""
+        check_strings("text", texts)
+        check_strings("pair", pairs or ())
         return [Example(*each) for each in zip(texts, [None] * len(texts) if pairs is None else pairs, strict=True)]
 
     def with_model(self, model: PreTrainedModel) -> Self:
@@ -252,9 +253,25 @@ class Task(ABC):
         return table_text(ending, table, place, self.columns(predictions)), {}
 
 
-def tokenized(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: BertTokenizer, length: int) -> Features:
-    """A feature for each text or pair, without targets. A special token that is written out in a text is plain text."""
-    ids, types, cut = [], [], 0
+def check_strings(what: str, values: Iterable[Any]) -> None:
+    """Raises DataError for the first value that is no string."""
+    for number, value in enumerate(values):
+        if not isinstance(value, str):
+            raise DataError(f"{what} {number} (from 0) is {shown(value)}, a {type(value).__name__}; give strings")
+
+
+def tokenized(
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    tokenizer: BertTokenizer,
+    length: int,
+    example: np.ndarray | None = None,
+) -> Features:
+    """A feature for each text or pair, without targets. A special token that is written out in a text is plain text.
+    example: (n,) index of the example that each is of; None: each is one of its own."""
+    ids, types, is_cut = [], [], []
+    if example is None:
+        example = np.arange(len(texts))
     for at in range(0, len(texts), TOKENIZED):
         encoded = tokenizer(
             list(texts[at : at + TOKENIZED]),
@@ -266,14 +283,12 @@ def tokenized(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Bert
         )
         ids += [np.array(each, np.int32) for each in encoded.input_ids]
         types += [np.array(each, np.int8) for each in encoded.token_type_ids]
-        cut += sum(bool(each.overflowing) for each in encoded.encodings)
+        is_cut += [bool(each.overflowing) for each in encoded.encodings]
     flat_types = np.concatenate(types)
     if "token_type_ids" not in tokenizer.model_input_names:
         flat_types = np.zeros_like(flat_types)
-    n = len(texts)
-    return Features(
-        np.concatenate(ids), flat_types, np.cumsum([0, *map(len, ids)]), np.zeros(n), np.arange(n, dtype=np.int64), cut
-    )
+    offsets, cut = np.cumsum([0, *map(len, ids)]), len(np.unique(example[is_cut]))
+    return Features(np.concatenate(ids), flat_types, offsets, np.zeros(len(texts)), example, cut)
 
 
 def batch_of(features: Features, rows: np.ndarray, row_length: int | None = None) -> tuple[TaskBatch, np.ndarray]:

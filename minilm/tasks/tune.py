@@ -118,7 +118,7 @@ def tune(
         return plain | kept | (load_tensors(directory / ADAPTER) if tuning.lora_rank else {})
 
     job = Job(
-        asked | {"data": data},
+        run.settings if run else asked | {"data": data},
         forward,
         loss,
         optimizers,

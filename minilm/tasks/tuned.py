@@ -49,9 +49,12 @@ class Tuned:
             raise DataError(f"{len(texts):,} texts and {len(pairs):,} pairs; give each text its own")
 
     def check_pairs(self, pairs: Sequence[Any] | None) -> None:
-        """Raises DataError if training read pairs and none are given."""
-        if pairs is None and "pair" in self.read_as.columns:
+        """Raises DataError if training read pairs and none are given, or the other way round."""
+        columns = {*self.read_as.columns}
+        if pairs is None and "pair" in columns:
             raise DataError("training used two texts a row: give `pairs`, one for each text")
+        if pairs is not None and columns and not columns & {"pair", "choices"}:
+            raise DataError("training used one text a row: leave out `pairs`")
 
     @property
     def read_as(self) -> Data:

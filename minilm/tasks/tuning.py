@@ -72,6 +72,10 @@ class Tuning:
             if not isinstance(value, number) or isinstance(value, bool) or not low <= value <= high:
                 what = "whole number" if number is Integral else "value"
                 raise ConfigError(f"{name} is {value!r}; give a {what} from {low:g} to {high:g}")
+            plain = int if number is Integral else float  # a scalar of numpy is no JSON
+            object.__setattr__(self, name, plain(value))
+        if self.lora_alpha != Tuning.lora_alpha and not self.lora_rank:
+            raise ConfigError(f"--lora-alpha {self.lora_alpha:g}: is for LoRA; give --lora-rank, too")
 
     def rate(self, model: nn.Module) -> float:
         """The peak learning rate."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -114,11 +115,14 @@ class Evaluation(NamedTuple):
 def runtime_of(
     run: Run | None, device: str, precision: str, threads: int | None, deterministic: bool = False
 ) -> Runtime:
-    """Runtime of a new run (None), or one with the precision and threads that `run` began with, without which results
-    do not repeat bit for bit. Logs other differences that change bits (device, processes, versions)."""
+    """Runtime of a new run (None), or one with the precision and threads that `run` began with (these if there are as
+    many processes), without which results do not repeat bit for bit. Logs other differences that change bits (device,
+    processes, versions)."""
     if run is None:
         return Runtime.choose(device, precision, threads, deterministic)
-    runtime = replace(Runtime.choose(device, run.precision, run.threads, deterministic), reason="as before")
+    if run.world == Ranks.join().world:  # else its threads are not what the bits depend on
+        threads = run.threads
+    runtime = replace(Runtime.choose(device, run.precision, threads, deterministic), reason="as before")
     now = {"device": runtime.device.type, "processes": runtime.ranks.world, **VERSIONS}
     was = {"device": run.device, "processes": run.world, **run.versions}
     for what in (what for what in now if now[what] != was.get(what) and not run.result):
@@ -227,7 +231,7 @@ def train(job: Job, plan: Plan) -> Log:
 
     def smaller(step: int, error: OutOfMemory) -> Iterator[Sequence[MicroBatch]]:
         nonlocal batches, within
-        batches, within = with_less(batches, error, job.auto_batch, ranks, step)
+        batches, within = with_less(batches, error, job.auto_batch, ranks, within, step)
         return signals.left(batches.steps_from(step))
 
     forget_peak_memory(job.runtime.device)
@@ -261,9 +265,12 @@ def train(job: Job, plan: Plan) -> Log:
             log.close()
     if owes(done) or (done < plan.steps and not _is_enough(history, job.patience)):
         where = f"and saved at step {done:,}" if done else "before the first step"
-        say(f"stopped {where}; the same command resumes from there (not with --resume never)")
-        got = (ranks.any(signals.received == number) for number in STOPPING)
-        sys.exit(next((exit_status(number) for number, is_it in zip(STOPPING, list(got), strict=True) if is_it), 0))
+        kept = f"{where}; the same command resumes from there (not with --resume never)"
+        say("stopped, and nothing is kept" if job.store.temporary else f"stopped {kept}")
+        came = [ranks.any(signals.received == number) for number in STOPPING]
+        if signals.received == signal.SIGINT and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            raise KeyboardInterrupt  # within someone's program, not a command of ours
+        sys.exit(next((exit_status(number) for number, is_it in zip(STOPPING, came, strict=True) if is_it), 0))
     log.signal = signals.received
     if job.patience and history:
         log.best = _best(history)
@@ -277,18 +284,28 @@ def train(job: Job, plan: Plan) -> Log:
 
 
 def with_less(
-    batches: Batches, error: OutOfMemory, auto_batch: bool, ranks: Ranks, step: int = 0
+    batches: Batches,
+    error: OutOfMemory,
+    auto_batch: bool,
+    ranks: Ranks,
+    before: int | None = None,
+    step: int | None = None,
 ) -> tuple[Batches, int]:
-    """(batches in micro-batches half as large as the one that was too much, their most tokens), which is logged. Raises
-    OutOfMemory if nothing is smaller, without `auto_batch`, or with several processes, as the others would wait."""
-    what, within = f"step {step + 1}: {error}", error.tokens // 2
+    """(batches in micro-batches half as large as the one that was too much, their most tokens), which is logged.
+
+    before: their most tokens so far, if there was a limit. step: the step that failed; None: one of those timed. Raises
+    OutOfMemory if nothing is smaller, without `auto_batch`, or with several processes: the others would wait."""
+    what, within = f"{'timing' if step is None else f'step {step + 1}'}: {error}", error.tokens // 2
     if ranks.world > 1:
         advice = f"in process {ranks.rank}; in another --out, lower --batch-size and raise --accumulation as much"
         raise OutOfMemory(error.tokens, f"{what} {advice}") from error
     if not auto_batch:
         raise OutOfMemory(error.tokens, f"{what}; give --auto-batch for smaller micro-batches") from error
     fewer = batches.within(within)
-    if max(micro.tokens.input_ids.numel() for micro in fewer.micro_batches(step)) >= error.tokens:
+    is_one_row = before is not None and error.tokens > before
+    if not is_one_row and step is not None:
+        is_one_row = max(micro.tokens.input_ids.numel() for micro in fewer.micro_batches(step)) >= error.tokens
+    if is_one_row:
         raise OutOfMemory(error.tokens, f"{what}, and there is nothing smaller; lower --length") from error
     say(f"{what}; micro-batches are now at most {within:,} tokens, or one row")
     return fewer, within
@@ -301,13 +318,16 @@ def _about_bad(job: Job, plan: Plan, step: int) -> str:
     told = [f"rows {some(job.loader.named(rows), NAMED_ROWS)}"]
     if job.runtime.ranks.world > 1:  # each has only a part of the step
         return told[0]
-    micro_batches = next(job.loader.steps_from(step))
+    try:
+        micro_batches = next(job.loader.steps_from(step))
+    except UserError as error:  # describing an error must not raise another one
+        return f"{told[0]}; its batch cannot be read again: {error}"
     file = job.store.out / f"bad-step-{step + 1:06d}.safetensors"
     with suppress(OSError, SafetensorError):
         arrays = {name: own for i, micro in enumerate(micro_batches) for name, own in micro.arrays(f"{i}.").items()}
         save_tensors({name: own.clone().contiguous() for name, own in arrays.items()}, file)
         told.append(f"its batch: {file.name}")
-    with suppress(RuntimeError, MemoryError):  # describing an error must not raise another one
+    with suppress(RuntimeError, MemoryError):
         seed_step(plan.seed, step, job.runtime.ranks.rank)
         job.forward.train()
         if found := not_finite(job.forward, job.loss, micro_batches, job.runtime):

@@ -1,7 +1,6 @@
 """Output of a run: a progress bar or lines on the console, metrics.jsonl, and the loss plot."""
 
 import contextlib
-import importlib.util
 import json
 import math
 import sys
@@ -13,7 +12,7 @@ from threading import RLock
 
 from tqdm import tqdm
 
-from minilm.errors import CheckpointError, printable
+from minilm.errors import CheckpointError, first_line, printable
 from minilm.files import write_whole
 from minilm.train.cost import EnergyMeter
 from minilm.train.loop import Judged
@@ -96,8 +95,8 @@ class Log:
         self.spent = self.spent.plus(tokens, took, joules)
         line = {
             "step": step,
-            "loss": round(loss, 4),
-            "gradient_norm": round(norm, 4) if math.isfinite(norm) else None,  # fp16 may overflow
+            "loss": round(loss, 4) if math.isfinite(loss) else None,  # fp16 may overflow, and the gradient, too
+            "gradient_norm": round(norm, 4) if math.isfinite(norm) else None,
             "lr": lr_fraction * self.peak_lr,
             "tokens": self.spent.tokens,
             "tokens_per_s": round(tokens / took),
@@ -120,9 +119,10 @@ class Log:
         metrics = {f"held_out_{name}": round(value, 4) for name, value in score.metrics.items() if math.isfinite(value)}
         self._write({"step": step, "held_out_loss": loss, **metrics})
         less = 0.0 if self.unigram is None else self.unigram - score.loss
-        gain = "" if self.unigram is None else f"  {abs(less):.2f} {'above' if less < 0 else 'below'} unigram"
+        known = self.unigram is not None and loss is not None
+        gain = f"  {abs(less):.2f} {'above' if less < 0 else 'below'} unigram" if known else ""
         say(f"step {step}  held-out loss {score.loss:.3f}{gain}  {score.says()}")
-        if self.unigram is not None and self.spent.tokens >= PLATEAU_TOKENS and score.loss > self.unigram - PLATEAU:
+        if self.unigram is not None and self.spent.tokens >= PLATEAU_TOKENS and not less >= PLATEAU:  # or it is a NaN
             say(
                 f"after {self.spent.tokens:,} tokens the loss is not clearly below the unigram loss: "
                 f"if it stays there, try another --lr"
@@ -176,14 +176,25 @@ def plot_loss(
     metrics: Path, image: Path, unigram: float | None = None, training: str = "training", kept: int | None = None
 ) -> bool:
     """Plot training and held-out loss over steps, with a line at the unigram loss. training: label of the training
-    curve. kept: the step whose model is kept, if that is not the last. False if matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
+    curve. kept: the step whose model is kept, if that is not the last. False, and a line that says why, if there can be
+    no picture."""
+    try:
+        _plot_loss(metrics, image, unigram, training, kept)
+    except ModuleNotFoundError:
+        say(f"no {image.name}: matplotlib is missing; pip install 'minilm[eval]'")
         return False
+    except Exception as error:  # an installation at odds with numpy, a full disk: no reason to lose a run
+        say(f"no {image.name}: {type(error).__name__}: {first_line(error)}")
+        return False
+    return True
+
+
+def _plot_loss(metrics: Path, image: Path, unigram: float | None, training: str, kept: int | None) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     lines = read_metrics(metrics)
-    train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    train = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
     held = [(line["step"], line["held_out_loss"]) for line in lines if line.get("held_out_loss") is not None]
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -199,4 +210,3 @@ def plot_loss(
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(image)
-    return True

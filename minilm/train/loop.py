@@ -1,4 +1,4 @@
-"""The training loop: one step, one loop over steps, one pass of evaluation. It knows no task and no data set."""
+"""The training loop: one step, one loop over steps, and an evaluation of language models. It knows no data set."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -107,7 +107,8 @@ def train_step(
 def _too_much(micro: MicroBatch, runtime: Runtime) -> OutOfMemory:
     rows, length = micro.tokens.input_ids.shape
     peak = f"peak memory {peak_memory_mb(runtime.device):,.0f} MB"
-    return OutOfMemory(rows * length, f"out of memory with {rows:,} rows of {length:,} tokens at once; {peak}")
+    several = "row" if rows == 1 else "rows"
+    return OutOfMemory(rows * length, f"out of memory with {rows:,} {several} of {length:,} tokens at once; {peak}")
 
 
 def not_finite(forward: Applied, loss: Loss, micro_batches: Iterable[MicroBatch], runtime: Runtime) -> str:
@@ -284,9 +285,9 @@ class _Since:
         self.tokens += sum(micro.size for micro in micro_batches)
 
     def totals(self) -> tuple[float, int]:
-        """(mean nats per target, tokens) over all processes."""
+        """(mean nats per target, NaN if no step was finite; tokens) over all processes."""
         nats, count, tokens = self.ranks.total(float(self.nats), int(self.count), self.tokens)
-        return nats / max(1, count), int(tokens)
+        return nats / count if count else float("nan"), int(tokens)
 
     def check_heard(self) -> None:
         """Raises TrainingError if the host has learned of bad steps, and all processes of the same."""

@@ -73,7 +73,11 @@ class Ranks:
             return cls()
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         if not dist.is_initialized():
-            dist.init_process_group(backend, timeout=PATIENCE)
+            try:
+                dist.init_process_group(backend, timeout=PATIENCE)
+            except (ValueError, RuntimeError) as error:  # no address, or its port is taken
+                why = str(error).splitlines()[0][:100]
+                raise ConfigError(f"cannot meet the other processes ({why}); start them with torchrun") from error
         return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
 
     @property

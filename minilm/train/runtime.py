@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -340,7 +341,8 @@ class StopSignals:
             yield item
 
     def __enter__(self) -> Self:
-        for number in STOPPING:
+        only_here = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
+        for number in STOPPING if only_here else ():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._receive)
         return self

@@ -169,6 +169,10 @@ def test_hf_defaults_are_read():
     modern = config_from_hf(transformers.ModernBertConfig().to_dict())
     assert modern.layers == modern_config(50368).layers
     assert modern.pad_token_id == 50283
+    old = {"model_type": "modernbert", "global_rope_theta": 500.0, "local_rope_theta": None, "num_hidden_layers": 3}
+    like = transformers.ModernBertConfig().to_dict()
+    sizes = {key: value for key, value in like.items() if key not in ("rope_parameters", "layer_types")}
+    assert {layer.rope_base for layer in config_from_hf(sizes | old).layers} == {500.0}  # transformers 4's: as global
 
 
 @pytest.mark.parametrize(
@@ -220,7 +224,7 @@ def test_a_config_we_cannot_compute_is_refused(change, message):
         ({"rope_parameters": {"rope_theta": 1e4}}, "does not describe each kind of layer"),
         ({"rope_parameters": {"full_attention": {"rope_theta": "big"}}}, "is 'big'; expected float"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 0.0}}}, "rope_base above 0"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": float("inf")}}}, "full_attention is inf"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": float("inf")}}}, "full_attention.rope_theta is inf"),
         ({"hidden_size": 12, "num_attention_heads": 4}, "it is 3; make it even"),
     ],
 )

@@ -292,6 +292,8 @@ def test_a_flag_without_a_value_before_systems(go):
     status, out, err = go("compare", "--header", "first.csv", "second.csv")
     assert status == 0, err
     assert "second.csv against first.csv" in out
+    for _ in range(2):  # a result may overwrite an earlier one
+        assert go("compare", "first.csv", "second.csv", "--json", "result.json")[0] == 0
 
 
 def test_compared_are_the_scores_of_the_label_that_a_model_was_tuned_for(go, home, tmp_path):
@@ -385,6 +387,10 @@ REFUSED = [
     (
         ("compare", "--json", "plain.csv", "better.csv", "short.csv"),
         "--json plain.csv: may be predictions; give a new name",
+    ),
+    (
+        ("compare", "--json", "plain.json", "better.csv", "short.csv"),
+        "--json plain.json: may be predictions; give a new name",
     ),
     (
         ("compare", "tuned", "other", *TEST, "--prediction-column", "x"),

@@ -66,11 +66,12 @@ def test_a_blank_line_ends_a_document(write, content, documents):
     assert read(write("a.txt.xz", lzma.compress(content.encode()))) == documents
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "ndjson"])
 @pytest.mark.parametrize("squeeze", [None, gzip.compress, lzma.compress])
-def test_a_jsonl_line_is_a_document(write, squeeze):
+def test_a_jsonl_line_is_a_document(write, squeeze, ending):
     rows = ["one\n\ntwo", "  ", "", "a\u2028b", "tr\xe4ge \U0001f642"]
     text = "\ufeff" + "\r\n".join(json.dumps({"id": 1, "text": row}, ensure_ascii=False) for row in rows) + "\n\n"
-    name = "a.jsonl" + {None: "", gzip.compress: ".gz", lzma.compress: ".xz"}[squeeze]
+    name = f"a.{ending}" + {None: "", gzip.compress: ".gz", lzma.compress: ".xz"}[squeeze]
     file = write(name, squeeze(text.encode()) if squeeze else text)
     assert read(file) == ["one\n\ntwo", "a\u2028b", "tr\xe4ge \U0001f642"]
 
@@ -108,7 +109,7 @@ def test_a_folder_without_text_is_passed_over_only_where_a_pattern_found_it(writ
     write("b/picture.png", "no")
     assert read(tmp_path / "*") == ["one"]
     for path in (tmp_path / "b", tmp_path / "b*"):
-        with pytest.raises(DataError, match=r"no \.txt, \.text, \.md, \.jsonl file"):
+        with pytest.raises(DataError, match=r"no \.txt, \.text, \.md, \.jsonl, \.ndjson file"):
             read(path)
 
 

@@ -587,12 +587,12 @@ def test_what_is_said_of_labels():
     assert check_labels(rows(1.0, 2.0), rows(3.0)) == ()
     assert check_labels([Tagged(("w",), ("B-x",), "f:1")], [Tagged(("w", "v"), ("I-x", "O"), "f:9")]) == ()
     for train, dev, said in (
-        (rows("a", "a"), rows("a"), "f:1: this row and every other to train on has the label 'a'"),
-        (rows(("a",), ("a",)), rows(("a",)), "f:1: this row and every other"),
-        (rows(3.0, 3.0), rows(1.0), "f:1: this row and every other to train on has the label '3.0'"),
-        (rows(None, None), rows("a"), "f:1: this row and every other to train on has no label"),
+        (rows("a", "a"), rows("a"), "f:1: every training row has the label 'a', as this one"),
+        (rows(("a",), ("a",)), rows(("a",)), "f:1: every training row has the label"),
+        (rows(3.0, 3.0), rows(1.0), "f:1: every training row has the label '3.0', as this one"),
+        (rows(None, None), rows("a"), "f:1: every training row has no label, as this one"),
         (rows("0", "1"), rows("no", "yes"), "f:1: the labels here are 'no', 'yes', in training '0', '1'; none"),
-        ([Tagged(("w",), ("O",), "f:1")], [], "f:1: this sentence and every other to train on has no tag but O"),
+        ([Tagged(("w",), ("O",), "f:1")], [], "f:1: no training sentence has a tag but O, this one included"),
     ):
         with pytest.raises(DataError) as caught:
             check_labels(train, dev)
@@ -656,7 +656,7 @@ def test_answers_of_two_files():
     assert check_labels([one], [two, none]) == (
         "questions without an answer: 1, but none in training: each will get one",
     )
-    with pytest.raises(DataError, match="f:3: this question and every other to train on has no answer"):
+    with pytest.raises(DataError, match="f:3: no training question has an answer, this one included"):
         check_labels([none, none], [one])
 
 

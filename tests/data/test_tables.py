@@ -252,12 +252,35 @@ class Dataset(list):
         raise AssertionError
 
 
+class Polars:
+    """As a DataFrame of polars, whose to_dict gives columns."""
+
+    columns = ("text", "label")
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def to_dict(self):
+        raise AssertionError
+
+    def to_dicts(self):
+        return self.rows
+
+
+class Series(list):
+    """As pandas' Series."""
+
+    def to_dict(self):
+        return dict(enumerate(self))
+
+
 def test_rows_in_hand():
     rows = [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
-    for given in (rows, tuple(rows), iter(rows), Dataset(rows), Frame(["text", "label"], [["a", 1], ["b", 0]])):
+    for given in (rows, tuple(rows), iter(rows), Dataset(rows), Polars(rows), Frame([*rows[0]], [["a", 1], ["b", 0]])):
         read = table_of(given)
         assert read.columns == ("text", "label")
         assert [(row.where, row.cells) for row in read.rows] == [("row 1", rows[0]), ("row 2", rows[1])]
+    assert [row.where for row in table_of(rows, "dev").rows] == ["dev: row 1", "dev: row 2"]
     read = table_of(Frame(["text", 2], [["a", float("nan")], [None, 0.0]]))
     assert values(read) == [["a", None], [None, 0.0]]
     assert read.columns == ("text", "2")
@@ -271,8 +294,9 @@ def test_rows_in_hand():
         ({"text": ["a"]}, "the rows: a dict; give a list of dicts"),
         ("rows.csv", "the rows: a str; give a list of dicts"),
         (None, "the rows: a NoneType; give"),
+        (Series(["a", "b"]), "row 1: holds str, not an object; write each row as {column: value}"),
         ([{"text": "a"}, "b"], "row 2: holds str, not an object"),
-        ([{"text": "a"}, {3: "b"}], "row 2: a column whose name is no string"),
+        ([{"text": "a"}, {3: "b"}], "row 2: column 3 is not named by a string"),
         (Frame(["text", "text"], [["a", "b"]]), "the rows: column 'text' appears twice"),
     ],
 )

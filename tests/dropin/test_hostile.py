@@ -593,7 +593,10 @@ TOKENIZER_ROWS = [
     ),
     Row(
         "[CLS] that is no word of the model",
-        in_tokenizer(lambda spec: spec["post_processor"].update(cls=["[CLS]", 5000])),
+        both(
+            in_tokenizer(lambda spec: spec["post_processor"].update(cls=["[CLS]", 5000])),
+            of_tokenizer(tokenizer_class="PreTrainedTokenizerFast"),  # a BERT's is put there anew
+        ),
         "tokenizer ids go to 5000, the model has 99 tokens",
         None,
     ),
@@ -659,9 +662,9 @@ TOKENIZER_ROWS = [
         for key, value, words in [
             ("padding_side", "up", "padding_side 'up': give left or right"),
             ("truncation_side", 5, "truncation_side 5: give left or right"),
-            ("cls_token", 5, "tokenizer_config.json: 5 is no token"),
-            ("sep_token", {"content": None}, "tokenizer_config.json: {'content': None} is no token"),
-            ("extra_special_tokens", [5], "tokenizer_config.json: 5 is no token"),
+            ("cls_token", 5, "/model: special token 5: is not a token; give a"),
+            ("sep_token", {"content": None}, "/model: special token {'content': None}: is not a token; give"),
+            ("extra_special_tokens", [5], "/model: special token 5: is not a token; give a string"),
         ]
     ),
     *(
@@ -677,8 +680,8 @@ TOKENIZER_ROWS = [
             ("model_input_names", "input_ids", "model_input_names"),
             ("extra_special_tokens", 5, "extra_special_tokens"),
             ("extra_special_tokens", "abc", "extra_special_tokens"),
-            ("pad_token", "\ud800", "is no token"),
-            ("cls_token", "", "'' is no token"),
+            ("pad_token", "\ud800", "is not a token"),
+            ("cls_token", "", "'': is not a token"),
         ]
     ),
     Row(
@@ -689,7 +692,7 @@ TOKENIZER_ROWS = [
 ]
 DIRECTORY_ROWS = [
     Row("directory that is empty", lambda d: [file.unlink() for file in d.iterdir()], "no config.json"),
-    Row("file instead of a directory", lambda d: (shutil.rmtree(d), d.write_text("{}")), "a file, not directory"),
+    Row("file instead of a directory", lambda d: (shutil.rmtree(d), d.write_text("{}")), "is a file, not a directory"),
     Row("manifest of other bytes", manifest({"config.json": "0" * 64}), "config.json differs from MANIFEST.json"),
     Row("manifest of a path that leads out", manifest({f"../{OUTSIDE}/config.json": ""}), "is no file in it"),
     Row(

@@ -169,12 +169,12 @@ def test_a_directory_of_that_name_wins(cache, saved, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "asked",
     [
-        {"name": "org/other"},
-        {"name": "other"},
-        {"name": "no/such/directory"},
-        {"name": "../other"},
-        {"name": "not a name"},
-        {"name": ""},
+        {"pretrained_model_name_or_path": "org/other"},
+        {"pretrained_model_name_or_path": "other"},
+        {"pretrained_model_name_or_path": "no/such/directory"},
+        {"pretrained_model_name_or_path": "../other"},
+        {"pretrained_model_name_or_path": "not a name"},
+        {"pretrained_model_name_or_path": ""},
         {"revision": "v3"},
         {"revision": COMMIT["v2"][:7]},
         {"revision": "0" * 40},
@@ -182,9 +182,10 @@ def test_a_directory_of_that_name_wins(cache, saved, tmp_path, monkeypatch):
     ids=str,
 )
 def test_what_is_not_in_the_cache_is_one_line(cache, asked):
-    options = {"name": NAME, "cache_dir": cache, **FROM_CACHE, **asked}
+    options = {"pretrained_model_name_or_path": NAME, "cache_dir": cache, **FROM_CACHE, **asked}
+    said = f"model {options['pretrained_model_name_or_path']}.*: no such directory"
     for opens in (AutoModel, AutoTokenizer, AutoConfig):
-        with pytest.raises(CheckpointError, match=f"model {options['name']}.*: no such directory") as caught:
+        with pytest.raises(CheckpointError, match=said) as caught:
             opens.from_pretrained(**options)
         assert "\n" not in str(caught.value)
 

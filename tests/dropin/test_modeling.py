@@ -19,7 +19,7 @@ from transformers.utils import find_labels
 
 from minilm.dropin import models
 from minilm.dropin.config import PROBLEMS, BertConfig
-from minilm.errors import CheckpointError, ConfigError
+from minilm.errors import CheckpointError, ConfigError, DataError
 
 B, T, V, D, LAYERS, H, TYPES, LABELS, CHOICES = 13, 7, 99, 32, 2, 4, 16, 3, 4
 SIZES = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": H}
@@ -252,7 +252,8 @@ def test_problem_types(problem):
     """No loss is of a target that torch has to stretch, of which it warns."""
     labels = {"regression": torch.zeros(B), "multi_label_classification": torch.zeros(B, 2)}
     labels = labels.get(problem, torch.zeros(B, dtype=torch.long))
-    model = model_of("BertForSequenceClassification", problem_type=problem, num_labels=labels.ndim).train()
+    several = {"problem_type": problem, "num_labels": 1 if problem == "regression" else 2}
+    model = model_of("BertForSequenceClassification", **several).train()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model(**inputs_of("BertModel"), labels=labels).loss.backward()
@@ -354,6 +355,50 @@ LIKE = {  # what code around models asks of them; `at`: a file in float16, besid
     "from_config's arguments": lambda at: build(config, attn_implementation="eager", dtype=half).dtype == half,
     "save_pretrained's arguments": lambda at: [bert().save_pretrained(at, safe_serialization=True)],
     "from_pretrained's arguments": lambda at: load(at, token=None, trust_remote_code=False, low_cpu_mem_usage=True),
+    "from_config's other arguments": lambda at: (
+        build(config, torch_dtype="float16", trust_remote_code=True).dtype == half
+    ),
+    "a config's dtype": lambda at: build(config_of("BertModel", dtype="float16")).config.dtype == half,
+    "a dtype is torch's": lambda at: (
+        (own := load(at).config).dtype == own.torch_dtype == half and "float16" in repr(own)
+    ),
+    "a dtype that is put": lambda at: (
+        setattr(own := config_of("BertModel"), "torch_dtype", half) or (own.save_pretrained(at) or own.dtype == half)
+    ),
+    "names of arguments": lambda at: (
+        load(pretrained_model_name_or_path=at, config=at).save_pretrained(
+            save_directory=at, is_main_process=True, save_function=torch.save, max_shard_size="1GB"
+        )
+        or [BertConfig.from_pretrained(pretrained_model_name_or_path=at).save_pretrained(save_directory=at)]
+    ),
+    "another process saves nothing": lambda at: (
+        bert().save_pretrained(at / "b", is_main_process=False) or not (at / "b").exists()
+    ),
+    "activation checkpointing": lambda at: (
+        (m := bert()).activation_checkpointing_enable()
+        or (
+            (m.is_activation_checkpointing and m.is_gradient_checkpointing)
+            and (m.activation_checkpointing_disable() or not m.is_activation_checkpointing)
+        )
+    ),
+    "attention that is set": lambda at: (
+        (m := bert()).set_attn_implementation("eager") or m.encoder.backend == m.config.backend == "explicit"
+    ),
+    "tying that is asked for": lambda at: mlm().tie_weights() is None,
+    "one device": lambda at: all(load(at, device_map=to).device.type == "cpu" for to in ("cpu", {"": "cpu"})),
+    "options of calls are saved": lambda at: (
+        config_of("BertModel", output_hidden_states=True).save_pretrained(at)
+        or load(at, dtype="float32")(ids).hidden_states is not None
+    ),
+    "a cache that is off": lambda at: (
+        BertConfig.from_pretrained(at).use_cache and not BertConfig.from_pretrained(at, use_cache=False).use_cache
+    ),
+    "a config's arguments": lambda at: (
+        BertConfig.from_pretrained(
+            at, num_labels=3, finetuning_task="mrpc", trust_remote_code=False, return_unused_kwargs=True
+        )[1]
+        == {"finetuning_task": "mrpc"}
+    ),
     "torch.export, and trees for DDP": lambda at: torch.export.export(bert(), (ids,)),
     "Trainer's names of labels": lambda at: all(
         find_labels(getattr(models, name)) == find_labels(getattr(transformers, name)) for name in CLASSES
@@ -368,3 +413,33 @@ def test_what_code_around_models_asks_of_them(what, tmp_path):
     bert().half().save_pretrained(tmp_path)
     config.save_pretrained(tmp_path)
     assert LIKE[what](tmp_path)
+
+
+REFUSED = [
+    (lambda at: models.BertModel("bert-base-uncased"), ConfigError, "BertModel: builtins.str is no config of minilm"),
+    (lambda at: models.BertModel(transformers.BertConfig()), ConfigError, r"BertConfig is no config of minilm"),
+    (lambda at: load(at, device_map={"encoder": 0, "pooler": 1}), ConfigError, "a model is on one device here"),
+    (lambda at: load(at, device_map="gpu"), ConfigError, "device_map 'gpu': "),
+    (lambda at: BertConfig(dtype="int8"), ConfigError, "dtype 'int8': give one of torch.float32"),
+    (lambda at: one(problem_type=PROBLEMS[1]), ConfigError, "problem_type single_label_classification; give two"),
+    (lambda at: BertConfig.from_pretrained(at, hiden_size=3), ConfigError, "did you mean hidden_size"),
+    (lambda at: bert()([[1, 2]]), TypeError, "input_ids is a list; give a tensor: return_tensors='pt'"),
+    (lambda at: bert()(ids[0]), ValueError, r"input_ids has shape \(7,\); give \(rows, tokens\)"),
+    (lambda at: bert()(ids, token_type_ids=ids[:, :3]), ValueError, r"token_type_ids has shape \(13, 3\), not \(13, 7"),
+    (lambda at: bert()(ids, position_ids=ids[:, :3]), ValueError, r"position_ids has shape \(13, 3\), not \(13, 7"),
+    (
+        lambda at: bert()(ids, token_type_ids=ids * 0 + 16),
+        DataError,
+        "token type 16, but the model has 16 types; leave",
+    ),
+    (lambda at: bert()(ids, position_ids=ids * 0 + 512), DataError, "position 512, but the model has 512 positions"),
+    (lambda at: bert()(ids * 0 - 100), DataError, "token id -100, but the model has 99 tokens; give none below 0"),
+    (lambda at: bert()(ids * 0 + V), DataError, "token id 99, but the model has 99 tokens; call resize_token"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "said"), REFUSED, ids=[said for _, _, said in REFUSED])
+def test_what_cannot_be_is_told_in_words(call, kind, said, tmp_path):
+    config.save_pretrained(tmp_path)
+    with pytest.raises(kind, match=said):
+        call(tmp_path)

@@ -309,6 +309,11 @@ ADDITIONS = {
     "special tokens": lambda t: t.add_special_tokens({"additional_special_tokens": [E, "Zzqq"]}),
     "a role": lambda t: t.add_special_tokens({"mask_token": E}),
     "a role's token": lambda t: setattr(t, "eos_token", "dog"),
+    "a role's new token": lambda t: setattr(t, "eos_token", "<new>"),
+    "more special tokens": lambda t: [
+        t.add_special_tokens({"extra_special_tokens": [token]}, replace_extra_special_tokens=False) for token in "<>"
+    ],
+    "other special tokens": lambda t: setattr(t, "extra_special_tokens", ["d", "a"]),
     "a role's id": lambda t: setattr(t, "pad_token_id", t.get_vocab()["d"]),
     "nobody's id": lambda t: setattr(t, "eos_token_id", None),
 }
@@ -318,11 +323,12 @@ ADDITIONS = {
 def test_tokens_are_added_as_they_are(both, tmp_path, what):
     """With what an AddedToken says of itself; so does one that is given to from_pretrained."""
     texts = [*NASTY, "a  <e> Zzqq b<e>x Zzqqx zzqq dog"]
-    if what != "a role's token":  # which transformers makes no special one
-        assert ADDITIONS[what](both[0]) == ADDITIONS[what](both[1])
-        mine, reference = (tokenizer(texts, padding=True, **EVERYTHING) for tokenizer in both)
-        assert_same(mine, reference)
-        assert both[0].pad_token == both[1].pad_token
+    assert ADDITIONS[what](both[0]) == ADDITIONS[what](both[1])
+    mine, reference = (tokenizer(texts, padding=True, **EVERYTHING) for tokenizer in both)
+    assert_same(mine, reference)
+    for name in ("pad_token", "eos_token", "eos_token_id", "extra_special_tokens", "extra_special_tokens_ids"):
+        assert getattr(both[0], name) == getattr(both[1], name), name
+    assert len(both[0]) == len(both[1])
     more = {"additional_special_tokens": [E], "eos_token": "Zzqq"}
     ours, theirs = (type(tokenizer).from_pretrained(tmp_path, **more) for tokenizer in both)
     assert_same(ours(texts, **EVERYTHING), theirs(texts, **EVERYTHING))
@@ -404,7 +410,7 @@ def test_a_longer_text_is_said(tmp_path, caplog):
     ours = BertTokenizer.from_pretrained(tmp_path)
     ours("dog " * 100)
     assert (
-        f"a text of {2 + 100 * len(ours.tokenize('dog'))} tokens, and the model reads 64: truncation=True cuts it"
+        f"a text has {2 + 100 * len(ours.tokenize('dog'))} tokens, and the model reads 64: truncation=True cuts it"
         in caplog.text
     )
 
@@ -601,3 +607,115 @@ def test_a_directory_says_how_its_tokenizer_splits(tmp_path):
     for flag in ("strip_accents", "do_lower_case"):
         with pytest.raises(ConfigError, match=f"{flag}=True: this tokenizer cannot do that"):
             BertTokenizer.from_pretrained(tmp_path / "roberta", **{flag: True})
+
+
+# -- special tokens of a config ----------------------------------------------------------------------
+
+WORDS = ("[PAD]", "[UNK]", "<unk>", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>", "the", "dog", "<c>")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"cls_token": "<s>", "sep_token": "</s>"},
+        {"cls_token": tokenizers.AddedToken("<new>", special=True)},
+        {"unk_token": "<unk>"},
+        {"unk_token": "[MASK]", "mask_token": "<c>"},
+    ],
+)
+def test_special_tokens_are_those_of_the_config(tmp_path, config):
+    """Around a text, and for what is unknown: of a vocabulary, of its file, and of a tokenizer.json, after a reload."""
+    vocab = {word: id for id, word in enumerate(WORDS)}
+    (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
+    for given in (vocab, str(tmp_path / "vocab.txt")):
+        ours, theirs = (of(given, **config) for of in (BertTokenizer, transformers.BertTokenizer))
+        for text in ("the dog barks", "<s> the </s> <c>"):
+            assert_same(ours(text, "dog", **EVERYTHING), theirs(text, "dog", **EVERYTHING))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(
+            {"tokenizer_class": "BertTokenizer"} | {role: str(getattr(t, "content", t)) for role, t in config.items()}
+        )
+    )
+    ours, theirs = (of.from_pretrained(tmp_path) for of in (BertTokenizer, transformers.BertTokenizer))
+    assert_same(ours("the dog barks", **EVERYTHING), theirs("the dog barks", **EVERYTHING))
+    for name, tokenizer in (("ours", ours), ("theirs", theirs)):
+        tokenizer.save_pretrained(tmp_path / name)
+        reloaded = [of.from_pretrained(tmp_path / name) for of in (BertTokenizer, transformers.BertTokenizer)]
+        assert_same(*(each("the dog barks", **EVERYTHING) for each in reloaded))
+
+
+def test_a_role_that_is_added_is_around_texts_after_a_reload(tmp_path):
+    save_bert(tmp_path)
+    for name, of in (("ours", BertTokenizer), ("theirs", transformers.BertTokenizer)):
+        tokenizer = of.from_pretrained(tmp_path)
+        tokenizer.add_special_tokens({"cls_token": "<c>"})
+        tokenizer.save_pretrained(tmp_path / name)
+    for name in ("ours", "theirs"):
+        mine, reference = (of.from_pretrained(tmp_path / name) for of in (BertTokenizer, transformers.BertTokenizer))
+        assert_same(mine("the dog", **EVERYTHING), reference("the dog", **EVERYTHING))
+        assert mine.convert_ids_to_tokens(mine("the dog").input_ids)[0] == "<c>"
+
+
+def test_one_flat_list_is_one_text(both):
+    ids = both[0]("the quick dog").input_ids
+    for given in (ids, torch.tensor(ids), np.array(ids), [ids, ids], []):
+        assert both[0].batch_decode(given) == both[1].batch_decode(given)
+
+
+def test_tensors_are_padded_to_tensors(both):
+    rows = [{"input_ids": torch.tensor([5, 6])}, {"input_ids": torch.tensor([7])}]
+    mine, reference = (tokenizer.pad(rows) for tokenizer in both)
+    assert_same(mine, reference)
+    assert isinstance(mine["input_ids"], torch.Tensor)
+    arrays = [{"input_ids": np.array([5, 6])}, {"input_ids": np.array([7])}]
+    assert isinstance(both[0].pad(arrays)["input_ids"], np.ndarray)
+    with pytest.raises(DataError, match=r"row 1 \(from 0\) has no labels, which row 0 has"):
+        both[0].pad([{"input_ids": [5], "labels": 1}, {"input_ids": [5]}])
+
+
+def test_a_long_text_is_warned_of_once(tmp_path, caplog):
+    save_bert(tmp_path)
+    tokenizer = BertTokenizer.from_pretrained(tmp_path)
+    tokenizer("the " * 100, max_length=80, truncation=False)  # a length was thought of
+    assert not caplog.records
+    for _ in range(3):
+        tokenizer("the " * 100)
+    assert [record.getMessage() for record in caplog.records] == [
+        "a text has 102 tokens, and the model reads 64: truncation=True cuts it (said once)"
+    ]
+
+
+def test_a_misspelled_argument_of_a_tokenizer(tmp_path):
+    vocab = {word: id for id, word in enumerate(WORDS)}
+    with pytest.raises(ConfigError, match="do_lowercase: no argument of a tokenizer; did you mean do_lower_case"):
+        BertTokenizer(vocab, do_lowercase=False)
+    assert len(BertTokenizer(vocab, gobbledygook=1)) == len(WORDS)  # as in transformers
+
+
+def test_what_is_saved_is_told(both, tmp_path):
+    mine, reference = (t.save_pretrained(tmp_path / str(i), legacy_format=False) for i, t in enumerate(both))
+    assert all(Path(file).is_file() for file in mine)
+    names = [{Path(file).name for file in files} for files in (mine, reference)]
+    assert names[1] <= names[0]
+
+
+def test_encodings_are_used_as_in_transformers(both):
+    """Slices, copies, unions, casts and what is not known after padding."""
+    texts = ["the dog", "the quick fox"]
+    mine, reference = (tokenizer(texts, padding=True, return_tensors="pt") for tokenizer in both)
+    assert mine.is_fast
+    assert type(mine.copy()) is type(mine | {"labels": 1}) is type(mine)
+    assert mine.copy().to("cpu").input_ids.equal(reference.input_ids)
+    assert mine.to(torch.bfloat16).input_ids.dtype == torch.int64
+    padded, theirs = (tokenizer.pad(tokenizer(texts)) for tokenizer in both)
+    assert padded[:1] == theirs[:1]
+    assert (padded.n_sequences, padded.is_fast) == (theirs.n_sequences, theirs.is_fast)
+    for asked in (lambda: padded[0], lambda: padded.word_ids(), lambda: padded.tokens()):
+        with pytest.raises(ConfigError, match="no texts just tokenized"):
+            asked()
+    data = {"input_ids": [1, 2], "labels": torch.tensor([0.5], dtype=torch.float64)}
+    for options in ({"tensor_type": "pt"}, {"tensor_type": "pt", "prepend_batch_axis": True}):
+        mine, reference = (of(data, **options) for of in (type(mine), transformers.BatchEncoding))
+        assert mine["input_ids"].equal(reference["input_ids"])
+        assert mine["labels"].dtype == reference["labels"].dtype == torch.float64

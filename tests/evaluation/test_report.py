@@ -168,6 +168,26 @@ def test_a_card_says_where_a_model_comes_from(tmp_path, settings):
         assert line in card
 
 
+def test_a_card_lists_the_settings_that_had_an_effect(tmp_path):
+    asked = {
+        "mask_rate": 0.3,
+        "whole_words": False,
+        "decay_frac": 0.2,
+        "packing": "stream",
+        "output_scale": 0.5,
+        "lr": 1,
+    }
+    known = {"architecture": "bert", "data": "0123456789abcdef0123"}
+
+    def listed(objective="mlm", **more):
+        card = model_card(RESULT | {"objective": objective}, tmp_path, known | asked | more)
+        return {name for name in asked if f"| {name} |" in card}
+
+    assert listed(schedule="wsd") == {*asked}
+    assert listed("clm", schedule="linear") == {"packing", "output_scale", "lr"}
+    assert listed(schedule="wsd", pairs="next", model="someone/small") == {*asked} - {"packing", "output_scale"}
+
+
 CORPUS = {
     "documents": 1200, "held_out_documents": 60, "duplicates": 0.0125, "tokens": 345_678, "held_out_tokens": 17_000,
     "unknown_rate": 0.00012, "length_quantiles": {"0.1": 20, "0.5": 250.4, "0.9": 900, "1.0": 12_345},

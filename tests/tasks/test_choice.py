@@ -41,6 +41,8 @@ def test_features_by_hand(directory):
     assert features.of_units(np.array([1, 0])).tolist() == [2, 3, 4, 0, 1]
     assert features.groups(np.array([2, 3, 4, 0, 1, 0, 1])).tolist() == [0, 0, 0, 1, 1, 2, 2]
     assert features.count(np.array([2, 3, 4, 0, 1, 0, 1])) == 3
+    long = Choice("the film", ("fine " * 30, "dull " * 30, "was"), 0)
+    assert MultipleChoice().features([*examples, long], tokenizer, 24).cut == 1  # an example, not its choices
 
 
 def test_loss_and_gradients_are_the_class_s_own(directory, exact_float64):

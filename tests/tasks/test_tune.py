@@ -2,6 +2,8 @@
 
 import json
 import re
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -167,7 +169,11 @@ def test_going_on_is_going_through(go, tmp_path, tuning, stops):
 def test_settings_that_cannot_be(odd):
     with pytest.raises(ConfigError, match=f"{next(iter(odd))} is .*; give a (value|whole number) from"):
         Tuning(**odd)
-    assert Tuning(batch_size=np.int64(8), lr=np.float32(0.5)).batch_size == 8
+    own = Tuning(batch_size=np.int64(8), lr=np.float32(0.5), epochs=1)
+    assert [type(value) for value in (own.batch_size, own.lr, own.epochs)] == [int, float, float]
+    with pytest.raises(ConfigError, match="--lora-alpha 32: is for LoRA; give --lora-rank, too"):
+        Tuning(lora_alpha=32)
+    assert Tuning(lora_alpha=32, lora_rank=4).lora_alpha == 32
 
 
 @pytest.mark.parametrize(
@@ -176,6 +182,7 @@ def test_settings_that_cannot_be(odd):
         ({"task": "clasification"}, "did you mean classification?"),
         ({"class_weights": "x"}, "give balanced"),
         ({"label_smoothing": "0.1"}, "give a value from 0 to 0.9"),
+        ({"epochs": 1, "steps": 10}, "epochs and steps: exclude each other"),
     ],
 )
 def test_keywords_that_cannot_be(directory, odd, said):
@@ -497,10 +504,62 @@ def test_as_a_function_of_rows(directory, reviews, tmp_path):
     for no_list in ("the film", {"text": ["the film"]}, type("Frame", (list,), {"columns": ["text"]})(["text"])):
         with pytest.raises(DataError, match="predict takes a list of texts"):
             tuned.predict(no_list)
+    with pytest.raises(DataError, match="training used one text a row: leave out `pairs`"):
+        tuned.predict(["the film"], ["a plot"])
+    for odd, name in ((["fine", None], "text 1 .* is 'None', a NoneType"), ([["the", "film"]], "text 0 .* a list")):
+        with pytest.raises(DataError, match=name):
+            tuned.predict(odd)
+    with pytest.raises(DataError, match=r"pair 0 \(from 0\) is '3', a int; give strings"):
+        of_pairs.predict(["the film"], [3])
     with pytest.raises(TypeError, match="epoch"):
         minilm.finetune(directory, rows, epoch=3)
     with pytest.raises(DataError, match="no column 'words'"):
         minilm.finetune(directory, rows, text="words")
-    numbers = [{"text": "the film", "score": i / 3} for i in range(20)]
+    numbers = [{"text": "the film", "score": i / 3} for i in range(20)] + [{"text": "the plot", "score": None}]
     tuned = minilm.finetune(directory, numbers, task="regression", steps=1, device="cpu", precision="fp32")
     assert isinstance(tuned.predict(["the film"])[0], float)
+
+
+def test_in_a_thread_and_with_numbers_of_numpy(directory, reviews, tmp_path):
+    """As a server or a sweep has them: signals are only the main thread's."""
+    rows = [{"text": each.text, "label": each.label} for each in reviews(48)]
+    settings = {"steps": np.int64(2), "lr": np.float32(1e-3), "seed": np.int64(1), "out": tmp_path / "out"}
+    with ThreadPoolExecutor(1) as pool:
+        tuned = pool.submit(minilm.finetune, directory, rows, rows[:10], device="cpu", **settings).result()
+    assert tuned.result["steps"] == 2
+    plain = minilm.finetune(directory, rows, rows[:10], device="cpu", steps=2, lr=float(np.float32(1e-3)), seed=1)
+    assert same(weights(tuned), weights(plain))
+
+
+def test_ctrl_c_within_a_program_is_an_exception_of_its_own(directory, reviews, monkeypatch, capsys):
+    rows = [{"text": each.text, "label": each.label} for each in reviews(48)]
+    plain = Classification.loss
+
+    def interrupted(self, model, batch):
+        signal.raise_signal(signal.SIGINT)
+        return plain(self, model, batch)
+
+    monkeypatch.setattr(Classification, "loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        minilm.finetune(directory, rows, rows[:10], device="cpu", steps=50)
+    err = capsys.readouterr().err
+    assert "stopped, and nothing is kept" in err
+    assert "resumes" not in err
+
+
+@pytest.mark.parametrize(
+    ("task", "asked", "said"),
+    [
+        ("similarity", (["a", None], ["b", "c"]), "text 1 (from 0) is 'None', a NoneType; give str"),
+        ("tagging", ([["Ada", None]],), "sentence 0 (from 0): word 1 (from 0) is 'None'"),
+        ("tagging", ([None],), "sentence 0 (from 0): word 0 (from 0) is 'None'"),
+        ("choice", (["a"], [None]), "each text needs two choices or more"),
+        ("choice", (["a"], [["b", 3]]), "choice 1 (from 0) is '3', a int; give strings"),
+        ("span", (["who?"], [None]), "context 0 (from 0) is 'None', a NoneType; give strings"),
+    ],
+)
+def test_what_is_no_text_is_named(task, asked, said):
+    """Before a tokenizer or a sum of strings stumbles over it."""
+    of = TASKS[task]
+    with pytest.raises(DataError, match=re.escape(said)):
+        (of(("O",)) if task == "tagging" else of()).asked(*asked)

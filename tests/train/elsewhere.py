@@ -7,6 +7,7 @@ Matrix products, autocast and memory of a GPU it does not have; those are for te
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -87,7 +88,7 @@ def tasks() -> Iterator[tuple[str, Callable[[], nn.Module], Callable[..., Any], 
     def features(target: np.ndarray, **more: Any) -> Features:
         return Features(ids, types, offsets, target, np.arange(n), **more)
 
-    grouped = features(np.zeros(n))
+    grouped = replace(features(np.zeros(n)), example=pairs)
     weighted = Classification(labels, weights=(1.0, 2.0, 3.0), smoothing=0.1)
     of_words = features(np.where(np.arange(total) % 3, np.arange(total) % 3, -100), word=np.arange(total))
     for task, made, kind in (
@@ -97,8 +98,8 @@ def tasks() -> Iterator[tuple[str, Callable[[], nn.Module], Callable[..., Any], 
         (Regression(), features(np.linspace(0, 1, n)), BertForSequenceClassification),
         (Tagging(labels), of_words, BertForTokenClassification),
         (Span(), features(np.ones((n, 2), np.int64)), BertForQuestionAnswering),
-        (MultipleChoice(), GroupedFeatures.of(grouped, np.arange(n) % 2, pairs), BertForMultipleChoice),
-        (Similarity(0.0, 5.0), GroupedFeatures.of(grouped, np.linspace(0, 5, n), pairs), BertModel),
+        (MultipleChoice(), GroupedFeatures.of(grouped, np.arange(n) % 2), BertForMultipleChoice),
+        (Similarity(0.0, 5.0), GroupedFeatures.of(grouped, np.linspace(0, 5, n)), BertModel),
     ):
         config = BertConfig(vocab_size=WORDS, **SHAPE, max_position_embeddings=T, **task.config())
         batch, _ = batch_of(made, np.arange(n), T)

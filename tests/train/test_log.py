@@ -217,10 +217,18 @@ def test_plot_draws_both_losses_and_the_unigram_line(tmp_path, monkeypatch):
     assert set(lines["unigram"].get_ydata()) == {4.0}
 
 
-def test_without_matplotlib_there_is_no_plot(tmp_path, monkeypatch):
-    monkeypatch.setattr(log_module.importlib.util, "find_spec", lambda name: None)
-    assert plot_loss(metrics(tmp_path), tmp_path / "loss.png", unigram=4.0) is False
+def test_without_matplotlib_there_is_no_plot(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+        assert plot_loss(metrics(tmp_path), tmp_path / "loss.png", unigram=4.0) is False
     assert not (tmp_path / "loss.png").exists()
+    assert "no loss.png: matplotlib is missing" in capsys.readouterr().err
+
+
+def test_a_plot_that_fails_is_a_line(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert plot_loss(metrics(tmp_path), tmp_path / "nowhere" / "loss.png", unigram=4.0) is False
+    assert "no loss.png: FileNotFoundError" in capsys.readouterr().err
 
 
 def test_a_held_out_loss_that_is_none_is_null(tmp_path, clock, capsys):
