@@ -36,7 +36,7 @@ from minilm.metrics.intervals import spread
 from minilm.tasks.finetune import DEV, held_out, say_compared, say_notes
 from minilm.tasks.named import TaskName, make_task, model_for, new_model, read_alike, read_examples, read_source
 from minilm.tasks.report import as_read, baseline_line, check_lines, closing, next_command, warning, write_report
-from minilm.tasks.task import Task, said
+from minilm.tasks.task import Task, scores_line
 from minilm.tasks.tune import tune
 from minilm.tasks.tuning import RANGES as TUNING_RANGES
 from minilm.tasks.tuning import Tuning, length_of
@@ -233,7 +233,8 @@ def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
                 auto_batch=args.auto_batch,
                 **computed(args),
             ).result
-    found = f"{len(few.examples)} examples after {result['steps']} steps: loss {result['dev']['loss']:.4f}"
+    several = "example" if len(few.examples) == 1 else "examples"
+    found = f"{len(few.examples)} {several} after {result['steps']} steps: loss {result['dev']['loss']:.4f}"
     metric = next(name for name in result["dev"] if name != "loss")
     learned = result["dev"]["loss"] < LEARNED * task.scale(run.train.examples) or result["dev"][metric] == 1
     what = "it learns them" if learned else "it does NOT learn them: check their labels, --lr and --length"
@@ -290,7 +291,7 @@ def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], lis
     for number, run in enumerate(runs, start=1):
         say(f"{run.name}: {number} of {len(runs)}")
         result, _ = one(args, out / run.name, run)
-        say(f"{run.name}: {said(result['scores'])}")
+        say(f"{run.name}: {scores_line(result['scores'])}")
         results.append(result)
     found = spread([each["scores"] for each in results])
     shared = [each for each in results[0]["baselines"] if all(each in result["baselines"] for result in results)]
@@ -307,9 +308,10 @@ def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], lis
         for metric, each in found.items()
     ]
     if name == "fold":
-        note = f"each by a model of the other {len(runs) - 1} folds; those share examples: the interval is too narrow"
+        note = "each by a model of the other folds"
+        note += ", which share examples: the interval is too narrow" if len(runs) > 2 else ""
     else:
-        note = "dev, which also chose the models: expect less on new ones" if judged_on == "dev" else judged_on
+        note = "dev, which also chose the models: expect less on new ones" if judged_on == "dev" else "the test"
     lines.append(f"judged on  {judged:,} examples, {note}")
     means = {each: {metric: own["mean"] for metric, own in scores.items()} for each, scores in baselines.items()}
     metric = next(iter(found))

@@ -33,7 +33,7 @@ from minilm.checkpoint.model import (
     weights_fingerprint,
     write_model,
 )
-from minilm.checkpoint.store import DRY_RUN, Run, Store
+from minilm.checkpoint.store import DRY_RUN, Run, Store, remove_dry_runs
 from minilm.data.corpus import open_corpus
 from minilm.data.documents import is_jsonl
 from minilm.data.loader import Kind, Loader, check_divisible, fixed_batches, shared
@@ -231,6 +231,7 @@ def main(args: Args) -> None:
         nearest = ranks.agreed(Store(out).check_writable)
         asked = asked_for(args, objective, recipe, pretrained)
         ranks.from_first(lambda: Store(out).earlier_run(*asked, args.resume))
+        remove_dry_runs(nearest)
         with tempfile.TemporaryDirectory(prefix=DRY_RUN, dir=nearest) as scratch:
             store = Store(Path(scratch) / "run", temporary=True)
             result, shown = pretrain(args, objective, recipe, store, pretrained)

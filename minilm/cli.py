@@ -40,7 +40,8 @@ def run_one_of(commands: dict[str, tuple[Callable[[Any], int | None], type]], ar
     argv = sys.argv[1:] if argv is None else argv
     name, script = argv[0] if argv else "", Path(sys.argv[0]).name
     if name in ("-h", "--help"):
-        about = [f"  {each:12}{(args_type.__doc__ or '').splitlines()[0]}" for each, (_, args_type) in commands.items()]
+        first = {each: " ".join((kind.__doc__ or "").split()).split(". ")[0] for each, (_, kind) in commands.items()}
+        about = [f"  {each:12}{said.removesuffix('.')}" for each, said in first.items()]
         print("\n".join([f"usage: {script} COMMAND ...; {script} COMMAND --help lists its flags", "", *about]))
         sys.exit(0)
     if name not in commands:
@@ -96,7 +97,8 @@ def run(
             sys.stderr.flush()
             os._exit(2)  # leaving the group together is no longer possible
         if is_out_of_memory(error):
-            advice = "give it more, or a smaller model" if goes_on else "lower --batch-size"
+            sizes = [name for name in ("batch_tokens", "batch_size") if hasattr(args_type, name)]
+            advice = f"lower {flag(sizes[0])}" if sizes else "give it more, or a smaller model"
             status = _fail(f"out of memory; {advice}")
         else:
             status = _of_compiler(error)

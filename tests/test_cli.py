@@ -293,6 +293,19 @@ def test_too_little_memory_is_one_line(go, message):
     assert err == "error: out of memory; give it more, or a smaller model\n"
 
 
+def test_too_little_memory_names_a_flag_that_the_command_has(capsys):
+    @dataclass
+    class Args:
+        batch_tokens: int | None = None
+
+    def main(args):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+
+    with pytest.raises(SystemExit):
+        cli.run(main, Args, [])
+    assert capsys.readouterr().err == "error: out of memory; lower --batch-tokens\n"
+
+
 def test_a_compiler_that_fails_is_one_line(capsys, monkeypatch, graphs):
     """With the first of the many lines that torch has for it."""
 

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -363,7 +364,7 @@ def test_perplexity(go):
     assert "without tokens" not in out
     Path("odd.txt").write_text("the cat\n\n\u200b\n\n\u200d\n")
     status, out, _ = go("perplexity", "--model", "masked", "--data", "odd.txt", "--json", "odd.json")
-    assert "without tokens     2 documents: their words and bytes are counted, at no loss" in out
+    assert "without tokens     2 documents: their words and bytes count, with a loss of 0" in out
     odd = json.loads(Path("odd.json").read_text())
     assert (odd["documents"], odd["without_tokens"]) == (3, 2)
     Path("blank.txt").write_text("\n \n")
@@ -599,6 +600,7 @@ def test_explain(go, tuned, monkeypatch):
         (("--html", "x/w.html"), "in a directory that is there"),
         (("--json", "w.html", "--html", "./w.html"), "is the file of --html"),
         (("--steps", "0"), "--steps 0: give a value from 1"),
+        (("--steps", "50", "--method", "occlusion"), "--steps 50: for --method integrated-gradients; leave it out"),
         (("--layer", "1"), "--layer, --head: for --method attention"),
         (("--method", "attention", "--head", "9"), "--head 9: the model has 4"),
         (("--method", "shap"), "shap"),
@@ -833,3 +835,53 @@ def test_predictions_are_in_the_column_that_is_named(go):
         assert status == 0, err
         accuracy = json.loads(out)["comparisons"][0]["metrics"]["accuracy"]
         assert (accuracy["a"], accuracy["b"]) == (right, right)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_file_in_half_precision_is_computed_in_the_precision_that_is_asked_for(go, dtype):
+    """In fp32 by default: the same figures as of the same numbers in an fp32 file."""
+    minilm.BertForMaskedLM.from_pretrained("masked").to(dtype).save_pretrained("half")
+    minilm.BertForMaskedLM.from_pretrained("half", dtype="float32").save_pretrained("single")
+    for name in ("half", "single"):
+        minilm.BertTokenizer("vocab.txt", model_max_length=16).save_pretrained(name)
+    texts = [f"the cat sat on a mat{i * ' and the dog ran'}" for i in range(8)]
+    Path("texts.txt").write_text("\n\n".join(texts) + "\n")
+    Path("pairs.jsonl").write_text(json.dumps({"sentence_good": "the cat sat", "sentence_bad": "sat the cat"}) + "\n")
+    for command in (
+        ("perplexity", "--data", "texts.txt"),
+        ("pairs", "--data", "pairs.jsonl"),
+        ("fill-mask", "--text", "the [MASK] sat on a mat"),
+    ):
+        said = [go(command[0], "--model", name, *command[1:], "--json") for name in ("half", "single")]
+        assert said[0][0] == 0, said[0][2]
+        half, single = (re.sub('half|single|"seconds": [0-9.e-]+', "", each[1]) for each in said)
+        assert half == single
+
+
+def test_a_blank_query_is_refused_and_a_long_one_told(go, caplog):
+    flags = ("--model", "encoder", "--data", "lines.txt")
+    status, _, err = go("search", *flags, "--query", "cats", " ")
+    assert (status, err.splitlines()[-1]) == (2, "error: query 1 (from 0) is blank; give a text")
+    assert go("search", *flags, "--query", "the cat " * 20)[0] == 0
+    assert "1 of 1 queries are longer than 12 tokens and were truncated" in caplog.text
+
+
+def test_a_config_that_changed_begins_anew(go, monkeypatch):
+    """What decides an output may be in no weight and no token: a partial file is of one config."""
+    flags = ("embed", "--model", "encoder", "--data", "lines.txt", "--out", "v.npy")
+    plain, made = embed_command.vectors_of, []
+
+    def stopped(*given):
+        made.append(1)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return plain(*given)
+
+    monkeypatch.setattr("minilm.evaluation.embed.CHUNK", 2)
+    monkeypatch.setattr(embed_command, "vectors_of", stopped)
+    assert go(*flags)[0] == 130
+    config = json.loads(Path("encoder/config.json").read_text())
+    Path("encoder/config.json").write_text(json.dumps(config | {"is_decoder": True}))
+    status, _, err = go(*flags)
+    assert status == 0, err
+    assert "starting over" in err

@@ -526,6 +526,10 @@ def test_what_a_killed_dry_run_left_is_removed(go, tmp_path):
         files.lock(held.fileno())
         assert go("--steps", 2)[0] == 0
     assert [path.name for path in (tmp_path / "run").glob(".dry-run-*")] == [".dry-run-alive"]
+    (tmp_path / ".dry-run-dead" / "run").mkdir(parents=True)
+    (tmp_path / ".dry-run-dead" / "run" / "lock").touch()
+    assert go("--steps", 2, "--dry-run", "--out", "new")[0] == 0
+    assert [*tmp_path.glob(".dry-run-*")] == []
 
 
 def test_a_number_may_be_written_in_another_way(go, train, monkeypatch):

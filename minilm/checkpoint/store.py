@@ -56,13 +56,14 @@ RUN_KINDS = {
 }
 
 
-def _is_left(dry_run: Path) -> bool:
-    """Whether no process holds the directory of a dry run any more."""
-    try:
-        with (dry_run / "run" / "lock").open("rb") as lock:
-            return files.lock(lock.fileno())
-    except OSError:  # another process holds it, or is just making it
-        return False
+def remove_dry_runs(directory: Path) -> None:
+    """Remove what killed dry runs left in a directory: those that no process holds any more."""
+    for left in directory.glob(f"{DRY_RUN}*"):
+        with suppress(OSError):  # another process holds it, or is just making it
+            with (left / "run" / "lock").open("rb") as lock:
+                is_free = files.lock(lock.fileno())
+            if is_free:
+                remove(left)
 
 
 class Store:
@@ -115,8 +116,8 @@ class Store:
             with suppress(OSError):  # a full disk, which saving reports better
                 os.ftruncate(lock.fileno(), 0)
                 os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-            dry_runs = filter(_is_left, self.out.glob(f"{DRY_RUN}*"))
-            for stale in (*self.out.glob(".tmp-*"), *self.out.glob(".*.tmp"), *dry_runs):
+            remove_dry_runs(self.out)
+            for stale in (*self.out.glob(".tmp-*"), *self.out.glob(".*.tmp")):
                 with suppress(OSError):  # nobody else writes here: the processes that made them are dead
                     remove(stale)
             try:

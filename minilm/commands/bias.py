@@ -23,7 +23,7 @@ class Bias(OfModel):
     """Whether a model prefers a group: by CrowS-Pairs, StereoSet, or words that are swapped in texts."""
 
     data: Path
-    """CrowS-Pairs' .csv, or StereoSet's .json flattened by side; with --swaps texts, one a line, or one a row of a
+    """CrowS-Pairs' .csv, or StereoSet's .json; with --swaps texts, one a line, or one a row of a
     .csv, .tsv, .jsonl, .json or .parquet. Also .gz or .xz."""
     swaps: Path | None = None
     """Words to swap in --data, for a masked model or a tuned classifier: a .csv of two columns and no header, a word
@@ -65,18 +65,17 @@ def _of_crows(args: Bias) -> tuple[dict[str, Any], list[str]]:
 
 def _of_stereoset(args: Bias) -> tuple[dict[str, Any], list[str]]:
     """(The result of StereoSet, its lines for the console). Tests for a head that the model lacks are left out."""
-    triples, following = bias.read_stereoset(read_json(args.data, "StereoSet, flattened by side"), args.data)
+    triples, following = bias.read_stereoset(read_json(args.data, "StereoSet"), args.data)
     directory = args.directory()
-    pickle = args.options()["use_safetensors"]
     config = PreTrainedConfig.of_directory(directory)
     only_next = config.family.kinds(config.architectures) == ["next"]
-    tells_next = bias.read_next(directory, pickle) if following else None
+    tells_next = bias.read_next(directory, args.use_safetensors) if following else None
     if not triples and tells_next is None:
         raise ConfigError(f"--model {directory}: has no next-sentence head, which all of --data needs")
     found: dict[str, Any] = {"test": "stereoset"}
     lines = []
     if triples and not only_next:
-        scorer = read_scorer(directory, use_safetensors=pickle)
+        scorer = read_scorer(directory, use_safetensors=args.use_safetensors)
         with args.computing(scorer.model):
             worth = [*counted(bias.stereoset_probabilities(scorer, triples), len(triples), "triples")]
         found |= bias.stereoset_scores(np.array(worth), triples)

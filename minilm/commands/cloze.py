@@ -47,7 +47,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"{name:10} {own['value']:,.4f}  {interval_of(own, 'passages')}")
     said = {
         "ties": "passages with two equally likely tokens, counted as missed",
-        "unknown": "last words hold an unknown token: counted as missed, and in the perplexity, then too low",
+        "unknown": "last words hold an unknown token: counted as missed; the perplexity is of that token, too low",
         "cut": f"passages are longer than the model's {found['length']} tokens, and truncated on the left",
     }
     lines += [f"{name:10} {found[name]:,} {what}" for name, what in said.items() if found[name]]

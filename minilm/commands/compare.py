@@ -14,9 +14,10 @@ from minilm.commands.of_model import THREADS, p_value, tell
 from minilm.data.examples import Example
 from minilm.errors import ConfigError, DataError, did_you_mean, printable
 from minilm.judging.judged import Judged
-from minilm.judging.metric_tables import metric_tables
+from minilm.judging.metric_tables import ACCURACIES, metric_tables
 from minilm.judging.score import check_labels, deciding_metric
 from minilm.metrics.compare import compare
+from minilm.metrics.intervals import FEWEST
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.train.log import say
 
@@ -68,6 +69,8 @@ def run_compare(args: Compare) -> None:
     found = with_same_labels(found)
     deciding = args.metric or (deciding_metric(found[0].task) if is_asked else None)
     result = {"task": found[0].task.name} | compared(found, deciding, args.with_first)
+    if cut := {own.name: own.cut for own in found if own.cut}:
+        result["cut"] = cut
     tell(args.json, result, _lines(result))
 
 
@@ -150,8 +153,14 @@ def compared(found: list[Judged], metric: str | None, with_first: bool) -> dict[
             result["comparisons"] = own["comparisons"]
         for each, more in zip(result["comparisons"], own["comparisons"], strict=True):
             each["metrics"] |= more["metrics"]
+    over = found[0].task.over(found[0].records)
     for each, p in zip(result["comparisons"], corrected, strict=True):
         each["p_holm"] = p
+        for name, n in over.items():
+            each["metrics"][name]["n"] = n
+            if n < FEWEST:
+                why = f"fewer than {FEWEST} examples: no interval"
+                each["metrics"][name] |= {"low": None, "high": None, "reason": why}
     return result
 
 
@@ -162,13 +171,16 @@ def _lines(result: dict[str, Any]) -> list[str]:
         lines += ["", f"{printable(each['b'])} against {printable(each['a'])}"]
         lines.append(f"{'':20} {'first':>8} {'second':>8} {'second - first':>15}  {'95 % interval':22} p")
         for name, own in each["metrics"].items():
-            lines.append(_line(name, own))
+            if not (result["task"] == "classification" and name in ACCURACIES):
+                lines.append(_line(name, own))
         own = each["metrics"][result["deciding"]]
         if several:
             p = "not tested" if each["p_holm"] is None else p_value(each["p_holm"])
             lines.append(f"p of {result['deciding'].replace('_', ' ')} corrected for all comparisons (Holm): {p}")
         if "only_a" in own:
             lines.append(f"only the first is right: {own['only_a']:,}, only the second: {own['only_b']:,}")
+    for name, cut in result.get("cut", {}).items():
+        lines += ["", f"{printable(name)}: {cut:,} examples are longer than it reads, so truncated or read in windows"]
     return lines
 
 

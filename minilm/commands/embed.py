@@ -3,6 +3,7 @@
 import hashlib
 import io
 import itertools
+import json
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -54,7 +55,8 @@ class OfTexts(OfModel):
     def decides(self, embedder: Embedder) -> dict[str, Any]:
         """All that determines the bits of a line's vector: weights, tokenizer, versions, precision, ..."""
         model, backend = embedder.model, embedder.tokenizer.backend_tokenizer
-        how = asdict(embedder.pooling) | {"length": embedder.length, "config": repr(model.encoder.cfg)}
+        how = asdict(embedder.pooling) | {"length": embedder.length, "side": embedder.tokenizer.truncation_side}
+        how["config"] = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
         how |= {"batch_tokens": self.batch_tokens or usual_batch_tokens(model.device)}
         computed = {"precision": self.precision, "device": str(model.device), "threads": torch.get_num_threads()}
         tokenizer = hashlib.sha256(backend.to_str().encode()).hexdigest()

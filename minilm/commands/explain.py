@@ -54,6 +54,8 @@ def run_explain(args: Explain) -> None:
     """Print the words in a coloured line, or, if that goes to no terminal, in a table."""
     cli.check_result(args.json, png=args.png, html=args.html)
     cli.check_ranges(args, {"steps": (1, 1000), "threads": THREADS})
+    if args.steps != STEPS and args.method != "integrated-gradients":
+        raise ConfigError(f"--steps {args.steps}: for --method integrated-gradients; leave it out")
     for name in ("png", "html"):
         if (file := getattr(args, name)) is None:
             continue
@@ -74,13 +76,12 @@ def run_explain(args: Explain) -> None:
 
 def _explained(args: Explain, method: Method) -> Explanation:
     directory = args.directory()
-    pickle = args.options()["use_safetensors"]
     config = PreTrainedConfig.of_directory(directory)
     if {"mlm", "pretraining"} & {*config.family.kinds(config.architectures)}:
         if args.pair is not None:
             raise ConfigError("--pair: for tuned models, and this one fills masks; leave it out")
-        masked = read_masked_lm(directory, use_safetensors=pickle)
-        with args.computing(masked.model.float()):
+        masked = read_masked_lm(directory, use_safetensors=args.use_safetensors)
+        with args.computing(masked.model):
             return explain_mask(masked, args.text, method, args.target)
     tuned = args.tuned(str(directory))
     pairs = None if args.pair is None else [args.pair]

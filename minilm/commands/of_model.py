@@ -48,21 +48,33 @@ class OfModel:
 
     def directory(self) -> Path:
         """Where the model is, fetched if need be. Raises UserError."""
-        return find_model(self.model, self.revision, allow_pickle=self.allow_pickle, flag="--model")
+        return find_model(self.model, self.checked_revision(), allow_pickle=self.allow_pickle, flag="--model")
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments for `from_pretrained`."""
-        return {"revision": self.revision, "use_safetensors": False if self.allow_pickle else None}
+        """Keyword arguments for `from_pretrained`. Raises ConfigError."""
+        return {"revision": self.checked_revision(), "use_safetensors": self.use_safetensors}
+
+    @property
+    def use_safetensors(self) -> bool | None:
+        """As in `from_pretrained`: false reads a pickle."""
+        return False if self.allow_pickle else None
+
+    def checked_revision(self) -> str | None:
+        """--revision. Raises ConfigError where the model is a directory, which has no other revisions."""
+        if self.revision is not None and self.model is not None and Path(self.model).exists():
+            raise ConfigError(f"--revision {self.revision}: {self.model} is on this machine, as it is; leave it out")
+        return self.revision
 
     def computing(self, model: torch.nn.Module) -> AbstractContextManager:
-        """Move `model` to its device; the context computes in the precision that is asked for."""
-        return Runtime.precise(model, self.device, self.precision, self.threads).autocast()
+        """Move `model` to its device, with fp32 weights whatever its file has; the context computes in the precision
+        that is asked for."""
+        return Runtime.precise(model.float(), self.device, self.precision, self.threads).autocast()
 
     def tuned(self, name: str | None = None) -> Tuned:
         """The model of --model, or of `name`, opened as a tuned one. Raises UserError."""
         return open_tuned(
             name or self.model,
-            revision=self.revision,
+            revision=self.checked_revision() if name in (None, self.model) else self.revision,
             allow_pickle=self.allow_pickle,
             device=self.device,
             precision=self.precision,

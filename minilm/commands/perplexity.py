@@ -88,7 +88,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if share := found["unknown"] / found["tokens"]:
         lines.append(f"unknown            {share:.2%} of the tokens: scored as unknown, and so too easily")
     if none := found["without_tokens"]:
-        lines.append(f"without tokens     {none:,} documents: their words and bytes are counted, at no loss")
+        lines.append(f"without tokens     {none:,} documents: their words and bytes count, with a loss of 0")
     of = "" if found["documents"] == found["of_documents"] else f" of {found['of_documents']:,}"
     sizes = ", ".join(f"{found[name]:,.0f} {name}" for name in COUNTED[1:4])
     lines.append(

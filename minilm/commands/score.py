@@ -22,16 +22,20 @@ from minilm.commands.labelled import (
     read_labelled,
 )
 from minilm.commands.of_model import THREADS, interval_of, p_value, tell
+from minilm.data.splits import overlap
 from minilm.errors import ConfigError, printable
 from minilm.files import sha256
 from minilm.judging.judged import Judged, Labelled, cost_of
+from minilm.judging.metric_tables import ACCURACIES
 from minilm.judging.score import check_choices, scored
 from minilm.metrics.groups import group_lines
 from minilm.metrics.slices import SIGNIFICANT
 from minilm.tasks.task import Task
 from minilm.train.job import VERSIONS
+from minilm.train.log import say
 
 SHOWN = 5  # slices
+OF_A_MODEL = ("precision", "threads", "revision", "allow_pickle")  # flags that are for models alone
 OVER = " (95 %, over examples)"  # which the head of the table says
 
 
@@ -59,8 +63,13 @@ def scores_of(args: Score) -> tuple[dict[str, Any], Judgement]:
     cli.check_ranges(args, {"threads": THREADS})
     if (args.model is None) == (args.predictions is None):
         raise ConfigError("--model, --predictions: give one of them")
+    scored_file = args.data or args.predictions
     if args.predictions is None:
         check_no_predictions(args)
+    elif given := [name for name in OF_A_MODEL if getattr(args, name) != getattr(Score, name)]:
+        raise ConfigError(f"{cli.flag(given[0])}: for models, and --predictions are there already; leave it out")
+    if args.dev is not None and scored_file is not None and args.dev.resolve() == scored_file.resolve():
+        raise ConfigError(f"--dev {args.dev}: is what is scored; choose temperature and thresholds on other examples")
 
     def check(task: Task, labelled: Labelled) -> None:
         check_choices(task, args.dev and str(args.dev), args.group_column, labelled.cells())
@@ -68,8 +77,11 @@ def scores_of(args: Score) -> tuple[dict[str, Any], Judgement]:
     judgement = judge_file(args, args.predictions) if args.predictions else judge_model(args, args.model, check=check)
     judged, labelled, tuned = judgement
     result = {"system": judged.name} | scored(judged, _dev(args, judgement), labelled.cells(), args.group_column)
-    file = args.data or args.predictions
-    result["data"] = {"file": str(file), "sha256": sha256(file), "left_out": len(labelled.data.left_out)}
+    result["data"] = {
+        "file": str(scored_file),
+        "sha256": sha256(scored_file),
+        "left_out": len(labelled.data.left_out),
+    }
     if tuned is not None:
         result["cut"] = judged.cut
         result["cost"] = cost_of(judged, tuned)
@@ -96,6 +108,8 @@ def _dev(args: Score, judgement: Judgement) -> Judged | None:
         found = judge_tuned(judged.name, tuned, read_labelled(args, args.dev, tuned.task.name, tuned.read_as))
     else:
         found = judge_file(replace(args, data=None), args.dev).judged
+    if (again := overlap(judged.examples, found.examples)).count:
+        say(f"{args.dev}: {again.count:,} texts are also among those scored; the first {again.first[0][0]}")
     if found.probabilities is None or getattr(found.task, "labels", ()) != judged.task.labels:
         raise ConfigError(f"--dev {args.dev}: no probabilities of the same labels")
     return found
@@ -110,7 +124,7 @@ def lines_of(result: dict[str, Any]) -> list[str]:
     lines = [f"{printable(result['system'])}, {result['task']}, {result['n']:,} examples of {file}", ""]
     lines.append(f"{'':20} {'value':>8}  {'95 % interval':18} {'baseline':>8}")
     for name, own in result["metrics"].items():
-        if not (result["task"] == "classification" and name.startswith("micro_")):  # all of them the accuracy
+        if not (result["task"] == "classification" and name in ACCURACIES):
             lines.append(_metric_line(name, own, result))
     if "positive_label" in result:
         lines.append(f"f1, precision and recall are those of the label {printable(result['positive_label'])}")
@@ -122,6 +136,9 @@ def lines_of(result: dict[str, Any]) -> list[str]:
     lines += _slice_lines(result.get("slices"))
     if "groups" in result:
         lines += ["", f"groups of {printable(result['groups']['column'])}", *group_lines(result["groups"])]
+    if result.get("cut"):
+        length = result["model"]["length"]
+        lines += ["", f"{result['cut']:,} examples are longer than {length} tokens, so truncated or read in windows"]
     if "cost" in result:
         cost = result["cost"]
         lines += ["", f"{cost['seconds']:.1f} s, {cost['tokens_per_s']:,.0f} tokens a second on {cost['machine']}"]
@@ -159,7 +176,7 @@ def _calibration_lines(found: dict[str, Any] | None, chosen: dict[str, Any] | No
             told += "" if after < found["ece"] else ": no better here"
         lines.append(f"temperature          {told}")
     for label, threshold in (chosen or {}).get("of", {}).items():
-        how = "for all of --dev, or none, has that label" if threshold is None else "chosen on --dev"
+        how = "kept: every example of --dev has that label, or none has" if threshold is None else "chosen on --dev"
         lines.append(f"threshold            {0.5 if threshold is None else threshold:.4f} of {printable(label)}, {how}")
     if chosen:
         name = "f1" if "f1" in chosen["chosen"] else "macro_f1"

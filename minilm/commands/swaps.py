@@ -82,7 +82,7 @@ def _of_masked(
     one_sided = [each for each in swapped if each.column is not None]
     if not one_sided:
         raise DataError(f"{source.name}: each text with a listed word holds words of both columns; none can be scored")
-    scorer = read_scorer(directory, use_safetensors=False if args.allow_pickle else None)
+    scorer = read_scorer(directory, use_safetensors=args.use_safetensors)
     with args.computing(scorer.model):
         pairs = crows_pairs(one_sided)
         nats = [*counted(crows_log_probabilities(scorer, pairs), len(pairs), "texts")]

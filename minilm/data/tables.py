@@ -100,7 +100,7 @@ def table_of(rows: Any, name: str = "the rows") -> Table:
     if isinstance(rows, dict | str | bytes | Path) or not isinstance(rows, Iterable):
         kind = f"a {type(rows).__name__}"
         raise DataError(f"{name}: {kind}; give a list of dicts, one a row (read_table reads a file)")
-    place = "row" if name == "the rows" else f"{name}: row"
+    place = "row" if name in ("the rows", "rows") else f"{name}: row"
     return _of_objects(name, ((f"{place} {number}", row) for number, row in enumerate(rows, start=1)))
 
 
@@ -138,8 +138,10 @@ def values_of(file: Path, field: str, flag: str) -> Iterator[tuple[str, Any]]:
         yield from ((f"{file}:{number}", line) for number, line in enumerate(text_lines(file), start=1))
         return
     for where, cells in read_table(file).rows:
-        if cells.get(field) is None:
+        if field not in cells:
             raise DataError(f"{where}: no field {field!r} (it has {listed(cells)}); name it with {flag}")
+        if cells[field] is None:
+            raise DataError(f"{where}: field {field!r} is null; give a text, or leave the row out")
         yield where, cells[field]
 
 

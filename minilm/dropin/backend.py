@@ -73,6 +73,12 @@ def open_backend(
     except DataError as error:
         raise DataError(f"{directory}: tokenizer_config.json: {error}") from error
     check_types(changes)
+    for role in ROLES:
+        if said.get(role) is not None:
+            try:
+                content(said[role])
+            except DataError as error:
+                raise DataError(f"{directory}: tokenizer_config.json: {error}") from error
     backend = _read_backend(directory, config)
     if not (directory / "tokenizer.json").exists():  # a tokenizer.json has them itself
         _add_stated(backend, directory, config)
@@ -83,8 +89,9 @@ def open_backend(
         for key in ("padding_side", "truncation_side"):
             checked_side(config.get(key) or "right", key)
         _split_as(backend, said, changes)
-        named = {role: changes[role] for role in ENDS if changes.get(role) is not None}
-        roles = prepare(backend, config, named)
+        before = roles_of(backend, said)
+        asked = any(changes.get(role) is not None and content(changes[role]) != before.get(role) for role in ENDS)
+        roles = prepare(backend, config, asked)
     except UserError as error:
         raise type(error)(f"{directory}: {error}") from error
     check_ids(backend, str(directory))
@@ -102,12 +109,10 @@ def open_backend(
     return backend, config, roles
 
 
-def prepare(
-    backend: tokenizers.Tokenizer, config: dict[str, Any], named: dict[str, Any] | None = None
-) -> dict[str, str]:
+def prepare(backend: tokenizers.Tokenizer, config: dict[str, Any], asked: bool = False) -> dict[str, str]:
     """Make the tokens of all roles special tokens of the tokenizer, and put those of ENDS around a text where the class
-    does so: the token of each role. named: the ENDS that a caller asks for, whatever the class. Raises DataError for
-    what is no token, ConfigError if there is no place for `named`."""
+    does so: the token of each role. asked: put them there whatever the class. Raises DataError for what is no token,
+    ConfigError if there is no place for what is asked."""
     backend.no_truncation()  # a tokenizer.json may set either; here the caller does
     backend.no_padding()
     roles = roles_of(backend, config)
@@ -115,12 +120,12 @@ def prepare(
     wanted = [special_token(config.get(role) or token) for role, token in roles.items()]
     wanted += map(special_token, more_tokens(config))
     backend.add_special_tokens([token for token in wanted if token.content not in special])
-    known = backend.get_vocab(with_added_tokens=False)
+    known = backend.get_vocab(with_added_tokens=False) if config.get("unk_token") is not None else {}
     if isinstance(backend.model, models.WordPiece) and roles.get("unk_token") in known:
         backend.model.unk_token = roles["unk_token"]
     of_class = str(config.get("tokenizer_class") or "").removesuffix("Fast") in CLASSES.values()
-    if named or (of_class and any(config.get(role) is not None for role in ENDS)):
-        _set_ends(backend, roles, is_asked=bool(named))
+    if asked or (of_class and any(config.get(role) is not None for role in ENDS)):
+        _set_ends(backend, roles, asked)
     return roles
 
 
@@ -138,7 +143,7 @@ def roles_of(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> dict[str,
     return usual | {role: content(config[role]) for role in ROLES if config.get(role) is not None}
 
 
-def _set_ends(backend: tokenizers.Tokenizer, roles: dict[str, str], is_asked: bool) -> None:
+def _set_ends(backend: tokenizers.Tokenizer, roles: dict[str, str], asked: bool) -> None:
     """Put cls_token and sep_token around each text. Raises ConfigError if that is asked for and there is no place."""
     ends, (cls, sep) = backend.post_processor, map(roles.get, ENDS)
     is_word_piece = isinstance(backend.model, models.WordPiece)
@@ -148,7 +153,7 @@ def _set_ends(backend: tokenizers.Tokenizer, roles: dict[str, str], is_asked: bo
     if known:
         ends.cls, ends.sep = ((token, backend.token_to_id(token)) for token in (cls, sep))
         backend.post_processor = ends
-    elif is_asked:
+    elif asked:
         raise ConfigError("cls_token, sep_token: the tokenizer puts others around a text; leave them as they are")
 
 
@@ -263,7 +268,7 @@ def content(entry: Any) -> str:
     """The text of a token's entry: a string, an object of JSON or an AddedToken."""
     found = entry.get("content") if isinstance(entry, dict) else getattr(entry, "content", entry)
     if not isinstance(found, str) or not found or found.encode(errors="ignore").decode() != found:
-        raise DataError(f"special token {entry!r}: is not a token; give a string")
+        raise DataError(f"special token {entry!r} is no token; give a string")
     return found
 
 

@@ -88,10 +88,6 @@ class PreTrainedConfig:
             self._set_labels(labels, ids, number)
         if self.problem_type not in (None, *PROBLEMS):
             raise ConfigError(f"config: problem_type is {self.problem_type!r}; give one of {', '.join(PROBLEMS)}")
-        if self.problem_type == "single_label_classification" and self.num_labels == 1 and self._unfit is None:
-            raise ConfigError(
-                "config: one label, and problem_type single_label_classification; give two, or regression"
-            )
 
     def _set_labels(self, labels: Any, ids: Any, number: Any) -> None:
         """Set id2label, label2id and num_labels. Raises ConfigError if they contradict each other."""
@@ -113,9 +109,14 @@ class PreTrainedConfig:
         self._unfit = None
 
     def check_labels(self) -> None:
-        """Raises ConfigError if a file's labels are invalid and no others were given."""
+        """Raises ConfigError if a file's labels are invalid and no others were given, or if one is to be chosen of one,
+        for which the loss is always 0."""
         if self._unfit is not None:
             raise ConfigError(f"{self._unfit}; give others, or num_labels")
+        if self.problem_type == "single_label_classification" and self.num_labels == 1:
+            raise ConfigError(
+                "config: one label, and problem_type single_label_classification; give two, or problem_type regression"
+            )
 
     def _check_key(self, key: str) -> None:
         """Raises ConfigError for a key that would hide an attribute of ours, or is a known key misspelled."""
@@ -214,7 +215,9 @@ class PreTrainedConfig:
                 unread.append(key)
         read = {key: value for key, value in values.items() if key not in unread}
         labels = [read.pop(key, None) for key in LABELS]
+        named = read.pop("dtype", read.pop("torch_dtype", None))
         config.update(read)
+        config.__dict__["dtype"] = _dtype_or_name(named)
         if labels != [None, None, None]:
             try:
                 config._set_labels(*labels)
@@ -250,6 +253,8 @@ class PreTrainedConfig:
         config, unused = cls.of_directory(directory), {}
         known = config.known()
         for key in changes.keys() - {*known}:
+            if key in ("subfolder", "gguf_file"):
+                raise ConfigError(f"{key}: not supported; give the directory of config.json itself")
             if not did_you_mean(key, known):
                 unused[key] = changes.pop(key)
         if unused and not return_unused_kwargs:
@@ -309,6 +314,14 @@ def dtype_of(value: torch.dtype | str) -> torch.dtype:
     if found not in DTYPES:
         raise ConfigError(f"dtype {value!r}: give one of {', '.join(map(str, DTYPES))}")
     return found
+
+
+def _dtype_or_name(value: Any) -> Any:
+    """`dtype_of` what a file names, or its name, if models cannot have it: opening one then says so."""
+    try:
+        return None if value is None else dtype_of(value)
+    except ConfigError:
+        return value
 
 
 def _whole(value: Any, key: str) -> dict[Any, Any]:

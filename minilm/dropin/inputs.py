@@ -21,15 +21,17 @@ def max_tokens(cfg: EncoderConfig, tokenizer: BertTokenizer) -> int:
 
 def beyond_tables(cfg: EncoderConfig, tokens: Tokens) -> str | None:
     """What in `tokens` has no row in its table of embeddings; None: everything has one."""
-    V, types, places = cfg.vocab_size, cfg.type_vocab_size, cfg.max_position_embeddings * cfg.learned_positions
-    for ids, first, end, name, of, mend in (
-        (tokens.input_ids, 0, V, "token id", f"{V} tokens", "call resize_token_embeddings(len(tokenizer))"),
-        (tokens.token_type_ids, 0, types, "token type", f"{types} types", "leave out token_type_ids"),
-        (tokens.position, -cfg.position_offset, places, "position", f"{places} positions", "give lower position_ids"),
+    V, types, offset = cfg.vocab_size, cfg.type_vocab_size, cfg.position_offset
+    places = (cfg.max_position_embeddings + offset) * cfg.learned_positions
+    position = None if tokens.position is None else tokens.position + offset
+    for ids, end, name, of, mend in (
+        (tokens.input_ids, V, "token id", f"{V} tokens", "call resize_token_embeddings(len(tokenizer))"),
+        (tokens.token_type_ids, types, "token type", f"{types} types", "leave out token_type_ids"),
+        (position, places, "position", f"{places} positions", "give lower position_ids"),
     ):
         for value in (int(ids.max()), int(ids.min())) if ids is not None and end else ():
-            if not first <= value < end:
-                return f"{name} {value}, but the model has {of}; {'give none below 0' if value < first else mend}"
+            if not 0 <= value < end:
+                return f"{name} {value}, but the model has {of}; {'give none below 0' if value < 0 else mend}"
     return None
 
 

@@ -56,12 +56,7 @@ class PreTrainedModel(nn.Module):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
-        if not isinstance(config, PreTrainedConfig):
-            kind = f"{type(config).__module__}.{type(config).__name__}"
-            raise ConfigError(
-                f"{type(self).__name__}: {kind} is no config of minilm; from_pretrained opens a directory"
-            )
-        self.config = config
+        self.config = _ours(config, type(self))
         self.num_labels, self.name_or_path = config.num_labels, config.name_or_path
         classes = config.family.classes
         if self.kind not in classes:
@@ -143,6 +138,8 @@ class PreTrainedModel(nn.Module):
         if self.dimensions > 2:
             named = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
             for name, each in named.items():
+                if each is not None and not isinstance(each, Tensor):
+                    raise TypeError(f"{name} is a {type(each).__name__}; give a tensor: return_tensors='pt' makes one")
                 if each is not None and each.ndim != self.dimensions + (name == "inputs_embeds"):
                     raise ValueError(f"{name} has shape {tuple(each.shape)}; give (rows, choices, tokens)")
             choices = next((each.shape[1] for each in named.values() if each is not None), 0)
@@ -213,8 +210,9 @@ class PreTrainedModel(nn.Module):
         if config is None:
             config = PreTrainedConfig.of_directory(directory)
         else:
+            where = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
             is_name = isinstance(config, Path | str)
-            config = PreTrainedConfig.from_pretrained(config) if is_name else copy.deepcopy(config)
+            config = PreTrainedConfig.from_pretrained(config, **where) if is_name else copy.deepcopy(_ours(config, cls))
         config._name_or_path = str(name)
         config.change(changes | ({} if attn_implementation is None else {"attn_implementation": attn_implementation}))
         chosen = dtype or torch_dtype or "auto"
@@ -706,6 +704,14 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 def _bare(name: str) -> str:
     """A parameter's name without the base model's prefix, as in checkpoint.families."""
     return name.removeprefix("bert.")
+
+
+def _ours(config: Any, of: type) -> PreTrainedConfig:
+    """`config`, if it is one of minilm's. Raises ConfigError."""
+    if not isinstance(config, PreTrainedConfig):
+        kind = f"{type(config).__module__}.{type(config).__name__}"
+        raise ConfigError(f"{of.__name__}: {kind} is no config of minilm; to open a model: from_pretrained")
+    return config
 
 
 def _one_device(device_map: str | int | torch.device | dict[str, Any]) -> torch.device:

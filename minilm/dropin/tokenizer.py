@@ -62,7 +62,7 @@ class BertTokenizer:
             vocab = dict(vocab) if isinstance(vocab, dict) else read_vocab(Path(vocab))
             backend = wordpiece(vocab, do_lower_case, strip_accents, tokenize_chinese_chars)
         for key in config.keys() - {*KNOWN}:  # as in transformers, others are passed over
-            if hint := did_you_mean(key, KNOWN):
+            if hint := did_you_mean(key, KNOWN, 0.9):
                 raise ConfigError(f"{key}: no argument of a tokenizer{hint}")
         check_types(config)
         config = {"tokenizer_class": "BertTokenizer"} | config
@@ -71,7 +71,7 @@ class BertTokenizer:
     def _set_up(self, backend: tokenizers.Tokenizer, config: dict[str, Any], roles: dict[str, str]) -> None:
         """Set the attributes. config: as in tokenizer_config.json."""
         self._backend, self._roles = backend, roles
-        self.extra_special_tokens = [*map(content, more_tokens(config))]
+        self.extra_special_tokens = more_tokens(config)
         self.tokenizer_class = str(config.get("tokenizer_class") or "").removesuffix("Fast")
         limit = config.get("model_max_length")
         self.model_max_length = NO_LIMIT if limit is None else int(min(limit, NO_LIMIT))
@@ -393,7 +393,7 @@ class BertTokenizer:
         """The id of a token, or the ids of a list of tokens; that of unk_token for an unknown one."""
         if isinstance(tokens, str):
             id = self._backend.token_to_id(tokens)
-            return self.unk_token_id if id is None else id
+            return id if id is not None else self._backend.token_to_id(self._roles.get("unk_token", ""))
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
@@ -415,7 +415,9 @@ class BertTokenizer:
         """Name the token of a role, by itself or by its id. In a text it is read as before, and it is not added to the
         vocabulary: `add_special_tokens` does both."""
         role = name.removesuffix("_id")
-        if role not in ROLES:
+        if name == "extra_special_tokens":
+            super().__setattr__(name, [*map(content, value or ())])
+        elif role not in ROLES:
             super().__setattr__(name, value)
         elif value is None:
             self._roles.pop(role, None)
@@ -467,11 +469,11 @@ class BertTokenizer:
 
     @additional_special_tokens.setter
     def additional_special_tokens(self, tokens: Iterable[Any]) -> None:
-        self.extra_special_tokens = [*map(content, tokens)]
+        self.extra_special_tokens = tokens
 
     @property
     def all_special_tokens(self) -> list[str]:
-        return list(dict.fromkeys([*self._roles.values(), *map(content, self.extra_special_tokens)]))
+        return list(dict.fromkeys([*self._roles.values(), *self.extra_special_tokens]))
 
     @property
     def all_special_ids(self) -> list[int]:

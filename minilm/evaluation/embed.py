@@ -231,7 +231,13 @@ def search(
     if top_k < 1:
         raise ConfigError(f"top_k is {top_k}; give 1 or more")
     embedder = model if isinstance(model, Embedder) else read_embedder(model)
-    wanted = F.normalize(vectors_of(embedder, queries, batch_tokens, embedder.pooling.query)[0])
+    if blank := [number for number, query in enumerate(queries) if not query.strip()]:
+        raise DataError(f"query {blank[0]} (from 0) is blank; give a text")
+    asked, long = vectors_of(embedder, queries, batch_tokens, embedder.pooling.query)
+    if long:
+        line = "%d of %d queries are longer than %d tokens and were truncated"
+        log.warning(line, long, len(queries), embedder.length)
+    wanted = F.normalize(asked)
     best: list[list[Hit]] = [[] for _ in queries]
     first = cut = count = 0
     for chunk in chunks(texts):

@@ -86,7 +86,8 @@ def described(found: Explanation) -> list[str]:
     if found.baseline_score is not None:
         differs, error = found.score - found.baseline_score, found.completeness_error
         off = "" if error is None else f", which the values sum to but for {error:.2%}"
-        lines.append(f"baseline   score {found.baseline_score:.4f} of [PAD] alone: a difference of {differs:+.4f}{off}")
+        told = f"score {found.baseline_score:.4f} with [PAD] in place of each word"
+        lines.append(f"baseline   {told}: a difference of {differs:+.4f}{off}")
     if not found.signed:
         lines.append("values     shares of attention: what is looked at, which need not be why")
     if found.cut:

@@ -5,6 +5,7 @@ from typing import Any
 
 from minilm.errors import library
 from minilm.explanation.shown import Explanation, Word, html_fragment
+from minilm.judging.metric_tables import ACCURACIES
 from minilm.metrics.groups import COLUMNS
 from minilm.metrics.intervals import FEWEST
 
@@ -23,6 +24,8 @@ def page(result: dict[str, Any]) -> str:
         r=result,
         group_columns=COLUMNS,
         fewest=FEWEST,
+        accuracies=ACCURACIES,
+        happens="has the label" if result["task"] == "multilabel" else "is right",
         shown_slices=SLICES,
         cost=cost_lines(result.get("cost") or {}),
         most=max((each["n"] for each in bins), default=1),

@@ -95,8 +95,9 @@ def scored(
         check_labels(judged)
     check_choices(task, None, group, cells or {})
     tables = metric_tables(judged)
+    over = task.over(judged.records)
     for table in tables:
-        found["metrics"] |= with_intervals(table.records, table.weighted, len(judged), table.proportions)
+        found["metrics"] |= with_intervals(table.records, table.weighted, len(judged), table.proportions, over)
         found["undefined"] |= table.undefined
     if isinstance(task, Classification):
         found["metrics"] |= _conditional(judged, task)

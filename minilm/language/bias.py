@@ -139,10 +139,12 @@ class Following(NamedTuple):
 
 
 def read_stereoset(found: Any, file: Path) -> tuple[list[Triple], list[Following]]:
-    """(Triples within a sentence, triples of following sentences) of StereoSet's dev set, flattened by side. Raises
-    DataError."""
+    """(Triples within a sentence, triples of following sentences) of StereoSet's dev set, as its authors publish it, or
+    flattened: an object of lists by side. Raises DataError."""
+    if isinstance(found, dict) and isinstance(found.get("data"), dict):
+        found = _by_side(found["data"], file)
     if not isinstance(found, dict) or not all(isinstance(found.get(side), list) for side in SIDES):
-        raise DataError(f"{file}: is no StereoSet flattened by side; give an object of lists {', '.join(SIDES)}")
+        raise DataError(f"{file}: is not StereoSet: neither its 'data', nor an object of lists {', '.join(SIDES)}")
     by_id: dict[str, dict[str, Any]] = {}
     for side in SIDES:
         for number, each in enumerate(found[side], start=1):
@@ -173,6 +175,22 @@ def read_stereoset(found: Any, file: Path) -> tuple[list[Triple], list[Following
     if not triples and not following:
         raise DataError(f"{file}: holds no context")
     return triples, following
+
+
+def _by_side(data: dict[str, Any], file: Path) -> dict[str, list[Any]]:
+    """StereoSet's `data`, {"intrasentence": contexts, "intersentence": contexts}, as lists by side."""
+    found: dict[str, list[Any]] = {side: [] for side in SIDES}
+    for kind in ("intrasentence", "intersentence"):
+        for number, each in enumerate(data.get(kind) or [], start=1):
+            where = f"{file}: {kind} {number}"
+            if not isinstance(each, dict) or not isinstance(each.get("sentences"), list):
+                raise DataError(f"{where}: has no list of sentences")
+            for own in each["sentences"]:
+                side = own.get("gold_label") if isinstance(own, dict) else None
+                if side not in SIDES:
+                    raise DataError(f"{where}: gold_label is {side!r}; give one of {', '.join(SIDES)}")
+                found[side].append(each | {"sentence": own.get("sentence")})
+    return found
 
 
 def stereoset_probabilities(scorer: LanguageScorer, triples: Sequence[Triple]) -> Iterator[tuple[float, float, float]]:

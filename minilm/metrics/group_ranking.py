@@ -64,7 +64,7 @@ def _auc(score: np.ndarray, true: np.ndarray, kept: np.ndarray, mean: "PowerMean
     """The AUC of the examples in `kept`, which is also added to `mean`."""
     sides = int(true[kept].sum()), int((~true[kept]).sum())
     if not min(sides):
-        return undefined(sum(sides), "one side is empty")
+        return undefined(sum(sides), "no positive example, or no negative one")
     value, influence = auc(score[kept], true[kept])
     if mean is not None:
         mean.add(value, influence, kept, min(sides))

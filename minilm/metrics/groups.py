@@ -127,7 +127,9 @@ def _explained(own: Metric) -> Metric:
     """The metric, with a reason if value or interval is missing; the value over no examples is None."""
     if own["n"] == 0:
         return own | {"value": None, "reason": "of no examples"}
-    return own if own["low"] is not None else own | {"reason": "too few"}
+    if own["low"] is not None:
+        return own
+    return own | {"reason": "too few" if own["n"] < FEWEST else "resamples all equal, or too few defined"}
 
 
 def _weighted_f1(records: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -155,19 +157,21 @@ def _notes(
         low, high = min(bases, key=bases.__getitem__), max(bases, key=bases.__getitem__)
         notes.append(
             f"{bases[low]:.1%} of {_short(low)} have the label, {bases[high]:.1%} of {_short(high)}: where such shares "
-            "differ demographic parity and equalized odds exclude each other, but for guessing (Barocas et al. 2023, "
-            "ch. 3), as do equalized odds and equal precision, but for perfection (Kleinberg et al. 2016, Chouldechova "
-            "2017)"
+            "differ demographic parity and equalized odds exclude each other, except for a classifier that guesses "
+            "(Barocas et al. 2023, ch. 3), as do equalized odds and equal precision, except for a perfect one "
+            "(Kleinberg et al. 2016, Chouldechova 2017)"
         )
     for rate, own in gap.items():
         if left := [] if own is None else [name for i, name in enumerate(rows) if i not in own.group]:
             shown = ", ".join(map(_short, left[:5])) + (", ..." if len(left) > 5 else "")
-            notes.append(f"left out of gaps in {_words(rate)}, for it is of fewer than {fewest}: {len(left)} ({shown})")
+            why = f"as the rate is over fewer than {fewest} examples"
+            notes.append(f"left out of gaps in {_words(rate)}, {why}: {len(left)} ({shown})")
     if (none := int((counts == 0).sum())) > 0:
         notes.append(f"in no group: {none:,} of {len(counts):,} examples")
     if (several := int((counts > 1).sum())) > 0:
         notes.append(
-            f"in several groups: {several:,} examples; intervals of gaps take groups as if they shared none, p does not"
+            f"in several groups: {several:,} examples; the intervals of gaps treat groups as if they shared no "
+            "example, p does not"
         )
     return notes
 
@@ -208,7 +212,9 @@ def _cell(own: Metric) -> str:
     if own["value"] is None:
         return "-"
     value = f"{100 * own['value']:.1f}"
-    return f"{value} too few" if own["low"] is None else f"{value} ({100 * own['low']:.0f}-{100 * own['high']:.0f})"
+    if own["low"] is None:
+        return f"{value} too few" if own["n"] < FEWEST else value
+    return f"{value} ({100 * own['low']:.0f}-{100 * own['high']:.0f})"
 
 
 def _words(name: str) -> str:

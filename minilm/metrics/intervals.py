@@ -5,6 +5,7 @@ example is taken, weights (B, n), for B draws at once; examples with equal recor
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ DRAWS = 2000  # of the bootstrap (Efron and Tibshirani 1993, sec. 14.3)
 LEFT_OUT = 2000  # examples of the jackknife at most, chosen at random
 AT_ONCE = 1 << 22  # weights in memory
 DEFINED = 0.95  # of the draws, in which a score must be defined
+NO_PARTS: Mapping[str, int] = MappingProxyType({})  # every score is over all examples
 NORMAL = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 Interval = tuple[float, float]
@@ -24,10 +26,15 @@ Weighted = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]  # recor
 
 
 def intervals(
-    records: np.ndarray, weighted: Weighted, proportions: Collection[str] = (), seed: int = 0
+    records: np.ndarray,
+    weighted: Weighted,
+    proportions: Collection[str] = (),
+    seed: int = 0,
+    over: Mapping[str, int] = NO_PARTS,
 ) -> dict[str, Interval]:
     """The 95 % interval of each score of `weighted`: Wilson's for `proportions`, BCa for all others. records (n, r):
-    what each example adds. There is none for fewer than FEWEST examples, nor for a score that is undefined (NaN) here
+    what each example adds. over: how many examples a score is over, if it is not over all. There is no interval for
+    fewer than FEWEST examples, nor for a score that is undefined (NaN) here
     or in too many draws; and no BCa where all draws agree, as if all is right, or the score is outside their range."""
     n = len(records)
     if n < FEWEST:
@@ -42,7 +49,7 @@ def intervals(
     found = {}
     for name, own in value.items():
         kept = drawn[name][np.isfinite(drawn[name])]
-        if not np.isfinite(own) or len(kept) < DEFINED * DRAWS:
+        if not np.isfinite(own) or len(kept) < DEFINED * DRAWS or over.get(name, n) < FEWEST:
             continue
         if name in proportions:
             found[name] = wilson(round(own * n), n)
@@ -52,14 +59,19 @@ def intervals(
 
 
 def with_intervals(
-    records: np.ndarray, weighted: Weighted, n: int, proportions: Collection[str] = ()
+    records: np.ndarray,
+    weighted: Weighted,
+    n: int,
+    proportions: Collection[str] = (),
+    over: Mapping[str, int] = NO_PARTS,
 ) -> dict[str, dict[str, Any]]:
-    """Each score of `weighted` as {value, low, high, n}, the ends None without an interval. n: number of examples."""
-    ends = intervals(records, weighted, proportions)
+    """Each score of `weighted` as {value, low, high, n}, the ends None without an interval. n: number of examples;
+    over: as in `intervals`."""
+    ends = intervals(records, weighted, proportions, over=over)
     found = {}
     for name, value in weighted(records, np.ones((1, len(records)))).items():
         low, high = ends.get(name, (None, None))
-        found[name] = {"value": float(value[0]), "low": low, "high": high, "n": n}
+        found[name] = {"value": float(value[0]), "low": low, "high": high, "n": over.get(name, n)}
     return found
 
 

@@ -20,9 +20,9 @@ from minilm.metrics.scores import spans
 from minilm.tasks.baselines import SAID
 from minilm.tasks.predictions import SHOWN_LABELS
 from minilm.tasks.span import THRESHOLD
-from minilm.tasks.task import Task, said
+from minilm.tasks.task import Task, scores_line
 from minilm.tasks.tuned import Tuned
-from minilm.train.log import plot_loss
+from minilm.train.log import drawn, plot_loss
 
 
 def write_report(
@@ -36,7 +36,7 @@ def write_report(
     result = tuned.result | files
     result |= {"judged_on": name, "judged": len(judged.examples), "scores": tuned.task.score(predictions)}
     records = tuned.task.records(predictions)
-    found = intervals(records, tuned.task.weighted, tuned.task.proportions)
+    found = intervals(records, tuned.task.weighted, tuned.task.proportions, over=tuned.task.over(records))
     result["intervals"] = {name: [*ends] for name, ends in found.items()}
     result["baselines"] = tuned.task.baselines(train.examples, judged.examples)
     result["cut"] = predictions.features.cut
@@ -47,7 +47,8 @@ def write_report(
     write_whole(out / result["predictions"], text)
     result |= counts
     if "confusion" in result:
-        plot_confusion(np.array(result["confusion"]), [row["name"] for row in result["labels"]], out / "confusion.png")
+        image, names = out / "confusion.png", [row["name"] for row in result["labels"]]
+        drawn(image, lambda: plot_confusion(np.array(result["confusion"]), names, image))
     plot_loss(out / "metrics.jsonl", out / "loss.png", kept=result.get("best_step"))
     write_json(out / "results.json", finite(result))
     write_whole(out / "README.md", card(tuned, out, result))
@@ -77,12 +78,10 @@ def read_in_training(directory: Path) -> tuple[dict[str, Any], int | None]:
 
 
 def plot_confusion(counts: np.ndarray, labels: Sequence[str], image: Path) -> None:
-    """Save a picture of a confusion matrix, a row for each true label; does nothing without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
+    """Save a picture of a confusion matrix, a row for each true label."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     side = 2.5 + 0.45 * len(labels)
     figure = Figure(figsize=(side, side), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -134,7 +133,7 @@ def summary(result: dict[str, Any]) -> list[str]:
     """The figures of a run, one line each."""
     scores, baselines = result["scores"], result["baselines"]
     chose = ", which also chose the model: expect less on new ones" if result["judged_on"] == "dev" else ""
-    lines = [f"{result['judged_on']:10} {said(scores)}", f"judged on  {result['judged']:,} examples{chose}"]
+    lines = [f"{result['judged_on']:10} {scores_line(scores)}", f"judged on  {result['judged']:,} examples{chose}"]
     if "positive_label" in result:
         lines.append(f"positive   {shown(result['positive_label'])}: f1, precision and recall are of it")
     metric = next(iter(scores))
@@ -163,7 +162,7 @@ def warning(baselines: dict[str, float], score: float) -> list[str]:
 def baseline_line(name: str, scores: dict[str, float], metric: str) -> str:
     """A line with two scores of a baseline of `Task.baselines`; the first is `metric`, if it has that."""
     shown = sorted(scores.items(), key=lambda each: each[0] != metric)[:2]
-    return f"baseline   {said(dict(shown))}: {SAID[name]}"
+    return f"baseline   {scores_line(dict(shown))}: {SAID[name]}"
 
 
 def closing(result: dict[str, Any], out: Path) -> list[str]:

@@ -194,6 +194,9 @@ class Span(Task):
     def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
         return weighted_means(records, weights, SCORES)
 
+    def over(self, records: np.ndarray) -> dict[str, int]:
+        return dict(zip(SCORES, records[:, len(SCORES) :].sum(axis=0).astype(int).tolist(), strict=True))
+
     def details(self, predictions: Predictions) -> dict[str, Any]:
         """The threshold; and by how much f1 exceeds that of never answering, with its 95 % interval (None for few
         questions)."""

@@ -3,7 +3,7 @@
 Shape letters: M tokens of a batch, C tags.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -115,9 +115,11 @@ class Tagging(Task):
         return text, {"words_without_token": without_token(predictions.features, predictions.examples)}
 
     def asked(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Tagged]:
-        for number, words in enumerate(texts):
-            check_strings(f"sentence {number} (from 0): word", [words] if isinstance(words, str | None) else words)
+        if odd := [number for number, words in enumerate(texts) if not isinstance(words, Iterable)]:
+            raise DataError(f"sentence {odd[0]} (from 0) is {texts[odd[0]]!r}; give a string, or a list of words")
         sentences = [tuple(words.split() if isinstance(words, str) else words) for words in texts]
+        for number, words in enumerate(sentences):
+            check_strings(f"sentence {number} (from 0): word", words)
         if () in sentences:
             raise DataError(f"sentence {sentences.index(())} (from 0) has no word; leave it out")
         return [Tagged(words) for words in sentences]

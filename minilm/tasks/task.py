@@ -17,8 +17,9 @@ from torch import Tensor
 
 from minilm.batch import OnDevice, Tokens
 from minilm.data.examples import Example
+from minilm.data.loader import EVALUATED_AT_ONCE
 from minilm.data.packing import best_fit
-from minilm.data.tables import Table, shown
+from minilm.data.tables import Table
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
@@ -31,7 +32,6 @@ from minilm.train.runtime import Runtime, side_by_side
 STEP, LONGER = 8, 72  # tokens: row lengths are multiples of STEP, less than LONGER above the longest feature
 DEAR = 600  # tokens of a row whose attention costs as much as everything else
 TOKENIZED = 1024  # texts that are tokenised at a time
-EVALUATED_AT_ONCE = 1 << 12  # tokens of a batch in evaluation
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,10 @@ class TaskScore:
         return next(iter(self.metrics.values()))
 
     def says(self) -> str:
-        return said(self.metrics)
+        return scores_line(self.metrics)
 
 
-def said(scores: dict[str, float]) -> str:
+def scores_line(scores: dict[str, float]) -> str:
     """Scores for the console."""
     return "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items())
 
@@ -171,7 +171,7 @@ class Task(ABC):
     def asked(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Any]:
         """Examples without labels, to be predicted."""
         check_strings("text", texts)
-        check_strings("pair", pairs or ())
+        check_strings("pair", () if pairs is None else pairs)
         return [Example(*each) for each in zip(texts, [None] * len(texts) if pairs is None else pairs, strict=True)]
 
     def with_model(self, model: PreTrainedModel) -> Self:
@@ -227,6 +227,10 @@ class Task(ABC):
     def weighted(self, records: np.ndarray, weights: np.ndarray) -> Mapping[str, np.ndarray]:
         """Metrics as functions of how often each example is taken: weights (B, n) -> (B,) for each metric."""
 
+    def over(self, records: np.ndarray) -> dict[str, int]:
+        """How many examples each of those metrics is over that are not over all."""
+        return {}
+
     def scale(self, examples: Sequence[Any]) -> float:
         """A loss that is neither good nor bad: 1 nat, or the variance of numbers."""
         return 1.0
@@ -257,7 +261,8 @@ def check_strings(what: str, values: Iterable[Any]) -> None:
     """Raises DataError for the first value that is no string."""
     for number, value in enumerate(values):
         if not isinstance(value, str):
-            raise DataError(f"{what} {number} (from 0) is {shown(value)}, a {type(value).__name__}; give strings")
+            told = f"{value!r}"[:60]
+            raise DataError(f"{what} {number} (from 0) is {told}, no string ({type(value).__name__}); give strings")
 
 
 def tokenized(

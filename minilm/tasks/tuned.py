@@ -1,6 +1,7 @@
 """A tuned model with its task and tokenizer, and its predictions for texts."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,7 @@ class Tuned:
         computed = {"precision": self.runtime.precision, "device": str(self.runtime.device)}
         computed |= {"threads": self.runtime.threads, "at_once": EVALUATED_AT_ONCE, **VERSIONS}
         task = hashlib.sha256(repr(self.task).encode()).hexdigest()[:16]
-        computed["config"] = repr(self.model.base_model.encoder.cfg)
+        computed["config"] = json.dumps(self.model.config.to_dict(), sort_keys=True, default=str)
         of = {"model": weights_fingerprint(self.model), "task": task, "features": fingerprint(((), features))}
         return of | computed
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -264,23 +264,35 @@ def train(job: Job, plan: Plan) -> Log:
         finally:
             log.close()
     if owes(done) or (done < plan.steps and not _is_enough(history, job.patience)):
-        where = f"and saved at step {done:,}" if done else "before the first step"
-        kept = f"{where}; the same command resumes from there (not with --resume never)"
-        say("stopped, and nothing is kept" if job.store.temporary else f"stopped {kept}")
-        came = [ranks.any(signals.received == number) for number in STOPPING]
-        if signals.received == signal.SIGINT and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            raise KeyboardInterrupt  # within someone's program, not a command of ours
-        sys.exit(next((exit_status(number) for number, is_it in zip(STOPPING, came, strict=True) if is_it), 0))
+        _leave(job, done, signals.received)
     log.signal = signals.received
     if job.patience and history:
-        log.best = _best(history)
-        if history[-1].step < plan.steps:
-            say(f"stopped early: no better score or lower loss in {job.patience} evaluations")
-        say(f"the best model, that of step {log.best:,}, is kept")
-        if log.best != history[-1].step:
-            ranks.agreed(lambda: _load(job, job.store.checkpoint(log.best)))
+        log.best = _take_best(job, plan, history)
     job.model.eval()
     return log
+
+
+def _leave(job: Job, done: int, received: int | None) -> NoReturn:
+    """End the process, or raise KeyboardInterrupt within someone's program, after `done` steps, with a line that says
+    what is kept. received: the signal that came, if any did."""
+    where = f"and saved at step {done:,}" if done else "before the first step"
+    kept = f"{where}; the same command resumes from there (not with --resume never)"
+    say("stopped, and nothing is kept" if job.store.temporary else f"stopped {kept}")
+    came = [job.runtime.ranks.any(received == number) for number in STOPPING]
+    if received == signal.SIGINT and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        raise KeyboardInterrupt  # the program's own handler is Python's: this is no command of ours
+    sys.exit(next((exit_status(number) for number, is_it in zip(STOPPING, came, strict=True) if is_it), 0))
+
+
+def _take_best(job: Job, plan: Plan, history: list[Evaluation]) -> int:
+    """Load the weights of the best evaluation, and say so: its step."""
+    best = _best(history)
+    if history[-1].step < plan.steps:
+        say(f"stopped early: no better score or lower loss in {job.patience} evaluations")
+    say(f"the best model, that of step {best:,}, is kept")
+    if best != history[-1].step:
+        job.runtime.ranks.agreed(lambda: _load(job, job.store.checkpoint(best)))
+    return best
 
 
 def with_less(

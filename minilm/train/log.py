@@ -178,12 +178,17 @@ def plot_loss(
     """Plot training and held-out loss over steps, with a line at the unigram loss. training: label of the training
     curve. kept: the step whose model is kept, if that is not the last. False, and a line that says why, if there can be
     no picture."""
+    return drawn(image, lambda: _plot_loss(metrics, image, unigram, training, kept))
+
+
+def drawn(image: Path, draw: Callable[[], None]) -> bool:
+    """Draw a picture; False, and a line that says why, if there can be none: that is no reason to lose a run."""
     try:
-        _plot_loss(metrics, image, unigram, training, kept)
+        draw()
     except ModuleNotFoundError:
         say(f"no {image.name}: matplotlib is missing; pip install 'minilm[eval]'")
         return False
-    except Exception as error:  # an installation at odds with numpy, a full disk: no reason to lose a run
+    except Exception as error:  # an installation at odds with numpy, a full disk
         say(f"no {image.name}: {type(error).__name__}: {first_line(error)}")
         return False
     return True

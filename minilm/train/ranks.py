@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from minilm.errors import ConfigError, UserError
+from minilm.errors import ConfigError, UserError, first_line
 
 T = TypeVar("T")
 LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe", "TCPStore")
@@ -76,7 +76,7 @@ class Ranks:
             try:
                 dist.init_process_group(backend, timeout=PATIENCE)
             except (ValueError, RuntimeError) as error:  # no address, or its port is taken
-                why = str(error).splitlines()[0][:100]
+                why = first_line(error)[:100]
                 raise ConfigError(f"cannot meet the other processes ({why}); start them with torchrun") from error
         return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
 

@@ -140,7 +140,7 @@ def test_a_threshold_that_dev_cannot_choose_is_half(go):
         Path("said-dev.csv").write_text(head + f"fine,{label},good,0.1,0.9\npoor,{label},bad,0.8,0.2\n" * 12)
         status, out, err = go("score", "--predictions", "said.csv", "--dev", "said-dev.csv")
         assert status == 0, err
-        assert "threshold            0.5000 of good, for all of --dev, or none, has that label\n" in out
+        assert "threshold            0.5000 of good, kept: every example of --dev has that label, or none has\n" in out
 
 
 def test_why_no_slice_is_told(go):
@@ -235,7 +235,8 @@ def test_what_is_undefined_is_said_on_the_page(go, home):
     """Of a label that no example has there is no area under a curve; of one that is never said no precision."""
     rows = "".join(f"the film {i},{'ab'[i % 2]},a,1,0,0\n" for i in range(30))
     (home / "never.csv").write_text("text,label,prediction,p(a),p(b),p(c)\n" + rows)
-    found = told(go, "report", "--predictions", "never.csv", "--dev", "never.csv", "--html", "never.html")
+    (home / "dev-of-it.csv").write_text("text,label,prediction,p(a),p(b),p(c)\n" + rows)
+    found = told(go, "report", "--predictions", "never.csv", "--dev", "dev-of-it.csv", "--html", "never.html")
     assert (found["metrics"]["roc_auc"]["value"], found["metrics"]["mcc"]["value"]) == (None, None)
     page = (home / "never.html").read_text()
     assert "no example has the label c" in page
@@ -371,8 +372,14 @@ REFUSED = [
     ),
     ((*SCORE, *TEST, "--group-column", "age"), "--group-column age: give one of source"),
     ((*SCORE, *TEST, "--json", "test.csv"), "--json test.csv: is the file of --data"),
+    ((*SCORE, *TEST, "--dev", "./test.csv"), "--dev test.csv: is what is scored; choose temperature and thresholds on"),
+    (("score", "--predictions", "plain.csv", "--precision", "bf16"), "--precision: for models, and --predictions are"),
+    ((*SCORE, *TEST, "--revision", "v2"), "--revision v2: tuned is on this machine, as it is; leave it out"),
     (("score", "--predictions", "nan.csv"), "nan.csv:2: a probability is no number from 0 to 1"),
-    (("score", "--predictions", "plain.csv", "--dev", "plain.csv"), "thresholds need probabilities, and here are none"),
+    (
+        ("score", "--predictions", "plain.csv", "--dev", "better.csv"),
+        "thresholds need probabilities, and here are none",
+    ),
     (("score", "--predictions", "plain.csv", "--task", "regression"), "no finite number"),
     (("compare", "tuned", *TEST), "name two or more different systems"),
     (("compare", "all-a.csv", "once-b.csv"), "all-a.csv:2: every example is labelled 'a'; give examples of two"),
@@ -511,3 +518,61 @@ def test_a_browser_shows_the_page(page, home, tmp_path, width):
     assert "CONSOLE" not in done.stderr
     text = log.read_text()
     assert not [url for url in re.findall(r'"url":"(https?://[^"]*)"', text) if "google" not in url]
+
+
+def test_probabilities_are_of_the_column_beside_them(go):
+    """Those of the model are not taken for another system's."""
+    rows = [f"the cat {i},{'ab'[i % 2]},{'ab'[i % 2]},{1 - i % 2},{i % 2},{'ab'[i % 4 > 1]}\n" for i in range(40)]
+    Path("both.csv").write_text("text,label,prediction,p(a),p(b),human\n" + "".join(rows))
+    own = told(go, "score", "--predictions", "both.csv")
+    human = told(go, "score", "--predictions", "both.csv", "--prediction-column", "human")
+    assert (own["metrics"]["accuracy"]["value"], human["metrics"]["accuracy"]["value"]) == (1, 0.5)
+    assert "roc_auc" in own["metrics"]
+    assert not {"roc_auc", "log_loss"} & {*human["metrics"]}
+    assert "calibration" not in human
+
+
+def test_a_metric_over_some_questions_counts_these(go):
+    """Of few there is no interval, however many there are in all."""
+    context = "the film was fine"
+    qas = [
+        {"id": f"q{i}", "question": "how", "answers": [{"text": "fine", "answer_start": 13}] if i > 3 else []}
+        for i in range(60)
+    ]
+    squad = {"data": [{"paragraphs": [{"context": context, "qas": qas}]}]}
+    Path("squad.json").write_text(json.dumps(squad))
+    for name, odd in (("one", 7), ("two", 5)):
+        answers = {each["id"]: "fine" if i % odd else "" for i, each in enumerate(qas)}
+        Path(f"{name}.json").write_text(json.dumps(answers))
+    flags = ("--task", "span", "--data", "squad.json")
+    found = told(go, "score", "--predictions", "one.json", *flags)["metrics"]
+    counts = {"f1": 60, "exact": 60, "f1_answerable": 56, "exact_answerable": 56, "f1_no_answer": 4}
+    assert {name: own["n"] for name, own in found.items()} == counts
+    assert (found["f1_no_answer"]["value"], found["f1_no_answer"]["low"]) == (0.25, None)
+    assert found["f1_answerable"]["low"] < found["f1_answerable"]["value"]
+    compared = told(go, "compare", "one.json", "two.json", *flags)["comparisons"][0]["metrics"]
+    assert (compared["f1_no_answer"]["n"], compared["f1_no_answer"]["low"]) == (4, None)
+    assert compared["f1_no_answer"]["reason"] == "fewer than 20 examples: no interval"
+    assert compared["f1_answerable"]["n"] == 56
+
+
+def test_what_is_truncated_is_told(go):
+    rows = [f"{'fine ' * (40 if i % 4 == 0 else 3)},{('bad', 'good')[i % 2]}\n" for i in range(40)]
+    Path("long.csv").write_text("text,label\n" + "".join(rows))
+    status, out, err = go("score", "--model", "tuned", "--data", "long.csv")
+    assert status == 0, err
+    assert "10 examples are longer than 24 tokens, so truncated or read in windows" in out
+    status, out, err = go("compare", "tuned", "other", "--data", "long.csv")
+    assert status == 0, err
+    assert "tuned: 10 examples are longer than it reads" in out
+    assert "micro f1" not in out
+    assert "weighted recall" not in out
+    assert go("report", "--model", "tuned", "--data", "long.csv", "--html", "long.html")[0] == 0
+    assert "10 of them are longer than the model reads" in Path("long.html").read_text(encoding="utf-8")
+
+
+def test_texts_of_dev_that_are_scored_are_told(go):
+    Path("again.csv").write_text(Path("test.csv").read_text())
+    status, _, err = go("score", "--model", "tuned", "--data", "test.csv", "--dev", "again.csv")
+    assert status == 0, err
+    assert re.search(r"again.csv: [0-9,]+ texts are also among those scored; the first again.csv:2", err)

@@ -6,6 +6,7 @@ Left out: weights of the hub; cross-attention, caches and untied tables, as we h
 
 import copy
 import io
+import json
 import pickle
 import warnings
 from functools import partial
@@ -393,6 +394,15 @@ LIKE = {  # what code around models asks of them; `at`: a file in float16, besid
     "a cache that is off": lambda at: (
         BertConfig.from_pretrained(at).use_cache and not BertConfig.from_pretrained(at, use_cache=False).use_cache
     ),
+    "a dtype of a file that models cannot have": lambda at: (
+        (at / "config.json").write_text(json.dumps(config.to_dict() | {"dtype": "int8"}))
+        and BertConfig.from_pretrained(at).dtype == "int8"
+        and load(at, dtype="float32").dtype == torch.float32
+    ),
+    "one label that is chosen, in a file": lambda at: (
+        BertConfig(**SIZES, num_labels=1, problem_type=PROBLEMS[1]).save_pretrained(at)
+        or (load(at) and models.BertForSequenceClassification.from_pretrained(at, num_labels=2).num_labels == 2)
+    ),
     "a config's arguments": lambda at: (
         BertConfig.from_pretrained(
             at, num_labels=3, finetuning_task="mrpc", trust_remote_code=False, return_unused_kwargs=True
@@ -423,6 +433,9 @@ REFUSED = [
     (lambda at: BertConfig(dtype="int8"), ConfigError, "dtype 'int8': give one of torch.float32"),
     (lambda at: one(problem_type=PROBLEMS[1]), ConfigError, "problem_type single_label_classification; give two"),
     (lambda at: BertConfig.from_pretrained(at, hiden_size=3), ConfigError, "did you mean hidden_size"),
+    (lambda at: load(at, config=transformers.BertConfig()), ConfigError, "BertConfig is no config of minilm; to open"),
+    (lambda at: BertConfig.from_pretrained(at, subfolder="x"), ConfigError, "subfolder: not supported"),
+    (lambda at: model_of("BertForMultipleChoice")([[[1]]]), TypeError, "input_ids is a list; give a tensor"),
     (lambda at: bert()([[1, 2]]), TypeError, "input_ids is a list; give a tensor: return_tensors='pt'"),
     (lambda at: bert()(ids[0]), ValueError, r"input_ids has shape \(7,\); give \(rows, tokens\)"),
     (lambda at: bert()(ids, token_type_ids=ids[:, :3]), ValueError, r"token_type_ids has shape \(13, 3\), not \(13, 7"),

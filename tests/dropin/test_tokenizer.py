@@ -314,6 +314,8 @@ ADDITIONS = {
         t.add_special_tokens({"extra_special_tokens": [token]}, replace_extra_special_tokens=False) for token in "<>"
     ],
     "other special tokens": lambda t: setattr(t, "extra_special_tokens", ["d", "a"]),
+    "an unknown token": lambda t: setattr(t, "unk_token", "dog"),
+    "special tokens that are put": lambda t: setattr(t, "extra_special_tokens", None),
     "a role's id": lambda t: setattr(t, "pad_token_id", t.get_vocab()["d"]),
     "nobody's id": lambda t: setattr(t, "eos_token_id", None),
 }
@@ -690,7 +692,26 @@ def test_a_misspelled_argument_of_a_tokenizer(tmp_path):
     vocab = {word: id for id, word in enumerate(WORDS)}
     with pytest.raises(ConfigError, match="do_lowercase: no argument of a tokenizer; did you mean do_lower_case"):
         BertTokenizer(vocab, do_lowercase=False)
-    assert len(BertTokenizer(vocab, gobbledygook=1)) == len(WORDS)  # as in transformers
+    passed_over = {"gobbledygook": 1, "pad_token_type_id": 0, "tokenizer_file": None, "max_length": 5}
+    tokenizer = BertTokenizer(vocab, **passed_over)  # as in transformers
+    assert len(tokenizer) == len(WORDS)
+    tokenizer.unk_token = "<zzz>"
+    assert tokenizer.unk_token_id is tokenizer.convert_tokens_to_ids("nope") is None
+    tokenizer.extra_special_tokens = [tokenizers.AddedToken("<x>")]
+    assert (tokenizer.extra_special_tokens, tokenizer.extra_special_tokens_ids) == (["<x>"], [None])
+
+
+def test_a_tokenizer_keeps_what_no_config_changes(tmp_path):
+    """Its own unknown token, and its own template."""
+    model = tokenizers.models.WordPiece({word: id for id, word in enumerate(WORDS)}, unk_token="<unk>")
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    template = {"single": "[CLS] $A", "special_tokens": [("[CLS]", 3)]}
+    backend.post_processor = tokenizers.processors.TemplateProcessing(**template)
+    assert BertTokenizer(backend).tokenize("the zzz") == ["the", "<unk>"]
+    BertTokenizer(backend, tokenizer_class="PreTrainedTokenizerFast").save_pretrained(tmp_path)
+    for more in ({}, {"cls_token": "[CLS]"}):
+        assert BertTokenizer.from_pretrained(tmp_path, **more)("the").tokens() == ["[CLS]", "the"]
 
 
 def test_what_is_saved_is_told(both, tmp_path):

@@ -194,12 +194,31 @@ def test_files_of_stereoset():
     assert following == [wanted]
 
 
+def test_stereoset_as_its_authors_publish_it():
+    found = flattened("the BLANK sat.", "A first sentence.", "I saw BLANK")
+    for side, sentence in zip(found, ("One.", "Two.", "Three."), strict=True):
+        found[side][1]["sentence"] = sentence
+    published = {"intrasentence": [], "intersentence": []}
+    for number, each in enumerate(found["stereotype"]):
+        sentences = [{"gold_label": side, "sentence": found[side][number]["sentence"]} for side in reversed(found)]
+        shared = {name: each[name] for name in ("id", "context", "bias_type", "target")}
+        published["intersentence" if number == 1 else "intrasentence"].append(shared | {"sentences": sentences})
+    plain, own = (read_stereoset(each, "f") for each in (found, {"version": "1.0", "data": published}))
+    assert [triple._replace(where="") for triple in own[0]] == [triple._replace(where="") for triple in plain[0]]
+    assert [each._replace(where="") for each in own[1]] == [each._replace(where="") for each in plain[1]]
+    published["intersentence"][0]["sentences"][0]["gold_label"] = "related"
+    with pytest.raises(DataError, match="f: intersentence 1: gold_label is 'related'; give one of stereotype"):
+        read_stereoset({"data": published}, "f")
+    with pytest.raises(DataError, match="f: intrasentence 1: has no list of sentences"):
+        read_stereoset({"data": {"intrasentence": [3]}}, "f")
+
+
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        ([], "is no StereoSet flattened by side; give an object of lists stereotype, anti-stereotype"),
-        ({"stereotype": []}, "is no StereoSet flattened by side"),
-        (flattened("a BLANK") | {"stereotype": 3}, "is no StereoSet flattened by side"),
+        ([], "is not StereoSet: neither its 'data', nor an object of lists stereotype, anti-stereotype"),
+        ({"stereotype": []}, "is not StereoSet"),
+        (flattened("a BLANK") | {"stereotype": 3}, "is not StereoSet"),
         (flattened(), "f: holds no context"),
         (flattened("a BLANK", words=("a", "b", "?!")), "f: unrelated 1: no word in the place of BLANK"),
         (flattened("a BLANK") | {"unrelated": []}, "id '0' is not on each of the sides"),

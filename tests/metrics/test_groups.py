@@ -321,7 +321,7 @@ def test_aucs_by_definition():
                 empty += own[i] is None
                 if own[i] is None:
                     assert here["value"] is None
-                    assert here["reason"] == "one side is empty"
+                    assert here["reason"] == "no positive example, or no negative one"
                 else:
                     assert here["value"] == pytest.approx(own[i], abs=1e-12)
             mean = metrics[f"mean_{kind}"]
@@ -450,7 +450,7 @@ def test_lines_and_json():
     notes = "\n".join(found["notes"])
     for said in ("two of them meet", "biased upwards", "labels may be biased", "Kleinberg", "in several groups: "):
         assert said in notes, said
-    assert "left out of gaps in accuracy, for it is of fewer than 20: 1 (few)" in notes
+    assert "left out of gaps in accuracy, as the rate is over fewer than 20 examples: 1 (few)" in notes
     alone = group_scores(gold, predicted, None, {"a": np.ones(400, int)}, 1)
     assert "accuracy difference                   -  fewer than two groups have enough examples" in group_lines(alone)
 

@@ -499,6 +499,7 @@ def test_as_a_function_of_rows(directory, reviews, tmp_path):
     pairs = [row | {"pair": "a plot"} for row in rows]
     of_pairs = minilm.finetune(directory, pairs, dev=pairs[:10], pair="pair", text="text", steps=1, device="cpu")
     assert len(of_pairs.predict(["the film"], ["a plot"])) == 1
+    assert len(of_pairs.predict(np.array(["the film"] * 2), np.array(["a plot"] * 2))) == 2
     with pytest.raises(DataError, match="training used two texts a row: give `pairs`"):
         of_pairs.predict(["the film"])
     for no_list in ("the film", {"text": ["the film"]}, type("Frame", (list,), {"columns": ["text"]})(["text"])):
@@ -506,10 +507,10 @@ def test_as_a_function_of_rows(directory, reviews, tmp_path):
             tuned.predict(no_list)
     with pytest.raises(DataError, match="training used one text a row: leave out `pairs`"):
         tuned.predict(["the film"], ["a plot"])
-    for odd, name in ((["fine", None], "text 1 .* is 'None', a NoneType"), ([["the", "film"]], "text 0 .* a list")):
+    for odd, name in ((["fine", None], "text 1 .* is None, no string"), ([["the", "film"]], r"text 0 .* is \['the'")):
         with pytest.raises(DataError, match=name):
             tuned.predict(odd)
-    with pytest.raises(DataError, match=r"pair 0 \(from 0\) is '3', a int; give strings"):
+    with pytest.raises(DataError, match=r"pair 0 \(from 0\) is 3, no string \(int\)"):
         of_pairs.predict(["the film"], [3])
     with pytest.raises(TypeError, match="epoch"):
         minilm.finetune(directory, rows, epoch=3)
@@ -550,12 +551,12 @@ def test_ctrl_c_within_a_program_is_an_exception_of_its_own(directory, reviews, 
 @pytest.mark.parametrize(
     ("task", "asked", "said"),
     [
-        ("similarity", (["a", None], ["b", "c"]), "text 1 (from 0) is 'None', a NoneType; give str"),
-        ("tagging", ([["Ada", None]],), "sentence 0 (from 0): word 1 (from 0) is 'None'"),
-        ("tagging", ([None],), "sentence 0 (from 0): word 0 (from 0) is 'None'"),
+        ("similarity", (["a", None], ["b", "c"]), "text 1 (from 0) is None, no string (NoneType); give"),
+        ("tagging", ([["Ada", None]],), "sentence 0 (from 0): word 1 (from 0) is None, no string"),
+        ("tagging", ([None],), "sentence 0 (from 0) is None; give a string, or a list of words"),
         ("choice", (["a"], [None]), "each text needs two choices or more"),
-        ("choice", (["a"], [["b", 3]]), "choice 1 (from 0) is '3', a int; give strings"),
-        ("span", (["who?"], [None]), "context 0 (from 0) is 'None', a NoneType; give strings"),
+        ("choice", (["a"], [["b", 3]]), "choice 1 (from 0) is 3, no string (int); give"),
+        ("span", (["who?"], [None]), "context 0 (from 0) is None, no string (NoneType); give"),
     ],
 )
 def test_what_is_no_text_is_named(task, asked, said):
