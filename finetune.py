@@ -308,10 +308,10 @@ def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], lis
         for metric, each in found.items()
     ]
     if name == "fold":
-        note = "each by a model of the other folds"
-        note += ", which share examples: the interval is too narrow" if len(runs) > 2 else ""
+        note = "each by a model of the other fold"
+        note += "s, which share examples: the interval is too narrow" if len(runs) > 2 else ""
     else:
-        note = "dev, which also chose the models: expect less on new ones" if judged_on == "dev" else "the test"
+        note = "dev, which also chose the models: expect less on new ones" if judged_on == "dev" else "those of --test"
     lines.append(f"judged on  {judged:,} examples, {note}")
     means = {each: {metric: own["mean"] for metric, own in scores.items()} for each, scores in baselines.items()}
     metric = next(iter(found))

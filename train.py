@@ -230,8 +230,7 @@ def main(args: Args) -> None:
     elif args.dry_run:
         nearest = ranks.agreed(Store(out).check_writable)
         asked = asked_for(args, objective, recipe, pretrained)
-        ranks.from_first(lambda: Store(out).earlier_run(*asked, args.resume))
-        remove_dry_runs(nearest)
+        ranks.from_first(lambda: (Store(out).earlier_run(*asked, args.resume), remove_dry_runs(nearest)))
         with tempfile.TemporaryDirectory(prefix=DRY_RUN, dir=nearest) as scratch:
             store = Store(Path(scratch) / "run", temporary=True)
             result, shown = pretrain(args, objective, recipe, store, pretrained)

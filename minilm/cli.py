@@ -97,8 +97,9 @@ def run(
             sys.stderr.flush()
             os._exit(2)  # leaving the group together is no longer possible
         if is_out_of_memory(error):
-            sizes = [name for name in ("batch_tokens", "batch_size") if hasattr(args_type, name)]
-            advice = f"lower {flag(sizes[0])}" if sizes else "give it more, or a smaller model"
+            advice = (
+                "lower --batch-tokens" if hasattr(args_type, "batch_tokens") else "give it more, or a smaller model"
+            )
             status = _fail(f"out of memory; {advice}")
         else:
             status = _of_compiler(error)

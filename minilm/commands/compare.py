@@ -16,7 +16,7 @@ from minilm.errors import ConfigError, DataError, did_you_mean, printable
 from minilm.judging.judged import Judged
 from minilm.judging.metric_tables import ACCURACIES, metric_tables
 from minilm.judging.score import check_labels, deciding_metric
-from minilm.metrics.compare import compare
+from minilm.metrics.compare import ALIKE, compare
 from minilm.metrics.intervals import FEWEST
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.train.log import say
@@ -48,6 +48,8 @@ def run_compare(args: Compare) -> None:
         raise ConfigError(f"--json {args.json}: is one of the systems; give another")
     if args.json is not None and _may_be_predictions(Path(args.json)):
         raise ConfigError(f"--json {args.json}: may be predictions; give a new name, or --json after the systems")
+    if args.revision is not None and all(Path(each).exists() for each in args.systems):
+        raise ConfigError(f"--revision {args.revision}: all systems are on this machine, as they are; leave it out")
     files = {each for each in args.systems if Path(each).suffix in ENDINGS or Path(each).is_file()}
     if not files:
         check_no_predictions(args)
@@ -159,8 +161,10 @@ def compared(found: list[Judged], metric: str | None, with_first: bool) -> dict[
         for name, n in over.items():
             each["metrics"][name]["n"] = n
             if n < FEWEST:
-                why = f"fewer than {FEWEST} examples: no interval"
-                each["metrics"][name] |= {"low": None, "high": None, "reason": why}
+                own = each["metrics"][name]
+                own |= {"low": None, "high": None}
+                if own["difference"] is not None and own.get("reason") != ALIKE:
+                    own["reason"] = f"fewer than {FEWEST} examples: no interval"
     return result
 
 
@@ -171,7 +175,8 @@ def _lines(result: dict[str, Any]) -> list[str]:
         lines += ["", f"{printable(each['b'])} against {printable(each['a'])}"]
         lines.append(f"{'':20} {'first':>8} {'second':>8} {'second - first':>15}  {'95 % interval':22} p")
         for name, own in each["metrics"].items():
-            if not (result["task"] == "classification" and name in ACCURACIES):
+            is_accuracy = result["task"] == "classification" and name in ACCURACIES
+            if name == result["deciding"] or not is_accuracy:
                 lines.append(_line(name, own))
         own = each["metrics"][result["deciding"]]
         if several:

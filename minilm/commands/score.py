@@ -27,6 +27,7 @@ from minilm.errors import ConfigError, printable
 from minilm.files import sha256
 from minilm.judging.judged import Judged, Labelled, cost_of
 from minilm.judging.metric_tables import ACCURACIES
+from minilm.judging.prediction_files import ROW
 from minilm.judging.score import check_choices, scored
 from minilm.metrics.groups import group_lines
 from minilm.metrics.slices import SIGNIFICANT
@@ -68,7 +69,9 @@ def scores_of(args: Score) -> tuple[dict[str, Any], Judgement]:
         check_no_predictions(args)
     elif given := [name for name in OF_A_MODEL if getattr(args, name) != getattr(Score, name)]:
         raise ConfigError(f"{cli.flag(given[0])}: for models, and --predictions are there already; leave it out")
-    if args.dev is not None and scored_file is not None and args.dev.resolve() == scored_file.resolve():
+    if args.dev is not None and args.dev.resolve() in {
+        each.resolve() for each in (args.data, args.predictions) if each
+    }:
         raise ConfigError(f"--dev {args.dev}: is what is scored; choose temperature and thresholds on other examples")
 
     def check(task: Task, labelled: Labelled) -> None:
@@ -101,14 +104,15 @@ def _dev(args: Score, judgement: Judgement) -> Judged | None:
     """The system's predictions on --dev; None if it is not given."""
     if args.dev is None:
         return None
-    judged, _, tuned = judgement
+    judged, labelled, tuned = judgement
     if judged.probabilities is None:
-        raise ConfigError(f"--dev {args.dev}: temperature and thresholds need probabilities, and here are none")
+        raise ConfigError(f"--dev {args.dev}: temperature and thresholds need probabilities of the predictions scored")
     if tuned is not None:
         found = judge_tuned(judged.name, tuned, read_labelled(args, args.dev, tuned.task.name, tuned.read_as))
     else:
         found = judge_file(replace(args, data=None), args.dev).judged
-    if (again := overlap(judged.examples, found.examples)).count:
+    made_up = labelled.data.columns.get("text") == ROW
+    if not made_up and (again := overlap(judged.examples, found.examples)).count:
         say(f"{args.dev}: {again.count:,} texts are also among those scored; the first {again.first[0][0]}")
     if found.probabilities is None or getattr(found.task, "labels", ()) != judged.task.labels:
         raise ConfigError(f"--dev {args.dev}: no probabilities of the same labels")

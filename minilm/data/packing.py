@@ -18,6 +18,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -34,6 +35,7 @@ Packing = Literal["stream", "documents"]
 PairTask = Literal["next", "order"]
 
 PACKED_TOGETHER = 4096  # documents
+TRIED = 8  # other rows, for one that is long enough
 MIN_PAIR = 8  # least tokens of a document that is cut into a pair
 SHORTEST = 8  # least tokens of a short piece
 
@@ -146,11 +148,13 @@ class DocumentRows(Rows):
 
 
 class PairRows(Rows):
-    """Rows of one pair: a piece of a document, cut in two at a place drawn uniformly from its middle half.
+    """Rows of one pair: a piece of a document, cut in two at a place drawn uniformly from its middle half, or at the
+    next beginning of a word there, in a direction that is drawn, too.
 
-    In half of the rows, `next` replaces the second part by that of another row, `order` swaps the two; these have the
-    label 1, as in google-research/bert (is_random_next) and transformers' BertForPreTraining. The other row may,
-    rarely, be from the same document.
+    In half of the rows, `next` replaces the second part by the end of another row's piece, `order` swaps the two; these
+    have the label 1, as in google-research/bert (is_random_next) and transformers' BertForPreTraining. How long the
+    parts are does not tell the label: the other row is drawn in all rows, and the shorter end decides for both labels.
+    The other row may be from the same document.
     """
 
     def __init__(
@@ -161,13 +165,16 @@ class PairRows(Rows):
         name = _index_name("pairs", T, short_seq_prob)
         self.pieces = _kept(shard, name, lambda: _single_pieces(shard, T, short_seq_prob))
         self.fill = (len(self) * 3 + self.pieces.tokens) / max(1, len(self) * T)
+        pieces = ((id, tokenizer.token(id)) for id in range(tokenizer.vocab_size))
+        self.inside = frozenset(id for id, token in pieces if token.startswith("##"))  # ids that continue a word
 
     def __len__(self) -> int:
         return len(self.pieces.end)
 
     def take(self, rows: np.ndarray, epoch: np.ndarray, short_rows: int = 1) -> Taken:
-        drawn = {each: draw(self.seed, each, epoch, rows, rows * 0) for each in (PAIR_LABEL, PAIR_CUT, PAIR_OTHER)}
-        label, cut, step = drawn[PAIR_LABEL] % 2, drawn[PAIR_CUT], drawn[PAIR_OTHER]
+        label, cut = (draw(self.seed, each, epoch, rows, rows * 0) for each in (PAIR_LABEL, PAIR_CUT))
+        label = label % 2
+        steps = draw(self.seed, PAIR_OTHER, epoch[:, None], rows[:, None], np.arange(TRIED)[None])
         if self.task == "next" and len(self) == 1:
             label = np.zeros_like(label)  # there is no other row
         ids = np.full((len(rows), self.T), self.pad_id, dtype=np.int64)
@@ -175,11 +182,11 @@ class PairRows(Rows):
         types = np.zeros((len(rows), self.T), dtype=np.int64)
         for b, r in enumerate(map(int, rows)):
             first, second = self._halves(r, int(cut[b]))
-            if label[b] and self.task == "order":
-                first, second = second, first
+            if self.task == "next" and len(self) > 1:
+                other = self._end_of_another(r, len(second), steps[b].tolist())
+                second = other if label[b] else second[: len(other)]
             elif label[b]:
-                other = (r + 1 + int(step[b]) % (len(self) - 1)) % len(self)
-                second = self._halves(other, int(cut[b]))[1][: self.T - 3 - len(first)]
+                first, second = second, first
             n, end = len(first), len(first) + len(second) + 3
             ids[b, 0], ids[b, n + 1], ids[b, end - 1] = self.cls_id, self.sep_id, self.sep_id
             ids[b, 1 : n + 1], ids[b, n + 2 : end - 1] = first, second
@@ -189,9 +196,30 @@ class PairRows(Rows):
 
     def _halves(self, row: int, chance: int) -> tuple[np.ndarray, np.ndarray]:
         ((start, n),) = self.pieces.of(row)
-        cut = n // 4 + chance % (n // 2 + 1)
-        tokens = self.shard.tokens[start : start + n]
+        low, tokens = n // 4, self.shard.tokens[start : start + n]
+        places = n - 2 * low + 1  # as many before the middle as after it, so that a swap is not seen
+        cut = low + chance % places
+        sides = range(cut, n - low + 1), range(cut, low - 1, -1)
+        tried = chain(*(sides if chance // places % 2 else reversed(sides)))
+        cut = next((at for at in tried if self._begins(tokens, at)), cut)
         return tokens[:cut], tokens[cut:]
+
+    def _begins(self, tokens: np.ndarray, at: int) -> bool:
+        return int(tokens[at]) not in self.inside
+
+    def _end_of_another(self, row: int, wanted: int, steps: list[int]) -> np.ndarray:
+        """The last `wanted` tokens of another row's piece, from the beginning of a word on; fewer if no row of those
+        that the steps lead to has so many."""
+        best = None
+        for step in steps:
+            ((start, n),) = self.pieces.of((row + 1 + step % (len(self) - 1)) % len(self))
+            tokens = self.shard.tokens[max(start, start + n - wanted) : start + n]
+            begin = next((at for at in range(len(tokens)) if self._begins(tokens, at)), 0)
+            if best is None or len(tokens) - begin > len(best):
+                best = tokens[begin:]
+            if n >= wanted:
+                break
+        return best
 
 
 class Pieces(NamedTuple):

@@ -74,11 +74,11 @@ def open_backend(
         raise DataError(f"{directory}: tokenizer_config.json: {error}") from error
     check_types(changes)
     for role in ROLES:
-        if said.get(role) is not None:
+        if config.get(role) is not None:
             try:
-                content(said[role])
+                content(config[role])
             except DataError as error:
-                raise DataError(f"{directory}: tokenizer_config.json: {error}") from error
+                raise DataError(f"{directory}: {error}") from error
     backend = _read_backend(directory, config)
     if not (directory / "tokenizer.json").exists():  # a tokenizer.json has them itself
         _add_stated(backend, directory, config)
@@ -268,7 +268,7 @@ def content(entry: Any) -> str:
     """The text of a token's entry: a string, an object of JSON or an AddedToken."""
     found = entry.get("content") if isinstance(entry, dict) else getattr(entry, "content", entry)
     if not isinstance(found, str) or not found or found.encode(errors="ignore").decode() != found:
-        raise DataError(f"special token {entry!r} is no token; give a string")
+        raise DataError(f"{entry!r} is no special token; give a string")
     return found
 
 

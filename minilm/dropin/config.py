@@ -253,8 +253,8 @@ class PreTrainedConfig:
         config, unused = cls.of_directory(directory), {}
         known = config.known()
         for key in changes.keys() - {*known}:
-            if key in ("subfolder", "gguf_file"):
-                raise ConfigError(f"{key}: not supported; give the directory of config.json itself")
+            if key in ("subfolder", "gguf_file") and changes[key]:
+                raise ConfigError(f"{key} {changes[key]!r}: not supported; give the directory of a config.json")
             if not did_you_mean(key, known):
                 unused[key] = changes.pop(key)
         if unused and not return_unused_kwargs:

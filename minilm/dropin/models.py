@@ -29,7 +29,7 @@ from minilm.checkpoint.hf import HEAD, entry_of, to_hf
 from minilm.checkpoint.model import check_version, find_model, read_weights, shapes_only, version_of
 from minilm.checkpoint.pooling import MODULES, Pooling, check_place, read_pooling, write_pooling
 from minilm.checkpoint.weights import INDEX, PICKLE, WHOLE, save_tensors
-from minilm.dropin.config import PreTrainedConfig
+from minilm.dropin.config import PreTrainedConfig, dtype_of
 from minilm.dropin.inputs import beyond_tables, tokens_of
 from minilm.dropin.outputs import ModelOutput
 from minilm.errors import CheckpointError, ConfigError, DataError, first_line
@@ -216,7 +216,10 @@ class PreTrainedModel(nn.Module):
         config._name_or_path = str(name)
         config.change(changes | ({} if attn_implementation is None else {"attn_implementation": attn_implementation}))
         chosen = dtype or torch_dtype or "auto"
-        config.dtype = config.dtype if chosen == "auto" else chosen  # None: the file's
+        try:
+            config.dtype = config.dtype if chosen == "auto" else chosen  # None: the file's
+        except ConfigError as error:
+            raise ConfigError(f"{directory}: {error}") from error
         with shapes_only():
             model = cls(config, **({} if add_pooling_layer else {"add_pooling_layer": False}))
         if config.dtype is not None:
@@ -264,7 +267,7 @@ class PreTrainedModel(nn.Module):
             config.update({} if attn_implementation is None else {"attn_implementation": attn_implementation})
             config.dtype = config.dtype if chosen == "auto" else chosen
         model = cls(config)
-        return model if config.dtype is None else model.to(config.dtype)
+        return model if config.dtype is None else model.to(dtype_of(config.dtype))
 
     def _load(self, state: dict[str, Tensor], what: str) -> None:
         """Load the tensors of `state`, named without the base model's prefix, and initialise parts of the head that it

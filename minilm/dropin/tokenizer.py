@@ -416,6 +416,8 @@ class BertTokenizer:
         vocabulary: `add_special_tokens` does both."""
         role = name.removesuffix("_id")
         if name == "extra_special_tokens":
+            if not isinstance(value, list | tuple | None):
+                raise ConfigError(f"extra_special_tokens {value!r}: give a list of tokens")
             super().__setattr__(name, [*map(content, value or ())])
         elif role not in ROLES:
             super().__setattr__(name, value)

@@ -225,13 +225,13 @@ def search(
 ) -> list[list[Hit]]:
     """For each query (a single one makes a list of one) the `top_k` texts of largest cosine, largest first, the earlier
     of equal ones; `texts` may be a stream longer than memory. Blank texts are not found. Prompts that the model's files
-    give for queries and documents are used. Raises DataError if there is no text."""
+    give for queries and documents are used. Raises DataError if there is no text, and for a blank query."""
     queries = [queries] if isinstance(queries, str) else list(queries)
     texts = [texts] if isinstance(texts, str) else texts
     if top_k < 1:
         raise ConfigError(f"top_k is {top_k}; give 1 or more")
     embedder = model if isinstance(model, Embedder) else read_embedder(model)
-    if blank := [number for number, query in enumerate(queries) if not query.strip()]:
+    if blank := [number for number, query in enumerate(queries) if isinstance(query, str) and not query.strip()]:
         raise DataError(f"query {blank[0]} (from 0) is blank; give a text")
     asked, long = vectors_of(embedder, queries, batch_tokens, embedder.pooling.query)
     if long:

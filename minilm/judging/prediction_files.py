@@ -89,12 +89,12 @@ def _table(file: Path, named: Columns) -> Table:
 
 
 def _told(table: Table, own: str) -> dict[str, str]:
-    """Label -> the column of its probability, sorted; if several systems have some, those beside the column `own`. None
-    if `own` has a name of its own, and the table another column of predictions, whose they are."""
-    usual = [column for column in table.columns if column.removesuffix(AGAIN * _times(column)) in PREDICTIONS]
-    if usual and own not in usual:
+    """Label -> the column of its probability, sorted; if several systems have some, those beside the column `own`.
+    Empty if they are those of another column of predictions, the first by the order of PREDICTIONS."""
+    again = AGAIN * _times(own)
+    if own != next((name + again for name in PREDICTIONS if name + again in table.columns), own):
         return {}
-    end = ")" + AGAIN * _times(own)
+    end = ")" + again
     found = {column[2 : -len(end)]: column for column in table.columns if column[:2] == "p(" and column.endswith(end)}
     return {label: found[label] for label in sorted(found) if not f"{label})".endswith(AGAIN)}
 

@@ -152,7 +152,7 @@ def read_stereoset(found: Any, file: Path) -> tuple[list[Triple], list[Following
             keys = ("id", "context", "sentence", "bias_type", "target")
             if not isinstance(each, dict) or not all(isinstance(each.get(key), str) for key in keys):
                 raise DataError(f"{where}: is no object of the texts {', '.join(keys)}")
-            by_id.setdefault(each["id"], {})[side] = each | {"where": where}
+            by_id.setdefault(each["id"], {})[side] = {"where": where} | each
     triples, following = [], []
     for name, sides in by_id.items():
         if {*sides} != {*SIDES}:
@@ -181,7 +181,9 @@ def _by_side(data: dict[str, Any], file: Path) -> dict[str, list[Any]]:
     """StereoSet's `data`, {"intrasentence": contexts, "intersentence": contexts}, as lists by side."""
     found: dict[str, list[Any]] = {side: [] for side in SIDES}
     for kind in ("intrasentence", "intersentence"):
-        for number, each in enumerate(data.get(kind) or [], start=1):
+        if not isinstance(data.get(kind, []), list):
+            raise DataError(f"{file}: {kind} is a {type(data[kind]).__name__}; give a list")
+        for number, each in enumerate(data.get(kind, []), start=1):
             where = f"{file}: {kind} {number}"
             if not isinstance(each, dict) or not isinstance(each.get("sentences"), list):
                 raise DataError(f"{where}: has no list of sentences")
@@ -189,7 +191,7 @@ def _by_side(data: dict[str, Any], file: Path) -> dict[str, list[Any]]:
                 side = own.get("gold_label") if isinstance(own, dict) else None
                 if side not in SIDES:
                     raise DataError(f"{where}: gold_label is {side!r}; give one of {', '.join(SIDES)}")
-                found[side].append(each | {"sentence": own.get("sentence")})
+                found[side].append(each | {"sentence": own.get("sentence"), "where": f"{where}, {side}"})
     return found
 
 

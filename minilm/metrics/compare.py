@@ -21,6 +21,7 @@ from minilm.errors import DataError, library
 from minilm.metrics.intervals import DEFINED, FEWEST, Weighted, in_parts, intervals
 from minilm.metrics.scores import not_empty
 
+ALIKE = "both say the same of every example"
 SWAPS = 1_999  # of the randomisation: near p = 0.05 its own standard error is 0.005
 ROUNDING = 1e-10  # of a score: differences that are closer together count as equal
 
@@ -65,7 +66,7 @@ def compare(
                 if own["p"] is not None:
                     own["reason"] = "no interval: resamples all equal, or too few defined"
                 if np.array_equal(systems[a], systems[b]):
-                    own["reason"] = "both say the same of every example"
+                    own["reason"] = ALIKE
         comparisons.append({"a": a, "b": b, "metrics": metrics})
     deciding = deciding or next(iter(comparisons[0]["metrics"]))
     corrected = holm([each["metrics"][deciding]["p"] for each in comparisons])

@@ -213,7 +213,7 @@ def _cell(own: Metric) -> str:
         return "-"
     value = f"{100 * own['value']:.1f}"
     if own["low"] is None:
-        return f"{value} too few" if own["n"] < FEWEST else value
+        return f"{value} too few" if own.get("reason") == "too few" else value
     return f"{value} ({100 * own['low']:.0f}-{100 * own['high']:.0f})"
 
 

@@ -374,11 +374,13 @@ REFUSED = [
     ((*SCORE, *TEST, "--json", "test.csv"), "--json test.csv: is the file of --data"),
     ((*SCORE, *TEST, "--dev", "./test.csv"), "--dev test.csv: is what is scored; choose temperature and thresholds on"),
     (("score", "--predictions", "plain.csv", "--precision", "bf16"), "--precision: for models, and --predictions are"),
+    (("score", "--predictions", "plain.csv", "--data", "one.csv", "--dev", "plain.csv"), "is what is scored"),
+    (("compare", "tuned", "other", *TEST, "--revision", "v2"), "--revision v2: all systems are on this machine"),
     ((*SCORE, *TEST, "--revision", "v2"), "--revision v2: tuned is on this machine, as it is; leave it out"),
     (("score", "--predictions", "nan.csv"), "nan.csv:2: a probability is no number from 0 to 1"),
     (
         ("score", "--predictions", "plain.csv", "--dev", "better.csv"),
-        "thresholds need probabilities, and here are none",
+        "thresholds need probabilities of the predictions scored",
     ),
     (("score", "--predictions", "plain.csv", "--task", "regression"), "no finite number"),
     (("compare", "tuned", *TEST), "name two or more different systems"),
@@ -526,6 +528,9 @@ def test_probabilities_are_of_the_column_beside_them(go):
     Path("both.csv").write_text("text,label,prediction,p(a),p(b),human\n" + "".join(rows))
     own = told(go, "score", "--predictions", "both.csv")
     human = told(go, "score", "--predictions", "both.csv", "--prediction-column", "human")
+    Path("usual.csv").write_text("text,label,prediction,p(a),p(b),pred\n" + "".join(rows))  # a name that is usual, too
+    usual = told(go, "score", "--predictions", "usual.csv", "--prediction-column", "pred")
+    assert not {"roc_auc", "log_loss"} & {*usual["metrics"]}
     assert (own["metrics"]["accuracy"]["value"], human["metrics"]["accuracy"]["value"]) == (1, 0.5)
     assert "roc_auc" in own["metrics"]
     assert not {"roc_auc", "log_loss"} & {*human["metrics"]}
@@ -575,4 +580,9 @@ def test_texts_of_dev_that_are_scored_are_told(go):
     Path("again.csv").write_text(Path("test.csv").read_text())
     status, _, err = go("score", "--model", "tuned", "--data", "test.csv", "--dev", "again.csv")
     assert status == 0, err
+    rows = [f"{'ab'[i % 2]},{'ab'[i % 3 > 0]},{1 - i % 2 * 0.5},{i % 2 * 0.5}\n" for i in range(40)]
+    for name in ("said.csv", "said-dev.csv"):  # in which there are no texts
+        Path(name).write_text("label,prediction,p(a),p(b)\n" + "".join(rows))
+    status, _, other = go("score", "--predictions", "said.csv", "--dev", "said-dev.csv")
+    assert (status, "also among" in other) == (0, False), other
     assert re.search(r"again.csv: [0-9,]+ texts are also among those scored; the first again.csv:2", err)

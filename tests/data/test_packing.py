@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy import stats
 
 from minilm.batch import Tokens
 from minilm.data import packing as module
+from minilm.data.draws import PAIR_LABEL
 from minilm.data.packing import DocumentRows, PairRows, StreamRows, Taken, best_fit, pack
 from minilm.data.shards import FileArray, fault
 
@@ -384,7 +386,7 @@ def test_a_pair_is_a_piece_cut_in_two_or_what_its_label_says(tokenizer, distinct
     pieces = [shard.tokens[start : start + n].tolist() for r in range(len(rows)) for start, n in rows.pieces.of(r)]
     assert len(pieces) == len(rows) > 50
     row_of = {token: r for r, piece in enumerate(pieces) for token in piece}
-    others, short = [], 0
+    others, short, cut_off = [], 0, 0
     for epoch in range(3):
         taken = every(rows, epoch)
         assert taken.ids.shape == (len(rows), T)
@@ -393,27 +395,62 @@ def test_a_pair_is_a_piece_cut_in_two_or_what_its_label_says(tokenizer, distinct
             a, b = halves(taken, r, tokenizer)
             assert a
             assert b
-            if label == 0:
-                assert a + b == piece
-                cut = len(a)
-            elif task == "order":
-                assert b + a == piece
-                cut = len(b)
+            cut = len(b) if label and task == "order" else len(a)
+            if task == "order":
+                assert (b + a if label else a + b) == piece
+            elif label == 0:
+                assert a + b == piece[: len(a) + len(b)]
+                cut_off += a + b != piece
             else:
                 assert a == piece[: len(a)]
-                cut, other = len(a), row_of[b[0]]
+                other = row_of[b[0]]
                 assert other != r
-                tail = pieces[other][pieces[other].index(b[0]) :]
-                assert b == tail[: T - 3 - len(a)]
-                whole = len(pieces[other])
-                assert whole // 4 <= whole - len(tail) <= whole // 4 + whole // 2
+                assert b == pieces[other][-len(b) :]
+                assert len(b) <= len(piece) - len(a)
                 others.append(other)
-                short += b != tail
+                short += len(b) < len(piece) - len(a)
             n = len(piece)
-            assert n // 4 <= cut <= n // 4 + n // 2
+            assert n // 4 <= cut <= n - n // 4
     if task == "next":
-        assert (short > 0) == (T > 11)  # a tail that did not fit was cut; of 11, all pieces are of 8 tokens
         assert len(set(others)) > 0.5 * len(rows)
+        assert max(cut_off, short) < 0.1 * len(others)  # hardly any had no other row of its length
+
+
+def test_the_lengths_of_a_pair_do_not_tell_its_label(tokenizer, distinct, shard_of, monkeypatch):
+    """Of `next` a pair has the same under both labels; of `order` every cut has its mirror image."""
+    rows, plain, found = pack(distinct(150, 5), "stream", 64, tokenizer, "next", seed=2), module.draw, []
+    for label in (0, 1):
+
+        def drawn(seed, purpose, *at, label=label):
+            return plain(seed, purpose, *at) * 0 + label if purpose == PAIR_LABEL else plain(seed, purpose, *at)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "draw", drawn)
+            found.append(every(rows))
+    assert [taken.pair_label.unique().tolist() for taken in found] == [[0], [1]]
+    assert found[0].doc.equal(found[1].doc)
+    assert found[0].token_type_ids.equal(found[1].token_type_ids)
+    assert not found[0].ids.equal(found[1].ids)
+    for n in range(8, 40):
+        one = pack(shard_of([list(range(100, 100 + n))]), "stream", n + 3, tokenizer, "order")
+        cuts = Counter(len(one._halves(0, chance)[0]) for chance in range(2 * (n - 2 * (n // 4) + 1)))
+        assert cuts == Counter({n - cut: count for cut, count in cuts.items()})
+
+
+def test_a_pair_is_cut_between_words(pieces_tokenizer, shard_of):
+    tokenizer = pieces_tokenizer
+    inside = [id for id in range(tokenizer.vocab_size) if tokenizer.token(id).startswith("##")][:4]
+    assert len(inside) > 1
+    whole = (id for id in range(tokenizer.vocab_size) if "##" not in tokenizer.token(id))
+    begins = [id for id in whole if id not in tokenizer.special_ids][:40]
+    words = [[begin, *inside[: i % 3]] for i, begin in enumerate(begins)]
+    rows = pack(shard_of([[*itertools.chain(*words)]] * 40), "stream", 48, tokenizer, "next")
+    for epoch in range(4):
+        taken = every(rows, epoch)
+        for r in range(len(rows)):
+            assert halves(taken, r, tokenizer)[1][0] not in inside
+    endless = pack(shard_of([[begins[0], *inside[:1] * 30]]), "stream", 48, tokenizer, "order")
+    assert len(endless._halves(0, 5)[0]) == 12
 
 
 @pytest.mark.parametrize("task", ["next", "order"])

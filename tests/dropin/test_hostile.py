@@ -662,13 +662,13 @@ TOKENIZER_ROWS = [
         for key, value, words in [
             ("padding_side", "up", "padding_side 'up': give left or right"),
             ("truncation_side", 5, "truncation_side 5: give left or right"),
-            ("cls_token", 5, "/model: tokenizer_config.json: special token 5 is no token; give"),
+            ("cls_token", 5, "/model: 5 is no special token; give a string"),
             (
                 "sep_token",
                 {"content": None},
-                "_config.json: special token {'content': None} is no token",
+                "/model: {'content': None} is no special token; give",
             ),
-            ("extra_special_tokens", [5], "/model: special token 5 is no token; give a string"),
+            ("extra_special_tokens", [5], "/model: 5 is no special token; give a string"),
         ]
     ),
     *(
@@ -684,8 +684,8 @@ TOKENIZER_ROWS = [
             ("model_input_names", "input_ids", "model_input_names"),
             ("extra_special_tokens", 5, "extra_special_tokens"),
             ("extra_special_tokens", "abc", "extra_special_tokens"),
-            ("pad_token", "\ud800", "is no token"),
-            ("cls_token", "", "'' is no token"),
+            ("pad_token", "\ud800", "is no special token"),
+            ("cls_token", "", "'' is no special token"),
         ]
     ),
     Row(

@@ -434,7 +434,7 @@ REFUSED = [
     (lambda at: one(problem_type=PROBLEMS[1]), ConfigError, "problem_type single_label_classification; give two"),
     (lambda at: BertConfig.from_pretrained(at, hiden_size=3), ConfigError, "did you mean hidden_size"),
     (lambda at: load(at, config=transformers.BertConfig()), ConfigError, "BertConfig is no config of minilm; to open"),
-    (lambda at: BertConfig.from_pretrained(at, subfolder="x"), ConfigError, "subfolder: not supported"),
+    (lambda at: BertConfig.from_pretrained(at, subfolder="x"), ConfigError, "subfolder 'x': not supported"),
     (lambda at: model_of("BertForMultipleChoice")([[[1]]]), TypeError, "input_ids is a list; give a tensor"),
     (lambda at: bert()([[1, 2]]), TypeError, "input_ids is a list; give a tensor: return_tensors='pt'"),
     (lambda at: bert()(ids[0]), ValueError, r"input_ids has shape \(7,\); give \(rows, tokens\)"),

@@ -1,5 +1,6 @@
 """The store and the loop made worse, each in one way: a campaign that does not notice proves nothing."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,16 @@ def missing_cursor() -> None:
     Loader.steps_from = lambda self, step: steps_from(self, 0)
 
 
+def from_the_beginning() -> None:
+    """A checkpoint is not looked for: the same weights, all of them computed again."""
+    latest = Store.latest
+
+    def none(self: Store, say: Callable[[str], None]) -> Path | None:
+        return latest(self, say) if os.getpid() == campaign else None
+
+    campaign, Store.latest = os.getpid(), none
+
+
 def pruning_first() -> None:
     """The old checkpoints make room for the new one."""
     save = Store.save
@@ -84,6 +95,7 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "rename-before-manifest": rename_before_manifest,
     "missing-rng": missing_rng,
     "missing-cursor": missing_cursor,
+    "from-the-beginning": from_the_beginning,
     "pruning-first": pruning_first,
     "no-manifest-check": no_manifest_check,
 }

@@ -190,12 +190,23 @@ class Victim:
         the going on, the same weights at its end, the tidiness."""
         if lost := self.lost_step(out, saved):
             return lost
-        if (status := self.begin(out).end()) != 0:
+        newest, child = self.newest(out), self.begin(out)
+        if (status := child.end()) != 0:
             return f"going on ends with {status}: {self.said(out)}"
+        if again := [step for what, step in child.messages if what == "saved" and step <= newest]:
+            return f"step {newest} was there, and step {again[0]} was computed again"
         if weights(out) != self.expected:
             return "other weights at the end"
         left = [path.name for path in out.rglob(".*")]
         return f"{left[0]} is left" if left else ""
+
+    def newest(self, out: Path) -> int:
+        """The step of the newest checkpoint that is whole; 0: there is none."""
+        try:
+            found = Store(out).latest(lambda line: None)
+        except CheckpointError:
+            return 0
+        return int(found.name.removeprefix("step-")) if found else 0
 
     def lost_step(self, out: Path, saved: int) -> str:
         """What is there of the step of which it said that it is saved, if that is less; 0: it said nothing."""

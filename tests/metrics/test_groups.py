@@ -16,7 +16,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from minilm.errors import DataError
 from minilm.metrics.group_gaps import compared, difference, ratio, worst
 from minilm.metrics.group_ranking import auc, auc_interval, rankings
-from minilm.metrics.groups import group_lines, group_scores, memberships
+from minilm.metrics.groups import _cell, group_lines, group_scores, memberships
 
 EVERY = os.environ.get("MINILM_EVERY") == "1"
 CASES, SIMULATIONS = (1000, 1000) if EVERY else (20, 200)
@@ -445,6 +445,10 @@ def test_lines_and_json():
     assert all("\n" not in line and (len(line) <= 130 or line.startswith("note ")) for line in lines)
     assert sum(line.startswith("note ") for line in lines) == len(found["notes"])
     assert sum(line.startswith("few  ") and " too few" in line for line in lines) == 2
+    assert (
+        _cell({"value": 0.6, "low": None, "high": None, "n": 100, "reason": "too few"}) == "60.0 too few"
+    )  # of a side
+    assert _cell({"value": 1.0, "low": None, "high": None, "n": 100, "reason": "resamples all equal"}) == "100.0"
     assert sum(line.startswith("a long name of a gr…") for line in lines) == 2
     assert ", highest " in next(line for line in lines if line.startswith("equalized odds difference"))
     notes = "\n".join(found["notes"])
