@@ -12,7 +12,9 @@ side that fails, does not answer in ten minutes or comes to other numbers is lef
 as they come; of another commit, model or version, and where a side failed, they are measured anew.
 """
 
+import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -38,6 +40,7 @@ BUSY = 0.5  # of a core, taken by others: a machine so busy measures nothing
 OF_TESTS = 2 / 3  # of the budget, at most
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers")
 PRECISIONS = ("fp32", "bf16")
+ALLOCATOR = ("GLIBC_TUNABLES", "LD_PRELOAD")  # what else decides how memory is handed out
 RANGES = {"budget_s": (1, 10**6), "row_s": (1, 10**6), "pairs": (1, 1000), "texts": (1, 10**6)}
 
 
@@ -134,11 +137,13 @@ def gpu_tests(args: Args, device: torch.device, found: list[dict[str, Any]]) -> 
     if known(found, what):
         return None
     command = [sys.executable, "-m", "pytest", "-q", "tests/train/test_gpu.py"]
-    try:
-        if subprocess.run(command, cwd=ROOT, timeout=args.budget_s and OF_TESTS * args.budget_s).returncode:
-            return "the tests that need a GPU"
-    except subprocess.TimeoutExpired as late:
-        return f"the tests that need a GPU: not done in {late.timeout:.0f} s"
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
+        try:
+            if process.wait(args.budget_s and OF_TESTS * args.budget_s):
+                return "the tests that need a GPU"
+        except subprocess.TimeoutExpired as late:
+            os.killpg(process.pid, signal.SIGKILL)  # with its own processes, which would share the GPU with the rows
+            return f"the tests that need a GPU: not done in {late.timeout:.0f} s"
     keep(args.json, [what | {"date": when()["date"]}])
     return None
 
@@ -163,6 +168,7 @@ def about(args: Args, name: str, precision: str, device: torch.device) -> dict[s
     weights = weights_of(args.model) if ROWS[name].of_model else None
     what = {"row": name, "precision": precision, "pairs": args.pairs, "weights": weights, "machine": where}
     what |= {"texts": args.texts} if ROWS[name].of_model else {}
+    what |= {name.lower(): os.environ.get(name) for name in ALLOCATOR}
     return what | {"threads": torch.get_num_threads(), "versions": versions, "commit": when()["commit"]}
 
 

@@ -15,6 +15,7 @@ from transformers import pipeline
 import minilm
 from minilm import cli
 from minilm.checkpoint.pooling import read_pooling
+from minilm.data.libraries import embedded_examples
 from minilm.tasks.classification import Classification
 from minilm.tasks.tuning import Tuning
 
@@ -408,6 +409,23 @@ def test_a_batch_is_learned_by_heart_or_not(go):
     Path("odd.csv").write_text("text,label\n" + "the film,a\n" * 9 + "the film,b\n" * 6)  # the first 8 are alike
     out = go("finetune", *flags, "--train", "odd.csv", "--lr", "1e-2")[1]
     assert "it does NOT learn them" in out
+
+
+def test_a_file_is_in_one_split_wherever_it_is_installed(tmp_path, monkeypatch):
+    """By its place in its library, not by its whole path."""
+    text = '"""' + "The list is sorted, and each of its items is then printed on a line of its own. " * 2 + '{}"""\n'
+    found = []
+    for home in ("usr/lib/python3.11", "opt/python/lib"):
+        for number in range(60):
+            file = tmp_path / home / f"m{number}.py"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text.format(number))
+        sources = [(f"python/{path.name}", path) for path in sorted((tmp_path / home).glob("*.py"))]
+        monkeypatch.setattr("minilm.data.libraries.embedded_sources", lambda sources=sources: iter(sources))
+        found.append([{example.where for example in part} for part in embedded_examples()])
+    assert found[0] == found[1]
+    assert all(found[0])
+    assert not found[0][0] & found[0][2]
 
 
 def test_alone_it_begins_from_scratch_and_says_so(script, tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 from minilm.data.corpus import docstrings, document_hash, embedded_sources
 from minilm.data.examples import Example
 
-PER_LIBRARY = 1500  # training examples; dev and test have a quarter as many each
+PER_LIBRARY = 1500  # training examples at most; dev and test have a quarter as many each, at most
 CHARACTERS = 300  # used of each text, from its beginning
 # words that would give a library away: its names, terms of its own, dotted paths
 GIVEAWAY = re.compile(
@@ -18,19 +18,21 @@ BLANK = "_"
 
 
 def embedded_examples() -> tuple[list[Example], list[Example], list[Example]]:
-    """(train, dev, test), with the three libraries equally frequent and no file in two splits."""
-    files: dict[str, list[Path]] = defaultdict(list)
+    """(train, dev, test), each with at most as many texts of a library as PER_LIBRARY says, and no file in two splits.
+    A file's split depends on its place in its library alone, not on where that is installed."""
+    files: dict[str, list[tuple[str, Path]]] = defaultdict(list)
     for name, path in embedded_sources():
-        files[name.split("/")[0]].append(path)
+        library, _, place = name.partition("/")
+        files[library].append((place, path))
     splits: tuple[list[Example], ...] = ([], [], [])
     sizes = PER_LIBRARY, PER_LIBRARY // 4, PER_LIBRARY // 4
     seen: set[str] = set()
     for library, paths in files.items():
         taken: list[list[Example]] = [[], [], []]
-        for path in sorted(paths, key=lambda path: document_hash(path.name + path.parent.name)):
+        for inside, path in sorted(paths, key=lambda each: document_hash(each[1].name + each[1].parent.name)):
             if all(len(found) == size for found, size in zip(taken, sizes, strict=True)):
                 break
-            place = (0, 0, 0, 0, 1, 2)[document_hash(path.as_posix().rpartition(f"{library}/")[2]) % 6]
+            place = (0, 0, 0, 0, 1, 2)[document_hash(inside) % 6]
             for text in docstrings([path]):
                 blank = GIVEAWAY.sub(BLANK, " ".join(text[:CHARACTERS].split()))
                 if blank not in seen and len(taken[place]) < sizes[place]:

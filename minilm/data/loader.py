@@ -188,8 +188,8 @@ def fixed_batches(rows: Rows, objective: Objective, min_targets: int = 20_000) -
     with other random draws, if the objective is random. Targets per row are estimated from some 64 rows of the whole
     split.
     """
-    some = np.arange(len(rows))[:: max(1, len(rows) // 64)]
-    per_row = _read(rows, objective, some, np.zeros_like(some)).count / len(some)
+    probe = np.arange(0, len(rows), max(1, len(rows) // 64))
+    per_row = _read(rows, objective, probe, np.zeros_like(probe)).count / len(probe)
     enough = math.ceil(1.1 * min_targets / max(per_row, 1.0))  # rows; a tenth more, for some may have fewer targets
     wanted = min(len(rows), max(enough, EVALUATED_TOKENS // rows.T))
     if objective.random:

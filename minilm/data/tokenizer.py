@@ -283,7 +283,7 @@ def _read_json(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
     if kind != "WordPiece" or model.get("unk_token", UNK) != UNK:
         raise DataError(f"{path}: a {kind} tokenizer; only WordPiece with {UNK} is supported")
     for step in _normalizers(spec.get("normalizer")):
-        if step not in PLAIN_STEPS:
+        if not isinstance(step, str | None) or step not in PLAIN_STEPS:
             raise DataError(f"{path}: normalizer {step!r} is not supported, only {', '.join(sorted(PLAIN_STEPS))}")
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps(spec))

@@ -83,6 +83,8 @@ class EncoderConfig:
                 raise ConfigError(f"{name} is {value!r}; give a whole number from 1 to {MAX_SIZE}")
         if not 0 <= self.type_vocab_size <= MAX_SIZE:
             raise ConfigError(f"type_vocab_size is {self.type_vocab_size}; give a whole number from 0 to {MAX_SIZE}")
+        if self.embedding_size is not None and not 0 < self.embedding_size <= MAX_SIZE:
+            raise ConfigError(f"embedding_size is {self.embedding_size}; give a whole number from 1 to {MAX_SIZE}")
         if not self.layer_norm_eps > 0:
             raise ConfigError(f"layer_norm_eps is {self.layer_norm_eps}; give a number above 0")
         if self.hidden_size % self.num_attention_heads:

@@ -3,6 +3,7 @@
 import torch
 
 from minilm.batch import AttentionPattern, Tokens
+from minilm.errors import DataError
 from minilm.model.heads import LanguageModel
 
 
@@ -20,7 +21,8 @@ def sample(
     """The ids that follow `prompt`, at most `max_new`, drawn from the `top_k` likeliest; `stop_id` ends it.
 
     prompt: ids from [CLS] on; nothing follows one that fills the model's positions. attention: causal, or prefix, with
-    the prompt as the prefix. Temperature 0 takes the likeliest. The model should be in eval mode.
+    the prompt as the prefix. Temperature 0 takes the likeliest. The model should be in eval mode. Raises DataError for
+    outputs that are not finite.
     """
     device = model.table.device
     generator = torch.Generator().manual_seed(seed)
@@ -31,6 +33,8 @@ def sample(
         prefix = torch.arange(len(ids), device=device)[None] < len(prompt) if attention == "prefix" else None
         last = torch.tensor([len(ids) - 1], device=device)
         logits = model(Tokens.full(row, attention, prefix), last)[0].float().cpu()
+        if not logits.isfinite().all():
+            raise DataError(f"the model's outputs after {len(ids)} tokens are not finite; in half precision, try fp32")
         if temperature == 0:
             drawn = int(logits.argmax())
         else:

@@ -424,6 +424,8 @@ def test_an_endless_word_does_not_stop_training():
         ({"model": {"type": "WordPiece", "unk_token": "[NOPE]", "vocab": {}}}, r"only WordPiece with \[UNK\]"),
         ({"model": {"vocab": {}, "merges": []}}, "tokenizer"),
         ({"normalizer": {"type": "Sequence", "normalizers": 7}}, "normalizer 7"),
+        ({"normalizer": {"type": "Sequence", "normalizers": {"a": 1}}}, "normalizer {'a': 1}"),
+        ({"normalizer": {"type": []}}, r"normalizer \[\] is not supported"),
         ({"model": [1]}, "not a tokenizer file"),
     ],
 )

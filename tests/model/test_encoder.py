@@ -542,3 +542,9 @@ def test_only_what_is_read_is_computed():
     with FlopCounterMode(display=False) as of_rows:
         encoder(tokens, read=torch.tensor([[0], [64]]))
     assert of_rows.get_total_flops() == part.get_total_flops()
+
+
+@pytest.mark.parametrize("width", [0, -3, 2**62])
+def test_a_width_of_tables_that_cannot_be(width):
+    with pytest.raises(ConfigError, match=f"embedding_size is {width}; give a whole number from 1"):
+        replace(bert_config(99, 32, 2, 4), embedding_size=width)

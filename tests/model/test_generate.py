@@ -1,11 +1,14 @@
 """Sampling against the definition: one forward over everything for each token."""
 
+import copy
+import math
 from collections import Counter
 
 import pytest
 import torch
 
 from minilm.batch import Tokens
+from minilm.errors import DataError
 from minilm.model.encoder import bert_config, initialise, modern_config
 from minilm.model.generate import sample
 from minilm.model.heads import LanguageModel
@@ -108,3 +111,12 @@ def test_nothing_is_recorded_for_a_backward_pass(model):
     sample(model, [2, 7], 3, "causal", NEVER)
     assert all(p.grad is None for p in model.parameters())
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_outputs_that_are_not_finite_are_told(model, temperature):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.table[9] = math.nan
+    with pytest.raises(DataError, match="outputs after 2 tokens are not finite"):
+        sample(broken, [2, 7], 3, "causal", NEVER, temperature)
