@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -40,7 +41,8 @@ BUSY = 0.5  # of a core, taken by others: a machine so busy measures nothing
 OF_TESTS = 2 / 3  # of the budget, at most
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers")
 PRECISIONS = ("fp32", "bf16")
-ALLOCATOR = ("GLIBC_TUNABLES", "LD_PRELOAD")  # what else decides how memory is handed out
+MALLOC = ("TRIM_THRESHOLD_", "MMAP_THRESHOLD_", "MMAP_MAX_", "TOP_PAD_", "ARENA_MAX")
+ALLOCATOR = ("GLIBC_TUNABLES", "LD_PRELOAD", *(f"MALLOC_{name}" for name in MALLOC))  # variables of the environment
 RANGES = {"budget_s": (1, 10**6), "row_s": (1, 10**6), "pairs": (1, 1000), "texts": (1, 10**6)}
 
 
@@ -142,8 +144,10 @@ def gpu_tests(args: Args, device: torch.device, found: list[dict[str, Any]]) -> 
             if process.wait(args.budget_s and OF_TESTS * args.budget_s):
                 return "the tests that need a GPU"
         except subprocess.TimeoutExpired as late:
-            os.killpg(process.pid, signal.SIGKILL)  # with its own processes, which would share the GPU with the rows
             return f"the tests that need a GPU: not done in {late.timeout:.0f} s"
+        finally:
+            with suppress(ProcessLookupError):  # its own processes, too, which would share the GPU with the rows
+                os.killpg(process.pid, signal.SIGKILL)
     keep(args.json, [what | {"date": when()["date"]}])
     return None
 

@@ -6,7 +6,7 @@ Each side runs in processes of its own, one after the other in turn, over the sa
 training, and at the end one scoring of the dev part and a save, not imports, loading or the test. Both sides have their
 last model, not the best by dev. The loop pads each batch to its longest example and has torch's fused AdamW, as minilm.
 Tokens are real ones, padding not counted. minilm has glibc keep freed memory, the loop is as its documentation has it
-(GLIBC_TUNABLES would do that for it, too). Each run is a line of --results, and is not run again at the same commit;
+(GLIBC_TUNABLES would do that for it, too). Each run is a line of --results, and is not run again where that has it;
 `load` is how many processes ran on average, `threads` how many each of its own had (OMP_NUM_THREADS).
 """
 
@@ -80,8 +80,7 @@ def main(args: Args) -> None:
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for seed in range(args.seed, args.seed + args.seeds):
         for side in SIDES:
-            own = {"commit": when()["commit"], "threads": torch.get_num_threads()}
-            what = settings(args) | {"side": side, "seed": seed} | machine() | own
+            what = settings(args) | {"side": side, "seed": seed} | machine() | {"threads": torch.get_num_threads()}
             row = next((row for row in rows if what.items() <= row.items()), None)
             if row is None:
                 row = what | measured(args, side, seed) | when()

@@ -29,7 +29,7 @@ def embedded_examples() -> tuple[list[Example], list[Example], list[Example]]:
     seen: set[str] = set()
     for library, paths in files.items():
         taken: list[list[Example]] = [[], [], []]
-        for inside, path in sorted(paths, key=lambda each: document_hash(each[1].name + each[1].parent.name)):
+        for inside, path in sorted(paths, key=lambda each: document_hash(each[0])):
             if all(len(found) == size for found, size in zip(taken, sizes, strict=True)):
                 break
             place = (0, 0, 0, 0, 1, 2)[document_hash(inside) % 6]

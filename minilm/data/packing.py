@@ -152,9 +152,10 @@ class PairRows(Rows):
     next beginning of a word there, in a direction that is drawn, too.
 
     In half of the rows, `next` replaces the second part by the end of another row's piece, `order` swaps the two; these
-    have the label 1, as in google-research/bert (is_random_next) and transformers' BertForPreTraining. How long the
-    parts are does not tell the label: the other row is drawn in all rows, and the shorter end decides for both labels.
-    The other row may be from the same document.
+    have the label 1, as in google-research/bert (is_random_next) and transformers' BertForPreTraining. The form of a
+    row does not tell its label: the other row is drawn in all rows, and where its piece is shorter than the second
+    part, that is shortened under both labels; both parts begin with a word. The other row may be from the same
+    document.
     """
 
     def __init__(
@@ -181,10 +182,11 @@ class PairRows(Rows):
         doc = np.full((len(rows), self.T), -1, dtype=np.int64)
         types = np.zeros((len(rows), self.T), dtype=np.int64)
         for b, r in enumerate(map(int, rows)):
-            first, second = self._halves(r, int(cut[b]))
+            piece = self._piece(r)
+            first, second = np.split(piece, [self._cut(piece, int(cut[b]))])
             if self.task == "next" and len(self) > 1:
-                other = self._end_of_another(r, len(second), steps[b].tolist())
-                second = other if label[b] else second[: len(other)]
+                other, k = self._another(r, piece, len(second), steps[b].tolist())
+                first, second = piece[:-k], (other if label[b] else piece)[-k:]
             elif label[b]:
                 first, second = second, first
             n, end = len(first), len(first) + len(second) + 3
@@ -194,32 +196,40 @@ class PairRows(Rows):
             doc[b, :end] = 0
         return Taken(*map(torch.from_numpy, (ids, doc, types, label)))
 
-    def _halves(self, row: int, chance: int) -> tuple[np.ndarray, np.ndarray]:
+    def _piece(self, row: int) -> np.ndarray:
+        """The tokens of a row's piece, from the beginning of a word on."""
         ((start, n),) = self.pieces.of(row)
-        low, tokens = n // 4, self.shard.tokens[start : start + n]
-        places = n - 2 * low + 1  # as many before the middle as after it, so that a swap is not seen
-        cut = low + chance % places
-        sides = range(cut, n - low + 1), range(cut, low - 1, -1)
-        tried = chain(*(sides if chance // places % 2 else reversed(sides)))
-        cut = next((at for at in tried if self._begins(tokens, at)), cut)
-        return tokens[:cut], tokens[cut:]
+        tokens = self.shard.tokens[start : start + n]
+        begin = next((at for at in range(n - 3) if self._begins(tokens, at)), 0)
+        return tokens[begin:]
 
     def _begins(self, tokens: np.ndarray, at: int) -> bool:
         return int(tokens[at]) not in self.inside
 
-    def _end_of_another(self, row: int, wanted: int, steps: list[int]) -> np.ndarray:
-        """The last `wanted` tokens of another row's piece, from the beginning of a word on; fewer if no row of those
-        that the steps lead to has so many."""
-        best = None
+    def _cut(self, piece: np.ndarray, chance: int) -> int:
+        n = len(piece)
+        low = max(1, n // 4)
+        places = n - 2 * low + 1  # as many before the middle as after it, so that a swap is not seen
+        cut = low + chance % places
+        sides = range(cut, n - low + 1), range(cut, low - 1, -1)
+        tried = chain(*(sides if chance // places % 2 else reversed(sides)))
+        return next((at for at in tried if self._begins(piece, at)), cut)
+
+    def _another(self, row: int, piece: np.ndarray, wanted: int, steps: list[int]) -> tuple[np.ndarray, int]:
+        """(The piece of another row, k <= wanted): the last k tokens of it and of `piece` begin with a word. Of the
+        rows that the steps lead to, the first with k = wanted; else that with the largest k."""
+        found, most = piece[:0], 0
         for step in steps:
-            ((start, n),) = self.pieces.of((row + 1 + step % (len(self) - 1)) % len(self))
-            tokens = self.shard.tokens[max(start, start + n - wanted) : start + n]
-            begin = next((at for at in range(len(tokens)) if self._begins(tokens, at)), 0)
-            if best is None or len(tokens) - begin > len(best):
-                best = tokens[begin:]
-            if n >= wanted:
+            other = self._piece((row + 1 + step % (len(self) - 1)) % len(self))
+            ends = range(min(wanted, len(other)), most, -1)
+            words = (k for k in ends if all(self._begins(each, len(each) - k) for each in (piece, other)))
+            if k := next(words, 0):
+                found, most = other, k
+            if most == wanted:
                 break
-        return best
+        if not most:  # both are one word
+            found, most = other, min(wanted, len(other))
+        return found, most
 
 
 class Pieces(NamedTuple):

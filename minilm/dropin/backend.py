@@ -78,7 +78,7 @@ def open_backend(
             try:
                 content(config[role])
             except DataError as error:
-                raise DataError(f"{directory}: {error}") from error
+                raise DataError(f"{directory}: {role}: {error}") from error
     backend = _read_backend(directory, config)
     if not (directory / "tokenizer.json").exists():  # a tokenizer.json has them itself
         _add_stated(backend, directory, config)

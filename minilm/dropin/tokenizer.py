@@ -416,9 +416,7 @@ class BertTokenizer:
         vocabulary: `add_special_tokens` does both."""
         role = name.removesuffix("_id")
         if name == "extra_special_tokens":
-            if not isinstance(value, list | tuple | None):
-                raise ConfigError(f"extra_special_tokens {value!r}: give a list of tokens")
-            super().__setattr__(name, [*map(content, value or ())])
+            super().__setattr__(name, [*map(content, _several(value))])
         elif role not in ROLES:
             super().__setattr__(name, value)
         elif value is None:
@@ -503,11 +501,18 @@ class BertTokenizer:
                 more.append(special_token(value))
             elif role in ("additional_special_tokens", "extra_special_tokens"):
                 kept = [] if replace_extra_special_tokens else self.extra_special_tokens
-                self.extra_special_tokens = list(dict.fromkeys([*kept, *map(content, value)]))
-                more += map(special_token, value)
+                self.extra_special_tokens = list(dict.fromkeys([*kept, *map(content, _several(value))]))
+                more += map(special_token, _several(value))
             else:
                 raise ConfigError(f"special token {role!r}: give one of {', '.join(ROLES)}")
         return self._backend.add_special_tokens(more)
+
+
+def _several(tokens: Any) -> Sequence[Any]:
+    """Special tokens as a list; None is none. Raises ConfigError for anything else, as a string."""
+    if not isinstance(tokens, list | tuple | None):
+        raise ConfigError(f"extra_special_tokens {tokens!r}: give a list of tokens")
+    return tokens or ()
 
 
 def _as_batch(text: Any, pair: Any, words: bool) -> tuple[bool, list[Any]]:

@@ -46,6 +46,7 @@ CAVEATS = {
 CROWS = ("sent_more", "sent_less", "stereo_antistereo", "bias_type")
 NEXT_HEAD = "cls.seq_relationship.weight"
 PAIRS_AT_ONCE = 16  # contexts
+PLACE = ("place",)  # in an item of the published file, under a key that no file has
 SIDES = ("stereotype", "anti-stereotype", "unrelated")
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 Metric = dict[str, Any]  # {value, low, high, n}
@@ -152,7 +153,7 @@ def read_stereoset(found: Any, file: Path) -> tuple[list[Triple], list[Following
             keys = ("id", "context", "sentence", "bias_type", "target")
             if not isinstance(each, dict) or not all(isinstance(each.get(key), str) for key in keys):
                 raise DataError(f"{where}: is no object of the texts {', '.join(keys)}")
-            by_id.setdefault(each["id"], {})[side] = {"where": where} | each
+            by_id.setdefault(each["id"], {})[side] = each | {"where": each.get(PLACE, where)}
     triples, following = [], []
     for name, sides in by_id.items():
         if {*sides} != {*SIDES}:
@@ -182,7 +183,7 @@ def _by_side(data: dict[str, Any], file: Path) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {side: [] for side in SIDES}
     for kind in ("intrasentence", "intersentence"):
         if not isinstance(data.get(kind, []), list):
-            raise DataError(f"{file}: {kind} is a {type(data[kind]).__name__}; give a list")
+            raise DataError(f"{file}: {kind} is no list")
         for number, each in enumerate(data.get(kind, []), start=1):
             where = f"{file}: {kind} {number}"
             if not isinstance(each, dict) or not isinstance(each.get("sentences"), list):
@@ -191,7 +192,7 @@ def _by_side(data: dict[str, Any], file: Path) -> dict[str, list[Any]]:
                 side = own.get("gold_label") if isinstance(own, dict) else None
                 if side not in SIDES:
                     raise DataError(f"{where}: gold_label is {side!r}; give one of {', '.join(SIDES)}")
-                found[side].append(each | {"sentence": own.get("sentence"), "where": f"{where}, {side}"})
+                found[side].append(each | {"sentence": own.get("sentence"), PLACE: f"{where}, {side}"})
     return found
 
 

@@ -386,7 +386,7 @@ def test_a_pair_is_a_piece_cut_in_two_or_what_its_label_says(tokenizer, distinct
     pieces = [shard.tokens[start : start + n].tolist() for r in range(len(rows)) for start, n in rows.pieces.of(r)]
     assert len(pieces) == len(rows) > 50
     row_of = {token: r for r, piece in enumerate(pieces) for token in piece}
-    others, short, cut_off = [], 0, 0
+    others, short = [], 0
     for epoch in range(3):
         taken = every(rows, epoch)
         assert taken.ids.shape == (len(rows), T)
@@ -399,21 +399,22 @@ def test_a_pair_is_a_piece_cut_in_two_or_what_its_label_says(tokenizer, distinct
             if task == "order":
                 assert (b + a if label else a + b) == piece
             elif label == 0:
-                assert a + b == piece[: len(a) + len(b)]
-                cut_off += a + b != piece
+                assert a + b == piece
             else:
                 assert a == piece[: len(a)]
                 other = row_of[b[0]]
                 assert other != r
                 assert b == pieces[other][-len(b) :]
-                assert len(b) <= len(piece) - len(a)
+                assert len(b) == len(piece) - len(a)
                 others.append(other)
-                short += len(b) < len(piece) - len(a)
             n = len(piece)
-            assert n // 4 <= cut <= n - n // 4
+            assert n // 4 <= cut
+            short += cut > n - n // 4
     if task == "next":
         assert len(set(others)) > 0.5 * len(rows)
-        assert max(cut_off, short) < 0.1 * len(others)  # hardly any had no other row of its length
+        assert short < 0.1 * len(others)  # hardly any had no other row that was long enough
+    else:
+        assert not short
 
 
 def test_the_lengths_of_a_pair_do_not_tell_its_label(tokenizer, distinct, shard_of, monkeypatch):
@@ -433,7 +434,7 @@ def test_the_lengths_of_a_pair_do_not_tell_its_label(tokenizer, distinct, shard_
     assert not found[0].ids.equal(found[1].ids)
     for n in range(8, 40):
         one = pack(shard_of([list(range(100, 100 + n))]), "stream", n + 3, tokenizer, "order")
-        cuts = Counter(len(one._halves(0, chance)[0]) for chance in range(2 * (n - 2 * (n // 4) + 1)))
+        cuts = Counter(one._cut(one._piece(0), chance) for chance in range(2 * (n - 2 * (n // 4) + 1)))
         assert cuts == Counter({n - cut: count for cut, count in cuts.items()})
 
 
@@ -444,13 +445,19 @@ def test_a_pair_is_cut_between_words(pieces_tokenizer, shard_of):
     whole = (id for id in range(tokenizer.vocab_size) if "##" not in tokenizer.token(id))
     begins = [id for id in whole if id not in tokenizer.special_ids][:40]
     words = [[begin, *inside[: i % 3]] for i, begin in enumerate(begins)]
-    rows = pack(shard_of([[*itertools.chain(*words)]] * 40), "stream", 48, tokenizer, "next")
-    for epoch in range(4):
-        taken = every(rows, epoch)
-        for r in range(len(rows)):
-            assert halves(taken, r, tokenizer)[1][0] not in inside
+    text = [*itertools.chain(*words)]
+    shard = shard_of([[*text[at:], 7] for at in range(40)])  # rows begin and end anywhere, documents with 7
+    for task in ("next", "order"):
+        rows = pack(shard, "stream", 48, tokenizer, task)
+        for epoch in range(4):
+            taken = every(rows, epoch)
+            for r, label in enumerate(taken.pair_label.tolist()):
+                first, second = halves(taken, r, tokenizer)
+                assert not {first[0], second[0]} & {*inside}
+                if task == "next" and not label:  # whole to its end, as a false one is
+                    assert second[-1] == rows._piece(r)[-1]
     endless = pack(shard_of([[begins[0], *inside[:1] * 30]]), "stream", 48, tokenizer, "order")
-    assert len(endless._halves(0, 5)[0]) == 12
+    assert endless._cut(endless._piece(0), 5) == 12
 
 
 @pytest.mark.parametrize("task", ["next", "order"])

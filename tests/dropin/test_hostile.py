@@ -662,11 +662,11 @@ TOKENIZER_ROWS = [
         for key, value, words in [
             ("padding_side", "up", "padding_side 'up': give left or right"),
             ("truncation_side", 5, "truncation_side 5: give left or right"),
-            ("cls_token", 5, "/model: 5 is no special token; give a string"),
+            ("cls_token", 5, "/model: cls_token: 5 is no special token; give a"),
             (
                 "sep_token",
                 {"content": None},
-                "/model: {'content': None} is no special token; give",
+                "sep_token: {'content': None} is no special token",
             ),
             ("extra_special_tokens", [5], "/model: 5 is no special token; give a string"),
         ]

@@ -211,7 +211,7 @@ def test_stereoset_as_its_authors_publish_it():
         read_stereoset({"data": published}, "f")
     with pytest.raises(DataError, match="f: intrasentence 1: has no list of sentences"):
         read_stereoset({"data": {"intrasentence": [3]}}, "f")
-    with pytest.raises(DataError, match="f: intrasentence is a int; give a list"):
+    with pytest.raises(DataError, match="f: intrasentence is no list"):
         read_stereoset({"data": {"intrasentence": 5}}, "f")
     published["intersentence"].clear()
     published["intrasentence"][1]["sentences"][0]["sentence"] = "I saw ?!"
