@@ -152,10 +152,11 @@ class PairRows(Rows):
     next beginning of a word there, in a direction that is drawn, too.
 
     In half of the rows, `next` replaces the second part by the end of another row's piece, `order` swaps the two; these
-    have the label 1, as in google-research/bert (is_random_next) and transformers' BertForPreTraining. The form of a
-    row does not tell its label: the other row is drawn in all rows, and where its piece is shorter than the second
-    part, that is shortened under both labels; both parts begin with a word. The other row may be from the same
-    document.
+    have the label 1, as in google-research/bert (is_random_next) and transformers' BertForPreTraining. How long the
+    parts are does not tell the label: the other row is drawn in all rows, and where it has too few tokens the second
+    part is shorter, and the first longer, under both labels. Nor does, but for rare pieces, a part that begins within a
+    word. How the second part ends may: only a true one surely ends as its row's piece, within a document or with it.
+    The other row may be from the same document.
     """
 
     def __init__(
@@ -165,6 +166,7 @@ class PairRows(Rows):
         self.pad_id, self.cls_id, self.sep_id = tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id
         name = _index_name("pairs", T, short_seq_prob)
         self.pieces = _kept(shard, name, lambda: _single_pieces(shard, T, short_seq_prob))
+        # a little more than there is where rows lose tokens that continue a word
         self.fill = (len(self) * 3 + self.pieces.tokens) / max(1, len(self) * T)
         pieces = ((id, tokenizer.token(id)) for id in range(tokenizer.vocab_size))
         self.inside = frozenset(id for id, token in pieces if token.startswith("##"))  # ids that continue a word
@@ -227,7 +229,7 @@ class PairRows(Rows):
                 found, most = other, k
             if most == wanted:
                 break
-        if not most:  # both are one word
+        if not most:  # nowhere do both begin with a word
             found, most = other, min(wanted, len(other))
         return found, most
 
