@@ -68,8 +68,7 @@ class MaskedLM:
         """(ids that are never chosen, all other ids, whether an id continues a word)."""
         special = torch.tensor(self.tokenizer.special_ids)
         every = torch.arange(self.tokenizer.vocab_size)
-        continues = [self.tokenizer.token(id).startswith("##") for id in range(self.tokenizer.vocab_size)]
-        return special, every[~torch.isin(every, special)], torch.tensor(continues)
+        return special, every[~torch.isin(every, special)], torch.tensor(self.tokenizer.continues())
 
     def __call__(self, taken: Taken, row: Tensor, epoch: Tensor, progress: float = 0.0) -> Batch:
         ids, doc = taken.ids, taken.doc

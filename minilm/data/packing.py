@@ -168,8 +168,7 @@ class PairRows(Rows):
         self.pieces = _kept(shard, name, lambda: _single_pieces(shard, T, short_seq_prob))
         # a little more than there is where rows lose tokens that continue a word
         self.fill = (len(self) * 3 + self.pieces.tokens) / max(1, len(self) * T)
-        pieces = ((id, tokenizer.token(id)) for id in range(tokenizer.vocab_size))
-        self.inside = frozenset(id for id, token in pieces if token.startswith("##"))  # ids that continue a word
+        self.inside = frozenset(id for id, continues in enumerate(tokenizer.continues()) if continues)
 
     def __len__(self) -> int:
         return len(self.pieces.end)

@@ -269,6 +269,10 @@ class Tokenizer:
         """The token with this id; [UNK] if there is none."""
         return self._backend.id_to_token(id) or UNK  # a vocabulary may have gaps in its ids
 
+    def continues(self) -> list[bool]:
+        """Of each id, whether its token continues a word."""
+        return [self.token(id).startswith("##") for id in range(self.vocab_size)]
+
 
 def _read_json(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
     small_file(path)

@@ -34,8 +34,8 @@ def intervals(
 ) -> dict[str, Interval]:
     """The 95 % interval of each score of `weighted`: Wilson's for `proportions`, BCa for all others. records (n, r):
     what each example adds. over: how many examples a score is over, if it is not over all. There is no interval for
-    fewer than FEWEST examples, nor for a score that is undefined (NaN) here
-    or in too many draws; and no BCa where all draws agree, as if all is right, or the score is outside their range."""
+    fewer than FEWEST examples, nor for a score that is undefined (NaN) here or in too many draws; and no BCa where all
+    draws agree, as if all is right, or the score is outside their range."""
     n = len(records)
     if n < FEWEST:
         return {}
