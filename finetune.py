@@ -143,6 +143,8 @@ class Args:
     """Make runs on an Nvidia GPU repeat bit for bit, also when resumed; slower. A CPU needs no flag for that."""
     compile: bool = False
     """On a GPU, compile model and loss into one graph by torch.compile: a later start, perhaps faster steps."""
+    cuda_graphs: bool = False
+    """On a GPU, launch all kernels of a step at once: perhaps much faster where steps have few tokens."""
     json: str | None = None
     """Write the result as JSON to this file; without a file name, or with -, to standard output."""
 
@@ -274,7 +276,8 @@ def task_of(args: Args, run: Run) -> Task:
 
 def computed(args: Args) -> dict[str, Any]:
     """Values of the flags about device and precision, by name."""
-    return {name: getattr(args, name) for name in ("device", "precision", "threads", "deterministic", "compile")}
+    names = "device", "precision", "threads", "deterministic", "compile", "cuda_graphs"
+    return {name: getattr(args, name) for name in names}
 
 
 def tuning_of(args: Args, seed: int) -> Tuning:

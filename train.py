@@ -58,6 +58,7 @@ from minilm.model.encoder import DROPOUTS, initialise
 from minilm.model.heads import LanguageModel
 from minilm.recipes import RECIPES, Recipe, RecipeName
 from minilm.train.cheap import cheapen
+from minilm.train.graphs import FIRST, step_of
 from minilm.train.job import Job, begin, finish, reopened, runtime_of, train, with_less
 from minilm.train.log import Log, plot_loss, say
 from minilm.train.loop import Loss, Optimizers, OutOfMemory, Plan, evaluate
@@ -184,6 +185,8 @@ class Args:
     """Make runs on an Nvidia GPU repeat bit for bit, also when resumed; slower. A CPU needs no flag for that."""
     compile: bool = False
     """On a GPU, compile model and loss into one graph by torch.compile: a later start, perhaps faster steps."""
+    cuda_graphs: bool = False
+    """On a GPU, launch all kernels of a step at once: perhaps much faster where steps have few tokens."""
     cache_dir: Path = Path("~/.cache/minilm")
     """Directory that keeps tokenised corpora, keyed by content."""
 
@@ -311,6 +314,8 @@ def check_of_use(args: Args, objective: ObjectiveName, recipe: Recipe) -> None:
         (("packing",), not recipe.pairs, "has no effect with --pairs"),
         (("output_scale",), not args.model, "has no effect with --model"),
         (("mask_rate_end",), not args.compile, "does not work with --compile"),
+        (("mask_rate_end",), not args.cuda_graphs, "does not work with --cuda-graphs"),
+        (("cuda_graphs",), not recipe.gradient_checkpointing, "does not work with --gradient-checkpointing"),
         (("decay_frac",), recipe.schedule == "wsd", "goes with --schedule wsd only"),
         (("text_field",), any(map(is_jsonl, files)), "goes with a .jsonl in --data only"),
     ):
@@ -356,6 +361,7 @@ def pretrain(
         check_sharding(args, recipe, runtime, run)
         is_compiled = args.compile and not (run and run.result)
         loss = runtime.compiled(language_model_loss) if is_compiled else language_model_loss
+        take_step = step_of(runtime, args.cuda_graphs and not (run and run.result))
         data, rows, held_out = load_data(args, objective, recipe, runtime, pretrained)
         if run and run.settings["data"] != data.fingerprint:
             other = "" if args.data else ", or with other versions of the packages whose documentation it is"
@@ -387,7 +393,8 @@ def pretrain(
 
         def loader(steps: int) -> Loader:
             pinned = runtime.device.type == "cuda"
-            return Loader(recipe.stretches(steps), rows, to_learn, args.seed, ranks.rank, ranks.world, pinned)
+            memory = pinned, args.cuda_graphs
+            return Loader(recipe.stretches(steps), rows, to_learn, args.seed, ranks.rank, ranks.world, *memory)
 
         step_s, within = {}, None
         if args.dry_run or not (run or recipe.steps or args.epochs):
@@ -411,6 +418,7 @@ def pretrain(
             evaluate_first=pretrained is not None,
             unsaved=args.on_save_error == "go-on",
             auto_batch=args.auto_batch,
+            take_step=take_step,
             within=within,
             until=cli.time_up(args.time_limit),
         )
@@ -454,7 +462,8 @@ def timed(
                 recipe.max_norm,
                 limit_s,
                 on_copy=not args.dry_run,
-                compiled=args.compile,
+                take_step=step_of(runtime, args.cuda_graphs),
+                warm_up=FIRST if args.cuda_graphs else int(args.compile),
             )
             return step_s, within
         except OutOfMemory as error:
@@ -481,7 +490,7 @@ def asked_for(
     settings = {"objective": objective, "seed": args.seed, "epochs": args.epochs, "held_out": args.held_out}
     if pretrained:
         settings["model"] = f"{os.path.normpath(args.model)} ({weights_fingerprint(pretrained.model)})"
-    settings |= {name: True for name in ("deterministic", "compile") if getattr(args, name)}
+    settings |= {name: True for name in ("deterministic", "compile", "cuda_graphs") if getattr(args, name)}
     recipe_settings = asdict(recipe)
     if not recipe.short_seq_prob:
         del recipe_settings["short_seq_prob"]  # runs that began without it go on

@@ -2,10 +2,12 @@
 a pass over texts, and it says how much that was, and numbers that all sides must come to.
 
 minilm                           as its commands do it, in the row's precision
-minilm, compiled                 on a GPU: with --compile
+minilm, compiled                 on a GPU: with --compile; fine-tuning also with --cuda-graphs, and with both
 transformers                     as its documentation has it: the collator's mask, autocast, AdamW
-transformers, tuned              on a GPU: torch.compile, no mask where nothing is padded
-transformers, head on targets    by its modules: only targets meet the vocabulary, no mask, and the faster attention
+transformers, tuned              on a GPU: torch.compile, no mask where nothing is padded; fine-tuning also with the
+                                 compiler's CUDA graphs (mode "reduce-overhead")
+transformers, head on targets    by its modules: only targets meet the vocabulary, no mask, and the faster attention; on
+                                 a GPU tuned, too
 transformers, faster attention   of its implementations (eager, where the row has bf16 or dropout)
 transformers, grouped            that, with texts of like lengths in a batch
 transformers, sorted             vectors by a loop over its model, 32 texts of like lengths in a batch

@@ -23,6 +23,7 @@ from minilm.tasks.classification import Classification
 from minilm.tasks.task import Features, TaskBatch, batch_of
 from minilm.train.cheap import cheapen
 from minilm.train.cost import step_flops
+from minilm.train.graphs import step_of
 from minilm.train.loop import train_step
 from minilm.train.losses import language_model_loss
 from minilm.train.optim import gradient_norm, make_optimizers
@@ -36,6 +37,7 @@ SHAPES = {  # by the device
 TOKENS = {"cpu": 32 * 128, "cuda": 256 * 128}  # of a step, padding included where rows are full
 BATCHES = {"cpu": 2, "cuda": 4}  # different ones, all in each call
 INITIAL = 0.1  # the standard deviation of weights
+TUNED = ("cuda",)  # where sides are compiled
 RATE = 0.15  # of the tokens are targets
 LR, DECAY, EPS = 1e-4, 0.01, 1e-6
 LABELLED, TOGETHER, LABELLED_LENGTHS = 8, 32, (4, 64)  # batches, texts of each, and tokens of a text
@@ -55,11 +57,14 @@ def language_modelling(
         "minilm": partial(_minilm, cfg, setting, T, packed),
         "transformers": partial(_transformers, cfg, setting, masked, causal),
     }
-    if device.type == "cuda":
+    if device.type in TUNED:
         fixed = [_padded(each, causal, natural, T) for each in texts]  # one shape, for which it is compiled
         sides["minilm, compiled"] = partial(_minilm, cfg, setting, T, packed, compiled=True, any_shape=natural)
         sides["transformers, tuned"] = partial(_transformers, cfg, setting, fixed, causal, compiled=True)
-    if not causal:  # which has no other tokens than targets
+        if not causal:  # which has no other tokens than targets
+            tuned = partial(_transformers, cfg, setting, fixed, causal, compiled=True, on_targets=True)
+            sides["transformers, tuned, head on targets"] = tuned
+    elif not causal:
         sides["transformers, head on targets"] = partial(_transformers, cfg, setting, bare, causal, on_targets=True)
     return sides
 
@@ -140,17 +145,22 @@ def _minilm(
 
 
 def _our_loop(
-    model: nn.Module, loss: Callable[..., tuple[Tensor, Tensor]], batches: Sequence[Batch | TaskBatch], setting: Setting
+    model: nn.Module,
+    loss: Callable[..., tuple[Tensor, Tensor]],
+    batches: Sequence[Batch | TaskBatch],
+    setting: Setting,
+    graphed: bool = False,
 ) -> Side:
     """The steps of minilm's loop."""
     runtime, forward = setting.runtime, Applied(model).to(setting.device).train()
     optimizers = make_optimizers(model, "adamw", LR, DECAY, eps=EPS)
     there = [batch.to(setting.device) for batch in batches]
+    take_step = step_of(runtime, graphed) or train_step
 
     def run() -> Done:
         found = []
         for batch in there:
-            nats, norm, _ = train_step(forward, loss, optimizers, [batch], runtime, 1.0)
+            nats, norm, _ = take_step(forward, loss, optimizers, [batch], runtime, 1.0)
             found += [nats / batch.count, norm]
         return Done(sum(batch.size for batch in there), torch.stack(found).unflatten(0, (len(there), -1)).T)
 
@@ -175,13 +185,20 @@ def _transformers(
     assert all("decoder" in name or "position_ids" in name for name in missing), missing  # which are tied
     if on_targets:
         _as_an_expert(made, setting, batches[0]["input_ids"].shape[1], cfg.attention_dropout)
+        batches = [*map(_of_targets, batches)]
 
-    def of_targets(labels: Tensor, **inputs: Tensor) -> Tensor:
-        is_target = labels != IGNORE
-        logits = made.cls(made.bert(**inputs).last_hidden_state[is_target])
-        return nn.functional.cross_entropy(logits.float(), labels[is_target])
+    def of_targets(where: Tensor, target: Tensor, **inputs: Tensor) -> Tensor:
+        logits = made.cls(made.bert(**inputs).last_hidden_state.flatten(0, 1)[where])
+        return nn.functional.cross_entropy(logits.float(), target)
 
     return _loop(made, setting, batches, compiled, of_targets if on_targets else None)
+
+
+def _of_targets(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with the flat index of its targets and themselves, in place of a label for each token."""
+    labels = batch["labels"].flatten()
+    where = (labels != IGNORE).nonzero().flatten()
+    return {name: own for name, own in batch.items() if name != "labels"} | {"where": where, "target": labels[where]}
 
 
 def _as_an_expert(made: nn.Module, setting: Setting, T: int, dropout: float) -> None:
@@ -196,13 +213,20 @@ def _loop(
     batches: list[dict[str, Tensor]],
     compiled: bool = False,
     loss_of: Callable[..., Tensor] | None = None,
+    graphed: bool = False,
 ) -> Side:
-    """A plain loop over one of transformers' models. loss_of: of a batch; the model's own, if not given."""
+    """A plain loop over one of transformers' models. loss_of: of a batch; the model's own, if not given. graphed: the
+    compiler's CUDA graphs."""
     made.to(setting.device).train()
     plain, decayed = ([own for own in made.parameters() if (own.ndim < 2) == flat] for flat in (True, False))
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LR, eps=EPS, fused=True)
-    forward = torch.compile(made) if compiled else made
+    mode = "reduce-overhead" if graphed else None
+
+    def loss_in(batch: dict[str, Tensor]) -> Tensor:
+        return made(**batch).loss if loss_of is None else loss_of(**batch)
+
+    loss_in = torch.compile(loss_in, mode=mode) if compiled else loss_in
     there = [{name: own.to(setting.device) for name, own in batch.items()} for batch in batches]
     masks = [batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in batches]
     count, calls = sum(int(mask.sum()) for mask in masks), itertools.count()
@@ -211,15 +235,17 @@ def _loop(
     def run() -> Done:
         found, is_compared = [], next(calls) == 0
         for batch in there:
+            if graphed:
+                torch.compiler.cudagraph_mark_step_begin()
             with torch.autocast(setting.device.type, dtype=torch.bfloat16, enabled=half):
-                loss = forward(**batch).loss if loss_of is None else loss_of(**batch)
+                loss = loss_in(batch)
             loss.backward()
             # clipping's own norm of 12 M numbers is off by up to 4e-4 on a CPU, against float64; this one by 7e-6
             norm = [gradient_norm(made)] if is_compared else []
             nn.utils.clip_grad_norm_(made.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            found += [loss.detach(), *norm]
+            found += [loss.detach().clone(), *norm]
         return Done(count, torch.stack(found).unflatten(0, (len(there), -1)).T)
 
     return run
@@ -243,9 +269,12 @@ def finetuning(setting: Setting, grouped: bool = False) -> Makers:
     expert = "transformers, grouped" if grouped else "transformers, faster attention"
     if grouped or setting.device.type == "cpu":  # on a GPU its own is the faster one
         sides[expert] = partial(_their_classifier, setting, features, by_expert=True)
-    if setting.device.type == "cuda":
+    if setting.device.type in TUNED:
         sides["minilm, compiled"] = partial(_classifier, setting, features, compiled=True)
-        sides["transformers, tuned"] = partial(_their_classifier, setting, features, 16, compiled=True)
+        sides["minilm, CUDA graphs"] = partial(_classifier, setting, features, graphed=True)
+        sides["minilm, compiled, CUDA graphs"] = partial(_classifier, setting, features, compiled=True, graphed=True)
+        tuned = partial(_their_classifier, setting, features, 16, compiled=True)
+        sides |= {"transformers, tuned": tuned, "transformers, tuned, CUDA graphs": partial(tuned, graphed=True)}
     return sides
 
 
@@ -258,7 +287,7 @@ def _fresh_classifier(setting: Setting) -> BertForSequenceClassification:
     return BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **sizes, **more, **none))
 
 
-def _classifier(setting: Setting, features: Features, compiled: bool = False) -> Side:
+def _classifier(setting: Setting, features: Features, compiled: bool = False, graphed: bool = False) -> Side:
     """As `minilm.tasks.tune` trains one."""
     runtime, model, task = setting.runtime, _fresh_classifier(setting), Classification(("no", "yes"))
     row = ROW if setting.device.type == "cuda" else None
@@ -267,12 +296,17 @@ def _classifier(setting: Setting, features: Features, compiled: bool = False) ->
     cheapen(model, encoder.embedding.word)
     loss = runtime.compiled(task.loss, any_shape=True) if compiled else task.loss
     parts = np.arange(len(features)).reshape(LABELLED, TOGETHER)
-    batches = [batch_of(features, part, row)[0] for part in parts]
-    return _our_loop(model, loss, batches, setting)
+    batches = [batch_of(features, part, row, graphed)[0] for part in parts]
+    return _our_loop(model, loss, batches, setting, graphed)
 
 
 def _their_classifier(
-    setting: Setting, features: Features, multiple: int = 1, compiled: bool = False, by_expert: bool = False
+    setting: Setting,
+    features: Features,
+    multiple: int = 1,
+    compiled: bool = False,
+    by_expert: bool = False,
+    graphed: bool = False,
 ) -> Side:
     """Each batch is padded to its longest text, or to a multiple of so many tokens."""
     from transformers import AutoModelForSequenceClassification
@@ -292,4 +326,4 @@ def _their_classifier(
         more = -batch["input_ids"].shape[1] % multiple
         padded = {name: nn.functional.pad(batch[name], (0, more)) for name in ("input_ids", "attention_mask")}
         batches.append(batch | padded)
-    return _loop(made, setting, batches, compiled)
+    return _loop(made, setting, batches, compiled, graphed=graphed)

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 Layout = Literal["full", "padded", "packed"]
 AttentionPattern = Literal["bidirectional", "causal", "prefix"]
@@ -26,6 +27,10 @@ class OnDevice:
     def pin_memory(self) -> Self:
         """A copy with all tensors in page-locked memory, from which a GPU copies without waiting."""
         return self._each(lambda value: (value.contiguous() if isinstance(value, Tensor) else value).pin_memory())
+
+    def clone(self) -> Self:
+        """A copy with tensors of its own."""
+        return self._each(lambda value: value.clone())
 
     def arrays(self, prefix: str = "") -> dict[str, Tensor]:
         """All tensors by name; those of a nested dataclass as outer.inner."""
@@ -152,6 +157,20 @@ class Tokens(OnDevice):
             runs=tuple(zip(documents.tolist(), lengths.tolist(), strict=True)),
         )
 
+    def in_few_sizes(self) -> Self:
+        """The same rows in tensors of fewer sizes, for code that is made for each: `cu_seqlens` ends with empty
+        documents, and `max_len` is T. Without `runs`, so the varlen backend needs torch's kernel."""
+        if self.cu_seqlens is None:
+            return self
+        B, T = self.input_ids.shape
+        bounds = filled_up(self.cu_seqlens, B * T, len(self.cls) + B + 1)  # a run of padding in each row at most
+        return replace(self, cu_seqlens=bounds, max_len=T, runs=())
+
+
+def filled_up(values: Tensor, rest: int, size: int) -> Tensor:
+    """A vector that goes on with `rest` up to `size` elements."""
+    return F.pad(values, (0, size - len(values)), value=rest)
+
 
 def _rows(T: int, like: Tensor) -> Tensor:
     """Column numbers 0 .. T-1 in every row of a (B, T) tensor."""
@@ -190,3 +209,10 @@ class Batch(OnDevice):
     size: int  # tokens that are not padding
     pair_label: Tensor | None = None  # (B,) int64: 1 where the second text of a row does not follow the first
     per_row: int = 0  # entries of `where` per row, listed row after row; 0: their number differs from row to row
+
+    def in_few_sizes(self) -> Self:
+        """As `Tokens.in_few_sizes`; rows of no pairs, of which no loss reads `cls`, also have more of these."""
+        tokens = self.tokens
+        if self.pair_label is None and tokens.layout == "packed":
+            tokens = replace(tokens, cls=filled_up(tokens.cls, 0, next_size(len(tokens.cls), 4)))
+        return replace(self, tokens=tokens.in_few_sizes())

@@ -67,6 +67,33 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def replays(monkeypatch):
+    """The steps that `--cuda-graphs` records, here on a CPU, too, each with `count`, how often it is replayed: computed
+    anew from what it was recorded with."""
+    recorded = []
+
+    class Graphs:
+        def before(self, work):
+            return work()
+
+        def record(self, work):
+            made = torch.full((), torch.nan), torch.full((), torch.nan), torch.tensor(True)
+            recorded.append(SimpleNamespace(count=0))
+            own = recorded[-1]
+
+            def replay():
+                own.count += 1
+                for old, new in zip(made, work(), strict=True):
+                    old.copy_(new)
+
+            return replay, made
+
+    monkeypatch.setattr("minilm.train.graphs.GRAPHED_ON", ("cpu",))
+    monkeypatch.setattr("minilm.train.graphs.CudaGraphs", Graphs)
+    return recorded
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Tiny matrices gain nothing from more, and lose twentyfold where the cores are shared."""

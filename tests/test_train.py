@@ -135,6 +135,51 @@ def test_a_compiled_run_is_the_run(go, tmp_path, graphs):
         assert "compile" in err
 
 
+def test_a_replayed_run_is_the_run(go, tmp_path, replays, monkeypatch):
+    """Its steps are those that are computed as usual with the same learning rates, and it goes on only as it began."""
+    flags = ("--steps", 24, "--short-seq-prob", 0.2, "--save-every", 12, "--cuda-graphs")
+    assert go(*flags, "--out", "run")[0] == 0
+    assert len(replays) == 3  # shapes
+    assert sum(each.count for each in replays) == 24 - 3
+    monkeypatch.setattr("minilm.train.graphs.MOST", 0)
+    assert go(*flags, "--out", "usual")[0] == 0
+    assert len(replays) == 3
+    same = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("usual", "run")]
+    assert same[0] == same[1]
+    status, _, err = go(*flags[:-1], "--out", "run")
+    assert status == 2
+    assert "cuda" in err
+
+
+def test_documents_of_any_number_have_few_shapes(go, replays):
+    status, _, err = go("--steps", 40, "--packing", "documents", "--cuda-graphs")
+    assert status == 0, err
+    assert sum(each.count for each in replays) >= 40 - 2 * 6
+
+
+def test_a_budget_in_minutes_is_of_steps_that_are_replayed(go, replays):
+    status, _, err = go("--minutes", 0.02, "--short-seq-prob", 0.2, "--cuda-graphs")
+    assert status == 0, err
+    assert "step" in err.partition("ms a step")[2]
+    assert len(replays) >= 3 + 2  # those of the copy that was timed are not used again, and a run may be short
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ((), "--cuda-graphs: needs an Nvidia GPU, and this is cpu; leave it out"),
+        (("--mask-rate-end", 0.5), "--mask-rate-end 0.5: does not work with --cuda-graphs; leave it out"),
+        (
+            ("--gradient-checkpointing",),
+            "--cuda-graphs True: does not work with --gradient-checkpointing; leave it out",
+        ),
+    ],
+)
+def test_where_no_step_is_replayed(go, tmp_path, flags, said):
+    assert go("--cuda-graphs", "--steps", 2, *flags)[::2] == (2, f"error: {said}\n")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_budget_in_minutes_is_of_steps_that_are_compiled(go, graphs):
     status, _, err = go("--precision", "bf16", "--minutes", 0.02, "--short-seq-prob", 0.2, "--compile")
     assert status == 0, err

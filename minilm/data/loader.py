@@ -57,8 +57,9 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         pin_memory: bool = False,
+        few_sizes: bool = False,
     ) -> None:
-        """rows: row length -> rows, for every length in `stretches`."""
+        """rows: row length -> rows, for every length in `stretches`. few_sizes: as `Batch.in_few_sizes`."""
         check_divisible(stretches, world)
         for each in stretches:
             if len(rows[each.length]) < (at_once := each.rows // world // _parts(each, world)):
@@ -67,12 +68,13 @@ class Loader:
                     f"micro-batch of {at_once}; give more text, or lower --batch-size or --length"
                 )
         self.stretches, self.rows, self.objective, self.seed = tuple(stretches), rows, objective, seed
-        self.rank, self.world, self.pin_memory = rank, world, pin_memory
+        self.rank, self.world, self.pin_memory, self.few_sizes = rank, world, pin_memory, few_sizes
         self.steps = sum(each.steps for each in stretches)
 
     def with_stretches(self, stretches: Sequence[Stretch]) -> "Loader":
         """A loader of the same rows for other stretches."""
-        return Loader(stretches, self.rows, self.objective, self.seed, self.rank, self.world, self.pin_memory)
+        memory = self.pin_memory, self.few_sizes
+        return Loader(stretches, self.rows, self.objective, self.seed, self.rank, self.world, *memory)
 
     def within(self, tokens: int) -> "Loader":
         """This loader's steps in micro-batches of at most `tokens` tokens, padding included, or of one row."""
@@ -123,6 +125,7 @@ class Loader:
         parts = _parts(stretch, self.world)
         for e, r in zip(np.split(epoch, parts), np.split(row, parts), strict=True):
             batch = _read(self.rows[stretch.length], self.objective, r, e, progress, short_rows)
+            batch = batch.in_few_sizes() if self.few_sizes else batch
             made.append(batch.pin_memory() if self.pin_memory else batch)
         return made
 

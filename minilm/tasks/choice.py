@@ -47,7 +47,7 @@ class MultipleChoice(Task):
 
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         logits = widened(outputs)
-        empty, example = logits.detach().new_full((batch.count,), -torch.inf), batch.group
+        empty, example = logits.detach().new_full((batch.units,), -torch.inf), batch.group
         top = empty.scatter_reduce(0, example, logits.detach(), "amax")
         sums = torch.zeros_like(top).index_add(0, example, (logits - top[example]).exp())
         nats = (top + sums.log()).sum() - (logits * batch.target).sum()

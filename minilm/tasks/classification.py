@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -59,6 +60,13 @@ def logits_of(model: PreTrainedModel, batch: TaskBatch, precise: bool = False) -
         return model.outputs_of(states.to(model.dtype) if precise else states, tokens)["logits"]
 
 
+@lru_cache(maxsize=8)
+def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Kept, for a CUDA graph cannot copy from the host; and not by new_tensor, for which the host would wait."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Classification(Task):
     """One label of several (Devlin et al. 2018, sec. 4.1)."""
@@ -98,8 +106,9 @@ class Classification(Task):
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         logits = widened(outputs)
         weights = None
-        if self.weights is not None:  # not by new_tensor, for which the host would wait
-            weights = torch.tensor(self.weights, dtype=logits.dtype).to(logits.device, non_blocking=True)
+        if self.weights is not None:
+            made = _on_device.__wrapped__ if torch.compiler.is_compiling() else _on_device
+            weights = made(self.weights, logits.dtype, logits.device)
         nats = F.cross_entropy(logits, batch.target, weights, reduction="sum", label_smoothing=self.smoothing)
         return nats, (batch.target >= 0).sum()
 

@@ -46,6 +46,7 @@ def finetune(
     auto_batch: bool = False,
     deterministic: bool = False,
     compile: bool = False,
+    cuda_graphs: bool = False,
     **tuning: Any,
 ) -> Tuned:
     """Fine-tune a model on rows: the result has `.predict(texts)`, `.model` and `.result`, its best evaluation.
@@ -55,7 +56,8 @@ def finetune(
     out: a directory in which the run is kept, and from which it resumes; None: nowhere. auto_batch: compute batches
     that do not fit in memory in smaller parts. deterministic: the same bits each time on an Nvidia GPU, too, for the
     rest of this process; ask for it before the process uses the GPU. compile: on an Nvidia GPU, compile model and loss
-    into one graph with torch.compile. tuning: fields of `Tuning`, as epochs or lr.
+    into one graph with torch.compile. cuda_graphs: on an Nvidia GPU, replay steps as CUDA graphs. tuning: fields of
+    `Tuning`, as epochs or lr.
 
     Raises UserError, whose message is one line, for invalid arguments or data, TypeError for an unknown keyword.
     """
@@ -94,6 +96,7 @@ def finetune(
                 auto_batch=auto_batch,
                 deterministic=deterministic,
                 compile=compile,
+                cuda_graphs=cuda_graphs,
             )
 
 

@@ -49,6 +49,7 @@ class Span(Task):
     name: ClassVar[str] = "span"
     kind: ClassVar[str] = "span"
     per_token: ClassVar[bool] = True
+    ragged: ClassVar[bool] = True
     proportions: ClassVar[tuple[str, ...]] = ("exact",)
     constant_says: ClassVar[str] = "never an answer"
     endings: ClassVar[tuple[str, ...]] = (".json", ".jsonl")

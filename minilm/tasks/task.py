@@ -7,7 +7,7 @@ import io
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minilm.batch import OnDevice, Tokens
+from minilm.batch import IGNORE, OnDevice, Tokens, filled_up, next_size
 from minilm.data.examples import Example
 from minilm.data.loader import EVALUATED_AT_ONCE
 from minilm.data.packing import best_fit
@@ -112,6 +112,7 @@ class TaskBatch(OnDevice):
     where: Tensor  # (M,) int64; flat index into (B, T) of the tokens that are not padding
     target: Tensor  # (N, ...) or (M,)
     group: Tensor  # (N,) int64; the unit of each feature
+    units: int  # how many there are
     count: int  # targets, the denominator of the mean loss
     size: int  # M
 
@@ -155,6 +156,7 @@ class Task(ABC):
     name: ClassVar[str]  # as --task gives it
     kind: ClassVar[str]  # of its model class, as in checkpoint.families
     per_token: ClassVar[bool] = False  # whether `outputs` has a row for each token, and not for each feature
+    ragged: ClassVar[bool] = False  # whether `where` must hold the tokens of the batch, and no more
     proportions: ClassVar[tuple[str, ...]] = ()  # metrics that are a share of the examples, as accuracy
     constant_says: ClassVar[str]  # what `constant` predicts, in words
     endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".jsonl")  # of prediction files; the first is the default
@@ -296,31 +298,43 @@ def tokenized(
     return Features(np.concatenate(ids), flat_types, offsets, np.zeros(len(texts)), example, cut)
 
 
-def batch_of(features: Features, rows: np.ndarray, row_length: int | None = None) -> tuple[TaskBatch, np.ndarray]:
+def batch_of(
+    features: Features, rows: np.ndarray, row_length: int | None = None, few_sizes: bool = False
+) -> tuple[TaskBatch, np.ndarray]:
     """Pack the features `rows`, whole units, without padding between them: the batch, and `rows` in its order.
 
-    row_length: T; None: the cheapest.
+    row_length: T; None: the cheapest. few_sizes: as `Tokens.in_few_sizes`, with rows of padding at the end, and entries
+    of `where` without a target.
     """
     lengths = features.lengths[rows]
     T, row_of = _layout(lengths) if row_length is None else (row_length, best_fit(lengths, row_length))
     order = np.argsort(row_of, kind="stable")
-    count, group = features.count(rows), torch.from_numpy(features.groups(rows)[order])
+    count, group = features.count(rows), features.groups(rows)[order]
     rows, lengths, row_of = rows[order], lengths[order], row_of[order]
     first = np.flatnonzero(np.diff(row_of, prepend=-1))  # first feature of each row
     starts = lengths.cumsum() - lengths
     column = starts - np.repeat(starts[first], np.diff(first, append=len(rows)))
     where = np.repeat(row_of * T + column - starts, lengths) + np.arange(lengths.sum())
     places = features.places(rows)
+    B = int(row_of[-1]) + 1
+    if few_sizes:
+        B = next_size(B, 4)
 
     def filled(values: np.ndarray, rest: int) -> Tensor:
-        flat = np.full((row_of[-1] + 1) * T, rest, np.int64)
+        flat = np.full(B * T, rest, np.int64)
         flat[where] = values
         return torch.from_numpy(flat.reshape(-1, T))
 
     doc = filled(np.repeat(np.arange(len(rows)), lengths), -1)
     tokens = Tokens.packed(filled(features.ids[places], 0), doc, token_type_ids=filled(features.types[places], 0))
     target = torch.from_numpy(features.target[places if features.of_tokens else rows])
-    return TaskBatch(tokens, torch.from_numpy(where), target, group, count, len(where)), rows
+    made = TaskBatch(
+        tokens, torch.from_numpy(where), target, torch.from_numpy(group), int(group.max()) + 1, count, len(where)
+    )
+    if few_sizes:
+        target = filled_up(target, IGNORE, B * T) if features.of_tokens else target
+        made = replace(made, tokens=tokens.in_few_sizes(), where=filled_up(made.where, 0, B * T), target=target)
+    return made, rows
 
 
 def _layout(lengths: np.ndarray) -> tuple[int, np.ndarray]:

@@ -21,6 +21,7 @@ from minilm.tasks.task import Features, Predictions, Task, TaskScore, outputs_of
 from minilm.tasks.tuned import Tuned, fingerprint
 from minilm.tasks.tuning import ExampleBatches, Tuning, length_of
 from minilm.train.cheap import as_before, cheapen
+from minilm.train.graphs import step_of
 from minilm.train.job import Job, begin, finish, reopened, runtime_of, train, worth
 from minilm.train.log import Log, say
 from minilm.train.loop import Optimizers, Plan
@@ -51,22 +52,28 @@ def tune(
     auto_batch: bool = False,
     deterministic: bool = False,
     compile: bool = False,
+    cuda_graphs: bool = False,
 ) -> Tuned:
     """Train `model` in place, from its newest checkpoint in `store`, if there is one. The caller holds the store.
 
     about: further entries of the result, as the columns. until, auto_batch: as in `Job`; deterministic: as in
-    `Runtime.choose`; compile: whether the loss is compiled (`Runtime.compiled`). Raises ConfigError, CheckpointError,
-    OutOfMemory, and DataError if `examples` or `dev` is empty.
+    `Runtime.choose`; compile: whether the loss is compiled (`Runtime.compiled`); cuda_graphs: whether steps are
+    replayed (`GraphedStep`). Raises ConfigError, CheckpointError, OutOfMemory, and DataError if `examples` or `dev` is
+    empty.
     """
     check_installed()  # now, rather than at the first evaluation
     if not len(examples) or not len(dev):
         raise DataError("no example to learn from" if not len(examples) else "no example to evaluate on")
+    if cuda_graphs and (task.ragged or tuning.gradient_checkpointing):
+        what = "--gradient-checkpointing" if tuning.gradient_checkpointing else f"--task {task.name}"
+        raise ConfigError(f"--cuda-graphs: does not work with {what}; leave it out")
     length = length_of(tuning, model, tokenizer)
     if task.kind == "model":
         model.pooling = replace(model.pooling, max_length=length)
     features, dev_features = (task.features(each, tokenizer, length) for each in (examples, dev))
     asked = {"task": repr(task), "model": f"of weights {weights_fingerprint(model)}", **asdict(tuning)}
-    asked |= {name: True for name, on in (("deterministic", deterministic), ("compile", compile)) if on}
+    modes = {"deterministic": deterministic, "compile": compile, "cuda_graphs": cuda_graphs}
+    asked |= {name: True for name, on in modes.items() if on}
     data = fingerprint((examples, features), (dev, dev_features))
     choices = {
         name: each for name, each in (("precision", precision), ("threads", threads)) if each not in ("auto", None)
@@ -77,9 +84,12 @@ def tune(
     runtime = runtime_of(run, device, precision, threads, deterministic)
     is_compiled = compile and not (run and run.result)
     loss = runtime.compiled(task.loss, any_shape=True) if is_compiled else task.loss
+    take_step = step_of(runtime, cuda_graphs and not (run and run.result))
     on_gpu = runtime.device.type == "cuda"
     row_length = length if on_gpu else None
-    batches = ExampleBatches(features, tuning, row_length, on_gpu, lambda example: examples[example].where)
+    batches = ExampleBatches(
+        features, tuning, row_length, on_gpu, few_sizes=cuda_graphs, where=lambda example: examples[example].where
+    )
     encoder = model.base_model.encoder
     usual = runtime.backend(length, encoder.cfg.attention_dropout, encoder.cfg.head_width)
     encoder.backend = backend = run.backend if run else usual
@@ -131,6 +141,7 @@ def tune(
         patience=tuning.patience,
         until=until,
         auto_batch=auto_batch,
+        take_step=take_step,
     )
     plan = _plan(tuning, batches)
     begun, run = run is not None, run or begin(job, plan.steps, backend)

@@ -102,10 +102,11 @@ class ExampleBatches:
         tuning: Tuning,
         row_length: int | None = None,
         pinned: bool = False,
+        few_sizes: bool = False,
         where: Callable[[int], str] = str,  # index of an example -> where it is from, for messages
     ) -> None:
         self.features, self.tuning = features, tuning
-        self.row_length, self.pinned, self.where = row_length, pinned, where
+        self.row_length, self.pinned, self.few_sizes, self.where = row_length, pinned, few_sizes, where
         begins = features.units[:-1]
         self.size_of = np.add.reduceat(features.lengths, begins)  # tokens of each unit
         of_epoch = len(begins) / tuning.batch_size
@@ -142,7 +143,7 @@ class ExampleBatches:
             if all(len(part) < 2 or self.size_of[part].sum() <= most for part in parts):
                 break
         rows = [self.features.of_units(part) for part in parts if len(part)]
-        made = [batch_of(self.features, part, self.row_length)[0] for part in rows]
+        made = [batch_of(self.features, part, self.row_length, self.few_sizes)[0] for part in rows]
         return [each.pin_memory() for each in made] if self.pinned else made
 
     def steps_from(self, step: int) -> Iterator[list[TaskBatch]]:
@@ -152,4 +153,4 @@ class ExampleBatches:
     def within(self, tokens: int) -> "ExampleBatches":
         """The same steps in micro-batches of at most `tokens` tokens, or of one unit."""
         fewer = replace(self.tuning, tokens_at_once=max(1, min(tokens, self.tuning.tokens_at_once)))
-        return ExampleBatches(self.features, fewer, self.row_length, self.pinned, self.where)
+        return ExampleBatches(self.features, fewer, self.row_length, self.pinned, self.few_sizes, self.where)

@@ -31,6 +31,7 @@ from minilm.train.loop import (
     Optimizers,
     OutOfMemory,
     Plan,
+    Step,
     TrainingError,
     fit,
     not_finite,
@@ -92,6 +93,7 @@ class Job:
     patience: int | None = None  # evaluations without a better score or lower loss that end the run; keeps the best
     unsaved: bool = False  # whether to go on if a checkpoint cannot be written
     auto_batch: bool = False  # whether to halve micro-batches that do not fit in memory
+    take_step: Step | None = None  # as in `fit`
     within: int | None = None  # most tokens of a micro-batch, if known beforehand that more do not fit
     until: float | None = None  # time.monotonic() after which the run saves and ends with the current step
 
@@ -255,6 +257,7 @@ def train(job: Job, plan: Plan) -> Log:
                     save=save,
                     stop=stop,
                     smaller=smaller,
+                    take_step=job.take_step,
                 )
             )
         except TrainingError as error:

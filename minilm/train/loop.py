@@ -33,6 +33,9 @@ class MicroBatch(Protocol):
 # (model, batch) -> (sum, count), from minilm.train.losses. A step divides by `MicroBatch.count`, known to the host.
 Loss = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
 Optimizers = Sequence[torch.optim.Optimizer]
+# Of a step: nats summed in this process, gradient norm before clipping, whether either was not finite.
+Outcome = tuple[Tensor, Tensor, Tensor]
+Step = Callable[[nn.Module, Loss, Optimizers, Sequence[MicroBatch], Runtime, float], Outcome]
 
 
 class TrainingError(UserError):
@@ -59,9 +62,8 @@ def train_step(
     micro_batches: Sequence[MicroBatch],
     runtime: Runtime,
     max_norm: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One update from the micro-batches of all processes: (nats summed in this process, gradient norm before clipping,
-    whether either was not finite).
+) -> Outcome:
+    """One update from the micro-batches of all processes.
 
     `forward` is the model as `Applied`, perhaps from `Ranks.parallel`, which averages gradients over the processes. The
     loss is divided by the targets of all micro-batches, so k micro-batches, or k processes, equal one batch. If loss or
@@ -69,14 +71,32 @@ def train_step(
     honour `found_inf` and `grad_scale`, by which gradients are divided, as Muon and torch's fused ones do if
     `honours_gates`. Raises OutOfMemory.
     """
+    return update(forward, loss, optimizers, micro_batches, denominator(micro_batches, runtime), runtime, max_norm)
+
+
+def denominator(micro_batches: Sequence[MicroBatch], runtime: Runtime) -> float:
+    """Targets of the micro-batches of all processes, per process, for gradients are averaged over them."""
     (count,) = runtime.ranks.total(sum(micro.count for micro in micro_batches))
+    return max(1, count) / runtime.ranks.world
+
+
+def update(
+    forward: nn.Module,
+    loss: Loss,
+    optimizers: Optimizers,
+    micro_batches: Sequence[MicroBatch],
+    count: float | Tensor,
+    runtime: Runtime,
+    max_norm: float,
+) -> Outcome:
+    """`train_step` with the denominator of its loss given: all that a device does in it."""
     total = torch.zeros((), device=runtime.device)
     for number, micro in enumerate(micro_batches, start=1):
         try:
             with no_sync(forward) if number < len(micro_batches) else nullcontext():
                 with runtime.autocast():
                     nats, _ = forward(loss, micro.to(runtime.device, non_blocking=True))
-                runtime.scaler.scale(nats / (max(1, count) / runtime.ranks.world)).backward()
+                runtime.scaler.scale(nats / count).backward()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -188,6 +208,7 @@ def fit(
     save: Callable[[int], None] = lambda step: None,
     stop: Callable[[], bool] = lambda: False,
     smaller: Callable[[int, OutOfMemory], Iterator[Sequence[MicroBatch]]] = _raised,
+    take_step: Step | None = None,
 ) -> int:
     """Train from step `start` to `plan.steps`: the step it reached, which is less if `stop` was true in any process.
 
@@ -196,10 +217,11 @@ def fit(
     are done, `stop()` after every step; once it is true, nothing is evaluated any more. `smaller(step, error)` is
     called when memory runs out: it returns smaller micro-batches from `step` on, or raises. Raises TrainingError after
     a step that was not finite, which changed nothing: at once on a CPU, on a GPU when the host learns of it, without
-    waiting, while a few more steps are under way.
+    waiting, while a few more steps are under way. take_step: what makes a step in place of
+    `train_step`.
     """
     forward.train()
-    parallel = runtime.ranks.parallel(forward)
+    parallel, take_step = runtime.ranks.parallel(forward), take_step or train_step
     since, saved = _Since(runtime), start
 
     def look(done: int) -> None:
@@ -238,7 +260,7 @@ def fit(
             set_learning_rate(optimizers, fraction)
             seed_step(plan.seed, step, runtime.ranks.rank)
             try:
-                nats, norm, bad = train_step(parallel, loss, optimizers, micro_batches, runtime, plan.max_norm)
+                nats, norm, bad = take_step(parallel, loss, optimizers, micro_batches, runtime, plan.max_norm)
                 break
             except OutOfMemory as error:
                 batches = smaller(step, error)

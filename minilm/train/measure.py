@@ -17,7 +17,7 @@ from minilm.data.loader import Kind, Loader
 from minilm.train.cost import matmul_peak, run_flops
 from minilm.train.job import VERSIONS, Job, train
 from minilm.train.log import Log
-from minilm.train.loop import Loss, Optimizers, Plan, train_step
+from minilm.train.loop import Loss, Optimizers, Plan, Step, train_step
 from minilm.train.ranks import Applied, whole_state
 from minilm.train.runtime import Runtime, peak_memory_mb
 
@@ -33,27 +33,30 @@ def step_seconds(
     max_norm: float,
     limit_s: float = math.inf,
     on_copy: bool = True,
-    compiled: bool = False,
+    take_step: Step | None = None,
+    warm_up: int = 0,
 ) -> dict[Kind, float]:
     """Seconds of a step of each kind, measured in not much more than `limit_s` in all.
 
     on_copy: train a copy, so that a budget in minutes gives bit for bit the run of that budget in steps. A sharded
-    model cannot be copied. compiled: whether `loss` is; compile time is neither limited nor counted.
+    model cannot be copied. take_step: as in `fit`. warm_up: how often each shape of step is computed before, which is
+    neither limited nor counted, as where it is compiled.
     """
     if on_copy:
         forward, optimizers = copy.deepcopy((forward, optimizers))
     runtime = replace(runtime)  # with a GradScaler of its own
     parallel = runtime.ranks.parallel(forward)
     found: dict[Kind, float] = {}
+    take_step = take_step or train_step
     for stretch in loader.stretches:
         took: list[float] = []
-        for micro_batches in _of_each_shape(loader.with_stretches([stretch])) if compiled else ():
-            train_step(parallel, loss, optimizers, micro_batches, runtime, max_norm)
+        for micro_batches in [*_of_each_shape(loader.with_stretches([stretch]))] * warm_up if warm_up else ():
+            take_step(parallel, loss, optimizers, micro_batches, runtime, max_norm)
         batches = loader.with_stretches([replace(stretch, steps=WARM_STEPS + TIMED_STEPS)]).steps_from(0)
         going = True
         while going:
             began = time.perf_counter()
-            nats, _, _ = train_step(parallel, loss, optimizers, next(batches), runtime, max_norm)
+            nats, _, _ = take_step(parallel, loss, optimizers, next(batches), runtime, max_norm)
             float(nats)  # waits for the device
             took.append(time.perf_counter() - began)
             enough = len(took) >= 2 and sum(took) >= limit_s / len(loader.stretches)

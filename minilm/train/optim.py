@@ -101,7 +101,20 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], fraction: flo
     """Set every group's learning rate to `fraction` of its `peak_lr`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * fraction
+            lr = group["peak_lr"] * fraction
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
+
+def set_learning_rate_on(device: torch.device, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Have the optimizers read their learning rates from tensors on `device`, as a CUDA graph must."""
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        if not isinstance(group["lr"], Tensor):
+            group["lr"] = torch.full((), group["lr"], device=device)
+        if "capturable" in group:
+            group["capturable"] = device.type == "cuda"
 
 
 @torch.no_grad()

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from minilm.data.examples import Example
+from minilm.data.examples import Example, Tagged
 from minilm.dropin.models import BertForSequenceClassification
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, ConfigError
 from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.classification import Classification, MultiLabel
-from minilm.tasks.named import model_for
+from minilm.tasks.named import make_task, model_for
 from minilm.tasks.regression import Regression
 from minilm.tasks.similarity import Similarity
 from minilm.tasks.tagging import Tagging
@@ -69,6 +69,31 @@ def test_each_feature_is_in_a_batch_once_and_whole(directory, reviews, row_lengt
         assert flat["position"][own].tolist() == list(range(length))
     assert batch.target.tolist() == features.target[rows].tolist()
     assert batch.count == len(asked)
+
+
+@pytest.mark.parametrize("task", ["classification", "tagging"])
+def test_batches_of_few_sizes_have_the_same_loss(directory, reviews, task):
+    """Rows of padding and entries without a target at their end."""
+    tokenizer = BertTokenizer.from_pretrained(directory)
+    examples = reviews(64)
+    if task == "tagging":
+        examples = [Tagged(each.text.split(), ["B-X" if "o" in word else "O" for word in each.text.split()], each.where)
+                    for each in examples]  # fmt: skip
+    made = make_task(task, examples)
+    model, made = model_for(made, directory, 0)
+    features = made.features(examples, tokenizer, 24)
+    rng, sizes = np.random.default_rng(0), set()
+    for _ in range(24):
+        rows = rng.choice(64, 12, replace=False)
+        usual, few = (batch_of(features, rows, 24, few_sizes)[0] for few_sizes in (False, True))
+        sizes.add(tuple((name, tuple(own.shape)) for name, own in few.arrays().items()))
+        found = []
+        for batch in (usual, few):
+            nats, count = made.loss(model, batch)
+            assert int(count) == batch.count == usual.count
+            found.append([nats.detach(), *torch.autograd.grad(nats, [*model.base_model.encoder.parameters()])])
+        torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+    assert 2 <= len(sizes) == len({shapes[0] for shapes in sizes}) <= 4  # by the number of rows alone
 
 
 def test_rows_are_nearly_full():

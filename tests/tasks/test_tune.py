@@ -18,6 +18,7 @@ from minilm.errors import ConfigError, DataError
 from minilm.tasks import tune as tune_module
 from minilm.tasks.classification import Classification
 from minilm.tasks.named import TASKS, make_task, model_for, open_task
+from minilm.tasks.span import Span
 from minilm.tasks.task import outputs_of
 from minilm.tasks.tune import tune
 from minilm.tasks.tuning import ExampleBatches, Tuning
@@ -99,6 +100,37 @@ def test_a_run_goes_on_as_compiled_as_it_began(go, graphs, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="needs a GPU"):
         go("other", compile=True)
+
+
+@pytest.mark.parametrize("task", [task for task in OF_TASK if task != "span"])
+def test_a_replayed_run_is_the_run(directory, replays, monkeypatch, task):
+    """Of batches of the same sizes, whose steps are computed as usual."""
+    settings = {"steps": 16, "batch_size": 8, "length": 24, "device": "cpu", "precision": "fp32", "task": task}
+    rows = OF_TASK[task]
+    replayed = minilm.finetune(directory, rows, rows[:9], **settings, cuda_graphs=True)
+    assert sum(each.count for each in replays) >= 8
+    monkeypatch.setattr("minilm.train.graphs.MOST", 0)
+    usual = minilm.finetune(directory, rows, rows[:9], **settings, cuda_graphs=True)
+    assert same(weights(usual), weights(replayed))
+    assert usual.result["dev"] == replayed.result["dev"]
+
+
+def test_a_weighted_loss_is_replayed(go, replays, reviews):
+    task = make_task("classification", reviews(48), "balanced", 0.1)
+    go(task=task, cuda_graphs=True)
+    assert sum(each.count for each in replays) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"tuning": replace(QUICK, gradient_checkpointing=True)}, "--gradient-checkpointing"),
+        ({"task": Span()}, "--task span"),
+    ],
+)
+def test_what_is_not_replayed_is_refused(go, replays, changes, what):
+    with pytest.raises(ConfigError, match=f"--cuda-graphs: does not work with {what}; leave it out"):
+        go(**changes, cuda_graphs=True)
 
 
 def weights(tuned):

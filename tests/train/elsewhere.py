@@ -1,6 +1,6 @@
 """Training steps on a device that is not the CPU, of tensors without numbers: what is not where it should be is an
 error, and so is asking the device for a number, or for what CUDA refuses where bits must repeat. `python -m
-tests.train.elsewhere` says which steps it followed.
+tests.train.elsewhere` says which steps it followed. What a CUDA graph would record moves nothing between devices.
 
 Matrix products, autocast and memory of a GPU it does not have; those are for test_gpu.py.
 """
@@ -37,6 +37,7 @@ from minilm.tasks.similarity import Similarity
 from minilm.tasks.span import Span
 from minilm.tasks.tagging import Tagging
 from minilm.tasks.task import Features, GroupedFeatures, batch_of
+from minilm.train.graphs import GraphedStep
 from minilm.train.loop import train_step
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.optim import make_optimizers
@@ -57,11 +58,12 @@ def language_models() -> Iterator[tuple[str, Callable[[], nn.Module], Callable[.
     ids = torch.randint(5, WORDS, (4, T), generator=torch.Generator().manual_seed(0))
     doc = torch.tensor([0] * 7 + [1] * 6 + [-1] * 3).expand(4, T).contiguous()
     where, target = torch.tensor([1, 5, 17, 20, 33, 35, 49, 52]), torch.arange(8) + 5
-    architectures = {"bert": bert_config, "modern": modern_config}
+    architectures = (("bert", bert_config), ("modern", modern_config))
     backends = (("sdpa", 0.1, 0), ("explicit", 0.1, 2), ("varlen", 0.0, 0))  # dropout, targets of each row
-    for (name, config), attention, layout, (backend, dropout, per_row) in itertools.product(
-        architectures.items(), ("bidirectional", "causal", "prefix"), ("full", "packed"), backends
-    ):
+    choices = map(enumerate, (("bidirectional", "causal", "prefix"), ("full", "packed"), backends))
+    for each in itertools.product(*choices):
+        attention, layout, (backend, dropout, per_row) = (choice for _, choice in each)
+        name, config = architectures[sum(number for number, _ in each) % 2]  # both with each two of these
         prefix = torch.arange(T).expand(4, T) < 4 if attention == "prefix" else None
         packed = layout == "packed"
         tokens = Tokens.packed(ids, doc, attention, prefix) if packed else Tokens.full(ids, attention, prefix)
@@ -116,8 +118,35 @@ class Repeatable(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Recorded(TorchDispatchMode):
+    """Raises AssertionError for what copies between devices, or reads a learning rate on another one: a graph would
+    read what the host held as it was made."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        of = {each.device for each in (*args, *(kwargs or {}).values(), made) if isinstance(each, Tensor)}
+        assert func._schema.name not in ("aten::_to_copy", "aten::copy_", "aten::_fused_adamw_") or len(of) <= 1, of
+        return made
+
+
+class Graphs:
+    """What a graph would record, computed."""
+
+    def before(self, work: Callable[[], Any]) -> Any:
+        return work()
+
+    def record(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        with Recorded():
+            return (lambda: None), work()
+
+
+@torch.library.impl("aten::_fused_adamw_.tensor_lr", "Meta")
+def _(*args: Any, lr: Tensor, **more: Any) -> None:
+    """Torch has none for a learning rate that is a tensor."""
+
+
 def follow(name: str, make: Callable[[], nn.Module], loss: Callable[..., Any], batch: OnDevice, optimizer: str) -> None:
-    """Two steps of two micro-batches."""
+    """A step of two micro-batches, one of a single one, and one as a graph."""
     device = torch.device(DEVICE)
     with FakeTensorMode() as mode:
 
@@ -128,22 +157,27 @@ def follow(name: str, make: Callable[[], nn.Module], loss: Callable[..., Any], b
         with device:
             model = make().train()
         optimizers = make_optimizers(model, optimizer, 1e-2, 0.1, muon_dtype=runtime.muon_dtype)
-        for _ in range(2):
+        graphed = GraphedStep(Graphs())
+        for take_step, micro_batches in ((train_step, [fake, fake]), (graphed, [fake]), (graphed, [fake])):
             with Repeatable():
-                found = train_step(Applied(model), loss, optimizers, [fake, fake], runtime, 1.0)
-        assert [each.device for each in found] == [device] * 3, (name, found)
+                found = take_step(Applied(model), loss, optimizers, micro_batches, runtime, 1.0)
+            assert [each.device for each in found] == [device] * 3, (name, found)
+        assert all(graphed.of_shape.values())
         assert all(own.device == device for own in model.state_dict().values()), name
     print(f"{name}, {optimizer}: followed", flush=True)
 
 
 def notices() -> None:
-    """That it would be noticed: two devices in one sum, a number that is asked for, and a sum in any order."""
+    """That it would be noticed: two devices in one sum, a number that is asked for, what a graph would copy from the
+    host, and a sum in any order."""
     with FakeTensorMode():
         number = torch.ones((), device=DEVICE)
         wrong = ((lambda: number + torch.ones(3), RuntimeError), (number.item, DataDependentOutputException))
         for each, error in wrong:
             with pytest.raises(error):
                 each()
+        with Recorded(), pytest.raises(AssertionError, match="cpu"):
+            torch.ones(()).to(DEVICE)
     with Repeatable(), pytest.raises(AssertionError, match="nll_loss2d_forward"):
         nn.functional.cross_entropy(torch.zeros(2, 3, 2), torch.zeros(2, 2, dtype=torch.int64), reduction="sum")
 

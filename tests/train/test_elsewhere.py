@@ -8,7 +8,7 @@ import pytest
 from torch.utils import backend_registration
 
 ROOT = Path(__file__).parent.parent.parent
-TASKS, LANGUAGE_MODELS = 8, 2 * 3 * 2 * 3
+TASKS, LANGUAGE_MODELS = 8, 3 * 2 * 3
 
 
 @pytest.mark.skipif(

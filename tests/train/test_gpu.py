@@ -12,16 +12,17 @@ import pytest
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
-from minilm.batch import IGNORE, Batch
+from minilm.batch import IGNORE, Batch, Tokens
 from minilm.data.objectives import MaskedLM, PrefixLM
 from minilm.data.packing import Taken
 from minilm.data.tokenizer import Tokenizer
 from minilm.model.attention import has_varlen_kernel
+from minilm.train.graphs import step_of
 from minilm.train.loop import evaluate, train_step
 from minilm.train.losses import language_model_loss, language_model_score
-from minilm.train.optim import make_optimizers
+from minilm.train.optim import make_optimizers, set_learning_rate, set_learning_rate_on
 from minilm.train.ranks import Applied
-from minilm.train.runtime import Runtime
+from minilm.train.runtime import Runtime, seed_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 ROOT = Path(__file__).parent.parent.parent
@@ -152,6 +153,50 @@ def test_it_learns_at_every_precision_without_waiting_for_the_device(
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("architecture", "name", "precision"),
+    [("bert", "adamw", "fp32"), ("bert", "adamw", "bf16"), ("modern", "muon", "bf16"), ("modern", "adamw", "fp16")],
+)
+def test_replayed_steps_are_the_steps(tiny, masked, gpu, monkeypatch, architecture, name, precision, compiled):
+    """With dropout (the compiler has draws of its own), other rates and counts each time, on packed rows, too; and no
+    replay asks the device anything."""
+    found = []
+    skip_if_not_compiled(precision, compiled)
+    doc = torch.arange(16).expand(3, 16) // 7
+    counts = [[2, 6, 0, 3], [5, 1, 4, 6], [1, 1, 1, 1], [6, 0, 0, 0], [6, 5, 6, 4]]
+    steps = [[masked(each, first)] for first, each in enumerate(counts)] * 4
+    ids = torch.randint(5, 61, (20, 3, 16), generator=torch.Generator().manual_seed(0))
+    steps += [[labelled(Tokens.packed(each, doc)).in_few_sizes()] for each in ids]
+    for graphed in (False, True):
+        torch._dynamo.reset()
+        runtime = gpu(precision)  # with a GradScaler of its own
+        loss = runtime.compiled(language_model_loss) if compiled else language_model_loss
+        model = tiny(architecture, dropout=0.0 if compiled else 0.1).to(runtime.device).train()
+        if not model.cfg.attention_dropout:
+            model.encoder.backend = runtime.backend(16, 0.0, model.cfg.head_width)
+        optimizers = make_optimizers(model, name, lr=1e-3, weight_decay=0.1, muon_dtype=runtime.muon_dtype)
+        take_step, outcomes = step_of(runtime, graphed) or train_step, []
+        for number, step in enumerate(steps):
+            there = [micro.pin_memory() for micro in step]
+            if number % 20 > 2:
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                set_learning_rate_on(runtime.device, optimizers)  # fp32, as graphs read it
+                set_learning_rate(optimizers, 1 - number / len(steps))
+                seed_step(0, number, 0)
+                outcomes.append(take_step(Applied(model), loss, optimizers, there, runtime, 1.0))
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        found.append(torch.tensor([[float(each) for each in outcome] for outcome in outcomes]))
+    assert len(take_step.of_shape) == 2
+    assert all(take_step.of_shape.values())
+    near = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2}[precision]
+    is_finite = found[0].isfinite().all(1) & found[1].isfinite().all(1)  # fp16 looks for its scale at first
+    assert is_finite.sum() >= 30
+    torch.testing.assert_close(found[0][is_finite], found[1][is_finite], rtol=near, atol=near)
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_a_bad_step_changes_nothing(tiny, masked, gpu, bits, precision):
     runtime = gpu(precision)
@@ -196,7 +241,17 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits():
     assert "6 trials, 0 lost something" in done.stdout
 
 
-@pytest.mark.parametrize("more", [(), ("--compile",), ("--compile", "--packing", "documents", "--deterministic")])
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("--compile",),
+        ("--compile", "--packing", "documents", "--deterministic"),
+        ("--cuda-graphs",),
+        ("--cuda-graphs", "--packing", "documents", "--deterministic"),
+        ("--cuda-graphs", "--compile", "--short-seq-prob", "0.2"),
+    ],
+)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_the_command_trains_and_goes_on(tmp_path, precision, more):
     """Twice: the second call finds the finished run."""
@@ -216,9 +271,10 @@ def test_the_command_trains_and_goes_on(tmp_path, precision, more):
     assert result["peak_mb"] > 0
 
 
-def test_a_task_is_compiled(tmp_path):
+@pytest.mark.parametrize("more", [("--compile",), ("--cuda-graphs",), ("--compile", "--cuda-graphs")])
+def test_a_task_is_compiled_or_replayed(tmp_path, more):
     """The embedded set, from scratch: it becomes better than its commonest label, 0.40."""
-    flags = ["--out", "run", "--device", "cuda", "--steps", "150", "--compile"]
+    flags = ["--out", "run", "--device", "cuda", "--steps", "150", *more]
     done = subprocess.run(
         [sys.executable, ROOT / "finetune.py", *flags], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )

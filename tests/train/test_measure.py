@@ -226,7 +226,7 @@ def test_what_is_compiled_has_had_each_shape_before_it_is_timed(make_job, monkey
         return torch.zeros(()), torch.zeros(()), torch.tensor(False)
 
     monkeypatch.setattr(measure_module, "train_step", step)
-    timed(job, compiled=True)
+    timed(job, warm_up=1)
     first, second = [[(4, 16)] * 2, [(8, 8)] * 2, [(16, 4)] * 2], [[(4, 16)] * 3, [(8, 8)] * 3, [(16, 4)] * 3]
     of_each = WARM_STEPS + TIMED_STEPS
     assert sorted(shapes[:3]) == sorted(first)

@@ -10,7 +10,15 @@ from torch import nn
 
 from minilm.model.encoder import bert_config
 from minilm.model.heads import LanguageModel
-from minilm.train.optim import Muon, forget_tiny, lr_fraction, make_optimizers, newton_schulz, set_learning_rate
+from minilm.train.optim import (
+    Muon,
+    forget_tiny,
+    lr_fraction,
+    make_optimizers,
+    newton_schulz,
+    set_learning_rate,
+    set_learning_rate_on,
+)
 
 LAYER_MATRICES = ("attention.qkv", "attention.out", "mlp.inp", "mlp.out")
 MATRICES = {f"encoder.layers.{i}.{m}.weight" for i in (0, 1) for m in LAYER_MATRICES} | {"head.dense.weight"}
@@ -60,6 +68,27 @@ def test_projection_of_narrow_embeddings_is_a_matrix_and_frozen_parameters_are_i
     owners = set().union(*(names_of(model, g) for o in optimizers for g in o.param_groups))
     assert owners == {n for n, p in model.named_parameters() if p.requires_grad}
     assert "encoder.embedding.project.weight" in names_of(model, optimizers[1].param_groups[0])
+
+
+def test_a_rate_on_the_device_is_the_same_tensor_all_along(tiny):
+    """An update by it is one by the number, up to rounding."""
+    found = []
+    for there in (False, True):
+        model = tiny("modern")
+        optimizers = make_optimizers(model, "muon", lr=1e-2, weight_decay=0.1)
+        for fraction in (0.25, 1.0):
+            set_learning_rate(optimizers, fraction)
+            if there:
+                set_learning_rate_on(torch.device("cpu"), optimizers)
+                rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+            for p in model.parameters():
+                p.grad = torch.full_like(p, 1e-3)
+            for optimizer in optimizers:
+                optimizer.step()
+        found.append(dict(model.named_parameters()))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-7)
+    set_learning_rate(optimizers, 0.5)
+    assert [float(rate) for rate in rates] == [pytest.approx(5e-3)] * len(rates)
 
 
 def test_set_learning_rate_scales_every_peak(tiny):
