@@ -35,7 +35,7 @@ Packing = Literal["stream", "documents"]
 PairTask = Literal["next", "order"]
 
 PACKED_TOGETHER = 4096  # documents
-TRIED = 8  # other rows, for one that is long enough
+TRIED = 16  # other rows, for one that is long enough and ends alike
 MIN_PAIR = 8  # least tokens of a document that is cut into a pair
 SHORTEST = 8  # least tokens of a short piece
 
@@ -154,9 +154,9 @@ class PairRows(Rows):
     In half of the rows, `next` replaces the second part by the end of another row's piece, `order` swaps the two; these
     have the label 1, as in google-research/bert (is_random_next) and transformers' BertForPreTraining. How long the
     parts are does not tell the label: the other row is drawn in all rows, and where it has too few tokens the second
-    part is shorter, and the first longer, under both labels. Nor does, but for rare pieces, a part that begins within a
-    word. How the second part ends may: only a true one surely ends as its row's piece, within a document or with it.
-    The other row may be from the same document.
+    part is shorter, and the first longer, under both labels. Nor does where the second part ends: the other row's piece
+    ends a document if this row's does. Nor does, but for rare pieces, a part that begins within a word. A row for which
+    no such other one is found has the label 0. The other row may be from the same document.
     """
 
     def __init__(
@@ -187,7 +187,10 @@ class PairRows(Rows):
             first, second = np.split(piece, [self._cut(piece, int(cut[b]))])
             if self.task == "next" and len(self) > 1:
                 other, k = self._another(r, piece, len(second), steps[b].tolist())
-                first, second = piece[:-k], (other if label[b] else piece)[-k:]
+                if k:
+                    first, second = piece[:-k], (other if label[b] else piece)[-k:]
+                else:
+                    label[b] = 0
             elif label[b]:
                 first, second = second, first
             n, end = len(first), len(first) + len(second) + 3
@@ -204,6 +207,11 @@ class PairRows(Rows):
         begin = next((at for at in range(n - 3) if self._begins(tokens, at)), 0)
         return tokens[begin:]
 
+    def _ends(self, row: int) -> bool:
+        """Whether a row's piece ends its document."""
+        ((start, n),) = self.pieces.of(row)
+        return int(self.shard.tokens[start + n]) == self.sep_id
+
     def _begins(self, tokens: np.ndarray, at: int) -> bool:
         return int(tokens[at]) not in self.inside
 
@@ -217,19 +225,20 @@ class PairRows(Rows):
         return next((at for at in tried if self._begins(piece, at)), cut)
 
     def _another(self, row: int, piece: np.ndarray, wanted: int, steps: list[int]) -> tuple[np.ndarray, int]:
-        """(The piece of another row, k <= wanted): the last k tokens of it and of `piece` begin with a word. Of the
-        rows that the steps lead to, the first with k = wanted; else that with the largest k."""
-        found, most = piece[:0], 0
-        for step in steps:
-            other = self._piece((row + 1 + step % (len(self) - 1)) % len(self))
+        """(The piece of another row that ends as this one's does, k <= wanted): the last k tokens of it and of `piece`
+        begin with a word. Of the rows that the steps lead to, the first with k = wanted; else that with the largest k;
+        0, if there is none."""
+        found, most, ends_document = piece[:0], 0, self._ends(row)
+        for number in ((row + 1 + step % (len(self) - 1)) % len(self) for step in steps):
+            if self._ends(number) != ends_document:
+                continue
+            other = self._piece(number)
             ends = range(min(wanted, len(other)), most, -1)
             words = (k for k in ends if all(self._begins(each, len(each) - k) for each in (piece, other)))
             if k := next(words, 0):
                 found, most = other, k
             if most == wanted:
                 break
-        if not most:  # nowhere do both begin with a word
-            found, most = other, min(wanted, len(other))
         return found, most
 
 
@@ -263,7 +272,7 @@ def _packed_pieces(shard: Shard, T: int, short_seq_prob: float) -> Iterator[tupl
 def _single_pieces(shard: Shard, T: int, short_seq_prob: float) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """`_packed_pieces` with one piece per row; pieces too short for a pair are left out."""
     for start, length in _cut(shard, T - 3, short_seq_prob):
-        kept = length >= min(MIN_PAIR, T - 3)
+        kept = length >= max(2, min(MIN_PAIR, T - 3))
         yield start[kept], length[kept], np.ones(int(kept.sum()), dtype=np.int64)
 
 

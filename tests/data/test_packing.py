@@ -438,6 +438,37 @@ def test_the_lengths_of_a_pair_do_not_tell_its_label(tokenizer, distinct, shard_
         assert cuts == Counter({n - cut: count for cut, count in cuts.items()})
 
 
+def test_where_the_second_part_ends_does_not_tell_the_label(tokenizer, distinct):
+    """At the end of a document as often under both labels, of one row after another."""
+    shard = distinct(150, 5)
+    rows = pack(shard, "stream", 24, tokenizer, "next", seed=2)
+    last = {int(shard.tokens[stop - 2]) for stop in shard.offsets[1:]}
+    ends = [rows._piece(r)[-1] in last for r in range(len(rows))]
+    assert 0.2 < sum(ends) / len(ends) < 0.8
+    false = 0
+    for epoch in range(3):
+        taken = every(rows, epoch)
+        false += int(taken.pair_label.sum())
+        assert [halves(taken, r, tokenizer)[1][-1] in last for r in range(len(rows))] == ends
+    assert false > 0.4 * 3 * len(rows)
+
+
+def test_a_row_without_another_that_ends_alike_is_a_true_pair(tokenizer, shard_of):
+    """Of one document in two pieces, of which one ends it."""
+    rows = pack(shard_of([list(range(100, 126))]), "stream", 16, tokenizer, "next")
+    assert len(rows) == 2
+    for epoch in range(10):
+        taken = every(rows, epoch)
+        assert taken.pair_label.tolist() == [0, 0]
+        for r, piece in enumerate((range(100, 113), range(113, 126))):
+            assert [*itertools.chain(*halves(taken, r, tokenizer))] == [*piece]
+
+
+def test_rows_too_short_for_a_pair_are_none(tokenizer, shard_of):
+    assert len(pack(shard_of([list(range(100, 126))]), "stream", 4, tokenizer, "next")) == 0
+    assert len(pack(shard_of([list(range(100, 126))]), "stream", 5, tokenizer, "next")) == 13
+
+
 def test_a_pair_is_cut_between_words(pieces_tokenizer, shard_of):
     tokenizer = pieces_tokenizer
     inside = [id for id in range(tokenizer.vocab_size) if tokenizer.token(id).startswith("##")][:4]
