@@ -174,12 +174,15 @@ def main(args: Args) -> None:
         raise ConfigError("--kfold: splits --train itself; give that, and no --dev, --test or --seeds")
     if args.overfit_batch:
         apart = ("seeds", "kfold", "epochs", "time_limit", "class_weights", "label_smoothing", "positive_label")
+        apart += ("evaluate_every", "patience")
         if given := [cli.flag(name) for name in apart if getattr(args, name) != getattr(Args, name)]:
             raise ConfigError(f"{given[0]}: does not go with --overfit-batch; leave one of them out")
     if args.group_column and (args.train is None or args.dev):
         raise ConfigError(f"--group-column {args.group_column}: is for splitting --train; leave out --dev or this")
     if args.check and args.json:
         raise ConfigError("--json: --check has no result to write; leave one of them out")
+    if args.check and args.kfold:
+        raise ConfigError("--kfold: --check looks at whole files; leave one of them out")
     runs = list(load(args))
     if args.check:
         for line in check(args, runs[0]):

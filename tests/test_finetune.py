@@ -949,6 +949,7 @@ def test_answers_that_cannot_be(go, encoder_directory, argv, said):
         (("--train", "train.csv", "--task", "similarity", "--label-column", "1"), "is no finite number"),
         (("--train", "numbers.csv", "--task", "similarity"), "similarity needs two texts; name the second's"),
         (("--train", "train.csv", "--check", "--json", "x.json"), "--json: --check has no result"),
+        (("--train", "train.csv", "--check", "--kfold", "3"), "--kfold: --check looks at whole files"),
         (("--train", "train.csv", "--kfold", "99"), "rows of different texts are too few for 99 folds"),
         (
             ("--train", "train.csv", "--dev", "train.csv", "--group-column", "review"),
@@ -964,6 +965,10 @@ def test_answers_that_cannot_be(go, encoder_directory, argv, said):
         (("--train", "train.csv", "--overfit-batch", "--seeds", "2"), "--seeds: does not go with --overfit-batch"),
         (("--train", "train.csv", "--overfit-batch", "--class-weights", "balanced"), "--class-weights: does not go"),
         (("--train", "train.csv", "--overfit-batch", "--epochs", "2"), "--epochs: does not go with --overfit-batch"),
+        (
+            ("--train", "train.csv", "--overfit-batch", "--patience", "9"),
+            "--patience: does not go with --overfit-batch",
+        ),
         (
             ("--train", "alike.csv", "--task", "similarity", "--frozen-layers", "2"),
             "--frozen-layers 2: leaves nothing to train; freeze fewer",

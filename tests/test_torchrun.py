@@ -11,16 +11,19 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from minilm.checkpoint.model import write_model
 from minilm.checkpoint.store import Store, manifest_fault
+from minilm.data.tokenizer import Tokenizer
+from minilm.model.encoder import initialise, modern_config
+from minilm.model.heads import LanguageModel
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
     "--precision",
     "fp32",
-    "--vocab-size",
-    "256",
     "--length",
     "32",
     "--threads",
@@ -40,12 +43,27 @@ def text(tmp_path_factory):
     return file
 
 
+@pytest.fixture(scope="module")
+def models(text, tmp_path_factory):
+    """A directory of a narrow model for each objective: a wide one takes most of the time, in its evaluations."""
+    directory, tokenizer = tmp_path_factory.mktemp("models"), Tokenizer.train([text.read_text()], 256)
+    for objective in ("mlm", "clm"):
+        torch.manual_seed(0)
+        model = LanguageModel(modern_config(tokenizer.vocab_size, 32, 2, 2, 48, 64))
+        initialise(model)
+        (directory / objective).mkdir()
+        write_model(directory / objective, model, tokenizer, objective)
+    return directory
+
+
 @pytest.fixture
-def processes(text, tmp_path_factory, tmp_path):
-    """processes(world, *flags, local_ranks=None, data=None): so many of train.py, as torchrun starts them."""
+def processes(text, models, tmp_path_factory, tmp_path):
+    """processes(world, *flags, same_machine=True, data=None, own_flags=..., scratch=False): so many of train.py, as
+    torchrun starts them, from one of `models` on."""
     cache, running = tmp_path_factory.getbasetemp() / "torchrun-cache", []
 
-    def start(world, *flags, same_machine=True, data=None, own_flags=((), ())):
+    def start(world, *flags, same_machine=True, data=None, own_flags=((), ()), scratch=False):
+        begin = ["--vocab-size", 256] if scratch else ["--model", models / ("clm" if "clm" in flags else "mlm")]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -56,7 +74,8 @@ def processes(text, tmp_path_factory, tmp_path):
                 os.environ | {key: str(value) for key, value in own.items()} if world > 1 else dict(os.environ)
             )
             command = [sys.executable, ROOT / "train.py", "--data", (data or [text] * world)[rank]]
-            command += ["--cache-dir", cache, *SMALL, *flags, *own_flags[rank]]
+            own = own_flags[rank] if "--model" in own_flags[rank] else [*begin, *own_flags[rank]]
+            command += ["--cache-dir", cache, *SMALL, *flags, *own]
             running.append(
                 subprocess.Popen(
                     list(map(str, command)),
@@ -85,8 +104,8 @@ def test_two_processes_are_one(processes, tmp_path):
     """Rows of unequal numbers of targets: the weights of one process, to fp32 reduction error, and its figures."""
     flags = ["--objective", "clm", "--packing", "documents", "--accumulation", 2, "--batch-size", 8]
     flags += ["--steps", 20, "--evaluate-every", 20, "--json", "-"]
-    alone = finish(processes(1, *flags, "--out", "alone"))
-    shared = finish(processes(2, *flags, "--out", "shared"))
+    alone = finish(processes(1, *flags, "--out", "alone", scratch=True))
+    shared = finish(processes(2, *flags, "--out", "shared", scratch=True))
     assert [status for status, _, _ in alone + shared] == [0, 0, 0], [err for _, _, err in alone + shared]
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "shared"))
     assert a.keys() == b.keys()
@@ -127,7 +146,7 @@ def test_a_sharded_run_is_the_same_run(processes, tmp_path, wait_for):
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_process_killed_ends_the_other(processes, tmp_path, wait_for, killed):
     """In seconds, with the last checkpoint whole; one process alone goes on from it, and says that the bits differ."""
-    flags = ["--steps", 400, "--save-every", 5, "--batch-size", 8, "--objective", "clm", "--out", "run"]
+    flags = ["--steps", 4000, "--save-every", 5, "--batch-size", 8, "--objective", "clm", "--out", "run"]
     started = processes(2, *flags)
     wait_for((tmp_path / "run" / "step-000010").exists, *started)
     started[killed].kill()
