@@ -58,7 +58,7 @@ from minilm.model.encoder import DROPOUTS, initialise
 from minilm.model.heads import LanguageModel
 from minilm.recipes import RECIPES, Recipe, RecipeName
 from minilm.train.cheap import cheapen
-from minilm.train.graphs import FIRST, step_of
+from minilm.train.graphs import WARM_UP, step_of
 from minilm.train.job import Job, begin, finish, reopened, runtime_of, train, with_less
 from minilm.train.log import Log, plot_loss, say
 from minilm.train.loop import Loss, Optimizers, OutOfMemory, Plan, evaluate
@@ -463,7 +463,7 @@ def timed(
                 limit_s,
                 on_copy=not args.dry_run,
                 take_step=step_of(runtime, args.cuda_graphs),
-                warm_up=FIRST if args.cuda_graphs else int(args.compile),
+                warm_up=WARM_UP if args.cuda_graphs else int(args.compile),
             )
             return step_s, within
         except OutOfMemory as error:

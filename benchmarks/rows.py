@@ -5,7 +5,7 @@ minilm                           as its commands do it, in the row's precision
 minilm, compiled                 on a GPU: with --compile; fine-tuning also with --cuda-graphs, and with both
 transformers                     as its documentation has it: the collator's mask, autocast, AdamW
 transformers, tuned              on a GPU: torch.compile, no mask where nothing is padded; fine-tuning also with the
-                                 compiler's CUDA graphs (mode "reduce-overhead")
+                                 compiler's CUDA graphs (mode "reduce-overhead"; its optimizer is outside of them)
 transformers, head on targets    by its modules: only targets meet the vocabulary, no mask, and the faster attention; on
                                  a GPU tuned, too
 transformers, faster attention   of its implementations (eager, where the row has bf16 or dropout)

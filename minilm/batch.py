@@ -158,7 +158,7 @@ class Tokens(OnDevice):
         )
 
     def in_few_sizes(self) -> Self:
-        """The same rows in tensors of fewer sizes, for code that is made for each: `cu_seqlens` ends with empty
+        """The same rows in tensors of fewer sizes, for code that is made for each size: `cu_seqlens` ends with empty
         documents, and `max_len` is T. Without `runs`, so the varlen backend needs torch's kernel."""
         if self.cu_seqlens is None:
             return self
@@ -207,11 +207,11 @@ class Batch(OnDevice):
     target: Tensor  # (N,) int64; the token to predict from each, or IGNORE
     count: int  # targets that are not IGNORE; on the host, as `size` is, so that nobody waits for the device
     size: int  # tokens that are not padding
-    pair_label: Tensor | None = None  # (B,) int64: 1 where the second text of a row does not follow the first
+    pair_label: Tensor | None = None  # (B,) int64: 1 where a row's second text does not follow the first, 0, or IGNORE
     per_row: int = 0  # entries of `where` per row, listed row after row; 0: their number differs from row to row
 
     def in_few_sizes(self) -> Self:
-        """As `Tokens.in_few_sizes`; rows of no pairs, of which no loss reads `cls`, also have more of these."""
+        """As `Tokens.in_few_sizes`; without pairs, where no loss reads `cls`, that is filled up, too."""
         tokens = self.tokens
         if self.pair_label is None and tokens.layout == "packed":
             tokens = replace(tokens, cls=filled_up(tokens.cls, 0, next_size(len(tokens.cls), 4)))

@@ -74,7 +74,10 @@ def replays(monkeypatch):
     recorded = []
 
     class Graphs:
-        def before(self, work):
+        def __init__(self, device):
+            self.device = device
+
+        def warm_up(self, work):
             return work()
 
         def record(self, work):

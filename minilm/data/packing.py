@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minilm.batch import IGNORE
 from minilm.data.draws import PAIR_CUT, PAIR_LABEL, PAIR_OTHER, SHORT_SEQ, draw
 from minilm.data.shards import FileArray, Shard, fault, seal, writing_cache
 from minilm.data.tokenizer import Tokenizer
@@ -152,11 +153,13 @@ class PairRows(Rows):
     next beginning of a word there, in a direction that is drawn, too.
 
     In half of the rows, `next` replaces the second part by the end of another row's piece, `order` swaps the two; these
-    have the label 1, as in google-research/bert (is_random_next) and transformers' BertForPreTraining. How long the
-    parts are does not tell the label: the other row is drawn in all rows, and where it has too few tokens the second
-    part is shorter, and the first longer, under both labels. Nor does where the second part ends: the other row's piece
-    ends a document if this row's does. Nor does, but for rare pieces, a part that begins within a word. A row for which
-    no such other one is found has the label 0. The other row may be from the same document.
+    have the label 1, as in google-research/bert (is_random_next) and transformers' BertForPreTraining.
+
+    Of `next`, neither the lengths nor the ends of the parts tell the label. The other row is drawn in all rows: its
+    piece ends its document exactly if this row's does, and where it has too few tokens the second part is shorter, and
+    the first longer, under both labels. A row for which none is found keeps its own parts and has the label IGNORE: one
+    that ends a document of very many pieces, mostly. The other row may be from the same document. Parts begin with a
+    word, but in rare pieces.
     """
 
     def __init__(
@@ -177,20 +180,18 @@ class PairRows(Rows):
         label, cut = (draw(self.seed, each, epoch, rows, rows * 0) for each in (PAIR_LABEL, PAIR_CUT))
         label = label % 2
         steps = draw(self.seed, PAIR_OTHER, epoch[:, None], rows[:, None], np.arange(TRIED)[None])
-        if self.task == "next" and len(self) == 1:
-            label = np.zeros_like(label)  # there is no other row
         ids = np.full((len(rows), self.T), self.pad_id, dtype=np.int64)
         doc = np.full((len(rows), self.T), -1, dtype=np.int64)
         types = np.zeros((len(rows), self.T), dtype=np.int64)
         for b, r in enumerate(map(int, rows)):
             piece = self._piece(r)
             first, second = np.split(piece, [self._cut(piece, int(cut[b]))])
-            if self.task == "next" and len(self) > 1:
+            if self.task == "next":
                 other, k = self._another(r, piece, len(second), steps[b].tolist())
                 if k:
                     first, second = piece[:-k], (other if label[b] else piece)[-k:]
                 else:
-                    label[b] = 0
+                    label[b] = IGNORE
             elif label[b]:
                 first, second = second, first
             n, end = len(first), len(first) + len(second) + 3
@@ -229,7 +230,8 @@ class PairRows(Rows):
         begin with a word. Of the rows that the steps lead to, the first with k = wanted; else that with the largest k;
         0, if there is none."""
         found, most, ends_document = piece[:0], 0, self._ends(row)
-        for number in ((row + 1 + step % (len(self) - 1)) % len(self) for step in steps):
+        for step in steps if len(self) > 1 else ():
+            number = (row + 1 + step % (len(self) - 1)) % len(self)
             if self._ends(number) != ends_document:
                 continue
             other = self._piece(number)

@@ -169,6 +169,8 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, drop: nn.Dropout)
     if drop.training and drop.p > 0:
         raise ConfigError(f"attention backend varlen has no dropout, and attention_dropout is {drop.p}; use sdpa")
     of_each = _by_kernel if has_varlen_kernel(q.device, q.dtype, q.shape[-1]) else _by_runs
+    if of_each is _by_runs and not ctx.tokens.runs:
+        raise ConfigError("attention backend varlen: --cuda-graphs needs torch's kernel for it; use another --out")
     flat = (each.transpose(1, 2).flatten(0, 1) for each in (q, k, v))  # (B * T, H, K)
     return of_each(*flat, ctx).unflatten(0, (len(q), -1)).transpose(1, 2)
 

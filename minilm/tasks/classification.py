@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -60,9 +60,10 @@ def logits_of(model: PreTrainedModel, batch: TaskBatch, precise: bool = False) -
         return model.outputs_of(states.to(model.dtype) if precise else states, tokens)["logits"]
 
 
-@lru_cache(maxsize=8)
+@cache
 def _on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Kept, for a CUDA graph cannot copy from the host; and not by new_tensor, for which the host would wait."""
+    """`values` on `device`, always the same tensor: a CUDA graph copies nothing from the host, and reads that tensor in
+    every replay. Not by new_tensor, for which the host would wait."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
@@ -107,8 +108,8 @@ class Classification(Task):
         logits = widened(outputs)
         weights = None
         if self.weights is not None:
-            made = _on_device.__wrapped__ if torch.compiler.is_compiling() else _on_device
-            weights = made(self.weights, logits.dtype, logits.device)
+            of = _on_device.__wrapped__ if torch.compiler.is_compiling() else _on_device  # it traces no cache
+            weights = of(self.weights, logits.dtype, logits.device)
         nats = F.cross_entropy(logits, batch.target, weights, reduction="sum", label_smoothing=self.smoothing)
         return nats, (batch.target >= 0).sum()
 

@@ -109,10 +109,11 @@ class TaskBatch(OnDevice):
     """Packed features and their targets; M tokens that are not padding."""
 
     tokens: Tokens
-    where: Tensor  # (M,) int64; flat index into (B, T) of the tokens that are not padding
+    where: Tensor  # (M,) int64; flat index into (B, T) of the tokens that are not padding; with few sizes (B * T,), the
+    # rest of it 0
     target: Tensor  # (N, ...) or (M,)
     group: Tensor  # (N,) int64; the unit of each feature
-    units: int  # how many there are
+    units: int  # how many there are; part of the batch's shape, as count is not
     count: int  # targets, the denominator of the mean loss
     size: int  # M
 
@@ -156,7 +157,7 @@ class Task(ABC):
     name: ClassVar[str]  # as --task gives it
     kind: ClassVar[str]  # of its model class, as in checkpoint.families
     per_token: ClassVar[bool] = False  # whether `outputs` has a row for each token, and not for each feature
-    ragged: ClassVar[bool] = False  # whether `where` must hold the tokens of the batch, and no more
+    ragged: ClassVar[bool] = False  # whether a batch's `where` must hold its tokens, and no more
     proportions: ClassVar[tuple[str, ...]] = ()  # metrics that are a share of the examples, as accuracy
     constant_says: ClassVar[str]  # what `constant` predicts, in words
     endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".jsonl")  # of prediction files; the first is the default
@@ -194,7 +195,8 @@ class Task(ABC):
 
     @abstractmethod
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-        """Loss of these outputs: (sum, count), as in minilm.train.losses."""
+        """Loss of these outputs: (sum, count), as in minilm.train.losses. A CUDA graph keeps what it computes with
+        numbers of the host, as batch.count."""
 
     def loss(self, model: PreTrainedModel, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         """`loss_of` the model's `outputs`."""

@@ -102,11 +102,11 @@ class ExampleBatches:
         tuning: Tuning,
         row_length: int | None = None,
         pinned: bool = False,
-        few_sizes: bool = False,
         where: Callable[[int], str] = str,  # index of an example -> where it is from, for messages
+        few_sizes: bool = False,
     ) -> None:
         self.features, self.tuning = features, tuning
-        self.row_length, self.pinned, self.few_sizes, self.where = row_length, pinned, few_sizes, where
+        self.row_length, self.pinned, self.where, self.few_sizes = row_length, pinned, where, few_sizes
         begins = features.units[:-1]
         self.size_of = np.add.reduceat(features.lengths, begins)  # tokens of each unit
         of_epoch = len(begins) / tuning.batch_size
@@ -153,4 +153,4 @@ class ExampleBatches:
     def within(self, tokens: int) -> "ExampleBatches":
         """The same steps in micro-batches of at most `tokens` tokens, or of one unit."""
         fewer = replace(self.tuning, tokens_at_once=max(1, min(tokens, self.tuning.tokens_at_once)))
-        return ExampleBatches(self.features, fewer, self.row_length, self.pinned, self.few_sizes, self.where)
+        return ExampleBatches(self.features, fewer, self.row_length, self.pinned, self.where, self.few_sizes)

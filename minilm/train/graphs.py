@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from minilm.batch import OnDevice
 from minilm.errors import ConfigError, first_line
-from minilm.train.loop import Loss, MicroBatch, Optimizers, Outcome, denominator, update
+from minilm.train.loop import Loss, MicroBatch, Optimizers, Outcome, OutOfMemory, denominator, update
 from minilm.train.optim import set_learning_rate_on
 from minilm.train.runtime import Runtime
 
 GRAPHED_ON = ("cuda",)
-MOST = 32  # graphs of a run; steps of further shapes are computed as usual
-OF_EACH = {"count", "size"}  # fields of a batch that are no part of its shape
-FIRST = 2  # steps of a shape before it is replayed: one as usual, one in which it is recorded
+MOST = 32  # graphs of a run
+NOT_IN_SHAPE = {"count", "size"}  # fields of a batch: a graph reads the count from a tensor, and no loss reads the size
+WARM_UP = 2  # steps of a shape before it is replayed: one as usual, one in which it is recorded
 
 
 def step_of(runtime: Runtime, graphed: bool) -> "GraphedStep | None":
@@ -27,29 +27,34 @@ def step_of(runtime: Runtime, graphed: bool) -> "GraphedStep | None":
         raise ConfigError(f"--cuda-graphs: needs an Nvidia GPU, and this is {runtime.device.type}; leave it out")
     if runtime.ranks.world > 1:
         raise ConfigError("--cuda-graphs: works in one process only; leave it out")
-    return GraphedStep(CudaGraphs())
+    return GraphedStep(CudaGraphs(runtime.device))
 
 
 class CudaGraphs:
-    """Torch's CUDA graphs, which share their memory."""
+    """Torch's CUDA graphs on a device, which share their memory."""
 
-    def __init__(self) -> None:
-        self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.pool, self.stream = device, torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
-    def before(self, work: Callable[[], Outcome]) -> Outcome:
-        """Do the work as usual, on a stream like the one that records it, so that all it needs is there afterwards."""
-        self.stream.wait_stream(torch.cuda.current_stream())
+    def warm_up(self, work: Callable[[], Outcome]) -> Outcome:
+        """Do the work as usual, on the stream that will record it, so that all it needs is there afterwards."""
+        usual = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(usual)
         with torch.cuda.stream(self.stream):
             made = work()
-        torch.cuda.current_stream().wait_stream(self.stream)
+        usual.wait_stream(self.stream)
         return made
 
     def record(self, work: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:
         """Record the work without doing it: what does it, and the tensors that are then made anew each time."""
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: the thread that loads ahead may pin memory meanwhile
-        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
-            made = work()
+        graph, usual = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        try:
+            # thread_local: the thread that loads ahead may pin memory meanwhile
+            with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+                made = work()
+        except BaseException:
+            torch.cuda.set_stream(usual)  # for torch leaves its own
+            raise
         return graph.replay, made
 
 
@@ -58,11 +63,11 @@ class Recorded:
     """A step of one shape, and the tensors that it reads and makes."""
 
     micro_batches: Sequence[Any]  # on the device
-    count: Tensor
+    count: Tensor  # denominator of the loss
     replay: Callable[[], None]
     made: Outcome
 
-    def read(self, micro_batches: Sequence[MicroBatch], count: float) -> None:
+    def load(self, micro_batches: Sequence[MicroBatch], count: float) -> None:
         """Have the next replay compute these."""
         for old, new in zip(self.micro_batches, micro_batches, strict=True):
             into = old.arrays()
@@ -73,11 +78,13 @@ class Recorded:
 
 class GraphedStep:
     """`train_step` as a CUDA graph for each shape of step (Nguyen et al. 2021, "Accelerating PyTorch with CUDA
-    Graphs"). Launching kernels one by one takes longer than computing them where a step has few tokens.
+    Graphs"). The host needs longer to launch kernels one by one than the GPU to compute them where a step has few
+    tokens.
 
-    The first step of a shape is computed as usual; the second is recorded, and like all later ones replayed after its
-    tensors were copied to where the first ones were. For one model and its optimizers, whose learning rates it makes
-    tensors. Random numbers are those of torch's seed at each step.
+    The first step of a shape is computed as usual. The second is recorded, and like all later ones replayed, after its
+    tensors were copied to those of the recorded one. Once MOST are recorded, steps of other shapes are computed as
+    usual. For one model and its optimizers, whose learning rates it makes tensors. Random numbers are those of torch's
+    seed at each step.
     """
 
     def __init__(self, graphs: CudaGraphs) -> None:
@@ -93,32 +100,45 @@ class GraphedStep:
         runtime: Runtime,
         max_norm: float,
     ) -> Outcome:
-        """`train_step`. Raises OutOfMemory, and ConfigError for a step that cannot be recorded."""
+        """`train_step`. If memory runs out, graphs give back theirs, and the step is computed as usual. Raises
+        OutOfMemory, and ConfigError for a step that cannot be recorded."""
         set_learning_rate_on(runtime.device, optimizers)
-        shape, number = tuple(map(shape_of, micro_batches)), denominator(micro_batches, runtime)
+        shape, count = tuple(map(shape_of, micro_batches)), denominator(micro_batches, runtime)
 
-        def of(these: Sequence[Any], count: Tensor) -> Callable[[], Outcome]:
-            return lambda: update(forward, loss, optimizers, these, count, runtime, max_norm)
+        def work_on(there: Sequence[Any], count: Tensor) -> Callable[[], Outcome]:
+            return lambda: update(forward, loss, optimizers, there, count, runtime, max_norm)
 
-        recorded = self.of_shape.get(shape)
-        if recorded is not None:
-            recorded.read(micro_batches, number)
-        else:
-            count = torch.full((), number, device=runtime.device)
-            if shape not in self.of_shape:
-                made = self.graphs.before(of(micro_batches, count))
-                if len(self.of_shape) < MOST:
-                    self.of_shape[shape] = None
+        try:
+            recorded = self.of_shape.get(shape)
+            if recorded is not None:
+                recorded.load(micro_batches, count)
+            elif shape in self.of_shape and sum(map(bool, self.of_shape.values())) < MOST:
+                there = [micro.to(runtime.device).clone() for micro in micro_batches]
+                count_there = torch.full((), count, device=runtime.device)
+                recorded = Recorded(there, count_there, *self._record(work_on(there, count_there)))
+                self.of_shape[shape] = recorded
+            else:
+                made = self.graphs.warm_up(work_on(micro_batches, torch.full((), count, device=runtime.device)))
+                self.of_shape[shape] = None
                 return made
-            there = [micro.to(runtime.device).clone() for micro in micro_batches]
-            try:
-                recorded = Recorded(there, count, *self.graphs.record(of(there, count)))
-            except RuntimeError as error:
-                why = first_line(error)[:200]
-                raise ConfigError(f"--cuda-graphs: no step is recorded here ({why}); leave it out") from error
-            self.of_shape[shape] = recorded
+        except OutOfMemory:
+            if not any(self.of_shape.values()):
+                raise
+            self.of_shape.clear()  # all at once: torch frees buffers of products with a graph, which others may share
+            return self(forward, loss, optimizers, micro_batches, runtime, max_norm)
         recorded.replay()
         return tuple(tensor.clone() for tensor in recorded.made)  # the next replay writes to the same ones
+
+    def _record(self, work: Callable[[], Outcome]) -> tuple[Callable[[], None], Outcome]:
+        try:
+            return self.graphs.record(work)
+        except RuntimeError as error:
+            cause = error.__context__ or error  # which also makes the recording end with an error
+            if isinstance(cause, OutOfMemory):
+                raise cause from None
+            raise ConfigError(
+                f"--cuda-graphs: no step is recorded here ({first_line(cause)}); leave it out, in another --out"
+            ) from error
 
 
 def shape_of(part: OnDevice) -> tuple[Any, ...]:
@@ -129,6 +149,6 @@ def shape_of(part: OnDevice) -> tuple[Any, ...]:
             found.append(shape_of(value))
         elif isinstance(value, Tensor):
             found.append((value.shape, value.dtype))
-        elif name not in OF_EACH:
+        elif name not in NOT_IN_SHAPE:
             found.append(value)
     return tuple(found)

@@ -217,8 +217,7 @@ def fit(
     are done, `stop()` after every step; once it is true, nothing is evaluated any more. `smaller(step, error)` is
     called when memory runs out: it returns smaller micro-batches from `step` on, or raises. Raises TrainingError after
     a step that was not finite, which changed nothing: at once on a CPU, on a GPU when the host learns of it, without
-    waiting, while a few more steps are under way. take_step: what makes a step in place of
-    `train_step`.
+    waiting, while a few more steps are under way. take_step: in place of `train_step`.
     """
     forward.train()
     parallel, take_step = runtime.ranks.parallel(forward), take_step or train_step

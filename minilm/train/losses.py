@@ -112,7 +112,7 @@ def language_model_loss(model: LanguageModel, batch: Batch) -> tuple[Tensor, Ten
 
 
 @torch.no_grad()
-def language_model_score(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+def language_model_score(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(summed nats, targets predicted right, targets, pairs classified right, pairs) of one batch."""
     states, of_targets = _states(model, batch)
     x = model.head(of_targets)
@@ -122,8 +122,8 @@ def language_model_score(model: LanguageModel, batch: Batch) -> tuple[Tensor, Te
         logits = F.linear(x_part, model.table, model.head.bias)
         nats = nats + cross_entropy_sum(logits, target)[0]
         hits = hits + (logits.argmax(dim=1) == target).sum()
-    right, pairs = torch.zeros_like(hits), 0
+    right, pairs = torch.zeros_like(hits), torch.zeros_like(hits)
     if batch.pair_label is not None:
         right = (model.pair(states, batch.tokens).argmax(dim=1) == batch.pair_label).sum()
-        pairs = len(batch.pair_label)
+        pairs = (batch.pair_label != IGNORE).sum()
     return nats, hits, (batch.target != IGNORE).sum(), right, pairs

@@ -5,7 +5,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from minilm.checkpoint.model import read_model
 from minilm.checkpoint.store import KEPT
 from minilm.data.loader import Kind, Loader
 from minilm.train.cost import matmul_peak, run_flops
+from minilm.train.graphs import shape_of
 from minilm.train.job import VERSIONS, Job, train
 from minilm.train.log import Log
 from minilm.train.loop import Loss, Optimizers, Plan, Step, train_step
@@ -39,8 +40,8 @@ def step_seconds(
     """Seconds of a step of each kind, measured in not much more than `limit_s` in all.
 
     on_copy: train a copy, so that a budget in minutes gives bit for bit the run of that budget in steps. A sharded
-    model cannot be copied. take_step: as in `fit`. warm_up: how often each shape of step is computed before, which is
-    neither limited nor counted, as where it is compiled.
+    model cannot be copied. take_step: as in `fit`. warm_up: how often a step of each shape is computed before the
+    timing, which is neither limited nor counted.
     """
     if on_copy:
         forward, optimizers = copy.deepcopy((forward, optimizers))
@@ -50,9 +51,11 @@ def step_seconds(
     take_step = take_step or train_step
     for stretch in loader.stretches:
         took: list[float] = []
-        for micro_batches in [*_of_each_shape(loader.with_stretches([stretch]))] * warm_up if warm_up else ():
+        own = loader.with_stretches([replace(stretch, steps=WARM_STEPS + TIMED_STEPS)])
+        shapes = _of_each_shape(loader.with_stretches([stretch]), own) if warm_up else []
+        for micro_batches in shapes * warm_up:
             take_step(parallel, loss, optimizers, micro_batches, runtime, max_norm)
-        batches = loader.with_stretches([replace(stretch, steps=WARM_STEPS + TIMED_STEPS)]).steps_from(0)
+        batches = own.steps_from(0)
         going = True
         while going:
             began = time.perf_counter()
@@ -66,10 +69,14 @@ def step_seconds(
     return found
 
 
-def _of_each_shape(loader: Loader) -> Iterator[Sequence[Batch]]:
-    """The micro-batches of one step of each shape."""
-    for step in {loader.positions(step): step for step in range(min(loader.cycle, loader.steps))}.values():
-        yield loader.micro_batches(step)
+def _of_each_shape(loader: Loader, timed: Loader) -> list[Sequence[Batch]]:
+    """The micro-batches of a step of each shape, of those that short rows make and, in one process, of those that are
+    timed; several processes have other ones each, and must compute equally many steps."""
+    steps, found = {loader.positions(step): step for step in range(min(loader.cycle, loader.steps))}, {}
+    for own, numbers in ((loader, steps.values()), (timed, range(timed.steps if timed.world == 1 else 0))):
+        for micro_batches in map(own.micro_batches, numbers):
+            found.setdefault(tuple(map(shape_of, micro_batches)), micro_batches)
+    return [*found.values()]
 
 
 def rehearse(job: Job, plan: Plan, step_s: dict[Kind, float]) -> dict[str, Any]:

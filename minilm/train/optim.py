@@ -110,11 +110,13 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], fraction: flo
 
 def set_learning_rate_on(device: torch.device, optimizers: Iterable[torch.optim.Optimizer]) -> None:
     """Have the optimizers read their learning rates from tensors on `device`, as a CUDA graph must."""
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        if not isinstance(group["lr"], Tensor):
-            group["lr"] = torch.full((), group["lr"], device=device)
-        if "capturable" in group:
-            group["capturable"] = device.type == "cuda"
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if not isinstance(group["lr"], Tensor):
+                group["lr"] = torch.full((), group["lr"], device=device)
+            if "capturable" in group:
+                group["capturable"] = device.type == "cuda"
+        optimizer._warned_capturable_if_run_uncaptured = True  # steps that no graph records are meant
 
 
 @torch.no_grad()

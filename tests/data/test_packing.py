@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import stats
 
-from minilm.batch import Tokens
+from minilm.batch import IGNORE, Tokens
 from minilm.data import packing as module
 from minilm.data.draws import PAIR_LABEL
 from minilm.data.packing import DocumentRows, PairRows, StreamRows, Taken, best_fit, pack
@@ -386,11 +386,12 @@ def test_a_pair_is_a_piece_cut_in_two_or_what_its_label_says(tokenizer, distinct
     pieces = [shard.tokens[start : start + n].tolist() for r in range(len(rows)) for start, n in rows.pieces.of(r)]
     assert len(pieces) == len(rows) > 50
     row_of = {token: r for r, piece in enumerate(pieces) for token in piece}
-    others, short = [], 0
+    others, short, ignored = [], 0, 0
     for epoch in range(3):
         taken = every(rows, epoch)
         assert taken.ids.shape == (len(rows), T)
-        assert set(taken.pair_label.tolist()) == {0, 1}
+        assert {0, 1} <= {*taken.pair_label.tolist()} <= {0, 1, IGNORE}
+        ignored += (taken.pair_label == IGNORE).sum()
         for r, (piece, label) in enumerate(zip(pieces, taken.pair_label.tolist(), strict=True)):
             a, b = halves(taken, r, tokenizer)
             assert a
@@ -398,7 +399,7 @@ def test_a_pair_is_a_piece_cut_in_two_or_what_its_label_says(tokenizer, distinct
             cut = len(b) if label and task == "order" else len(a)
             if task == "order":
                 assert (b + a if label else a + b) == piece
-            elif label == 0:
+            elif label in (0, IGNORE):
                 assert a + b == piece
             else:
                 assert a == piece[: len(a)]
@@ -410,6 +411,7 @@ def test_a_pair_is_a_piece_cut_in_two_or_what_its_label_says(tokenizer, distinct
             n = len(piece)
             assert n // 4 <= cut
             short += cut > n - n // 4
+    assert ignored <= (0.05 * 3 * len(rows) if task == "next" else 0)
     if task == "next":
         assert len(set(others)) > 0.5 * len(rows)
         assert short < 0.1 * len(others)  # hardly any had no other row that was long enough
@@ -453,13 +455,27 @@ def test_where_the_second_part_ends_does_not_tell_the_label(tokenizer, distinct)
     assert false > 0.4 * 3 * len(rows)
 
 
-def test_a_row_without_another_that_ends_alike_is_a_true_pair(tokenizer, shard_of):
+def test_where_documents_have_many_pieces_their_ends_do_not_tell_either(tokenizer, shard_of):
+    """Of those rows that end one of thirty documents of forty pieces, and have a label, half are false."""
+    ends = np.cumsum([0, *[40 * 21 - 5] * 30])
+    shard = shard_of([list(range(100 + a, 100 + b)) for a, b in itertools.pairwise(ends)])
+    rows = pack(shard, "stream", 24, tokenizer, "next", seed=2)
+    last = np.arange(len(rows)) % 40 == 39
+    label = np.concatenate([every(rows, epoch).pair_label.numpy()[last] for epoch in range(30)])
+    assert len(rows) == 30 * 40
+    known = label[label != IGNORE]
+    assert 0.1 * len(label) < len(known) < 0.6 * len(label)
+    low, high = stats.binom.ppf([1e-6, 1 - 1e-6], len(known), 0.5)
+    assert low <= known.sum() <= high
+
+
+def test_a_row_without_another_that_ends_alike_is_ignored(tokenizer, shard_of):
     """Of one document in two pieces, of which one ends it."""
     rows = pack(shard_of([list(range(100, 126))]), "stream", 16, tokenizer, "next")
     assert len(rows) == 2
     for epoch in range(10):
         taken = every(rows, epoch)
-        assert taken.pair_label.tolist() == [0, 0]
+        assert taken.pair_label.tolist() == [IGNORE, IGNORE]
         for r, piece in enumerate((range(100, 113), range(113, 126))):
             assert [*itertools.chain(*halves(taken, r, tokenizer))] == [*piece]
 
@@ -532,15 +548,14 @@ def test_fill_of_pairs_is_what_is_no_padding(tokenizer, distinct, task):
     assert rows.fill == pytest.approx(share, abs=1e-6 if task == "order" else 0.05)
 
 
-def test_a_split_of_one_row_has_no_other_text_and_so_no_false_pair(tokenizer, shard_of):
-    """The label says what is there, also where there is nothing else to put there."""
+def test_a_split_of_one_row_has_no_other_text_and_so_no_label(tokenizer, shard_of):
     rows = pack(shard_of([list(range(100, 112))]), "stream", 16, tokenizer, "next")
     assert len(rows) == 1
     for epoch in range(20):
         taken = every(rows, epoch)
         a, b = halves(taken, 0, tokenizer)
         assert a + b == list(range(100, 112))
-        assert taken.pair_label.tolist() == [0]
+        assert taken.pair_label.tolist() == [IGNORE]
 
 
 def test_pairs_go_before_packing(tokenizer, distinct):

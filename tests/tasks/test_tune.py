@@ -115,10 +115,32 @@ def test_a_replayed_run_is_the_run(directory, replays, monkeypatch, task):
     assert usual.result["dev"] == replayed.result["dev"]
 
 
-def test_a_weighted_loss_is_replayed(go, replays, reviews):
+def test_a_weighted_loss_is_replayed(go, replays, reviews, monkeypatch):
     task = make_task("classification", reviews(48), "balanced", 0.1)
-    go(task=task, cuda_graphs=True)
+    assert task.weights
+    replayed = go(task=task, cuda_graphs=True)
     assert sum(each.count for each in replays) > 0
+    monkeypatch.setattr("minilm.train.graphs.MOST", 0)
+    assert same(weights(replayed), weights(go("usual", task=task, cuda_graphs=True)))
+    assert not same(weights(replayed), weights(go("plain", cuda_graphs=True)))
+
+
+def test_a_run_goes_on_as_replayed_as_it_began(go, replays):
+    go()
+    with pytest.raises(ConfigError, match="cuda"):
+        go(cuda_graphs=True)
+    go("other", cuda_graphs=True)
+    with pytest.raises(ConfigError, match="cuda"):
+        go("other")
+
+
+def test_a_weighted_loss_is_compiled(directory, graphs, monkeypatch, reviews):
+    monkeypatch.setattr(tune_module, "cheapen", lambda *of: None)
+    rows = [{"text": each.text, "label": each.label} for each in reviews(24)]
+    settings = {"steps": 4, "length": 24, "device": "cpu", "precision": "bf16", "class_weights": "balanced"}
+    eager, compiled = (minilm.finetune(directory, rows, rows[:9], **settings, compile=each) for each in (False, True))
+    assert graphs
+    assert same(weights(eager), weights(compiled))
 
 
 @pytest.mark.parametrize(

@@ -119,20 +119,21 @@ class Repeatable(TorchDispatchMode):
 
 
 class Recorded(TorchDispatchMode):
-    """Raises AssertionError for what copies between devices, or reads a learning rate on another one: a graph would
-    read what the host held as it was made."""
+    """Raises AssertionError for what copies between devices, or reads a learning rate that is not on the device: a
+    graph would read what the host held as it was made."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         made = func(*args, **(kwargs or {}))
         of = {each.device for each in (*args, *(kwargs or {}).values(), made) if isinstance(each, Tensor)}
         assert func._schema.name not in ("aten::_to_copy", "aten::copy_", "aten::_fused_adamw_") or len(of) <= 1, of
+        assert func._schema.name != "aten::_fused_adamw_" or isinstance(kwargs["lr"], Tensor)
         return made
 
 
 class Graphs:
     """What a graph would record, computed."""
 
-    def before(self, work: Callable[[], Any]) -> Any:
+    def warm_up(self, work: Callable[[], Any]) -> Any:
         return work()
 
     def record(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:

@@ -153,12 +153,12 @@ def test_it_learns_at_every_precision_without_waiting_for_the_device(
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("compiled", "dropout"), [(False, 0.1), (False, 0.0), (True, 0.0)])
 @pytest.mark.parametrize(
     ("architecture", "name", "precision"),
     [("bert", "adamw", "fp32"), ("bert", "adamw", "bf16"), ("modern", "muon", "bf16"), ("modern", "adamw", "fp16")],
 )
-def test_replayed_steps_are_the_steps(tiny, masked, gpu, monkeypatch, architecture, name, precision, compiled):
+def test_replayed_steps_are_the_steps(tiny, masked, gpu, architecture, name, precision, compiled, dropout):
     """With dropout (the compiler has draws of its own), other rates and counts each time, on packed rows, too; and no
     replay asks the device anything."""
     found = []
@@ -172,7 +172,7 @@ def test_replayed_steps_are_the_steps(tiny, masked, gpu, monkeypatch, architectu
         torch._dynamo.reset()
         runtime = gpu(precision)  # with a GradScaler of its own
         loss = runtime.compiled(language_model_loss) if compiled else language_model_loss
-        model = tiny(architecture, dropout=0.0 if compiled else 0.1).to(runtime.device).train()
+        model = tiny(architecture, dropout=dropout).to(runtime.device).train()
         if not model.cfg.attention_dropout:
             model.encoder.backend = runtime.backend(16, 0.0, model.cfg.head_width)
         optimizers = make_optimizers(model, name, lr=1e-3, weight_decay=0.1, muon_dtype=runtime.muon_dtype)
@@ -182,7 +182,8 @@ def test_replayed_steps_are_the_steps(tiny, masked, gpu, monkeypatch, architectu
             if number % 20 > 2:
                 torch.cuda.set_sync_debug_mode("error")
             try:
-                set_learning_rate_on(runtime.device, optimizers)  # fp32, as graphs read it
+                if not graphed:
+                    set_learning_rate_on(runtime.device, optimizers)  # fp32, as graphs read it
                 set_learning_rate(optimizers, 1 - number / len(steps))
                 seed_step(0, number, 0)
                 outcomes.append(take_step(Applied(model), loss, optimizers, there, runtime, 1.0))
@@ -195,6 +196,19 @@ def test_replayed_steps_are_the_steps(tiny, masked, gpu, monkeypatch, architectu
     is_finite = found[0].isfinite().all(1) & found[1].isfinite().all(1)  # fp16 looks for its scale at first
     assert is_finite.sum() >= 30
     torch.testing.assert_close(found[0][is_finite], found[1][is_finite], rtol=near, atol=near)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_steps_are_replayed_on_another_gpu_than_the_first(tiny, masked, bits):
+    runtime = Runtime.choose("cuda:1", "fp32")
+    model = tiny("bert").to(runtime.device)
+    optimizers, take_step = make_optimizers(model, "adamw", lr=1e-2, weight_decay=0.0), step_of(runtime, True)
+    before = bits.of(model)
+    for _ in range(6):
+        take_step(Applied(model), language_model_loss, optimizers, [masked([6, 5])], runtime, 1.0)
+        now = bits.of(model)
+        assert all(not torch.equal(before[name], now[name]) for name in now if name.endswith("weight"))
+        before = now
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from minilm.batch import IGNORE, Batch, Tokens
 from minilm.errors import ConfigError
 from minilm.train import graphs as graphs_module
 from minilm.train.graphs import GraphedStep, shape_of, step_of
-from minilm.train.loop import Plan, fit, train_step
+from minilm.train.loop import OutOfMemory, Plan, fit, train_step
 from minilm.train.losses import language_model_loss
 from minilm.train.optim import lr_fraction, make_optimizers, set_learning_rate_on
 from minilm.train.ranks import Applied, Ranks
@@ -63,11 +64,13 @@ def test_replayed_steps_are_the_steps(tiny, masked, replays, architecture, name,
         optimizers = make_optimizers(model, name, lr=1e-2, weight_decay=0.1, muon_dtype=torch.float32)
         plan = Plan(30, lambda step: lr_fraction("linear", step, 30, 6), max_norm=0.5, log_every=1)
         take_step = step_of(runtime, graphed)
-        set_learning_rate_on(runtime.device, optimizers)  # fp32, as graphs read it
+        if not graphed:
+            set_learning_rate_on(runtime.device, optimizers)  # fp32, as graphs read it
         done = fit(
             Applied(model), language_model_loss, optimizers, steps(masked), runtime, plan, watch, take_step=take_step
         )
         assert done == 30
+        assert all(isinstance(group["lr"], Tensor) for optimizer in optimizers for group in optimizer.param_groups)
         states = dict(model.named_parameters())
         found.append((torch.tensor(watch.looks), states))
     assert len(replays) == 3
@@ -103,23 +106,66 @@ def test_what_a_step_returns_is_not_what_the_next_one_does(tiny, masked, replays
     assert len({float(nats) for nats, _, _ in made}) == len({float(norm) for _, norm, _ in made}) == 5
 
 
+class Broken:
+    """Graphs that cannot be recorded; as torch's, they also end with an error because of that."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def warm_up(self, work):
+        return work()
+
+    def record(self, work):
+        try:
+            raise self.error
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+
 def test_a_step_that_is_not_recorded_is_one_line(tiny, masked):
-    class Broken:
-        def before(self, work):
-            return work()
-
-        def record(self, work):
-            raise RuntimeError("operation not permitted when stream is capturing\nand more")
-
-    model, take_step = tiny("bert"), GraphedStep(Broken())
+    broken = Broken(RuntimeError("operation not permitted when stream is capturing\nand more"))
+    model, take_step = tiny("bert"), GraphedStep(broken)
     optimizers = make_optimizers(model, "adamw", lr=1e-2, weight_decay=0.1)
     args = Applied(model), language_model_loss, optimizers, [masked([3])], Runtime.choose("cpu", "fp32"), 1.0
     take_step(*args)
     with pytest.raises(ConfigError) as error:
         take_step(*args)
     assert str(error.value) == (
-        "--cuda-graphs: no step is recorded here (operation not permitted when stream is capturing); leave it out"
+        "--cuda-graphs: no step is recorded here (operation not permitted when stream is capturing); "
+        "leave it out, in another --out"
     )
+
+
+def test_where_memory_runs_out_graphs_give_theirs_back(tiny, masked, replays):
+    """In the first step of another shape; without graphs, as while the first one is recorded, it is an error."""
+    runtime, model = Runtime.choose("cpu", "fp32"), tiny("bert")
+    optimizers = make_optimizers(model, "adamw", lr=1e-2, weight_decay=0.1)
+    take_step = step_of(runtime, True)
+
+    def too_much(model, batch):
+        if take_step.of_shape:
+            raise RuntimeError("CUDA out of memory")
+        return language_model_loss(model, batch)
+
+    def go(loss, *counts):
+        return take_step(Applied(model), loss, optimizers, [masked([*counts])], runtime, 1.0)
+
+    go(language_model_loss, 3)
+    usual, take_step.graphs = take_step.graphs, Broken(OutOfMemory(16, "out of memory"))
+    with pytest.raises(OutOfMemory):
+        go(language_model_loss, 3)
+    assert [*take_step.of_shape.values()] == [None]
+    take_step.graphs = usual
+    for _ in range(3):
+        go(language_model_loss, 3)
+    assert [each.count for each in replays] == [3]
+    nats, norm, bad = go(too_much, 3, 4)
+    assert nats > 0
+    assert norm > 0
+    assert not bad
+    assert [*take_step.of_shape.values()] == [None]
+    with pytest.raises(OutOfMemory):
+        go(too_much, 3)
 
 
 def test_where_there_are_no_graphs(replays, monkeypatch):

@@ -1,5 +1,6 @@
 """Losses against torch's in float64, however they are cut up."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -271,6 +272,22 @@ def test_pairs_are_scored_beside_the_targets(tiny, pair_rows):
         for always in (0, 1):
             model.pair.classifier.bias.copy_(torch.tensor([1e3, 0.0] if always == 0 else [0.0, 1e3]))
             assert int(language_model_score(model, batch)[3]) == int((batch.pair_label == always).sum())
+
+
+def test_a_pair_without_a_label_is_no_pair(tiny, pair_rows):
+    """Its words count; neither the loss nor the score knows of a pair there."""
+    model, batch = tiny("bert", dtype=torch.float64, pairs=True).eval(), pair_rows([2, 6, 0, 3, 5])
+    label = batch.pair_label.clone()
+    label[2:4] = IGNORE
+    some, none = replace(batch, pair_label=label), replace(batch, pair_label=torch.full_like(label, IGNORE))
+    without, _ = language_model_loss(model, replace(batch, pair_label=None))
+    torch.testing.assert_close(language_model_loss(model, none)[0], without, rtol=1e-12, atol=0)
+    assert [int(each) for each in language_model_score(model, none)[3:]] == [0, 0]
+    pair_logits = model.pair(model.encoder(batch.tokens), batch.tokens)
+    nats = F.cross_entropy(pair_logits, label, ignore_index=IGNORE, reduction="sum") * len(batch.where) / len(label)
+    torch.testing.assert_close(language_model_loss(model, some)[0], without + nats, rtol=1e-12, atol=0)
+    right, pairs = language_model_score(model, some)[3:]
+    assert (int(right), int(pairs)) == (int((pair_logits.argmax(dim=1) == label).sum()), 3)
 
 
 def test_without_pairs_nothing_is_told(tiny, masked):

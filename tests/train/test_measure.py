@@ -226,9 +226,32 @@ def test_what_is_compiled_has_had_each_shape_before_it_is_timed(make_job, monkey
         return torch.zeros(()), torch.zeros(()), torch.tensor(False)
 
     monkeypatch.setattr(measure_module, "train_step", step)
-    timed(job, warm_up=1)
+    timed(job, warm_up=2)
     first, second = [[(4, 16)] * 2, [(8, 8)] * 2, [(16, 4)] * 2], [[(4, 16)] * 3, [(8, 8)] * 3, [(16, 4)] * 3]
     of_each = WARM_STEPS + TIMED_STEPS
-    assert sorted(shapes[:3]) == sorted(first)
-    assert sorted(shapes[3 + of_each : 6 + of_each]) == sorted(second)
-    assert len(shapes) == 2 * (3 + of_each)
+    assert len(shapes) == 2 * (2 * 3 + of_each)
+    for begin, own in ((0, first), (2 * 3 + of_each, second)):
+        assert sorted(shapes[begin : begin + 3]) == sorted(own)
+        assert shapes[begin + 3 : begin + 6] == shapes[begin : begin + 3]
+
+
+def test_documents_of_other_numbers_are_other_shapes(make_job, monkeypatch):
+    """All that are timed are computed before."""
+    job, seen = make_job(stretches=[Stretch(40, 16, 8, 8)]), []
+    own = type(job.loader).micro_batches
+
+    def packed(self, step):
+        return [replace(each, tokens=replace(each.tokens, cls=torch.arange(8 + step // 4))) for each in own(self, step)]
+
+    monkeypatch.setattr(type(job.loader), "micro_batches", packed)
+    monkeypatch.setattr(
+        measure_module,
+        "train_step",
+        lambda forward, loss, optimizers, micro_batches, *rest: (
+            seen.append(len(micro_batches[0].tokens.cls)) or (torch.zeros(()), torch.zeros(()), torch.tensor(False))
+        ),
+    )
+    timed(job, warm_up=1)
+    of_each, different = WARM_STEPS + TIMED_STEPS, 6
+    assert len(seen) == different + of_each
+    assert sorted(seen[:different]) == sorted({*seen[different:]})
