@@ -82,12 +82,12 @@ def test_a_compiled_run_is_the_run(directory, graphs, monkeypatch, task):
     """Before code is made of them, which rounds elsewhere, graphs compute the same bits. In bf16: on some processors
     fp32 has products of its own; and without what is made cheap on a CPU alone."""
     monkeypatch.setattr(tune_module, "cheapen", lambda *of: None)
-    settings = {"steps": 16, "batch_size": 8, "length": 24, "device": "cpu", "precision": "bf16", "task": task}
+    settings = {"steps": 6, "batch_size": 8, "length": 24, "device": "cpu", "precision": "bf16", "task": task}
     rows = [row | ({"id": str(i)} if task == "span" else {}) for i, row in enumerate(OF_TASK[task])]
     eager = minilm.finetune(directory, rows, rows[:9], **settings)
     assert graphs == []
     compiled = minilm.finetune(directory, rows, rows[:9], **settings, compile=True)
-    assert 2 <= len(graphs) <= 8  # of 17: a trial, one for all shapes, and some where a size is 1
+    assert 2 <= len(graphs) <= 5  # of 7: a trial, one for all shapes, and some where a size is 1
     assert same(weights(eager), weights(compiled))
 
 
