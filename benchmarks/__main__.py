@@ -57,7 +57,7 @@ class Args:
     model: Path | None = None
     """A directory that all libraries open, for rows of texts."""
     precision: Literal["fp32", "bf16"] | None = None
-    """All that the machine computes natively, if not given."""
+    """If not given: bf16 on a GPU that has it, on a CPU all that it computes natively."""
     pairs: int = 7
     """Turns of each side."""
     budget_s: float | None = None
@@ -197,7 +197,9 @@ def device_of(name: str) -> torch.device:
 
 
 def precisions(device: torch.device) -> tuple[str, ...]:
-    """Those that the device computes natively."""
+    """Those that the device computes natively; on a GPU with bf16 that alone."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return ("bf16",)
     return PRECISIONS if Setting(device, "auto", None, Path()).runtime.precision == "bf16" else ("fp32",)
 
 

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.machine import ROOT
 from benchmarks.rows import ROWS
-from benchmarks.side import Done, Row, Setting, Side
+from benchmarks.side import COMPARED, Done, Row, Setting, Side
 from minilm.train.cost import matmul_peak
 from minilm.train.runtime import peak_memory_mb
 
@@ -39,14 +39,13 @@ class SideError(Exception):
 def measured(name: str, setting: Setting, pairs: int, row_s: float) -> list[dict[str, Any]]:
     """A line of each side; of another than ours that fails, or comes to other numbers, it holds that. Raises SideError
     where ours does."""
-    row, peaks = ROWS[name], []
+    row, peaks, began = ROWS[name], [], time.monotonic()
     _ = setting.runtime  # for the peak of products: TF32 on a GPU
     with ExitStack() as stack:
         sides: list[Process] = []
         for side in row.make(setting):
             sides.append(stack.enter_context(Process(name, setting, side)))
             sides[-1].begin(row, sides[0])
-        began = time.monotonic()
         for number in range(pairs):
             if number >= FEWEST and time.monotonic() - began > row_s:
                 break
@@ -55,7 +54,8 @@ def measured(name: str, setting: Setting, pairs: int, row_s: float) -> list[dict
             if row.flops:
                 peaks.append(matmul_peak(setting.device, setting.dtype, PEAK_S))
                 free(setting)
-        lines = [process.line(row, sides[0]) for process in sides]
+        ours = [process for process in sides if process.side.startswith(OURS) and process.failed is None]
+        lines = [process.line(row, ours) for process in sides]
     for line in lines if peaks else ():
         if "failed" not in line:  # useful operations: what the other sides compute besides is not counted
             line["of_matmul_peak"] = row.flops(setting) * line[f"{row.unit}_per_s"] / statistics.median(peaks)
@@ -146,16 +146,22 @@ class Process:
             count, seconds = answer
             self.speeds.append(count / seconds)
 
-    def line(self, row: Row, ours: "Process") -> dict[str, Any]:
+    def line(self, row: Row, ours: Sequence["Process"]) -> dict[str, Any]:
+        """ours: minilm, by which `ratio` is, and its other sides, whose ratios are in `ratios`."""
         peak_mb = self.ask("memory")
         if self.failed is not None:
             return {"side": self.side, "failed": self.failed}
         line = {"side": self.side, "unit": row.unit, f"{row.unit}_per_s": statistics.median(self.speeds)}
         line |= {"low": quantile(self.speeds, 0.1), "high": quantile(self.speeds, 0.9), "turns": len(self.speeds)}
-        if self is not ours:
-            ratios = [own / theirs for own, theirs in zip(ours.speeds, self.speeds, strict=True)]
-            line |= {"ratio": statistics.median(ratios), "ratio_low": quantile(ratios, 0.1)}
-            line |= {"ratio_high": quantile(ratios, 0.9)}
+        by = {}
+        for each in ours:
+            ratios = [own / theirs for own, theirs in zip(each.speeds, self.speeds, strict=True)]
+            by[each.side] = {"ratio": statistics.median(ratios)}
+            by[each.side] |= {"ratio_low": quantile(ratios, 0.1), "ratio_high": quantile(ratios, 0.9)}
+        if self.side != OURS:
+            line |= by.pop(OURS)
+        if by and not self.side.startswith(OURS):
+            line["ratios"] = by
         return line | {"peak_mb": peak_mb, "first_s": self.first_s}
 
 
@@ -209,12 +215,13 @@ def serve(name: str, setting: Setting, side: str, orders: Iterable[str]) -> Iter
             case ["first", file]:
                 began = time.perf_counter()
                 run = make()
-                done = run()
+                done = [run()]
                 wait(setting)
                 seconds = time.perf_counter() - began
-                torch.save(done.values.cpu(), file)
+                done += [run() for _ in range(COMPARED[setting.device.type] - 1)]
+                torch.save(torch.cat([each.values for each in done], dim=1).cpu(), file)
                 free(setting)
-                yield {"seconds": seconds, "count": done.count}
+                yield {"seconds": seconds, "count": done[0].count}
             case ["turn"]:
                 yield turn(run, setting)
             case ["memory"]:

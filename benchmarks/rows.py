@@ -12,6 +12,7 @@ transformers, faster attention   of its implementations (eager, where the row ha
 transformers, grouped            that, with texts of like lengths in a batch
 transformers, sorted             vectors by a loop over its model, 32 texts of like lengths in a batch
 transformers, sorted, by tokens  the same, with so many tokens in a batch as were fastest beforehand (on a CPU)
+transformers, sorted, compiled   that by torch.compile, for batches of any shape
 sentence-transformers            in the row's precision, that of its weights as of ours; and in fp32, its default
 
 Weights, tokens, targets and updates are the same, dropout is off where nothing else is said. Weights are large at first

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from minilm.train.runtime import DTYPES, Runtime
 
+COMPARED = {"cpu": 1, "cuda": 3}  # calls whose numbers must be those of the other sides; CUDA graphs replay the third
+
 
 class Done(NamedTuple):
     """What a call of a side did."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks.side import Done, Makers, Setting, Side
+from benchmarks.side import COMPARED, Done, Makers, Setting, Side
 from minilm.batch import IGNORE, Batch, Tokens
 from minilm.checkpoint.hf import config_to_hf, to_hf
 from minilm.data.packing import best_fit
@@ -61,11 +61,11 @@ def language_modelling(
         fixed = [_padded(each, causal, natural, T) for each in texts]  # one shape, for which it is compiled
         sides["minilm, compiled"] = partial(_minilm, cfg, setting, T, packed, compiled=True, any_shape=natural)
         sides["transformers, tuned"] = partial(_transformers, cfg, setting, fixed, causal, compiled=True)
-        if not causal:  # which has no other tokens than targets
+    if not causal:  # which has no other tokens than targets
+        sides["transformers, head on targets"] = partial(_transformers, cfg, setting, bare, causal, on_targets=True)
+        if device.type in TUNED:
             tuned = partial(_transformers, cfg, setting, fixed, causal, compiled=True, on_targets=True)
             sides["transformers, tuned, head on targets"] = tuned
-    elif not causal:
-        sides["transformers, head on targets"] = partial(_transformers, cfg, setting, bare, causal, on_targets=True)
     return sides
 
 
@@ -183,8 +183,12 @@ def _transformers(
     missing, unexpected = made.load_state_dict(to_hf(_fresh(cfg).state_dict(), "bert", objective), strict=False)
     assert not unexpected, unexpected
     assert all("decoder" in name or "position_ids" in name for name in missing), missing  # which are tied
+    made.loss_type = "ForCausalLM" if causal else made.loss_type  # it knows none by its name, and says so in each step
     if on_targets:
         _as_an_expert(made, setting, batches[0]["input_ids"].shape[1], cfg.attention_dropout)
+    if compiled and "attention_mask" not in batches[0]:
+        _without_mask(made)
+    if on_targets:
         batches = [*map(_of_targets, batches)]
 
     def of_targets(where: Tensor, target: Tensor, **inputs: Tensor) -> Tensor:
@@ -199,6 +203,17 @@ def _of_targets(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     labels = batch["labels"].flatten()
     where = (labels != IGNORE).nonzero().flatten()
     return {name: own for name, own in batch.items() if name != "labels"} | {"where": where, "target": labels[where]}
+
+
+def _without_mask(made: nn.Module) -> None:
+    """Have a model of transformers take torch's attention without a mask, whatever its compiled code would make: with
+    torch before 2.13 it makes one of all ones."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register("sdpa_without_mask", sdpa_attention_forward)
+    AttentionMaskInterface.register("sdpa_without_mask", lambda *args, **more: None)
+    made.set_attn_implementation("sdpa_without_mask")
 
 
 def _as_an_expert(made: nn.Module, setting: Setting, T: int, dropout: float) -> None:
@@ -221,19 +236,19 @@ def _loop(
     plain, decayed = ([own for own in made.parameters() if (own.ndim < 2) == flat] for flat in (True, False))
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LR, eps=EPS, fused=True)
-    mode = "reduce-overhead" if graphed else None
+    how = {"mode": "reduce-overhead", "dynamic": False} if graphed else {}
 
     def loss_in(batch: dict[str, Tensor]) -> Tensor:
         return made(**batch).loss if loss_of is None else loss_of(**batch)
 
-    loss_in = torch.compile(loss_in, mode=mode) if compiled else loss_in
+    loss_in = torch.compile(loss_in, **how) if compiled else loss_in
     there = [{name: own.to(setting.device) for name, own in batch.items()} for batch in batches]
     masks = [batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in batches]
     count, calls = sum(int(mask.sum()) for mask in masks), itertools.count()
     half = setting.precision == "bf16"
 
     def run() -> Done:
-        found, is_compared = [], next(calls) == 0
+        found, is_compared = [], next(calls) < COMPARED[setting.device.type]
         for batch in there:
             if graphed:
                 torch.compiler.cudagraph_mark_step_begin()

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import shutil
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -46,12 +47,17 @@ def texts_of(setting: Setting, kind: str, n: int) -> list[str]:
 def embedding(setting: Setting, kind: str) -> Makers:
     """Texts to vectors, tokenising included."""
     texts = texts_of(setting, kind, setting.texts or TEXTS[setting.device.type])
-    return {
+    sides: Makers = {
         "minilm": partial(_embedder, setting, [texts]),
         **_both_sentence_transformers(setting, [texts]),
         "transformers, sorted": partial(_sorted, setting, texts),
         "transformers, sorted, by tokens": partial(_sorted, setting, texts, FEW[setting.device.type]),
     }
+    if setting.device.type == "cuda" or shutil.which("g++"):  # which torch's compiler needs on a CPU
+        sides["transformers, sorted, compiled"] = partial(
+            _sorted, setting, texts, FEW[setting.device.type], compiled=True
+        )
+    return sides
 
 
 def latency(setting: Setting) -> Makers:
@@ -92,12 +98,13 @@ def _sentence_transformers(setting: Setting, calls: list[list[str]]) -> Side:
     return run
 
 
-def _sorted(setting: Setting, texts: list[str], batch_tokens: int | None = None) -> Side:
+def _sorted(setting: Setting, texts: list[str], batch_tokens: int | None = None, compiled: bool = False) -> Side:
     """A plain loop over transformers' model: the longest texts first, in half precision where the row has it, TOGETHER
-    in a batch, or with at most so many tokens, padding included."""
+    in a batch, or with at most so many tokens, padding included. compiled: for batches of any shape."""
     from transformers import AutoModel, AutoTokenizer
 
     model = AutoModel.from_pretrained(setting.model).to(setting.device, setting.dtype).eval()
+    forward = torch.compile(model, dynamic=True) if compiled else model
     tokenizer = AutoTokenizer.from_pretrained(setting.model)
     pooling = read_pooling(setting.model) or Pooling()
     length = min(pooling.max_length or model.config.max_position_embeddings, model.config.max_position_embeddings)
@@ -112,7 +119,7 @@ def _sorted(setting: Setting, texts: list[str], batch_tokens: int | None = None)
             at += len(part)
             inputs = tokenizer.pad({"input_ids": [ids[i] for i in part]}, return_tensors="pt").to(setting.device)
             with torch.no_grad():
-                states = model(**inputs).last_hidden_state.float()
+                states = forward(**inputs).last_hidden_state.float()
             mask = inputs["attention_mask"][..., None]
             means = (states * mask).sum(dim=1) / mask.sum(dim=1)
             found.append(nn.functional.normalize(means) if pooling.normalize else means)
