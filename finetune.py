@@ -24,7 +24,7 @@ from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
 from minilm.data.examples import Data, as_text
 from minilm.data.libraries import embedded_examples
-from minilm.data.splits import folds, split_by_text, texts_of, wide_labels
+from minilm.data.splits import folds, overlap, split_by_text, texts_of, wide_labels
 from minilm.data.tables import Table
 from minilm.data.tokenizer import Tokenizer
 from minilm.dropin.config import BertConfig
@@ -181,8 +181,9 @@ def main(args: Args) -> None:
         raise ConfigError(f"--group-column {args.group_column}: is for splitting --train; leave out --dev or this")
     if args.check and args.json:
         raise ConfigError("--json: --check has no result to write; leave one of them out")
-    if args.check and args.kfold:
-        raise ConfigError("--kfold: --check looks at whole files; leave one of them out")
+    if args.check and (args.kfold or args.overfit_batch):
+        which = "kfold" if args.kfold else "overfit_batch"
+        raise ConfigError(f"{cli.flag(which)}: --check looks at whole files and stops; leave one of them out")
     runs = list(load(args))
     if args.check:
         for line in check(args, runs[0]):
@@ -382,6 +383,8 @@ def load(args: Args) -> Iterator[Run]:
     for name, split in (("dev", dev), ("test", test)):
         if split is not None:
             say_compared(name, train, split)
+    if test is not None and (again := overlap(dev.examples, test.examples)).count:
+        say(f"test: {again.count:,} texts are also in the dev examples; the first {again.first[0][0]}")
     uses = ((train, "train"), (dev, "dev"), (test, "test"))
     say("examples: " + ", ".join(f"{len(split.examples):,} {use}" for split, use in uses if split))
     for seed in range(args.seed, args.seed + args.seeds):

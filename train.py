@@ -130,8 +130,9 @@ class Args:
     """Approximate fraction of the text that mlm reads in short pieces, so that it learns short texts, too."""
     packing: Packing | None = None
     """stream: rows of running text across documents. documents: tokens attend only within their own document."""
-    pairs: PairTask | None = None
-    """Besides mlm, a pair of texts per row: does the second follow the first (next), are they in order (order)?"""
+    pairs: PairTask | Literal["off"] | None = None
+    """Besides mlm, a pair of texts per row: does the second follow the first (next), are they in order (order)? off:
+    none, whatever the recipe says."""
     batch_size: int | None = None
     """Rows of --length tokens in a micro-batch, which one process computes at once, at most; of shorter rows, where a
     recipe or a flag makes such, there are more."""
@@ -283,6 +284,7 @@ def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretraine
     recipe = RECIPES[args.recipe or ("continue" if pretrained else "quick")]
     own = [field.name for field in fields(Recipe)]
     overrides = {name: value for name in own if (value := getattr(args, name, None)) is not None}
+    overrides |= {"pairs": None} if args.pairs == "off" else {}
     recipe = replace(recipe, **({"minutes": None, "steps": None} if budgets else {}) | overrides)
     if objective != "mlm":  # a recipe's settings for mlm are dropped, a flag for it is refused
         recipe = replace(recipe, pairs=args.pairs, short_seq_prob=args.short_seq_prob or 0.0)
@@ -295,6 +297,8 @@ def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretraine
         raise ConfigError(f"--recipe {args.recipe}: needs a model; give one with --model")
     if recipe.pairs and recipe.architecture != "bert":
         raise ConfigError(f"--pairs {recipe.pairs}: only a BERT has a head for them; choose --recipe bert-mini")
+    if recipe.pairs and pretrained and pretrained.model.cfg.type_vocab_size < 2:
+        raise ConfigError(f"--pairs {recipe.pairs}: {args.model} tells no second text from the first; leave it out")
     check_divisible(recipe.stretches(NOMINAL_STEPS), Ranks.join().world)
     if args.auto_batch and Ranks.join().world > 1:
         raise ConfigError("--auto-batch: works in one process only; lower --batch-size instead")

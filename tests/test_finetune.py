@@ -450,6 +450,7 @@ def test_labels_that_training_has_not(go):
     status, _, err = go("finetune", *FLAGS, "--dev", "dev.csv", "--test", "dev.csv")
     assert status == 0, err
     assert "dev: labels not in the training data: 'other' 2; the first in dev.csv:4" in err
+    assert "test: 4 texts are also in the dev examples; the first dev.csv:2" in err
     result = json.loads(Path("out/results.json").read_text())
     assert result["scores"]["accuracy"] == 0.5
     assert (result["scores"]["recall"], result["scores"]["precision"]) == (1.0, 0.5)
@@ -950,6 +951,7 @@ def test_answers_that_cannot_be(go, encoder_directory, argv, said):
         (("--train", "numbers.csv", "--task", "similarity"), "similarity needs two texts; name the second's"),
         (("--train", "train.csv", "--check", "--json", "x.json"), "--json: --check has no result"),
         (("--train", "train.csv", "--check", "--kfold", "3"), "--kfold: --check looks at whole files"),
+        (("--train", "train.csv", "--check", "--overfit-batch"), "--overfit-batch: --check looks at whole files"),
         (("--train", "train.csv", "--kfold", "99"), "rows of different texts are too few for 99 folds"),
         (
             ("--train", "train.csv", "--dev", "train.csv", "--group-column", "review"),

@@ -251,8 +251,11 @@ def test_pairs_of_texts(go, tmp_path, pairs):
     assert json.loads((tmp_path / "m.json").read_text())["held_out_loss_before"] == pytest.approx(
         json.loads((tmp_path / "r.json").read_text())["held_out_loss"], abs=0.01
     )
-    status, _, err = go("--model", "run", "--steps", 1, "--length", 32, "--out", "without")
-    assert status == 0, err
+    for flags in ((), ("--recipe", "bert-base", "--pairs", "off")):
+        out = "without" + str(len(flags))
+        status, _, err = go("--model", "run", "--steps", 1, "--length", 32, "--out", out, "--batch-size", 8, *flags)
+        assert status == 0, err
+        assert read_model(tmp_path / out).model.pair is None
     assert "--model run: its pair head and pooler are dropped; --pairs keeps them" in err
 
 
@@ -364,6 +367,7 @@ MODEL_FAULTS = {
     ("--model", "run", "--objective", "clm"): "--objective clm: run was trained for mlm",
     ("--model", "run", "--length", "2048"): "--length 2048: run reads 1024 tokens at most",
     ("--model", "run", "--pairs", "next"): "--pairs next: only a BERT",
+    ("--objective", "clm", "--pairs", "off"): "--pairs off: goes with --objective mlm only",
     ("--model", "run", "--add-tokens", "missing.txt"): "--add-tokens missing.txt: cannot be read",
     ("--add-tokens", "words.txt"): "--add-tokens words.txt: extends the vocabulary of a model",
     ("--recipe", "continue"): "--recipe continue: needs a model",

@@ -112,7 +112,7 @@ def with_same_labels(found: list[Judged]) -> list[Judged]:
         asked = sorted({own.task.positive for own in found} - {None})
         if len(asked) > 1:
             raise ConfigError(f"--positive-label: the models were tuned for {' and '.join(asked)}; name one")
-        task = replace(task, positive=asked[0] if asked else task.labels[task.positive_number])
+        task = replace(task, positive=asked[0] if asked else labels[1])
     elif isinstance(task, Classification):
         task = replace(task, positive=None)
     task = replace(task, labels=labels)
@@ -155,7 +155,10 @@ def compared(found: list[Judged], metric: str | None, with_first: bool) -> dict[
             result["comparisons"] = own["comparisons"]
         for each, more in zip(result["comparisons"], own["comparisons"], strict=True):
             each["metrics"] |= more["metrics"]
-    over = found[0].task.over(found[0].records)
+    task = found[0].task
+    if isinstance(task, Classification) and len(task.labels) == 2:
+        result["positive_label"] = task.labels[task.positive_number]
+    over = task.over(found[0].records)
     for each, p in zip(result["comparisons"], corrected, strict=True):
         each["p_holm"] = p
         for name, n in over.items():
@@ -170,6 +173,8 @@ def compared(found: list[Judged], metric: str | None, with_first: bool) -> dict[
 
 def _lines(result: dict[str, Any]) -> list[str]:
     lines = [f"{result['n']:,} examples, {result['task']}; main metric: {result['deciding'].replace('_', ' ')}"]
+    if "positive_label" in result:
+        lines.append(f"f1, precision and recall are those of the label {printable(result['positive_label'])}")
     several = len(result["comparisons"]) > 1
     for each in result["comparisons"]:
         lines += ["", f"{printable(each['b'])} against {printable(each['a'])}"]

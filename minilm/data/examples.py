@@ -36,6 +36,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 ENDING = re.compile(r"(ending|choice|option|answer|sol|solution)_?([0-9]{1,2}|[a-z])")
 BEFORE = (  # the column of the text, and that of a beginning common to all choices
     *(("sent1", "sent2"), ("article", "question"), ("passage", "question"), ("context", "question")),
+    *(("premise", "question"), ("text", "question"), ("sentence", "question")),
     *(("context", ""), ("ctx", ""), ("question", ""), ("premise", ""), ("goal", ""), ("sentence", ""), ("text", "")),
 )
 
@@ -360,10 +361,11 @@ def read_choices(table: Table, labelled: bool = True, origin: int | None = None)
     notes = [named_columns(columns)]
     if before[1]:
         notes.append(f"each choice begins with {before[1]!r}")
+    if rest := [column for column in table.columns if column not in taken]:
+        notes.append(f"other columns: {listed(rest)}")
     numbers = [int(answer) for _, _, answer, _ in rows if answer and re.fullmatch("[0-9]{1,3}", answer)]
-    most = max(len(texts) for _, texts, _, _ in rows)
-    if origin is None:
-        origin = 1 if numbers and 0 not in numbers and max(numbers) == most else 0
+    if origin is None:  # counted from 0, none is the number of its row's choices
+        origin = int(0 not in numbers and any(answer == str(len(texts)) for _, texts, answer, _ in rows))
     if numbers:
         notes.append(f"labels count from {origin}")
     examples = [Choice(text, texts, _which(a, len(texts), origin, where), where) for text, texts, a, where in rows]

@@ -53,6 +53,12 @@ def is_one_word_a_line(file: Path) -> bool:
     return not uncompressed_name(file).endswith(OF_ROWS)
 
 
+def columns_of(line: str) -> list[str]:
+    """The columns of a line that are separated by spaces; other white space, as one without a break, is part of a
+    word."""
+    return [cell for cell in line.split(" ") if cell]
+
+
 def with_column(file: Path, tags: Iterable[str], tabs: bool = False) -> Iterator[str]:
     """Lines of a file with one word per line, with each word's tag added as a last column. tabs: separate columns by
     tabs instead of the file's spaces."""
@@ -63,7 +69,7 @@ def with_column(file: Path, tags: Iterable[str], tabs: bool = False) -> Iterator
         else:
             separator = separator or ("\t" if "\t" in line else " ")
             if separator == " ":
-                line = "\t".join(line.split()) if tabs else line.rstrip()
+                line = "\t".join(columns_of(line)) if tabs else line.rstrip()
             yield line + ("\t" if tabs else separator) + next(coming)
 
 
@@ -90,7 +96,7 @@ def _tagged_lines(file: Path, column: int | None, labelled: bool) -> tuple[list[
             continue
         where = f"{file}:{number}"
         separator = separator or ("\t" if "\t" in line else " ")
-        cells = [cell.strip() for cell in line.split(separator) if separator == "\t" or cell]
+        cells = [cell.strip() for cell in (line.split("\t") if separator == "\t" else columns_of(line))]
         width = width or len(cells)
         if len(cells) != width:
             raise DataError(f"{where}: {len(cells)} columns, but {width} before; give each line a word and its tag")

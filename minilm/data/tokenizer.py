@@ -180,6 +180,7 @@ class Tokenizer:
         if not new:
             raise DataError(f"--add-tokens {file}: all its words are in the vocabulary")
         spec = json.loads(self._backend.to_str())
+        spec["model"]["vocab"] |= {each["content"]: each["id"] for each in spec["added_tokens"]}  # else numbered anew
         spec["model"]["vocab"] |= {word: id for id, word in enumerate(new, start=self.vocab_size)}
         return type(self)(tokenizers.Tokenizer.from_str(json.dumps(spec)), self.lowercase), list(new.values())
 
@@ -198,9 +199,8 @@ class Tokenizer:
         if open_end:
             specials = [(CLS, self.cls_id), (SEP, self.sep_id)]
             backend.post_processor = processors.TemplateProcessing(f"{CLS} $A", f"{CLS} $A {SEP} $B:1", specials)
-        plain = not open_end and isinstance(backend.normalizer, normalizers.BertNormalizer)
         config = {
-            "tokenizer_class": "BertTokenizer" if plain else "PreTrainedTokenizerFast",  # both split texts alike
+            "tokenizer_class": "BertTokenizer" if not open_end and _is_plain(backend) else "PreTrainedTokenizerFast",
             "model_max_length": model_max_length,
             "pad_token": PAD,
             "unk_token": UNK,
@@ -295,7 +295,40 @@ def _read_json(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
         raise DataError(f"{path}: not a tokenizer file ({error})") from error
     if not isinstance(backend.model, models.WordPiece):
         raise DataError(f"{path}: a {type(backend.model).__name__} tokenizer; only WordPiece is supported")
+    file, config = _config_beside(path)
+    if isinstance(backend.normalizer, normalizers.BertNormalizer):
+        for flag, attribute in (("strip_accents", "strip_accents"), ("tokenize_chinese_chars", "handle_chinese_chars")):
+            if isinstance(config.get(flag), bool):
+                setattr(backend.normalizer, attribute, config[flag])
+        if config.get("do_lower_case", lowercases(backend)) not in (lowercases(backend), None):
+            raise DataError(f"{file}: do_lower_case is {config['do_lower_case']}, and {path.name} does otherwise")
     return backend, lowercases(backend), ""
+
+
+def _config_beside(path: Path) -> tuple[Path, dict[str, Any]]:
+    """(tokenizer_config.json beside a tokenizer's file, what it holds; nothing if it is not there)."""
+    file = path.with_name("tokenizer_config.json")
+    if not file.exists():
+        return file, {}
+    try:
+        config = json.loads(regular_file(file).read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise DataError(f"{file}: not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise DataError(f"{file}: holds {type(config).__name__}, not an object")
+    return file, config
+
+
+def _is_plain(backend: tokenizers.Tokenizer) -> bool:
+    """Whether transformers' BertTokenizer, which makes its own parts, splits texts as this one does."""
+    spec = json.loads(backend.to_str())
+    normalizer, model = spec["normalizer"] or {}, spec["model"]
+    return (
+        normalizer.get("type") == "BertNormalizer"
+        and normalizer["clean_text"]
+        and (spec["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
+        and (model["continuing_subword_prefix"], model["max_input_chars_per_word"]) == ("##", MAX_WORD)
+    )
 
 
 def _normalizers(spec: Any) -> Iterator[Any]:
@@ -311,16 +344,16 @@ def _read_vocab(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
     """(backend, lowercase, note) of a vocab.txt. Normalisation is as tokenizer_config.json beside it says; else
     lower-casing is guessed from the words, and the note says so."""
     vocab = read_vocab(path)
-    file, config = path.with_name("tokenizer_config.json"), {}
-    if file.exists():
-        try:
-            config = json.loads(regular_file(file).read_text(encoding="utf-8"))
-        except (ValueError, OSError, RecursionError) as error:
-            raise DataError(f"{file}: not JSON ({error})") from error
-        if not isinstance(config, dict):
-            raise DataError(f"{file}: holds {type(config).__name__}, not an object")
-        if (kind := str(config.get("tokenizer_class") or BERT_CLASSES[0])).removesuffix("Fast") not in BERT_CLASSES:
-            raise DataError(f"{file}: tokenizer_class {kind}; a vocab.txt is read for {', '.join(BERT_CLASSES)} only")
+    file, config = _config_beside(path)
+    if (kind := str(config.get("tokenizer_class") or BERT_CLASSES[0])).removesuffix("Fast") not in BERT_CLASSES:
+        raise DataError(f"{file}: tokenizer_class {kind}; a vocab.txt is read for {', '.join(BERT_CLASSES)} only")
+    added = path.with_name("added_tokens.json")
+    stated = config.get("added_tokens_decoder") or {}
+    if added.exists() or any(str(id).isdigit() and int(id) >= len(vocab) for id in stated):
+        where = added if added.exists() else file
+        raise DataError(
+            f"{where}: adds tokens to the vocab.txt; give a tokenizer.json with them, as transformers saves"
+        )
     backend, lowercase = wordpiece_of(vocab, config)
     note = f"{path.name}: {'lower-case' if lowercase else 'cased'}, by its words"
     return backend, lowercase, note if config.get("do_lower_case") is None else ""

@@ -17,6 +17,7 @@ from minilm.files import regular_file, write_json, write_whole
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_BYTES = 64 << 20  # of a tokenizer's file, at most
+BRACKETED = re.compile(r"[\[<].*[\]>]")  # a token with a part of its own, as [MASK] or <s>
 MAX_WORD = 100  # characters; a longer word is [UNK], as in google-research/bert
 
 
@@ -67,10 +68,10 @@ def wordpiece(
 
 def wordpiece_of(vocab: dict[str, int], config: dict[str, Any]) -> tuple[tokenizers.Tokenizer, bool]:
     """(`wordpiece` as a tokenizer_config.json says, whether it lower-cases). If the config does not say, it lower-cases
-    if no token of the vocabulary but specials has capital letters."""
+    if no token of the vocabulary but those in brackets has capital letters."""
     lowercase = config.get("do_lower_case")
     if lowercase is None:
-        lowercase = all(token in SPECIALS or token == token.lower() for token in vocab)
+        lowercase = all(BRACKETED.fullmatch(token) or token == token.lower() for token in vocab)
     strip, chinese = config.get("strip_accents"), config.get("tokenize_chinese_chars", True)
     for key, value in (("do_lower_case", lowercase), ("strip_accents", strip), ("tokenize_chinese_chars", chinese)):
         if not isinstance(value, bool | None):
@@ -86,7 +87,7 @@ def lowercases(backend: tokenizers.Tokenizer) -> bool:
 def check_case(vocab: Iterable[str], lowercase: bool, where: str) -> None:
     """Raises DataError if a lower-casing tokenizer has too many tokens with capital letters: more than ten, and more
     than a hundredth."""
-    words = [token for token in vocab if not re.fullmatch(r"[\[<].*[\]>]", token)]
+    words = [token for token in vocab if not BRACKETED.fullmatch(token)]
     lost = [token for token in words if token != token.lower()]
     if lowercase and len(lost) > max(10, len(words) / 100):
         raise DataError(

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,11 @@ def corpus_report(data: Prepared, rows: Rows) -> dict[str, Any]:
     and `rows`, `fill` (of the rows that it makes).
 
     duplicates: the fraction of documents that are copies of another one; of more than COUNTED documents it is found in
-    a part of them, chosen by hash.
+    a part of them, chosen by hash, and quantiles of lengths in every nth one (but the longest, "1", in all).
     """
-    splits = data.train, data.held_out
-    lengths = np.concatenate([_lengths(shard) for shard in splits])
-    quantiles = np.quantile(lengths, (0.1, 0.5, 0.9, 1.0)) if len(lengths) else np.zeros(4)
-    documents = len(data.hashes)
+    splits, documents = (data.train, data.held_out), len(data.hashes)
+    lengths, longest = _lengths(splits, max(1, documents // COUNTED))
+    quantiles = [*(np.quantile(lengths, (0.1, 0.5, 0.9)) if len(lengths) else np.zeros(3)).tolist(), float(longest)]
     limit = 2**64 - 1 if documents <= COUNTED else int(2**64 * (COUNTED / documents))
     chosen = np.concatenate([block[block <= limit] for block in data.hashes.blocks()])
     return {
@@ -95,7 +95,7 @@ def corpus_report(data: Prepared, rows: Rows) -> dict[str, Any]:
         "unused_tokens": int((data.counts == 0).sum()),
         "unknown_rate": float(data.counts[data.tokenizer.unk_id] / max(1, data.counts.sum())),
         "duplicates": 1 - len(np.unique(chosen)) / max(1, len(chosen)),
-        "length_quantiles": dict(zip(("0.1", "0.5", "0.9", "1"), quantiles.tolist(), strict=True)),
+        "length_quantiles": dict(zip(("0.1", "0.5", "0.9", "1"), quantiles, strict=True)),
         "row_length": rows.T,
         "rows": len(rows),
         "fill": rows.fill,
@@ -103,12 +103,15 @@ def corpus_report(data: Prepared, rows: Rows) -> dict[str, Any]:
     }
 
 
-def _lengths(shard: Shard) -> np.ndarray:
-    """Tokens of each document or, if there are very many, of every nth one."""
-    step = max(1, len(shard) // COUNTED)
-    blocks = (shard.offsets[at : at + BLOCK + 1] for at in range(0, len(shard), BLOCK))
-    parts = [np.diff(block)[::step] - 1 for block in blocks]  # without the [SEP]
-    return np.concatenate([np.empty(0, np.int64), *parts])
+def _lengths(splits: Iterable[Shard], every: int) -> tuple[np.ndarray, int]:
+    """(tokens of every nth document of each block of the splits, those of the longest of all)."""
+    parts, longest = [np.empty(0, np.int64)], 0
+    for shard in splits:
+        for at in range(0, len(shard), BLOCK):
+            own = np.diff(shard.offsets[at : at + BLOCK + 1]) - 1  # without the [SEP]
+            longest = max(longest, int(own.max()))
+            parts.append(own[::every])
+    return np.concatenate(parts), longest
 
 
 def corpus_lines(report: dict[str, Any]) -> list[str]:

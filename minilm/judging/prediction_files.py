@@ -13,7 +13,7 @@ import numpy as np
 from minilm.data.cells import LABELS, plain_name
 from minilm.data.documents import uncompressed_name
 from minilm.data.examples import LARGEST, Choice, Data, as_text, labels_of_cell
-from minilm.data.spans import is_one_word_a_line, read_tagged
+from minilm.data.spans import columns_of, is_one_word_a_line, read_tagged
 from minilm.data.tables import Row, Table, check_regular, listed, read_json, read_table, shown, text_lines
 from minilm.errors import ConfigError, DataError, some
 from minilm.judging.judged import Judged
@@ -68,6 +68,9 @@ def judged_file(
         told = _told(table, own) if name in ("classification", "multilabel") else {}
         if gold is None:
             source, gold = _examples(table, name, named, own)
+        blank = next((note for note in table.notes if note.startswith("blank rows")), None)
+        if blank and source is not None and len(table.columns) == 1:
+            raise DataError(f"{file}: {blank}, which may be predictions of none; give it a second column")
         rows = _rows_of(table, gold, source)
         decoded = [_decoded(name, row.cells.get(own), row.where, gold.separator) for row in rows]
         chances, labels = _probabilities(name, rows, [*told.values()]) if told else None, tuple(told)
@@ -282,7 +285,7 @@ def _tags(file: Path, gold: Data | None, named: Columns) -> tuple[Data, Tags]:
 def _columns(file: Path) -> int:
     """Number of columns of a file with one word a line."""
     first = next((line for line in text_lines(file) if line.strip() and not line.startswith("-DOCSTART-")), "")
-    width = len(first.split("\t") if "\t" in first else first.split())
+    width = len(first.split("\t") if "\t" in first else columns_of(first))
     if width < 3:
         raise DataError(
             f"{file}: {width} columns; give a word, its tag and the predicted one, or the labels with --data"

@@ -83,7 +83,7 @@ def read_examples(
         return read_choices(source, labelled, like.origin if like else None)
     columns, roles = {"text": text, "pair": pair, "label": label}, ("text", "pair", "label")[: 2 + labelled]
     if like is not None and isinstance(source, Table):
-        trained = {role: like.columns[role] for role in roles if role in like.columns}
+        trained = {role: like.columns[role] for role in roles if role in like.columns and columns[role] is None}
         if {*trained.values()} <= {*source.columns}:
             columns = {role: own or trained.get(role) for role, own in columns.items()}
         elif not (text or pair):
@@ -96,7 +96,7 @@ def read_examples(
         named = {} if isinstance(source, Path) else {"question": columns["text"], "context": columns["pair"]}
         return read_questions(source, **named, labelled=labelled)
     kind = "regression" if name == "similarity" else name
-    told = {"separator": like.separator, "flags": like.flags} if like else {"separator": None}
+    told = {"separator": like.separator or None, "flags": like.flags} if like else {"separator": None}
     data = read_texts(source, kind, **columns, labelled=labelled, **told)
     if name == "similarity" and "pair" not in data.columns:
         raise DataError(f"{source.name}: similarity needs two texts; name the second's column with --pair-column")

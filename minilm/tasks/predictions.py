@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -13,6 +14,8 @@ from minilm.data.examples import SEPARATORS, Tagged, as_text
 from minilm.data.spans import with_column
 from minilm.data.tables import Row, Table
 from minilm.files import jsonl_text
+
+CUTS = re.compile(r"[\t\r\n]+")  # which end a column or a line
 
 SHOWN_LABELS = 40  # at most, in a table or a picture
 AGAIN = " (model)"  # after the names of new columns, where the table has predictions already
@@ -98,9 +101,9 @@ def tags_text(
 
 def _word_lines(sentences: Iterable[tuple[Sequence[str], ...]]) -> str:
     """Text with one word a line, and a blank line after each sentence. A sentence is given as its columns, the words
-    first. White space in a word becomes one space."""
+    first. A tab or an end of line in a word becomes a space."""
     lines = []
     for columns in sentences:
-        lines += ["\t".join(" ".join(cell.split()) for cell in row) for row in zip(*columns, strict=True)]
+        lines += ["\t".join(CUTS.sub(" ", cell) for cell in row) for row in zip(*columns, strict=True)]
         lines.append("")
     return "\n".join([*lines, ""])

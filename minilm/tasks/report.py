@@ -33,6 +33,7 @@ def write_report(
     judged = test or dev
     name = "test" if test else "dev"
     predictions = tuned.predictions(judged.examples)
+    predictions.check_finite(files.get(f"{name}_file", name))
     result = tuned.result | files
     result |= {"judged_on": name, "judged": len(judged.examples), "scores": tuned.task.score(predictions)}
     records = tuned.task.records(predictions)

@@ -40,7 +40,9 @@ class Tuned:
         self.check_pairs(pairs)
         if not examples:
             return []
-        return self.task.decode(self.predictions(examples))
+        predictions = self.predictions(examples)
+        predictions.check_finite("predict")
+        return self.task.decode(predictions)
 
     def check_texts(self, who: str, texts: Sequence[Any], pairs: Sequence[Any] | None) -> None:
         """Raises DataError unless `texts` is a list, with as many `pairs`, if any. who: the caller, for the message."""

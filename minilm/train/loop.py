@@ -238,9 +238,10 @@ def fit(
         try:
             save(done)
         except UserError as error:
-            if not isinstance(fault, LoadingError):
+            if isinstance(fault, Stopped):
                 raise
-            raise LoadingError(f"{fault}; and {error}") from error
+            kind = LoadingError if isinstance(fault, LoadingError) else UserError
+            raise kind(f"{fault}; and {error}") from error
 
     for step in range(start, plan.steps):
         while True:
@@ -262,7 +263,12 @@ def fit(
                 nats, norm, bad = take_step(parallel, loss, optimizers, micro_batches, runtime, plan.max_norm)
                 break
             except OutOfMemory as error:
-                batches = smaller(step, error)
+                try:
+                    batches = smaller(step, error)
+                except UserError as fault:
+                    if step > saved and runtime.ranks.world == 1:  # several would wait for one another
+                        save_before(fault, step)
+                    raise
         since.add(step, nats, bad, micro_batches)
         since.check_heard()
         if step % TIDY_EVERY == TIDY_EVERY - 1:

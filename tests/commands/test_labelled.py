@@ -317,6 +317,45 @@ def test_compared_are_the_scores_of_the_label_that_a_model_was_tuned_for(go, hom
     assert go("compare", bad, good, "--data", "test.csv", "--positive-label", "bad")[0] == 0
 
 
+def test_whose_f1_it_is_does_not_depend_on_the_order(go, home):
+    """Of a model and a file of predictions: that of the second label by name, which is told."""
+    lines = [line.split(",") for line in (home / "test.csv").read_text().splitlines()]
+    at = lines[0].index("label")
+    said = ["bad" if i % 3 else line[at] for i, line in enumerate(lines[1:])]
+    (home / "said.csv").write_text("\n".join(["prediction", *said]) + "\n")
+    found = [
+        told(go, "compare", *systems, "--data", "test.csv")
+        for systems in (("tuned", "said.csv"), ("said.csv", "tuned"))
+    ]
+    assert {each["positive_label"] for each in found} == {"good"}
+    one, other = (each["comparisons"][0]["metrics"]["f1"] for each in found)
+    assert (one["a"], one["b"]) == (other["b"], other["a"])
+    assert (
+        "f1, precision and recall are those of the label good"
+        in go("compare", "tuned", "other", "--data", "test.csv")[1]
+    )
+
+
+def test_a_label_column_of_another_name_leaves_the_text_where_training_had_it(go, home):
+    lines = [line.rsplit(",", 1)[0] for line in table(300, 3).splitlines()[1:]]
+    rows = [{"body": text, "stars": label} for text, label in (line.split(",") for line in lines)]
+    minilm.finetune(
+        home / "tuned",
+        rows,
+        text="body",
+        label="stars",
+        out=home / "of-stars",
+        steps=1,
+        lr=1e-6,
+        device="cpu",
+        precision="fp32",
+    )
+    more = [f"{row['body']},the film,{row['stars']}" for row in rows]
+    (home / "gold.csv").write_text("\n".join(["body,text,gold", *more]) + "\n")
+    flags = ("score", "--model", "of-stars", "--data", "gold.csv", "--label-column", "gold")
+    assert told(go, *flags)["metrics"]["accuracy"]["value"] > 0.8
+
+
 def test_each_model_is_compared_on_the_columns_that_it_was_tuned_on(go, home):
     """Of two that read other columns of one table each has the score that it has alone; of two tasks none has."""
     lines = [line.rsplit(",", 1)[0] for line in table(300, 3).splitlines()[1:]]

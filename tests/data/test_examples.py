@@ -558,6 +558,9 @@ def test_questions_whose_answers_nobody_knows_are_left_out(file):
         ("question,choice_b,choice_a,answer\nq,x,y,b\n", ("q", ("y", "x"), 1)),
         ("premise,choice1,choice2,label\np,x,y,1\np,x,y,0\n", ("p", ("x", "y"), 1)),
         ("premise,choice1,choice2,label\np,x,y,2\np,x,y,1\n", ("p", ("x", "y"), 1)),
+        ("premise,choice1,choice2,question,label\np,x,y,cause,1\n", ("p", ("cause x", "cause y"), 1)),
+        ("text,question,choice_a,choice_b,answer\nt,q?,x,y,b\n", ("t", ("q? x", "q? y"), 1)),
+        ('text,choices,label\nt,"[""x"", ""y""]",2\nt,"[""x"", ""y"", ""z""]",1\n', ("t", ("x", "y"), 1)),
         (
             "text," + ",".join(f"ending{i}" for i in range(11)) + ",label\nt,a,b,c,d,e,f,g,h,i,j,k,10\n",
             ("t", tuple("abcdefghijk"), 10),
@@ -568,6 +571,11 @@ def test_choices(file, content, expected):
     path = file("a.csv", content)
     assert choices(path).examples[0] == Choice(*expected, f"{path}:2")
     assert read_choices(read_table(path), labelled=False).examples[0].label is None
+
+
+def test_columns_that_no_choice_reads_are_told(file):
+    notes = choices(file("a.csv", "id,premise,choice1,choice2,label\n7,p,x,y,1\n")).notes
+    assert "other columns: 'id'" in notes
 
 
 # -- two parts ----------------------------------------------------------------------------------------

@@ -482,6 +482,99 @@ def test_text_without_an_added_word_is_encoded_as_before(trained, tmp_path, pros
     assert more.vocab_size == 514
 
 
+def test_words_come_after_tokens_that_were_added_before(small, tmp_path):
+    """Which keep their ids, also when the file is read again."""
+    backend = small.backend
+    backend.add_tokens(["[e1]", "[e2]"])
+    more, _ = added(Tokenizer(backend, True), tmp_path, "abba", "cc")
+    (tmp_path / "saved").mkdir()
+    more.save(tmp_path / "saved", model_max_length=64)
+    for each in (more, Tokenizer.load(tmp_path / "saved")):
+        assert [each.token(id) for id in range(12, 16)] == ["[e1]", "[e2]", "abba", "cc"]
+        assert each.vocab_size == 16
+        assert each.encode("abba cc c").input_ids == [2, 14, 15, 11, 3]
+
+
+def directory_of(tmp_path, words, **config):
+    """As Google's: a vocab.txt, and perhaps a tokenizer_config.json."""
+    tmp_path.mkdir(exist_ok=True)
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, *words]) + "\n")
+    if config:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_a_token_in_brackets_does_not_make_a_vocabulary_cased(tmp_path):
+    t = Tokenizer.load(directory_of(tmp_path / "a", ["[URL]", "<S>", "the", "cat", "##s"]))
+    assert t.encode("The Cats").tokens[1:-1] == ["the", "cat", "##s"]
+    assert t.note == "vocab.txt: lower-case, by its words"
+    assert not Tokenizer.load(directory_of(tmp_path / "b", ["[URL]", "The", "cat", "##s"])).lowercase
+
+
+def test_tokens_that_a_vocabulary_has_not_are_refused(tmp_path):
+    """They are words of the model, and no row of its table may be taken for another one's."""
+    directory = directory_of(tmp_path / "a", ["the", "c", "##o", "##v"])
+    (directory / "added_tokens.json").write_text('{"covid": 9}')
+    with pytest.raises(DataError, match=r"added_tokens\.json: adds tokens to the vocab\.txt; give a tokenizer\.json"):
+        Tokenizer.load(directory)
+    stated = {"0": {"content": "[PAD]"}, "7": {"content": "covid"}}
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: adds tokens to the vocab\.txt"):
+        Tokenizer.load(directory_of(tmp_path / "b", ["the", "cat"], added_tokens_decoder=stated))
+    del stated["7"]
+    assert Tokenizer.load(directory_of(tmp_path / "c", ["the", "cat"], added_tokens_decoder=stated)).vocab_size == 7
+
+
+def test_a_tokenizer_json_is_read_as_its_config_says(tmp_path):
+    """As transformers does; the two must agree on the case."""
+    small = Tokenizer.load(
+        directory_of(tmp_path / "a", ["café", "cafe", "caf", "中", "文", "##文"], do_lower_case=True)
+    )
+    (tmp_path / "b").mkdir()
+    small.save(tmp_path / "b", model_max_length=64)
+    config = json.loads((tmp_path / "b" / "tokenizer_config.json").read_text())
+
+    def ids(**changes):
+        (tmp_path / "b" / "tokenizer_config.json").write_text(json.dumps(config | changes))
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "b")
+        own = Tokenizer.load(tmp_path / "b")
+        text = "Café 中文"
+        assert own.encode(text).input_ids == theirs(text).input_ids
+        return own.encode(text).tokens[1:-1]
+
+    transformers = pytest.importorskip("transformers")
+    assert ids() == ["cafe", "中", "文"]
+    assert ids(strip_accents=False) == ["café", "中", "文"]
+    assert ids(tokenize_chinese_chars=False) == ["cafe", "中", "##文"]
+    (tmp_path / "b" / "tokenizer_config.json").write_text(json.dumps(config | {"do_lower_case": False}))
+    with pytest.raises(DataError, match=r"do_lower_case is False, and tokenizer\.json does otherwise"):
+        Tokenizer.load(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": {"type": "WhitespaceSplit"}},
+        {"model": {"max_input_chars_per_word": 300}},
+        {"normalizer": {"clean_text": False}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_is_not_berts_is_saved_as_a_tokenizer_that_says_so(small, tmp_path, change):
+    """transformers' BertTokenizer would split texts otherwise."""
+    transformers = pytest.importorskip("transformers")
+    spec = json.loads(small.backend.to_str())
+    for part, own in change.items():
+        spec[part] = (spec[part] | own) if part != "pre_tokenizer" else own
+    other = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(spec)), True)
+    (tmp_path / "saved").mkdir()
+    other.save(tmp_path / "saved", model_max_length=64)
+    config = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    for text in ("a-b c", "ab" * 60 + " a", "a\x01b"):
+        assert theirs(text).input_ids == other.encode(text).input_ids
+
+
 def test_added_words_are_saved(small, tmp_path):
     more, _ = added(small, tmp_path, "abba", "##abb")
     (tmp_path / "saved").mkdir()

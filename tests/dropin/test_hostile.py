@@ -584,7 +584,7 @@ TOKENIZER_ROWS = [
         "tokenizer.json that lower-cases otherwise",
         of_tokenizer(do_lower_case=False),
         "tokenizer_config.json says do_lower_case False",
-        None,
+        "tokenizer_config.json: do_lower_case is False, and tokenizer.json does otherwise",
     ),
     Row(
         "two tokens of one id",

@@ -11,6 +11,7 @@ import torch
 from minilm.checkpoint.model import Pretrained
 from minilm.data.shards import Shard
 from minilm.data.tokenizer import SPECIALS, Tokenizer
+from minilm.evaluation import report as report_module
 from minilm.evaluation.report import (
     closing,
     corpus_lines,
@@ -150,6 +151,15 @@ def test_what_goes_with_pairs_and_a_model_that_was_trained_before():
     never = summary(RESULT | {"pair_accuracy": 0.0, "held_out_loss_before": 0.0})
     assert "pair accuracy 0.0%" in never[0]
     assert never[1].startswith("before     loss 0.000")
+
+
+def test_the_longest_of_many_documents_is_among_all():
+    """Of a thousand documents every fourth one is looked at, but for that."""
+    lengths = np.full(1001, 10)
+    lengths[7] = 9_999
+    shard = Shard(np.zeros(lengths.sum() + 1001, np.uint16), np.cumsum([0, *(lengths + 1)]))
+    found, longest = report_module._lengths([shard], 4)
+    assert (len(found), found.max(), longest) == (251, 10, 9_999)
 
 
 def test_a_small_text_that_is_read_again_and_again_is_called_that():

@@ -13,13 +13,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from minilm.data.examples import Example, Tagged
+from minilm.data.spans import with_column
 from minilm.errors import ConfigError, DataError, UserError
 from minilm.files import jsonl_text, write_whole
 from minilm.judging.judged import Labelled, cost_of, judged_model
 from minilm.judging.prediction_files import Columns, judged_file
 from minilm.partial import partial_of
 from minilm.tasks.named import read_examples, read_source
-from minilm.tasks.predictions import cell_text, table_text
+from minilm.tasks.predictions import cell_text, table_text, tags_text
 from minilm.tasks.task import Task
 
 
@@ -140,6 +141,39 @@ def test_outputs_that_are_not_finite_are_refused(tuned):
         model.model.classifier.bias.fill_(torch.nan)
     with pytest.raises(DataError, match=r"gold\.csv:2: the model's outputs here are not finite"):
         judged_model("model", model, data.examples)
+
+
+def test_a_prediction_of_what_is_not_finite_is_refused(tuned):
+    model, _, _ = tuned("classification")
+    assert len(model.predict(["a film", "the film"])) == 2
+    with torch.no_grad():
+        model.model.classifier.bias.fill_(torch.nan)
+    with pytest.raises(DataError, match="predict: the model's outputs here are not finite"):
+        model.predict(["a film", "the film"])
+
+
+def test_a_space_without_a_break_is_part_of_a_word(tmp_path):
+    """In a file with spaces between columns, whose gold tags are the second one; and as it is written."""
+    (tmp_path / "p.conll").write_text("10\u00a0000 B-NUM O\nmen O B-PER\n\nhe O O\n")
+    found, data, _ = judged_file(tmp_path / "p.conll", "tagging")
+    assert [[*each.tags] for each in data.examples] == [["B-NUM", "O"], ["O"]]
+    assert found.decoded == [["O", "B-PER"], ["O"]]
+    lines = [*with_column(tmp_path / "p.conll", ["X"] * 3, tabs=True)]
+    assert lines[0] == "10\u00a0000\tB-NUM\tO\tX"
+    written = tags_text(".conll", None, data.examples, found.decoded)
+    assert written.startswith("10\u00a0000\tB-NUM\tO\n")
+
+
+def test_a_blank_line_is_no_row_that_is_passed_over(tuned, tmp_path):
+    """In a file of predictions alone, of which each stands beside a row of the examples."""
+    _, data, file = tuned("classification")
+    labels = [each.label for each in data.examples]
+    (tmp_path / "p.csv").write_text("\n".join(["prediction", *labels]) + "\n")
+    source = read_source(file, "classification")
+    assert judged_file(tmp_path / "p.csv", "classification", data, source)[0].decoded == labels
+    (tmp_path / "p.csv").write_text("\n".join(["prediction", *labels[:9], "", *labels[9:]]) + "\n")
+    with pytest.raises(DataError, match="blank rows: 1, which may be predictions of none; give it a second column"):
+        judged_file(tmp_path / "p.csv", "classification", data, source)
 
 
 HEAD = "text,label,prediction"

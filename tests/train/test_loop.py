@@ -11,7 +11,7 @@ from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilm.batch import Batch, Tokens
-from minilm.errors import CheckpointError, LoadingError
+from minilm.errors import CheckpointError, LoadingError, UserError
 from minilm.train.loop import FP16_STREAK, OutOfMemory, Plan, TrainingError, evaluate, fit, train_step
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.optim import honours_gates, lr_fraction, make_optimizers
@@ -539,6 +539,28 @@ def test_a_signal_after_a_step_that_was_too_much_saves_those_before(watch, cpu, 
         watch, cpu, [[Stub(1.0, 1)]] * 9, plan(9), save=saved.append, smaller=lambda step, error: failing(0, Stopped())
     )
     assert (run.done, saved) == (2, [2])
+
+
+@pytest.mark.parametrize("save_fails", [False, True])
+def test_steps_before_one_that_was_too_much_are_saved(watch, cpu, monkeypatch, save_fails):
+    """Where nothing is smaller; once, though a save was due before."""
+    saved, step = [], train_step
+
+    def too_much(*args):
+        if len(ticks(watch)) == 5:
+            raise OutOfMemory(8, "out of memory")
+        return step(*args)
+
+    def save(step):
+        saved.append(step)
+        if save_fails and step == 5:
+            raise CheckpointError("disk full")
+
+    monkeypatch.setattr("minilm.train.loop.train_step", too_much)
+    said = "^out of memory; and disk full$" if save_fails else "^out of memory$"
+    with pytest.raises(UserError, match=said):
+        stub_run(watch, cpu, [[Stub(1.0, 1)]] * 9, plan(9, save_every=2), save=save)
+    assert saved == [2, 4, 5]
 
 
 def test_no_batch_is_waited_for_after_the_last_step(watch, cpu):
