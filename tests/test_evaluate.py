@@ -324,8 +324,13 @@ def test_pairs(go):
     assert "of 1" in out.splitlines()[0]
     assert "unknown    1 pairs hold an unknown token, scored as such" in out
     assert json.loads(Path("found.json").read_text())["unknown"] == 1
-    status, out, _ = go("pairs", "--model", "masked", "--data", "one.csv", "--good-column", "1", "--bad-column", "2")
+    status, out, err = go("pairs", "--model", "masked", "--data", "one.csv", "--good-column", "1", "--bad-column", "2")
     assert status == 0
+    assert "of 1" in out.splitlines()[0]
+    Path("two.csv").write_text("the cat sat,sat the cat\nthe dog ran,ran the dog\n")
+    status, out, err = go("pairs", "--model", "masked", "--data", "two.csv", "--good-column", "1", "--bad-column", "2")
+    assert "of 2" in out.splitlines()[0]
+    assert "two.csv: no header: columns are numbered from 1" in err
     for more, said in (
         (("--output", "pairs.jsonl"), "is the file of --data"),
         (("--output", "scores.txt"), "give a .csv, .tsv, .jsonl"),

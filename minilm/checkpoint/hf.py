@@ -104,12 +104,14 @@ def entry_of(config: dict[str, Any], kind: str) -> dict[str, Any] | None:
 
 
 def objective_of(config: dict[str, Any]) -> str:
-    """Objective that the weights were trained for: mlm, clm or prefix."""
+    """Objective that the weights were trained for: mlm, clm or prefix. An entry of a model that was causal and is none
+    now, or the other way round, is passed over: transformers keeps it in files of another class."""
     if "minilm" in config:
         own = config["minilm"]
         if not isinstance(own, dict) or own.get("format") != FORMAT or own.get("objective") not in OBJECTIVES:
             raise CheckpointError(f"config.json: minilm is {own!r}; expected format {FORMAT} and an objective")
-        return own["objective"]
+        if (own["objective"] == "clm") == is_causal(config):
+            return own["objective"]
     return "clm" if is_causal(config) else "mlm"
 
 
@@ -120,12 +122,13 @@ def is_causal(config: dict[str, Any]) -> bool:
 
 def pairs_of(config: dict[str, Any]) -> str | None:
     """Task of the model's pair head: next or order; None if it has no such head."""
+    is_of_pairs = config.get("architectures") == ["BertForPreTraining"]
     if "minilm" in config:
         pairs = config["minilm"].get("pairs") if isinstance(config["minilm"], dict) else None
         if pairs not in (None, "next", "order"):
             raise CheckpointError(f"config.json: minilm names pairs {pairs!r}; expected next or order")
-        return pairs
-    return "next" if config.get("architectures") == ["BertForPreTraining"] else None
+        return pairs if is_of_pairs or "architectures" not in config else None  # else saved by another class
+    return "next" if is_of_pairs else None
 
 
 def _theirs(name: str, names: Names) -> tuple[str, ...]:

@@ -13,9 +13,10 @@ from minilm.commands.of_model import THREADS, OfModel, counted, interval_of, tel
 from minilm.data.tables import check_regular, read_table
 from minilm.errors import ConfigError, cut, printable
 from minilm.language.likelihood import log_likelihoods, read_scorer
-from minilm.language.pairs import pair_scores, read_pairs
+from minilm.language.pairs import BAD, GOOD, pair_scores, read_pairs
 from minilm.tasks.predictions import table_text
 from minilm.tasks.task import Task
+from minilm.train.log import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,10 @@ def run_pairs(args: Pairs) -> None:
     check_regular(args.data)
     by_number = all((name or "").isdigit() for name in (args.good_column, args.bad_column))
     table = read_table(args.data, args.header if by_number or args.header is not None else True)
+    if args.header is None and table.columns[0] == "1" and {*GOOD, *BAD} & {*table.rows[0].cells.values()}:
+        table = read_table(args.data, header=True)
+    for note in table.notes:
+        say(f"{args.data.name}: {note}")
     pairs, kinds = read_pairs(table, args.good_column, args.bad_column, args.by)
     scorer = read_scorer(args.model, **args.options())
     nats, tokens, began = np.zeros((len(pairs), 2)), 0, time.monotonic()

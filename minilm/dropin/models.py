@@ -325,6 +325,8 @@ class PreTrainedModel(nn.Module):
     def _save(self, directory: Path, state: dict[str, Tensor]) -> None:
         config = self.config
         config.architectures, config.dtype = [self.built.architecture], self.dtype
+        if self.kind == "span" and config.num_labels != 2:  # of a start and an end; transformers makes num_labels
+            config.update({"num_labels": 2})
         entry = entry_of(config.to_dict(), self.kind)
         config.__dict__.pop("minilm", None)
         if entry is not None:

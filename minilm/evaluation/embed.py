@@ -46,9 +46,11 @@ class Embedder(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Tokens that are read of a text, at most."""
-        limit = max_tokens(self.model.encoder.cfg, self.tokenizer)
-        return min(limit, self.pooling.max_length or limit)
+        """Tokens that are read of a text, at most: where the pooling has a limit, not the tokenizer's, as in
+        sentence-transformers."""
+        cfg = self.model.encoder.cfg
+        limit = max_tokens(cfg, self.tokenizer)
+        return min(self.pooling.max_length, cfg.max_position_embeddings) if self.pooling.max_length else limit
 
 
 class Hit(NamedTuple):

@@ -144,6 +144,8 @@ def read_scorer(
     tokenizer = BertTokenizer.from_pretrained(directory)
     if objective == "mlm" and tokenizer.mask_token_id is None:
         raise ConfigError(f"--model {directory}: its tokenizer has no mask token")
+    if tokenizer.cls_token_id is None or (objective == "mlm" and tokenizer.sep_token_id is None):
+        raise ConfigError(f"--model {directory}: its tokenizer has no token to begin, or to end, a text with")
     return LanguageScorer(model.eval(), tokenizer, "bidirectional" if objective == "mlm" else "causal")
 
 

@@ -1,6 +1,7 @@
 """A save leaves the old model, the new, or what no load takes for one; and it writes nothing that a load refuses."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import minilm
+from minilm.checkpoint.hf import objective_of, pairs_of
 from minilm.checkpoint.pooling import Pooling
 from minilm.errors import CheckpointError, ConfigError, UserError
 
@@ -264,3 +266,34 @@ def test_calls_that_cannot_be_meant(arguments, error, said):
     model = minilm.BertForSequenceClassification(config(problem_type="single_label_classification"))
     with pytest.raises(error, match=said):
         model(**arguments)
+
+
+def test_questions_have_two_outputs_whatever_labels_a_config_names(tmp_path):
+    """transformers makes as many outputs as there are labels."""
+    transformers = pytest.importorskip("transformers")
+    three = config(id2label={0: "a", 1: "b", 2: "c"})
+    minilm.BertForSequenceClassification(three).save_pretrained(tmp_path / "nli")
+    minilm.BertForQuestionAnswering.from_pretrained(tmp_path / "nli").save_pretrained(tmp_path / "qa")
+    theirs = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "qa")
+    assert theirs.qa_outputs.weight.shape == (2, 16)
+    assert minilm.BertForQuestionAnswering.from_pretrained(tmp_path / "qa").config.num_labels == 2
+
+
+def test_what_a_model_was_before_is_no_longer_believed(tmp_path):
+    """transformers keeps our entry of config.json in files of another class."""
+    transformers = pytest.importorskip("transformers")
+    minilm.BertForMaskedLM(config()).save_pretrained(tmp_path / "mlm")
+    minilm.BertForPreTraining(config()).save_pretrained(tmp_path / "pairs")
+    for name, kind, more in (
+        ("causal", transformers.BertLMHeadModel, {"is_decoder": True}),
+        ("single", transformers.BertForMaskedLM, {}),
+    ):
+        begin = "mlm" if name == "causal" else "pairs"
+        kind.from_pretrained(tmp_path / begin, **more).save_pretrained(tmp_path / name)
+        assert "minilm" in json.loads((tmp_path / name / "config.json").read_text())
+    found = {name: json.loads((tmp_path / name / "config.json").read_text()) for name in ("causal", "single", "pairs")}
+    assert [objective_of(each) for each in found.values()] == ["clm", "mlm", "mlm"]
+    assert [pairs_of(each) for each in found.values()] == [None, None, "next"]
+    again = minilm.BertLMHeadModel.from_pretrained(tmp_path / "causal")
+    again.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["minilm"]["objective"] == "clm"

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,24 @@ def test_as_sentence_transformers_has_it_both_ways(encoder, how, normalize, tmp_
     again = sentence_transformers.SentenceTransformer(str(tmp_path / "ours"), device="cpu")
     assert np.array_equal(again.encode(TEXTS, batch_size=3), reference)
     assert torch.equal(minilm.embed(tmp_path / "ours", TEXTS, batch_tokens=30), mine)
+
+
+def test_a_limit_of_the_vectors_outweighs_the_tokenizers(encoder, tmp_path):
+    """Also a higher one, as sentence-transformers has it; what the model reads outweighs both."""
+    theirs = sentence_transformers.SentenceTransformer(
+        modules=[Transformer(str(encoder), max_seq_length=20), TheirPooling(32)], device="cpu"
+    )
+    theirs.save(str(tmp_path / "theirs"))
+    for file in (tmp_path / "theirs").rglob("tokenizer_config.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 9}))
+    file = tmp_path / "theirs" / "sentence_bert_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_seq_length": 20}))
+    again = sentence_transformers.SentenceTransformer(str(tmp_path / "theirs"), device="cpu")
+    ours = minilm.read_embedder(tmp_path / "theirs")
+    assert (ours.length, again.max_seq_length) == (20, 20)
+    assert (minilm.embed(ours, TEXTS) - torch.from_numpy(again.encode(TEXTS))).abs().max() < 1e-5
+    ours.model.pooling = replace(ours.pooling, max_length=4000)
+    assert ours.length == 24
 
 
 def test_a_prompt_and_lower_casing(encoder, tmp_path):
