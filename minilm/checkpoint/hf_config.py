@@ -260,8 +260,11 @@ def modern_reader(halo: int) -> Callable[[dict[str, Any]], EncoderConfig]:
         if config.get("classifier_pooling", "cls") not in ("cls", "mean"):
             raise CheckpointError(f"config.json: classifier_pooling is {config['classifier_pooling']!r}; cls or mean")
         activation = value("hidden_activation", str)
-        _expect(config, sparse_prediction=False)
-        _expect({"classifier_activation": "gelu"} | config, classifier_activation=activation)
+        heads = " ".join(map(str, config.get("architectures") or ()))
+        if "ForMaskedLM" in heads:
+            _expect(config, sparse_prediction=False)
+        default = {"classifier_activation": "gelu"} if "Classification" in heads else {}
+        _expect(default | config, classifier_activation=activation)
         return replace(
             modern_config(**sizes, max_position_embeddings=value("max_position_embeddings", int)),
             layers=tuple(layer[kind] for kind in kinds),

@@ -39,8 +39,8 @@ class OfLabelled(OfModel):
     header: bool | None = None
     """Whether a csv's first row names its columns; if not given, as it looks."""
     positive_label: str | None = None
-    """Which of two labels f1, precision and recall are for; if not given, as in training, or the second: of a model's
-    labels in their order, of others by name."""
+    """Which of two labels f1, precision and recall are for; if not given, as in training, or the second: of one model's
+    labels in their order, else by name."""
 
 
 def check_no_predictions(args: OfLabelled) -> None:

@@ -37,7 +37,7 @@ from minilm.data.tokenizer_files import (
     write_tokenizer,
 )
 from minilm.errors import DataError
-from minilm.files import regular_file
+from minilm.files import read_json, regular_file
 
 MULTIPLE = 64  # vocabularies of whole tiles make matmuls faster
 BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")  # of transformers; they split texts alike
@@ -298,10 +298,15 @@ def _read_json(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
     file, config = _config_beside(path)
     if isinstance(backend.normalizer, normalizers.BertNormalizer):
         for flag, attribute in (("strip_accents", "strip_accents"), ("tokenize_chinese_chars", "handle_chinese_chars")):
-            if isinstance(config.get(flag), bool):
-                setattr(backend.normalizer, attribute, config[flag])
+            value = config.get(flag)
+            if not isinstance(value, bool | None):
+                raise DataError(f"{file}: {flag} is {value!r}; give true or false")
+            if flag in config and (value is not None or flag == "strip_accents"):
+                setattr(backend.normalizer, attribute, value)
         if config.get("do_lower_case", lowercases(backend)) not in (lowercases(backend), None):
-            raise DataError(f"{file}: do_lower_case is {config['do_lower_case']}, and {path.name} does otherwise")
+            raise DataError(
+                f"{file}: do_lower_case is {config['do_lower_case']}, and {path.name} does otherwise; make them agree"
+            )
     return backend, lowercases(backend), ""
 
 
@@ -349,11 +354,12 @@ def _read_vocab(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
         raise DataError(f"{file}: tokenizer_class {kind}; a vocab.txt is read for {', '.join(BERT_CLASSES)} only")
     added = path.with_name("added_tokens.json")
     stated = config.get("added_tokens_decoder") or {}
-    if added.exists() or any(str(id).isdigit() and int(id) >= len(vocab) for id in stated):
+    beyond = [id for id in stated if str(id).isdigit() and int(id) >= len(vocab)] if isinstance(stated, dict) else []
+    if added.exists():
+        beyond += [token for token, id in read_json(added).items() if vocab.get(token) != id]
+    if beyond:
         where = added if added.exists() else file
-        raise DataError(
-            f"{where}: adds tokens to the vocab.txt; give a tokenizer.json with them, as transformers saves"
-        )
+        raise DataError(f"{where}: adds {beyond[0]!r} to the vocab.txt; give a tokenizer.json that has it")
     backend, lowercase = wordpiece_of(vocab, config)
     note = f"{path.name}: {'lower-case' if lowercase else 'cased'}, by its words"
     return backend, lowercase, note if config.get("do_lower_case") is None else ""

@@ -79,7 +79,7 @@ def corpus_report(data: Prepared, rows: Rows) -> dict[str, Any]:
     and `rows`, `fill` (of the rows that it makes).
 
     duplicates: the fraction of documents that are copies of another one; of more than COUNTED documents it is found in
-    a part of them, chosen by hash, and quantiles of lengths in every nth one (but the longest, "1", in all).
+    a part of them, chosen by hash, and quantiles of lengths are of every nth one (the longest, "1", is of all).
     """
     splits, documents = (data.train, data.held_out), len(data.hashes)
     lengths, longest = _lengths(splits, max(1, documents // COUNTED))

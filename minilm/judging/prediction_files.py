@@ -68,9 +68,9 @@ def judged_file(
         told = _told(table, own) if name in ("classification", "multilabel") else {}
         if gold is None:
             source, gold = _examples(table, name, named, own)
-        blank = next((note for note in table.notes if note.startswith("blank rows")), None)
-        if blank and source is not None and len(table.columns) == 1:
-            raise DataError(f"{file}: {blank}, which may be predictions of none; give it a second column")
+        left_out = isinstance(source, Table) and (gold.left_out or _blank(source))
+        if len(table.columns) == 1 and _blank(table) and left_out:
+            raise DataError(f"{file}: {_blank(table)}, and {source.name} has some; add a column of the texts")
         rows = _rows_of(table, gold, source)
         decoded = [_decoded(name, row.cells.get(own), row.where, gold.separator) for row in rows]
         chances, labels = _probabilities(name, rows, [*told.values()]) if told else None, tuple(told)
@@ -80,6 +80,11 @@ def judged_file(
     _check_choices(gold.examples, decoded)
     found = Judged(str(file), task, gold.examples, decoded, task.records_of(gold.examples, decoded), chances)
     return found, gold, file if source is None else source
+
+
+def _blank(table: Table) -> str:
+    """What a table's notes say of blank rows; "" if it has none."""
+    return next((note for note in table.notes if note.startswith("blank rows")), "")
 
 
 def _table(file: Path, named: Columns) -> Table:

@@ -12,7 +12,7 @@ import torch
 
 from minilm.checkpoint.pooling import read_pooling
 from minilm.data.documents import uncompressed_name
-from minilm.data.examples import Data, read_choices, read_texts
+from minilm.data.examples import SEPARATORS, Data, read_choices, read_texts
 from minilm.data.spans import is_one_word_a_line, read_questions, read_tagged
 from minilm.data.tables import Table, listed, read_table
 from minilm.dropin.config import PreTrainedConfig
@@ -96,7 +96,7 @@ def read_examples(
         named = {} if isinstance(source, Path) else {"question": columns["text"], "context": columns["pair"]}
         return read_questions(source, **named, labelled=labelled)
     kind = "regression" if name == "similarity" else name
-    told = {"separator": like.separator or None, "flags": like.flags} if like else {"separator": None}
+    told = {"separator": _separator(like, name), "flags": like.flags} if like else {"separator": None}
     data = read_texts(source, kind, **columns, labelled=labelled, **told)
     if name == "similarity" and "pair" not in data.columns:
         raise DataError(f"{source.name}: similarity needs two texts; name the second's column with --pair-column")
@@ -104,6 +104,15 @@ def read_examples(
         there, here = ("two texts", "one") if "pair" in like.columns else ("one text", "two")
         raise DataError(f"{source.name}: training used {there} a row, but here {here} would be read; name the columns")
     return data
+
+
+def _separator(like: Data, name: TaskName) -> str | None:
+    """What separates labels in data like this; None: to be guessed, for training had them as lists, and no mark in
+    them."""
+    if like.separator or name != "multilabel":
+        return like.separator
+    marks = any(mark in label for each in like.examples for label in each.label or () for mark in SEPARATORS)
+    return like.separator if marks else None
 
 
 def read_alike(

@@ -100,16 +100,16 @@ class GraphedStep:
         runtime: Runtime,
         max_norm: float,
     ) -> Outcome:
-        """`train_step`. If memory runs out, graphs give back theirs, and the step is computed as usual. Raises
-        OutOfMemory, and ConfigError for a step that cannot be recorded."""
+        """`train_step`. If memory runs out, graphs give back theirs, if there are any, and the step is computed as
+        usual. Raises OutOfMemory, and ConfigError for a step that cannot be recorded."""
         set_learning_rate_on(runtime.device, optimizers)
         shape, count = tuple(map(shape_of, micro_batches)), denominator(micro_batches, runtime)
 
         def work_on(there: Sequence[Any], count: Tensor) -> Callable[[], Outcome]:
             return lambda: update(forward, loss, optimizers, there, count, runtime, max_norm)
 
+        recorded, is_full = self.of_shape.get(shape), False
         try:
-            recorded = self.of_shape.get(shape)
             if recorded is not None:
                 recorded.load(micro_batches, count)
             elif shape in self.of_shape and sum(map(bool, self.of_shape.values())) < MOST:
@@ -125,6 +125,9 @@ class GraphedStep:
             if not any(self.of_shape.values()):
                 raise
             self.of_shape.clear()  # all at once: torch frees buffers of products with a graph, which others may share
+            is_full = True
+        if is_full:  # here, for the error above holds what the step had made
+            recorded = None
             return self(forward, loss, optimizers, micro_batches, runtime, max_norm)
         recorded.replay()
         return tuple(tensor.clone() for tensor in recorded.made)  # the next replay writes to the same ones

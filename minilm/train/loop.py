@@ -215,9 +215,10 @@ def fit(
     `batches` yields the micro-batches of each step. If it raises LoadingError in any process, or Stopped because of
     `stop`, the run saves and ends. `evaluate(step)`, true to stop there, and `save(step)` are called after `step` steps
     are done, `stop()` after every step; once it is true, nothing is evaluated any more. `smaller(step, error)` is
-    called when memory runs out: it returns smaller micro-batches from `step` on, or raises. Raises TrainingError after
-    a step that was not finite, which changed nothing: at once on a CPU, on a GPU when the host learns of it, without
-    waiting, while a few more steps are under way. take_step: in place of `train_step`.
+    called when memory runs out: it returns smaller micro-batches from `step` on, or raises, where a single process
+    saves first. Raises TrainingError after a step that was not finite, which changed nothing: at once on a CPU, on a
+    GPU when the host learns of it, without waiting, while a few more steps are under way. take_step: in place of
+    `train_step`.
     """
     forward.train()
     parallel, take_step = runtime.ranks.parallel(forward), take_step or train_step

@@ -100,7 +100,7 @@ def language_model_loss(model: LanguageModel, batch: Batch) -> tuple[Tensor, Ten
     """Loss of a masked, causal or prefix LM, whichever the batch is for. The vocabulary meets only the targets.
 
     Pairs of texts add the loss of PairHead, each pair weighted by the targets of a full row: in the mean over targets
-    the two losses count alike, as in Devlin et al. 2018, app. A.2, unless rows have fewer targets.
+    the two losses count alike, as in Devlin et al. 2018, app. A.2, unless rows have fewer targets or pairs no label.
     """
     states, of_targets = _states(model, batch)
     x = model.head(of_targets)

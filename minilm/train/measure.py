@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def step_seconds(
     for stretch in loader.stretches:
         took: list[float] = []
         own = loader.with_stretches([replace(stretch, steps=WARM_STEPS + TIMED_STEPS)])
-        shapes = _of_each_shape(loader.with_stretches([stretch]), own) if warm_up else []
+        shapes = _of_each_shape(loader.with_stretches([stretch]), own if warm_up > 1 else None) if warm_up else []
         for micro_batches in shapes * warm_up:
             take_step(parallel, loss, optimizers, micro_batches, runtime, max_norm)
         batches = own.steps_from(0)
@@ -69,13 +70,13 @@ def step_seconds(
     return found
 
 
-def _of_each_shape(loader: Loader, timed: Loader) -> list[Sequence[Batch]]:
-    """The micro-batches of a step of each shape, of those that short rows make and, in one process, of those that are
-    timed; several processes have other ones each, and must compute equally many steps."""
+def _of_each_shape(loader: Loader, timed: Loader | None) -> list[Sequence[Batch]]:
+    """The micro-batches of a step of each shape, of those that short rows make and of those that are timed, if given:
+    by them a graph is for other numbers of documents, too."""
     steps, found = {loader.positions(step): step for step in range(min(loader.cycle, loader.steps))}, {}
-    for own, numbers in ((loader, steps.values()), (timed, range(timed.steps if timed.world == 1 else 0))):
-        for micro_batches in map(own.micro_batches, numbers):
-            found.setdefault(tuple(map(shape_of, micro_batches)), micro_batches)
+    those = map(timed.micro_batches, range(timed.steps)) if timed else ()
+    for micro_batches in chain(map(loader.micro_batches, steps.values()), those):
+        found.setdefault(tuple(map(shape_of, micro_batches)), micro_batches)
     return [*found.values()]
 
 

@@ -514,11 +514,14 @@ def test_a_token_in_brackets_does_not_make_a_vocabulary_cased(tmp_path):
 def test_tokens_that_a_vocabulary_has_not_are_refused(tmp_path):
     """They are words of the model, and no row of its table may be taken for another one's."""
     directory = directory_of(tmp_path / "a", ["the", "c", "##o", "##v"])
-    (directory / "added_tokens.json").write_text('{"covid": 9}')
-    with pytest.raises(DataError, match=r"added_tokens\.json: adds tokens to the vocab\.txt; give a tokenizer\.json"):
+    for known in ("{}", '{"[MASK]": 4, "c": 6}'):
+        (directory / "added_tokens.json").write_text(known)
+        assert Tokenizer.load(directory).vocab_size == 9
+    (directory / "added_tokens.json").write_text('{"[MASK]": 4, "covid": 9}')
+    with pytest.raises(DataError, match=r"added_tokens\.json: adds 'covid' to the vocab\.txt; give a tokenizer\.json"):
         Tokenizer.load(directory)
     stated = {"0": {"content": "[PAD]"}, "7": {"content": "covid"}}
-    with pytest.raises(DataError, match=r"tokenizer_config\.json: adds tokens to the vocab\.txt"):
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: adds '7' to the vocab\.txt"):
         Tokenizer.load(directory_of(tmp_path / "b", ["the", "cat"], added_tokens_decoder=stated))
     del stated["7"]
     assert Tokenizer.load(directory_of(tmp_path / "c", ["the", "cat"], added_tokens_decoder=stated)).vocab_size == 7
@@ -544,6 +547,9 @@ def test_a_tokenizer_json_is_read_as_its_config_says(tmp_path):
     transformers = pytest.importorskip("transformers")
     assert ids() == ["cafe", "中", "文"]
     assert ids(strip_accents=False) == ["café", "中", "文"]
+    (tmp_path / "b" / "tokenizer_config.json").write_text(json.dumps(config | {"strip_accents": "no"}))
+    with pytest.raises(DataError, match="strip_accents is 'no'; give true or false"):
+        Tokenizer.load(tmp_path / "b")
     assert ids(tokenize_chinese_chars=False) == ["cafe", "中", "##文"]
     (tmp_path / "b" / "tokenizer_config.json").write_text(json.dumps(config | {"do_lower_case": False}))
     with pytest.raises(DataError, match=r"do_lower_case is False, and tokenizer\.json does otherwise"):

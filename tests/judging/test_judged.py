@@ -164,16 +164,33 @@ def test_a_space_without_a_break_is_part_of_a_word(tmp_path):
     assert written.startswith("10\u00a0000\tB-NUM\tO\n")
 
 
-def test_a_blank_line_is_no_row_that_is_passed_over(tuned, tmp_path):
-    """In a file of predictions alone, of which each stands beside a row of the examples."""
+def test_blank_lines_on_both_sides_do_not_shift_rows(tuned, tmp_path):
+    """Of predictions alone, each beside a row of the examples; a blank line at their end alone is none."""
     _, data, file = tuned("classification")
     labels = [each.label for each in data.examples]
-    (tmp_path / "p.csv").write_text("\n".join(["prediction", *labels]) + "\n")
-    source = read_source(file, "classification")
-    assert judged_file(tmp_path / "p.csv", "classification", data, source)[0].decoded == labels
-    (tmp_path / "p.csv").write_text("\n".join(["prediction", *labels[:9], "", *labels[9:]]) + "\n")
-    with pytest.raises(DataError, match="blank rows: 1, which may be predictions of none; give it a second column"):
-        judged_file(tmp_path / "p.csv", "classification", data, source)
+
+    def judged(lines, source):
+        (tmp_path / "p.csv").write_text("\n".join(["prediction", *lines]) + "\n")
+        gold = read_examples(read_source(source, "classification"), "classification")
+        return judged_file(tmp_path / "p.csv", "classification", gold, read_source(source, "classification"))[0]
+
+    assert judged(labels, file).decoded == judged([*labels, ""], file).decoded == labels
+    lines = file.read_text().split("\n")
+    (tmp_path / "gap.csv").write_text("\n".join([*lines[:3], ",", *lines[3:]]))
+    assert judged(labels, tmp_path / "gap.csv").decoded == labels
+    with pytest.raises(DataError, match=r"blank rows: 1, and .*gap\.csv has some; add a column of the texts"):
+        judged([*labels[:9], "", *labels[9:]], tmp_path / "gap.csv")
+
+
+def test_labels_of_a_test_are_apart_though_training_had_lists(tmp_path):
+    """Unless a label of training has such a mark itself."""
+    (tmp_path / "test.csv").write_text('text,labels\na film,x|y\nthe film,x\nfilms,"x|y"\n')
+    for more, wanted in (([], ("x", "y")), (["x|y"], ("x|y",))):
+        rows = [{"text": "a", "labels": each} for each in (["x"], ["x", "y"], more)]
+        (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        train = read_examples(read_source(tmp_path / "train.jsonl", "multilabel"), "multilabel")
+        test = read_examples(read_source(tmp_path / "test.csv", "multilabel"), "multilabel", like=train)
+        assert [each.label for each in test.examples] == [wanted, ("x",), wanted]
 
 
 HEAD = "text,label,prediction"

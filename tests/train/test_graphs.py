@@ -1,6 +1,7 @@
 """Steps as CUDA graphs, on a CPU: what is recorded is computed anew from the tensors that it was recorded with, as by a
 graph, so that a value that stays on the host is the old one. That a GPU records them is for `test_gpu.py`."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -142,9 +143,14 @@ def test_where_memory_runs_out_graphs_give_theirs_back(tiny, masked, replays):
     optimizers = make_optimizers(model, "adamw", lr=1e-2, weight_decay=0.1)
     take_step = step_of(runtime, True)
 
+    made = []
+
     def too_much(model, batch):
         if take_step.of_shape:
-            raise RuntimeError("CUDA out of memory")
+            made.append(torch.zeros(8))
+            held, made[-1] = made[-1], weakref.ref(made[-1])
+            raise RuntimeError(f"CUDA out of memory beside {len(held)}")
+        assert all(each() is None for each in made)  # what the step had made is gone before it is computed again
         return language_model_loss(model, batch)
 
     def go(loss, *counts):
