@@ -366,7 +366,7 @@ def pretrain(
         is_compiled = args.compile and not (run and run.result)
         loss = runtime.compiled(language_model_loss) if is_compiled else language_model_loss
         take_step = step_of(runtime, args.cuda_graphs and not (run and run.result))
-        data, rows, held_out = load_data(args, objective, recipe, runtime, pretrained)
+        data, rows, held_out, reads = load_data(args, objective, recipe, runtime, pretrained)
         if run and run.settings["data"] != data.fingerprint:
             other = "" if args.data else ", or with other versions of the packages whose documentation it is"
             raise ConfigError(f"--out {out}: began with other text{other}; use the same, or another --out")
@@ -438,7 +438,7 @@ def pretrain(
             **measure(job, log),
             "held_out_documents": len(data.held_out),
             "held_out_tokens": len(data.held_out.tokens),
-            "held_out_reads": sum(batch.size for batch in held_out) / len(data.held_out.tokens),
+            "held_out_reads": reads,
             "vocab_size": data.tokenizer.vocab_size,
         }
         weights = whole_state(model)
@@ -515,8 +515,9 @@ def check_sharding(args: Args, recipe: Recipe, runtime: Runtime, run: Run | None
 
 def load_data(
     args: Args, objective: ObjectiveName, recipe: Recipe, runtime: Runtime, pretrained: Pretrained | None
-) -> tuple[Prepared, dict[int, Rows], list[Batch]]:
-    """The tokenised corpus, its training rows by length, and the fixed held-out batches."""
+) -> tuple[Prepared, dict[int, Rows], list[Batch], float]:
+    """The tokenised corpus, its training rows by length, the fixed held-out batches, and how often these read each
+    held-out row."""
     data = runtime.ranks.one_by_one(lambda: prepared(args, recipe, pretrained))
     runtime.ranks.expect_same(data.fingerprint, "other text, or another vocabulary,")
 
@@ -536,7 +537,7 @@ def load_data(
     held_out = list(fixed_batches(held_out_rows, make_objective(objective, data.tokenizer, EVAL_SEED)))
     if not any(batch.count for batch in held_out):
         raise DataError("the held-out text is all unknown words, so nothing to predict; give other text")
-    return data, rows, held_out
+    return data, rows, held_out, sum(len(batch.tokens.input_ids) for batch in held_out) / len(held_out_rows)
 
 
 def prepared(args: Args, recipe: Recipe, pretrained: Pretrained | None) -> Prepared:

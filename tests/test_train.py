@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from minilm import cli, files
 from minilm.checkpoint.model import read_model
 from minilm.checkpoint.store import Store
+from minilm.data.loader import fixed_batches
 from minilm.errors import ConfigError
 from minilm.recipes import RECIPES, Recipe
 from minilm.train.cheap import CheapDropout
@@ -214,6 +216,15 @@ def test_what_is_not_compiled_is_refused(go, tmp_path):
     status, _, err = go("--compile", "--steps", 2)
     assert (status, err) == (2, "error: --compile: needs a GPU, and this is cpu; leave it out\n")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_held_out_text_that_is_read_once_is_not_called_read_again(go, tmp_path, train, monkeypatch):
+    """Though its short documents each get a [CLS] of their own."""
+    monkeypatch.setattr(train, "fixed_batches", partial(fixed_batches, min_targets=1))
+    status, out, err = go("--steps", 1, "--packing", "documents", "--json", "r.json")
+    assert status == 0, err
+    assert json.loads((tmp_path / "r.json").read_text())["held_out_reads"] == 1.0
+    assert " times" not in out
 
 
 def test_it_learns(go, tmp_path):
