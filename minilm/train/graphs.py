@@ -108,7 +108,7 @@ class GraphedStep:
         def work_on(there: Sequence[Any], count: Tensor) -> Callable[[], Outcome]:
             return lambda: update(forward, loss, optimizers, there, count, runtime, max_norm)
 
-        recorded, is_full = self.of_shape.get(shape), False
+        recorded, ran_out = self.of_shape.get(shape), False
         try:
             if recorded is not None:
                 recorded.load(micro_batches, count)
@@ -125,8 +125,8 @@ class GraphedStep:
             if not any(self.of_shape.values()):
                 raise
             self.of_shape.clear()  # all at once: torch frees buffers of products with a graph, which others may share
-            is_full = True
-        if is_full:  # here, for the error above holds what the step had made
+            ran_out = True
+        if ran_out:  # here, for the error above holds what the step had made
             recorded = None
             return self(forward, loss, optimizers, micro_batches, runtime, max_norm)
         recorded.replay()
