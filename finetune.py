@@ -24,7 +24,7 @@ from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
 from minilm.data.examples import Data, as_text
 from minilm.data.libraries import embedded_examples
-from minilm.data.splits import folds, overlap, split_by_text, texts_of, wide_labels
+from minilm.data.splits import folds, split_by_text, texts_of, wide_labels
 from minilm.data.tables import Table
 from minilm.data.tokenizer import Tokenizer
 from minilm.dropin.config import BertConfig
@@ -33,7 +33,7 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
 from minilm.files import finite, write_json
 from minilm.metrics.intervals import spread
-from minilm.tasks.finetune import DEV, held_out, say_compared, say_notes
+from minilm.tasks.finetune import DEV, held_out, say_compared, say_notes, say_overlap
 from minilm.tasks.named import TaskName, make_task, model_for, new_model, read_alike, read_examples, read_source
 from minilm.tasks.report import as_read, baseline_line, check_lines, closing, next_command, warning, write_report
 from minilm.tasks.task import Task, scores_line
@@ -383,8 +383,8 @@ def load(args: Args) -> Iterator[Run]:
     for name, split in (("dev", dev), ("test", test)):
         if split is not None:
             say_compared(name, train, split)
-    if test is not None and (again := overlap(dev.examples, test.examples)).count:
-        say(f"test: {again.count:,} texts are also in the dev examples; the first {again.first[0][0]}")
+    if test is not None:
+        say_overlap("test", test, "dev", dev)
     uses = ((train, "train"), (dev, "dev"), (test, "test"))
     say("examples: " + ", ".join(f"{len(split.examples):,} {use}" for split, use in uses if split))
     for seed in range(args.seed, args.seed + args.seeds):

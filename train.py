@@ -396,9 +396,9 @@ def pretrain(
         )
 
         def loader(steps: int) -> Loader:
-            pinned = runtime.device.type == "cuda"
-            memory = pinned, args.cuda_graphs
-            return Loader(recipe.stretches(steps), rows, to_learn, args.seed, ranks.rank, ranks.world, *memory)
+            order = args.seed, ranks.rank, ranks.world
+            memory = {"pin_memory": runtime.device.type == "cuda", "few_sizes": args.cuda_graphs}
+            return Loader(recipe.stretches(steps), rows, to_learn, *order, **memory)
 
         step_s, within = {}, None
         if args.dry_run or not (run or recipe.steps or args.epochs):

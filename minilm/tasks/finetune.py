@@ -142,8 +142,13 @@ def say_compared(name: str, train: Data, other: Data) -> None:
     """Say which labels of `other` training lacks, and how many of its texts are in training, too. Raises DataError."""
     for note in check_labels(train.examples, other.examples):
         say(f"{name}: {note}")
-    if (again := overlap(train.examples, other.examples)).count:
-        say(f"{name}: {again.count:,} texts are also in the training examples; the first {again.first[0][0]}")
+    say_overlap(name, other, "training", train)
+
+
+def say_overlap(name: str, other: Data, first_name: str, first: Data) -> None:
+    """Say how many texts of `other` are in `first`, too."""
+    if (again := overlap(first.examples, other.examples)).count:
+        say(f"{name}: {again.count:,} texts are also in the {first_name} examples; the first {again.first[0][0]}")
 
 
 def say_notes(name: str, data: Data) -> None:

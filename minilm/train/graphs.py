@@ -91,7 +91,18 @@ class GraphedStep:
         self.graphs = graphs
         self.of_shape: dict[Any, Recorded | None] = {}  # None: was computed once
 
-    def __call__(
+    def __call__(self, *of: Any) -> Outcome:
+        """`train_step`. If memory runs out, graphs give back theirs, if there are any, and the step is computed as
+        usual. Raises OutOfMemory, and ConfigError for a step that cannot be recorded."""
+        try:
+            return self._step(*of)
+        except OutOfMemory:
+            if not any(self.of_shape.values()):
+                raise
+            self.of_shape.clear()  # all at once: torch frees buffers of products with a graph, which others may share
+        return self._step(*of)  # here, for the error above holds what the step had made
+
+    def _step(
         self,
         forward: nn.Module,
         loss: Loss,
@@ -100,35 +111,24 @@ class GraphedStep:
         runtime: Runtime,
         max_norm: float,
     ) -> Outcome:
-        """`train_step`. If memory runs out, graphs give back theirs, if there are any, and the step is computed as
-        usual. Raises OutOfMemory, and ConfigError for a step that cannot be recorded."""
         set_learning_rate_on(runtime.device, optimizers)
         shape, count = tuple(map(shape_of, micro_batches)), denominator(micro_batches, runtime)
 
         def work_on(there: Sequence[Any], count: Tensor) -> Callable[[], Outcome]:
             return lambda: update(forward, loss, optimizers, there, count, runtime, max_norm)
 
-        recorded, ran_out = self.of_shape.get(shape), False
-        try:
-            if recorded is not None:
-                recorded.load(micro_batches, count)
-            elif shape in self.of_shape and sum(map(bool, self.of_shape.values())) < MOST:
-                there = [micro.to(runtime.device).clone() for micro in micro_batches]
-                count_there = torch.full((), count, device=runtime.device)
-                recorded = Recorded(there, count_there, *self._record(work_on(there, count_there)))
-                self.of_shape[shape] = recorded
-            else:
-                made = self.graphs.warm_up(work_on(micro_batches, torch.full((), count, device=runtime.device)))
-                self.of_shape[shape] = None
-                return made
-        except OutOfMemory:
-            if not any(self.of_shape.values()):
-                raise
-            self.of_shape.clear()  # all at once: torch frees buffers of products with a graph, which others may share
-            ran_out = True
-        if ran_out:  # here, for the error above holds what the step had made
-            recorded = None
-            return self(forward, loss, optimizers, micro_batches, runtime, max_norm)
+        recorded = self.of_shape.get(shape)
+        if recorded is not None:
+            recorded.load(micro_batches, count)
+        elif shape in self.of_shape and sum(map(bool, self.of_shape.values())) < MOST:
+            there = [micro.to(runtime.device).clone() for micro in micro_batches]
+            count_there = torch.full((), count, device=runtime.device)
+            recorded = Recorded(there, count_there, *self._record(work_on(there, count_there)))
+            self.of_shape[shape] = recorded
+        else:
+            made = self.graphs.warm_up(work_on(micro_batches, torch.full((), count, device=runtime.device)))
+            self.of_shape[shape] = None
+            return made
         recorded.replay()
         return tuple(tensor.clone() for tensor in recorded.made)  # the next replay writes to the same ones
 
