@@ -23,6 +23,8 @@ import transformers
 from torch import Tensor
 
 import minilm
+import minilm.tasks.report
+import minilm.train.log
 from minilm.batch import Tokens
 from minilm.checkpoint.hf import config_to_hf, from_hf, kind_of, to_hf
 from minilm.model.encoder import bert_config, modern_config
@@ -157,10 +159,22 @@ def narrow_recipes(monkeypatch):
 
 
 @pytest.fixture
-def train(train_script, monkeypatch):
+def pictures():
+    """For tests of pictures: without it runs in this process draw none, which takes a second each."""
+
+
+@pytest.fixture
+def no_pictures(request, monkeypatch):
+    if "pictures" not in request.fixturenames:
+        for module in (minilm.tasks.report, minilm.train.log):
+            monkeypatch.setattr(module, "drawn", lambda image, draw: True)
+
+
+@pytest.fixture
+def train(train_script, monkeypatch, no_pictures):
     """The same, in less time: the peak of the machine is not measured, and fewer held-out targets do."""
     monkeypatch.setattr("minilm.train.measure.matmul_peak", lambda device, dtype: 1e12)
-    monkeypatch.setattr(train_script, "fixed_batches", partial(train_script.fixed_batches, min_targets=2000))
+    monkeypatch.setattr(train_script, "fixed_batches", partial(train_script.fixed_batches, min_targets=500))
     return train_script
 
 

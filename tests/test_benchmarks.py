@@ -201,6 +201,7 @@ def benchmarks_main(load, monkeypatch, tmp_path):
     monkeypatch.setattr(measure, "LEAST_S", 0)
     monkeypatch.setattr(measure, "PEAK_S", 0.01)
     monkeypatch.setattr(module, "when", lambda: {"commit": "abc", "date": "today"})
+    monkeypatch.setattr(module, "busy", lambda: 0.0)
 
     class Here(measure.Process):
         """A side in this process."""
@@ -260,13 +261,12 @@ def test_sides_do_the_same(benchmarks_main, encoder_directory, tmp_path, capsys,
     monkeypatch.setattr(torch, "compile", lambda function, **more: function)
     file = tmp_path / "rows.jsonl"
     flags = [name, "--pairs", "2", "--json", str(file), "--cache-dir", str(tmp_path / "cache"), "--device", "cpu"]
+    flags += ["--precision", "fp32", "--model", str(encoder_directory)]
+    picture = tmp_path / "r.png"
+    flags += ["--png", str(picture)] if name == ROWS[0] else []
     for _ in range(2):
         with pytest.raises(SystemExit) as stop:
-            cli.run(
-                benchmarks_main.main,
-                benchmarks_main.Args,
-                [*flags, "--precision", "fp32", "--model", str(encoder_directory), "--png", str(tmp_path / "r.png")],
-            )
+            cli.run(benchmarks_main.main, benchmarks_main.Args, flags)
         out, err = capsys.readouterr()
         assert stop.value.code == 0, err
     lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -277,7 +277,7 @@ def test_sides_do_the_same(benchmarks_main, encoder_directory, tmp_path, capsys,
         assert line["peak_mb"] > 0
         assert ("ratio" in line) == (line["side"] != "minilm")
         assert line.get("ratio_low", 0) <= line.get("ratio", 0) <= line.get("ratio_high", 0)
-    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    assert name != ROWS[0] or picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", ["pretrain-128", "pretrain-natural", "causal-1024", "finetune"])
@@ -469,9 +469,24 @@ def test_where_ours_fails_there_is_no_row(benchmarks_main, monkeypatch, tmp_path
     assert not file.exists()
 
 
-def test_a_side_is_a_process(measure_as_it_is, encoder_directory, tmp_path):
-    """It is asked, says how it failed, and ends with its benchmark; one that is killed is told, too."""
-    measure = measure_as_it_is
+SMALL = """#!{python}
+import runpy, sys
+sys.path.insert(0, {root!r})
+from benchmarks import measure, steps
+measure.LEAST_S, steps.VOCABULARY = 0.1, 64
+steps.SHAPES = {{"cpu": {{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}}}}
+sys.argv = sys.argv[2:]
+runpy.run_module("benchmarks", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_side_is_a_process(measure_as_it_is, encoder_directory, tmp_path, monkeypatch):
+    """It is asked, says how it failed, and ends with its benchmark; one that is killed is told, too. Of a small row."""
+    measure, python = measure_as_it_is, tmp_path / "python"
+    python.write_text(SMALL.format(python=sys.executable, root=str(ROOT)))
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     setting = measure.Setting(torch.device("cpu"), "fp32", encoder_directory, tmp_path, 4)
     row, of = measure.ROWS["finetune"], ("finetune", setting)
     other = "transformers, faster attention"

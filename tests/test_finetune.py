@@ -35,7 +35,7 @@ PLAIN = ["the", "film", "was", "and", "plot", "a"]
 
 
 @pytest.fixture
-def go(script, evaluate, encoder_directory, tmp_path, monkeypatch, capsys):
+def go(script, evaluate, encoder_directory, tmp_path, monkeypatch, capsys, no_pictures):
     """go("finetune" or a command of evaluate.py, *argv) -> (status, stdout, stderr), in a directory with train.csv."""
     monkeypatch.chdir(tmp_path)
     rows = [
@@ -62,7 +62,7 @@ def go(script, evaluate, encoder_directory, tmp_path, monkeypatch, capsys):
 FLAGS = ("--train", "train.csv", "--out", "out", "--epochs", "8", "--lr", "5e-3", "--batch-size", "8")
 
 
-def test_from_a_table_to_predictions(go, tmp_path):
+def test_from_a_table_to_predictions(go, pictures, tmp_path):
     status, out, err = go("finetune", *FLAGS, "--json", "result.json")
     assert status == 0, err
     assert "text is column 'review', label is column 'verdict'" in err
@@ -432,8 +432,7 @@ def test_a_file_is_in_one_split_wherever_it_is_installed(tmp_path, monkeypatch):
 def test_alone_it_begins_from_scratch_and_says_so(script, tmp_path, monkeypatch, capsys):
     """Where there is no checkpoints/quick-mlm; on a few of the embedded examples."""
     monkeypatch.chdir(tmp_path)
-    whole = script.embedded_examples
-    monkeypatch.setattr(script, "embedded_examples", lambda: [part[::20] for part in whole()])
+    monkeypatch.setattr("minilm.data.libraries.PER_LIBRARY", 80)
     with pytest.raises(SystemExit) as stop:
         cli.run(script.main, script.Args, ["--device", "cpu", "--steps", "3"])
     out, err = capsys.readouterr()
@@ -695,7 +694,7 @@ def sentences():
     return [each for each in found if each]
 
 
-def test_tags_of_words(go):
+def test_tags_of_words(go, pictures):
     """From one word a line to its tag, in lines and in lists."""
     lines = ["".join(f"{word} {tag}\n" for word, tag in each) for each in sentences()]
     Path("a.conll").write_text("-DOCSTART- O\n\n" + "\n".join(lines))
@@ -1111,7 +1110,7 @@ def test_results_write_over_no_input(go):
         assert (status, "is the file of --" in err) == (2, True), err
 
 
-def test_baselines_and_tables_are_of_the_same_rows_as_the_scores(go):
+def test_baselines_and_tables_are_of_the_same_rows_as_the_scores(go, pictures):
     """A label that training does not have counts as wrong everywhere; and one that looks like a formula is a name."""
     kinds = ("$\\frac$", "$^$")
     train = [(f"the film {i}", kinds[i % 2]) for i in range(40)]
@@ -1126,6 +1125,7 @@ def test_baselines_and_tables_are_of_the_same_rows_as_the_scores(go):
     assert [(row["name"], row["support"]) for row in result["labels"]] == [*((k, 10) for k in kinds), ("(unseen)", 20)]
     assert sum(map(sum, result["confusion"])) == 40
     assert result["confusion"][2][2] == 0
+    assert Path("out/confusion.png").exists()
 
 
 def test_what_is_written_is_read_again(go):

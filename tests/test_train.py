@@ -97,6 +97,11 @@ def go(train, text, cache, tmp_path, monkeypatch, capsys):
     return run
 
 
+def test_a_run_leaves_a_picture_of_its_loss(go, pictures, tmp_path):
+    assert go("--steps", 2)[0] == 0
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("objective", ["mlm", "clm", "prefix"])
 @pytest.mark.parametrize("recipe", RECIPE)
 def test_text_in_model_out(go, tmp_path, recipe, objective):
@@ -105,14 +110,14 @@ def test_text_in_model_out(go, tmp_path, recipe, objective):
     result = json.loads((tmp_path / "result.json").read_text())
     assert result.keys() >= KEYS
     assert result["held_out_loss"] < 5.5  # from log 256 = 5.55: 60 steps of a toy
-    assert result["targets"] > 1_500
+    assert result["targets"] >= 500
     assert result["vocab_size"] == 256
     assert result["tokens"] <= 60 * 4 * 32
     assert f"loss {result['held_out_loss']:.3f}" in out
     model, tokenizer, was = read_model(tmp_path / "run")
     assert was == objective
     assert sum(p.numel() for p in model.parameters()) == result["parameters"]
-    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"README.md", "loss.png", "metrics.jsonl", "run.json"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"README.md", "metrics.jsonl", "run.json"}
     held = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "held_out_loss" in line]
     assert [line["step"] for line in held] == [12, 24, 36, 48, 60]
     assert held[-1]["held_out_loss"] == round(result["held_out_loss"], 4)
@@ -273,13 +278,13 @@ def test_pairs_of_texts(go, tmp_path, pairs):
 def test_whole_words_short_rows_and_growing_batches(go, tmp_path, monkeypatch):
     """All that varies over a run at once, gone on with from its middle: the weights of the run that was not stopped."""
     monkeypatch.setattr(Store, "prune", lambda self, keep, spared=None: None)
-    flags = ["--steps", 40, "--whole-words", "--mask-rate", 0.4, "--mask-rate-end", 0.15, "--short-frac", 0.4]
-    flags += ["--accumulation", 4, "--batch-warmup-frac", 0.6, "--length", 128, "--gradient-checkpointing"]
+    flags = ["--steps", 24, "--whole-words", "--mask-rate", 0.4, "--mask-rate-end", 0.15, "--short-frac", 0.4]
+    flags += ["--accumulation", 4, "--batch-warmup-frac", 0.6, "--length", 64, "--gradient-checkpointing"]
     flags += ["--short-seq-prob", 0.3]
-    assert go(*flags, "--save-every", 20)[0] == 0
-    half = half_of(tmp_path / "run", 20)
-    status, _, err = go(*flags, "--save-every", 20, "--out", "half")
-    assert "resuming from step 20" in err
+    assert go(*flags, "--save-every", 12)[0] == 0
+    half = half_of(tmp_path / "run", 12)
+    status, _, err = go(*flags, "--save-every", 12, "--out", "half")
+    assert "resuming from step 12" in err
     assert status == 0
     assert same_weights(tmp_path / "run", half)
 
@@ -1090,7 +1095,7 @@ def test_a_diverging_run_says_where(go, train, monkeypatch):
     assert "(rows " in last
 
 
-def test_core_install_needs_no_plot_library(go, train, monkeypatch, tmp_path):
+def test_core_install_needs_no_plot_library(go, pictures, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     status, _, err = go("--steps", 2)
     assert status == 0

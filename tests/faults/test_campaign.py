@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import pytest
 
+from minilm import cli
 from minilm.data.examples import Data
 from minilm.errors import DataError
 
@@ -67,9 +68,14 @@ def test_the_long_run_begins(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [("--only", "flood"), ("--mutations", "flood")])
-def test_what_there_is_none_of_is_one_line(flags):
-    status, said = campaign(*flags)
-    assert status == 2
+def test_what_there_is_none_of_is_one_line(flags, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT)
+    from tests.faults.__main__ import Args, main
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, Args, [*flags])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
     assert said.startswith(f"error: {flags[0]} flood: give some of ")
     assert said.count("\n") == 1
     if flags[0] == "--only":

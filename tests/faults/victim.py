@@ -26,7 +26,7 @@ from minilm.checkpoint.store import Store, checkpoints
 from minilm.errors import CheckpointError
 from minilm.files import sha256
 from minilm.recipes import RECIPES, Recipe
-from minilm.train import loop
+from minilm.train import log, loop
 from minilm.train.ranks import Ranks
 from minilm.train.runtime import STOPPING
 
@@ -190,7 +190,7 @@ class Victim:
         the going on, the same weights at its end, the tidiness."""
         if lost := self.lost_step(out, saved):
             return lost
-        newest, child = self.newest(out), self.begin(out)
+        newest, child = self.newest(out), self.begin(out, without_picture)
         if (status := child.end()) != 0:
             return f"going on ends with {status}: {self.said(out)}"
         if again := [step for what, step in child.messages if what == "saved" and step <= newest]:
@@ -232,8 +232,12 @@ def quiet(log: Path) -> None:
         os.dup2(handle, own)
 
 
+def without_picture() -> None:
+    log.drawn = lambda image, draw: True
+
+
 def _hurry() -> None:
-    """Neither the machine's peak nor many held-out targets; no picture. What is done every 64 steps is, too."""
+    """Neither the machine's peak nor many held-out targets. What is done every 64 steps is, too."""
     loop.TIDY_EVERY = 5
     train.fixed_batches = partial(train.fixed_batches, min_targets=200)
     import minilm.train.measure as measure

@@ -77,17 +77,24 @@ def test_every_task_is_compiled_here():
     assert {*OF_TASK} == {*TASKS}
 
 
-@pytest.mark.parametrize("task", OF_TASK)
-def test_a_compiled_run_is_the_run(directory, graphs, monkeypatch, task):
+@pytest.mark.parametrize(
+    ("task", "size", "most"),
+    [
+        ("classification", 8, 5),  # of some steps a size is 1
+        ("choice", 8, 5),
+        *((task, 26, 3) for task in OF_TASK if task not in ("classification", "choice")),
+    ],
+)
+def test_a_compiled_run_is_the_run(directory, graphs, monkeypatch, task, size, most):
     """Before code is made of them, which rounds elsewhere, graphs compute the same bits. In bf16: on some processors
     fp32 has products of its own; and without what is made cheap on a CPU alone."""
     monkeypatch.setattr(tune_module, "cheapen", lambda *of: None)
-    settings = {"steps": 6, "batch_size": 8, "length": 24, "device": "cpu", "precision": "bf16", "task": task}
+    settings = {"steps": 3, "batch_size": size, "length": 24, "device": "cpu", "precision": "bf16", "task": task}
     rows = [row | ({"id": str(i)} if task == "span" else {}) for i, row in enumerate(OF_TASK[task])]
     eager = minilm.finetune(directory, rows, rows[:9], **settings)
     assert graphs == []
     compiled = minilm.finetune(directory, rows, rows[:9], **settings, compile=True)
-    assert 2 <= len(graphs) <= 5  # of 7: a trial, one for all shapes, and some where a size is 1
+    assert 2 <= len(graphs) <= most  # of 7: a trial, one for all shapes, and some where a size is 1
     assert same(weights(eager), weights(compiled))
 
 

@@ -1,5 +1,6 @@
 """Device and precision as they would be chosen elsewhere, what a step draws, and signals."""
 
+import inspect
 import itertools
 import os
 import signal
@@ -285,11 +286,12 @@ def test_peak_memory_is_in_megabytes():
 @pytest.mark.skipif(sys.platform != "linux", reason="others count what began a process, too")
 def test_peak_memory_is_of_the_process_alone():
     """Not that of one, larger, that has begun it."""
-    held = torch.ones(256 << 18)  # 256 MiB, touched
-    code = "import torch; from minilm.train.runtime import peak_memory_mb; print(peak_memory_mb(torch.device('cpu')))"
+    code = "import os, re, resource\nfrom contextlib import suppress\nfrom pathlib import Path\n"
+    code += "from types import SimpleNamespace\ntorch = SimpleNamespace(device=None)\n"
+    code += inspect.getsource(peak_memory_mb) + "print(peak_memory_mb(SimpleNamespace(type='cpu')))"
     alone = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    assert alone > 64
-    assert peak_memory_mb(torch.device("cpu")) > alone + held.numel() * 4 / 2**20 - 200
+    assert alone > 4
+    assert peak_memory_mb(torch.device("cpu")) > alone + 100  # with torch
 
 
 def test_one_leaves_at_once_what_may_be_left():
