@@ -136,7 +136,8 @@ class Args:
     device: str = "auto"
     """cuda, mps or cpu; auto takes the first of these that is available."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Precision of matrix products; auto takes the fastest that the device computes natively."""
+    """Precision of matrix products; auto takes the fastest that the device computes natively. On an Nvidia GPU products
+    in fp32 are TF32's."""
     threads: int | None = None
     """CPU threads; torch's choice if not given."""
     deterministic: bool = False

@@ -177,7 +177,8 @@ class Args:
     device: str = "auto"
     """cuda, mps or cpu; auto takes the first of these that is available."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Precision of matrix products; auto takes the fastest that the device computes natively."""
+    """Precision of matrix products; auto takes the fastest that the device computes natively. On an Nvidia GPU products
+    in fp32 are TF32's."""
     shard: bool = False
     """With torchrun: each process keeps only a part of weights, gradients and optimizer states, to save memory."""
     threads: int | None = None
@@ -315,7 +316,7 @@ def check_of_use(args: Args, objective: ObjectiveName, recipe: Recipe) -> None:
             "goes with --objective mlm only",
         ),
         (("batch_warmup_frac",), recipe.accumulation > 1, "goes with --accumulation above 1 only"),
-        (("packing",), not recipe.pairs, "has no effect with --pairs"),
+        (("packing",), not recipe.pairs, f"has no effect with --pairs {recipe.pairs}"),
         (("output_scale",), not args.model, "has no effect with --model"),
         (("mask_rate_end",), not args.compile, "does not work with --compile"),
         (("mask_rate_end",), not args.cuda_graphs, "does not work with --cuda-graphs"),
@@ -363,14 +364,14 @@ def pretrain(
         run = ranks.from_first(lambda: store.earlier_run(settings, choices, args.resume))
         runtime = ranks.agreed(lambda: runtime_of(run, args.device, args.precision, args.threads, args.deterministic))
         check_sharding(args, recipe, runtime, run)
-        is_compiled = args.compile and not (run and run.result)
-        loss = runtime.compiled(language_model_loss) if is_compiled else language_model_loss
-        take_step = step_of(runtime, args.cuda_graphs and not (run and run.result))
+        run = reopened(run, store, ranks)
+        trains = not (run and run.result)
+        loss = runtime.compiled(language_model_loss) if args.compile and trains else language_model_loss
+        take_step = step_of(runtime, args.cuda_graphs and trains)
         data, rows, held_out, reads = load_data(args, objective, recipe, runtime, pretrained)
         if run and run.settings["data"] != data.fingerprint:
             other = "" if args.data else ", or with other versions of the packages whose documentation it is"
             raise ConfigError(f"--out {out}: began with other text{other}; use the same, or another --out")
-        run = reopened(run, out, ranks)
         if run and run.result:
             try:
                 summary(run.result)
@@ -487,18 +488,14 @@ def conclude(
 def asked_for(
     args: Args, objective: ObjectiveName, recipe: Recipe, pretrained: Pretrained | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(settings, choices) that a resumed run must be given again. choices: flags for what a run otherwise decides by
-    itself (precision, threads)."""
-    flags = {"precision": args.precision, "threads": args.threads}
-    choices = {name: value for name, value in flags.items() if value not in ("auto", None)}
+    """(settings, choices) that a resumed run must be given again. choices: --precision, if it is given, which a run
+    otherwise decides by itself."""
+    choices = {} if args.precision == "auto" else {"precision": args.precision}
     settings = {"objective": objective, "seed": args.seed, "epochs": args.epochs, "held_out": args.held_out}
     if pretrained:
         settings["model"] = f"{os.path.normpath(args.model)} ({weights_fingerprint(pretrained.model)})"
-    settings |= {name: True for name in ("deterministic", "compile", "cuda_graphs") if getattr(args, name)}
-    recipe_settings = asdict(recipe)
-    if not recipe.short_seq_prob:
-        del recipe_settings["short_seq_prob"]  # runs that began without it go on
-    return settings | recipe_settings, choices
+    settings |= {name: getattr(args, name) for name in ("deterministic", "compile", "cuda_graphs")}
+    return settings | asdict(recipe), choices
 
 
 def check_sharding(args: Args, recipe: Recipe, runtime: Runtime, run: Run | None) -> None:

@@ -24,7 +24,6 @@ from minilm.tasks.task import Features, TaskBatch, batch_of
 from minilm.train.cheap import cheapen
 from minilm.train.cost import step_flops
 from minilm.train.graphs import step_of
-from minilm.train.loop import train_step
 from minilm.train.losses import language_model_loss
 from minilm.train.optim import gradient_norm, make_optimizers
 from minilm.train.ranks import Applied
@@ -155,7 +154,7 @@ def _our_loop(
     runtime, forward = setting.runtime, Applied(model).to(setting.device).train()
     optimizers = make_optimizers(model, "adamw", LR, DECAY, eps=EPS)
     there = [batch.to(setting.device) for batch in batches]
-    take_step = step_of(runtime, graphed) or train_step
+    take_step = step_of(runtime, graphed)
 
     def run() -> Done:
         found = []

@@ -427,6 +427,23 @@ def test_a_finished_model_that_is_damaged_is_written_again(go, tmp_path, lost):
     assert "the model is written again" not in go("--steps", 2)[2]
 
 
+def test_a_finished_model_is_not_written_over_by_a_run_that_begins_anew(go, tmp_path):
+    """Where no checkpoint is left to write it again from."""
+    assert go("--steps", 2)[0] == 0
+    (step,) = (tmp_path / "run").glob("step-*")
+    shutil.rmtree(step)
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text() + " ")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir() if file.name != "lock"}
+    status, _, err = go("--steps", 2)
+    assert status == 2
+    assert (
+        "error: run: is finished, but config.json differs from MANIFEST.json, and no checkpoint is there"
+        in err.splitlines()[-1]
+    )
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir() if file.name != "lock"} == before
+
+
 def test_a_result_that_is_none_is_one_line(go, tmp_path):
     assert go("--steps", 2)[0] == 0
     run = json.loads((tmp_path / "run" / "run.json").read_text())

@@ -138,8 +138,9 @@ class Store:
     def earlier_run(self, settings: dict[str, Any], choices: dict[str, Any], resume: str) -> Run | None:
         """The run that began here, or None. Raises ConfigError if it differs from what is asked for now.
 
-        settings: must be equal to the run's, except the data, which is not known yet; choices: so must these values
-        that the run may have decided by itself.
+        settings: must be equal to the run's, except the data, which is not known yet; one that is off may be missing in
+        either. choices: so must these values that the run may have decided by itself. A model is known by its weights'
+        fingerprint, wherever it lies.
         """
         file = self.out / "run.json"
         if not file.exists():
@@ -163,12 +164,12 @@ class Store:
         asked_for = settings | choices
         for key in sorted((asked_for | was).keys() - {"data"}, key=lambda key: (key == "model", key)):
             now = asked_for.get(key)  # the model last: another seed makes another one, too
-            if was.get(key) != now:
+            if (_compared(key, was.get(key)) or None) != (_compared(key, now) or None):
                 before, after = (cut(str(value), SHOWN) for value in (was.get(key), now))
-                if was.get(key) is None:
+                if was.get(key) is None or was[key] is False:
                     began, asked = f"without {key}", f"with {after}"
                 else:
-                    began, asked = f"with {key} {before}", "without" if now is None else after
+                    began, asked = f"with {key} {before}", "without" if now is None or now is False else after
                 raise ConfigError(f"--out {self.out}: began {began}, not {asked}; use the same, or another --out")
         return run
 
@@ -327,6 +328,11 @@ def _inside(directory: Path, name: str) -> Path:
         return regular_file(directory / name, directory)
     except OSError as error:
         raise ValueError(f"MANIFEST.json names {name!r}, and that is no file in it ({error})") from None
+
+
+def _compared(key: str, value: Any) -> Any:
+    """Of a model, "PATH (FINGERPRINT)", the fingerprint."""
+    return value.rpartition(" ")[2] if key == "model" and isinstance(value, str) else value
 
 
 def _open_no_link(path: str, flags: int) -> int:

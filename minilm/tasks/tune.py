@@ -72,19 +72,17 @@ def tune(
         model.pooling = replace(model.pooling, max_length=length)
     features, dev_features = (task.features(each, tokenizer, length) for each in (examples, dev))
     asked = {"task": repr(task), "model": f"of weights {weights_fingerprint(model)}", **asdict(tuning)}
-    modes = {"deterministic": deterministic, "compile": compile, "cuda_graphs": cuda_graphs}
-    asked |= {name: True for name, on in modes.items() if on}
+    asked |= {"deterministic": deterministic, "compile": compile, "cuda_graphs": cuda_graphs}
     data = fingerprint((examples, features), (dev, dev_features))
-    choices = {
-        name: each for name, each in (("precision", precision), ("threads", threads)) if each not in ("auto", None)
-    }
+    choices = {} if precision == "auto" else {"precision": precision}
     run = store.earlier_run(asked, choices, resume)
     if run and run.settings["data"] != data:
         raise ConfigError(f"--out {store.out}: began with other examples; use the same, or another --out")
     runtime = runtime_of(run, device, precision, threads, deterministic)
-    is_compiled = compile and not (run and run.result)
-    loss = runtime.compiled(task.loss, any_shape=True) if is_compiled else task.loss
-    take_step = step_of(runtime, cuda_graphs and not (run and run.result))
+    run = reopened(run, store, runtime.ranks)
+    trains = not (run and run.result)
+    loss = runtime.compiled(task.loss, any_shape=True) if compile and trains else task.loss
+    take_step = step_of(runtime, cuda_graphs and trains)
     on_gpu = runtime.device.type == "cuda"
     row_length = length if on_gpu else None
     batches = ExampleBatches(
@@ -93,7 +91,6 @@ def tune(
     encoder = model.base_model.encoder
     usual = runtime.backend(length, encoder.cfg.attention_dropout, encoder.cfg.head_width)
     encoder.backend = backend = run.backend if run else usual
-    run = reopened(run, store.out, runtime.ranks)
     if run and run.result:
         fitted = _load_finished(model, task, store.out, runtime)
         return Tuned(model, tokenizer, fitted, runtime, length, run.result)

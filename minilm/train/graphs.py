@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from minilm.batch import OnDevice
 from minilm.errors import ConfigError, first_line
-from minilm.train.loop import Loss, MicroBatch, Optimizers, Outcome, OutOfMemory, denominator, update
+from minilm.train.loop import Loss, MicroBatch, Optimizers, Outcome, OutOfMemory, Step, denominator, train_step, update
 from minilm.train.optim import set_learning_rate_on
 from minilm.train.runtime import Runtime
 
@@ -19,10 +19,10 @@ NOT_IN_SHAPE = {"count", "size"}  # fields of a batch: a graph reads the count f
 WARM_UP = 2  # steps of a shape before it is replayed: one as usual, one in which it is recorded
 
 
-def step_of(runtime: Runtime, graphed: bool) -> "GraphedStep | None":
-    """A `GraphedStep`, if asked for. Raises ConfigError where there are no graphs."""
+def step_of(runtime: Runtime, graphed: bool) -> Step:
+    """`train_step`, or a `GraphedStep` if asked for. Raises ConfigError where there are no graphs."""
     if not graphed:
-        return None
+        return train_step
     if runtime.device.type not in GRAPHED_ON:
         raise ConfigError(f"--cuda-graphs: needs an Nvidia GPU, and this is {runtime.device.type}; leave it out")
     if runtime.ranks.world > 1:

@@ -21,6 +21,7 @@ import minilm
 from minilm.checkpoint.model import read_training, write_training
 from minilm.checkpoint.store import Run, Store, manifest_fault
 from minilm.checkpoint.weights import save_tensors
+from minilm.data.tokenizer import cores
 from minilm.errors import CheckpointError, UserError, some
 from minilm.train.cost import EnergyMeter
 from minilm.train.log import Log, Spent, say
@@ -35,6 +36,7 @@ from minilm.train.loop import (
     TrainingError,
     fit,
     not_finite,
+    train_step,
 )
 from minilm.train.optim import load_optimizer_state, optimizer_state, state_bytes
 from minilm.train.ranks import Applied, Ranks, split, whole_state
@@ -93,7 +95,7 @@ class Job:
     patience: int | None = None  # evaluations without a better score or lower loss that end the run; keeps the best
     unsaved: bool = False  # whether to go on if a checkpoint cannot be written
     auto_batch: bool = False  # whether to halve micro-batches that do not fit in memory
-    take_step: Step | None = None  # as in `fit`
+    take_step: Step = train_step  # or one that replays graphs
     within: int | None = None  # most tokens of a micro-batch, if known beforehand that more do not fit
     until: float | None = None  # time.monotonic() after which the run saves and ends with the current step
 
@@ -117,29 +119,38 @@ class Evaluation(NamedTuple):
 def runtime_of(
     run: Run | None, device: str, precision: str, threads: int | None, deterministic: bool = False
 ) -> Runtime:
-    """Runtime of a new run (None), or one with the precision and threads that `run` began with (these if there are as
-    many processes), without which results do not repeat bit for bit. Logs other differences that change bits (device,
-    processes, versions)."""
+    """Runtime of a new run (None), or one with the precision that `run` began with, and with its threads, if there are
+    as many processes and cores, and no others are asked for: without these results do not repeat bit for bit. Logs
+    differences that change bits (device, processes, a CPU's threads, versions)."""
     if run is None:
         return Runtime.choose(device, precision, threads, deterministic)
-    if run.world == Ranks.join().world:  # else its threads are not what the bits depend on
-        threads = run.threads
+    alike = run.world == Ranks.join().world  # else its threads are not what the bits depend on
+    if threads is None and alike:
+        threads = min(run.threads, cores())
     runtime = replace(Runtime.choose(device, run.precision, threads, deterministic), reason="as before")
     now = {"device": runtime.device.type, "processes": runtime.ranks.world, **VERSIONS}
     was = {"device": run.device, "processes": run.world, **run.versions}
+    if alike and runtime.device.type == run.device == "cpu":
+        now["threads"], was["threads"] = runtime.threads, run.threads
     for what in (what for what in now if now[what] != was.get(what) and not run.result):
         say(f"this run began with {what} {was.get(what)}, now it is {now[what]}: it resumes, but not bit for bit")
     return runtime
 
 
-def reopened(run: Run | None, out: Path, ranks: Ranks) -> Run | None:
-    """`run`, without its result if its model in `out` is damaged, so that it is written again. Says how it stands."""
+def reopened(run: Run | None, store: Store, ranks: Ranks) -> Run | None:
+    """`run`, without its result if its model is damaged, so that it is written again from the newest checkpoint. Says
+    how it stands. Raises CheckpointError if there is none: the run would begin anew, and write over the model."""
     if run is None or not run.result:
         return run
-    if fault := ranks.from_first(lambda: manifest_fault(out)):
-        say(f"{out} is finished, but {fault}: the model is written again")
+    if fault := ranks.from_first(lambda: manifest_fault(store.out)):
+        if ranks.from_first(lambda: store.latest(say)) is None:
+            raise CheckpointError(
+                f"{store.out}: is finished, but {fault}, and no checkpoint is there to write the model again; restore "
+                f"that file, or choose another --out"
+            )
+        say(f"{store.out} is finished, but {fault}: the model is written again")
         return replace(run, result=None)
-    say(f"{out} is finished; for another run choose another --out")
+    say(f"{store.out} is finished; for another run choose another --out")
     return run
 
 
@@ -215,7 +226,8 @@ def train(job: Job, plan: Plan) -> Log:
 
     def save(step: int) -> None:
         with log.paused():
-            weights, tensors = whole_state(job.model), optimizer_state(job.model, job.optimizers)
+            weights = whole_state(job.model, kept=ranks.first)
+            tensors = optimizer_state(job.model, job.optimizers, kept=ranks.first)
 
             def write(directory: Path) -> None:
                 job.write_model(directory, weights)

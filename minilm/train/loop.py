@@ -208,7 +208,7 @@ def fit(
     save: Callable[[int], None] = lambda step: None,
     stop: Callable[[], bool] = lambda: False,
     smaller: Callable[[int, OutOfMemory], Iterator[Sequence[MicroBatch]]] = _raised,
-    take_step: Step | None = None,
+    take_step: Step = train_step,
 ) -> int:
     """Train from step `start` to `plan.steps`: the step it reached, which is less if `stop` was true in any process.
 
@@ -217,11 +217,10 @@ def fit(
     are done, `stop()` after every step; once it is true, nothing is evaluated any more. `smaller(step, error)` is
     called when memory runs out: it returns smaller micro-batches from `step` on, or raises, where a single process
     saves first. Raises TrainingError after a step that was not finite, which changed nothing: at once on a CPU, on a
-    GPU when the host learns of it, without waiting, while a few more steps are under way. take_step: in place of
-    `train_step`.
+    GPU when the host learns of it, without waiting, while a few more steps are under way.
     """
     forward.train()
-    parallel, take_step = runtime.ranks.parallel(forward), take_step or train_step
+    parallel = runtime.ranks.parallel(forward)
     since, saved = _Since(runtime), start
 
     def look(done: int) -> None:

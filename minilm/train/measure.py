@@ -35,7 +35,7 @@ def step_seconds(
     max_norm: float,
     limit_s: float = math.inf,
     on_copy: bool = True,
-    take_step: Step | None = None,
+    take_step: Step = train_step,
     warm_up: int = 0,
 ) -> dict[Kind, float]:
     """Seconds of a step of each kind, measured in not much more than `limit_s` in all.
@@ -49,7 +49,6 @@ def step_seconds(
     runtime = replace(runtime)  # with a GradScaler of its own
     parallel = runtime.ranks.parallel(forward)
     found: dict[Kind, float] = {}
-    take_step = take_step or train_step
     for stretch in loader.stretches:
         took: list[float] = []
         own = loader.with_stretches([replace(stretch, steps=WARM_STEPS + TIMED_STEPS)])

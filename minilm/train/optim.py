@@ -130,15 +130,18 @@ def forget_tiny(optimizers: Iterable[torch.optim.Optimizer]) -> None:
                 tensor.copy_(F.hardshrink(tensor, tiny))
 
 
-def optimizer_state(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """All state tensors of the optimizers, unsharded and on the CPU, named KEY/PARAMETER."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{key}/{names[parameter]}": whole(tensor.detach()).cpu().contiguous()
-        for optimizer in optimizers
-        for parameter, own in optimizer.state.items()
-        for key, tensor in own.items()
-    }
+def optimizer_state(
+    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], kept: bool = True
+) -> dict[str, Tensor]:
+    """All state tensors of the optimizers, unsharded and on the CPU, named KEY/PARAMETER. All processes must call this
+    if they are sharded; it is empty in those where it is not `kept`."""
+    names, state = {parameter: name for name, parameter in model.named_parameters()}, {}
+    for parameter, own in ((p, own) for optimizer in optimizers for p, own in optimizer.state.items()):
+        for key, tensor in own.items():
+            full = whole(tensor.detach())
+            if kept:
+                state[f"{key}/{names[parameter]}"] = full.cpu().contiguous()
+    return state
 
 
 def state_bytes(optimizers: Iterable[torch.optim.Optimizer]) -> int:

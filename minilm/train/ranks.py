@@ -216,6 +216,12 @@ def split(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state dict, unsharded in every process."""
-    return {name: whole(tensor.detach()) for name, tensor in model.state_dict().items()}
+def whole_state(model: nn.Module, kept: bool = True) -> dict[str, Tensor]:
+    """The model's state dict, unsharded, for which all processes must call this; empty in those where it is not `kept`.
+    What was sharded is on the CPU, for a GPU may have no room for all of it."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        full = whole(tensor.detach())
+        if kept:
+            state[name] = full.cpu() if is_sharded(tensor) else full
+    return state

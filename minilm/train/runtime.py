@@ -75,6 +75,7 @@ class Runtime:
             _keep_freed_memory()
         if chosen.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 where fp32 is left
+            reason += "; products in TF32" if fastest == "fp32" else ""
             if deterministic:
                 if is_used and not os.environ.get("CUBLAS_WORKSPACE_CONFIG"):
                     raise ConfigError("--deterministic: this process has used the GPU already; set it before that")

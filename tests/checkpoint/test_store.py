@@ -133,7 +133,10 @@ RUN = {"format": 1, **asdict(Run({"steps": 10, "data": "hash"}, 10, "cpu", "fp32
         ({"lr": 2e-3, "seed": 0, "data": "hash"}, {}, "auto", "began with lr 0.001, not 0.002"),
         (SETTINGS, {"precision": "bf16"}, "auto", "began with precision fp32, not bf16"),
         (SETTINGS, {}, "never", "holds a run"),
+        (SETTINGS | {"seed": 3}, {}, "auto", "began with seed 0, not 3"),
+        (SETTINGS | {"compile": True}, {}, "auto", "began without compile, not with True"),
         (SETTINGS, {"precision": "fp32"}, "auto", None),
+        (SETTINGS | {"compile": False, "short_seq_prob": 0.0}, {}, "auto", None),  # which a run of before does not name
     ],
 )
 def test_a_run_of_another_config_is_refused(store, settings, pinned, resume, message):
@@ -326,6 +329,14 @@ def test_a_model_that_a_run_began_with_must_be_named_again(store):
     store.write_run(Run(SETTINGS | {"model": "x (12ab)"}, 10, "cpu", "fp32", 2, "sdpa", {"torch": "2.13.0"}))
     with pytest.raises(ConfigError, match=r"began with model x \(12ab\), not without"):
         store.earlier_run(SETTINGS, {}, "auto")
+
+
+def test_a_model_is_the_same_wherever_it_lies(store):
+    began = Run(SETTINGS | {"model": "x (12ab)"}, 10, "cpu", "fp32", 2, "sdpa", {"torch": "2.13.0"})
+    store.write_run(began)
+    assert store.earlier_run(SETTINGS | {"model": "some/other y (12ab)"}, {}, "auto") == began
+    with pytest.raises(ConfigError, match=r"began with model x \(12ab\), not x \(34cd\)"):
+        store.earlier_run(SETTINGS | {"model": "x (34cd)"}, {}, "auto")
 
 
 def test_a_lock_that_another_process_has_made_anew_is_not_held(store, monkeypatch):

@@ -176,7 +176,7 @@ def test_replayed_steps_are_the_steps(tiny, masked, gpu, architecture, name, pre
         if not model.cfg.attention_dropout:
             model.encoder.backend = runtime.backend(16, 0.0, model.cfg.head_width)
         optimizers = make_optimizers(model, name, lr=1e-3, weight_decay=0.1, muon_dtype=runtime.muon_dtype)
-        take_step, outcomes = step_of(runtime, graphed) or train_step, []
+        take_step, outcomes = step_of(runtime, graphed), []
         for number, step in enumerate(steps):
             there = [micro.pin_memory() for micro in step]
             if number % 20 > 2:

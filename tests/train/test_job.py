@@ -363,7 +363,7 @@ def test_energy_of_one_process_among_several_is_not_that_of_the_run(make_job, mo
     assert train(job, plan(8, log_every=4)).spent.joules is None
 
 
-def test_what_a_run_began_with_is_kept_and_what_changed_is_said(make_job, capsys):
+def test_what_a_run_began_with_is_kept_and_what_changed_is_said(make_job, capsys, monkeypatch):
     job = make_job()
     run = begin(job, 8, "sdpa")
     assert (run.precision, run.threads, run.world, run.steps) == ("fp32", job.runtime.threads, 1, 8)
@@ -382,3 +382,7 @@ def test_what_a_run_began_with_is_kept_and_what_changed_is_said(make_job, capsys
         assert "not bit for bit" in line
         runtime_of(replace(run, **change, result={"loss": 1.0}), "cpu", "auto", None)
         assert capsys.readouterr().err == ""  # a finished run is not gone on with
+    for cores, asked, threads in ((64, None, 5), (2, None, 2), (2, 3, 3)):
+        monkeypatch.setattr("minilm.train.job.cores", lambda cores=cores: cores)
+        assert runtime_of(replace(run, threads=5), "cpu", "auto", asked).threads == threads
+        assert ("began with threads 5, now it is" in capsys.readouterr().err) == (threads != 5)

@@ -526,7 +526,7 @@ def test_after_a_signal_in_a_step_no_batch_is_waited_for(watch, cpu):
     assert (run.done, saved) == (2, [2])
 
 
-def test_a_signal_after_a_step_that_was_too_much_saves_those_before(watch, cpu, monkeypatch):
+def test_a_signal_after_a_step_that_was_too_much_saves_those_before(watch, cpu):
     saved, step = [], train_step
 
     def too_much(*args):
@@ -534,15 +534,20 @@ def test_a_signal_after_a_step_that_was_too_much_saves_those_before(watch, cpu, 
             raise OutOfMemory(8, "out of memory")
         return step(*args)
 
-    monkeypatch.setattr("minilm.train.loop.train_step", too_much)
     run = stub_run(
-        watch, cpu, [[Stub(1.0, 1)]] * 9, plan(9), save=saved.append, smaller=lambda step, error: failing(0, Stopped())
+        watch,
+        cpu,
+        [[Stub(1.0, 1)]] * 9,
+        plan(9),
+        save=saved.append,
+        smaller=lambda step, error: failing(0, Stopped()),
+        take_step=too_much,
     )
     assert (run.done, saved) == (2, [2])
 
 
 @pytest.mark.parametrize("save_fails", [False, True])
-def test_steps_before_one_that_was_too_much_are_saved(watch, cpu, monkeypatch, save_fails):
+def test_steps_before_one_that_was_too_much_are_saved(watch, cpu, save_fails):
     """Where nothing is smaller; once, though a save was due before."""
     saved, step = [], train_step
 
@@ -556,10 +561,9 @@ def test_steps_before_one_that_was_too_much_are_saved(watch, cpu, monkeypatch, s
         if save_fails and step == 5:
             raise CheckpointError("disk full")
 
-    monkeypatch.setattr("minilm.train.loop.train_step", too_much)
     said = "^out of memory; and disk full$" if save_fails else "^out of memory$"
     with pytest.raises(UserError, match=said):
-        stub_run(watch, cpu, [[Stub(1.0, 1)]] * 9, plan(9, save_every=2), save=save)
+        stub_run(watch, cpu, [[Stub(1.0, 1)]] * 9, plan(9, save_every=2), save=save, take_step=too_much)
     assert saved == [2, 4, 5]
 
 

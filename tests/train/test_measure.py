@@ -14,7 +14,7 @@ from minilm.train import measure as measure_module
 from minilm.train.cost import run_flops
 from minilm.train.job import VERSIONS, train
 from minilm.train.log import Log, Spent
-from minilm.train.loop import Plan, Score
+from minilm.train.loop import Plan, Score, train_step
 from minilm.train.measure import KEPT, TIMED_STEPS, WARM_STEPS, measure, rehearse, step_seconds
 
 
@@ -28,24 +28,22 @@ def plan(steps, **more):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_timing_leaves_no_trace(make_job, bits, monkeypatch, optimizer, precision):
+def test_timing_leaves_no_trace(make_job, bits, optimizer, precision):
     job = make_job(optimizer, precision)
     copies = []
-    whole_step = measure_module.train_step
 
     def spy(forward, loss, optimizers, *rest):
         assert forward.model is not job.model
         before = bits.of(forward)
-        result = whole_step(forward, loss, optimizers, *rest)
+        result = train_step(forward, loss, optimizers, *rest)
         copies.append(any(not torch.equal(before[name], p) for name, p in forward.named_parameters()))
         assert {id(p) for o in optimizers for g in o.param_groups for p in g["params"]} == {
             id(p) for p in forward.parameters()
         }
         return result
 
-    monkeypatch.setattr(measure_module, "train_step", spy)
     weights, scaler, loader = bits.of(job.model), job.runtime.scaler.state_dict(), dict(vars(job.loader))
-    seconds = timed(job)
+    seconds = timed(job, take_step=spy)
     assert list(seconds) == [stretch.kind for stretch in job.loader.stretches] == [(16, 8), (16, 12)]
     assert all(each > 0 for each in seconds.values())
     assert sum(copies) > 10  # the copy did train (fp16 may skip while it looks for its scale)
@@ -67,11 +65,9 @@ def test_a_job_that_was_timed_is_the_job_bit_for_bit(make_job, bits):
     bits.same(*found)
 
 
-def test_timing_ends_with_its_budget(make_job, monkeypatch):
+def test_timing_ends_with_its_budget(make_job):
     job, calls = make_job(), []
-    whole_step = measure_module.train_step
-    monkeypatch.setattr(measure_module, "train_step", lambda *args: calls.append(1) or whole_step(*args))
-    assert len(timed(job, limit_s=0.0)) == 2
+    assert len(timed(job, limit_s=0.0, take_step=lambda *args: calls.append(1) or train_step(*args))) == 2
     assert len(calls) == 2 * 2  # of each stretch one to warm up, one to time
 
 
@@ -85,21 +81,18 @@ def test_a_steps_time_is_that_of_its_stretch(make_job, monkeypatch):
         clock[0] += len(micro_batches) + 100 * (calls.count(len(micro_batches)) <= WARM_STEPS)
         return torch.zeros(()), None, None
 
-    monkeypatch.setattr(measure_module, "train_step", step)
     monkeypatch.setattr(measure_module.time, "perf_counter", lambda: clock[0])
-    assert timed(job) == {(16, 4): 1.0, (16, 12): 3.0}
+    assert timed(job, take_step=step) == {(16, 4): 1.0, (16, 12): 3.0}
 
 
-def test_a_short_stretch_is_timed_on_its_own_rows(make_job, monkeypatch):
+def test_a_short_stretch_is_timed_on_its_own_rows(make_job):
     job, calls = make_job(stretches=[Stretch(2, 16, 4, 4), Stretch(30, 16, 12, 4)]), []
-    whole_step = measure_module.train_step
 
     def spy(forward, loss, optimizers, micro_batches, *rest):
         calls.append(len(micro_batches))
-        return whole_step(forward, loss, optimizers, micro_batches, *rest)
+        return train_step(forward, loss, optimizers, micro_batches, *rest)
 
-    monkeypatch.setattr(measure_module, "train_step", spy)
-    timed(job)
+    timed(job, take_step=spy)
     assert calls == [1] * (WARM_STEPS + TIMED_STEPS) + [3] * (WARM_STEPS + TIMED_STEPS)
 
 
@@ -225,8 +218,7 @@ def test_what_is_compiled_has_had_each_shape_before_it_is_timed(make_job, monkey
         shapes.append([tuple(each.tokens.input_ids.shape) for each in micro_batches])
         return torch.zeros(()), torch.zeros(()), torch.tensor(False)
 
-    monkeypatch.setattr(measure_module, "train_step", step)
-    timed(job, warm_up=2)
+    timed(job, warm_up=2, take_step=step)
     first, second = [[(4, 16)] * 2, [(8, 8)] * 2, [(16, 4)] * 2], [[(4, 16)] * 3, [(8, 8)] * 3, [(16, 4)] * 3]
     of_each = WARM_STEPS + TIMED_STEPS
     assert len(shapes) == 2 * (2 * 3 + of_each)
@@ -244,17 +236,15 @@ def test_documents_of_other_numbers_are_other_shapes(make_job, monkeypatch):
         return [replace(each, tokens=replace(each.tokens, cls=torch.arange(8 + step // 4))) for each in own(self, step)]
 
     monkeypatch.setattr(type(job.loader), "micro_batches", packed)
-    monkeypatch.setattr(
-        measure_module,
-        "train_step",
-        lambda forward, loss, optimizers, micro_batches, *rest: (
-            seen.append(len(micro_batches[0].tokens.cls)) or (torch.zeros(()), torch.zeros(()), torch.tensor(False))
-        ),
-    )
-    timed(job, warm_up=1)  # compiled, which needs none of them
+
+    def step(forward, loss, optimizers, micro_batches, *rest):
+        seen.append(len(micro_batches[0].tokens.cls))
+        return torch.zeros(()), torch.zeros(()), torch.tensor(False)
+
+    timed(job, warm_up=1, take_step=step)  # compiled, which needs none of them
     assert len(seen) == 1 + WARM_STEPS + TIMED_STEPS
     seen.clear()
-    timed(job, warm_up=2)
+    timed(job, warm_up=2, take_step=step)
     of_each, different = WARM_STEPS + TIMED_STEPS, 6
     assert len(seen) == 2 * different + of_each
     assert sorted(seen[:different]) == sorted({*seen[2 * different :]})
