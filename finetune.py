@@ -22,9 +22,10 @@ from torch import nn
 from minilm import cli
 from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
+from minilm.data.cells import KNOWN, plain_name
 from minilm.data.examples import Data, as_text
 from minilm.data.libraries import embedded_examples
-from minilm.data.splits import folds, split_by_text, texts_of, wide_labels
+from minilm.data.splits import class_of, folds, split_by_text, texts_of
 from minilm.data.tables import Table
 from minilm.data.tokenizer import Tokenizer
 from minilm.dropin.config import BertConfig
@@ -175,15 +176,16 @@ def main(args: Args) -> None:
         raise ConfigError("--kfold: splits --train itself; give that, and no --dev, --test or --seeds")
     if args.overfit_batch:
         apart = ("seeds", "kfold", "epochs", "time_limit", "class_weights", "label_smoothing", "positive_label")
-        apart += ("evaluate_every", "patience")
+        apart += ("evaluate_every", "patience", "resume")
         if given := [cli.flag(name) for name in apart if getattr(args, name) != getattr(Args, name)]:
             raise ConfigError(f"{given[0]}: does not go with --overfit-batch; leave one of them out")
     if args.group_column and (args.train is None or args.dev):
         raise ConfigError(f"--group-column {args.group_column}: is for splitting --train; leave out --dev or this")
     if args.check and args.json:
         raise ConfigError("--json: --check has no result to write; leave one of them out")
-    if args.check and (args.kfold or args.overfit_batch):
-        which = "kfold" if args.kfold else "overfit_batch"
+    whole = ("kfold", "overfit_batch", "resume", "time_limit")
+    if args.check and (given := [name for name in whole if getattr(args, name) != getattr(Args, name)]):
+        which = given[0]
         raise ConfigError(f"{cli.flag(which)}: --check looks at whole files and stops; leave one of them out")
     runs = list(load(args))
     if args.check:
@@ -215,8 +217,7 @@ class Run:
 
 def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
     """Train on one batch in a temporary directory: (result, a line that says whether it was learned)."""
-    total, count = len(run.train.examples), min(len(run.train.examples), args.batch_size)
-    few = replace(run.train, examples=[run.train.examples[i * total // count] for i in range(count)])
+    few = replace(run.train, examples=of_all_classes(run.train.examples, args.batch_size))
     task = task_of(args, run)
     model, tokenizer, task, _ = load_model(args, task, run)
     for module in model.modules():
@@ -242,10 +243,23 @@ def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
             ).result
     several = "example" if len(few.examples) == 1 else "examples"
     found = f"{len(few.examples)} {several} after {result['steps']} steps: loss {result['dev']['loss']:.4f}"
-    metric = next(name for name in result["dev"] if name != "loss")
-    learned = result["dev"]["loss"] < LEARNED * task.scale(run.train.examples) or result["dev"][metric] == 1
+    by_heart = any(result["dev"].get(name) == 1 for name in task.proportions)
+    learned = result["dev"]["loss"] < LEARNED * task.scale(run.train.examples) or by_heart
     what = "it learns them" if learned else "it does NOT learn them: check their labels, --lr and --length"
     return result | {"learned": learned}, [f"{found}; {what}"]
+
+
+def of_all_classes(examples: list[Any], count: int) -> list[Any]:
+    """At most `count` examples, of each class about as many, spread over all; a constant answer is wrong on some."""
+    of_class: dict[str, list[Any]] = {}
+    for each in examples:
+        of_class.setdefault(class_of(each), []).append(each)
+    found, left = [], len(of_class)
+    for own in sorted(of_class.values(), key=len):
+        share = min(len(own), (count - len(found)) // left)
+        found += [own[i * len(own) // share] for i in range(share)]
+        left -= 1
+    return found
 
 
 def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
@@ -397,19 +411,36 @@ def read(args: Args, name: str, file: Path, like: Data | None = None) -> tuple[D
     --group-column, else None. Logs what was guessed and which rows are left out."""
     source = read_source(file, args.task, args.header, like)
     columns = args.text_column, args.pair_column, args.label_column
-    data = read_alike(source, args.task, like, *columns) if like else read_examples(source, args.task, *columns)
-    say_notes(name, data if like else replace(data, notes=(*data.notes, *wide_labels(data.examples))))
+    if like is not None:
+        data = read_alike(source, args.task, like, *columns)
+    elif args.group_column is None:
+        data = read_examples(source, args.task, *columns)
+    else:
+        if not isinstance(source, Table):
+            raise ConfigError(f"--group-column {args.group_column}: {file} has no columns")
+        column = source.column(args.group_column)
+        data = read_examples(*without_groups(source, column, args.task, columns))
+    say_notes(name, data)
     if args.group_column is None or like is not None:
         return data, None
-    if not isinstance(source, Table):
-        raise ConfigError(f"--group-column {args.group_column}: {file} has no columns")
-    column = source.column(args.group_column)
     of_row = {row.where: as_text(row.cells.get(column), row.where, "group") for row in source.rows}
     groups = [of_row[each.where] for each in data.examples]
     if not all(groups):
         where = next(each.where for each, group in zip(data.examples, groups, strict=True) if not group)
         raise DataError(f"{where}: no group in column {column!r}; give it one, or leave the row out")
     return data, groups
+
+
+def without_groups(
+    source: Table, column: str, task: TaskName, named: tuple[str | None, ...]
+) -> tuple[Table, TaskName, *tuple[str | None, ...]]:
+    """What `read_examples` is given where `column` holds groups: a table without it, lest it be taken for a label or a
+    text, unless it is one by its name or by the flags."""
+    named = tuple(each and source.column(each) for each in named)
+    if task in ("classification", "multilabel", "regression", "similarity") and column not in named:
+        kept = tuple(each for each in source.columns if each != column or plain_name(column) in KNOWN)
+        source = replace(source, columns=kept)
+    return source, task, *named
 
 
 def model_directory(args: Args) -> Path | None:

@@ -100,6 +100,28 @@ def test_from_a_table_to_predictions(go, pictures, tmp_path):
     assert (status, "out is finished" in err) == (0, True)
 
 
+def test_groups_are_no_labels(go):
+    """Though their column looks like one; and columns are counted as in the file."""
+    rows = [f"{i % 5 // 4},the film {i},{i % 2},{i % 3 // 2}" for i in range(40)]
+    Path("flags.csv").write_text("\n".join(["female,text,toxic,rude", *rows]))
+    flags = (
+        "--train",
+        "flags.csv",
+        "--task",
+        "multilabel",
+        "--text-column",
+        "2",
+        "--group-column",
+        "1",
+        "--steps",
+        "1",
+    )
+    status, _, err = go("finetune", *flags, "--out", "out", "--json", "r.json")
+    assert status == 0, err
+    assert "labels are the columns of 0 and 1: 'toxic', 'rude'" in err
+    assert json.loads(Path("r.json").read_text())["flags"] == ["toxic", "rude"]
+
+
 @pytest.mark.parametrize("flags", [("--seeds", "2"), ("--kfold", "3"), ("--kfold", "3", "--group-column", "review")])
 def test_several_runs(go, flags):
     """Each is a run of its own, with its own model; the mean of their scores is that of the files."""
@@ -406,7 +428,7 @@ def test_a_batch_is_learned_by_heart_or_not(go):
     Path("odd.csv").write_text("text,label\n" + "".join(f"the film,{('a', 'b')[i // 8 % 2]}\n" for i in range(64)))
     out = go("finetune", *flags, "--train", "odd.csv", "--lr", "1e-2")[1]
     assert "it does NOT learn them" in out
-    Path("odd.csv").write_text("text,label\n" + "the film,a\n" * 9 + "the film,b\n" * 6)  # the first 8 are alike
+    Path("odd.csv").write_text("text,label\n" + "the film,a\n" * 90 + "the film,b\n" * 3)  # one in 31 is another
     out = go("finetune", *flags, "--train", "odd.csv", "--lr", "1e-2")[1]
     assert "it does NOT learn them" in out
 
@@ -522,6 +544,10 @@ def test_numbers_by_heart(go):
     status, _, err = go("finetune", "--train", "wide.csv", "--task", "regression", "--steps", "1", "--out", "out")
     assert status == 0, err
     assert "the labels have standard deviation 5" in err
+    Path("alike.csv").write_text("sentence1,sentence2,score\n" + "\n".join(f"film {i},plot,{i * 9}" for i in range(20)))
+    _, _, err = go("finetune", "--train", "alike.csv", "--task", "similarity", "--steps", "1", "--out", "alike")
+    assert "standard deviation" not in err  # it scales them itself
+    assert "pairs share one of their texts with the training examples" in err
 
 
 def test_similarity(go, tmp_path):

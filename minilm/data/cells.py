@@ -21,7 +21,8 @@ PAIRS = (  # of the columns of two texts
 )
 TEXTS = ("text", "sentence", "content", "review", "message", "tweet", "comment", "comment_text")
 TEXTS += ("question", "query", "document")
-LABELS = ("label", "labels", "gold_label", "class", "category", "target", "sentiment", "score", "stars", "rating", "y")
+LABELS = ("label", "labels", "gold_label", "y_true", "class", "category", "target", "sentiment", "score", "stars")
+LABELS += ("rating", "y")
 KNOWN = {*TEXTS, *LABELS, *(name for pair in PAIRS for name in pair), "choices", "sent1", "sent2"}
 OWN = r"texts?|labels?|messages?|comments?|reviews?|sentences?|category"  # endings of other names that are known
 OWN_NAME = re.compile(rf"(?i)[a-z]\w{{0,30}}_({OWN})")

@@ -367,7 +367,7 @@ def read_choices(table: Table, labelled: bool = True, origin: int | None = None)
     if origin is None:  # counted from 0, none is the number of its row's choices
         origin = int(0 not in numbers and any(answer == str(len(texts)) for _, texts, answer, _ in rows))
     if numbers:
-        notes.append(f"labels count from {origin}")
+        notes.append(f"labels count from {origin}" + (", predictions from 0" if origin else ""))
     examples = [Choice(text, texts, _which(a, len(texts), origin, where), where) for text, texts, a, where in rows]
     notes, origin = (*table.notes, *notes), origin if numbers else None
     return Data(examples, notes, tuple(left_out), columns, origin=origin, taken=tuple(taken))

@@ -7,11 +7,11 @@ from pathlib import Path
 from minilm.data.corpus import docstrings, document_hash, embedded_sources
 from minilm.data.examples import Example
 
-PER_LIBRARY = 1500  # training examples at most; dev and test have a quarter as many each, at most
+PER_LIBRARY = 1000  # training examples at most; dev and test have a quarter as many each, at most
 CHARACTERS = 300  # used of each text, from its beginning
 # words that would give a library away: its names, terms of its own, dotted paths
 GIVEAWAY = re.compile(
-    r"\b(?:(?i:c?python\d*|py|numpy|np|ndarrays?|scipy|(?:py)?torch|tensors?|cuda|aten|stdlib|pep)"
+    r"\b(?:\w*(?i:numpy|ndarray|torch)\w*|(?i:c?python\d*|py|np|scipy|tensors?|cuda|aten|stdlib|pep)"
     r"|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)\b"
 )
 BLANK = "_"
@@ -34,7 +34,7 @@ def embedded_examples() -> tuple[list[Example], list[Example], list[Example]]:
                 break
             place = (0, 0, 0, 0, 1, 2)[document_hash(inside) % 6]
             for text in docstrings([path]):
-                blank = GIVEAWAY.sub(BLANK, " ".join(text[:CHARACTERS].split()))
+                blank = " ".join(GIVEAWAY.sub(BLANK, text[: 2 * CHARACTERS])[:CHARACTERS].split())
                 if blank not in seen and len(taken[place]) < sizes[place]:
                     taken[place].append(Example(blank, label=library, where=path.name))
                 seen.add(blank)

@@ -8,7 +8,7 @@ from itertools import chain
 from statistics import pstdev
 from typing import Any, NamedTuple
 
-from minilm.data.examples import Choice, Question, Tagged
+from minilm.data.examples import Choice, Example, Question, Tagged
 from minilm.data.tables import listed, shown
 from minilm.errors import ConfigError, DataError, did_you_mean
 
@@ -51,9 +51,9 @@ def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
     return (f"labels not in the training data: {counts}; the first in {first}{mend}",)
 
 
-def wide_labels(train: Sequence[Any]) -> tuple[str, ...]:
+def wide_labels(train: Sequence[Example]) -> tuple[str, ...]:
     """A note if regression labels are far from a standard deviation of 1."""
-    if train and isinstance(_target(train[0]), float) and (spread := pstdev(map(_target, train))) > WIDE:
+    if (spread := pstdev(each.label for each in train)) > WIDE:
         return (f"the labels have standard deviation {spread:.3g}; regression learns faster near 1: scale them",)
     return ()
 
@@ -66,7 +66,7 @@ def labels_of(example: Any) -> tuple[str, ...]:
     return (label,) if isinstance(label, str) else label if isinstance(label, tuple) else ()
 
 
-def _class_of(example: Any) -> str:
+def class_of(example: Any) -> str:
     """Class by which splits are stratified: the label; for a question whether it has an answer."""
     if isinstance(example, Question):
         return "answered" if example.answers else "unanswered"
@@ -94,7 +94,7 @@ def split_dev(
         raise ConfigError(f"the fraction of rows to hold out is {fraction}; give one between 0 and 1")
     if groups is not None and len(groups) != len(examples):
         raise ConfigError(f"{len(groups)} groups and {len(examples)} examples; give each example its group")
-    classes = [*map(_class_of, examples)]
+    classes = [*map(class_of, examples)]
     sizes = Counter(classes)
     wanted = max(1, int(len(examples) * fraction + 0.5))
     units: dict[Hashable, list[int]] = {}
@@ -146,26 +146,31 @@ def split_by_text(
 def folds(
     examples: Sequence[Any], k: int, seed: int, groups: Sequence[Hashable] | None = None
 ) -> Iterator[tuple[list, list]]:
-    """The k splits (rest, fold) of cross-validation, each in the order of `examples`. Folds are stratified by class,
-    or, with groups, keep each group whole and are of about equal size. Without groups rows with the same texts stay
-    together. A seed gives the same folds everywhere. Raises DataError for fewer than k different rows, or groups."""
+    """The k splits (rest, fold) of cross-validation, each in the order of `examples`. Folds are stratified by class;
+    with groups as far as whole groups can be, the largest first to where its classes are rarest, or else to the
+    smallest fold. Without groups rows with the same texts stay together. A seed gives the same folds everywhere. Raises
+    DataError for fewer than k different rows, or groups."""
     groups = _contexts(examples) if groups is None else groups
     keys = [_content(each) for each in examples] if groups is None else list(groups)
     units: dict[Hashable, list[int]] = {}
     for i, key in enumerate(keys):
         units.setdefault(key, []).append(i)
+    whole = Counter(map(class_of, examples))
     if len(units) < k:
         what = "rows of different texts" if groups is None else "groups"
         raise DataError(f"{len(units)} {what} are too few for {k} folds; lower --kfold")
 
     def order(unit: list[int]) -> tuple[int, str, bytes]:
         digest = hashlib.sha256(f"{seed} {unit[0]}".encode()).digest()
-        return 0 if groups is None else -len(unit), _class_of(examples[unit[0]]), digest
+        return 0 if groups is None else -len(unit), class_of(examples[unit[0]]), digest
 
-    part_of, sizes = [0] * len(examples), [0] * k
+    part_of, sizes, inside = [0] * len(examples), [0] * k, [Counter() for _ in range(k)]
     for number, unit in enumerate(sorted(units.values(), key=order)):
-        part = number % k if groups is None else sizes.index(min(sizes))
+        own = Counter(class_of(examples[i]) for i in unit)
+        shares = [sum(count * there[name] / whole[name] for name, count in own.items()) for there in inside]
+        part = number % k if groups is None else min(range(k), key=lambda part: (shares[part], sizes[part]))
         sizes[part] += len(unit)
+        inside[part] += own
         for i in unit:
             part_of[i] = part
     for part in range(k):
@@ -215,6 +220,13 @@ def overlap(train: Sequence[Any], dev: Sequence[Any]) -> Repeats:
     """Rows of dev whose texts occur in train; the pairs are (in dev, in train)."""
     seen = {_content(example): example for example in reversed(train)}
     return _repeats([(example, seen[content]) for example in dev if (content := _content(example)) in seen])
+
+
+def share_a_text(train: Sequence[Any], dev: Sequence[Any]) -> int:
+    """How many pairs of dev have one text, and not both, in common with a pair of train, in the same place."""
+    pairs = [[_content(each) for each in part if getattr(each, "pair", None)] for part in (train, dev)]
+    whole, (firsts, seconds) = {*pairs[0]}, ({pair[place] for pair in pairs[0]} for place in (0, 1))
+    return sum(pair not in whole and (pair[0] in firsts or pair[1] in seconds) for pair in pairs[1])
 
 
 def _repeats(again: list[tuple[Any, Any]]) -> Repeats:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minilm.data.cells import LABELS, plain_name
+from minilm.data.cells import LABELS, PAIRS, TEXTS, plain_name
 from minilm.data.documents import uncompressed_name
 from minilm.data.examples import LARGEST, Choice, Data, as_text, labels_of_cell
 from minilm.data.spans import columns_of, is_one_word_a_line, read_tagged
@@ -24,7 +24,9 @@ from minilm.tasks.named import TaskName, make_task, read_examples
 from minilm.tasks.predictions import AGAIN, cell_text
 
 PREDICTIONS = ("prediction", "predictions", "predicted", "pred", "y_pred")  # names of their column
-ROW = "row"  # a column in place of texts, if a file holds only labels and predictions
+ROW = "row"  # a column in place of texts, if a file holds none
+TEXT_NAMES = {*TEXTS, *(name for pair in PAIRS for name in pair)}
+SEVERAL = 1.5  # words of a cell, on average, that make its column one of texts
 SHOWN = 5  # labels in a message
 
 
@@ -123,13 +125,16 @@ def _examples(table: Table, name: TaskName, named: Columns, own: str) -> tuple[T
     predictions."""
     given = {role: value and table.column(value) for role, value in zip(("text", "pair", "label"), named, strict=False)}
     rest = tuple(each for each in table.columns if each in given.values() or not (each == own or _is_said(each)))
-    if name != "choice" and len(rest) == 1 + (given["pair"] is not None) and not given["text"]:  # labels alone
+    others = [each for each in rest if each not in given.values()]
+    known = (column for name in LABELS for column in others if plain_name(column) == name)
+    label = given["label"] or (others[0] if len(others) == 1 else next(known, None))
+    if name != "choice" and not given["text"] and not any(_is_text(table, each) for each in others if each != label):
         rows = [row._replace(cells=row.cells | {ROW: f"row {i}"}) for i, row in enumerate(table.rows, start=1)]
-        table, rest, given = replace(table, rows=rows), (ROW, *rest), given | {"text": ROW, "label": rest[0]}
+        table, rest, given = replace(table, rows=rows), (ROW, *rest), given | {"text": ROW, "label": label}
     source = replace(table, columns=rest)
     found = read_examples(source, name, **{role: value for role, value in given.items() if value})
     label = found.columns.get("label", "")
-    if name == "classification" and named.label is None and plain_name(label) not in LABELS:  # found by its cells
+    if name == "classification" and named.label is None:
         said = {(as_text(row.cells.get(own), row.where, "prediction") or "").strip() for row in table.rows}
         labels = {each.label for each in found.examples}
         if not said & labels:
@@ -138,6 +143,12 @@ def _examples(table: Table, name: TaskName, named: Columns, own: str) -> tuple[T
                 f"is {some(sorted(labels), SHOWN)}; name them alike, or give --label-column or --data"
             )
     return source, found
+
+
+def _is_text(table: Table, column: str) -> bool:
+    """Whether a column seems to hold texts, by its name or because its cells have several words."""
+    words = sum(len(str(row.cells.get(column) or "").split()) for row in table.rows)
+    return plain_name(column) in TEXT_NAMES or words >= SEVERAL * len(table.rows)
 
 
 def _prediction_column(table: Table, given: str | None) -> str:

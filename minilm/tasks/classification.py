@@ -105,13 +105,13 @@ class Classification(Task):
         return logits_of(model, batch)
 
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+        """Each example has the weight of its label; torch weighs the smoothed part of a target by all others'."""
         logits = widened(outputs)
-        weights = None
+        nats = F.cross_entropy(logits, batch.target, reduction="none", label_smoothing=self.smoothing)
         if self.weights is not None:
             of = _on_device.__wrapped__ if torch.compiler.is_compiling() else _on_device  # it traces no cache
-            weights = of(self.weights, logits.dtype, logits.device)
-        nats = F.cross_entropy(logits, batch.target, weights, reduction="sum", label_smoothing=self.smoothing)
-        return nats, (batch.target >= 0).sum()
+            nats = nats * of(self.weights, logits.dtype, logits.device)[batch.target.clamp(min=0)]
+        return nats.sum(), (batch.target >= 0).sum()
 
     def probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """(n, C) float64; in fp32 unequal probabilities could become equal."""

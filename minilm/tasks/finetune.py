@@ -9,7 +9,7 @@ from typing import Any, Literal
 from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
 from minilm.data.examples import Data
-from minilm.data.splits import check_labels, overlap, split_by_text, wide_labels
+from minilm.data.splits import check_labels, overlap, share_a_text, split_by_text
 from minilm.data.tables import table_of
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
@@ -67,7 +67,7 @@ def finetune(
     if settings.epochs is not None and settings.steps is not None:
         raise ConfigError("epochs and steps: exclude each other; give one")
     data = read_examples(table_of(rows), task, text, pair, label)
-    say_notes("rows", replace(data, notes=(*data.notes, *wide_labels(data.examples))))
+    say_notes("rows", data)
     if dev is None:
         data, other = held_out(data, settings.seed)
     else:
@@ -149,6 +149,8 @@ def say_overlap(name: str, other: Data, first_name: str, first: Data) -> None:
     """Say how many texts of `other` are in `first`, too."""
     if (again := overlap(first.examples, other.examples)).count:
         say(f"{name}: {again.count:,} texts are also in the {first_name} examples; the first {again.first[0][0]}")
+    if alike := share_a_text(first.examples, other.examples):
+        say(f"{name}: {alike:,} pairs share one of their texts with the {first_name} examples")
 
 
 def say_notes(name: str, data: Data) -> None:

@@ -161,6 +161,8 @@ def tune(
     finish(job, run, model.state_dict(), "", result, log.best)
     merge(model)
     as_before(model)
+    model.requires_grad_(True)
+    encoder.gradient_checkpointing = False
     if log.signal is not None:  # meant for the process, not for this run alone
         signal.raise_signal(log.signal)
     return Tuned(model, tokenizer, fitted, runtime, length, result)

@@ -447,7 +447,7 @@ REFUSED = [
     ((*SCORE, *TEST, "--prediction-column", "x"), "--prediction-column x: only for files of predictions; leave it out"),
     (("score", "--predictions", "nowhere.csv"), "nowhere.csv: no such file"),
     (("score", "--model", "plain.csv", *TEST), "--model plain.csv: is a file"),
-    (("score", "--predictions", "other-names.csv"), "predictions are no, yes, and the labels a, b; name them alike"),
+    (("score", "--predictions", "other-names.csv"), "'label', taken for the label, is a, b; name them"),
     (("score", "--predictions", "choices.csv", "--task", "choice"), "the prediction 2 is none of 2, counted from 0"),
     (
         ("report", "--predictions", "plain.csv", "--html", "x.html", "--json", "x.html"),

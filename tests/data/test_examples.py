@@ -13,7 +13,7 @@ import pytest
 
 from minilm.data.examples import Choice, Example, Question, Tagged, read_choices, read_texts
 from minilm.data.spans import read_questions, read_tagged
-from minilm.data.splits import check_labels, duplicates, folds, overlap, split_by_text, split_dev
+from minilm.data.splits import check_labels, duplicates, folds, overlap, share_a_text, split_by_text, split_dev
 from minilm.data.tables import read_table, table_of
 from minilm.errors import ConfigError, DataError
 
@@ -716,6 +716,14 @@ def test_texts_that_stand_there_twice():
     assert len(duplicates([one[0]] * 9).first) == 3
 
 
+def test_pairs_that_share_one_text_are_counted():
+    """In the same place; and not those that share both."""
+    train = [Example("a man", "he walks"), Example("a dog", "it runs")]
+    dev = [Example("A  man", "it sleeps"), Example("a man", "he walks"), Example("it runs", "a dog")]
+    assert share_a_text(train, [*dev, Example("a cat", "it runs"), Example("a man")]) == 2
+    assert share_a_text(train, dev[1:]) == 0
+
+
 # -- real files ---------------------------------------------------------------------------------------
 
 
@@ -813,6 +821,16 @@ def test_folds_of_groups_of_any_size_are_about_equal(seed):
     labelled = [Example(f"text {i}", label="ab"[i // 5 % 2], where=f"row {i}") for i in range(60)]
     for _, part in folds(labelled, 3, seed, alike):
         assert Counter(each.label for each in part) == {"a": 10, "b": 10}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_folds_of_groups_have_equal_shares_of_each_label(seed):
+    """Where those of one label are larger than those of another."""
+    groups = [i // 20 for i in range(160)] + [100 + i // 8 for i in range(40)]
+    examples = [Example(f"text {i}", label="ab"[i >= 160], where=f"row {i}") for i in range(200)]
+    counts = [Counter(each.label for each in part) for _, part in folds(examples, 5, seed, groups)]
+    assert [count["b"] for count in counts] == [8] * 5
+    assert {count["a"] for count in counts} == {20, 40}
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -201,7 +201,7 @@ WRONG = [
     ("classification", "p.csv", f"{HEAD},p(a),p(b)\nthe,a,a,nan,0.4\n", "p.csv:2: a probability is no number from 0"),
     ("classification", "p.csv", f"{HEAD},p(a),p(b)\nthe,a,a,,0.4\n", "p.csv:2: a probability is no number from 0"),
     ("classification", "p.csv", f"{HEAD},p(a),p(b)\nthe,a,a,1.5,-0.5\n", "p.csv:2: a probability is no number from 0"),
-    ("classification", "p.csv", f"{HEAD},p(a),p(b)\nthe,c,a,1,0\n", "no column p(c) for the label 'c'"),
+    ("classification", "p.csv", f"{HEAD},p(a),p(b)\nthe,c,a,1,0\nthe,a,a,1,0\n", "no column p(c) for the label 'c'"),
     ("regression", "p.csv", f"{HEAD}\nthe,1,good\n", "p.csv:2: the prediction 'good' is no finite number"),
     ("regression", "p.csv", f"{HEAD}\nthe,1,nan\n", "p.csv:2: the prediction 'nan' is no finite number"),
     ("choice", "p.csv", "text,ending0,ending1,label,prediction\na,b,c,1,x\n", "'x' is no number of a choice, from 0"),
@@ -458,3 +458,18 @@ def test_rows_that_are_left_out_keep_the_others_in_their_places(tmp_path):
     found, _, _ = judged_file(tmp_path / "out.csv", "classification", data, source, Columns(prediction="output"))
     assert found.decoded == ["a", "b", "b"]
     assert found.records.tolist() == [[0, 0], [1, 1], [0, 1]]
+
+
+def test_a_column_of_something_else_is_no_text(tmp_path):
+    """Where a file holds none: its rows stay, also those where that column is empty, and it may hold groups."""
+    file = tmp_path / "p.csv"
+    file.write_text("label,prediction,source\na,a,web\nb,b,\na,b,print\nb,b,web\n")
+    found, data, _ = judged_file(file, "classification")
+    assert found.decoded == ["a", "b", "b", "b"]
+    assert (len(data.examples), data.left_out) == (4, ())
+    assert "source" not in data.taken
+    file.write_text("id,y_true,y_pred,score\n7,1.5,1,9\n8,2.5,2,8\n9,3,3,7\n")
+    found, data, _ = judged_file(file, "regression")
+    assert (data.columns["label"], [each.label for each in found.examples]) == ("y_true", [1.5, 2.5, 3.0])
+    file.write_text("utterance,label,prediction\nso it is,a,a\nis it so,b,b\n")
+    assert judged_file(file, "classification")[1].columns["text"] == "utterance"

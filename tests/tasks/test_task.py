@@ -166,9 +166,9 @@ def test_packed_is_padded(directory, reviews, name, split, exact_float64):
     elif name == "regression":
         loss = (logits[:, 0] - target.double()).square().mean()
     else:
-        weights = None if task.weights is None else logits.new_tensor(task.weights)
-        smooth = torch.nn.CrossEntropyLoss(weights, reduction="none", label_smoothing=task.smoothing)
-        loss = smooth(logits, target).mean()
+        smooth = torch.nn.CrossEntropyLoss(reduction="none", label_smoothing=task.smoothing)
+        weights = torch.ones(len(task.labels)) if task.weights is None else torch.tensor(task.weights)
+        loss = (smooth(logits, target) * weights.double()[target]).mean()
     loss.backward()
     for name, own in model.named_parameters():
         assert (own.grad - packed[name]).abs().max() < 1e-9 * max(1, own.grad.abs().max()), name

@@ -360,7 +360,11 @@ def test_each_setting_does_something(go, directory):
             frozen = [key for key in found if key.startswith(("bert.encoder.embedding", "bert.encoder.layers.0"))]
             assert all(torch.equal(found[key], start[key]) for key in frozen)
             assert not torch.equal(found[upper], start[upper])
-    same_bits = weights(go("checkpointed", replace(short, gradient_checkpointing=True)))
+            tuned = go(name, changed)  # and may be trained on as any model
+            assert all(own.requires_grad for own in tuned.model.parameters())
+    tuned = go("checkpointed", replace(short, gradient_checkpointing=True))
+    assert not tuned.model.base_model.encoder.gradient_checkpointing
+    same_bits = weights(tuned)
     assert max((same_bits[key] - plain[key]).abs().max() for key in plain) < 1e-4
 
 
