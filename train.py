@@ -163,6 +163,10 @@ class Args:
     """Fraction of the steps, at the end, over which wsd lowers the learning rate."""
     dropout: float | None = None
     """Dropout rate of states and attention weights."""
+    word_std: float | None = None
+    """Standard deviation of the initial word embeddings."""
+    sinusoids: float | None = None
+    """Start a BERT's position table as sinusoids of this root mean square, in place of random numbers."""
     output_scale: float | None = None
     """Scale of the initial matrices that write to the residual stream; 0 starts layers as the identity, 1 is BERT's."""
     gradient_checkpointing: bool | None = None
@@ -215,6 +219,8 @@ RANGES = {  # inclusive
     "warmup_frac": (0.0, 0.9),
     "decay_frac": (0.001, 1.0),
     "dropout": (0.0, 0.9),
+    "word_std": (1e-6, 10.0),
+    "sinusoids": (1e-6, 10.0),
     "output_scale": (0.0, 10.0),
     "held_out": (0.001, 0.5),
     "threads": (1, 1024),
@@ -317,7 +323,8 @@ def check_of_use(args: Args, objective: ObjectiveName, recipe: Recipe) -> None:
         ),
         (("batch_warmup_frac",), recipe.accumulation > 1, "goes with --accumulation above 1 only"),
         (("packing",), not recipe.pairs, f"has no effect with --pairs {recipe.pairs}"),
-        (("output_scale",), not args.model, "has no effect with --model"),
+        (("word_std", "sinusoids", "output_scale"), not args.model, "has no effect with --model"),
+        (("sinusoids",), recipe.architecture == "bert", "goes with a BERT only, as --recipe bert-mini"),
         (("mask_rate_end",), not args.compile, "does not work with --compile"),
         (("mask_rate_end",), not args.cuda_graphs, "does not work with --cuda-graphs"),
         (("cuda_graphs",), not recipe.gradient_checkpointing, "does not work with --gradient-checkpointing"),
@@ -571,7 +578,7 @@ def build(
     torch.manual_seed(args.seed)
     if pretrained is None:
         model = LanguageModel(recipe.encoder_config(vocab_size), backend, recipe.pairs is not None)
-        initialise(model, output_scale=recipe.output_scale)
+        initialise(model, output_scale=recipe.output_scale, word_std=recipe.word_std, sinusoids=recipe.sinusoids)
     else:
         if pretrained.model.pair is not None and recipe.pairs is None:
             say(f"--model {args.model}: its pair head and pooler are dropped; --pairs keeps them")

@@ -47,6 +47,8 @@ class Recipe:
     decay_frac: float = 0.2  # fraction of the steps, at the end, for wsd (Haegele et al. 2024)
     max_norm: float = 1.0  # of the gradient; larger ones are clipped
     output_scale: float = 1.0  # scales the initial matrices that write to the residual stream; 0: identity layers
+    word_std: float | None = None  # standard deviation of the initial word embeddings; None: 0.02, as of all else
+    sinusoids: float | None = None  # root mean square of the initial position table, sinusoids; None: random, as BERT's
     gradient_checkpointing: bool = False  # recompute each layer in the backward pass, to save memory
     minutes: float | None = None  # of training; this or `steps` is the budget unless a flag gives one
     steps: int | None = None
@@ -126,6 +128,8 @@ RECIPES: dict[RecipeName, Recipe] = {
         lr=5e-3,
         warmup_frac=0.02,
         output_scale=0.0,
+        word_std=0.1,
+        sinusoids=0.2,
         minutes=3.5,
     ),
     # Devlin et al. 2018, app. A.2 and their code: 1 M steps of 256 rows, nine tenths of them on rows of 128 tokens, a

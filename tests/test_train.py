@@ -391,6 +391,8 @@ MODEL_FAULTS = {
     ("--objective", "clm", "--pairs", "next"): "--pairs next: goes with --objective mlm only",
     ("--model", "run", "--output-scale", "0.5"): "--output-scale 0.5: has no effect with --model",
     ("--model", "run", "--output-scale", "0"): "--output-scale 0.0: has no effect with --model",
+    ("--model", "run", "--word-std", "0.1"): "--word-std 0.1: has no effect with --model",
+    ("--sinusoids", "0.2"): "--sinusoids 0.2: goes with a BERT only, as --recipe bert-mini",
 }
 
 

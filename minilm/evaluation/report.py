@@ -194,7 +194,7 @@ def model_card(result: dict[str, Any], out: Path, settings: dict[str, Any]) -> s
         *(() if result["objective"] == "mlm" else ("mask_rate", "whole_words")),
         *(() if settings.get("schedule") == "wsd" else ("decay_frac",)),
         *(("packing",) if settings.get("pairs") else ()),
-        *(("output_scale",) if "model" in settings else ()),
+        *(("output_scale", "word_std", "sinusoids") if "model" in settings else ()),
     }
     own = {key: value for key, value in (settings | {"steps": result["steps"]}).items() if key not in unused}
     rows = "\n".join(f"| {key} | {value} |" for key, value in own.items() if value is not None)

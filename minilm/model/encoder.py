@@ -350,17 +350,32 @@ class Encoder(nn.Module):
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, std: float = 0.02, output_scale: float = 1.0) -> None:
+def initialise(
+    model: nn.Module,
+    std: float = 0.02,
+    output_scale: float = 1.0,
+    word_std: float | None = None,
+    sinusoids: float | None = None,
+) -> None:
     """BERT's initialisation: matrices and tables N(0, std), biases 0, gains 1; as Hugging Face's, with the padding
     row 0 and the normal not truncated (google-research/bert cuts it at 2 std).
 
     `output_scale` multiplies the std of the two matrices of a layer that write to its residual stream:
-    1 is BERT's, 1 / sqrt(2 L) GPT-2's and ModernBERT's, 0 starts every layer as the identity.
+    1 is BERT's, 1 / sqrt(2 L) GPT-2's and ModernBERT's, 0 starts every layer as the identity. `word_std`: of the word
+    table alone. `sinusoids`: a learned position table starts as those of Vaswani et al. 2017, sec. 3.5, with this root
+    mean square, so that a head finds tokens at some distance by a rotation, rather than position by position.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             writes_residual = name.endswith(("attention.out", "mlp.out"))
             module.weight.normal_(0.0, std * (output_scale if writes_residual else 1.0))
+        if name.endswith("embedding.word") and word_std is not None:
+            module.weight.mul_(word_std / std)
+        if name.endswith("embedding.position") and sinusoids is not None:
+            rows, width = module.weight.shape
+            cos, sin = (each[0, 0] for each in rope_table(torch.arange(rows)[None], width, 1e4, torch.float32))
+            waves = torch.cat([sin[:, : width // 2], cos[:, width // 2 : width]], dim=1)
+            module.weight.copy_(2**0.5 * sinusoids * waves)  # the mean of a wave's square is a half
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             module.weight[module.padding_idx].zero_()
         if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:

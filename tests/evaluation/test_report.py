@@ -185,6 +185,7 @@ def test_a_card_lists_the_settings_that_had_an_effect(tmp_path):
         "decay_frac": 0.2,
         "packing": "stream",
         "output_scale": 0.5,
+        "sinusoids": 0.2,
         "lr": 1,
     }
     known = {"architecture": "bert", "data": "0123456789abcdef0123"}
@@ -194,8 +195,9 @@ def test_a_card_lists_the_settings_that_had_an_effect(tmp_path):
         return {name for name in asked if f"| {name} |" in card}
 
     assert listed(schedule="wsd") == {*asked}
-    assert listed("clm", schedule="linear") == {"packing", "output_scale", "lr"}
-    assert listed(schedule="wsd", pairs="next", model="someone/small") == {*asked} - {"packing", "output_scale"}
+    assert listed("clm", schedule="linear") == {"packing", "output_scale", "sinusoids", "lr"}
+    without = {"packing", "output_scale", "sinusoids"}
+    assert listed(schedule="wsd", pairs="next", model="someone/small") == {*asked} - without
 
 
 CORPUS = {

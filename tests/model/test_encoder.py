@@ -1,5 +1,6 @@
 """The encoder and its LM heads against transformers, in float64 and in two weight regimes; and what must fail."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -361,6 +362,31 @@ def test_initialisation(architecture):
         model.eval()
         tokens = Tokens.full(torch.arange(20)[None])
         torch.testing.assert_close(model.encoder(tokens), model.encoder.final_norm(model.encoder.embedding(tokens)))
+
+
+@pytest.mark.parametrize("width", [32, 33])
+def test_positions_that_start_as_sinusoids(width):
+    """Those of Vaswani et al., the sines first; words have a scale of their own, and all else is as it was."""
+    cfg = bert_config(2000, width, 1, 1, max_position_embeddings=50)
+    found = []
+    for more in ({}, {"word_std": 0.1, "sinusoids": 0.3}):
+        model = LanguageModel(cfg)
+        torch.manual_seed(0)
+        initialise(model, **more)
+        found.append(model.state_dict())
+    changed = {name for name in found[0] if not torch.equal(found[0][name], found[1][name])}
+    word, position = "encoder.embedding.word.weight", "encoder.embedding.position.weight"
+    assert changed == {word, position}
+    assert torch.equal(found[1][word], found[0][word] * (0.1 / 0.02))
+    assert not found[1][word][cfg.pad_token_id].any()
+    waves, half = found[1][position] / (2**0.5 * 0.3), width // 2
+    for place in (0, 1, 7, 49):
+        for k in (0, 1, half - 1):
+            angle = place / 10_000 ** (2 * k / width)
+            assert float(waves[place, k]) == pytest.approx(math.sin(angle), abs=1e-5)
+        first = 10_000 ** (2 * half / width) if width % 2 else 1
+        assert float(waves[place, half]) == pytest.approx(math.cos(place / first), abs=1e-5)
+    assert float(found[1][position].square().mean().sqrt()) == pytest.approx(0.3, rel=0.02)
 
 
 def test_presets_are_the_papers():
