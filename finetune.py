@@ -51,6 +51,7 @@ SCRATCH = {  # a model that has learned nothing
     "intermediate_size": 512,
     "max_position_embeddings": 256,
 }
+EMBEDDED_EPOCHS = 2.0  # of the embedded examples, unless others are asked for: less than 3 minutes
 OVERFIT_STEPS, LEARNED = 100, 0.05  # steps on one batch, and the fraction of a usual loss that counts as learned
 
 
@@ -92,7 +93,8 @@ class Args:
     overfit_batch: bool = False
     """Learn one batch by heart, without dropout, and stop: failure points to a fault in labels or settings."""
     epochs: float | None = None
-    """Passes over the examples; if not given, 3, or with few examples as many as make 200 steps."""
+    """Passes over the examples; if not given, 3, or with few examples as many as make 200 steps; 2 over the embedded
+    ones."""
     steps: int | None = None
     """Optimizer steps, instead of --epochs."""
     batch_size: int = 32
@@ -302,6 +304,8 @@ def computed(args: Args) -> dict[str, Any]:
 def tuning_of(args: Args, seed: int) -> Tuning:
     """A Tuning filled from the flags that are named as its fields."""
     given = {field.name: getattr(args, field.name, None) for field in fields(Tuning)}
+    if args.train is None and args.epochs is None and args.steps is None:
+        given["epochs"] = EMBEDDED_EPOCHS
     return Tuning(**{name: value for name, value in given.items() if value is not None} | {"seed": seed})
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from minilm.data.corpus import docstrings, document_hash, embedded_sources
 from minilm.data.examples import Example
 
-PER_LIBRARY = 1000  # training examples at most; dev and test have a quarter as many each, at most
+PER_LIBRARY = 1500  # training examples at most; dev and test have a quarter as many each, at most
 CHARACTERS = 300  # used of each text, from its beginning
 # words that would give a library away: its names, terms of its own, dotted paths
 GIVEAWAY = re.compile(
