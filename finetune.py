@@ -22,10 +22,10 @@ from torch import nn
 from minilm import cli
 from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
-from minilm.data.cells import KNOWN, plain_name
+from minilm.data.cells import TEXT_NAMES, plain_name
 from minilm.data.examples import Data, as_text
 from minilm.data.libraries import embedded_examples
-from minilm.data.splits import class_of, folds, split_by_text, texts_of
+from minilm.data.splits import class_of, folds, split_by_text, texts_of, wide_labels
 from minilm.data.tables import Table
 from minilm.data.tokenizer import Tokenizer
 from minilm.dropin.config import BertConfig
@@ -52,6 +52,7 @@ SCRATCH = {  # a model that has learned nothing
     "max_position_embeddings": 256,
 }
 EMBEDDED_EPOCHS = 2.0  # of the embedded examples, unless others are asked for: less than 3 minutes
+OF_TEXTS = ("classification", "multilabel", "regression", "similarity")  # tasks whose columns are guessed
 OVERFIT_STEPS, LEARNED = 100, 0.05  # steps on one batch, and the fraction of a usual loss that counts as learned
 
 
@@ -139,8 +140,8 @@ class Args:
     device: str = "auto"
     """cuda, mps or cpu; auto takes the first of these that is available."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Precision of matrix products; auto takes the fastest that the device computes natively. On an Nvidia GPU products
-    in fp32 are TF32's."""
+    """Precision of matrix products; auto takes the fastest that the device computes natively. Products in
+    fp32 are TF32's on an Nvidia GPU from Ampere on."""
     threads: int | None = None
     """CPU threads; torch's choice if not given."""
     deterministic: bool = False
@@ -185,10 +186,9 @@ def main(args: Args) -> None:
         raise ConfigError(f"--group-column {args.group_column}: is for splitting --train; leave out --dev or this")
     if args.check and args.json:
         raise ConfigError("--json: --check has no result to write; leave one of them out")
-    whole = ("kfold", "overfit_batch", "resume", "time_limit")
-    if args.check and (given := [name for name in whole if getattr(args, name) != getattr(Args, name)]):
-        which = given[0]
-        raise ConfigError(f"{cli.flag(which)}: --check looks at whole files and stops; leave one of them out")
+    apart = ("kfold", "overfit_batch", "resume", "time_limit")
+    if args.check and (given := [name for name in apart if getattr(args, name) != getattr(Args, name)]):
+        raise ConfigError(f"{cli.flag(given[0])}: --check looks at whole files and stops; leave one of them out")
     runs = list(load(args))
     if args.check:
         for line in check(args, runs[0]):
@@ -245,7 +245,7 @@ def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
             ).result
     several = "example" if len(few.examples) == 1 else "examples"
     found = f"{len(few.examples)} {several} after {result['steps']} steps: loss {result['dev']['loss']:.4f}"
-    by_heart = any(result["dev"].get(name) == 1 for name in task.proportions)
+    by_heart = any(result["dev"].get(name) == 1 for name in (*task.proportions, "f1"))
     learned = result["dev"]["loss"] < LEARNED * task.scale(run.train.examples) or by_heart
     what = "it learns them" if learned else "it does NOT learn them: check their labels, --lr and --length"
     return result | {"learned": learned}, [f"{found}; {what}"]
@@ -422,9 +422,14 @@ def read(args: Args, name: str, file: Path, like: Data | None = None) -> tuple[D
     else:
         if not isinstance(source, Table):
             raise ConfigError(f"--group-column {args.group_column}: {file} has no columns")
-        column = source.column(args.group_column)
-        data = read_examples(*without_groups(source, column, args.task, columns))
-    say_notes(name, data)
+        column, columns = source.column(args.group_column), tuple(each and source.column(each) for each in columns)
+        may_be_text = plain_name(column) in TEXT_NAMES or len(source.columns) < 3
+        if args.task in OF_TEXTS and column not in columns and not may_be_text:  # lest it be taken for a label
+            rest = replace(source, columns=tuple(each for each in source.columns if each != column))
+            data = read_examples(rest, args.task, *columns)
+        else:
+            data = read_examples(source, args.task, *columns)
+    say_notes(name, data, *(() if like else wide_labels(data.examples, args.task)))
     if args.group_column is None or like is not None:
         return data, None
     of_row = {row.where: as_text(row.cells.get(column), row.where, "group") for row in source.rows}
@@ -433,18 +438,6 @@ def read(args: Args, name: str, file: Path, like: Data | None = None) -> tuple[D
         where = next(each.where for each, group in zip(data.examples, groups, strict=True) if not group)
         raise DataError(f"{where}: no group in column {column!r}; give it one, or leave the row out")
     return data, groups
-
-
-def without_groups(
-    source: Table, column: str, task: TaskName, named: tuple[str | None, ...]
-) -> tuple[Table, TaskName, *tuple[str | None, ...]]:
-    """What `read_examples` is given where `column` holds groups: a table without it, lest it be taken for a label or a
-    text, unless it is one by its name or by the flags."""
-    named = tuple(each and source.column(each) for each in named)
-    if task in ("classification", "multilabel", "regression", "similarity") and column not in named:
-        kept = tuple(each for each in source.columns if each != column or plain_name(column) in KNOWN)
-        source = replace(source, columns=kept)
-    return source, task, *named
 
 
 def model_directory(args: Args) -> Path | None:

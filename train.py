@@ -166,7 +166,7 @@ class Args:
     word_std: float | None = None
     """Standard deviation of the initial word embeddings."""
     sinusoids: float | None = None
-    """Start a BERT's position table as sinusoids of this root mean square, in place of random numbers."""
+    """Root mean square of the sinusoids as which a BERT's position table starts; 0: random numbers, as BERT's own."""
     output_scale: float | None = None
     """Scale of the initial matrices that write to the residual stream; 0 starts layers as the identity, 1 is BERT's."""
     gradient_checkpointing: bool | None = None
@@ -181,8 +181,8 @@ class Args:
     device: str = "auto"
     """cuda, mps or cpu; auto takes the first of these that is available."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Precision of matrix products; auto takes the fastest that the device computes natively. On an Nvidia GPU products
-    in fp32 are TF32's."""
+    """Precision of matrix products; auto takes the fastest that the device computes natively. Products in
+    fp32 are TF32's on an Nvidia GPU from Ampere on."""
     shard: bool = False
     """With torchrun: each process keeps only a part of weights, gradients and optimizer states, to save memory."""
     threads: int | None = None
@@ -220,7 +220,7 @@ RANGES = {  # inclusive
     "decay_frac": (0.001, 1.0),
     "dropout": (0.0, 0.9),
     "word_std": (1e-6, 10.0),
-    "sinusoids": (1e-6, 10.0),
+    "sinusoids": (0.0, 10.0),
     "output_scale": (0.0, 10.0),
     "held_out": (0.001, 0.5),
     "threads": (1, 1024),
@@ -380,6 +380,7 @@ def pretrain(
             other = "" if args.data else ", or with other versions of the packages whose documentation it is"
             raise ConfigError(f"--out {out}: began with other text{other}; use the same, or another --out")
         if run and run.result:
+            say(f"{out} is finished; for another run choose another --out")
             try:
                 summary(run.result)
             except (KeyError, TypeError, ValueError) as error:
@@ -449,7 +450,7 @@ def pretrain(
             "held_out_reads": reads,
             "vocab_size": data.tokenizer.vocab_size,
         }
-        weights = whole_state(model)
+        weights = whole_state(model, kept=ranks.first)
         shown = conclude(run, job, log, data, result, weights) if ranks.first else []
         if log.signal is not None:  # came when nothing was left to do but to write the model
             signal.raise_signal(log.signal)

@@ -112,8 +112,8 @@ RECIPES: dict[RecipeName, Recipe] = {
     ),
     # BERT's architecture (Devlin et al. 2018) at the size of Turc et al. 2019 (BERT-mini), with what a few minutes
     # afford: rows of 128, no dropout in less than one epoch, Muon and mask rate of `quick`. Positions that start as
-    # sinusoids, and larger words beside them, are what gets it off the plateau: after 1.1 M tokens its held-out loss is
-    # 4.3, and 5.2 with BERT's initial tables (benchmarks/results/ingredients.md).
+    # sinusoids, and larger words beside them, are what gets it off the plateau: after 1.1 M tokens of running text its
+    # held-out loss is 4.3, and 5.2 with BERT's initial tables (benchmarks/results/ingredients.md).
     "bert-mini": Recipe(
         architecture="bert",
         hidden_size=256,

@@ -120,6 +120,16 @@ def test_groups_are_no_labels(go):
     assert status == 0, err
     assert "labels are the columns of 0 and 1: 'toxic', 'rude'" in err
     assert json.loads(Path("r.json").read_text())["flags"] == ["toxic", "rude"]
+    rows = [f"film {i},{i % 9},{'ab'[i % 2]}" for i in range(40)]
+    Path("category.csv").write_text("\n".join(["text,category,verdict", *rows]))
+    Path("utterance.csv").write_text(
+        "\n".join(["utterance,label", *(f"a film {i % 9},{'ab'[i % 2]}" for i in range(40))])
+    )
+    for group, said in (("category", "label is column 'verdict'"), ("utterance", "text is column 'utterance'")):
+        flags = ("--train", f"{group}.csv", "--group-column", group, "--steps", "1", "--out", group)
+        status, _, err = go("finetune", *flags)
+        assert status == 0, err
+        assert said in err
 
 
 @pytest.mark.parametrize("flags", [("--seeds", "2"), ("--kfold", "3"), ("--kfold", "3", "--group-column", "review")])

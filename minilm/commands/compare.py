@@ -9,7 +9,7 @@ import numpy as np
 import tyro
 
 from minilm import cli
-from minilm.commands.labelled import OfLabelled, check_no_predictions, judge_file, judge_model
+from minilm.commands.labelled import OfLabelled, check_no_model, check_no_predictions, judge_file, judge_model
 from minilm.commands.of_model import THREADS, p_value, tell
 from minilm.data.examples import Example
 from minilm.errors import ConfigError, DataError, did_you_mean, printable
@@ -53,10 +53,8 @@ def run_compare(args: Compare) -> None:
     files = {each for each in args.systems if Path(each).suffix in ENDINGS or Path(each).is_file()}
     if not files:
         check_no_predictions(args)
-    of_a_model = ("precision", "threads", "allow_pickle")
-    given = [name for name in of_a_model if getattr(args, name) != getattr(Compare, name)]
-    if given and len(files) == len(args.systems):
-        raise ConfigError(f"{cli.flag(given[0])}: for models, and all systems are files of predictions; leave it out")
+    if len(files) == len(args.systems):
+        check_no_model(args)
     judged: dict[str, Judged] = {}
     labelled = None
     for system in sorted(args.systems, key=lambda each: each in files):  # models first, which know their task

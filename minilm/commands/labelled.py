@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from minilm import cli
 from minilm.commands.of_model import OfModel, counted
 from minilm.data.examples import Data
 from minilm.data.tables import check_regular
@@ -15,6 +16,8 @@ from minilm.tasks.finetune import say_notes
 from minilm.tasks.named import TaskName, read_examples, read_source
 from minilm.tasks.task import Task
 from minilm.tasks.tuned import Tuned
+
+OF_A_MODEL = ("precision", "threads", "revision", "allow_pickle")  # flags that are for models alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,12 @@ def check_no_predictions(args: OfLabelled) -> None:
     """Raises ConfigError for a column of predictions where models are judged alone."""
     if args.prediction_column is not None:
         raise ConfigError(f"--prediction-column {args.prediction_column}: only for files of predictions; leave it out")
+
+
+def check_no_model(args: OfLabelled) -> None:
+    """Raises ConfigError for a flag that is for models alone where there is none."""
+    if given := [name for name in OF_A_MODEL if getattr(args, name) != getattr(type(args), name)]:
+        raise ConfigError(f"{cli.flag(given[0])}: for models, and predictions are there already; leave it out")
 
 
 def read_labelled(args: OfLabelled, file: Path, name: TaskName, like: Data | None = None) -> Labelled:

@@ -15,6 +15,7 @@ from minilm.checkpoint.model import weights_fingerprint
 from minilm.commands.labelled import (
     Judgement,
     OfLabelled,
+    check_no_model,
     check_no_predictions,
     judge_file,
     judge_model,
@@ -36,7 +37,6 @@ from minilm.train.job import VERSIONS
 from minilm.train.log import say
 
 SHOWN = 5  # slices
-OF_A_MODEL = ("precision", "threads", "revision", "allow_pickle")  # flags that are for models alone
 OVER = " (95 %, over examples)"  # which the head of the table says
 
 
@@ -67,8 +67,8 @@ def scores_of(args: Score) -> tuple[dict[str, Any], Judgement]:
     scored_file = args.data or args.predictions
     if args.predictions is None:
         check_no_predictions(args)
-    elif given := [name for name in OF_A_MODEL if getattr(args, name) != getattr(Score, name)]:
-        raise ConfigError(f"{cli.flag(given[0])}: for models, and --predictions are there already; leave it out")
+    else:
+        check_no_model(args)
     if args.dev is not None and args.dev.resolve() in {
         each.resolve() for each in (args.data, args.predictions) if each
     }:

@@ -8,7 +8,7 @@ from itertools import chain
 from statistics import pstdev
 from typing import Any, NamedTuple
 
-from minilm.data.examples import Choice, Example, Question, Tagged
+from minilm.data.examples import Choice, Question, Tagged
 from minilm.data.tables import listed, shown
 from minilm.errors import ConfigError, DataError, did_you_mean
 
@@ -51,9 +51,9 @@ def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
     return (f"labels not in the training data: {counts}; the first in {first}{mend}",)
 
 
-def wide_labels(train: Sequence[Example]) -> tuple[str, ...]:
-    """A note if regression labels are far from a standard deviation of 1."""
-    if (spread := pstdev(each.label for each in train)) > WIDE:
+def wide_labels(train: Sequence[Any], task: str) -> tuple[str, ...]:
+    """A note if labels of regression are far from a standard deviation of 1."""
+    if task == "regression" and (spread := pstdev(each.label for each in train)) > WIDE:
         return (f"the labels have standard deviation {spread:.3g}; regression learns faster near 1: scale them",)
     return ()
 
@@ -165,10 +165,15 @@ def folds(
         return 0 if groups is None else -len(unit), class_of(examples[unit[0]]), digest
 
     part_of, sizes, inside = [0] * len(examples), [0] * k, [Counter() for _ in range(k)]
+
+    def rarest(own: Counter[str]) -> int:
+        """The part in which classes are rarest; among equal ones the smallest."""
+        shares = [sum(count * there[name] / whole[name] for name, count in own.items()) for there in inside]
+        return min(range(k), key=lambda part: (shares[part], sizes[part]))
+
     for number, unit in enumerate(sorted(units.values(), key=order)):
         own = Counter(class_of(examples[i]) for i in unit)
-        shares = [sum(count * there[name] / whole[name] for name, count in own.items()) for there in inside]
-        part = number % k if groups is None else min(range(k), key=lambda part: (shares[part], sizes[part]))
+        part = number % k if groups is None else rarest(own)
         sizes[part] += len(unit)
         inside[part] += own
         for i in unit:
@@ -224,9 +229,9 @@ def overlap(train: Sequence[Any], dev: Sequence[Any]) -> Repeats:
 
 def share_a_text(train: Sequence[Any], dev: Sequence[Any]) -> int:
     """How many pairs of dev have one text, and not both, in common with a pair of train, in the same place."""
-    pairs = [[_content(each) for each in part if getattr(each, "pair", None)] for part in (train, dev)]
-    whole, (firsts, seconds) = {*pairs[0]}, ({pair[place] for pair in pairs[0]} for place in (0, 1))
-    return sum(pair not in whole and (pair[0] in firsts or pair[1] in seconds) for pair in pairs[1])
+    known, asked = ([_content(each) for each in part if getattr(each, "pair", None)] for part in (train, dev))
+    whole, firsts, seconds = {*known}, {first for first, _ in known}, {second for _, second in known}
+    return sum((a, b) not in whole and (a in firsts or b in seconds) for a, b in asked)
 
 
 def _repeats(again: list[tuple[Any, Any]]) -> Repeats:

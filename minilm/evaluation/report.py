@@ -191,7 +191,8 @@ def model_card(result: dict[str, Any], out: Path, settings: dict[str, Any]) -> s
     origin = f"Trained further from {settings['model']}" if "model" in settings else "Pretrained from scratch"
     notes = f"\n{PREFIX_NOTE}\n" if result["objective"] == "prefix" else ""
     unused = {  # settings of a recipe that had no effect in this run
-        *(() if result["objective"] == "mlm" else ("mask_rate", "whole_words")),
+        *(() if result["objective"] == "mlm" else ("mask_rate", "whole_words", "short_seq_prob")),
+        *(name for name in ("deterministic", "compile", "cuda_graphs") if not settings.get(name)),
         *(() if settings.get("schedule") == "wsd" else ("decay_frac",)),
         *(("packing",) if settings.get("pairs") else ()),
         *(("output_scale", "word_std", "sinusoids") if "model" in settings else ()),

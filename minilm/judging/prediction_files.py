@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minilm.data.cells import LABELS, PAIRS, TEXTS, plain_name
+from minilm.data.cells import LABELS, NUMBER, TEXT_NAMES, plain_name
 from minilm.data.documents import uncompressed_name
 from minilm.data.examples import LARGEST, Choice, Data, as_text, labels_of_cell
 from minilm.data.spans import columns_of, is_one_word_a_line, read_tagged
@@ -25,8 +25,7 @@ from minilm.tasks.predictions import AGAIN, cell_text
 
 PREDICTIONS = ("prediction", "predictions", "predicted", "pred", "y_pred")  # names of their column
 ROW = "row"  # a column in place of texts, if a file holds none
-TEXT_NAMES = {*TEXTS, *(name for pair in PAIRS for name in pair)}
-SEVERAL = 1.5  # words of a cell, on average, that make its column one of texts
+SEVERAL, LONG = 1.5, 12  # words of a cell, or letters, on average, that make its column one of texts
 SHOWN = 5  # labels in a message
 
 
@@ -69,7 +68,7 @@ def judged_file(
         own = _prediction_column(table, named.prediction)
         told = _told(table, own) if name in ("classification", "multilabel") else {}
         if gold is None:
-            source, gold = _examples(table, name, named, own)
+            source, gold = _examples(table, name, named, own, {*told})
         left_out = isinstance(source, Table) and (gold.left_out or _blank(source))
         if len(table.columns) == 1 and _blank(table) and left_out:
             raise DataError(f"{file}: {_blank(table)}, and {source.name} has some; add a column of the texts")
@@ -120,24 +119,24 @@ def _times(column: str) -> int:
     return 1 + _times(column.removesuffix(AGAIN)) if column.endswith(AGAIN) else 0
 
 
-def _examples(table: Table, name: TaskName, named: Columns, own: str) -> tuple[Table, Data]:
+def _examples(table: Table, name: TaskName, named: Columns, own: str, told: set[str]) -> tuple[Table, Data]:
     """The table of a file of predictions without the columns of systems, and the examples in it. own: the column of
-    predictions."""
+    predictions. told: labels that have a column of probabilities."""
     given = {role: value and table.column(value) for role, value in zip(("text", "pair", "label"), named, strict=False)}
     rest = tuple(each for each in table.columns if each in given.values() or not (each == own or _is_said(each)))
     others = [each for each in rest if each not in given.values()]
-    known = (column for name in LABELS for column in others if plain_name(column) == name)
-    label = given["label"] or (others[0] if len(others) == 1 else next(known, None))
-    if name != "choice" and not given["text"] and not any(_is_text(table, each) for each in others if each != label):
+    usual = [column for name in LABELS for column in others if plain_name(column) == name]
+    likely = given["label"] or (others if len(others) == 1 else [*usual, None])[0]
+    if name != "choice" and not given["text"] and not any(_is_text(table, each) for each in others if each != likely):
         rows = [row._replace(cells=row.cells | {ROW: f"row {i}"}) for i, row in enumerate(table.rows, start=1)]
-        table, rest, given = replace(table, rows=rows), (ROW, *rest), given | {"text": ROW, "label": label}
+        table, rest, given = replace(table, rows=rows), (ROW, *rest), given | {"text": ROW, "label": likely}
     source = replace(table, columns=rest)
     found = read_examples(source, name, **{role: value for role, value in given.items() if value})
     label = found.columns.get("label", "")
     if name == "classification" and named.label is None:
         said = {(as_text(row.cells.get(own), row.where, "prediction") or "").strip() for row in table.rows}
         labels = {each.label for each in found.examples}
-        if not said & labels:
+        if not (said | told) & labels:
             raise DataError(
                 f"{table.name}: predictions are {some(sorted(said), SHOWN)}, and {label!r}, taken for the label, "
                 f"is {some(sorted(labels), SHOWN)}; name them alike, or give --label-column or --data"
@@ -146,9 +145,12 @@ def _examples(table: Table, name: TaskName, named: Columns, own: str) -> tuple[T
 
 
 def _is_text(table: Table, column: str) -> bool:
-    """Whether a column seems to hold texts, by its name or because its cells have several words."""
-    words = sum(len(str(row.cells.get(column) or "").split()) for row in table.rows)
-    return plain_name(column) in TEXT_NAMES or words >= SEVERAL * len(table.rows)
+    """Whether a column seems to hold texts, by its name or because its cells have several words, or many letters: not
+    all scripts have spaces."""
+    cells = [str(row.cells.get(column) or "").strip() for row in table.rows]
+    words, letters = sum(len(cell.split()) for cell in cells), sum(map(len, cells))
+    is_long = letters >= LONG * len(cells) and not all(map(NUMBER.fullmatch, filter(None, cells)))
+    return plain_name(column) in TEXT_NAMES or words >= SEVERAL * len(cells) or is_long
 
 
 def _prediction_column(table: Table, given: str | None) -> str:

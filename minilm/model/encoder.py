@@ -371,10 +371,10 @@ def initialise(
             module.weight.normal_(0.0, std * (output_scale if writes_residual else 1.0))
         if name.endswith("embedding.word") and word_std is not None:
             module.weight.mul_(word_std / std)
-        if name.endswith("embedding.position") and sinusoids is not None:
+        if name.endswith("embedding.position") and sinusoids:
             rows, width = module.weight.shape
-            cos, sin = (each[0, 0] for each in rope_table(torch.arange(rows)[None], width, 1e4, torch.float32))
-            waves = torch.cat([sin[:, : width // 2], cos[:, width // 2 : width]], dim=1)
+            angle = torch.arange(rows)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
+            waves = torch.cat([angle.sin()[:, : width // 2], angle.cos()], dim=1)
             module.weight.copy_(2**0.5 * sinusoids * waves)  # the mean of a wave's square is a half
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             module.weight[module.padding_idx].zero_()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
 from minilm.data.examples import Data
-from minilm.data.splits import check_labels, overlap, share_a_text, split_by_text
+from minilm.data.splits import check_labels, overlap, share_a_text, split_by_text, wide_labels
 from minilm.data.tables import table_of
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
@@ -67,7 +67,7 @@ def finetune(
     if settings.epochs is not None and settings.steps is not None:
         raise ConfigError("epochs and steps: exclude each other; give one")
     data = read_examples(table_of(rows), task, text, pair, label)
-    say_notes("rows", data)
+    say_notes("rows", data, *wide_labels(data.examples, task))
     if dev is None:
         data, other = held_out(data, settings.seed)
     else:
@@ -153,9 +153,9 @@ def say_overlap(name: str, other: Data, first_name: str, first: Data) -> None:
         say(f"{name}: {alike:,} pairs share one of their texts with the {first_name} examples")
 
 
-def say_notes(name: str, data: Data) -> None:
-    """Say what was inferred about the data, and which rows are left out."""
-    for note in data.notes:
+def say_notes(name: str, data: Data, *more: str) -> None:
+    """Say what was inferred about the data, and `more`; and which rows are left out."""
+    for note in (*data.notes, *more):
         say(f"{name}: {note}")
     for why in data.left_out[:SHOWN]:
         say(f"left out: {why}")

@@ -14,7 +14,6 @@ from minilm.checkpoint.pooling import read_pooling
 from minilm.data.documents import uncompressed_name
 from minilm.data.examples import SEPARATORS, Data, read_choices, read_texts
 from minilm.data.spans import is_one_word_a_line, read_questions, read_tagged
-from minilm.data.splits import wide_labels
 from minilm.data.tables import Table, listed, read_table
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.models import (
@@ -99,8 +98,6 @@ def read_examples(
     kind = "regression" if name == "similarity" else name
     told = {"separator": _separator(like, name), "flags": like.flags} if like else {"separator": None}
     data = read_texts(source, kind, **columns, labelled=labelled, **told)
-    if name == "regression" and labelled and like is None:
-        data = replace(data, notes=(*data.notes, *wide_labels(data.examples)))
     if name == "similarity" and "pair" not in data.columns:
         raise DataError(f"{source.name}: similarity needs two texts; name the second's column with --pair-column")
     if like is not None and like.columns and ("pair" in data.columns) != ("pair" in like.columns):

@@ -92,6 +92,7 @@ def tune(
     usual = runtime.backend(length, encoder.cfg.attention_dropout, encoder.cfg.head_width)
     encoder.backend = backend = run.backend if run else usual
     if run and run.result:
+        say(f"{store.out} is finished; for another run choose another --out")
         fitted = _load_finished(model, task, store.out, runtime)
         return Tuned(model, tokenizer, fitted, runtime, length, run.result)
 

@@ -21,7 +21,6 @@ import minilm
 from minilm.checkpoint.model import read_training, write_training
 from minilm.checkpoint.store import Run, Store, manifest_fault
 from minilm.checkpoint.weights import save_tensors
-from minilm.data.tokenizer import cores
 from minilm.errors import CheckpointError, UserError, some
 from minilm.train.cost import EnergyMeter
 from minilm.train.log import Log, Spent, say
@@ -47,6 +46,7 @@ from minilm.train.runtime import (
     StopSignals,
     exit_status,
     forget_peak_memory,
+    own_cores,
     seed_step,
 )
 
@@ -126,7 +126,7 @@ def runtime_of(
         return Runtime.choose(device, precision, threads, deterministic)
     alike = run.world == Ranks.join().world  # else its threads are not what the bits depend on
     if threads is None and alike:
-        threads = min(run.threads, cores())
+        threads = min(run.threads, own_cores(run.world))
     runtime = replace(Runtime.choose(device, run.precision, threads, deterministic), reason="as before")
     now = {"device": runtime.device.type, "processes": runtime.ranks.world, **VERSIONS}
     was = {"device": run.device, "processes": run.world, **run.versions}
@@ -138,20 +138,23 @@ def runtime_of(
 
 
 def reopened(run: Run | None, store: Store, ranks: Ranks) -> Run | None:
-    """`run`, without its result if its model is damaged, so that it is written again from the newest checkpoint. Says
-    how it stands. Raises CheckpointError if there is none: the run would begin anew, and write over the model."""
-    if run is None or not run.result:
+    """`run`, without its result if its model is damaged, so that it is written again from the newest checkpoint, and
+    says so. Raises CheckpointError if there is none: the run would begin anew, and write over the model."""
+    if run is None or not run.result or not (fault := ranks.from_first(lambda: manifest_fault(store.out))):
         return run
-    if fault := ranks.from_first(lambda: manifest_fault(store.out)):
-        if ranks.from_first(lambda: store.latest(say)) is None:
-            raise CheckpointError(
-                f"{store.out}: is finished, but {fault}, and no checkpoint is there to write the model again; restore "
-                f"that file, or choose another --out"
-            )
-        say(f"{store.out} is finished, but {fault}: the model is written again")
-        return replace(run, result=None)
-    say(f"{store.out} is finished; for another run choose another --out")
-    return run
+
+    def is_kept() -> bool:
+        with suppress(CheckpointError):  # all are damaged
+            return store.latest(say) is not None
+        return False
+
+    if not ranks.from_first(is_kept):
+        raise CheckpointError(
+            f"{store.out}: is finished, but {fault}, and no checkpoint is there to write the model again; restore "
+            f"that file, or choose another --out"
+        )
+    say(f"{store.out} is finished, but {fault}: the model is written again")
+    return replace(run, result=None)
 
 
 def begin(job: Job, steps: int, backend: str) -> Run:

@@ -41,7 +41,7 @@ def step_seconds(
     """Seconds of a step of each kind, measured in not much more than `limit_s` in all.
 
     on_copy: train a copy, so that a budget in minutes gives bit for bit the run of that budget in steps. A sharded
-    model cannot be copied. take_step: as in `fit`. warm_up: how often a step of each shape is computed before the
+    model cannot be copied. take_step: as in `Job`. warm_up: how often a step of each shape is computed before the
     timing, which is neither limited nor counted.
     """
     if on_copy:
@@ -98,7 +98,7 @@ def rehearse(job: Job, plan: Plan, step_s: dict[Kind, float]) -> dict[str, Any]:
     began = time.perf_counter()
     job.evaluate()
     evaluated = time.perf_counter()
-    weights = whole_state(job.model)
+    weights = whole_state(job.model, kept=job.runtime.ranks.first)
     if job.runtime.ranks.first:
         job.store.finish(lambda directory: job.write_model(directory, weights))
         final = _bytes(job.store.out) - _bytes(job.store.out / f"step-{len(stretches):06d}")

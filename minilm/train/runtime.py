@@ -61,7 +61,7 @@ class Runtime:
             raise ConfigError(f"--precision {precision}: unknown; use auto, {', '.join(DTYPES)}")
         ranks = Ranks.join()
         if threads is None and ranks.world > 1:  # torchrun sets 1, whatever the machine has
-            threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world)))
+            threads = own_cores(ranks.world)
         if threads is not None:
             torch.set_num_threads(threads)
         chosen = _device(device)
@@ -75,7 +75,7 @@ class Runtime:
             _keep_freed_memory()
         if chosen.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 where fp32 is left
-            reason += "; products in TF32" if fastest == "fp32" else ""
+            reason += "; products in TF32" if fastest == "fp32" and _has_bf16(chosen) else ""  # both since Ampere
             if deterministic:
                 if is_used and not os.environ.get("CUBLAS_WORKSPACE_CONFIG"):
                     raise ConfigError("--deterministic: this process has used the GPU already; set it before that")
@@ -208,6 +208,11 @@ def _native(device: torch.device) -> tuple[Precision, str]:
         if torch.cpu._is_avx512_bf16_supported():
             return "bf16", "this CPU has AVX512-BF16"
     return "fp32", f"no native 16-bit matmul on this {device.type}"
+
+
+def own_cores(world: int) -> int:
+    """Cores for each process of this machine, of `world` in all, if torchrun does not say how many run here."""
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -445,7 +445,7 @@ REFUSED = [
         "--prediction-column x: only for files of predictions",
     ),
     ((*SCORE, *TEST, "--prediction-column", "x"), "--prediction-column x: only for files of predictions; leave it out"),
-    (("compare", "plain.csv", "better.csv", "--threads", "2"), "--threads: for models, and all systems are files"),
+    (("compare", "plain.csv", "better.csv", "--threads", "2"), "--threads: for models, and predictions are there"),
     (("score", "--predictions", "nowhere.csv"), "nowhere.csv: no such file"),
     (("score", "--model", "plain.csv", *TEST), "--model plain.csv: is a file"),
     (("score", "--predictions", "other-names.csv"), "'label', taken for the label, is a, b; name them"),

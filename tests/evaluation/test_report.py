@@ -186,6 +186,8 @@ def test_a_card_lists_the_settings_that_had_an_effect(tmp_path):
         "packing": "stream",
         "output_scale": 0.5,
         "sinusoids": 0.2,
+        "short_seq_prob": 0.1,
+        "compile": True,
         "lr": 1,
     }
     known = {"architecture": "bert", "data": "0123456789abcdef0123"}
@@ -195,7 +197,8 @@ def test_a_card_lists_the_settings_that_had_an_effect(tmp_path):
         return {name for name in asked if f"| {name} |" in card}
 
     assert listed(schedule="wsd") == {*asked}
-    assert listed("clm", schedule="linear") == {"packing", "output_scale", "sinusoids", "lr"}
+    assert listed("clm", schedule="linear") == {"packing", "output_scale", "sinusoids", "compile", "lr"}
+    assert listed(schedule="wsd", compile=False) == {*asked} - {"compile"}
     without = {"packing", "output_scale", "sinusoids"}
     assert listed(schedule="wsd", pairs="next", model="someone/small") == {*asked} - without
 

@@ -16,7 +16,7 @@ from minilm.data.documents import documents_of
 from minilm.files import jsonl_text
 from minilm.metrics.scores import check_installed
 from minilm.recipes import RECIPES
-from minilm.train import loop
+from minilm.train import graphs
 from tests.faults.victim import SAVES, TINY, Victim, weights
 
 SPLITS = SAVES[-1] - 1
@@ -98,14 +98,14 @@ def in_every_step(victim: Victim, out: Path, seed: int) -> tuple[str, str]:
 
 
 def _stopped_in(step: int) -> None:
-    original, steps = loop.train_step, count(1)
+    original, steps = graphs.train_step, count(1)
 
     def counted(*args: Any) -> Any:
         if next(steps) == step:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*args)
 
-    loop.train_step = counted
+    graphs.train_step = counted  # which `step_of` returns
 
 
 def write_examples(base: Path) -> None:

@@ -473,3 +473,13 @@ def test_a_column_of_something_else_is_no_text(tmp_path):
     assert (data.columns["label"], [each.label for each in found.examples]) == ("y_true", [1.5, 2.5, 3.0])
     file.write_text("utterance,label,prediction\nso it is,a,a\nis it so,b,b\n")
     assert judged_file(file, "classification")[1].columns["text"] == "utterance"
+    file.write_text("文章,label,prediction\nこれはとても良い映画だった,a,a\n退屈で長い映画だと思った,b,b\n")
+    assert judged_file(file, "classification")[1].columns["text"] == "文章"
+
+
+def test_all_may_be_wrong(tmp_path):
+    """Where probabilities name the labels."""
+    file = tmp_path / "p.csv"
+    file.write_text(f"{HEAD},p(a),p(b),p(c)\nthe,b,a,1,0,0\nthe,c,a,1,0,0\n")
+    found, _, _ = judged_file(file, "classification")
+    assert (found.decoded, found.task.labels) == (["a", "a"], ("a", "b", "c"))

@@ -384,8 +384,7 @@ def test_positions_that_start_as_sinusoids(width):
         for k in (0, 1, half - 1):
             angle = place / 10_000 ** (2 * k / width)
             assert float(waves[place, k]) == pytest.approx(math.sin(angle), abs=1e-5)
-        first = 10_000 ** (2 * half / width) if width % 2 else 1
-        assert float(waves[place, half]) == pytest.approx(math.cos(place / first), abs=1e-5)
+            assert float(waves[place, half + k]) == pytest.approx(math.cos(angle), abs=1e-5)
     assert float(found[1][position].square().mean().sqrt()) == pytest.approx(0.3, rel=0.02)
 
 

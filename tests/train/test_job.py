@@ -382,7 +382,10 @@ def test_what_a_run_began_with_is_kept_and_what_changed_is_said(make_job, capsys
         assert "not bit for bit" in line
         runtime_of(replace(run, **change, result={"loss": 1.0}), "cpu", "auto", None)
         assert capsys.readouterr().err == ""  # a finished run is not gone on with
+    given = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: given[-1])
     for cores, asked, threads in ((64, None, 5), (2, None, 2), (2, 3, 3)):
-        monkeypatch.setattr("minilm.train.job.cores", lambda cores=cores: cores)
+        monkeypatch.setattr("minilm.train.runtime.cores", lambda cores=cores: cores)
         assert runtime_of(replace(run, threads=5), "cpu", "auto", asked).threads == threads
         assert ("began with threads 5, now it is" in capsys.readouterr().err) == (threads != 5)
