@@ -412,7 +412,7 @@ REFUSED = [
     ((*SCORE, *TEST, "--group-column", "age"), "--group-column age: give one of source"),
     ((*SCORE, *TEST, "--json", "test.csv"), "--json test.csv: is the file of --data"),
     ((*SCORE, *TEST, "--dev", "./test.csv"), "--dev test.csv: is what is scored; choose temperature and thresholds on"),
-    (("score", "--predictions", "plain.csv", "--precision", "bf16"), "--precision: for models, and --predictions are"),
+    (("score", "--predictions", "plain.csv", "--precision", "bf16"), "--precision: for models, and predictions are"),
     (("score", "--predictions", "plain.csv", "--data", "one.csv", "--dev", "plain.csv"), "is what is scored"),
     (("compare", "tuned", "other", *TEST, "--revision", "v2"), "--revision v2: all systems are on this machine"),
     ((*SCORE, *TEST, "--revision", "v2"), "--revision v2: tuned is on this machine, as it is; leave it out"),
