@@ -415,20 +415,15 @@ def read(args: Args, name: str, file: Path, like: Data | None = None) -> tuple[D
     --group-column, else None. Logs what was guessed and which rows are left out."""
     source = read_source(file, args.task, args.header, like)
     columns = args.text_column, args.pair_column, args.label_column
-    if like is not None:
-        data = read_alike(source, args.task, like, *columns)
-    elif args.group_column is None:
-        data = read_examples(source, args.task, *columns)
-    else:
+    read_from = source
+    if args.group_column is not None and like is None:
         if not isinstance(source, Table):
             raise ConfigError(f"--group-column {args.group_column}: {file} has no columns")
         column, columns = source.column(args.group_column), tuple(each and source.column(each) for each in columns)
         may_be_text = plain_name(column) in TEXT_NAMES or len(source.columns) < 3
         if args.task in OF_TEXTS and column not in columns and not may_be_text:  # lest it be taken for a label
-            rest = replace(source, columns=tuple(each for each in source.columns if each != column))
-            data = read_examples(rest, args.task, *columns)
-        else:
-            data = read_examples(source, args.task, *columns)
+            read_from = replace(source, columns=tuple(each for each in source.columns if each != column))
+    data = read_alike(source, args.task, like, *columns) if like else read_examples(read_from, args.task, *columns)
     say_notes(name, data, *(() if like else wide_labels(data.examples, args.task)))
     if args.group_column is None or like is not None:
         return data, None

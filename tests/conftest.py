@@ -174,7 +174,7 @@ def no_pictures(request, monkeypatch):
 def train(train_script, monkeypatch, no_pictures):
     """The same, in less time: the peak of the machine is not measured, and fewer held-out targets do."""
     monkeypatch.setattr("minilm.train.measure.matmul_peak", lambda device, dtype: 1e12)
-    monkeypatch.setattr(train_script, "fixed_batches", partial(train_script.fixed_batches, min_targets=500))
+    monkeypatch.setattr(train_script, "fixed_batches", partial(train_script.fixed_batches, min_targets=2000))
     return train_script
 
 

@@ -110,7 +110,7 @@ def test_text_in_model_out(go, tmp_path, recipe, objective):
     result = json.loads((tmp_path / "result.json").read_text())
     assert result.keys() >= KEYS
     assert result["held_out_loss"] < 5.5  # from log 256 = 5.55: 60 steps of a toy
-    assert result["targets"] >= 500
+    assert result["targets"] > 1_500
     assert result["vocab_size"] == 256
     assert result["tokens"] <= 60 * 4 * 32
     assert f"loss {result['held_out_loss']:.3f}" in out

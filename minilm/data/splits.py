@@ -155,7 +155,6 @@ def folds(
     units: dict[Hashable, list[int]] = {}
     for i, key in enumerate(keys):
         units.setdefault(key, []).append(i)
-    whole = Counter(map(class_of, examples))
     if len(units) < k:
         what = "rows of different texts" if groups is None else "groups"
         raise DataError(f"{len(units)} {what} are too few for {k} folds; lower --kfold")
@@ -165,17 +164,19 @@ def folds(
         return 0 if groups is None else -len(unit), class_of(examples[unit[0]]), digest
 
     part_of, sizes, inside = [0] * len(examples), [0] * k, [Counter() for _ in range(k)]
+    whole = Counter(map(class_of, examples))
 
-    def rarest(own: Counter[str]) -> int:
-        """The part in which classes are rarest; among equal ones the smallest."""
-        shares = [sum(count * there[name] / whole[name] for name, count in own.items()) for there in inside]
-        return min(range(k), key=lambda part: (shares[part], sizes[part]))
-
-    for number, unit in enumerate(sorted(units.values(), key=order)):
+    def rarest(unit: list[int]) -> int:
+        """The part in which a group's classes are rarest, among equal ones the smallest; the group is counted there."""
         own = Counter(class_of(examples[i]) for i in unit)
-        part = number % k if groups is None else rarest(own)
+        shares = [sum(count * there[name] / whole[name] for name, count in own.items()) for there in inside]
+        part = min(range(k), key=lambda part: (shares[part], sizes[part]))
         sizes[part] += len(unit)
         inside[part] += own
+        return part
+
+    for number, unit in enumerate(sorted(units.values(), key=order)):
+        part = number % k if groups is None else rarest(unit)
         for i in unit:
             part_of[i] = part
     for part in range(k):
