@@ -1,7 +1,7 @@
 """Fine-tune a model on labelled examples: a table in, a model directory out that predicts the labels of new ones.
 
-The path of an example: tables -> examples (minilm/data), a task and its features (minilm/tasks), the loop of
-pretraining (minilm/train), and to disk (minilm/checkpoint).
+The path of an example: tables -> examples (minilm/labelled), a task and its features (minilm/tasks), batches and the
+loop of pretraining (minilm/finetuning, minilm/train), and to disk (minilm/checkpoint). Its flags: minilm/flags.
 """
 
 from minilm.errors import end_quietly
@@ -9,38 +9,37 @@ from minilm.errors import end_quietly
 if __name__ == "__main__":
     end_quietly()  # before torch is loaded
 
-import os
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from minilm import cli
 from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
-from minilm.data.cells import TEXT_NAMES, plain_name
-from minilm.data.examples import Data, as_text
-from minilm.data.libraries import embedded_examples
-from minilm.data.splits import class_of, folds, split_by_text, texts_of, wide_labels
-from minilm.data.tables import Table
 from minilm.data.tokenizer import Tokenizer
 from minilm.dropin.config import BertConfig
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
 from minilm.files import finite, write_json
+from minilm.finetuning.finetune import DEV, held_out, say_compared, say_notes, say_overlap
+from minilm.finetuning.report import as_read, baseline_line, check_lines, closing, next_command, warning, write_report
+from minilm.finetuning.tune import tune
+from minilm.finetuning.tuning import length_of
+from minilm.flags.finetuning import Args, check_flags, computed, tuning_of
+from minilm.labelled.cells import TEXT_NAMES, plain_name
+from minilm.labelled.examples import Data, as_text
+from minilm.labelled.libraries import embedded_examples
+from minilm.labelled.splits import class_of, folds, split_by_text, texts_of, wide_labels
+from minilm.labelled.tables import Table
 from minilm.metrics.intervals import spread
-from minilm.tasks.finetune import DEV, held_out, say_compared, say_notes, say_overlap
-from minilm.tasks.named import TaskName, make_task, model_for, new_model, read_alike, read_examples, read_source
-from minilm.tasks.report import as_read, baseline_line, check_lines, closing, next_command, warning, write_report
+from minilm.tasks.named import make_task, model_for, new_model, read_alike, read_examples, read_source
 from minilm.tasks.task import Task, scores_line
-from minilm.tasks.tune import tune
-from minilm.tasks.tuning import RANGES as TUNING_RANGES
-from minilm.tasks.tuning import Tuning, length_of
 from minilm.train.log import say
 
 QUICK = Path("checkpoints/quick-mlm")
@@ -51,144 +50,14 @@ SCRATCH = {  # a model that has learned nothing
     "intermediate_size": 512,
     "max_position_embeddings": 256,
 }
-EMBEDDED_EPOCHS = 2.0  # of the embedded examples, unless others are asked for: less than 3 minutes
 OF_TEXTS = ("classification", "multilabel", "regression", "similarity")  # tasks whose columns are guessed
 OVERFIT_STEPS, LEARNED = 100, 0.05  # steps on one batch, and the fraction of a usual loss that counts as learned
 
 
-@dataclass(frozen=True)
-class Args:
-    """Fine-tune a model on labelled examples. Alone, it learns to tell which library a documentation text is from."""
-
-    train: Path | None = None
-    """Labelled examples: csv, tsv, jsonl, json or parquet, also .gz or .xz. For tagging one word per line (CoNLL), or
-    lists of words and tags; for questions SQuAD's json. An embedded data set, if not given."""
-    dev: Path | None = None
-    """Examples that choose the best model; a tenth of --train, if not given."""
-    test: Path | None = None
-    """Examples for the final scores; nothing is chosen by them."""
-    task: TaskName = "classification"
-    """Kind of task to learn."""
-    model: str | None = None
-    """Model to start from: a directory, or a name on the Hugging Face hub; checkpoints/quick-mlm, if not given."""
-    new_head: bool = False
-    """Start with a new head, even if --model has one."""
-    out: Path | None = None
-    """Output directory; checkpoints/NAME-OF-TRAIN, if not given."""
-    text_column: str | None = None
-    """Column of the text, by name or number from 1; guessed from names and contents, and printed, if not given."""
-    pair_column: str | None = None
-    """Column of a second text; for span the context, while --text-column is the question."""
-    label_column: str | None = None
-    """Column of the label, or of the number to predict; for tagging by its number, the last if not given."""
-    header: bool | None = None
-    """Whether the first row of a csv names its columns; guessed from its contents, if not given."""
-    seeds: int = 1
-    """Number of runs, with seeds from --seed on: prints the mean of their scores and its confidence interval."""
-    kfold: int | None = None
-    """Cross-validation: this many runs, each tested on another part of --train, labels about as frequent in each."""
-    group_column: str | None = None
-    """Column whose equal values keep rows together, in a part of --kfold or when a tenth is held out."""
-    check: bool = False
-    """Print what is in the files, and stop."""
-    overfit_batch: bool = False
-    """Learn one batch by heart, without dropout, and stop: failure points to a fault in labels or settings."""
-    epochs: float | None = None
-    """Passes over the examples; if not given, 3, or with few examples as many as make 200 steps; 2 over the embedded
-    ones."""
-    steps: int | None = None
-    """Optimizer steps, instead of --epochs."""
-    batch_size: int = 32
-    """Examples per step; windows of long contexts, and parts of long sentences to tag, count one by one."""
-    lr: float | None = None
-    """Peak learning rate; chosen by the model's size, if not given."""
-    length: int | None = None
-    """Tokens read per example; the model's maximum, but at most 512, if not given."""
-    evaluate_every: int | None = None
-    """Steps between evaluations; an epoch, or a twentieth of the run if that is longer, if not given."""
-    patience: int = 3
-    """Stop after this many evaluations without a better score or a lower loss; the best model is kept in any case."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay of matrices and embedding tables."""
-    warmup_frac: float = 0.1
-    """Fraction of the steps over which the learning rate rises; then it falls linearly to 0."""
-    class_weights: Literal["balanced"] | None = None
-    """balanced: every label has the same total weight in the loss, however rare it is."""
-    label_smoothing: float = 0.0
-    """Label smoothing: this share of each target is spread evenly over all labels."""
-    positive_label: str | None = None
-    """With two labels: the one whose f1, precision and recall are scored, and whose f1 chooses the best model. If not
-    given, the second label is scored, and accuracy chooses."""
-    layer_decay: float = 1.0
-    """Factor on the learning rate from each layer to the one below."""
-    frozen_layers: int = 0
-    """Freeze the embedding and this many layers, from the first on."""
-    lora_rank: int = 0
-    """LoRA: train matrices of this rank, added to q, k and v's, instead of the encoder; merged when saved."""
-    lora_alpha: float = 16.0
-    """LoRA adds alpha / rank times the product of its matrices."""
-    auto_batch: bool = False
-    """Halve the micro-batches when they do not fit in memory. Steps keep their examples; dropout draws other masks."""
-    gradient_checkpointing: bool = False
-    """Recompute every layer in the backward pass instead of keeping it: less memory, a third more time."""
-    seed: int = 0
-    """Random seed of the new head, the order of the examples, and dropout."""
-    resume: Literal["auto", "never"] = "auto"
-    """auto resumes from the newest complete checkpoint in --out; never refuses an --out that holds a run."""
-    time_limit: float | None = None
-    """Minutes after which training saves and exits with status 0, as after SIGUSR1; the same command resumes."""
-    device: str = "auto"
-    """cuda, mps or cpu; auto takes the first of these that is available."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Precision of matrix products; auto takes the fastest that the device computes natively. Products in
-    fp32 are TF32's on an Nvidia GPU from Ampere on."""
-    threads: int | None = None
-    """CPU threads; torch's choice if not given."""
-    deterministic: bool = False
-    """Make runs on an Nvidia GPU repeat bit for bit, also when resumed; slower. A CPU needs no flag for that."""
-    compile: bool = False
-    """On a GPU, compile model and loss into one graph by torch.compile: a later start, perhaps faster steps."""
-    cuda_graphs: bool = False
-    """On a GPU, launch all kernels of a step at once: perhaps much faster where steps have few tokens."""
-    json: str | None = None
-    """Write the result as JSON to this file; without a file name, or with -, to standard output."""
-
-
-RANGES = {name: ends for name, ends in TUNING_RANGES.items() if hasattr(Args, name)} | {
-    "label_smoothing": (0.0, 0.9),
-    "seeds": (1, 1000),
-    "kfold": (2, 1000),
-    "time_limit": (1e-3, 1e6),
-    "threads": (1, 1024),
-}
-
-
 def main(args: Args) -> None:
     """Fine-tune once or several times as `args` say, and print and write the result."""
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ConfigError("WORLD_SIZE is set, as by torchrun: fine-tuning runs in one process; start it by python")
-    cli.check_ranges(args, RANGES)
     out = args.out or Path("checkpoints") / ("libraries" if args.train is None else args.train.name.split(".")[0])
-    own = [out / name for name in cli.OF_A_MODEL]
-    cli.check_result(args.json, train=args.train, dev=args.dev, test=args.test, out=own)
-    if args.seed + args.seeds - 1 > RANGES["seed"][1]:
-        raise ConfigError(f"--seed {args.seed}: too large for --seeds {args.seeds}; give a smaller one")
-    if args.epochs is not None and args.steps is not None:
-        raise ConfigError("--epochs and --steps: exclude each other; give one")
-    if args.kfold and (args.seeds > 1 or args.dev or args.test or args.train is None):
-        raise ConfigError("--kfold: splits --train itself; give that, and no --dev, --test or --seeds")
-    if args.overfit_batch:
-        apart = ("seeds", "kfold", "epochs", "time_limit", "class_weights", "label_smoothing", "positive_label")
-        apart += ("evaluate_every", "patience", "resume")
-        if given := [cli.flag(name) for name in apart if getattr(args, name) != getattr(Args, name)]:
-            raise ConfigError(f"{given[0]}: does not go with --overfit-batch; leave one of them out")
-    if args.group_column and (args.train is None or args.dev):
-        raise ConfigError(f"--group-column {args.group_column}: is for splitting --train; leave out --dev or this")
-    if args.check and args.json:
-        raise ConfigError("--json: --check has no result to write; leave one of them out")
-    apart = ("kfold", "overfit_batch", "resume", "time_limit")
-    if args.check and (given := [name for name in apart if getattr(args, name) != getattr(Args, name)]):
-        raise ConfigError(f"{cli.flag(given[0])}: --check looks at whole files and stops; leave one of them out")
+    check_flags(args, out)
     runs = list(load(args))
     if args.check:
         for line in check(args, runs[0]):
@@ -293,20 +162,6 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
 def task_of(args: Args, run: Run) -> Task:
     """The task of --task, with the flags that concern it."""
     return make_task(args.task, run.train.examples, args.class_weights, args.label_smoothing, args.positive_label)
-
-
-def computed(args: Args) -> dict[str, Any]:
-    """Values of the flags about device and precision, by name."""
-    names = "device", "precision", "threads", "deterministic", "compile", "cuda_graphs"
-    return {name: getattr(args, name) for name in names}
-
-
-def tuning_of(args: Args, seed: int) -> Tuning:
-    """A Tuning filled from the flags that are named as its fields."""
-    given = {field.name: getattr(args, field.name, None) for field in fields(Tuning)}
-    if args.train is None and args.epochs is None and args.steps is None:
-        given["epochs"] = EMBEDDED_EPOCHS
-    return Tuning(**{name: value for name, value in given.items() if value is not None} | {"seed": seed})
 
 
 def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], list[str]]:

@@ -153,10 +153,10 @@ def one(args: Args) -> dict[str, Any]:
         return found | {"scores": {} if args.steps else scores_of(splits, loop.scores)}
     from minilm.checkpoint.store import Store
     from minilm.dropin.tokenizer import BertTokenizer
+    from minilm.finetuning.tune import tune
+    from minilm.finetuning.tuning import Tuning
     from minilm.metrics.scores import check_installed
     from minilm.tasks.named import make_task, model_for
-    from minilm.tasks.tune import tune
-    from minilm.tasks.tuning import Tuning
 
     check_installed()  # whose import would be timed, as would that of what every optimizer needs
     import_module("torch._dynamo")  # which transformers has imported before its own time begins

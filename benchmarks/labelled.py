@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minilm.data.documents import documents_of
-from minilm.data.examples import Example, Tagged, read_texts
-from minilm.data.spans import read_questions
-from minilm.data.splits import split_dev
-from minilm.data.tables import read_table
+from minilm.labelled.examples import Example, Tagged, read_texts
+from minilm.labelled.spans import read_questions
+from minilm.labelled.splits import split_dev
+from minilm.labelled.tables import read_table
 from minilm.tasks.named import TaskName
 
 HELD_OUT, SEED = 0.1, 0  # of a set that has no dev part; of every split, so that all seeds and both sides share it

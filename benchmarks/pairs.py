@@ -20,8 +20,8 @@ import transformers
 
 from benchmarks.machine import machine, when
 from minilm import BertConfig, BertForMaskedLM, BertTokenizer, cli
-from minilm.data.tables import read_table
 from minilm.data.tokenizer import Tokenizer
+from minilm.labelled.tables import read_table
 from minilm.language.likelihood import log_likelihoods, read_scorer
 from minilm.language.pairs import read_pairs
 from minilm.train.runtime import Runtime

@@ -302,7 +302,7 @@ def _fresh_classifier(setting: Setting) -> BertForSequenceClassification:
 
 
 def _classifier(setting: Setting, features: Features, compiled: bool = False, graphed: bool = False) -> Side:
-    """As `minilm.tasks.tune` trains one."""
+    """As `minilm.finetuning.tune` trains one."""
     runtime, model, task = setting.runtime, _fresh_classifier(setting), Classification(("no", "yes"))
     row = ROW if setting.device.type == "cuda" else None
     encoder = model.base_model.encoder

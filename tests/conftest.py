@@ -23,16 +23,18 @@ import transformers
 from torch import Tensor
 
 import minilm
-import minilm.tasks.report
+import minilm.finetuning.report
 import minilm.train.log
 from minilm.batch import Tokens
 from minilm.checkpoint.hf import config_to_hf, from_hf, kind_of, to_hf
+from minilm.labelled.examples import Example
 from minilm.model.encoder import bert_config, modern_config
 from minilm.model.heads import LanguageModel
 from minilm.recipes import RECIPES
 
 REGIMES = ("initial", "wild", "deep")  # deep: 6 x 384, once, because it is slow
 VOCAB = 99
+GOOD, BAD, PLAIN = ["fine", "great", "lovely"], ["awful", "poor", "dull"], ["the", "film", "was", "and", "plot", "a"]
 
 
 REACHED: list[object] = []  # hosts that this process asked for, other than itself
@@ -166,7 +168,7 @@ def pictures():
 @pytest.fixture
 def no_pictures(request, monkeypatch):
     if "pictures" not in request.fixturenames:
-        for module in (minilm.tasks.report, minilm.train.log):
+        for module in (minilm.finetuning.report, minilm.train.log):
             monkeypatch.setattr(module, "drawn", lambda image, draw: True)
 
 
@@ -435,3 +437,21 @@ def _made(family, directory, **more):
     minilm.BertTokenizer(str(directory / "vocab.txt"), model_max_length=32).save_pretrained(directory)
     reference = model.from_pretrained(directory, attn_implementation="eager")
     return directory, reference.double().eval()
+
+
+@pytest.fixture
+def reviews():
+    """reviews(n, seed, pairs): n examples of unequal lengths, "good" or "bad" by one word in each."""
+
+    def make(n, seed=0, pairs=False):
+        rng = random.Random(seed)
+        found = []
+        for i in range(n):
+            label = ("good", "bad")[i % 2]
+            words = rng.choices(PLAIN, k=rng.randint(0, 14))
+            words.insert(rng.randint(0, len(words)), rng.choice(GOOD if label == "good" else BAD))
+            pair = " ".join(rng.choices(PLAIN, k=rng.randint(1, 6))) if pairs else None
+            found.append(Example(" ".join(words), pair, label, f"row {i + 1}"))
+        return found
+
+    return make

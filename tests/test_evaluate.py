@@ -19,7 +19,7 @@ import minilm
 from minilm import cli
 from minilm.checkpoint.pooling import Pooling
 from minilm.commands import embed as embed_command
-from minilm.data.tables import table_of
+from minilm.labelled.tables import table_of
 from minilm.language.bias import crows_log_probabilities, read_crows
 from minilm.language.cloze import last_words, read_passages
 from minilm.language.likelihood import log_likelihoods, read_scorer

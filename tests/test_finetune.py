@@ -15,9 +15,9 @@ from transformers import pipeline
 import minilm
 from minilm import cli
 from minilm.checkpoint.pooling import read_pooling
-from minilm.data.libraries import embedded_examples
+from minilm.finetuning.tuning import Tuning
+from minilm.labelled.libraries import embedded_examples
 from minilm.tasks.classification import Classification
-from minilm.tasks.tuning import Tuning
 
 
 @pytest.fixture(scope="module")
@@ -453,8 +453,8 @@ def test_a_file_is_in_one_split_wherever_it_is_installed(tmp_path, monkeypatch):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text.format(number))
         sources = [(f"python/{path.name}", path) for path in sorted((tmp_path / home).glob("*.py"))]
-        monkeypatch.setattr("minilm.data.libraries.embedded_sources", lambda sources=sources: iter(sources))
-        monkeypatch.setattr("minilm.data.libraries.PER_LIBRARY", 20)  # so that the order of files decides, too
+        monkeypatch.setattr("minilm.labelled.libraries.embedded_sources", lambda sources=sources: iter(sources))
+        monkeypatch.setattr("minilm.labelled.libraries.PER_LIBRARY", 20)  # so that the order of files decides, too
         found.append([{example.where for example in part} for part in embedded_examples()])
     assert found[0] == found[1]
     assert all(found[0])
@@ -464,7 +464,7 @@ def test_a_file_is_in_one_split_wherever_it_is_installed(tmp_path, monkeypatch):
 def test_alone_it_begins_from_scratch_and_says_so(script, tmp_path, monkeypatch, capsys):
     """Where there is no checkpoints/quick-mlm; on a few of the embedded examples."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("minilm.data.libraries.PER_LIBRARY", 80)
+    monkeypatch.setattr("minilm.labelled.libraries.PER_LIBRARY", 80)
     with pytest.raises(SystemExit) as stop:
         cli.run(script.main, script.Args, ["--device", "cpu", "--steps", "3"])
     out, err = capsys.readouterr()
@@ -529,7 +529,7 @@ def test_groups_stay_together(go):
     assert "9 examples" not in err
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        import minilm.data.splits as splits
+        import minilm.labelled.splits as splits
 
         patch.setattr(go.script, "split_by_text", lambda *given: seen.append(splits.split_by_text(*given)) or seen[-1])
         assert go("finetune", *flags, "--kfold", "2", "--out", "folds")[0] == 0

@@ -11,9 +11,9 @@ from minilm import cli
 from minilm.commands.of_model import THREADS, OfModel, counted, interval_of, tell, unknown_line
 from minilm.commands.swaps import scores_of_swaps
 from minilm.data.documents import uncompressed_name
-from minilm.data.tables import check_regular, read_json, read_table
 from minilm.dropin.config import PreTrainedConfig
 from minilm.errors import ConfigError, printable
+from minilm.labelled.tables import check_regular, read_json, read_table
 from minilm.language import bias
 from minilm.language.likelihood import read_scorer
 

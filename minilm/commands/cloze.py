@@ -7,7 +7,7 @@ from typing import Any
 
 from minilm import cli
 from minilm.commands.of_model import THREADS, OfModel, counted, interval_of, tell
-from minilm.data.tables import check_regular
+from minilm.labelled.tables import check_regular
 from minilm.language.cloze import cloze_scores, last_words, read_passages
 from minilm.language.likelihood import read_scorer
 

@@ -11,11 +11,11 @@ import tyro
 from minilm import cli
 from minilm.commands.labelled import OfLabelled, check_no_model, check_no_predictions, judge_file, judge_model
 from minilm.commands.of_model import THREADS, p_value, tell
-from minilm.data.examples import Example
 from minilm.errors import ConfigError, DataError, did_you_mean, printable
 from minilm.judging.judged import Judged
 from minilm.judging.metric_tables import ACCURACIES, metric_tables
 from minilm.judging.score import check_labels, deciding_metric
+from minilm.labelled.examples import Example
 from minilm.metrics.compare import ALIKE, compare
 from minilm.metrics.intervals import FEWEST
 from minilm.tasks.classification import Classification, MultiLabel

@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 from minilm import cli
 from minilm.commands.of_model import OfModel, counted
-from minilm.data.examples import Data
-from minilm.data.tables import check_regular
 from minilm.errors import ConfigError
+from minilm.finetuning.finetune import say_notes
+from minilm.finetuning.tuned import Tuned
 from minilm.judging.judged import AT_ONCE, Judged, Labelled, judged_model, with_positive
 from minilm.judging.prediction_files import Columns, judged_file
-from minilm.tasks.finetune import say_notes
+from minilm.labelled.examples import Data
+from minilm.labelled.tables import check_regular
 from minilm.tasks.named import TaskName, read_examples, read_source
 from minilm.tasks.task import Task
-from minilm.tasks.tuned import Tuned
 
 OF_A_MODEL = ("precision", "threads", "revision", "allow_pickle")  # flags that are for models alone
 

@@ -12,10 +12,10 @@ import torch
 from minilm import cli
 from minilm.checkpoint.model import find_model
 from minilm.errors import ConfigError
+from minilm.finetuning.finetune import open_tuned
+from minilm.finetuning.tuned import Tuned
 from minilm.metrics.intervals import FEWEST
 from minilm.partial import Partial, partial_of
-from minilm.tasks.finetune import open_tuned
-from minilm.tasks.tuned import Tuned
 from minilm.train.log import say
 from minilm.train.runtime import Precision, Runtime
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from minilm import cli
 from minilm.commands.of_model import THREADS, OfModel, counted, interval_of, tell, unknown_line
-from minilm.data.tables import check_regular, read_table
 from minilm.errors import ConfigError, cut, printable
+from minilm.labelled.tables import check_regular, read_table
 from minilm.language.likelihood import log_likelihoods, read_scorer
 from minilm.language.pairs import BAD, GOOD, pair_scores, read_pairs
 from minilm.tasks.predictions import table_text

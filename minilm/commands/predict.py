@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from minilm import cli
 from minilm.commands.of_model import THREADS, OfModel, going_on
-from minilm.data.examples import named_columns
-from minilm.data.tables import check_regular
 from minilm.errors import ConfigError
+from minilm.labelled.examples import named_columns
+from minilm.labelled.tables import check_regular
 from minilm.tasks.named import TASKS, read_examples, read_source
 from minilm.train.log import say
 

@@ -8,12 +8,12 @@ from minilm import cli
 from minilm.commands.labelled import Judgement
 from minilm.commands.of_model import counted, tell
 from minilm.commands.score import Score, lines_of, scores_of
-from minilm.data.examples import Example
 from minilm.errors import ConfigError, DataError, library
 from minilm.explanation.explain import explain
 from minilm.files import finite, read_json
+from minilm.finetuning.tuned import Tuned
 from minilm.judging.page import page
-from minilm.tasks.tuned import Tuned
+from minilm.labelled.examples import Example
 from minilm.train.log import say
 
 

@@ -23,13 +23,13 @@ from minilm.commands.labelled import (
     read_labelled,
 )
 from minilm.commands.of_model import THREADS, interval_of, p_value, tell
-from minilm.data.splits import overlap
 from minilm.errors import ConfigError, printable
 from minilm.files import sha256
 from minilm.judging.judged import Judged, Labelled, cost_of
 from minilm.judging.metric_tables import ACCURACIES
 from minilm.judging.prediction_files import ROW
 from minilm.judging.score import check_choices, scored
+from minilm.labelled.splits import overlap
 from minilm.metrics.groups import group_lines
 from minilm.metrics.slices import SIGNIFICANT
 from minilm.tasks.task import Task

@@ -8,10 +8,10 @@ import numpy as np
 
 from minilm.commands.of_model import OfModel, counted, interval_of, unknown_line
 from minilm.data.documents import uncompressed_name
-from minilm.data.examples import Data, Example, read_texts
-from minilm.data.tables import Row, Table, check_regular, listed, read_table, text_lines
 from minilm.dropin.config import PreTrainedConfig
 from minilm.errors import ConfigError, DataError, cut, printable
+from minilm.labelled.examples import Data, Example, read_texts
+from minilm.labelled.tables import Row, Table, check_regular, listed, read_table, text_lines
 from minilm.language.bias import Metric, crows_log_probabilities, unknown_pairs
 from minilm.language.likelihood import read_scorer
 from minilm.language.swaps import (

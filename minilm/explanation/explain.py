@@ -24,8 +24,8 @@ from minilm.explanation.attention import attention_maps, rollout, word_map
 from minilm.explanation.attribution import STEPS, gradient_x_input, integrated_gradients, occlusion
 from minilm.explanation.shown import SHARES, Explanation
 from minilm.explanation.targets import Asked, asked_of, asked_of_mask
+from minilm.finetuning.tuned import Tuned
 from minilm.tasks.span import Span
-from minilm.tasks.tuned import Tuned
 
 MethodName = Literal["integrated-gradients", "gradient-x-input", "occlusion", "rollout", "attention"]
 

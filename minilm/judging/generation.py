@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from minilm.data.examples import as_text
-from minilm.data.tables import values_of
 from minilm.errors import DataError, library
+from minilm.labelled.examples import as_text
+from minilm.labelled.tables import values_of
 from minilm.metrics.intervals import share, with_intervals
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minilm.data.examples import Data, Tagged
-from minilm.data.tables import Table, shown
 from minilm.errors import ConfigError, DataError, some
+from minilm.finetuning.tuned import Tuned
+from minilm.labelled.examples import Data, Tagged
+from minilm.labelled.tables import Table, shown
 from minilm.tasks.classification import Classification, MultiLabel, reads_cls
 from minilm.tasks.task import Task
-from minilm.tasks.tuned import Tuned
 from minilm.train.cost import EnergyMeter, matmul_peak, training_flops
 from minilm.train.runtime import peak_memory_mb
 

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minilm.data.cells import LABELS, NUMBER, TEXT_NAMES, plain_name
 from minilm.data.documents import uncompressed_name
-from minilm.data.examples import LARGEST, Choice, Data, as_text, labels_of_cell
-from minilm.data.spans import columns_of, is_one_word_a_line, read_tagged
-from minilm.data.tables import Row, Table, check_regular, listed, read_json, read_table, shown, text_lines
 from minilm.errors import ConfigError, DataError, some
 from minilm.judging.judged import Judged
+from minilm.labelled.cells import LABELS, NUMBER, TEXT_NAMES, plain_name
+from minilm.labelled.examples import LARGEST, Choice, Data, as_text, labels_of_cell
+from minilm.labelled.spans import columns_of, is_one_word_a_line, read_tagged
+from minilm.labelled.tables import Row, Table, check_regular, listed, read_json, read_table, shown, text_lines
 from minilm.metrics.labels import SUM
 from minilm.metrics.scores import Tags
 from minilm.tasks.classification import Classification, MultiLabel

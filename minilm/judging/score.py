@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from minilm.data.examples import Example
-from minilm.data.tables import shown, table_of
 from minilm.errors import ConfigError, DataError
 from minilm.files import finite
+from minilm.finetuning.finetune import open_tuned, say_notes
+from minilm.finetuning.tuned import Tuned
 from minilm.judging.judged import Judged, Labelled, cost_of, judged_model, with_positive
 from minilm.judging.metric_tables import RATES, held, metric_tables, probability_table
+from minilm.labelled.examples import Example
+from minilm.labelled.tables import shown, table_of
 from minilm.metrics.calibration import (
     best_temperature,
     calibration_scores,
@@ -30,11 +32,9 @@ from minilm.metrics.labels import WHY_EACH, weighted_each_label, weighted_each_o
 from minilm.metrics.scores import confusion, multilabel_scores
 from minilm.metrics.slices import slices
 from minilm.tasks.classification import Classification, MultiLabel
-from minilm.tasks.finetune import open_tuned, say_notes
 from minilm.tasks.named import read_examples
 from minilm.tasks.predictions import SHOWN_LABELS
 from minilm.tasks.task import Task
-from minilm.tasks.tuned import Tuned
 
 MISTAKES = 10  # shown
 NOT_DEFINED = "not defined: no examples, or a constant"

@@ -22,13 +22,13 @@ import torch
 
 from minilm.checkpoint.hf import pairs_of
 from minilm.checkpoint.weights import load_weights
-from minilm.data.examples import as_text
-from minilm.data.tables import Table, shown
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import BertForNextSentencePrediction
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
+from minilm.labelled.examples import as_text
+from minilm.labelled.tables import Table, shown
 from minilm.language.likelihood import LanguageScorer, Questions, log_probabilities
 from minilm.metrics.intervals import share, with_intervals
 from minilm.metrics.slices import EMPTY, name_of

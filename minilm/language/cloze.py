@@ -17,9 +17,9 @@ import numpy as np
 from tokenizers import Encoding
 
 from minilm.data.documents import is_jsonl
-from minilm.data.examples import as_text
-from minilm.data.tables import values_of
 from minilm.errors import DataError
+from minilm.labelled.examples import as_text
+from minilm.labelled.tables import values_of
 from minilm.language.likelihood import TOKENIZED, Encoded, LanguageScorer, Questions, answers
 from minilm.metrics.intervals import share, with_intervals
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minilm.data.examples import as_text
-from minilm.data.tables import Table, listed
 from minilm.errors import DataError
+from minilm.labelled.examples import as_text
+from minilm.labelled.tables import Table, listed
 from minilm.metrics.intervals import share
 from minilm.metrics.slices import EMPTY, name_of
 

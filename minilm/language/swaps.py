@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minilm.data.examples import Example, as_text
-from minilm.data.tables import Table, shown
 from minilm.errors import DataError
+from minilm.labelled.examples import Example, as_text
+from minilm.labelled.tables import Table, shown
 from minilm.language.bias import CrowsPair, Metric, percent
 from minilm.metrics.intervals import weighted_means, with_intervals
 

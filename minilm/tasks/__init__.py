@@ -1,1 +1,1 @@
-"""Fine-tuning on labelled examples: a file for each task, and the training that they share."""
+"""Labelled tasks, a file each: features, outputs, loss, scores."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minilm.data.examples import Example, Tagged
+from minilm.labelled.examples import Example, Tagged
 from minilm.metrics.scores import classification_scores, label_sets, multilabel_scores, regression_scores, with_others
 
 Scores = dict[str, dict[str, float]]  # baseline -> metric -> value

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minilm.data.examples import Choice
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
+from minilm.labelled.examples import Choice
 from minilm.metrics.intervals import weighted_means
 from minilm.tasks.baselines import Scores
 from minilm.tasks.classification import logits_of

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minilm.data.examples import Example
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError
+from minilm.labelled.examples import Example
 from minilm.metrics.intervals import weighted_label_sets, weighted_labels
 from minilm.metrics.scores import (
     classification_scores,

@@ -12,9 +12,6 @@ import torch
 
 from minilm.checkpoint.pooling import read_pooling
 from minilm.data.documents import uncompressed_name
-from minilm.data.examples import SEPARATORS, Data, read_choices, read_texts
-from minilm.data.spans import is_one_word_a_line, read_questions, read_tagged
-from minilm.data.tables import Table, listed, read_table
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.models import (
     BertForMultipleChoice,
@@ -25,6 +22,9 @@ from minilm.dropin.models import (
     PreTrainedModel,
 )
 from minilm.errors import CheckpointError, ConfigError, DataError, some
+from minilm.labelled.examples import SEPARATORS, Data, read_choices, read_texts
+from minilm.labelled.spans import is_one_word_a_line, read_questions, read_tagged
+from minilm.labelled.tables import Table, listed, read_table
 from minilm.metrics.scores import scheme_of
 from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.classification import POSITIVE, Classification, MultiLabel

@@ -10,10 +10,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from minilm.data.examples import SEPARATORS, Tagged, as_text
-from minilm.data.spans import with_column
-from minilm.data.tables import Row, Table
 from minilm.files import jsonl_text
+from minilm.labelled.examples import SEPARATORS, Tagged, as_text
+from minilm.labelled.spans import with_column
+from minilm.labelled.tables import Row, Table
 
 CUTS = re.compile(r"[\t\r\n]+")  # which end a column or a line
 

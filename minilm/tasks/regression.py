@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minilm.data.examples import Example
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
+from minilm.labelled.examples import Example
 from minilm.metrics.intervals import weighted_numbers
 from minilm.metrics.scores import regression_scores
 from minilm.tasks.baselines import Scores, of_numbers

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minilm.checkpoint.pooling import Pooling
-from minilm.data.examples import Example
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, DataError
+from minilm.labelled.examples import Example
 from minilm.metrics.scores import regression_scores
 from minilm.model.heads import pooled
 from minilm.tasks.regression import NumberTask

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minilm.data.examples import Question
-from minilm.data.tables import Row, Table
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, ConfigError, DataError
 from minilm.files import json_text
+from minilm.labelled.examples import Question
+from minilm.labelled.tables import Row, Table
 from minilm.metrics.intervals import weighted_means, with_intervals
 from minilm.metrics.scores import answer_scores, at_threshold, best_threshold, span_scores
 from minilm.tasks.baselines import Scores

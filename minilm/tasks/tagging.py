@@ -13,11 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from minilm.batch import IGNORE
-from minilm.data.examples import Tagged
-from minilm.data.tables import Table
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
+from minilm.labelled.examples import Tagged
+from minilm.labelled.tables import Table
 from minilm.metrics.intervals import weighted_counts
 from minilm.metrics.scores import Tags, entity_counts, entity_scores, per_type
 from minilm.tasks.baselines import Scores, commonest_tags

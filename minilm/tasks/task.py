@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from minilm.batch import IGNORE, OnDevice, Tokens, filled_up, next_size
-from minilm.data.examples import Example
 from minilm.data.loader import EVALUATED_AT_ONCE
 from minilm.data.packing import best_fit
-from minilm.data.tables import Table
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
+from minilm.labelled.examples import Example
+from minilm.labelled.tables import Table
 from minilm.partial import Partial
 from minilm.tasks.baselines import Scores
 from minilm.tasks.predictions import places, table_of_examples, table_text

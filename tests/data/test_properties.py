@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 import minilm
 from minilm.batch import IGNORE
 from minilm.data.documents import documents_of
-from minilm.data.examples import read_texts
 from minilm.data.objectives import CausalLM, MaskedLM, PrefixLM
 from minilm.data.packing import Taken, pack
-from minilm.data.tables import read_table
 from minilm.data.tokenizer import Tokenizer
 from minilm.data.tokenizer_files import wordpiece
 from minilm.errors import DataError
+from minilm.labelled.examples import read_texts
+from minilm.labelled.tables import read_table
 
 tried = settings(
     derandomize=True, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]

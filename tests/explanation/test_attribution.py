@@ -12,12 +12,12 @@ import transformers
 
 import minilm
 from minilm.batch import Tokens
-from minilm.data.examples import Example
 from minilm.dropin.config import PreTrainedConfig
 from minilm.explanation.attribution import Output, gradient_x_input, integrated_gradients, occlusion
 from minilm.explanation.explain import Method, explain
+from minilm.finetuning.tuned import Tuned
+from minilm.labelled.examples import Example
 from minilm.tasks.classification import Classification
-from minilm.tasks.tuned import Tuned
 from minilm.train.runtime import Runtime
 
 PLAIN = [f"w{letter}" for letter in "abcdefghijklmnopqrst"]

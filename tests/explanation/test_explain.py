@@ -12,17 +12,17 @@ import tokenizers
 import torch
 
 import minilm
-from minilm.data.examples import Example, Question
 from minilm.errors import ConfigError, DataError
 from minilm.evaluation.predict import MaskedLM, read_masked_lm
 from minilm.explanation.explain import Method, explain, explain_mask
 from minilm.explanation.shown import Explanation, Word, coloured_lines, html_fragment, html_page, picture
+from minilm.finetuning.tuned import Tuned
+from minilm.labelled.examples import Example, Question
 from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.regression import Regression
 from minilm.tasks.span import Span
 from minilm.tasks.task import Predictions, outputs_of
-from minilm.tasks.tuned import Tuned
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minilm.data.documents import documents_of
-from minilm.data.examples import Data, Kind, read_choices, read_texts
-from minilm.data.spans import read_questions, read_tagged
-from minilm.data.tables import read_table
 from minilm.errors import DataError
+from minilm.labelled.examples import Data, Kind, read_choices, read_texts
+from minilm.labelled.spans import read_questions, read_tagged
+from minilm.labelled.tables import read_table
 from tests.faults.damage import BYTES
 from tests.faults.tampered import NASTY, changed_json
 from tests.faults.victim import Victim

@@ -12,8 +12,8 @@ from typing import NoReturn
 import pytest
 
 from minilm import cli
-from minilm.data.examples import Data
 from minilm.errors import DataError
+from minilm.labelled.examples import Data
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from minilm.data.examples import Example, Tagged
-from minilm.data.spans import with_column
 from minilm.errors import ConfigError, DataError, UserError
 from minilm.files import jsonl_text, write_whole
 from minilm.judging.judged import Labelled, cost_of, judged_model
 from minilm.judging.prediction_files import Columns, judged_file
+from minilm.labelled.examples import Example, Tagged
+from minilm.labelled.spans import with_column
 from minilm.partial import partial_of
 from minilm.tasks.named import read_examples, read_source
 from minilm.tasks.predictions import cell_text, table_text, tags_text

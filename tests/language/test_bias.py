@@ -11,8 +11,8 @@ import torch
 import transformers
 
 import minilm
-from minilm.data.tables import table_of
 from minilm.errors import ConfigError, DataError
+from minilm.labelled.tables import table_of
 from minilm.language.bias import (
     CrowsPair,
     Following,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from minilm.data.tables import table_of
 from minilm.errors import DataError
+from minilm.labelled.tables import table_of
 from minilm.language.pairs import Pair, pair_scores, read_pairs
 
 ROW = {"sentence_good": "the cats sit", "sentence_bad": "the cats sits", "field": "syntax", "UID": "agreement_1"}

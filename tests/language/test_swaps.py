@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from minilm.data.examples import Example
-from minilm.data.tables import read_table, table_of
 from minilm.errors import DataError
+from minilm.labelled.examples import Example
+from minilm.labelled.tables import read_table, table_of
 from minilm.language.bias import CrowsPair, crows_log_probabilities
 from minilm.language.swaps import (
     crows_pairs,

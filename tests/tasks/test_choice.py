@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import minilm
-from minilm.data.examples import Choice
 from minilm.dropin.tokenizer import BertTokenizer
+from minilm.finetuning.tuning import ExampleBatches, Tuning
+from minilm.labelled.examples import Choice
 from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.named import model_for, open_task
 from minilm.tasks.task import batch_of
-from minilm.tasks.tuning import ExampleBatches, Tuning
 
 PLAIN = ["the", "film", "was", "and", "plot", "a"]
 

@@ -12,14 +12,14 @@ from torch.nn import functional as F
 
 import minilm
 from minilm.checkpoint.pooling import Pooling, read_pooling
-from minilm.data.examples import Example
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError
+from minilm.finetuning.tuning import ExampleBatches, Tuning
+from minilm.labelled.examples import Example
 from minilm.tasks.named import make_task, model_for, open_task
 from minilm.tasks.similarity import Similarity
 from minilm.tasks.task import Predictions, batch_of
-from minilm.tasks.tuning import ExampleBatches, Tuning
 
 PLAIN = ["the", "film", "was", "and", "plot", "a"]
 

@@ -15,16 +15,16 @@ from torch.nn.utils.rnn import pad_sequence
 
 import minilm
 from minilm.checkpoint.store import Store
-from minilm.data.examples import Question
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, ConfigError
+from minilm.finetuning.tune import tune
+from minilm.finetuning.tuning import Tuning
+from minilm.labelled.examples import Question
 from minilm.metrics.scores import span_scores
 from minilm.tasks.named import make_task, model_for, open_task
 from minilm.tasks.span import THRESHOLD, Span, gold_answers, windows
 from minilm.tasks.task import Predictions, batch_of, outputs_of
-from minilm.tasks.tune import tune
-from minilm.tasks.tuning import Tuning
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime
 

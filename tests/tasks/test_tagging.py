@@ -11,19 +11,19 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import pipeline
 
 from minilm.checkpoint.store import Store
-from minilm.data.examples import Tagged
-from minilm.data.spans import read_tagged
 from minilm.dropin.models import BertForTokenClassification
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
+from minilm.finetuning.tune import tune
+from minilm.finetuning.tuning import Tuning
+from minilm.labelled.examples import Tagged
+from minilm.labelled.spans import read_tagged
 from minilm.metrics.scores import convert, per_type, spans
 from minilm.tasks.baselines import commonest_tags
 from minilm.tasks.named import make_task, model_for, open_task, read_examples, read_source
 from minilm.tasks.predictions import tags_text
 from minilm.tasks.tagging import Tagging, tag_scores, without_token
 from minilm.tasks.task import Predictions, batch_of, outputs_of
-from minilm.tasks.tune import tune
-from minilm.tasks.tuning import Tuning
 from minilm.train.ranks import Applied
 from minilm.train.runtime import Runtime
 

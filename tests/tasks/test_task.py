@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from minilm.data.examples import Choice, Example, Tagged
 from minilm.dropin.models import BertForSequenceClassification
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, ConfigError
+from minilm.labelled.examples import Choice, Example, Tagged
 from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.named import make_task, model_for

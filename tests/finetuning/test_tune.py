@@ -15,19 +15,25 @@ import minilm
 from minilm.checkpoint.store import Store
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
-from minilm.tasks import tune as tune_module
+from minilm.finetuning import tune as tune_module
+from minilm.finetuning.tune import tune
+from minilm.finetuning.tuning import ExampleBatches, Tuning
 from minilm.tasks.classification import Classification
 from minilm.tasks.named import TASKS, make_task, model_for, open_task
 from minilm.tasks.span import Span
 from minilm.tasks.task import outputs_of
-from minilm.tasks.tune import tune
-from minilm.tasks.tuning import ExampleBatches, Tuning
 from minilm.train.cheap import cheapen
 from minilm.train.log import read_metrics
 from minilm.train.loop import OutOfMemory, TrainingError
 from minilm.train.lora import merge, merged_state
 
 QUICK = Tuning(epochs=6, batch_size=8, lr=3e-3, length=24, patience=100)
+
+
+@pytest.fixture
+def directory(encoder_directory):
+    """That of a model without a head."""
+    return encoder_directory
 
 
 @pytest.fixture
@@ -271,7 +277,7 @@ def test_packing_changes_nothing(go, directory, reviews):
 
     without(model)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minilm.tasks.tune.cheapen", without)
+        patch.setattr("minilm.finetuning.tune.cheapen", without)
         tuned = go(tuning=tuning, examples=examples, dev=examples)
     features = task.features(examples, BertTokenizer.from_pretrained(directory), 24)
     batches = ExampleBatches(features, tuning)

@@ -8,17 +8,17 @@ from typing import Any, Literal
 
 from minilm.checkpoint.model import find_model
 from minilm.checkpoint.store import Store
-from minilm.data.examples import Data
-from minilm.data.splits import check_labels, overlap, share_a_text, split_by_text, wide_labels
-from minilm.data.tables import table_of
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, did_you_mean
+from minilm.finetuning.report import as_read, read_in_training
+from minilm.finetuning.tune import tune
+from minilm.finetuning.tuned import Tuned
+from minilm.finetuning.tuning import Tuning, length_of
+from minilm.labelled.examples import Data
+from minilm.labelled.splits import check_labels, overlap, share_a_text, split_by_text, wide_labels
+from minilm.labelled.tables import table_of
 from minilm.tasks.named import TASKS, TaskName, make_task, model_for, open_task, read_alike, read_examples
-from minilm.tasks.report import as_read, read_in_training
-from minilm.tasks.tune import tune
-from minilm.tasks.tuned import Tuned
-from minilm.tasks.tuning import Tuning, length_of
 from minilm.train.log import say
 from minilm.train.runtime import Runtime
 

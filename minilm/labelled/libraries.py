@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from minilm.data.corpus import docstrings, document_hash, embedded_sources
-from minilm.data.examples import Example
+from minilm.labelled.examples import Example
 
 PER_LIBRARY = 1500  # training examples at most; dev and test have a quarter as many each, at most
 CHARACTERS = 300  # used of each text, from its beginning

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
-from minilm.data.cells import LABELS, NUMBER, PAIRS, TEXTS, first_twice, plain_name
-from minilm.data.tables import Table, listed, parse_json, shown
 from minilm.errors import DataError
+from minilm.labelled.cells import LABELS, NUMBER, PAIRS, TEXTS, first_twice, plain_name
+from minilm.labelled.tables import Table, listed, parse_json, shown
 
 Kind = Literal["classification", "multilabel", "regression"]
 LOOKED_AT = 1000  # rows, to guess which column is which

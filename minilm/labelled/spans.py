@@ -6,11 +6,11 @@ from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minilm.data.cells import plain_name
 from minilm.data.documents import uncompressed_name
-from minilm.data.examples import Data, Question, Tagged, as_text
-from minilm.data.tables import Table, listed, read_json, read_table, shown, text_lines
 from minilm.errors import DataError
+from minilm.labelled.cells import plain_name
+from minilm.labelled.examples import Data, Question, Tagged, as_text
+from minilm.labelled.tables import Table, listed, read_json, read_table, shown, text_lines
 
 TAG = re.compile(r"O|[BIESLU]-\S+")  # in IOB1, IOB2, IOBES or BILOU
 OF_ROWS = (".jsonl", ".ndjson", ".json", ".parquet")

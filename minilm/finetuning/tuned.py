@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from minilm.checkpoint.model import weights_fingerprint
-from minilm.data.examples import Data
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
+from minilm.labelled.examples import Data
 from minilm.partial import Partial
 from minilm.tasks.task import EVALUATED_AT_ONCE, Features, Predictions, Task, outputs_of
 from minilm.train.job import VERSIONS

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minilm.data.cells import cells_of, first_twice
 from minilm.data.documents import MAX_LINE, lines_of, reading, uncompressed_name
 from minilm.errors import DataError, cut, did_you_mean, first_line, some
+from minilm.labelled.cells import cells_of, first_twice
 
 WHOLE = 1 << 30  # most bytes of a json file's line, which may be the whole file
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minilm.data.examples import Choice, Example, Question, Tagged, read_choices, read_texts
-from minilm.data.spans import read_questions, read_tagged
-from minilm.data.splits import check_labels, duplicates, folds, overlap, share_a_text, split_by_text, split_dev
-from minilm.data.tables import read_table, table_of
 from minilm.errors import ConfigError, DataError
+from minilm.labelled.examples import Choice, Example, Question, Tagged, read_choices, read_texts
+from minilm.labelled.spans import read_questions, read_tagged
+from minilm.labelled.splits import check_labels, duplicates, folds, overlap, share_a_text, split_by_text, split_dev
+from minilm.labelled.tables import read_table, table_of
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "finetune"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minilm.data.tables import read_table, table_of
 from minilm.errors import DataError
+from minilm.labelled.tables import read_table, table_of
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from minilm.data.examples import SEPARATORS, Data, Example, Tagged
-from minilm.data.splits import duplicates, labels_of
-from minilm.data.tables import shown
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import printable
 from minilm.files import finite, read_json, write_json, write_whole
+from minilm.finetuning.tuned import Tuned
+from minilm.labelled.examples import SEPARATORS, Data, Example, Tagged
+from minilm.labelled.splits import duplicates, labels_of
+from minilm.labelled.tables import shown
 from minilm.metrics.intervals import intervals
 from minilm.metrics.scores import spans
 from minilm.tasks.baselines import SAID
 from minilm.tasks.predictions import SHOWN_LABELS
 from minilm.tasks.span import THRESHOLD
 from minilm.tasks.task import Task, scores_line
-from minilm.tasks.tuned import Tuned
 from minilm.train.log import drawn, plot_loss
 
 

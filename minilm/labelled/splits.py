@@ -8,9 +8,9 @@ from itertools import chain
 from statistics import pstdev
 from typing import Any, NamedTuple
 
-from minilm.data.examples import Choice, Question, Tagged
-from minilm.data.tables import listed, shown
 from minilm.errors import ConfigError, DataError, did_you_mean
+from minilm.labelled.examples import Choice, Question, Tagged
+from minilm.labelled.tables import listed, shown
 
 SHOWN = 3  # pairs of rows shown as examples
 WIDE = 10.0  # standard deviation of regression labels above which a note is given

@@ -16,10 +16,10 @@ from minilm.checkpoint.weights import load_tensors, save_tensors
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
+from minilm.finetuning.tuned import Tuned, fingerprint
+from minilm.finetuning.tuning import ExampleBatches, Tuning, length_of
 from minilm.metrics.scores import check_installed
 from minilm.tasks.task import Features, Predictions, Task, TaskScore, outputs_of
-from minilm.tasks.tuned import Tuned, fingerprint
-from minilm.tasks.tuning import ExampleBatches, Tuning, length_of
 from minilm.train.cheap import as_before, cheapen
 from minilm.train.graphs import step_of
 from minilm.train.job import Job, begin, finish, reopened, runtime_of, train, worth

@@ -1,0 +1,1 @@
+"""Labelled files -> examples: tables, tagged sentences and questions, their splits, and an embedded set."""
