@@ -52,6 +52,8 @@ from minilm.evaluation.report import (
 )
 from minilm.evaluation.unigram import unigram_loss
 from minilm.flags.pretraining import NOMINAL_STEPS, Args, check_result, check_sharding, effective_recipe
+from minilm.machine.ranks import Applied, Ranks, whole_state
+from minilm.machine.runtime import Runtime
 from minilm.model.attention import Backend
 from minilm.model.encoder import DROPOUTS, initialise
 from minilm.model.heads import LanguageModel
@@ -64,8 +66,6 @@ from minilm.train.loop import Loss, Optimizers, OutOfMemory, Plan, evaluate
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.measure import measure, rehearse, step_seconds
 from minilm.train.optim import lr_fraction, make_optimizers
-from minilm.train.ranks import Applied, Ranks, whole_state
-from minilm.train.runtime import Runtime
 
 OWN = ("data", "model", "add_tokens", "out", "cache_dir", "json", "device", "threads")  # may differ among processes
 EVAL_SEED = 0  # held-out masks are the same in every run

@@ -20,8 +20,8 @@ import torch
 from benchmarks.machine import ROOT
 from benchmarks.rows import ROWS
 from benchmarks.side import COMPARED, Done, Row, Setting, Side
+from minilm.machine.memory import peak_memory_mb
 from minilm.train.cost import matmul_peak
-from minilm.train.runtime import peak_memory_mb
 
 OURS = "minilm"
 AGREE = {"fp32": 1e-5, "bf16": 2e-2}  # of the norm of a row of the numbers that sides come to

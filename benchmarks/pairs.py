@@ -24,7 +24,7 @@ from minilm.data.tokenizer import Tokenizer
 from minilm.labelled.tables import read_table
 from minilm.language.likelihood import log_likelihoods, read_scorer
 from minilm.language.pairs import read_pairs
-from minilm.train.runtime import Runtime
+from minilm.machine.runtime import Runtime
 
 SIZE = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 WORDS = 30522

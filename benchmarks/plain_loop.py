@@ -28,12 +28,12 @@ from minilm.data.objectives import ObjectiveName, make_objective
 from minilm.data.packing import pack
 from minilm.data.prepare import prepare
 from minilm.errors import ConfigError
+from minilm.machine.ranks import Applied
+from minilm.machine.runtime import Runtime
 from minilm.model.encoder import EncoderConfig, initialise
 from minilm.model.heads import LanguageModel
 from minilm.recipes import RECIPES, RecipeName
 from minilm.train.loop import evaluate
-from minilm.train.ranks import Applied
-from minilm.train.runtime import Runtime
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minilm.train.runtime import DTYPES, Runtime
+from minilm.machine.runtime import DTYPES, Runtime
 
 COMPARED = {"cpu": 1, "cuda": 3}  # calls whose numbers must be those of the other sides; CUDA graphs replay the third
 

@@ -16,6 +16,7 @@ from minilm.checkpoint.hf import config_to_hf, to_hf
 from minilm.data.packing import best_fit
 from minilm.dropin.config import BertConfig
 from minilm.dropin.models import BertForSequenceClassification
+from minilm.machine.ranks import Applied
 from minilm.model.attention import Backend
 from minilm.model.encoder import EncoderConfig, bert_config, initialise
 from minilm.model.heads import LanguageModel
@@ -26,7 +27,6 @@ from minilm.train.cost import step_flops
 from minilm.train.graphs import step_of
 from minilm.train.losses import language_model_loss
 from minilm.train.optim import gradient_norm, make_optimizers
-from minilm.train.ranks import Applied
 
 VOCABULARY = 30_522
 SHAPES = {  # by the device

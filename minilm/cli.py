@@ -18,9 +18,11 @@ import tyro
 
 from minilm.errors import ConfigError, LoadingError, UserError, cut, did_you_mean
 from minilm.files import encoded, finite, json_text, write_whole
+from minilm.machine.memory import is_out_of_memory
+from minilm.machine.ranks import have_met, is_first, leave, lost_contact
+from minilm.machine.runtime import of_compiler
+from minilm.machine.signals import STOPPING, exit_status
 from minilm.train.loop import OutOfMemory
-from minilm.train.ranks import have_met, is_first, leave, lost_contact
-from minilm.train.runtime import STOPPING, exit_status, is_out_of_memory, of_compiler
 
 Args = TypeVar("Args")
 BEGAN = time.monotonic()  # about when this process began

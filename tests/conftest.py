@@ -28,6 +28,7 @@ import minilm.train.log
 from minilm.batch import Tokens
 from minilm.checkpoint.hf import config_to_hf, from_hf, kind_of, to_hf
 from minilm.labelled.examples import Example
+from minilm.machine.runtime import Runtime
 from minilm.model.encoder import bert_config, modern_config
 from minilm.model.heads import LanguageModel
 from minilm.recipes import RECIPES
@@ -63,7 +64,7 @@ def no_network(request):
 def graphs(monkeypatch):
     """The graphs of `Runtime.compiled`, here on a CPU, too; they are run as they are, and no code is made of them."""
     compiled, made = torch.compile, []
-    monkeypatch.setattr("minilm.train.runtime.COMPILED_ON", ("cpu",))
+    monkeypatch.setattr("minilm.machine.runtime.COMPILED_ON", ("cpu",))
     monkeypatch.setattr(torch, "compile", partial(compiled, backend=lambda graph, inputs: made.append(graph) or graph))
     torch._dynamo.reset()
     with torch._dynamo.config.patch(recompile_limit=8, optimize_ddp=True):
@@ -455,3 +456,9 @@ def reviews():
         return found
 
     return make
+
+
+@pytest.fixture
+def cpu():
+    """cpu(precision): a Runtime as `choose` would make it, of its own (each has its own GradScaler)."""
+    return lambda precision="fp32": Runtime(torch.device("cpu"), precision, "test", torch.get_num_threads())

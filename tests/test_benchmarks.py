@@ -285,7 +285,7 @@ def test_sides_of_a_gpu_do_the_same(measure, setting, monkeypatch, replays, name
     """Here, with nothing compiled; of graphs also what is replayed."""
     monkeypatch.setattr(importlib.import_module("benchmarks.steps"), "TUNED", ("cpu",))
     monkeypatch.setitem(importlib.import_module("benchmarks.steps").COMPARED, "cpu", 3)
-    monkeypatch.setattr("minilm.train.runtime.COMPILED_ON", ("cpu",))
+    monkeypatch.setattr("minilm.machine.runtime.COMPILED_ON", ("cpu",))
     monkeypatch.setattr(torch, "compile", lambda function, **more: function)
     found = {}
     for side, make in measure.ROWS[name].make(setting).items():
@@ -628,7 +628,7 @@ def test_the_reference_has_memory_as_ever(measure, setting, monkeypatch, row, ot
     """What minilm sets for its process is not set for another's, unless it is an expert's."""
     orders = [f"first {setting.cache_dir / 'values.pt'}", "memory"]
     kept = []
-    monkeypatch.setattr("minilm.train.runtime._keep_freed_memory", lambda: kept.append(1))
+    monkeypatch.setattr("minilm.machine.runtime.keep_freed_memory", lambda: kept.append(1))
     assert len([*measure.serve(row, setting, other, orders)]) == 2
     assert not kept
     assert len([*measure.serve(row, setting, "minilm", orders)]) == 2

@@ -18,8 +18,8 @@ import torch
 
 from minilm import cli
 from minilm.errors import ConfigError, DataError
+from minilm.machine.runtime import Runtime
 from minilm.train.loop import OutOfMemory
-from minilm.train.runtime import Runtime
 
 ROOT = Path(__file__).parent.parent
 LONG = "a_directory/" * 20 + "text.txt"

@@ -15,6 +15,7 @@ ORDER = (  # each may import what stands before it; data and model do not know e
     {"minilm.partial"},
     {"minilm.data", "minilm.model"},
     {"minilm.labelled"},
+    {"minilm.machine"},
     {"minilm.checkpoint"},
     {"minilm.train"},
     {"minilm.dropin"},

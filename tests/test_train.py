@@ -23,11 +23,11 @@ from minilm.checkpoint.model import read_model
 from minilm.checkpoint.store import Store
 from minilm.data.loader import fixed_batches
 from minilm.errors import ConfigError
+from minilm.machine.runtime import Runtime
 from minilm.recipes import RECIPES, Recipe
 from minilm.train.cheap import CheapDropout
 from minilm.train.log import read_metrics
 from minilm.train.optim import Muon
-from minilm.train.runtime import Runtime
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -211,7 +211,7 @@ def test_each_mask_rate_would_be_compiled_anew(go, graphs):
 
 
 def test_more_shapes_than_are_compiled_are_one_line(go, graphs, monkeypatch):
-    monkeypatch.setattr("minilm.train.runtime.MOST_GRAPHS", 1)
+    monkeypatch.setattr("minilm.machine.runtime.MOST_GRAPHS", 1)
     status, _, err = go("--precision", "bf16", "--steps", 24, "--short-seq-prob", 0.2, "--compile")
     assert status == 2
     assert err.splitlines()[-1].startswith("error: --compile: torch's compiler fails here (")

@@ -27,9 +27,9 @@ from minilm.evaluation.embed import (
     usual_batch_tokens,
     vectors_of,
 )
+from minilm.machine.runtime import Precision, Runtime
 from minilm.train.job import VERSIONS
 from minilm.train.log import say
-from minilm.train.runtime import Precision, Runtime
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ from minilm.checkpoint.model import find_model
 from minilm.errors import ConfigError
 from minilm.finetuning.finetune import open_tuned
 from minilm.finetuning.tuned import Tuned
+from minilm.machine.runtime import Precision, Runtime
 from minilm.metrics.intervals import FEWEST
 from minilm.partial import Partial, partial_of
 from minilm.train.log import say
-from minilm.train.runtime import Precision, Runtime
 
 Item = TypeVar("Item")
 

@@ -18,9 +18,9 @@ from minilm.finetuning.tuning import Tuning, length_of
 from minilm.labelled.examples import Data
 from minilm.labelled.splits import check_labels, overlap, share_a_text, split_by_text, wide_labels
 from minilm.labelled.tables import table_of
+from minilm.machine.runtime import Runtime
 from minilm.tasks.named import TASKS, TaskName, make_task, model_for, open_task, read_alike, read_examples
 from minilm.train.log import say
-from minilm.train.runtime import Runtime
 
 DEV = 0.1  # of the rows are held out where no dev examples are given
 SHOWN = 5  # left-out rows that are named

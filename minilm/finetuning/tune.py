@@ -18,6 +18,9 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
 from minilm.finetuning.tuned import Tuned, fingerprint
 from minilm.finetuning.tuning import ExampleBatches, Tuning, length_of
+from minilm.machine.memory import peak_memory_mb
+from minilm.machine.ranks import Applied
+from minilm.machine.runtime import Runtime
 from minilm.metrics.scores import check_installed
 from minilm.tasks.task import Features, Predictions, Task, TaskScore, outputs_of
 from minilm.train.cheap import as_before, cheapen
@@ -27,8 +30,6 @@ from minilm.train.log import Log, say
 from minilm.train.loop import Optimizers, Plan
 from minilm.train.lora import adapt, merge, merged_state
 from minilm.train.optim import lr_fraction, make_optimizers
-from minilm.train.ranks import Applied
-from minilm.train.runtime import Runtime, peak_memory_mb
 
 ADAPTER = "adapter.safetensors"
 EVALUATIONS = 20  # of a run at most, unless --evaluate-every is given

@@ -13,11 +13,11 @@ from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
 from minilm.labelled.examples import Data
+from minilm.machine.ranks import Applied
+from minilm.machine.runtime import Runtime
 from minilm.partial import Partial
 from minilm.tasks.task import EVALUATED_AT_ONCE, Features, Predictions, Task, outputs_of
 from minilm.train.job import VERSIONS
-from minilm.train.ranks import Applied
-from minilm.train.runtime import Runtime
 
 
 @dataclass(frozen=True)

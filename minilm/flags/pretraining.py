@@ -14,10 +14,10 @@ from minilm.data.objectives import ObjectiveName
 from minilm.data.packing import Packing, PairTask
 from minilm.data.tokenizer import MULTIPLE
 from minilm.errors import ConfigError
+from minilm.machine.ranks import Ranks
+from minilm.machine.runtime import Runtime
 from minilm.recipes import RECIPES, Recipe, RecipeName
 from minilm.train.optim import OptimizerName, ScheduleName
-from minilm.train.ranks import Ranks
-from minilm.train.runtime import Runtime
 
 NOMINAL_STEPS = 10**6  # stands for a length that is not known yet: enough for every stretch to have steps
 SELDOM = 1e-3  # the least --short-seq-prob above 0

@@ -12,10 +12,10 @@ from minilm.errors import ConfigError, DataError, some
 from minilm.finetuning.tuned import Tuned
 from minilm.labelled.examples import Data, Tagged
 from minilm.labelled.tables import Table, shown
+from minilm.machine.memory import peak_memory_mb
 from minilm.tasks.classification import Classification, MultiLabel, reads_cls
 from minilm.tasks.task import Task
 from minilm.train.cost import EnergyMeter, matmul_peak, training_flops
-from minilm.train.runtime import peak_memory_mb
 
 AT_ONCE = 4096  # examples that a model predicts at a time
 SHOWN = 8  # labels in a message

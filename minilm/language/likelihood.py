@@ -27,7 +27,7 @@ from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import BertForMaskedLM, BertLMHeadModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, ConfigError, DataError
-from minilm.train.runtime import side_by_side
+from minilm.machine.side_by_side import side_by_side
 
 AT_ONCE = 1 << 13  # tokens of a batch
 LOGITS_AT_ONCE = 1 << 24  # logits in memory

@@ -23,11 +23,12 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
 from minilm.labelled.examples import Example
 from minilm.labelled.tables import Table
+from minilm.machine.ranks import Applied
+from minilm.machine.runtime import Runtime
+from minilm.machine.side_by_side import side_by_side
 from minilm.partial import Partial
 from minilm.tasks.baselines import Scores
 from minilm.tasks.predictions import places, table_of_examples, table_text
-from minilm.train.ranks import Applied
-from minilm.train.runtime import Runtime, side_by_side
 
 STEP, LONGER = 8, 72  # tokens: row lengths are multiples of STEP, less than LONGER above the longest feature
 DEAR = 600  # tokens of a row whose attention costs as much as everything else

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from minilm.batch import OnDevice
 from minilm.errors import ConfigError, first_line
+from minilm.machine.runtime import Runtime
 from minilm.train.loop import Loss, MicroBatch, Optimizers, Outcome, OutOfMemory, Step, denominator, train_step, update
 from minilm.train.optim import set_learning_rate_on
-from minilm.train.runtime import Runtime
 
 GRAPHED_ON = ("cuda",)
 MOST = 32  # graphs of a run

@@ -22,6 +22,10 @@ from minilm.checkpoint.model import read_training, write_training
 from minilm.checkpoint.store import Run, Store, manifest_fault
 from minilm.checkpoint.weights import save_tensors
 from minilm.errors import CheckpointError, UserError, some
+from minilm.machine.memory import forget_peak_memory
+from minilm.machine.ranks import Applied, Ranks, split, whole_state
+from minilm.machine.runtime import Runtime, own_cores, seed_step
+from minilm.machine.signals import STOPPING, Stopped, StopSignals, exit_status
 from minilm.train.cost import EnergyMeter
 from minilm.train.log import Log, Spent, say
 from minilm.train.loop import (
@@ -38,17 +42,6 @@ from minilm.train.loop import (
     train_step,
 )
 from minilm.train.optim import load_optimizer_state, optimizer_state, state_bytes
-from minilm.train.ranks import Applied, Ranks, split, whole_state
-from minilm.train.runtime import (
-    STOPPING,
-    Runtime,
-    Stopped,
-    StopSignals,
-    exit_status,
-    forget_peak_memory,
-    own_cores,
-    seed_step,
-)
 
 VERSIONS = {"minilm": minilm.__version__, "torch": torch.__version__}
 NAMED_ROWS = 64  # rows of a failed step that the error lists

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from minilm.errors import CheckpointError, first_line, printable
 from minilm.files import write_whole
+from minilm.machine.ranks import is_first
 from minilm.train.cost import EnergyMeter
 from minilm.train.loop import Judged
-from minilm.train.ranks import is_first
 
 PLATEAU, PLATEAU_TOKENS = 0.1, 1_000_000  # warn if so little below the unigram loss, in nats, after so many tokens
 tqdm.set_lock(RLock())  # tqdm makes one with the first line; Ctrl-C in between would be an AttributeError

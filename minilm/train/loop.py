@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from minilm.batch import Tokens
 from minilm.errors import LoadingError, UserError
+from minilm.machine.memory import is_out_of_memory, peak_memory_mb
+from minilm.machine.ranks import Applied, no_sync, whole
+from minilm.machine.runtime import Runtime, seed_step
+from minilm.machine.signals import Stopped
 from minilm.train.optim import forget_tiny, gradient_norm, honours_gates, set_learning_rate
-from minilm.train.ranks import Applied, no_sync, whole
-from minilm.train.runtime import Runtime, Stopped, is_out_of_memory, peak_memory_mb, seed_step
 
 TIDY_EVERY = 64  # steps between calls of `forget_tiny`
 FP16_STREAK = 50  # overflowing steps in a row that GradScaler may need to find its scale

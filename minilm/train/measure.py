@@ -15,13 +15,14 @@ from minilm.batch import Batch
 from minilm.checkpoint.model import read_model
 from minilm.checkpoint.store import KEPT
 from minilm.data.loader import Kind, Loader
+from minilm.machine.memory import peak_memory_mb
+from minilm.machine.ranks import Applied, whole_state
+from minilm.machine.runtime import Runtime
 from minilm.train.cost import matmul_peak, run_flops
 from minilm.train.graphs import shape_of
 from minilm.train.job import VERSIONS, Job, train
 from minilm.train.log import Log
 from minilm.train.loop import Loss, Optimizers, Plan, Step, train_step
-from minilm.train.ranks import Applied, whole_state
-from minilm.train.runtime import Runtime, peak_memory_mb
 
 WARM_STEPS, TIMED_STEPS = 3, 20
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minilm.machine.ranks import is_sharded, joined, part, split, whole
 from minilm.model.attention import MergedLinear
 from minilm.train.cheap import CheapEmbedding
-from minilm.train.ranks import is_sharded, joined, part, split, whole
 
 OptimizerName = Literal["adamw", "muon"]
 ScheduleName = Literal["linear", "cosine", "wsd"]

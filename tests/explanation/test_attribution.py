@@ -17,8 +17,8 @@ from minilm.explanation.attribution import Output, gradient_x_input, integrated_
 from minilm.explanation.explain import Method, explain
 from minilm.finetuning.tuned import Tuned
 from minilm.labelled.examples import Example
+from minilm.machine.runtime import Runtime
 from minilm.tasks.classification import Classification
-from minilm.train.runtime import Runtime
 
 PLAIN = [f"w{letter}" for letter in "abcdefghijklmnopqrst"]
 SAID = ["good", "bad"]

@@ -18,13 +18,13 @@ from minilm.explanation.explain import Method, explain, explain_mask
 from minilm.explanation.shown import Explanation, Word, coloured_lines, html_fragment, html_page, picture
 from minilm.finetuning.tuned import Tuned
 from minilm.labelled.examples import Example, Question
+from minilm.machine.ranks import Applied
+from minilm.machine.runtime import Runtime
 from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.regression import Regression
 from minilm.tasks.span import Span
 from minilm.tasks.task import Predictions, outputs_of
-from minilm.train.ranks import Applied
-from minilm.train.runtime import Runtime
 
 METHODS = ["integrated-gradients", "gradient-x-input", "occlusion", "rollout", "attention"]
 LABELS = ("a", "b", "c")

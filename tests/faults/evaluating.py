@@ -14,7 +14,7 @@ import minilm.partial as partial
 import minilm.tasks.task as task
 from minilm.commands.embed import Embed, run_embed
 from minilm.commands.predict import Predict, run_predict
-from minilm.train.runtime import STOPPING, exit_status
+from minilm.machine.signals import STOPPING, exit_status
 from tests.faults.goes_on import kind
 from tests.faults.victim import Victim
 

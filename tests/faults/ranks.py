@@ -8,7 +8,7 @@ import time
 from functools import cache
 from pathlib import Path
 
-from minilm.train.runtime import exit_status
+from minilm.machine.signals import exit_status
 from tests.faults.victim import SAVES, Child, Victim, quiet, weights
 
 ENDS_WITHIN = 30  # seconds, after what is done to one

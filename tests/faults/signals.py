@@ -6,7 +6,7 @@ import random
 import signal
 from pathlib import Path
 
-from minilm.train.runtime import STOPPING, exit_status
+from minilm.machine.signals import STOPPING, exit_status
 from tests.faults.victim import Victim
 
 

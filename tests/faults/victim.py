@@ -25,10 +25,10 @@ from minilm import cli
 from minilm.checkpoint.store import Store, checkpoints
 from minilm.errors import CheckpointError
 from minilm.files import sha256
+from minilm.machine.ranks import Ranks
+from minilm.machine.signals import STOPPING
 from minilm.recipes import RECIPES, Recipe
 from minilm.train import log, loop
-from minilm.train.ranks import Ranks
-from minilm.train.runtime import STOPPING
 
 SAVES = 3, 6, 9, 12  # after these steps
 TINY = Recipe(

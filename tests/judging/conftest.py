@@ -8,8 +8,8 @@ import torch
 
 import minilm
 from minilm.finetuning.tuned import Tuned
+from minilm.machine.runtime import Runtime
 from minilm.tasks.named import make_task, model_for, read_examples, read_source
-from minilm.train.runtime import Runtime
 
 WORDS = ["fine", "great", "lovely", "awful", "poor", "dull", "the", "film", "was", "and", "plot", "a"]
 

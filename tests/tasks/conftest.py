@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from minilm.machine.ranks import Applied
+from minilm.machine.runtime import Runtime
 from minilm.tasks.task import outputs_of
-from minilm.train.ranks import Applied
-from minilm.train.runtime import Runtime
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ from minilm.errors import CheckpointError, ConfigError
 from minilm.finetuning.tune import tune
 from minilm.finetuning.tuning import Tuning
 from minilm.labelled.examples import Question
+from minilm.machine.ranks import Applied
+from minilm.machine.runtime import Runtime
 from minilm.metrics.scores import span_scores
 from minilm.tasks.named import make_task, model_for, open_task
 from minilm.tasks.span import THRESHOLD, Span, gold_answers, windows
 from minilm.tasks.task import Predictions, batch_of, outputs_of
-from minilm.train.ranks import Applied
-from minilm.train.runtime import Runtime
 
 PLAIN, SAID = ["the", "film", "was", "and", "plot", "a"], ["fine", "great", "lovely", "awful", "poor", "dull"]
 ODD = ["Ünïted", "naïve", "東京", "👩‍🚀", "e\u0301t\u00e9", "İstanbul", "ﬁne", "ß", "x\u00adx", "12,5%", "\u202eabc"]

@@ -18,14 +18,14 @@ from minilm.finetuning.tune import tune
 from minilm.finetuning.tuning import Tuning
 from minilm.labelled.examples import Tagged
 from minilm.labelled.spans import read_tagged
+from minilm.machine.ranks import Applied
+from minilm.machine.runtime import Runtime
 from minilm.metrics.scores import convert, per_type, spans
 from minilm.tasks.baselines import commonest_tags
 from minilm.tasks.named import make_task, model_for, open_task, read_examples, read_source
 from minilm.tasks.predictions import tags_text
 from minilm.tasks.tagging import Tagging, tag_scores, without_token
 from minilm.tasks.task import Predictions, batch_of, outputs_of
-from minilm.train.ranks import Applied
-from minilm.train.runtime import Runtime
 
 TASK = Tagging(("O", "B-bad", "B-good", "I-good"))
 GOOD, BAD, PLAIN = ["fine", "great", "lovely"], ["awful", "poor", "dull"], ["the", "film", "was", "and", "plot", "a"]

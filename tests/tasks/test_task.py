@@ -11,6 +11,8 @@ from minilm.dropin.models import BertForSequenceClassification
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, ConfigError
 from minilm.labelled.examples import Choice, Example, Tagged
+from minilm.machine.ranks import Applied
+from minilm.machine.runtime import Runtime
 from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.named import make_task, model_for
@@ -18,8 +20,6 @@ from minilm.tasks.regression import Regression
 from minilm.tasks.similarity import Similarity
 from minilm.tasks.tagging import Tagging
 from minilm.tasks.task import Features, Predictions, batch_of, outputs_of
-from minilm.train.ranks import Applied
-from minilm.train.runtime import Runtime
 
 LABELS = ("bad", "good")
 

@@ -14,14 +14,13 @@ from minilm.data.loader import Loader, Stretch
 from minilm.data.objectives import CausalLM
 from minilm.data.packing import Rows, Taken
 from minilm.data.tokenizer import SPECIALS, Tokenizer
+from minilm.machine.ranks import Applied
 from minilm.model.encoder import bert_config, initialise, modern_config
 from minilm.model.heads import LanguageModel
 from minilm.train.job import Job
 from minilm.train.loop import Score
 from minilm.train.losses import language_model_loss
 from minilm.train.optim import make_optimizers
-from minilm.train.ranks import Applied
-from minilm.train.runtime import Runtime
 
 VOCAB, LENGTH, SLOTS, MASK_ID = 61, 16, 6, 4
 STRETCHES = Stretch(5, LENGTH, 8, 4), Stretch(3, LENGTH, 12, 4)  # of a job: steps, length, rows, rows at once
@@ -123,12 +122,6 @@ class RandomRows(Rows):
 def random_rows():
     """random_rows(n, T): `n` rows of T words without specials, alike for one T."""
     return RandomRows
-
-
-@pytest.fixture
-def cpu():
-    """cpu(precision): a Runtime as `choose` would make it, of its own (each has its own GradScaler)."""
-    return lambda precision="fp32": Runtime(torch.device("cpu"), precision, "test", torch.get_num_threads())
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ from minilm.dropin.models import (
     BertForTokenClassification,
     BertModel,
 )
+from minilm.machine.ranks import Applied, Ranks
+from minilm.machine.runtime import Runtime
 from minilm.model.encoder import bert_config, modern_config
 from minilm.model.heads import LanguageModel
 from minilm.tasks.choice import MultipleChoice
@@ -41,8 +43,6 @@ from minilm.train.graphs import GraphedStep
 from minilm.train.loop import train_step
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.optim import make_optimizers
-from minilm.train.ranks import Applied, Ranks
-from minilm.train.runtime import Runtime
 
 DEVICE = "elsewhere:0"
 T, WORDS = 16, 61

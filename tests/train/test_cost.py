@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from minilm.batch import Batch, Tokens
 from minilm.data.loader import Loader, Stretch
 from minilm.data.objectives import CausalLM, MaskedLM
+from minilm.machine.ranks import Applied
 from minilm.model.encoder import bert_config, modern_config
 from minilm.model.heads import LanguageModel
 from minilm.train import cost
@@ -17,7 +18,6 @@ from minilm.train.cost import EnergyMeter, matmul_peak, run_flops, training_flop
 from minilm.train.loop import train_step
 from minilm.train.losses import language_model_loss
 from minilm.train.optim import make_optimizers
-from minilm.train.ranks import Applied
 
 SHAPES = [  # vocab, width, layers, heads, feed-forward, rows, length, targets
     (128, 64, 2, 4, 96, 4, 32, 20),

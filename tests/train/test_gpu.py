@@ -16,13 +16,13 @@ from minilm.batch import IGNORE, Batch, Tokens
 from minilm.data.objectives import MaskedLM, PrefixLM
 from minilm.data.packing import Taken
 from minilm.data.tokenizer import Tokenizer
+from minilm.machine.ranks import Applied
+from minilm.machine.runtime import Runtime, seed_step
 from minilm.model.attention import has_varlen_kernel
 from minilm.train.graphs import step_of
 from minilm.train.loop import evaluate, train_step
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.optim import make_optimizers, set_learning_rate, set_learning_rate_on
-from minilm.train.ranks import Applied
-from minilm.train.runtime import Runtime, seed_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 ROOT = Path(__file__).parent.parent.parent

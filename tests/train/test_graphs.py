@@ -10,13 +10,13 @@ from torch import Tensor
 
 from minilm.batch import IGNORE, Batch, Tokens
 from minilm.errors import ConfigError
+from minilm.machine.ranks import Applied, Ranks
+from minilm.machine.runtime import Runtime
 from minilm.train import graphs as graphs_module
 from minilm.train.graphs import GraphedStep, shape_of, step_of
 from minilm.train.loop import OutOfMemory, Plan, fit, train_step
 from minilm.train.losses import language_model_loss
 from minilm.train.optim import lr_fraction, make_optimizers, set_learning_rate_on
-from minilm.train.ranks import Applied, Ranks
-from minilm.train.runtime import Runtime
 
 
 class Nothing:

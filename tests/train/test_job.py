@@ -15,14 +15,14 @@ from minilm.batch import Batch
 from minilm.checkpoint.store import Store, checkpoints
 from minilm.data.loader import Stretch
 from minilm.errors import CheckpointError
+from minilm.machine.ranks import Ranks
+from minilm.machine.runtime import Runtime
 from minilm.tasks.task import TaskScore
 from minilm.train import job as job_module
 from minilm.train.job import VERSIONS, begin, runtime_of, train
 from minilm.train.log import read_metrics
 from minilm.train.loop import Plan, Score, TrainingError
 from minilm.train.losses import language_model_loss
-from minilm.train.ranks import Ranks
-from minilm.train.runtime import Runtime
 
 
 def plan(steps, **more):
@@ -386,6 +386,6 @@ def test_what_a_run_began_with_is_kept_and_what_changed_is_said(make_job, capsys
     monkeypatch.setattr(torch, "set_num_threads", given.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: given[-1])
     for cores, asked, threads in ((64, None, 5), (2, None, 2), (2, 3, 3)):
-        monkeypatch.setattr("minilm.train.runtime.cores", lambda cores=cores: cores)
+        monkeypatch.setattr("minilm.machine.runtime.cores", lambda cores=cores: cores)
         assert runtime_of(replace(run, threads=5), "cpu", "auto", asked).threads == threads
         assert ("began with threads 5, now it is" in capsys.readouterr().err) == (threads != 5)

@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilm.batch import Batch, Tokens
 from minilm.errors import CheckpointError, LoadingError, UserError
+from minilm.machine.ranks import Applied
+from minilm.machine.signals import Stopped
 from minilm.train.loop import FP16_STREAK, OutOfMemory, Plan, TrainingError, evaluate, fit, train_step
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.optim import honours_gates, lr_fraction, make_optimizers
-from minilm.train.ranks import Applied
-from minilm.train.runtime import Stopped
 
 COUNTS = [2, 6, 0, 3, 5, 1, 4, 6]  # targets of eight rows
 

@@ -1,30 +1,13 @@
 """Device and precision as they would be chosen elsewhere, what a step draws, and signals."""
 
-import inspect
-import itertools
 import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 
 import pytest
 import torch
 
-from minilm.errors import ConfigError, DataError
-from minilm.train import runtime as runtime_module
-from minilm.train.ranks import Ranks
-from minilm.train.runtime import (
-    STOPPING,
-    Runtime,
-    Stopped,
-    StopSignals,
-    peak_memory_mb,
-    seed_step,
-    side_by_side,
-    workers,
-)
+from minilm.errors import ConfigError
+from minilm.machine.ranks import Ranks
+from minilm.machine.runtime import Runtime, seed_step
 
 
 @pytest.fixture
@@ -124,15 +107,15 @@ def test_a_gpu_repeats_its_bits_where_that_is_asked_for(machine, monkeypatch, de
     Runtime.choose(device=device, deterministic=deterministic)
     is_set = device == "cuda" and deterministic
     assert asked == [True] * is_set
-    assert runtime_module.os.environ["CUBLAS_WORKSPACE_CONFIG"] == (":4096:8" if is_set else "")
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (":4096:8" if is_set else "")
 
 
 @pytest.mark.parametrize(("local_world", "threads"), [(None, 2), ("2", 4), ("8", 1), ("99", 1)])
 def test_processes_share_the_cores_of_their_machine(machine, monkeypatch, local_world, threads):
     """torchrun says one thread each, whatever the machine has; of 64 cores these may use 8."""
     machine()
-    monkeypatch.setattr(runtime_module.os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(runtime_module.os, "sched_getaffinity", lambda of: range(8), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda of: range(8), raising=False)
     monkeypatch.setattr(Ranks, "join", classmethod(lambda cls: Ranks(3, 4, 1)))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     if local_world:
@@ -275,253 +258,6 @@ def test_the_generator_of_an_accelerator_is_seeded_too(machine, monkeypatch, has
     seed_step(0, 1, 0)
     seed_step(0, 2, 0)
     assert len(set(given)) == 2
-
-
-def test_peak_memory_is_in_megabytes():
-    held = torch.ones(64 << 18)  # 64 MiB, touched
-    peak = peak_memory_mb(torch.device("cpu"))
-    assert 64 < peak < 64 * 1024  # an interpreter with torch, and not 2^10 off
-    assert peak >= held.numel() * 4 / 2**20
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="others count what began a process, too")
-def test_peak_memory_is_of_the_process_alone():
-    """Not that of one, larger, that has begun it."""
-    code = "import os, re, resource\nfrom contextlib import suppress\nfrom pathlib import Path\n"
-    code += "from types import SimpleNamespace\ntorch = SimpleNamespace(device=None)\n"
-    code += inspect.getsource(peak_memory_mb) + "print(peak_memory_mb(SimpleNamespace(type='cpu')))"
-    alone = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    assert alone > 4
-    assert peak_memory_mb(torch.device("cpu")) > alone + 100  # with torch
-
-
-def test_one_leaves_at_once_what_may_be_left():
-    with StopSignals() as stop:
-        with pytest.raises(Stopped), stop.leaving():
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.received == signal.SIGTERM
-    with StopSignals() as stop:
-        with stop.leaving():
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)  # raises nothing any more
-        assert stop.received == signal.SIGTERM
-
-
-def test_it_is_left_whatever_a_library_makes_of_it():
-    def of_c():
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-        except Stopped:
-            raise ValueError("Invalid bounding box") from None
-
-    with StopSignals() as stop:
-        with pytest.raises(Stopped), stop.leaving():
-            of_c()
-        assert stop.received == signal.SIGTERM
-    with StopSignals() as stop, pytest.raises(ValueError, match="its own"), stop.leaving():
-        raise ValueError("its own")
-
-
-def test_one_of_several_leaves_nothing():
-    with StopSignals(alone=False) as stop:
-        with stop.leaving():
-            os.kill(os.getpid(), signal.SIGTERM)
-        with stop.leaving():
-            pass
-        assert next(stop.left(iter(["one that is there"]))) == "one that is there"
-        assert stop.received == signal.SIGTERM
-
-
-def test_waiting_for_the_next_one_may_be_left():
-    def hanging():
-        yield "first"
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)
-
-    with StopSignals() as stop:
-        items = stop.left(hanging())
-        assert next(items) == "first"
-        with pytest.raises(Stopped):
-            next(items)
-        with pytest.raises(Stopped):
-            next(stop.left(iter(["one that is there"])))
-
-
-@pytest.mark.parametrize("number", STOPPING)
-def test_the_first_signal_asks_and_handlers_come_back(number):
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    with StopSignals() as stop:
-        assert stop.received is None
-        os.kill(os.getpid(), number)
-        assert stop.received == number
-    assert {each: signal.getsignal(each) for each in before} == before
-
-
-def test_handlers_come_back_after_an_error():
-    before = signal.getsignal(signal.SIGINT)
-
-    def fail():
-        with StopSignals():
-            assert signal.getsignal(signal.SIGINT) != before
-            raise RuntimeError("inside")
-
-    with pytest.raises(RuntimeError, match="inside"):
-        fail()
-    assert signal.getsignal(signal.SIGINT) == before
-
-
-CHILD = """
-import time
-from minilm.train.runtime import StopSignals
-with StopSignals() as stop:
-    print("ready", flush=True)
-    while stop.received is None:
-        time.sleep(0.01)
-    print("asked", stop.received, flush=True)
-    try:
-        time.sleep(60)
-    finally:
-        print("cleaned up", flush=True)
-"""
-
-
-@pytest.mark.parametrize(("first", "second"), [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
-def test_a_second_signal_stops_at_once(first, second):
-    child = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
-    try:
-        assert child.stdout.readline() == "ready\n"
-        child.send_signal(first)
-        assert child.stdout.readline() == f"asked {int(first)}\n"
-        asked = time.monotonic()
-        child.send_signal(second)
-        assert child.wait(timeout=20) == 128 + second
-        assert time.monotonic() - asked < 20
-        assert child.stdout.read() == ""  # not even clean-up keeps it
-    finally:
-        child.kill()
-        child.wait()
-        child.stdout.close()
-
-
-def test_freed_memory_is_kept_on_linux_only(monkeypatch):
-    called = []
-
-    class Library:
-        def mallopt(self, option, value):
-            called.append((option, value))
-
-    monkeypatch.setattr(runtime_module.ctypes, "CDLL", lambda name: Library())
-    monkeypatch.setattr(runtime_module.sys, "platform", "darwin")
-    runtime_module._keep_freed_memory()
-    assert called == []
-    monkeypatch.setattr(runtime_module.sys, "platform", "linux")
-    runtime_module._keep_freed_memory()
-    assert called == [(-4, 0), (-1, 2**31 - 1)]
-
-
-@pytest.fixture
-def threads():
-    """threads(n): torch's, of the process."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(("given", "workers", "each"), [(1, 1, 1), (2, 2, 1), (3, 3, 1), (12, 6, 2), (20, 6, 3)])
-def test_batches_share_the_threads_of_a_cpu(threads, given, workers, each):
-    """In their order, without gradients and with autocast as it is; and the threads are as before."""
-    threads(given)
-    weight, names, together = torch.ones(2, 2, requires_grad=True), set(), threading.Barrier(workers)
-
-    def work(item):
-        names.add(threading.current_thread().name)
-        if item < workers:  # these wait for each other
-            together.wait(timeout=20)
-        return item, torch.get_num_threads(), weight @ weight
-
-    with torch.autocast("cpu", torch.bfloat16):
-        made = list(side_by_side(work, range(40), torch.device("cpu")))
-    assert [item for item, _, _ in made] == list(range(40))
-    assert {own for _, own, _ in made} == {each}
-    assert all(product.dtype == torch.bfloat16 and not product.requires_grad for _, _, product in made)
-    assert len(names) == workers
-    assert torch.get_num_threads() == given
-    seen = []
-    late = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
-    late.start()
-    late.join()
-    assert seen == [given]
-    assert next(side_by_side(lambda item: weight @ weight, [0], torch.device("cpu"))).dtype == torch.float32
-
-
-@pytest.mark.parametrize(("batches", "each"), [(1, 8), (2, 4), (3, 3), (8, 1)])
-def test_few_batches_have_the_more_threads(threads, batches, each):
-    threads(8)
-    made = side_by_side(lambda item: torch.get_num_threads(), range(batches), torch.device("cpu"))
-    assert list(made) == [each] * batches
-
-
-@pytest.mark.parametrize("given", [1, 2, 3, 5, 7, 8, 12, 17, 40])
-def test_as_many_work_as_is_said(threads, given):
-    threads(given)
-    made = side_by_side(lambda item: (threading.get_ident(), time.sleep(0.01)), range(64), torch.device("cpu"))
-    assert len({each for each, _ in made}) == workers(torch.device("cpu"))
-
-
-def test_a_signal_does_not_wait_for_the_batches_under_way(threads):
-    threads(2)
-    let_go, made, began = threading.Event(), [], time.monotonic()
-    with StopSignals() as stop:
-        main = threading.main_thread().ident
-        threading.Timer(0.3, signal.pthread_kill, [main, signal.SIGTERM]).start()
-        with pytest.raises(Stopped), stop.leaving():
-            made += side_by_side(lambda item: let_go.wait(30), range(9), torch.device("cpu"))
-    assert made == []
-    assert time.monotonic() - began < 15
-    let_go.set()
-    assert torch.get_num_threads() == 2
-
-
-def test_on_a_gpu_a_batch_comes_after_the_other(threads):
-    threads(4)
-    lazily = side_by_side(lambda item: threading.current_thread(), iter(range(3)), torch.device("cuda"))
-    assert next(lazily) is threading.current_thread()
-    assert torch.is_grad_enabled()  # between them, too
-
-
-@pytest.mark.parametrize("given", [1, 2])
-def test_an_error_in_a_batch_is_raised_and_the_rest_left(threads, given):
-    threads(given)
-    begun, running = [], {*threading.enumerate()}
-
-    def work(item):
-        begun.append(item)
-        if item == 3:
-            raise DataError("number 3")
-        return item
-
-    made = side_by_side(work, range(10**6), torch.device("cpu"))
-    assert [next(made) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(DataError, match="number 3"):
-        next(made)
-    assert len(begun) < 20
-    made = side_by_side(work, itertools.count(4), torch.device("cpu"))
-    assert next(made) == 4
-    made.close()  # as by who wants no more of an endless stream
-    assert not {*threading.enumerate()} - running
-    assert torch.get_num_threads() == given
-
-
-def test_a_signal_that_is_ignored_stays_so():
-    """As after nohup, or in the background of a script."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with StopSignals() as stop:
-            signal.raise_signal(signal.SIGHUP)
-        assert stop.received is None
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,13 @@ from minilm.data.loader import Loader, Stretch
 from minilm.data.objectives import CausalLM
 from minilm.data.packing import Rows, Taken
 from minilm.errors import ConfigError, DataError, LoadingError, UserError
+from minilm.machine.ranks import ALONE, Applied, Ranks, is_first, leave, lost_contact, no_sync, part, split, whole_state
+from minilm.machine.runtime import Runtime
 from minilm.model.encoder import bert_config, initialise, modern_config
 from minilm.model.heads import LanguageModel
 from minilm.train.loop import Plan, TrainingError, evaluate, fit, train_step
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.optim import load_optimizer_state, make_optimizers, optimizer_state
-from minilm.train.ranks import ALONE, Applied, Ranks, is_first, leave, lost_contact, no_sync, part, split, whole_state
-from minilm.train.runtime import Runtime
 
 ROOT = Path(__file__).parent.parent.parent
 VOCAB, LENGTH, SLOTS = 61, 16, 6
@@ -66,7 +66,7 @@ def loss_of(kind, ranks):
     if kind != "compiled":
         return language_model_loss
     graphs = partial(torch.compile, backend="aot_eager")
-    with patch("minilm.train.runtime.COMPILED_ON", ("cpu",)), patch("torch.compile", graphs):
+    with patch("minilm.machine.runtime.COMPILED_ON", ("cpu",)), patch("torch.compile", graphs):
         return runtime_of(ranks).compiled(language_model_loss)
 
 

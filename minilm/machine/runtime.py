@@ -1,33 +1,23 @@
-"""Device, precision and threads of a process (Runtime), torch.compile, parallel batches, memory, and stop signals."""
+"""Device, precision and threads of a process (Runtime), and torch.compile on it."""
 
-import ctypes
 import hashlib
-import itertools
 import os
-import re
-import resource
-import signal
-import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import torch
 
 from minilm.data.tokenizer import cores
 from minilm.errors import ConfigError
+from minilm.machine.memory import keep_freed_memory
+from minilm.machine.ranks import ALONE, Ranks
 from minilm.model import onednn
 from minilm.model.attention import Backend, has_varlen_kernel
-from minilm.train.ranks import ALONE, Ranks
 
-Item, Made = TypeVar("Item"), TypeVar("Made")
-SIDE_BY_SIDE = 8  # most batches at once on a CPU, each with its own activations
+Made = TypeVar("Made")
 Precision = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 COMPILED_ON = ("cuda",)  # on a CPU little is gained, and nothing where bits must repeat (benchmarks/results/rows.md)
@@ -72,7 +62,7 @@ class Runtime:
         if precision != "auto":
             fastest, reason = precision, "asked for"
         if chosen.type == "cpu":
-            _keep_freed_memory()
+            keep_freed_memory()
         if chosen.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 where fp32 is left
             reason += "; products in TF32" if fastest == "fp32" and _has_bf16(chosen) else ""  # both since Ampere
@@ -221,145 +211,6 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int.from_bytes(digest, "big"))  # 32 bits: torch's CPU generator uses no more
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory of this process in MB: on a GPU since `forget_peak_memory`, else on the host since its start."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    with suppress(OSError, AttributeError):  # Linux; ru_maxrss also counts the process that started this one
-        return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()).group(1)) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if os.uname().sysname == "Darwin" else peak / 2**10
-
-
-def forget_peak_memory(device: torch.device) -> None:
-    """Restart the measurement of `peak_memory_mb` from the memory held now; on a GPU only."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what a step of the main thread frees for the next one, instead of asking the system for zeroed
-    pages anew: a CPU step is 1.3 times faster. Does nothing elsewhere."""
-    trim_threshold, mmap_max = -1, -4  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(mmap_max, 0)  # else blocks above 32 MB, as logits and a table's gradient, are given back each time
-        mallopt(trim_threshold, (1 << 31) - 1)
-
-
-def workers(device: torch.device, batches: int = SIDE_BY_SIDE) -> int:
-    """How many of `batches` are computed at once by `side_by_side`, with equally many threads each."""
-    threads = torch.get_num_threads()
-    return threads // -(-threads // batches) if device.type == "cpu" else 1
-
-
-def side_by_side(work: Callable[[Item], Made], items: Iterable[Item], device: torch.device) -> Iterator[Made]:
-    """`work` of each item, in order, without gradients, under the caller's autocast. On a CPU up to SIDE_BY_SIDE items
-    at a time share torch's threads: operators of one batch are too short to use many. Threads started meanwhile get no
-    more of torch's threads than one of these."""
-    items = iter(items)
-    first = list(itertools.islice(items, SIDE_BY_SIDE)) if device.type == "cpu" else []
-    items, threads = itertools.chain(first, items), torch.get_num_threads()
-    if min(threads, len(first)) <= 1:
-        yield from map(torch.no_grad()(work), items)
-        return
-    count, wait = workers(device, len(first)), True
-    is_on, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
-    mode = onednn.within()
-
-    def alone(item: Item) -> Made:
-        with torch.no_grad(), torch.autocast("cpu", dtype, is_on), mode:
-            return work(item)
-
-    coming: deque[Future[Made]] = deque()
-    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(-(-threads // len(first)),))
-    try:
-        for item in items:
-            coming.append(pool.submit(alone, item))
-            if len(coming) > 2 * count:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
-    except (Stopped, KeyboardInterrupt):
-        wait = False  # do not wait for batches that are under way
-        raise
-    finally:
-        pool.shutdown(wait=wait, cancel_futures=True)
-        torch.set_num_threads(threads)  # for threads started from here on
-
-
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-
-
-def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether the error means that the device, or the machine, ran out of memory."""
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
-
-
 def of_compiler(error: BaseException) -> bool:
     """Whether the error comes from torch's compiler."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
-
-
-STOPPING = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
-
-
-def exit_status(number: int) -> int:
-    """Exit status of a process that saved and ends because of signal `number`: 0 after SIGUSR1, a cluster's warning."""
-    return 0 if number == signal.SIGUSR1 else 128 + number
-
-
-class Stopped(BaseException):
-    """Raised by a signal during work that may be abandoned (`StopSignals.leaving`)."""
-
-
-class StopSignals:
-    """Context in which the signals of STOPPING are recorded in `received` for a loop to stop; a second one ends the
-    process at once. Signals that the process ignores, as after nohup, stay ignored. alone: false in one of several
-    processes, which abandon nothing on their own: `leaving` then does nothing."""
-
-    def __init__(self, alone: bool = True) -> None:
-        self.alone = alone
-        self.received: int | None = None
-        self._may_leave = False
-        self._before: dict[int, Any] = {}
-
-    @contextmanager
-    def leaving(self) -> Iterator[None]:
-        """Context in which a signal, also one that came before, raises Stopped."""
-        try:
-            self._may_leave = self.alone
-            if self.alone and self.received is not None:
-                raise Stopped
-            yield
-        except Exception:
-            if self.alone and self.received is not None:  # a C library may turn Stopped into an error of its own
-                raise Stopped from None
-            raise
-        finally:
-            self._may_leave = False
-
-    def left(self, source: Iterator[Item]) -> Iterator[Item]:
-        """The items of `source`, waiting for each within `leaving`."""
-        while True:
-            with self.leaving():
-                item = next(source)
-            yield item
-
-    def __enter__(self) -> Self:
-        only_here = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-        for number in STOPPING if only_here else ():
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: object) -> None:
-        if self.received is not None:
-            os._exit(128 + number)
-        self.received = number
-        if self._may_leave:
-            raise Stopped

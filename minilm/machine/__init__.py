@@ -1,0 +1,1 @@
+"""What a process runs on: device, precision, other processes, memory, signals."""
