@@ -16,6 +16,7 @@ import tempfile
 import warnings
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from minilm.data.objectives import ObjectiveName, make_objective
 from minilm.data.packing import Rows, pack
 from minilm.data.prepare import prepare
 from minilm.data.shards import Prepared, Shard
+from minilm.data.tokenizer import Tokenizer
 from minilm.errors import CheckpointError, ConfigError, DataError
 from minilm.evaluation.report import (
     closing,
@@ -55,7 +57,7 @@ from minilm.flags.pretraining import NOMINAL_STEPS, Args, check_result, check_sh
 from minilm.machine.ranks import Applied, Ranks, whole_state
 from minilm.machine.runtime import Runtime
 from minilm.model.attention import Backend
-from minilm.model.encoder import DROPOUTS, initialise
+from minilm.model.encoder import DROPOUTS, EncoderConfig, initialise
 from minilm.model.heads import LanguageModel
 from minilm.recipes import Recipe
 from minilm.train.cheap import cheapen
@@ -142,35 +144,20 @@ def pretrain(
             other = "" if args.data else ", or with other versions of the packages whose documentation it is"
             raise ConfigError(f"--out {out}: began with other text{other}; use the same, or another --out")
         if run and run.result:
-            say(f"{out} is finished; for another run choose another --out")
-            try:
-                summary(run.result)
-            except (KeyError, TypeError, ValueError) as error:
-                raise CheckpointError(f"{out / 'run.json'}: its result is malformed ({error!r})") from error
-            return run.result, []
+            return finished(run.result, out), []
 
         shape = recipe.encoder_config(data.tokenizer.vocab_size) if pretrained is None else pretrained.model.cfg
         backend = run.backend if run else runtime.backend(recipe.length, recipe.dropout, shape.head_width)
         forward, optimizers = build(args, recipe, data.tokenizer.vocab_size, runtime, backend, pretrained)
         model = forward.model
-        saved_cfg = model.cfg
-        if pretrained is not None and args.dropout is None:  # config.json keeps the dropout that the model came with
-            saved_cfg = replace(model.cfg, **{name: getattr(pretrained.model.cfg, name) for name in DROPOUTS})
+        saved_cfg = saved_config(args, model.cfg, pretrained)
         parameters = sum(p.numel() for p in model.parameters())
         say(f"{parameters / 1e6:.1f} M parameters on {runtime.describe()}, {backend} attention; into {out}")
         longest = rows[recipe.length]
         say(f"{len(longest):,} rows of {longest.T} tokens, {longest.fill:.1%} full")
         if recipe.pairs:
             say("training loss: masked tokens and pairs; held-out loss: masked tokens only")
-        to_learn = make_objective(
-            objective, data.tokenizer, args.seed, recipe.mask_rate, recipe.mask_rate_end, recipe.whole_words
-        )
-
-        def loader(steps: int) -> Loader:
-            order = args.seed, ranks.rank, ranks.world
-            memory = {"pin_memory": runtime.device.type == "cuda", "few_sizes": args.cuda_graphs}
-            return Loader(recipe.stretches(steps), rows, to_learn, *order, **memory)
-
+        loader = partial(loader_of, args, objective, recipe, rows, data.tokenizer, runtime)
         step_s, within = {}, None
         if args.dry_run or not (run or recipe.steps or args.epochs):
             step_s, within = timed(args, recipe, forward, loss, optimizers, loader(NOMINAL_STEPS), runtime)
@@ -217,6 +204,39 @@ def pretrain(
         if log.signal is not None:  # came when nothing was left to do but to write the model
             signal.raise_signal(log.signal)
         return result, shown
+
+
+def finished(result: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The result of a run that is finished, which is said. Raises CheckpointError if it is malformed."""
+    say(f"{out} is finished; for another run choose another --out")
+    try:
+        summary(result)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{out / 'run.json'}: its result is malformed ({error!r})") from error
+    return result
+
+
+def loader_of(
+    args: Args,
+    objective: ObjectiveName,
+    recipe: Recipe,
+    rows: dict[int, Rows],
+    tokenizer: Tokenizer,
+    runtime: Runtime,
+    steps: int,
+) -> Loader:
+    """This process's batches of a run of `steps` steps."""
+    mask = recipe.mask_rate, recipe.mask_rate_end, recipe.whole_words
+    return Loader(
+        recipe.stretches(steps),
+        rows,
+        make_objective(objective, tokenizer, args.seed, *mask),
+        args.seed,
+        runtime.ranks.rank,
+        runtime.ranks.world,
+        pin_memory=runtime.device.type == "cuda",
+        few_sizes=args.cuda_graphs,
+    )
 
 
 def timed(
@@ -349,6 +369,13 @@ def build(
     return forward, make_optimizers(
         model, recipe.optimizer, recipe.lr, recipe.weight_decay, betas, recipe.eps, runtime.muon_dtype
     )
+
+
+def saved_config(args: Args, cfg: EncoderConfig, pretrained: Pretrained | None) -> EncoderConfig:
+    """What config.json says of a model trained with `cfg`: the dropout that it came with, unless another is asked."""
+    if pretrained is None or args.dropout is not None:
+        return cfg
+    return replace(cfg, **{name: getattr(pretrained.model.cfg, name) for name in DROPOUTS})
 
 
 def steps_of_budget(args: Args, recipe: Recipe, rows: Rows, step_s: dict[Kind, float]) -> int:

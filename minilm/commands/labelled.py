@@ -101,6 +101,8 @@ def judge_model(
     tuned = args.tuned(name)
     if task not in (None, tuned.task.name):
         raise ConfigError(f"{name}: is for task {tuned.task.name}, and the one before it for {task}; give one task's")
+    if args.task not in (OfLabelled.task, tuned.task.name):
+        raise ConfigError(f"--task {args.task}: {name} is for {tuned.task.name}, and knows it; leave the flag out")
     tuned = replace(tuned, task=with_positive(tuned.task, args.positive_label))
     labelled = read_labelled(args, args.data, tuned.task.name, tuned.read_as)
     check(tuned.task, labelled)

@@ -446,6 +446,7 @@ REFUSED = [
     ),
     ((*SCORE, *TEST, "--prediction-column", "x"), "--prediction-column x: only for files of predictions; leave it out"),
     (("compare", "plain.csv", "better.csv", "--threads", "2"), "--threads: for models, and predictions are there"),
+    ((*SCORE, *TEST, "--task", "regression"), "--task regression: tuned is for classification, and knows it; leave"),
     (("score", "--predictions", "nowhere.csv"), "nowhere.csv: no such file"),
     (("score", "--model", "plain.csv", *TEST), "--model plain.csv: is a file"),
     (("score", "--predictions", "other-names.csv"), "'label', taken for the label, is a, b; name them"),
