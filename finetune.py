@@ -1,7 +1,7 @@
 """Fine-tune a model on labelled examples: a table in, a model directory out that predicts the labels of new ones.
 
-The path of an example: tables -> examples (minilm/labelled), a task and its features (minilm/tasks), batches and the
-loop of pretraining (minilm/finetuning, minilm/train), and to disk (minilm/checkpoint). Its flags: minilm/flags.
+The path of an example: tables -> examples (minilm/labelled), a task and its features (minilm/tasks), the loop of
+pretraining (minilm/train), and to disk (minilm/checkpoint). Flags, batches and report are in minilm/finetuning.
 """
 
 from minilm.errors import end_quietly
@@ -27,11 +27,11 @@ from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
 from minilm.files import finite, write_json
-from minilm.finetuning.finetune import DEV, held_out, say_compared, say_notes, say_overlap
+from minilm.finetuning.examples import DEV, held_out, say_compared, say_notes, say_overlap
+from minilm.finetuning.flags import Args, check_flags, computed, tuning_of
 from minilm.finetuning.report import as_read, baseline_line, check_lines, closing, next_command, warning, write_report
-from minilm.finetuning.tune import tune
-from minilm.finetuning.tuning import length_of
-from minilm.flags.finetuning import Args, check_flags, computed, tuning_of
+from minilm.finetuning.run import tune
+from minilm.finetuning.settings import length_of
 from minilm.labelled.cells import TEXT_NAMES, plain_name
 from minilm.labelled.examples import Data, as_text
 from minilm.labelled.libraries import embedded_examples

@@ -1,7 +1,8 @@
 """Pretrain a language model: raw text in, a model directory out.
 
 The path of a sentence: corpus -> tokenizer -> shards -> packing -> objectives -> loader (minilm/data), encoder and
-head (minilm/model), loss, optimizer and loop (minilm/train), and to disk (minilm/checkpoint). Its flags: minilm/flags.
+head (minilm/model), loss, optimizer and loop (minilm/train), and to disk (minilm/checkpoint). Flags and report are in
+minilm/pretraining.
 """
 
 from minilm.errors import end_quietly
@@ -43,7 +44,13 @@ from minilm.data.prepare import prepare
 from minilm.data.shards import Prepared, Shard
 from minilm.data.tokenizer import Tokenizer
 from minilm.errors import CheckpointError, ConfigError, DataError
-from minilm.evaluation.report import (
+from minilm.machine.ranks import Applied, Ranks, whole_state
+from minilm.machine.runtime import Runtime
+from minilm.model.attention import Backend, fastest_backend
+from minilm.model.encoder import DROPOUTS, EncoderConfig, initialise
+from minilm.model.heads import LanguageModel
+from minilm.pretraining.flags import Args, check_result, check_sharding, effective_recipe
+from minilm.pretraining.report import (
     closing,
     corpus_lines,
     corpus_report,
@@ -52,14 +59,8 @@ from minilm.evaluation.report import (
     samples,
     summary,
 )
-from minilm.evaluation.unigram import unigram_loss
-from minilm.flags.pretraining import NOMINAL_STEPS, Args, check_result, check_sharding, effective_recipe
-from minilm.machine.ranks import Applied, Ranks, whole_state
-from minilm.machine.runtime import Runtime
-from minilm.model.attention import Backend
-from minilm.model.encoder import DROPOUTS, EncoderConfig, initialise
-from minilm.model.heads import LanguageModel
-from minilm.recipes import Recipe
+from minilm.pretraining.unigram import unigram_loss
+from minilm.recipes import NOMINAL_STEPS, Recipe
 from minilm.train.cheap import cheapen
 from minilm.train.graphs import WARM_UP, step_of
 from minilm.train.job import Job, begin, finish, reopened, runtime_of, train, with_less
@@ -147,7 +148,8 @@ def pretrain(
             return finished(run.result, out), []
 
         shape = recipe.encoder_config(data.tokenizer.vocab_size) if pretrained is None else pretrained.model.cfg
-        backend = run.backend if run else runtime.backend(recipe.length, recipe.dropout, shape.head_width)
+        usual = fastest_backend(runtime.device, runtime.dtype, recipe.length, recipe.dropout, shape.head_width)
+        backend = run.backend if run else usual
         forward, optimizers = build(args, recipe, data.tokenizer.vocab_size, runtime, backend, pretrained)
         model = forward.model
         saved_cfg = saved_config(args, model.cfg, pretrained)

@@ -153,8 +153,8 @@ def one(args: Args) -> dict[str, Any]:
         return found | {"scores": {} if args.steps else scores_of(splits, loop.scores)}
     from minilm.checkpoint.store import Store
     from minilm.dropin.tokenizer import BertTokenizer
-    from minilm.finetuning.tune import tune
-    from minilm.finetuning.tuning import Tuning
+    from minilm.finetuning.run import tune
+    from minilm.finetuning.settings import Tuning
     from minilm.metrics.scores import check_installed
     from minilm.tasks.named import make_task, model_for
 

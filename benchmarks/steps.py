@@ -17,7 +17,7 @@ from minilm.data.packing import best_fit
 from minilm.dropin.config import BertConfig
 from minilm.dropin.models import BertForSequenceClassification
 from minilm.machine.ranks import Applied
-from minilm.model.attention import Backend
+from minilm.model.attention import Backend, fastest_backend
 from minilm.model.encoder import EncoderConfig, bert_config, initialise
 from minilm.model.heads import LanguageModel
 from minilm.tasks.classification import Classification
@@ -137,7 +137,7 @@ def _minilm(
 ) -> Side:
     runtime = setting.runtime
     loss = runtime.compiled(language_model_loss, any_shape) if compiled else language_model_loss
-    model = _fresh(cfg, runtime.backend(T, cfg.attention_dropout, cfg.head_width))
+    model = _fresh(cfg, fastest_backend(runtime.device, runtime.dtype, T, cfg.attention_dropout, cfg.head_width))
     if setting.device.type == "cpu":
         cheapen(model)
     return _our_loop(model, loss, batches, setting)
@@ -217,7 +217,10 @@ def _without_mask(made: nn.Module) -> None:
 
 def _as_an_expert(made: nn.Module, setting: Setting, T: int, dropout: float) -> None:
     """Have a model of transformers take the attention that is faster there, and keep memory as minilm does."""
-    if setting.runtime.backend(T, dropout, shape_of(setting, T).head_width) == "explicit":
+    if (
+        fastest_backend(setting.runtime.device, setting.runtime.dtype, T, dropout, shape_of(setting, T).head_width)
+        == "explicit"
+    ):
         made.set_attn_implementation("eager")
 
 
@@ -302,11 +305,13 @@ def _fresh_classifier(setting: Setting) -> BertForSequenceClassification:
 
 
 def _classifier(setting: Setting, features: Features, compiled: bool = False, graphed: bool = False) -> Side:
-    """As `minilm.finetuning.tune` trains one."""
+    """As `minilm.finetuning.run` trains one."""
     runtime, model, task = setting.runtime, _fresh_classifier(setting), Classification(("no", "yes"))
     row = ROW if setting.device.type == "cuda" else None
     encoder = model.base_model.encoder
-    encoder.backend = runtime.backend(row or LABELLED_LENGTHS[1], 0.0, encoder.cfg.head_width)
+    encoder.backend = fastest_backend(
+        runtime.device, runtime.dtype, row or LABELLED_LENGTHS[1], 0.0, encoder.cfg.head_width
+    )
     cheapen(model, encoder.embedding.word)
     loss = runtime.compiled(task.loss, any_shape=True) if compiled else task.loss
     parts = np.arange(len(features)).reshape(LABELLED, TOGETHER)

@@ -21,7 +21,7 @@ from minilm.data.objectives import make_objective
 from minilm.data.packing import pack
 from minilm.data.prepare import prepare
 from minilm.data.tokenizer import Tokenizer
-from minilm.evaluation.embed import embed, read_embedder
+from minilm.use.embed import embed, read_embedder
 
 TEXTS = {"cpu": 400, "cuda": 20_000}  # of a pass, if not given
 DOCUMENTS = 1600  # that are tokenised

@@ -11,6 +11,7 @@ from minilm.model.encoder import EncoderConfig, bert_config, modern_config
 from minilm.train.optim import OptimizerName, ScheduleName
 
 RecipeName = Literal["quick", "bert-mini", "bert-base", "modern-base", "cramming", "continue"]
+NOMINAL_STEPS = 10**6  # stands for a length that is not known yet: enough for every stretch to have steps
 SHORT = 4  # rows of the first stretch are this many times shorter
 
 

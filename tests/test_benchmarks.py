@@ -137,7 +137,7 @@ def test_a_run_of_transformers_goes_on_where_it_was_stopped(load, encoder_direct
 def test_a_run_of_minilm_goes_on_where_it_was_stopped(load, encoder_directory, tmp_path, monkeypatch):
     """After SIGTERM in its second step of six: the same scores as in one go."""
     monkeypatch.syspath_prepend(ROOT)
-    module, tune = load("benchmarks/finetuning.py"), importlib.import_module("minilm.finetuning.tuning")
+    module, tune = load("benchmarks/finetuning.py"), importlib.import_module("minilm.finetuning.settings")
     files_of("sst2", tmp_path)
     common = {"model": str(encoder_directory), "data": tmp_path, "precision": "fp32", "length": 24, "side": "minilm"}
     common |= {"epochs": 2, "lr": 1e-3}

@@ -68,7 +68,7 @@ def go(script, tmp_path, monkeypatch, capsys):
 
 
 def test_embed_writes_a_row_a_line(go, script, monkeypatch, caplog):
-    monkeypatch.setattr("minilm.evaluation.embed.CHUNK", 4)
+    monkeypatch.setattr("minilm.use.embed.CHUNK", 4)
     status, out, err = go("embed", "--model", "encoder", "--data", "lines.txt", "--out", "v.npy", "--json", "v.json")
     assert (status, out) == (0, "")
     assert "6 lines -> v.npy: float32 (6, 32), cls, normalized" in err
@@ -124,7 +124,7 @@ def test_what_is_beside_the_result_is_left_alone(go, tmp_path, monkeypatch):
 )
 def test_embed_goes_on(go, monkeypatch, tmp_path, number, status):
     """After a signal, or where the disk is full: to the same bytes, and what is done is not computed again."""
-    monkeypatch.setattr("minilm.evaluation.embed.CHUNK", 2)
+    monkeypatch.setattr("minilm.use.embed.CHUNK", 2)
     flags = ("embed", "--model", "encoder", "--data", "lines.txt", "--threads", "1")
     assert go(*flags, "--out", "whole.npy", "--json", "whole.json")[0] == 0
     vectors_of, read = embed_command.vectors_of, []
@@ -154,7 +154,7 @@ def test_embed_goes_on(go, monkeypatch, tmp_path, number, status):
 
 @pytest.mark.parametrize("change", ["--normalize", "--batch-tokens", "--model", "--data", "--precision", "config"])
 def test_embed_begins_anew_where_the_vectors_would_be_others(go, monkeypatch, tmp_path, change):
-    monkeypatch.setattr("minilm.evaluation.embed.CHUNK", 2)
+    monkeypatch.setattr("minilm.use.embed.CHUNK", 2)
     vectors_of = embed_command.vectors_of
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -882,7 +882,7 @@ def test_a_config_that_changed_begins_anew(go, monkeypatch):
             raise KeyboardInterrupt
         return plain(*given)
 
-    monkeypatch.setattr("minilm.evaluation.embed.CHUNK", 2)
+    monkeypatch.setattr("minilm.use.embed.CHUNK", 2)
     monkeypatch.setattr(embed_command, "vectors_of", stopped)
     assert go(*flags)[0] == 130
     config = json.loads(Path("encoder/config.json").read_text())

@@ -15,7 +15,7 @@ from transformers import pipeline
 import minilm
 from minilm import cli
 from minilm.checkpoint.pooling import read_pooling
-from minilm.finetuning.tuning import Tuning
+from minilm.finetuning.settings import Tuning
 from minilm.labelled.libraries import embedded_examples
 from minilm.tasks.classification import Classification
 

@@ -18,7 +18,10 @@ from minilm.checkpoint.model import weights_fingerprint
 from minilm.commands.of_model import SAY_EVERY, THREADS, OfModel, going_on
 from minilm.data.documents import is_jsonl, lines_of, reading
 from minilm.errors import ConfigError, DataError, printable
-from minilm.evaluation.embed import (
+from minilm.machine.runtime import Precision, Runtime
+from minilm.train.job import VERSIONS
+from minilm.train.log import say
+from minilm.use.embed import (
     Embedder,
     chunks,
     read_embedder,
@@ -27,9 +30,6 @@ from minilm.evaluation.embed import (
     usual_batch_tokens,
     vectors_of,
 )
-from minilm.machine.runtime import Precision, Runtime
-from minilm.train.job import VERSIONS
-from minilm.train.log import say
 
 
 @dataclass(frozen=True, kw_only=True)

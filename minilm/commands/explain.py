@@ -9,7 +9,6 @@ from minilm import cli
 from minilm.commands.of_model import THREADS, OfModel, tell
 from minilm.dropin.config import PreTrainedConfig
 from minilm.errors import ConfigError, DataError, library
-from minilm.evaluation.predict import read_masked_lm
 from minilm.explanation.attribution import STEPS
 from minilm.explanation.explain import Method, MethodName, explain, explain_mask
 from minilm.explanation.shown import (
@@ -21,6 +20,7 @@ from minilm.explanation.shown import (
     table_lines,
 )
 from minilm.tasks.span import Span
+from minilm.use.complete import read_masked_lm
 
 OFF = 0.05  # share of the output's difference; a larger error makes a note
 

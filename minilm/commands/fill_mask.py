@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from minilm import cli
 from minilm.commands.of_model import THREADS, OfModel, tell
 from minilm.errors import printable
-from minilm.evaluation.predict import fill_mask, read_masked_lm
+from minilm.use.complete import fill_mask, read_masked_lm
 
 
 @dataclass(frozen=True, kw_only=True)

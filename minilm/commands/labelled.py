@@ -8,7 +8,7 @@ from typing import NamedTuple
 from minilm import cli
 from minilm.commands.of_model import OfModel, counted
 from minilm.errors import ConfigError
-from minilm.finetuning.finetune import say_notes
+from minilm.finetuning.examples import say_notes
 from minilm.finetuning.tuned import Tuned
 from minilm.judging.judged import AT_ONCE, Judged, Labelled, judged_model, with_positive
 from minilm.judging.prediction_files import Columns, judged_file

@@ -12,7 +12,7 @@ import torch
 from minilm import cli
 from minilm.checkpoint.model import find_model
 from minilm.errors import ConfigError
-from minilm.finetuning.finetune import open_tuned
+from minilm.finetuning.api import open_tuned
 from minilm.finetuning.tuned import Tuned
 from minilm.machine.runtime import Precision, Runtime
 from minilm.metrics.intervals import FEWEST

@@ -5,7 +5,6 @@ a corpus or a labelled file must not be able to speak to the model in its own ma
 """
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,6 +37,7 @@ from minilm.data.tokenizer_files import (
 )
 from minilm.errors import DataError
 from minilm.files import read_json, regular_file
+from minilm.machine.cores import cores
 
 MULTIPLE = 64  # vocabularies of whole tiles make matmuls faster
 BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")  # of transformers; they split texts alike
@@ -381,11 +381,6 @@ def _alphabet(documents: Iterable[str], backend: tokenizers.Tokenizer, limit: in
     first = sorted([c for c in common if not c.isspace()][:limit])
     inner = {c for word in words for part, _ in backend.pre_tokenizer.pre_tokenize_str(word) for c in part[1:]}
     return first, sorted(inner.intersection(first))
-
-
-def cores() -> int:
-    """Number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _longest_first(a: int, b: int, room: int) -> list[int]:

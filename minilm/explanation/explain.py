@@ -19,13 +19,13 @@ from torch import Tensor
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
-from minilm.evaluation.predict import MaskedLM
 from minilm.explanation.attention import attention_maps, rollout, word_map
 from minilm.explanation.attribution import STEPS, gradient_x_input, integrated_gradients, occlusion
 from minilm.explanation.shown import SHARES, Explanation
 from minilm.explanation.targets import Asked, asked_of, asked_of_mask
 from minilm.finetuning.tuned import Tuned
 from minilm.tasks.span import Span
+from minilm.use.complete import MaskedLM
 
 MethodName = Literal["integrated-gradients", "gradient-x-input", "occlusion", "rollout", "attention"]
 

@@ -14,7 +14,6 @@ from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError, did_you_mean, some
-from minilm.evaluation.predict import MaskedLM, token_text
 from minilm.explanation.attribution import Output
 from minilm.explanation.shown import Word
 from minilm.tasks.classification import Classification, MultiLabel, reads_cls
@@ -22,6 +21,7 @@ from minilm.tasks.named import SHOWN
 from minilm.tasks.regression import Regression
 from minilm.tasks.span import Span
 from minilm.tasks.task import Task
+from minilm.use.complete import MaskedLM, token_text
 
 
 class Asked(NamedTuple):

@@ -1,1 +1,1 @@
-"""Fine-tuning: its settings and batches, the run, and what it leaves behind."""
+"""Fine-tuning: flags, settings, batches, the run, and what it leaves behind."""

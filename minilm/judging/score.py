@@ -9,7 +9,8 @@ import numpy as np
 
 from minilm.errors import ConfigError, DataError
 from minilm.files import finite
-from minilm.finetuning.finetune import open_tuned, say_notes
+from minilm.finetuning.api import open_tuned
+from minilm.finetuning.examples import say_notes
 from minilm.finetuning.tuned import Tuned
 from minilm.judging.judged import Judged, Labelled, cost_of, judged_model, with_positive
 from minilm.judging.metric_tables import RATES, held, metric_tables, probability_table

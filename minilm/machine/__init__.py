@@ -1,1 +1,1 @@
-"""What a process runs on: device, precision, other processes, memory, signals."""
+"""What a process runs on: device and precision, cores, other processes, memory, signals."""

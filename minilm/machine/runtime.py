@@ -1,6 +1,5 @@
 """Device, precision and threads of a process (Runtime), and torch.compile on it."""
 
-import hashlib
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,12 +9,11 @@ from typing import Any, Literal, Self, TypeVar
 
 import torch
 
-from minilm.data.tokenizer import cores
 from minilm.errors import ConfigError
+from minilm.machine import onednn
+from minilm.machine.cores import own_cores
 from minilm.machine.memory import keep_freed_memory
 from minilm.machine.ranks import ALONE, Ranks
-from minilm.model import onednn
-from minilm.model.attention import Backend, has_varlen_kernel
 
 Made = TypeVar("Made")
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -134,16 +132,6 @@ class Runtime:
 
         return call
 
-    def backend(self, length: int, dropout: float, head_width: int) -> Backend:
-        """The fastest attention backend for rows of `length` tokens. On a CPU, torch's fused kernel spends most of its
-        time in the backward pass: explicit bf16 attention trains 3 times faster at 128 tokens, 1.3 times at 512. Nor
-        does that kernel support dropout; torch's fallback is slow. On a GPU with a kernel for packed rows it is varlen,
-        unless there is dropout."""
-        if not dropout and has_varlen_kernel(self.device, self.dtype, head_width):
-            return "varlen"
-        is_slow = self.device.type == "cpu" and (dropout > 0 or self.precision == "bf16")
-        return "explicit" if is_slow and length <= 512 else "sdpa"
-
     def describe(self) -> str:
         """Device, processes and precision in one line, for the console."""
         where = f"cpu, {self.threads} threads"
@@ -198,17 +186,6 @@ def _native(device: torch.device) -> tuple[Precision, str]:
         if torch.cpu._is_avx512_bf16_supported():
             return "bf16", "this CPU has AVX512-BF16"
     return "fp32", f"no native 16-bit matmul on this {device.type}"
-
-
-def own_cores(world: int) -> int:
-    """Cores for each process of this machine, of `world` in all, if torchrun does not say how many run here."""
-    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch for a step, from these numbers alone, so that a resumed run draws what it would have drawn."""
-    digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=4).digest()
-    torch.manual_seed(int.from_bytes(digest, "big"))  # 32 bits: torch's CPU generator uses no more
 
 
 def of_compiler(error: BaseException) -> bool:

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from minilm.machine import onednn
 from minilm.machine.signals import Stopped
-from minilm.model import onednn
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
 SIDE_BY_SIDE = 8  # most batches at once on a CPU, each with its own activations

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minilm.batch import Tokens
 from minilm.errors import ConfigError
-from minilm.model import onednn
+from minilm.machine import onednn
 from minilm.model.attention import (
     BACKENDS,
     Attention,

@@ -1,1 +1,1 @@
-"""Labelled tasks, a file each: features, outputs, loss, scores."""
+"""Labelled tasks, a file each: features, outputs, loss, scores; their baselines, predictions in files, and names."""

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 from minilm.batch import are_few
 from minilm.data.loader import Loader
-from minilm.model import onednn
+from minilm.machine import onednn
 from minilm.model.attention import are_fewest
 from minilm.model.encoder import EncoderConfig
 

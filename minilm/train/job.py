@@ -22,9 +22,10 @@ from minilm.checkpoint.model import read_training, write_training
 from minilm.checkpoint.store import Run, Store, manifest_fault
 from minilm.checkpoint.weights import save_tensors
 from minilm.errors import CheckpointError, UserError, some
+from minilm.machine.cores import own_cores
 from minilm.machine.memory import forget_peak_memory
 from minilm.machine.ranks import Applied, Ranks, split, whole_state
-from minilm.machine.runtime import Runtime, own_cores, seed_step
+from minilm.machine.runtime import Runtime
 from minilm.machine.signals import STOPPING, Stopped, StopSignals, exit_status
 from minilm.train.cost import EnergyMeter
 from minilm.train.log import Log, Spent, say
@@ -39,6 +40,7 @@ from minilm.train.loop import (
     TrainingError,
     fit,
     not_finite,
+    seed_step,
     train_step,
 )
 from minilm.train.optim import load_optimizer_state, optimizer_state, state_bytes

@@ -1,5 +1,6 @@
 """The training loop: one step, one loop over steps, and an evaluation of language models. It knows no data set."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from minilm.batch import Tokens
 from minilm.errors import LoadingError, UserError
 from minilm.machine.memory import is_out_of_memory, peak_memory_mb
 from minilm.machine.ranks import Applied, no_sync, whole
-from minilm.machine.runtime import Runtime, seed_step
+from minilm.machine.runtime import Runtime
 from minilm.machine.signals import Stopped
 from minilm.train.optim import forget_tiny, gradient_norm, honours_gates, set_learning_rate
 
@@ -55,6 +56,12 @@ class OutOfMemory(UserError):
     def __init__(self, tokens: int, message: str) -> None:
         super().__init__(message)
         self.tokens = tokens
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch for a step, from these numbers alone, so that a resumed run draws what it would have drawn."""
+    digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=4).digest()
+    torch.manual_seed(int.from_bytes(digest, "big"))  # 32 bits: torch's CPU generator uses no more
 
 
 def train_step(

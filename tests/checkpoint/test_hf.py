@@ -23,9 +23,9 @@ from minilm.checkpoint.model import Pretrained, read_model, write_model
 from minilm.data.objectives import ATTENTION
 from minilm.data.tokenizer import Tokenizer
 from minilm.errors import CheckpointError, ConfigError
-from minilm.evaluation.predict import continue_text, fill_mask
 from minilm.model.encoder import LayerSpec, bert_config, modern_config
 from minilm.model.heads import LanguageModel
+from minilm.use.complete import continue_text, fill_mask
 
 SPECIALS = {"cls_token_id": 2, "sep_token_id": 3}
 KINDS = [(architecture, objective) for architecture in ("bert", "modern") for objective in ("mlm", "clm", "prefix")]

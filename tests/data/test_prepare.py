@@ -24,8 +24,8 @@ from minilm.data.packing import pack
 from minilm.data.prepare import prepare
 from minilm.data.tokenizer import SPECIALS, Tokenizer
 from minilm.errors import ConfigError, DataError
-from minilm.evaluation import report
-from minilm.evaluation.report import corpus_report
+from minilm.pretraining import report
+from minilm.pretraining.report import corpus_report
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import torch
 
 import minilm
 from minilm.errors import ConfigError, DataError
-from minilm.evaluation.predict import MaskedLM, read_masked_lm
 from minilm.explanation.explain import Method, explain, explain_mask
 from minilm.explanation.shown import Explanation, Word, coloured_lines, html_fragment, html_page, picture
 from minilm.finetuning.tuned import Tuned
@@ -25,6 +24,7 @@ from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.regression import Regression
 from minilm.tasks.span import Span
 from minilm.tasks.task import Predictions, outputs_of
+from minilm.use.complete import MaskedLM, read_masked_lm
 
 METHODS = ["integrated-gradients", "gradient-x-input", "occlusion", "rollout", "attention"]
 LABELS = ("a", "b", "c")

@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
-import minilm.evaluation.embed as embedding
 import minilm.partial as partial
 import minilm.tasks.task as task
+import minilm.use.embed as embedding
 from minilm.commands.embed import Embed, run_embed
 from minilm.commands.predict import Predict, run_predict
 from minilm.machine.signals import STOPPING, exit_status

@@ -15,9 +15,10 @@ import minilm
 from minilm.checkpoint.store import Store
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
-from minilm.finetuning import tune as tune_module
-from minilm.finetuning.tune import tune
-from minilm.finetuning.tuning import ExampleBatches, Tuning
+from minilm.finetuning import run as tune_module
+from minilm.finetuning.batches import ExampleBatches
+from minilm.finetuning.run import tune
+from minilm.finetuning.settings import Tuning
 from minilm.tasks.classification import Classification
 from minilm.tasks.named import TASKS, make_task, model_for, open_task
 from minilm.tasks.span import Span
@@ -106,7 +107,7 @@ def test_a_compiled_run_is_the_run(directory, graphs, monkeypatch, task, size, m
 
 def test_a_run_goes_on_as_compiled_as_it_began(go, graphs, monkeypatch):
     monkeypatch.setattr(tune_module, "cheapen", lambda *of: None)
-    monkeypatch.setattr("minilm.model.onednn.is_faster", lambda: False)
+    monkeypatch.setattr("minilm.machine.onednn.is_faster", lambda: False)
     go()
     with pytest.raises(ConfigError, match="compile"):
         go(compile=True)
@@ -277,7 +278,7 @@ def test_packing_changes_nothing(go, directory, reviews):
 
     without(model)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minilm.finetuning.tune.cheapen", without)
+        patch.setattr("minilm.finetuning.run.cheapen", without)
         tuned = go(tuning=tuning, examples=examples, dev=examples)
     features = task.features(examples, BertTokenizer.from_pretrained(directory), 24)
     batches = ExampleBatches(features, tuning)

@@ -333,7 +333,7 @@ def child(here):
     ranks = Ranks.join()
     found = {"facts": facts(ranks, here), "bad": bad_step(ranks), "stopped": stopped(ranks), "rng": dropped(ranks)}
     found["unread"] = unread(ranks)
-    with patch("minilm.model.onednn.is_faster", lambda: False):  # which a CPU may have beside, but no graph
+    with patch("minilm.machine.onednn.is_faster", lambda: False):  # which a CPU may have beside, but no graph
         found |= {kind: trained(kind, ranks) for kind in KINDS}
     found |= {f"sharded {kind}": sharded(kind, ranks) for kind in SHARDED}
     found |= {"wrapped": wrapped(ranks), "loaded": loaded(ranks), "again": Ranks.join()}
@@ -387,7 +387,7 @@ def alone():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     config = torch._dynamo.config.patch(recompile_limit=8, optimize_ddp=True)  # put back afterwards
-    with patch("minilm.model.onednn.is_faster", lambda: False), config:
+    with patch("minilm.machine.onednn.is_faster", lambda: False), config:
         yield {kind: trained(kind, ALONE) for kind in KINDS} | {"loaded": loaded(ALONE)}
     torch.set_num_threads(threads)
 

@@ -7,7 +7,9 @@ import torch
 
 from minilm.errors import ConfigError
 from minilm.machine.ranks import Ranks
-from minilm.machine.runtime import Runtime, seed_step
+from minilm.machine.runtime import DTYPES, Runtime
+from minilm.model.attention import fastest_backend
+from minilm.train.loop import seed_step
 
 
 @pytest.fixture
@@ -211,7 +213,7 @@ def test_backend(device, precision, length, dropout, head_width, backend, monkey
     """device: or the compute capability of a GPU."""
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda of: device)
     kind = torch.device("cpu" if device == "cpu" else "cuda")
-    assert Runtime(kind, precision, "test", 1).backend(length, dropout, head_width) == backend
+    assert fastest_backend(kind, DTYPES[precision], length, dropout, head_width) == backend
 
 
 def drawn():

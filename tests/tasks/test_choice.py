@@ -8,7 +8,8 @@ import torch
 
 import minilm
 from minilm.dropin.tokenizer import BertTokenizer
-from minilm.finetuning.tuning import ExampleBatches, Tuning
+from minilm.finetuning.batches import ExampleBatches
+from minilm.finetuning.settings import Tuning
 from minilm.labelled.examples import Choice
 from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.named import model_for, open_task

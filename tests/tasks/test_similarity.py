@@ -15,7 +15,8 @@ from minilm.checkpoint.pooling import Pooling, read_pooling
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError
-from minilm.finetuning.tuning import ExampleBatches, Tuning
+from minilm.finetuning.batches import ExampleBatches
+from minilm.finetuning.settings import Tuning
 from minilm.labelled.examples import Example
 from minilm.tasks.named import make_task, model_for, open_task
 from minilm.tasks.similarity import Similarity

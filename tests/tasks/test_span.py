@@ -18,8 +18,8 @@ from minilm.checkpoint.store import Store
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, ConfigError
-from minilm.finetuning.tune import tune
-from minilm.finetuning.tuning import Tuning
+from minilm.finetuning.run import tune
+from minilm.finetuning.settings import Tuning
 from minilm.labelled.examples import Question
 from minilm.machine.ranks import Applied
 from minilm.machine.runtime import Runtime

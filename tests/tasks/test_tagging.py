@@ -14,8 +14,8 @@ from minilm.checkpoint.store import Store
 from minilm.dropin.models import BertForTokenClassification
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
-from minilm.finetuning.tune import tune
-from minilm.finetuning.tuning import Tuning
+from minilm.finetuning.run import tune
+from minilm.finetuning.settings import Tuning
 from minilm.labelled.examples import Tagged
 from minilm.labelled.spans import read_tagged
 from minilm.machine.ranks import Applied

@@ -17,10 +17,10 @@ from minilm.data.objectives import MaskedLM, PrefixLM
 from minilm.data.packing import Taken
 from minilm.data.tokenizer import Tokenizer
 from minilm.machine.ranks import Applied
-from minilm.machine.runtime import Runtime, seed_step
-from minilm.model.attention import has_varlen_kernel
+from minilm.machine.runtime import Runtime
+from minilm.model.attention import fastest_backend, has_varlen_kernel
 from minilm.train.graphs import step_of
-from minilm.train.loop import evaluate, train_step
+from minilm.train.loop import evaluate, seed_step, train_step
 from minilm.train.losses import language_model_loss, language_model_score
 from minilm.train.optim import make_optimizers, set_learning_rate, set_learning_rate_on
 
@@ -174,7 +174,7 @@ def test_replayed_steps_are_the_steps(tiny, masked, gpu, architecture, name, pre
         loss = runtime.compiled(language_model_loss) if compiled else language_model_loss
         model = tiny(architecture, dropout=dropout).to(runtime.device).train()
         if not model.cfg.attention_dropout:
-            model.encoder.backend = runtime.backend(16, 0.0, model.cfg.head_width)
+            model.encoder.backend = fastest_backend(runtime.device, runtime.dtype, 16, 0.0, model.cfg.head_width)
         optimizers = make_optimizers(model, name, lr=1e-3, weight_decay=0.1, muon_dtype=runtime.muon_dtype)
         take_step, outcomes = step_of(runtime, graphed), []
         for number, step in enumerate(steps):

@@ -386,6 +386,6 @@ def test_what_a_run_began_with_is_kept_and_what_changed_is_said(make_job, capsys
     monkeypatch.setattr(torch, "set_num_threads", given.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: given[-1])
     for cores, asked, threads in ((64, None, 5), (2, None, 2), (2, 3, 3)):
-        monkeypatch.setattr("minilm.machine.runtime.cores", lambda cores=cores: cores)
+        monkeypatch.setattr("minilm.machine.cores.cores", lambda cores=cores: cores)
         assert runtime_of(replace(run, threads=5), "cpu", "auto", asked).threads == threads
         assert ("began with threads 5, now it is" in capsys.readouterr().err) == (threads != 5)

@@ -9,7 +9,7 @@ import torch
 from minilm.checkpoint.model import read_model
 from minilm.data.loader import Stretch
 from minilm.data.packing import Taken
-from minilm.evaluation.report import estimate_lines
+from minilm.pretraining.report import estimate_lines
 from minilm.train import measure as measure_module
 from minilm.train.cost import run_flops
 from minilm.train.job import VERSIONS, train

@@ -11,8 +11,10 @@ import torch
 from minilm.checkpoint.model import Pretrained
 from minilm.data.shards import Shard
 from minilm.data.tokenizer import SPECIALS, Tokenizer
-from minilm.evaluation import report as report_module
-from minilm.evaluation.report import (
+from minilm.model.encoder import bert_config, initialise
+from minilm.model.heads import LanguageModel
+from minilm.pretraining import report as report_module
+from minilm.pretraining.report import (
     closing,
     corpus_lines,
     duration,
@@ -22,8 +24,6 @@ from minilm.evaluation.report import (
     samples,
     summary,
 )
-from minilm.model.encoder import bert_config, initialise
-from minilm.model.heads import LanguageModel
 
 NUMBERS = ["zero", "four", "five", "seven", "eight", "nine", "eleven", "twelve", "fifteen", "sixty"]
 VOCAB = [*SPECIALS, "a", "to", "##s", *NUMBERS]

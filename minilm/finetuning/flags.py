@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from minilm import cli
 from minilm.errors import ConfigError
-from minilm.finetuning.tuning import RANGES as TUNING_RANGES
-from minilm.finetuning.tuning import Tuning
+from minilm.finetuning.settings import RANGES as TUNING_RANGES
+from minilm.finetuning.settings import Tuning
 from minilm.tasks.named import TaskName
 
 EMBEDDED_EPOCHS = 2.0  # of the embedded examples, unless others are asked for: less than 3 minutes

@@ -1,8 +1,6 @@
 """Fine-tuning as a function of rows in memory, and opening a tuned model again."""
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,19 +9,15 @@ from minilm.checkpoint.store import Store
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, did_you_mean
+from minilm.finetuning.examples import held_out, say_compared, say_notes
 from minilm.finetuning.report import as_read, read_in_training
-from minilm.finetuning.tune import tune
+from minilm.finetuning.run import tune
+from minilm.finetuning.settings import Tuning, length_of
 from minilm.finetuning.tuned import Tuned
-from minilm.finetuning.tuning import Tuning, length_of
-from minilm.labelled.examples import Data
-from minilm.labelled.splits import check_labels, overlap, share_a_text, split_by_text, wide_labels
+from minilm.labelled.splits import wide_labels
 from minilm.labelled.tables import table_of
 from minilm.machine.runtime import Runtime
 from minilm.tasks.named import TASKS, TaskName, make_task, model_for, open_task, read_alike, read_examples
-from minilm.train.log import say
-
-DEV = 0.1  # of the rows are held out where no dev examples are given
-SHOWN = 5  # left-out rows that are named
 
 
 def finetune(
@@ -127,37 +121,3 @@ def open_tuned(
     network.float()  # whatever the file's dtype: `precision` decides
     runtime = Runtime.precise(network, device, precision, threads)
     return Tuned(network, tokenizer, task, runtime, length, read)
-
-
-def held_out(data: Data, seed: int, groups: Sequence[str] | None = None) -> tuple[Data, Data]:
-    """Hold out a tenth of the examples, or what comes near it in whole groups, and say so: (the rest, the part)."""
-    rest, dev = split_by_text(data.examples, DEV, seed, groups)
-    data, dev = replace(data, examples=rest), replace(data, examples=dev, left_out=())
-    total = len(rest) + len(dev.examples)
-    say(f"no dev examples: {len(dev.examples):,} of the {total:,} training examples are held out as dev")
-    return data, dev
-
-
-def say_compared(name: str, train: Data, other: Data) -> None:
-    """Say which labels of `other` training lacks, and how many of its texts are in training, too. Raises DataError."""
-    for note in check_labels(train.examples, other.examples):
-        say(f"{name}: {note}")
-    say_overlap(name, other, "training", train)
-
-
-def say_overlap(name: str, other: Data, first_name: str, first: Data) -> None:
-    """Say how many texts of `other` are in `first`, too."""
-    if (again := overlap(first.examples, other.examples)).count:
-        say(f"{name}: {again.count:,} texts are also in the {first_name} examples; the first {again.first[0][0]}")
-    if alike := share_a_text(first.examples, other.examples):
-        say(f"{name}: {alike:,} pairs share one of their texts with the {first_name} examples")
-
-
-def say_notes(name: str, data: Data, *more: str) -> None:
-    """Say what was inferred about the data, and `more`; and which rows are left out."""
-    for note in (*data.notes, *more):
-        say(f"{name}: {note}")
-    for why in data.left_out[:SHOWN]:
-        say(f"left out: {why}")
-    if len(data.left_out) > SHOWN:
-        say(f"left out: {len(data.left_out) - SHOWN:,} more of {name}")

@@ -13,7 +13,7 @@ from minilm.data.objectives import ObjectiveName
 from minilm.data.packing import Rows
 from minilm.data.shards import BLOCK, Prepared, Shard
 from minilm.data.tokenizer import MASK, Tokenizer
-from minilm.evaluation.predict import continue_text, fill_mask
+from minilm.use.complete import continue_text, fill_mask
 
 COUNTED = 1 << 22  # documents that a report on a corpus looks at, at most
 TASK = {

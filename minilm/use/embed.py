@@ -21,8 +21,8 @@ from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import BertModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
+from minilm.machine import onednn
 from minilm.machine.side_by_side import side_by_side, workers
-from minilm.model import onednn
 from minilm.model.encoder import EncoderConfig
 from minilm.model.heads import pooled
 

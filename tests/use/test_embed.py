@@ -14,8 +14,8 @@ import transformers
 import minilm
 from minilm.checkpoint.pooling import OWN, read_pooling
 from minilm.errors import CheckpointError, ConfigError, DataError
-from minilm.evaluation.embed import WORTH_IT, _batches, chunks
-from minilm.model import onednn
+from minilm.machine import onednn
+from minilm.use.embed import WORTH_IT, _batches, chunks
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 from sentence_transformers.models import Normalize, Transformer  # noqa: E402
@@ -168,7 +168,7 @@ class TestOfOneFamily:
         assert (vectors[4] - by_hand).abs().max() < 1e-5
 
     def test_search_is_cosine_by_brute_force(self, encoder, monkeypatch):
-        monkeypatch.setattr("minilm.evaluation.embed.CHUNK", 3)
+        monkeypatch.setattr("minilm.use.embed.CHUNK", 3)
         embedder = minilm.read_embedder(encoder, how=["mean"], normalize=False)
         texts = [*TEXTS, "the cat", "the cat", "mats and mats", "home"]
         queries = ["cats sat", "home"]
@@ -269,7 +269,7 @@ class TestOfOneFamily:
                 assert [hit.score for hit in hits] == pytest.approx(expected.tolist(), abs=1e-5)
 
     def test_memory_is_bounded_by_characters_and_nothing_is_lost(self, encoder, monkeypatch):
-        monkeypatch.setattr("minilm.evaluation.embed.ROOM", 20)
+        monkeypatch.setattr("minilm.use.embed.ROOM", 20)
         parts = [*chunks(TEXTS)]
         assert [text for part in parts for text in part] == TEXTS
         assert [len(part) for part in parts] == [1, 3, 2]
@@ -310,13 +310,13 @@ class TestOfOneFamily:
 
     def test_a_model_that_is_written_anew_while_it_is_read_is_refused(self, encoder, monkeypatch):
         model = minilm.BertModel.from_pretrained(encoder)
-        original = minilm.evaluation.embed.BertTokenizer.from_pretrained
+        original = minilm.use.embed.BertTokenizer.from_pretrained
 
         def meanwhile(directory):
             model.save_pretrained(encoder)
             return original(directory)
 
-        monkeypatch.setattr(minilm.evaluation.embed.BertTokenizer, "from_pretrained", meanwhile)
+        monkeypatch.setattr(minilm.use.embed.BertTokenizer, "from_pretrained", meanwhile)
         with pytest.raises(CheckpointError, match="changed while it was read"):
             minilm.read_embedder(encoder, how="mean")
 
@@ -389,7 +389,7 @@ def test_products_are_onednns_where_that_is_faster(encoder, monkeypatch, dtype):
         shapes = []
         monkeypatch.setattr(onednn, "is_faster", lambda is_faster=is_faster: is_faster)
         monkeypatch.setattr(onednn, "_linear", lambda *of, shapes=shapes: shapes.append(of[0].shape) or linear(*of))
-        monkeypatch.setattr("minilm.evaluation.embed.LOOKED_AT", looked_at)
+        monkeypatch.setattr("minilm.use.embed.LOOKED_AT", looked_at)
         vectors.append(minilm.embed(embedder, TEXTS))
         assert bool(shapes) == ((is_faster or dtype == torch.bfloat16) and looked_at == 0)
     near = 1e-5 if dtype == torch.float32 else 3e-2

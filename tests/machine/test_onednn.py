@@ -9,11 +9,11 @@ from torch.overrides import _get_current_function_mode
 from torch.utils.flop_counter import FlopCounterMode
 
 from minilm.batch import Tokens
+from minilm.machine import onednn
+from minilm.machine.onednn import HAS_ONEDNN, OneDNN
 from minilm.machine.runtime import Runtime
 from minilm.machine.side_by_side import side_by_side
-from minilm.model import onednn
 from minilm.model.encoder import Encoder, bert_config
-from minilm.model.onednn import HAS_ONEDNN, OneDNN
 
 pytestmark = pytest.mark.skipif(not HAS_ONEDNN, reason="this build has no oneDNN")
 SHAPES = {"rows": (7, 64), "one row": (1, 64), "batch": (3, 5, 64), "heads": (2, 3, 5, 64)}

@@ -16,12 +16,14 @@ from minilm.checkpoint.weights import load_tensors, save_tensors
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
+from minilm.finetuning.batches import ExampleBatches
+from minilm.finetuning.settings import Tuning, length_of
 from minilm.finetuning.tuned import Tuned, fingerprint
-from minilm.finetuning.tuning import ExampleBatches, Tuning, length_of
 from minilm.machine.memory import peak_memory_mb
 from minilm.machine.ranks import Applied
 from minilm.machine.runtime import Runtime
 from minilm.metrics.scores import check_installed
+from minilm.model.attention import fastest_backend
 from minilm.tasks.task import Features, Predictions, Task, TaskScore, outputs_of
 from minilm.train.cheap import as_before, cheapen
 from minilm.train.graphs import step_of
@@ -90,7 +92,9 @@ def tune(
         features, tuning, row_length, on_gpu, few_sizes=cuda_graphs, where=lambda example: examples[example].where
     )
     encoder = model.base_model.encoder
-    usual = runtime.backend(length, encoder.cfg.attention_dropout, encoder.cfg.head_width)
+    usual = fastest_backend(
+        runtime.device, runtime.dtype, length, encoder.cfg.attention_dropout, encoder.cfg.head_width
+    )
     encoder.backend = backend = run.backend if run else usual
     if run and run.result:
         say(f"{store.out} is finished; for another run choose another --out")

@@ -7,10 +7,10 @@ from minilm.batch import Tokens
 from minilm.checkpoint.model import Pretrained
 from minilm.data.tokenizer import SPECIALS, Tokenizer
 from minilm.errors import ConfigError, DataError
-from minilm.evaluation.predict import continue_text, fill_mask
 from minilm.model.encoder import bert_config, initialise, modern_config
 from minilm.model.generate import sample
 from minilm.model.heads import LanguageModel
+from minilm.use.complete import continue_text, fill_mask
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "home", "##s", "##ing", "."]
 VOCAB = [*SPECIALS, *WORDS]

@@ -16,10 +16,9 @@ from minilm.data.tokenizer import MULTIPLE
 from minilm.errors import ConfigError
 from minilm.machine.ranks import Ranks
 from minilm.machine.runtime import Runtime
-from minilm.recipes import RECIPES, Recipe, RecipeName
+from minilm.recipes import NOMINAL_STEPS, RECIPES, Recipe, RecipeName
 from minilm.train.optim import OptimizerName, ScheduleName
 
-NOMINAL_STEPS = 10**6  # stands for a length that is not known yet: enough for every stretch to have steps
 SELDOM = 1e-3  # the least --short-seq-prob above 0
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minilm.batch import IGNORE
-from minilm.evaluation.unigram import unigram_loss
+from minilm.pretraining.unigram import unigram_loss
 
 COUNTS = np.array([9, 0, 4, 1, 2])  # plus one: 10, 1, 5, 2, 3
 

@@ -1,1 +1,0 @@
-"""Uses of a pretrained model (embedding, search, filling masks, continuing texts), and the report on its training."""

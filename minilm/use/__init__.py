@@ -1,0 +1,1 @@
+"""What a language model is used for: masks filled, texts continued, vectors and search."""
