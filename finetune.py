@@ -35,7 +35,7 @@ from minilm.finetuning.settings import length_of
 from minilm.labelled.cells import TEXT_NAMES, plain_name
 from minilm.labelled.examples import Data, as_text
 from minilm.labelled.libraries import embedded_examples
-from minilm.labelled.splits import class_of, folds, split_by_text, texts_of, wide_labels
+from minilm.labelled.splits import classes_of, folds, split_by_text, texts_of, wide_labels
 from minilm.labelled.tables import Table
 from minilm.metrics.intervals import spread
 from minilm.tasks.named import make_task, model_for, new_model, read_alike, read_examples, read_source
@@ -123,8 +123,8 @@ def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
 def of_all_classes(examples: list[Any], count: int) -> list[Any]:
     """At most `count` examples, of each class about as many, spread over all; a constant answer is wrong on some."""
     of_class: dict[str, list[Any]] = {}
-    for each in examples:
-        of_class.setdefault(class_of(each), []).append(each)
+    for each, name in zip(examples, classes_of(examples), strict=True):
+        of_class.setdefault(name, []).append(each)
     found, left = [], len(of_class)
     for own in sorted(of_class.values(), key=len):
         share = min(len(own), (count - len(found)) // left)

@@ -75,7 +75,7 @@ def write_whole(file: Path, content: str | bytes) -> None:
     The content, text as UTF-8 by `encoded`, goes to a temporary file of a unique name first, for others may be writing
     the same file. Temporary files that a killed process left an hour ago or more are removed.
     """
-    _remove_stale(file)
+    remove_stale(file)
     partial = file.with_name(f".{file.name[:SHOWN]}.{secrets.token_hex(4)}.tmp")
     try:
         with partial.open("xb") as stream:
@@ -95,13 +95,14 @@ def write_whole(file: Path, content: str | bytes) -> None:
         sync_entry(file.parent)
 
 
-def _remove_stale(file: Path) -> None:
+def remove_stale(file: Path, age: float = STALE) -> None:
+    """Remove the temporary files of `write_whole` for `file` that are `age` seconds old or more."""
     own = re.compile(rf"\.{re.escape(file.name[:SHOWN])}\.[0-9a-f]{{8}}\.tmp")
     with suppress(OSError):
         for name in filter(own.fullmatch, os.listdir(file.parent)):
             with suppress(OSError):  # gone meanwhile, or a directory
                 status = (stale := file.with_name(name)).stat(follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime > STALE:
+                if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime >= age:
                     stale.unlink()
 
 

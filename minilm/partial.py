@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minilm.errors import CheckpointError, DataError
-from minilm.files import lock, read_json, sync_entry, write_json
+from minilm.files import lock, read_json, remove_stale, sync_entry, write_json
 
 SAVE_EVERY = 30  # seconds
 
@@ -78,11 +78,18 @@ class Partial:
         """Flush to disk and rename to the final name."""
         self._stream.flush()
         os.fsync(self._stream.fileno())
+        self._tidy()
         self.path.replace(self.file)
         self._is_file = True
         sync_entry(self.file.parent)
         if self.about is not None:
             self.about.unlink(missing_ok=True)
+
+    def _tidy(self) -> None:
+        """Remove what killed processes left of FILE.partial.json. While FILE.partial is locked, this one alone writes
+        it."""
+        if self.about is not None:
+            remove_stale(self.about, age=0)
 
     def leave(self) -> None:
         """Keep what can be resumed, else remove the file. If saving fails, the last save counts."""
@@ -99,6 +106,7 @@ class Partial:
             return
         with suppress(OSError):
             self._stream.truncate(0)
+            self._tidy()
             if self.about is not None:
                 self.about.unlink(missing_ok=True)
             self.path.unlink()

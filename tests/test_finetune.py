@@ -461,6 +461,29 @@ def test_a_file_is_in_one_split_wherever_it_is_installed(tmp_path, monkeypatch):
     assert not found[0][0] & found[0][2]
 
 
+def test_the_embedded_texts_do_not_name_their_library(tmp_path, monkeypatch):
+    """Nor its modules; other words stay."""
+    said = "Call numpy.linalg.norm or np.dot of an ndarray, as __torch_function__ and a CUDA tensor in Python3 do. "
+    (tmp_path / "m.py").write_text(f'"""{said * 2}"""\n')
+    monkeypatch.setattr("minilm.labelled.libraries.embedded_sources", lambda: iter([("numpy/m.py", tmp_path / "m.py")]))
+    (text,) = (each.text for part in embedded_examples() for each in part)
+    assert text.startswith("Call _ or _ of an _, as _ and a _ _ in _ do. Call _")
+
+
+def test_alone_it_begins_from_the_model_that_train_makes(script, encoder_directory, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minilm.labelled.libraries.PER_LIBRARY", 80)
+    shutil.copytree(encoder_directory, "checkpoints/quick-mlm")
+    with pytest.raises(SystemExit) as stop:
+        cli.run(script.main, script.Args, ["--device", "cpu", "--steps", "1", "--frozen-layers", "2"])
+    err = capsys.readouterr().err
+    assert stop.value.code == 0, err
+    assert "starting from checkpoints/quick-mlm" in err
+    frozen = load_file(encoder_directory / "model.safetensors")["embeddings.word_embeddings.weight"]
+    saved = load_file("checkpoints/libraries/model.safetensors")["bert.embeddings.word_embeddings.weight"]
+    assert torch.equal(frozen, saved)
+
+
 def test_alone_it_begins_from_scratch_and_says_so(script, tmp_path, monkeypatch, capsys):
     """Where there is no checkpoints/quick-mlm; on a few of the embedded examples."""
     monkeypatch.chdir(tmp_path)

@@ -44,6 +44,16 @@ def test_it_goes_on_and_becomes_the_file(file, tmp_path):
     assert file.read_bytes() == b"00010203"
 
 
+@pytest.mark.parametrize("finishes", [True, False])
+def test_what_a_kill_left_of_its_notes_goes_with_it(file, tmp_path, finishes):
+    stopped(file)
+    (tmp_path / ".v.npy.partial.json.01234567.tmp").write_text("half")
+    with partial_of(file, OF) as partial:
+        if finishes:
+            partial.finish()
+    assert names(tmp_path) == (["v.npy"] if finishes else [])
+
+
 def test_what_is_read_and_not_needed_any_more_is_removed(file, tmp_path):
     with partial_of(file, OF) as partial:
         partial.add(b"00", rows=1)

@@ -104,6 +104,7 @@ class Built:
     names: Names = field(default_factory=dict)  # of the head's tensors; theirs with prefix
     pooler: bool = False  # whether its base model has BERT's pooler
     pooling: str | None = None  # how a row's states become one vector, if they do: pooler, cls, mean
+    after_padding: bool = False  # whether cls is the first token after padding on the left, and not the row's first
     activation: str | None = None  # of the dense layer; None: there is none
     norm: bool = False
     drop_first: bool = False  # dropout before the dense layer, too
@@ -178,6 +179,7 @@ _ROBERTA_CLASSES = {
     "model": Built(architecture="RobertaModel", pooler=True),
     "mlm": Built(architecture="RobertaForMaskedLM", names=ROBERTA_LM),
     "sequence": Built(architecture="RobertaForSequenceClassification", activation="tanh", **_DENSE),
+    "choice": Built(architecture="RobertaForMultipleChoice", names=_CLASSIFIER, dropout=_DROPOUT[1:], **_POOLED),
     "token": Built(architecture="RobertaForTokenClassification", names=_CLASSIFIER, dropout=_DROPOUT),
     "span": Built(architecture="RobertaForQuestionAnswering", names=_SPAN),
 }
@@ -192,30 +194,39 @@ _ELECTRA_CLASSES = {
         activation=Key("hidden_act"),
     ),
     "sequence": Built(architecture="ElectraForSequenceClassification", activation="gelu", **_DENSE),
+    "choice": Built(
+        architecture="ElectraForMultipleChoice",
+        names={"transform.dense": "sequence_summary.summary", "classifier": "classifier"},
+        pooling="cls",
+        activation="gelu",
+        dropout=("summary_last_dropout",),
+    ),
     "token": Built(architecture="ElectraForTokenClassification", names=_CLASSIFIER, dropout=_DROPOUT),
     "span": Built(architecture="ElectraForQuestionAnswering", names=_SPAN),
+}
+_DISTILBERT_POOLED = {
+    "names": {"transform.dense": "pre_classifier", "classifier": "classifier"},
+    "pooling": "cls",
+    "activation": "relu",
+    "dropout": ("seq_classif_dropout",),
 }
 _DISTILBERT_CLASSES = {
     "model": Built(architecture="DistilBertModel"),
     "mlm": Built(architecture="DistilBertForMaskedLM", names=DISTILBERT_LM),
-    "sequence": Built(
-        architecture="DistilBertForSequenceClassification",
-        names={"transform.dense": "pre_classifier", "classifier": "classifier"},
-        pooling="cls",
-        activation="relu",
-        dropout=("seq_classif_dropout",),
-    ),
+    "sequence": Built(architecture="DistilBertForSequenceClassification", **_DISTILBERT_POOLED),
+    "choice": Built(architecture="DistilBertForMultipleChoice", **_DISTILBERT_POOLED),
     "token": Built(architecture="DistilBertForTokenClassification", names=_CLASSIFIER, dropout=("dropout",)),
     "span": Built(architecture="DistilBertForQuestionAnswering", names=_SPAN, dropout=("qa_dropout",)),
 }
 
 
-def _modern(architecture: str, pooling: str | None = None) -> Built:
+def _modern(architecture: str, pooling: str | None = None, after_padding: bool = False) -> Built:
     """A head of ModernBERT; they differ only in pooling."""
     return Built(
         architecture=architecture,
         names={"transform.dense": "head.dense", "transform.norm": "head.norm", "classifier": "classifier"},
         pooling=pooling,
+        after_padding=after_padding,
         activation=Key("classifier_activation"),
         norm=True,
         dropout=("classifier_dropout",),
@@ -226,6 +237,7 @@ _MODERN_CLASSES = {
     "model": Built(architecture="ModernBertModel"),
     "mlm": Built(architecture="ModernBertForMaskedLM", names=MODERN_LM),
     "sequence": _modern("ModernBertForSequenceClassification", pooling=Key("classifier_pooling")),
+    "choice": _modern("ModernBertForMultipleChoice", pooling=Key("classifier_pooling"), after_padding=True),
     "token": _modern("ModernBertForTokenClassification"),
     "span": _modern("ModernBertForQuestionAnswering"),
 }

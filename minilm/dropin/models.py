@@ -77,6 +77,8 @@ class PreTrainedModel(nn.Module):
             own = places
             if "type_vocab_size" not in self.config.family.defaults:  # in transformers its order is not BERT's
                 own = places[:2]
+            elif (self.config.model_type, self.kind) == ("roberta", "choice"):  # token_type_ids stand second there
+                own = places[:1]
             elif self.kind in ("mlm", "clm") and self.config.model_type != "electra":  # encoder_hidden_states follow
                 own = [place for place in places if place not in TARGETS]
             if len(args) > len(own):
@@ -605,7 +607,8 @@ class _Classifier(PreTrainedModel):
         if pooling == "pooler":
             states = self.bert.pooler(states, tokens)
         elif pooling is not None:
-            states = pooled(states, tokens, self.config.meant_by(pooling))
+            how = self.config.meant_by(pooling)
+            states = pooled(states, tokens, "first" if how == "cls" and self.built.after_padding else how)
         return {"logits": self.classifier(self.dropout(self.transform(states)))}
 
 

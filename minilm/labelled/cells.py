@@ -4,9 +4,11 @@ The delimiter, whether quotes enclose cells and whether the first row is a heade
 in the notes.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +48,7 @@ class Cells(NamedTuple):
 def cells_of(file: Path, lines: list[str], header: bool | None = None) -> Cells:
     """The rows of a csv or tsv that are not blank. header: whether the first row names the columns; None: guess. Raises
     DataError naming file and line."""
+    check_no_json(file, lines)
     delimiter = _delimiter(file, [line for line in lines[:LOOKED_AT] if line.strip()])
     quoted = delimiter != "\t" or _are_quotes(lines)
     records = list(_records(file, lines, delimiter) if quoted else enumerate((x.split("\t") for x in lines), start=1))
@@ -73,6 +76,16 @@ def cells_of(file: Path, lines: list[str], header: bool | None = None) -> Cells:
     if quoted:
         notes += _over_lines(file, delimiter, rows)
     return Cells(columns, [(number, row[: len(columns)]) for number, row in rows], notes)
+
+
+def check_no_json(file: Path, lines: list[str]) -> None:
+    """Raises DataError if the first line is a JSON object: cut at its commas or tabs it would look like cells."""
+    number, line = next(((number, line) for number, line in enumerate(lines, start=1) if line.strip()), (0, ""))
+    is_object = False
+    with suppress(ValueError, RecursionError):
+        is_object = line.lstrip().startswith("{") and isinstance(json.loads(line), dict)
+    if is_object:
+        raise DataError(f"{file}:{number}: a JSON object, and no cells; name the file .jsonl")
 
 
 def plain_name(name: str) -> str:
@@ -167,6 +180,8 @@ def _as_long(file: Path, columns: tuple[str, ...], rows: list[tuple[int, list[st
     length."""
     longer = []
     for number, row in rows:
+        if len(row) > len(columns) and any("\r" in cell for cell in row):
+            raise DataError(f"{file}:{number}: a \\r in a line, with more rows behind it; end lines in \\n")
         if len(row) < len(columns) or (len(row) > len(columns) and not more):
             raise DataError(
                 f"{file}:{number}: {len(row)} cells, and there are {len(columns)} columns "

@@ -66,12 +66,17 @@ def labels_of(example: Any) -> tuple[str, ...]:
     return (label,) if isinstance(label, str) else label if isinstance(label, tuple) else ()
 
 
-def class_of(example: Any) -> str:
-    """Class by which splits are stratified: the label; for a question whether it has an answer."""
-    if isinstance(example, Question):
-        return "answered" if example.answers else "unanswered"
-    label = _target(example)
-    return label if isinstance(label, str) else ""
+def classes_of(examples: Sequence[Any]) -> list[str]:
+    """Class of each example, by which splits are stratified: its label, and of several the rarest; for a question
+    whether it has an answer."""
+    counts = Counter(label for each in examples for label in labels_of(each))
+
+    def of(example: Any) -> str:
+        if isinstance(example, Question):
+            return "answered" if example.answers else "unanswered"
+        return "" if isinstance(example, Tagged) else min(labels_of(example), key=lambda x: (counts[x], x), default="")
+
+    return [*map(of, examples)]
 
 
 def _target(example: Any) -> Any:
@@ -94,7 +99,7 @@ def split_dev(
         raise ConfigError(f"the fraction of rows to hold out is {fraction}; give one between 0 and 1")
     if groups is not None and len(groups) != len(examples):
         raise ConfigError(f"{len(groups)} groups and {len(examples)} examples; give each example its group")
-    classes = [*map(class_of, examples)]
+    classes = classes_of(examples)
     sizes = Counter(classes)
     wanted = max(1, int(len(examples) * fraction + 0.5))
     units: dict[Hashable, list[int]] = {}
@@ -159,16 +164,18 @@ def folds(
         what = "rows of different texts" if groups is None else "groups"
         raise DataError(f"{len(units)} {what} are too few for {k} folds; lower --kfold")
 
+    classes = classes_of(examples)
+
     def order(unit: list[int]) -> tuple[int, str, bytes]:
         digest = hashlib.sha256(f"{seed} {unit[0]}".encode()).digest()
-        return 0 if groups is None else -len(unit), class_of(examples[unit[0]]), digest
+        return 0 if groups is None else -len(unit), classes[unit[0]], digest
 
     part_of, sizes, inside = [0] * len(examples), [0] * k, [Counter() for _ in range(k)]
-    whole = Counter(map(class_of, examples))
+    whole = Counter(classes)
 
     def rarest(unit: list[int]) -> int:
         """The part in which a group's classes are rarest, among equal ones the smallest; the group is counted there."""
-        own = Counter(class_of(examples[i]) for i in unit)
+        own = Counter(classes[i] for i in unit)
         shares = [sum(count * there[name] / whole[name] for name, count in own.items()) for there in inside]
         part = min(range(k), key=lambda part: (shares[part], sizes[part]))
         sizes[part] += len(unit)

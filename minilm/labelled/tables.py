@@ -100,8 +100,26 @@ def table_of(rows: Any, name: str = "the rows") -> Table:
     if isinstance(rows, dict | str | bytes | Path) or not isinstance(rows, Iterable):
         kind = f"a {type(rows).__name__}"
         raise DataError(f"{name}: {kind}; give a list of dicts, one a row (read_table reads a file)")
+    names = _class_names(getattr(rows, "features", None))
+    if names:
+        rows = ({key: _named(value, names.get(key)) for key, value in row.items()} for row in rows)
     place = "row" if name in ("the rows", "rows") else f"{name}: row"
     return _of_objects(name, ((f"{place} {number}", row) for number, row in enumerate(rows, start=1)))
+
+
+def _class_names(features: Any) -> dict[str, list[str]]:
+    """Names of the classes in columns of a `datasets.Dataset` that hold their numbers (ClassLabel), also in lists."""
+    found = {name: getattr(getattr(of, "feature", of), "names", None) for name, of in dict(features or {}).items()}
+    return {name: names for name, names in found.items() if names}
+
+
+def _named(value: Any, names: list[str] | None) -> Any:
+    """Names in place of the numbers of classes; None for -1, which is no class."""
+    if names is None or value is None:
+        return value
+    if isinstance(value, int):
+        return names[value] if value >= 0 else None
+    return [_named(each, names) for each in value]
 
 
 def _plain(value: Any) -> Any:

@@ -53,8 +53,10 @@ class Transform(nn.Module):
 
 def pooled(states: Tensor, tokens: Tokens, how: str) -> Tensor:
     """One vector per document, (B, T, D) -> (documents, D): its first state for "cls", or the "mean" or "max" of its
-    states, padding left out."""
-    if how == "cls":
+    states, padding left out. "first": as "cls", but after padding on the left of a row."""
+    if how == "first" and tokens.layout != "packed":
+        return states[torch.arange(len(states), device=states.device), tokens.key.int().argmax(dim=1)]
+    if how in ("cls", "first"):
         return states.flatten(0, 1)[tokens.cls]
     if tokens.layout == "packed":
         return _pooled_by_document(states.flatten(0, 1), tokens, how)

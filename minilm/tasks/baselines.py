@@ -9,6 +9,7 @@ import numpy as np
 from minilm.labelled.examples import Example, Tagged
 from minilm.metrics.scores import classification_scores, label_sets, multilabel_scores, regression_scores, with_others
 
+MOST_WEIGHTS = 1 << 22  # of the model of several labels, whose solver keeps some 25 numbers for each: 1 GB
 Scores = dict[str, dict[str, float]]  # baseline -> metric -> value
 SAID = {  # each baseline in words
     "majority": "always the commonest label",
@@ -28,7 +29,7 @@ def of_labels(train: Sequence[Example], judged: Sequence[Example], labels: Seque
     gold, target = (np.array([number.get(each.label, len(labels)) for each in split]) for split in (judged, train))
     majority = np.full(len(gold), np.bincount(target).argmax())
     found = {"majority": classification_scores(gold, majority, len(labels), positive)}
-    if (counted := _counted(train, judged)) is None:
+    if (counted := _counted(train, judged, MOST_WEIGHTS // len(labels))) is None:
         return found
     from sklearn.linear_model import LogisticRegression
 
@@ -77,12 +78,15 @@ def commonest_tags(train: Sequence[Tagged], judged: Sequence[Tagged]) -> list[li
     return [[commonest.get(word, "O") for word in each.words] for each in judged]
 
 
-def _counted(train: Sequence[Example], judged: Sequence[Example]) -> tuple | None:
-    """Tf-idf of both splits as sparse matrices, a column for each word or pair of words; None if there is no word."""
+def _counted(train: Sequence[Example], judged: Sequence[Example], most: int | None = None) -> tuple | None:
+    """Tf-idf of both splits as sparse matrices, a column for each word or pair of words, the `most` frequent ones; None
+    if there is no word."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     texts, others = ([f"{each.text} {each.pair or ''}" for each in split] for split in (train, judged))
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(texts) > 200 else 1)
+    words = TfidfVectorizer(
+        ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(texts) > 200 else 1, max_features=most
+    )
     try:
         return words.fit_transform(texts), words.transform(others)
     except ValueError:

@@ -489,6 +489,10 @@ def test_arguments_without_names(name, kind, tmp_path, exact_float64):
             ours(ids, mask, None)
         return
     arguments = (ids, mask, types, torch.arange(2, 2 + T)[None], None, *targets.values())
+    if (name, kind) == ("roberta", "choice"):  # there token types come second
+        with pytest.raises(TypeError, match="of a roberta: use keywords after input_ids"):
+            ours(ids, mask)
+        return
     if kind in ("mlm", "clm") and name != "electra":  # there states of an encoder come before labels
         arguments = arguments[:5]
     assert_equal_outputs(ours(*arguments), theirs(*arguments))

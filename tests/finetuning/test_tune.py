@@ -304,6 +304,44 @@ def test_packing_changes_nothing(go, directory, reviews):
     assert max((own[name] - other).abs().max().item() for name, other in weights(tuned).items()) < 1e-5
 
 
+@pytest.mark.parametrize("task", OF_TASK)
+def test_packed_units_learn_as_each_by_itself(directory, monkeypatch, task):
+    """Of every task, without dropout; a step spans two epochs, so that a unit may be there twice."""
+
+    def without(model, table=None):
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+
+    monkeypatch.setattr(tune_module, "cheapen", without)
+    rows = [row | ({"id": str(i)} if task == "span" else {}) for i, row in enumerate(OF_TASK[task][:20])]
+    settings = {"steps": 4, "batch_size": 12, "length": 24, "device": "cpu", "precision": "fp32", "task": task}
+    packed = weights(minilm.finetune(directory, rows, rows, **settings))
+    alone = weights(minilm.finetune(directory, rows, rows, **settings, tokens_at_once=1))
+    assert max((packed[name] - other).abs().max().item() for name, other in alone.items()) < 1e-5
+    assert not same(packed, weights(minilm.finetune(directory, rows, rows, **settings | {"steps": 3})))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "rate"), [(2_000_000, 2e-4), (22_700_000, 5e-5), (110_000_000, 3e-5), (335_000_000, 2e-5)]
+)
+def test_larger_models_learn_at_lower_rates(parameters, rate):
+    """And LoRA at ten times theirs, as Hu et al. 2021 found; one that is given is taken."""
+    model = torch.nn.Module()
+    model.one = torch.nn.Parameter(torch.empty(parameters, device="meta"))
+    assert Tuning().rate(model) == rate
+    assert Tuning(lora_rank=4).rate(model) == pytest.approx(10 * rate)
+    assert Tuning(lr=1e-3, lora_rank=4).rate(model) == 1e-3
+
+
+def test_smoothed_labels_are_learned(directory, reviews):
+    rows = [{"text": each.text, "label": each.label} for each in reviews(24)]
+    settings = {"steps": 4, "length": 24, "device": "cpu", "precision": "fp32"}
+    plain, smoothed = (minilm.finetune(directory, rows, rows, **settings, label_smoothing=each) for each in (0.0, 0.3))
+    assert smoothed.task.smoothing == 0.3
+    assert not same(weights(plain), weights(smoothed))
+
+
 def test_what_does_not_fit_is_computed_in_parts(go, monkeypatch, capsys):
     """To the bits of a run in these parts."""
     sizes, fitted, plain = [], [], Classification.loss

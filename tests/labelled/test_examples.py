@@ -637,6 +637,16 @@ def test_small_classes_stay_in_train():
         assert sorted(each.label for each in dev) == ["a", "b"]
 
 
+def test_a_label_among_several_stays_in_train_and_is_in_each_fold():
+    """Splits are by the rarest label of each row."""
+    for seed in range(20):
+        several = rows(*[("a", "b")] * 30, *[("a",)] * 30, *[("a", "c")] * 2, ("a", "b", "d"), ())
+        train, _ = split_dev(several, 0.4, seed)
+        assert {label for each in train for label in each.label} == set("abcd")
+        for rest, fold in folds(several, 2, seed):
+            assert all(any("c" in each.label for each in part) for part in (rest, fold))
+
+
 def test_groups_stay_together():
     examples = rows(*("ab"[i % 2] for i in range(300)))
     groups = [i // 7 for i in range(300)]

@@ -324,6 +324,18 @@ def test_pandas_and_parquet(tmp_path):
             read_table(tmp_path / "rows.parquet")
 
 
+def test_a_dataset_gives_the_names_of_its_classes():
+    datasets = pytest.importorskip("datasets")
+    Value, List, ClassLabel = (getattr(datasets, name) for name in ("Value", "List", "ClassLabel"))
+    of_texts = datasets.Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, -1]}, features=of_texts)
+    assert values(table_of(rows)) == [["a", "neg"], ["b", "pos"], ["c", None]]
+    of_words = datasets.Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O", "B-X"]))})
+    rows = datasets.Dataset.from_dict({"tokens": [["a", "b"]], "ner_tags": [[0, 1]]}, features=of_words)
+    assert values(table_of(rows)) == [[["a", "b"], ["O", "B-X"]]]
+    assert values(table_of(rows.remove_columns("ner_tags"))) == [[["a", "b"]]]
+
+
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "rows.parquet").write_bytes(b"PAR1")
@@ -363,6 +375,9 @@ MALFORMED = [
     ("rows.csv", "text,label\na\0b,1\n", "rows.csv:2: a NUL byte"),
     ("rows.csv", "text,label\ra,1\rb,0\r", "rows.csv:1: its lines end in \\r alone; convert it"),
     ("rows.csv", "text,label\na,1\rb,0\n", "rows.csv:2: a \\r in a line"),
+    ("rows.tsv", "x\t1\ny\t0\rz\t1\rw\t0\nv\t1\n", "rows.tsv:2: a \\r in a line, with more rows behind it"),
+    ("rows.csv", '\n{"text": "good film", "label": 1}\n', "rows.csv:2: a JSON object, and no cells; name the file"),
+    ("rows.tsv", '{"text": "good film", "label": 1}\n', "rows.tsv:1: a JSON object, and no cells; name the file"),
     ("rows.csv", b"text,label\na,1\n\xe4\xb8", "rows.csv:3: not UTF-8 (ends inside a character)"),
     ("rows.csv", gzip.compress(b"text\na\n", mtime=0), "rows.csv:1: compressed by gzip; let its name end in .gz"),
     ("rows.csv", lzma.compress(b"text,label\na,1\n"), "rows.csv:1: compressed by xz; let its name end in .xz"),

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import minilm
 from minilm.dropin.tokenizer import BertTokenizer
@@ -100,6 +101,23 @@ def test_an_example_that_a_step_has_twice_counts_twice(directory, exact_float64)
     once, twice = (task.loss(model, batch_of(features, features.of_units(np.array(each)))[0]) for each in ([1], [1, 1]))
     assert (twice[0] - 2 * once[0]).abs() < 1e-12
     assert (int(once[1]), int(twice[1])) == (1, 2)
+
+
+def test_a_modernbert_chooses_too(directory, tmp_path):
+    """As `python train.py` makes one, without flags."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    special = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3}
+    config = transformers.ModernBertConfig(vocab_size=64, **sizes, **special)
+    transformers.ModernBertModel(config).save_pretrained(tmp_path / "base")
+    minilm.BertTokenizer.from_pretrained(directory).save_pretrained(tmp_path / "base")
+    rows = [{"text": each.text, "choices": list(each.choices), "label": each.label} for each in questions(20)]
+    tuned = minilm.finetune(
+        tmp_path / "base", rows, rows[:5], task="choice", steps=2, device="cpu", out=tmp_path / "out"
+    )
+    examples = questions(3, 1)
+    said = tuned.predict([each.text for each in examples], [each.choices for each in examples])
+    again = minilm.open_tuned(tmp_path / "out", device="cpu")
+    assert again.predict([each.text for each in examples], [each.choices for each in examples]) == said
 
 
 def test_it_learns(directory, tmp_path, adds_up):
