@@ -223,6 +223,8 @@ def check(args: Args, run: Run) -> Iterator[str]:
         model, task = model_for(task, directory, run.seed, args.new_head)
         tokenizer = BertTokenizer.from_pretrained(directory)
         length = length_of(tuning_of(args, run.seed), model, tokenizer)
+    else:
+        yield f"no {QUICK} and no --model is there to count tokens with"
     for name, split in (("train", run.train), ("dev", run.dev), ("test", run.test)):
         if split is not None:
             yield from check_lines(name, split, task, tokenizer, length)

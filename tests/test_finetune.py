@@ -407,8 +407,8 @@ def test_check_says_what_is_there_and_stops(go, tmp_path):
     assert "train      3 rows used, 1 left out" in out
     assert "labels     2: bad 2, good 1" in out
     assert "duplicates 1 texts, 1 of them with another label; few.csv:3 is few.csv:2" in out
-    assert "longer than 24, to be truncated: 1 rows" in out
-    assert "of the tokens are [UNK]" in out
+    assert "tokens     3 to 42 a text, median 3; longer than 24, to be truncated or read in parts: 1 rows" in out
+    assert "unknown    95.24% of the tokens are [UNK]" in out  # 40 of 42 that are neither [CLS] nor [SEP]
     assert "left out: few.csv:5" in err
     assert not Path("out").exists()
     question = {"id": "q", "question": "was a film", "answers": [{"text": "fine", "answer_start": 4}]}
@@ -416,7 +416,12 @@ def test_check_says_what_is_there_and_stops(go, tmp_path):
     Path("squad.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     out = go("finetune", "--train", "squad.json", "--task", "span", "--check")[1]
     assert "train      5 rows used, 0 left out" in out
-    assert "labels" not in out
+    assert "labels     1: answer 5" in out
+    assert "longer than 24, to be truncated or read in parts: 0 rows" in out
+    Path("words.conll").write_text("\n".join(f"the O\nfilm B-X\n{'and O' if i else 'zebra O'}\n" for i in range(30)))
+    out = go("finetune", "--train", "words.conll", "--task", "tagging", "--check")[1]
+    assert "labels     1: X " in out
+    assert "tokens     5 to 5 a text, median 5; longer than 24" in out
 
 
 def test_several_processes_are_refused(go, monkeypatch):

@@ -13,7 +13,7 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import printable
 from minilm.files import finite, read_json, write_json, write_whole
 from minilm.finetuning.tuned import Tuned
-from minilm.labelled.examples import SEPARATORS, Data, Example, Tagged
+from minilm.labelled.examples import SEPARATORS, Data, Question, Tagged
 from minilm.labelled.splits import duplicates, labels_of
 from minilm.labelled.tables import shown
 from minilm.metrics.intervals import intervals
@@ -112,12 +112,12 @@ def check_lines(name: str, data: Data, task: Task, tokenizer: BertTokenizer | No
         lines.append(
             f"duplicates {again.count:,} texts, {again.contradicted:,} of them with another label; {one} is {other}"
         )
-    if tokenizer is not None and data.examples and isinstance(data.examples[0], Example):
+    if tokenizer is not None and data.examples:
         features = task.features(data.examples, tokenizer, 1 << 20)
         low, median, high = np.quantile(features.lengths, [0, 0.5, 1])
         lines.append(
-            f"tokens     {low:.0f} to {high:.0f} a row, median {median:.0f}; longer than {length}, to be truncated: "
-            f"{len(np.unique(features.example[features.lengths > length])):,} rows"
+            f"tokens     {low:.0f} to {high:.0f} a text, median {median:.0f}; longer than {length}, to be truncated or "
+            f"read in parts: {len(np.unique(features.example[features.lengths > length])):,} rows"
         )
         of_text = ~np.isin(features.ids, [tokenizer.cls_token_id, tokenizer.sep_token_id])
         unknown = (features.ids == (-1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id)).sum()
@@ -126,7 +126,10 @@ def check_lines(name: str, data: Data, task: Task, tokenizer: BertTokenizer | No
 
 
 def _counted_labels(example: Any) -> Iterable[str]:
-    """The labels of an example that are counted: classes, or the types of a sentence's entities; none of a number."""
+    """The labels of an example that are counted: classes, the types of a sentence's entities, whether a question has an
+    answer; none of a number."""
+    if isinstance(example, Question):
+        return ("answer",) if example.answers else ("no answer",)
     return (kind for kind, _, _ in spans(example.tags or ())) if isinstance(example, Tagged) else labels_of(example)
 
 
