@@ -25,7 +25,7 @@ from minilm.train.cost import matmul_peak
 
 OURS = "minilm"
 AGREE = {"fp32": 1e-5, "bf16": 2e-2}  # of the norm of a row of the numbers that sides come to
-LEAST_S = 4.0  # of a turn: of a shorter one the machine's own ups and downs are most of what differs
+LEAST_S = {"cpu": 4.0, "cuda": 1.0}  # of a turn: of a shorter one the machine's ups and downs are most of what differs
 FEWEST = 2  # turns
 PEAK_S = 0.5  # for the fastest product of matrices, after each round
 PATIENCE_S = 10.0  # for a process to end
@@ -234,7 +234,7 @@ def turn(run: Side, setting: Setting) -> tuple[int, float]:
         run()
     wait(setting)
     began, count = time.perf_counter(), 0
-    while count == 0 or time.perf_counter() - began < LEAST_S:
+    while count == 0 or time.perf_counter() - began < LEAST_S[setting.device.type]:
         count += run().count
         wait(setting)
     seconds = time.perf_counter() - began

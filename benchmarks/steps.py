@@ -16,6 +16,7 @@ from minilm.checkpoint.hf import config_to_hf, to_hf
 from minilm.data.packing import best_fit
 from minilm.dropin.config import BertConfig
 from minilm.dropin.models import BertForSequenceClassification
+from minilm.finetuning.batches import row_length_of
 from minilm.machine.ranks import Applied
 from minilm.model.attention import Backend, fastest_backend
 from minilm.model.encoder import EncoderConfig, bert_config, initialise
@@ -29,6 +30,7 @@ from minilm.train.losses import language_model_loss
 from minilm.train.optim import gradient_norm, make_optimizers
 
 VOCABULARY = 30_522
+OF_GPT2 = 50_257  # words of the causal model on a GPU, which then has GPT-2's 124 M parameters
 SHAPES = {  # by the device
     "cpu": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12},
     "cuda": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
@@ -40,15 +42,14 @@ TUNED = ("cuda",)  # where sides are compiled
 RATE = 0.15  # of the tokens are targets
 LR, DECAY, EPS = 1e-4, 0.01, 1e-6
 LABELLED, TOGETHER, LABELLED_LENGTHS = 8, 32, (4, 64)  # batches, texts of each, and tokens of a text
-ROW = 128  # tokens, in which `tune` packs texts on a GPU, if it is not told otherwise
 
 
 def language_modelling(
     setting: Setting, T: int = 128, dropout: float = 0.0, natural: bool = False, causal: bool = False
 ) -> Makers:
     """A training step. natural: texts of all lengths, half of T on average; else rows are full."""
-    device, cfg = setting.device, shape_of(setting, T, dropout)
-    texts = [*_made_up(T, TOKENS[device.type] // T, natural, BATCHES[device.type])]
+    device, cfg = setting.device, shape_of(setting, T, dropout, causal)
+    texts = [*_made_up(T, TOKENS[device.type] // T, natural, BATCHES[device.type], cfg.vocab_size)]
     attention = "causal" if causal else "bidirectional"
     packed = [_packed(each, T, attention) for each in texts]
     masked, bare = ([_padded(each, causal, mask or natural) for each in texts] for mask in (True, False))
@@ -68,45 +69,54 @@ def language_modelling(
     return sides
 
 
-def shape_of(setting: Setting, T: int, dropout: float = 0.0) -> EncoderConfig:
-    sizes = SHAPES[setting.device.type]
-    return bert_config(VOCABULARY, **sizes, max_position_embeddings=max(512, T), dropout=dropout)
+def shape_of(setting: Setting, T: int, dropout: float = 0.0, causal: bool = False) -> EncoderConfig:
+    sizes, words = SHAPES[setting.device.type], OF_GPT2 if causal and setting.device.type == "cuda" else VOCABULARY
+    return bert_config(words, **sizes, max_position_embeddings=max(512, T), dropout=dropout)
 
 
 def flops_of(setting: Setting, T: int, rate: float = RATE, causal: bool = False) -> float:
     """Of the matrix products that a token of a full row needs, as minilm computes them. causal: a token sees half of
     the row on average."""
-    return step_flops(shape_of(setting, T), T, T // 2 if causal else T, round(rate * T)) / T
+    return step_flops(shape_of(setting, T, causal=causal), T, T // 2 if causal else T, round(rate * T)) / T
 
 
-def _made_up(T: int, B: int, natural: bool, batches: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def _made_up(T: int, B: int, natural: bool, batches: int, words: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Batches of B texts, the ids of each one's tokens and the columns of its targets, in order."""
     rng = np.random.default_rng(0)
     for _ in range(batches):
         lengths = np.clip(rng.normal(T / 2, T / 5, B), 8, T).astype(int) if natural else np.full(B, T)
-        ids = [rng.integers(5, VOCABULARY, n) for n in lengths]
+        ids = [rng.integers(5, words, n) for n in lengths]
         picks = [np.sort(rng.permutation(n)[: max(1, round(RATE * n))]) for n in lengths]
         yield [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in zip(ids, picks, strict=True)]
 
 
 def _packed(texts: Sequence[tuple[Tensor, Tensor]], T: int, attention: str) -> Batch:
-    """As minilm's loader makes them: full rows, or texts one after the other. A causal model predicts each next
-    token, of all but the first."""
+    """As minilm's loader makes them: full rows, or texts one after the other, equally many places to predict at in each
+    row, some without a target. A causal model predicts each next token, of all but the first."""
     lengths = np.array([len(ids) for ids, _ in texts])
     row_of = best_fit(lengths, T)
     B = int(row_of.max()) + 1
     ids, doc = torch.zeros(B, T, dtype=torch.int64), torch.full((B, T), -1)
-    where, target, filled = [], [], [0] * B
+    where, target, filled = [[] for _ in range(B)], [[] for _ in range(B)], [0] * B
     for number, ((own, pick), row) in enumerate(zip(texts, row_of.tolist(), strict=True)):
         start, filled[row] = filled[row], filled[row] + len(own)
         ids[row, start : start + len(own)], doc[row, start : start + len(own)] = own, number
         here = torch.arange(len(own) - 1) if attention == "causal" else pick
-        where.append(row * T + start + here)
-        target.append(own[here + 1] if attention == "causal" else own[here])
+        where[row].append(row * T + start + here)
+        target[row].append(own[here + 1] if attention == "causal" else own[here])
     full = bool((doc >= 0).all()) and len(texts) == B
     tokens = Tokens.full(ids, attention) if full else Tokens.packed(ids, doc, attention)
-    flat, count = torch.cat(where), sum(map(len, target))
-    return Batch(tokens, flat, torch.cat(target), count, int(lengths.sum()), per_row=len(where[0]) if full else 0)
+    there = [torch.cat(own) for own in target]
+    per_row = max(map(len, there))
+
+    def filled_rows(rows: list[Tensor], rest: list[int]) -> Tensor:
+        padded = (nn.functional.pad(own, (0, per_row - len(own)), value=n) for own, n in zip(rows, rest, strict=True))
+        return torch.cat([*padded])
+
+    flat = filled_rows([torch.cat(own) for own in where], [row * T for row in range(B)])
+    targets = filled_rows(there, [IGNORE] * B)
+    count = sum(map(len, there))
+    return Batch(tokens, flat, targets, count, int(lengths.sum()), per_row=per_row)
 
 
 def _padded(texts: Sequence[tuple[Tensor, Tensor]], causal: bool, masked: bool, T: int = 0) -> dict[str, Tensor]:
@@ -307,7 +317,7 @@ def _fresh_classifier(setting: Setting) -> BertForSequenceClassification:
 def _classifier(setting: Setting, features: Features, compiled: bool = False, graphed: bool = False) -> Side:
     """As `minilm.finetuning.run` trains one."""
     runtime, model, task = setting.runtime, _fresh_classifier(setting), Classification(("no", "yes"))
-    row = ROW if setting.device.type == "cuda" else None
+    row = row_length_of(features, model.config.max_position_embeddings) if setting.device.type == "cuda" else None
     encoder = model.base_model.encoder
     encoder.backend = fastest_backend(
         runtime.device, runtime.dtype, row or LABELLED_LENGTHS[1], 0.0, encoder.cfg.head_width

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.side import Done, Makers, Setting, Side
-from benchmarks.steps import RATE
+from benchmarks.steps import INITIAL, RATE
 from minilm.checkpoint.pooling import Pooling, read_pooling
 from minilm.data.corpus import embedded_corpus
 from minilm.data.loader import Loader, Stretch
@@ -21,15 +21,34 @@ from minilm.data.objectives import make_objective
 from minilm.data.packing import pack
 from minilm.data.prepare import prepare
 from minilm.data.tokenizer import Tokenizer
+from minilm.dropin.config import BertConfig
+from minilm.dropin.models import BertModel
+from minilm.dropin.tokenizer import BertTokenizer
 from minilm.use.embed import embed, read_embedder
 
 TEXTS = {"cpu": 400, "cuda": 20_000}  # of a pass, if not given
 DOCUMENTS = 1600  # that are tokenised
+LIKE_BERTS = 30_528  # words, about as many as BERT has
 SINGLE = 50  # texts, one at a time
 LOADED = 50  # batches
 TOGETHER = 32  # texts, sentence-transformers' batch
 FEW = {"cpu": 1024, "cuda": 16_384}  # tokens of one; on a CPU it is fastest with so few, of 1,024 to 16,384
 WORDS = {"short": (4, 16), "long": (150, 300), "mixed": (4, 300)}  # of a text, the last with as many of each size
+
+
+def stand_in(cache_dir: Path) -> Path:
+    """A directory with a random model of all-MiniLM-L6-v2's shape that all libraries open, made once: its vectors mean
+    nothing, its speed is that of the real one."""
+    directory = cache_dir / "all-minilm-l6-v2-random"
+    if not (directory / "modules.json").exists():
+        words = Tokenizer.train(embedded_corpus(cache_dir).documents(), LIKE_BERTS)
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+        model = BertModel(BertConfig(vocab_size=words.vocab_size, initializer_range=INITIAL, **sizes))
+        model.pooling = Pooling(("mean",), normalize=True, max_length=256)
+        BertTokenizer(words.backend, model_max_length=256).save_pretrained(directory)
+        model.save_pretrained(directory)
+    return directory
 
 
 def texts_of(setting: Setting, kind: str, n: int) -> list[str]:

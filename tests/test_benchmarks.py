@@ -17,8 +17,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import sentence_transformers
 import torch
 
+import minilm
 from minilm import cli
 from minilm.data.corpus import open_corpus
 from minilm.data.prepare import prepare
@@ -138,7 +140,7 @@ def test_a_run_of_transformers_goes_on_where_it_was_stopped(load, encoder_direct
 def test_a_run_of_minilm_goes_on_where_it_was_stopped(load, encoder_directory, tmp_path, monkeypatch):
     """After SIGTERM in its second step of six: the same scores as in one go."""
     monkeypatch.syspath_prepend(ROOT)
-    module, tune = load("benchmarks/finetuning.py"), importlib.import_module("minilm.finetuning.settings")
+    module, tune = load("benchmarks/finetuning.py"), importlib.import_module("minilm.finetuning.batches")
     files_of("sst2", tmp_path)
     common = {"model": str(encoder_directory), "data": tmp_path, "precision": "fp32", "length": 24, "side": "minilm"}
     common |= {"epochs": 2, "lr": 1e-3}
@@ -199,7 +201,7 @@ def benchmarks_main(load, monkeypatch, tmp_path):
     corpus = open_corpus([str(tmp_path / "a.txt")])
     monkeypatch.setattr(texts, "prepare", lambda _, cache, *args, **more: prepare(corpus, cache, *args, **more))
     measure = importlib.import_module("benchmarks.measure")
-    monkeypatch.setattr(measure, "LEAST_S", 0)
+    monkeypatch.setattr(measure, "LEAST_S", {"cpu": 0, "cuda": 0})
     monkeypatch.setattr(measure, "PEAK_S", 0.01)
     monkeypatch.setattr(module, "when", lambda: {"commit": "abc", "date": "today"})
     monkeypatch.setattr(module, "busy", lambda: 0.0)
@@ -474,7 +476,7 @@ SMALL = """#!{python}
 import runpy, sys
 sys.path.insert(0, {root!r})
 from benchmarks import measure, steps
-measure.LEAST_S, steps.VOCABULARY = 0.1, 64
+measure.LEAST_S, steps.VOCABULARY = {{"cpu": 0.1}}, 64
 steps.SHAPES = {{"cpu": {{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}}}}
 sys.argv = sys.argv[2:]
 runpy.run_module("benchmarks", run_name="__main__", alter_sys=True)
@@ -582,8 +584,13 @@ def test_what_needs_a_gpu_is_tested_first_and_once(benchmarks_main, monkeypatch,
             assert time.monotonic() < end
             time.sleep(0.01)
     outcome.program = "exit(0)"
+    again = "the tests that need a GPU: not done in 6 s: not begun again; run -m pytest -q tests/train/test_gpu.py"
+    assert said().startswith(again)  # which would take that much of each call
+    assert len(calls) == 2
+    args = replace(args, budget_s=12.0)
     assert said() is None
     assert len(calls) == 3
+    args = replace(args, budget_s=9.0)
     assert said() is None
     assert len(calls) == 3
     monkeypatch.setattr(benchmarks_main, "when", lambda: {"commit": "def", "date": "today"})
@@ -638,6 +645,54 @@ def test_the_reference_has_memory_as_ever(measure, setting, monkeypatch, row, ot
     assert kept
 
 
+def test_a_random_model_stands_in(benchmarks_main, monkeypatch, tmp_path, capsys):
+    """Which sentence-transformers opens, and has the vectors of."""
+    texts = importlib.import_module("benchmarks.texts")
+    documents = (ROOT / "LICENSE").read_text(encoding="utf-8").split("\n\n")
+    monkeypatch.setattr(texts, "embedded_corpus", lambda cache_dir: SimpleNamespace(documents=lambda: documents))
+    seen = []
+    monkeypatch.setattr(benchmarks_main, "measured", lambda name, setting, *args: seen.append(setting.model) or [])
+    flags = ["latency", "--cache-dir", str(tmp_path), "--device", "cpu", "--precision", "fp32"]
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            cli.run(benchmarks_main.main, benchmarks_main.Args, flags)
+        assert "a random one of all-MiniLM-L6-v2's shape" in capsys.readouterr().err
+    assert seen[0] == seen[1]
+    theirs = sentence_transformers.SentenceTransformer(str(seen[0]), device="cpu").encode(
+        documents[:2], convert_to_tensor=True
+    )
+    assert torch.allclose(theirs, minilm.embed(minilm.read_embedder(seen[0]), documents[:2]), atol=1e-5)
+    assert theirs.shape == (2, 384)
+
+
+def test_rows_that_failed_wait_for_others(benchmarks_main, monkeypatch, tmp_path):
+    file, order = tmp_path / "rows.jsonl", []
+    args = benchmarks_main.Args(("pretrain-512", "load"), json=file)
+    what = benchmarks_main.about(args, "pretrain-512", "fp32", torch.device("cpu"))
+    file.write_text(json.dumps(what | {"side": "transformers", "failed": "no compiler"}) + "\n")
+    monkeypatch.setattr(benchmarks_main, "measured", lambda name, *args: order.append(name) or [])
+    flags = ["pretrain-512", "load", "--json", str(file), "--device", "cpu", "--precision", "fp32"]
+    with pytest.raises(SystemExit):
+        cli.run(benchmarks_main.main, benchmarks_main.Args, flags)
+    assert order == ["load", "pretrain-512"]
+
+
+def test_rows_of_natural_lengths_have_places_alike(monkeypatch):
+    """As the loader's, so that the last layer computes these alone."""
+    monkeypatch.syspath_prepend(ROOT)
+    steps = importlib.import_module("benchmarks.steps")
+    (texts,) = steps._made_up(32, 40, True, 1, 99)
+    batch = steps._packed(texts, 32, "bidirectional")
+    B = len(batch.tokens.input_ids)
+    assert B < 30
+    assert len(batch.where) == len(batch.target) == B * batch.per_row
+    assert (batch.where.view(B, -1) // 32 == torch.arange(B)[:, None]).all()
+    told = batch.target >= 0
+    assert batch.count == int(told.sum()) == sum(len(pick) for _, pick in texts)
+    assert torch.equal(batch.tokens.input_ids.flatten()[batch.where[told]], batch.target[told])
+    assert 0 < batch.per_row <= 16
+
+
 def test_what_cannot_be_measured(benchmarks_main, capsys, tmp_path):
     for flags, status, said in (
         (["gpu", "--device", "cpu"], 2, "gpu, --device cpu: give one of them"),
@@ -645,7 +700,6 @@ def test_what_cannot_be_measured(benchmarks_main, capsys, tmp_path):
         (["pretrain-128", "--json", "nowhere/rows.jsonl"], 2, "--json nowhere/rows.jsonl: give a file in a directory"),
         (["pretrain-1288"], 2, "pretrain-1288: no such row; did you mean pretrain-128?"),
         (["gpu"], 2, "gpu: there is none that torch sees"),
-        (["latency"], 0, "latency: left out, give it a --model"),
         (["load", "--precision", "bf16"], 0, "load: left out, it is measured in fp32 alone"),
         (["pretrain-128", "--budget-s", "0"], 2, "--budget-s"),
         (["load", "--model", "nowhere"], 2, "--model nowhere: holds no model.safetensors; give the directory"),

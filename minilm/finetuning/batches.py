@@ -12,6 +12,14 @@ from minilm.errors import some
 from minilm.finetuning.settings import EPOCHS, FEWEST_STEPS, Tuning
 from minilm.tasks.task import Features, TaskBatch, batch_of
 
+ROW, OF_ROW = 128, 64  # tokens
+
+
+def row_length_of(features: Features, length: int) -> int:
+    """Tokens of the rows in which a GPU's batches are packed, the same for all: enough for the longest feature, at most
+    `length`, and not so few that much of them would stay empty."""
+    return min(length, max(ROW, -(-int(features.lengths.max()) // OF_ROW) * OF_ROW))
+
 
 class ExampleBatches:
     """Packed batches of features, by step. Every epoch has another order, and a step may span two epochs."""

@@ -16,7 +16,7 @@ from minilm.checkpoint.weights import load_tensors, save_tensors
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
-from minilm.finetuning.batches import ExampleBatches
+from minilm.finetuning.batches import ExampleBatches, row_length_of
 from minilm.finetuning.settings import Tuning, length_of
 from minilm.finetuning.tuned import Tuned, fingerprint
 from minilm.machine.memory import peak_memory_mb
@@ -87,13 +87,13 @@ def tune(
     loss = runtime.compiled(task.loss, any_shape=True) if compile and trains else task.loss
     take_step = step_of(runtime, cuda_graphs and trains)
     on_gpu = runtime.device.type == "cuda"
-    row_length = length if on_gpu else None
+    row_length = row_length_of(features, length) if on_gpu else None
     batches = ExampleBatches(
         features, tuning, row_length, on_gpu, few_sizes=cuda_graphs, where=lambda example: examples[example].where
     )
     encoder = model.base_model.encoder
     usual = fastest_backend(
-        runtime.device, runtime.dtype, length, encoder.cfg.attention_dropout, encoder.cfg.head_width
+        runtime.device, runtime.dtype, row_length or length, encoder.cfg.attention_dropout, encoder.cfg.head_width
     )
     encoder.backend = backend = run.backend if run else usual
     if run and run.result:

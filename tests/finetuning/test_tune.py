@@ -16,13 +16,13 @@ from minilm.checkpoint.store import Store
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
 from minilm.finetuning import run as tune_module
-from minilm.finetuning.batches import ExampleBatches
+from minilm.finetuning.batches import ExampleBatches, row_length_of
 from minilm.finetuning.run import tune
 from minilm.finetuning.settings import Tuning
 from minilm.tasks.classification import Classification
 from minilm.tasks.named import TASKS, make_task, model_for, open_task
 from minilm.tasks.span import Span
-from minilm.tasks.task import outputs_of
+from minilm.tasks.task import Features, outputs_of
 from minilm.train.cheap import cheapen
 from minilm.train.log import read_metrics
 from minilm.train.loop import OutOfMemory, TrainingError
@@ -320,6 +320,15 @@ def test_packed_units_learn_as_each_by_itself(directory, monkeypatch, task):
     alone = weights(minilm.finetune(directory, rows, rows, **settings, tokens_at_once=1))
     assert max((packed[name] - other).abs().max().item() for name, other in alone.items()) < 1e-5
     assert not same(packed, weights(minilm.finetune(directory, rows, rows, **settings | {"steps": 3})))
+
+
+@pytest.mark.parametrize(("longest", "length", "row"), [(20, 512, 128), (130, 512, 192), (500, 512, 512), (24, 24, 24)])
+def test_rows_of_a_gpu_are_no_longer_than_they_need_be(longest, length, row):
+    lengths = [3, longest, 5]
+    features = Features(
+        np.zeros(sum(lengths), np.int32), np.zeros(0), np.cumsum([0, *lengths]), np.zeros(3), np.arange(3)
+    )
+    assert row_length_of(features, length) == row
 
 
 @pytest.mark.parametrize(
