@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -130,7 +131,7 @@ def vectors_of(
         raise ConfigError(f"batch_tokens is {batch_tokens}; give 1 or more")
     prompt = embedder.pooling.prompt if prompt is None else prompt
     at_once = batch_tokens or usual_batch_tokens(embedder.model.device)
-    parts = [_vectors_of(embedder, part, at_once, prompt) for part in chunks(texts)]
+    parts = [_vectors_of(embedder, *part, at_once) for part in _encoded(embedder, texts, prompt)]
     width = len(embedder.pooling.how) * embedder.model.config.hidden_size
     return torch.cat([torch.empty(0, width), *(vectors for vectors, _ in parts)]), sum(cut for _, cut in parts)
 
@@ -150,13 +151,34 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
         yield part
 
 
-def _vectors_of(embedder: Embedder, texts: list[str], batch_tokens: int, prompt: str) -> tuple[Tensor, int]:
-    (model, tokenizer), pooling = embedder, embedder.pooling
-    if pooling.lowercase and not _lowercases(tokenizer):
+def _encoded(embedder: Embedder, texts: Iterable[str], prompt: str) -> Iterator[tuple[list[str], list[list[int]], int]]:
+    """Each part of the texts, the token ids of each text, and how many were cut. While a part is used, a thread
+    tokenises the next one."""
+    if embedder.pooling.lowercase and not _lowercases(embedder.tokenizer):
         raise ConfigError("the model's pooling lower-cases, and the tokenizer does not; take both from read_embedder")
-    encoded = tokenizer([prompt + text for text in texts], truncation=True, max_length=embedder.length)
-    cut = sum(bool(each.overflowing) for each in encoded.encodings)
-    of_each = [ids or [model.encoder.cfg.pad_token_id] for ids in encoded.input_ids]  # a text may have no token
+    of_nothing = [embedder.model.encoder.cfg.pad_token_id]  # of a text without any token
+
+    def encode(part: list[str]) -> tuple[list[str], list[list[int]], int]:
+        told = embedder.tokenizer([prompt + text for text in part], truncation=True, max_length=embedder.length)
+        cut = sum(bool(each.overflowing) for each in told.encodings)
+        return part, [ids or of_nothing for ids in told.input_ids], cut
+
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        parts = chunks(texts)
+        if (first := next(parts, None)) is None:
+            return
+        made = encode(first)  # here: of few texts a thread would only take time
+        for part in parts:
+            coming = worker.submit(encode, part)
+            yield made
+            made = coming.result()
+        yield made
+
+
+def _vectors_of(
+    embedder: Embedder, texts: list[str], of_each: list[list[int]], cut: int, batch_tokens: int
+) -> tuple[Tensor, int]:
+    model, pooling = embedder.model, embedder.pooling
     vectors = torch.empty(len(texts), len(pooling.how) * model.config.hidden_size)
     encoder, pattern = model.encoder, "causal" if model.config.is_causal else "bidirectional"
 

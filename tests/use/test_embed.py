@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,6 +167,22 @@ class TestOfOneFamily:
         with torch.no_grad():
             by_hand = model(**tokenizer(TEXTS[4], return_tensors="pt"))[0].mean(dim=1)[0]
         assert (vectors[4] - by_hand).abs().max() < 1e-5
+
+    def test_the_next_texts_are_tokenised_meanwhile(self, encoder, monkeypatch):
+        """In a thread, and of few texts in none."""
+        embedder = minilm.read_embedder(encoder, how=["mean"], normalize=False)
+        whole, own, seen = minilm.embed(embedder, TEXTS), type(embedder.tokenizer).__call__, []
+
+        def call(self, *args, **more):
+            seen.append(threading.current_thread() is threading.main_thread())
+            return own(self, *args, **more)
+
+        monkeypatch.setattr(type(embedder.tokenizer), "__call__", call)
+        assert torch.equal(minilm.embed(embedder, TEXTS), whole)
+        assert seen == [True]
+        monkeypatch.setattr("minilm.use.embed.CHUNK", 3)
+        assert torch.allclose(minilm.embed(embedder, TEXTS), whole, atol=1e-6)
+        assert seen[1:] == [True, *[False] * (-(-len(TEXTS) // 3) - 1)]
 
     def test_search_is_cosine_by_brute_force(self, encoder, monkeypatch):
         monkeypatch.setattr("minilm.use.embed.CHUNK", 3)
