@@ -2,7 +2,7 @@
 without one ingredient after the other.
 
     python -m benchmarks.pretraining --name side-by-side
-    python -m benchmarks.pretraining --name time-to-loss
+    python -m benchmarks.pretraining --name time-to-loss                # on a GPU with --minutes 2
     python -m benchmarks.pretraining --name ingredients
 
 Each result is appended to benchmarks/results/NAME.jsonl as it comes, with commit and date. One that is there, of the
@@ -22,6 +22,8 @@ from functools import partial
 from importlib import metadata
 from typing import Any, Literal
 
+import torch
+
 from benchmarks.kept import keep, read
 from benchmarks.machine import ROOT, cores, when
 from minilm import cli
@@ -40,8 +42,10 @@ TRIED = {
     "lr": ("2.5e-4", "5e-4", "1e-3"),
     "mask_rate": ("0.15", "0.3"),
 }
+ON_GPU = {"compile": ("yes", "no"), "batch_size": ("16", "64", "256"), "mask_rate": ("0.15", "0.3")}  # of time-to-loss
 RATES = ("2.5e-4", "5e-4", "1e-3", "2e-3")  # of time-to-loss
 FIRST = {"attention": "sdpa", "batch_size": "16", "lr": "5e-4", "mask_rate": "0.15"}
+TUNED = *FIRST, "compile"
 
 # what is to come to the loss of transformers -> in what part of its minutes
 SOONER = {"same architecture": (2, 4), "free (quick)": (4, 8)}
@@ -86,14 +90,15 @@ def main(args: Args) -> None:
     file = ROOT / "benchmarks" / "results" / f"{args.name}.jsonl"
     results = read(file)
     versions = {name: metadata.version(name) for name in ("torch", "transformers")}
-    here = {"machine": cores(), "threads": args.threads, "versions": versions}
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else cores()
+    here = {"machine": where, "threads": args.threads, "versions": versions}
     if args.table and results:
         here = {key: results[-1].get(key) for key in here}
 
     def measured(command: list[str], **known: Any) -> dict[str, Any]:
         """The result of a command, from the file or measured now."""
         known |= {"data": list(args.data)} | here
-        command = [*command, *(word for flag in FIRST if flag in known for word in (cli.flag(flag), known[flag]))]
+        command = [*command, *(word for flag in TUNED if flag in known for word in (cli.flag(flag), known[flag]))]
         if found := [row for row in results if all(row.get(key) == value for key, value in known.items())]:
             return found[0]
         if args.table:
@@ -161,8 +166,10 @@ def time_to_loss(args: Args, measured: Any) -> Iterator[str]:
     """The reference for some minutes, with the best of four learning rates; ours for a part of these."""
     minutes, found = args.minutes[-1], defaultdict(list)
     theirs, first = partial(of_side, measured, "transformers"), args.seeds[0]
-    others = {flag: values for flag, values in TRIED.items() if flag != "lr"}
-    best = yield from tuned(partial(theirs, 1.0, first), FIRST, others)
+    others, start = {flag: values for flag, values in TRIED.items() if flag != "lr"}, FIRST
+    if torch.cuda.is_available():
+        others, start = ON_GPU, FIRST | {"compile": "yes"}
+    best = yield from tuned(partial(theirs, 1.0, first), start, others)
     best = yield from tuned(partial(theirs, minutes, first), best, {"lr": RATES})
     for seed in args.seeds:
         found["transformers"].append(theirs(minutes, seed, **best))

@@ -52,6 +52,21 @@ def test_plain_loop(plain_loop, tmp_path, capsys, flags):
     assert 3 < row["held_out_loss"] < 7
 
 
+def test_the_reference_is_compiled_before_its_minutes(plain_loop, monkeypatch, tmp_path, capsys):
+    compiled = []
+
+    def compile(function, **how):
+        return lambda *of: compiled.append(time.perf_counter()) or function(*of)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    (tmp_path / "a.txt").write_text((ROOT / "LICENSE").read_text(encoding="utf-8") * 3, encoding="utf-8")
+    command = ["--library", "transformers", "--compile", "yes", "--minutes", "0.02", "--recipe", "bert-mini"]
+    command += ["--batch-size", "4", "--data", str(tmp_path / "a.txt"), "--cache-dir", str(tmp_path / "cache")]
+    with pytest.raises(SystemExit):
+        cli.run(plain_loop.main, plain_loop.Args, command)
+    assert len(compiled) == json.loads(capsys.readouterr().out)["steps"] + 1
+
+
 def test_the_reference_has_one_objective(plain_loop, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.run(plain_loop.main, plain_loop.Args, ["--library", "transformers", "--objective", "clm"])
@@ -413,6 +428,27 @@ def test_a_result_is_of_its_machine(load, monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(module, "cores", lambda where=where: where)
         module.main(replace(args, threads=threads))
         assert len(runs) == expected * len(module.INGREDIENTS)
+
+
+def test_on_a_gpu_the_reference_is_an_experts(load, monkeypatch, tmp_path, capsys):
+    """Compiled, and at the batch that is best for it."""
+    module, runs = load("benchmarks/pretraining.py"), []
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+
+    def run(command, args):
+        runs.append(command)
+        loss = 3.0 if "64" in command else 4.0
+        return {"held_out_loss": loss, "seconds": 60, "tokens": 1}
+
+    monkeypatch.setattr(module, "run", run)
+    module.main(module.Args("time-to-loss", seeds=(0,), minutes=(2.0,)))
+    assert capsys.readouterr().out.startswith("Some GPU")
+    assert [runs[0][runs[0].index("--compile") + 1], len(runs)] == ["yes", 2 + 3 - 1 + 2 - 1 + 4 + 4]
+    last = next(command for command in reversed(runs) if "transformers" in command)
+    assert [last[last.index(flag) + 1] for flag in ("--batch-size", "--minutes")] == ["64", "2.0"]
 
 
 def test_a_side_that_does_something_else_is_none(measure, setting):
