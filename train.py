@@ -82,7 +82,7 @@ def main(args: Args) -> None:
     pretrained = ranks.agreed(lambda: starting_model(args))
     objective = args.objective or (pretrained.objective if pretrained else "mlm")
     recipe = ranks.agreed(lambda: effective_recipe(args, objective, pretrained))
-    out = args.out or Path("checkpoints") / f"{args.recipe or ('continue' if pretrained else 'quick')}-{objective}"
+    out = args.out or Path("checkpoints") / f"{args.recipe_name}-{objective}"
     ranks.agreed(lambda: check_result(args, out))
     if args.prepare_only:
         result, shown = report_of_corpus(args, recipe, pretrained)

@@ -30,7 +30,7 @@ import torch
 import tyro
 
 from benchmarks.kept import keep, read
-from benchmarks.machine import ROOT, busy, cores, weights_of, when
+from benchmarks.machine import ROOT, busy, clock_mhz, cores, weights_of, when
 from benchmarks.measure import SideError, answer_orders, measured
 from benchmarks.rows import ROWS
 from benchmarks.side import Setting
@@ -70,7 +70,7 @@ class Args:
     json: Path | None = None
     """A .jsonl: each side of each row is a line of it, and what it holds is not measured again."""
     png: Path | None = None
-    """A picture of the ratios."""
+    """A picture of the ratios; beside --json, if not given."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     cache_dir: Path = Path("~/.cache/minilm")
     texts: int | None = None
@@ -95,7 +95,7 @@ def main(args: Args) -> int:
             raise ConfigError(f"{flag} {file}: give a file in a directory that is there")
     if args.model is not None and not (args.model / "model.safetensors").is_file():
         raise ConfigError(f"--model {args.model}: holds no model.safetensors; give the directory of a model")
-    if args.png is not None:
+    if args.png is not None or args.json is not None:
         library("matplotlib.figure")
     device, failed = device_of("cuda" if gpu else args.device), []
     found, shown, longest = read(args.json), [], FIRST_S if gpu else 0.0
@@ -127,15 +127,21 @@ def main(args: Args) -> int:
             continue
         finally:
             longest = max(longest, time.monotonic() - start)
-        beside = {"date": when()["date"], "load": load, "row_s": row_s, "sides": len(rows)}
+        beside = {
+            "date": when()["date"],
+            "load": load,
+            "clock_mhz": clock_mhz(where),
+            "row_s": row_s,
+            "sides": len(rows),
+        }
         rows = [what | row | beside for row in rows]
         keep(args.json, rows)
         shown += rows
     failed += [f"{row['row']}, {row['precision']}, {row['side']}: {row['failed']}" for row in shown if "failed" in row]
     if shown:
         print("\n".join(told(shown)))
-    if args.png is not None and shown:
-        picture(shown, args.png)
+    if shown and (png := args.png or (args.json and args.json.with_suffix(".png"))):
+        picture(shown, png)
     for each in failed:
         print(f"failed: {each}", file=sys.stderr)
     return 1 if failed else 0

@@ -47,6 +47,18 @@ def busy(seconds: float = 2.0) -> float:
     return (ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds
 
 
+def clock_mhz(device: torch.device) -> float | None:
+    """The clock of a GPU, or of the cores on average, at this moment; None where nothing tells it."""
+    if device.type == "cuda":
+        with suppress(ImportError, RuntimeError):  # without NVML
+            return float(torch.cuda.clock_rate(device))
+        return None
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    clocks = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    return sum(clocks) / len(clocks) if clocks else None
+
+
 def weights_of(model: Path | str) -> str:
     """What the weights of a directory are known by, wherever it is."""
     with (Path(model) / "model.safetensors").open("rb") as file:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from minilm import cli
 from minilm.batch import IGNORE, Batch
 from minilm.checkpoint.hf import config_to_hf
+from minilm.data.ahead import made_ahead
 from minilm.data.corpus import open_corpus
 from minilm.data.loader import Loader, Stretch, fixed_batches
 from minilm.data.objectives import ObjectiveName, make_objective
@@ -88,7 +89,7 @@ def main(args: Args) -> None:
         loss_of = torch.compile(loss_of, dynamic=False)
         loss_of(*on_device(loader.micro_batches(0)[0], runtime)).backward()
     began, tokens, steps = time.perf_counter(), 0, 0
-    for (batch,) in loader.steps_from(0):
+    for (batch,) in made_ahead(loader, 0):
         spent = (time.perf_counter() - began) / (60 * args.minutes)
         if spent >= 1:
             break

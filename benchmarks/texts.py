@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from benchmarks.side import Done, Makers, Setting, Side
 from benchmarks.steps import INITIAL, RATE
 from minilm.checkpoint.pooling import Pooling, read_pooling
+from minilm.data.ahead import made_ahead
 from minilm.data.corpus import embedded_corpus
 from minilm.data.loader import Loader, Stretch
 from minilm.data.objectives import make_objective
@@ -193,7 +194,7 @@ def loading(setting: Setting, B: int = 32) -> Makers:
 
     def minilm() -> Side:
         stretches, objective = [Stretch(10**9, 128, B, B)], make_objective("mlm", data.tokenizer, 0, RATE)
-        endless = Loader(stretches, {128: rows}, objective, 0).steps_from(0)
+        endless = made_ahead(Loader(stretches, {128: rows}, objective, 0), 0)
 
         def run() -> Done:
             count = sum(each.tokens.input_ids.numel() for _ in range(LOADED) for each in next(endless))

@@ -25,6 +25,7 @@ from minilm.machine.signals import STOPPING, exit_status
 from minilm.train.loop import OutOfMemory
 
 Args = TypeVar("Args")
+Ranges = dict[str, tuple[float, float]]  # of flags, both ends included
 BEGAN = time.monotonic()  # about when this process began
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 OF_A_MODEL = (  # files of a model's or run's directory, which an output must not overwrite
@@ -118,7 +119,8 @@ def run(
 
 
 def parse(args_type: type[Args], argv: list[str], prog: str | None = None) -> Args:
-    """An `args_type` (a dataclass) filled from flags. Raises ConfigError in one line; `--help` prints and exits."""
+    """An `args_type` (a dataclass) filled from flags, which must be in its `ranges`, if it has such. Raises ConfigError
+    in one line; `--help` prints and exits."""
     known = {flag(field.name) for field in fields(args_type)} | {"--help"}
     for word in argv:
         name = word.split("=")[0].replace("_", "-")
@@ -140,6 +142,7 @@ def parse(args_type: type[Args], argv: list[str], prog: str | None = None) -> Ar
         value = getattr(args, field.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{flag(field.name)} {value}: not a finite number")
+    check_ranges(args, getattr(args_type, "ranges", {}))
     return args
 
 
@@ -153,7 +156,7 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def check_ranges(args: Any, ranges: dict[str, tuple[float, float]]) -> None:
+def check_ranges(args: Any, ranges: Ranges) -> None:
     """Raises ConfigError for a value outside its range, whose ends are allowed."""
     for name, (low, high) in ranges.items():
         if (value := getattr(args, name)) is not None and not low <= value <= high:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minilm import cli
-from minilm.commands.of_model import THREADS, OfModel, counted, interval_of, tell, unknown_line
+from minilm.commands.of_model import OfModel, counted, interval_of, tell, unknown_line
 from minilm.commands.swaps import scores_of_swaps
 from minilm.data.documents import uncompressed_name
 from minilm.dropin.config import PreTrainedConfig
@@ -37,7 +37,6 @@ class Bias(OfModel):
 def run_bias(args: Bias) -> None:
     """Print the scores, with intervals and caveats."""
     cli.check_result(args.json, data=args.data, swaps=args.swaps)
-    cli.check_ranges(args, {"threads": THREADS})
     if args.swaps is None and (args.text_column or args.pair_column):
         raise ConfigError("--text-column, --pair-column: go with --swaps only; leave them out")
     check_regular(args.data)

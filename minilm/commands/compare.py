@@ -10,7 +10,7 @@ import tyro
 
 from minilm import cli
 from minilm.commands.labelled import OfLabelled, check_no_model, check_no_predictions, judge_file, judge_model
-from minilm.commands.of_model import THREADS, p_value, tell
+from minilm.commands.of_model import p_value, tell
 from minilm.errors import ConfigError, DataError, did_you_mean, printable
 from minilm.judging.judged import Judged
 from minilm.judging.metric_tables import ACCURACIES, metric_tables
@@ -41,7 +41,6 @@ class Compare(OfLabelled):
 def run_compare(args: Compare) -> None:
     """Compare all systems on the examples of --data, or of the first file."""
     cli.check_result(args.json, data=args.data)
-    cli.check_ranges(args, {"threads": THREADS})
     if len(args.systems) < 2 or len({Path(each).resolve() for each in args.systems}) < len(args.systems):
         raise ConfigError(f"compare {' '.join(args.systems)}: name two or more different systems")
     if args.json is not None and Path(args.json).resolve() in {Path(each).resolve() for each in args.systems}:

@@ -15,7 +15,7 @@ import torch
 
 from minilm import cli
 from minilm.checkpoint.model import weights_fingerprint
-from minilm.commands.of_model import SAY_EVERY, THREADS, OfModel, going_on
+from minilm.commands.of_model import SAY_EVERY, OfModel, going_on
 from minilm.data.documents import is_jsonl, lines_of, reading
 from minilm.errors import ConfigError, DataError, printable
 from minilm.machine.runtime import Precision, Runtime
@@ -35,6 +35,8 @@ from minilm.use.embed import (
 @dataclass(frozen=True, kw_only=True)
 class OfTexts(OfModel):
     """Flags of a command that embeds a file of texts."""
+
+    ranges: ClassVar[cli.Ranges] = OfModel.ranges | {"batch_tokens": (1, 1 << 20)}
 
     precision: Precision = "fp32"
     """Precision of the model's weights, states and products. Norms are computed in fp32."""
@@ -87,6 +89,8 @@ class Embed(OfTexts):
 class Search(OfTexts):
     """The lines of a text file that are nearest to a query, by cosine."""
 
+    ranges: ClassVar[cli.Ranges] = OfTexts.ranges | {"top_k": (1, 1 << 20)}
+
     query: tuple[str, ...]
     """One or more texts."""
     top_k: int = 5
@@ -96,7 +100,6 @@ class Search(OfTexts):
 def run_embed(args: Embed) -> None:
     """Write the vectors of all lines, streamed into a file that appears only when it is complete."""
     cli.check_result(args.json, data=args.data, out=args.out)
-    cli.check_ranges(args, {"batch_tokens": (1, 1 << 20), "threads": THREADS})
     cli.check_output("--out", args.out, data=args.data)
     if args.out.suffix != ".npy" or cli.is_stream(args.out):
         raise ConfigError(f"--out {args.out}: give a file that ends in .npy, and no pipe")
@@ -158,7 +161,6 @@ def header(count: int, width: int) -> bytes:
 def run_search(args: Search) -> None:
     """Print the nearest lines of each query."""
     cli.check_result(args.json, data=args.data)
-    cli.check_ranges(args, {"batch_tokens": (1, 1 << 20), "top_k": (1, 1 << 20), "threads": THREADS})
     if not args.query:
         raise ConfigError("--query: give one or more texts")
     lines = args.lines()

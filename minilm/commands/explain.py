@@ -4,9 +4,10 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from minilm import cli
-from minilm.commands.of_model import THREADS, OfModel, tell
+from minilm.commands.of_model import OfModel, tell
 from minilm.dropin.config import PreTrainedConfig
 from minilm.errors import ConfigError, DataError, library
 from minilm.explanation.attribution import STEPS
@@ -28,6 +29,8 @@ OFF = 0.05  # share of the output's difference; a larger error makes a note
 @dataclass(frozen=True, kw_only=True)
 class Explain(OfModel):
     """Which words of a text a model's label, number, answer or filling comes from."""
+
+    ranges: ClassVar[cli.Ranges] = OfModel.ranges | {"steps": (1, 1000)}
 
     text: str
     """The text; for a masked language model with one mask in it, for answers the question."""
@@ -53,7 +56,6 @@ class Explain(OfModel):
 def run_explain(args: Explain) -> None:
     """Print the words in a coloured line, or, if that goes to no terminal, in a table."""
     cli.check_result(args.json, png=args.png, html=args.html)
-    cli.check_ranges(args, {"steps": (1, 1000), "threads": THREADS})
     if args.steps != STEPS and args.method != "integrated-gradients":
         raise ConfigError(f"--steps {args.steps}: for --method integrated-gradients; leave it out")
     for name in ("png", "html"):

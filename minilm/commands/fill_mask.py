@@ -1,9 +1,10 @@
 """fill-mask: the likeliest words for a mask."""
 
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 from minilm import cli
-from minilm.commands.of_model import THREADS, OfModel, tell
+from minilm.commands.of_model import OfModel, tell
 from minilm.errors import printable
 from minilm.use.complete import fill_mask, read_masked_lm
 
@@ -11,6 +12,8 @@ from minilm.use.complete import fill_mask, read_masked_lm
 @dataclass(frozen=True, kw_only=True)
 class FillMask(OfModel):
     """The likeliest words for a mask in a text."""
+
+    ranges: ClassVar[cli.Ranges] = OfModel.ranges | {"top_k": (1, 1 << 20)}
 
     text: str
     """A text with one mask in it, as the model's tokenizer writes it: [MASK], or <mask>."""
@@ -21,7 +24,6 @@ class FillMask(OfModel):
 def run_fill_mask(args: FillMask) -> None:
     """Print the likeliest fillings."""
     cli.check_result(args.json)
-    cli.check_ranges(args, {"top_k": (1, 1 << 20), "threads": THREADS})
     masked = read_masked_lm(args.model, **args.options())
     with args.computing(masked.model):
         fillings = fill_mask(masked, args.text, args.top_k)

@@ -21,7 +21,6 @@ from minilm.train.log import say
 
 Item = TypeVar("Item")
 
-THREADS = (1, 1024)
 SAY_EVERY = 10  # seconds between lines of progress
 
 
@@ -30,6 +29,7 @@ class OfModel:
     """Flags of a command on a model."""
 
     goes_on: ClassVar[bool] = False  # whether the same command resumes after a stop
+    ranges: ClassVar[cli.Ranges] = {"threads": (1, 1024)}  # of the flags, both ends included
 
     model: str
     """A directory, or a name on the Hugging Face hub."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minilm import cli
-from minilm.commands.of_model import THREADS, OfModel, counted, interval_of, tell, unknown_line
+from minilm.commands.of_model import OfModel, counted, interval_of, tell, unknown_line
 from minilm.errors import ConfigError, cut, printable
 from minilm.labelled.tables import check_regular, read_table
 from minilm.language.likelihood import log_likelihoods, read_scorer
@@ -42,7 +42,6 @@ class Pairs(OfModel):
 def run_pairs(args: Pairs) -> None:
     """Print the share of pairs whose good sentence is likelier, overall and by kind."""
     cli.check_result(args.json, data=args.data, output=args.output)
-    cli.check_ranges(args, {"threads": THREADS})
     if args.output is not None:
         if args.output.suffix not in Task.endings:
             raise ConfigError(f"--output {args.output}: give a {', '.join(Task.endings)} in a directory that is there")

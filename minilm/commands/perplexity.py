@@ -3,12 +3,12 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from minilm import cli
-from minilm.commands.of_model import THREADS, OfModel, counted, interval_of, tell
+from minilm.commands.of_model import OfModel, counted, interval_of, tell
 from minilm.data.corpus import open_corpus
 from minilm.errors import ConfigError, DataError
 from minilm.language.likelihood import read_scorer
@@ -20,6 +20,12 @@ MASKED_LENGTH = 128  # tokens; each costs a row of as many
 @dataclass(frozen=True, kw_only=True)
 class Perplexity(OfModel):
     """How well a language model knows texts: perplexity, and bits per byte."""
+
+    ranges: ClassVar[cli.Ranges] = OfModel.ranges | {
+        "documents": (1, 1 << 40),
+        "length": (3, 1 << 24),
+        "stride": (1, 1 << 24),
+    }
 
     data: tuple[str, ...]
     """Files, folders or quoted patterns: text (a blank line ends a document) or .jsonl, also .gz and .xz."""
@@ -37,9 +43,6 @@ class Perplexity(OfModel):
 
 def run_perplexity(args: Perplexity) -> None:
     """Print the perplexity of all documents together, with intervals over documents."""
-    cli.check_ranges(
-        args, {"threads": THREADS, "documents": (1, 1 << 40), "length": (3, 1 << 24), "stride": (1, 1 << 24)}
-    )
     corpus = open_corpus(args.data, args.text_field)
     cli.check_result(args.json, data=corpus.files)
     total = sum(1 for _ in corpus.documents())

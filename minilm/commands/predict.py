@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from minilm import cli
-from minilm.commands.of_model import THREADS, OfModel, going_on
+from minilm.commands.of_model import OfModel, going_on
 from minilm.errors import ConfigError
 from minilm.labelled.examples import named_columns
 from minilm.labelled.tables import check_regular
@@ -47,7 +47,6 @@ def run_predict(args: Predict) -> None:
     """Write the predictions of all rows, in order, into a file that appears only when it is complete. A table also
     keeps the rows that have no prediction."""
     cli.check_result(args.json, input=args.input, output=args.output)
-    cli.check_ranges(args, {"threads": THREADS})
     if args.output.suffix not in itertools.chain(*(each.endings for each in TASKS.values())):
         raise ConfigError(f"--output {args.output}: give a .csv, .tsv or .jsonl, of tags a .conll, of answers a .json")
     cli.check_output("--output", args.output, input=args.input)

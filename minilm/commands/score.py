@@ -22,7 +22,7 @@ from minilm.commands.labelled import (
     judge_tuned,
     read_labelled,
 )
-from minilm.commands.of_model import THREADS, interval_of, p_value, tell
+from minilm.commands.of_model import interval_of, p_value, tell
 from minilm.errors import ConfigError, printable
 from minilm.files import sha256
 from minilm.judging.judged import Judged, Labelled, cost_of
@@ -61,7 +61,6 @@ def run_score(args: Score) -> None:
 def scores_of(args: Score) -> tuple[dict[str, Any], Judgement]:
     """The result, and the predictions and examples that it is computed from."""
     cli.check_result(args.json, data=args.data, predictions=args.predictions, dev=args.dev)
-    cli.check_ranges(args, {"threads": THREADS})
     if (args.model is None) == (args.predictions is None):
         raise ConfigError("--model, --predictions: give one of them")
     scored_file = args.data or args.predictions

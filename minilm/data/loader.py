@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from minilm.batch import IGNORE, Batch
-from minilm.data.ahead import made_ahead
 from minilm.data.draws import order
 from minilm.data.objectives import Objective
 from minilm.data.packing import Rows
@@ -142,10 +141,6 @@ class Loader:
         """This process's part of an array over all rows of a step."""
         own = len(of_all) // self.world
         return of_all[self.rank * own : (self.rank + 1) * own]
-
-    def steps_from(self, step: int) -> Iterator[list[Batch]]:
-        """Endless micro-batches of step after step."""
-        return made_ahead(self, step)
 
     def progress(self, step: int) -> float:
         """Fraction of the run done at a step: 0 in the first, 1 in the last."""

@@ -1,12 +1,11 @@
 """Packed batches of labelled examples, step by step."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from minilm.data.ahead import made_ahead
 from minilm.data.draws import order
 from minilm.errors import some
 from minilm.finetuning.settings import EPOCHS, FEWEST_STEPS, Tuning
@@ -73,10 +72,6 @@ class ExampleBatches:
         rows = [self.features.of_units(part) for part in parts if len(part)]
         made = [batch_of(self.features, part, self.row_length, self.few_sizes)[0] for part in rows]
         return [each.pin_memory() for each in made] if self.pinned else made
-
-    def steps_from(self, step: int) -> Iterator[list[TaskBatch]]:
-        """The micro-batches of `step` and of all steps after it; endless."""
-        return made_ahead(self, step)
 
     def within(self, tokens: int) -> "ExampleBatches":
         """The same steps in micro-batches of at most `tokens` tokens, or of one unit."""

@@ -125,12 +125,7 @@ class LanguageModel(nn.Module):
         """Word table (V, E), shared by the embedding and the decoder."""
         return self.encoder.embedding.word.weight
 
-    def features(self, tokens: Tokens, where: Tensor | None = None) -> Tensor:
-        """Vectors (N, E) that the word table turns into logits: at the flat indices `where` (N,), or at every token."""
-        states = self.encoder(tokens).flatten(0, 1)
-        return self.head(states if where is None else states[where])
-
     def forward(self, tokens: Tokens, where: Tensor | None = None) -> Tensor:
         """Logits (N, V) at the flat indices `where` (N,), or (B, T, V) at every token."""
-        logits = F.linear(self.features(tokens, where), self.table, self.head.bias)
-        return logits if where is not None else logits.unflatten(0, tokens.input_ids.shape)
+        states = self.encoder(tokens)
+        return self.head.logits(states if where is None else states.flatten(0, 1)[where], self.table)

@@ -143,6 +143,10 @@ class Args:
     cache_dir: Path = Path("~/.cache/minilm")
     """Directory that keeps tokenised corpora, keyed by content."""
 
+    @property
+    def recipe_name(self) -> RecipeName:
+        return self.recipe or ("continue" if self.model else "quick")
+
 
 RANGES = {  # inclusive
     "steps": (1, 10**9),
@@ -186,7 +190,7 @@ def effective_recipe(args: Args, objective: ObjectiveName, pretrained: Pretraine
     budgets = [name for name in ("steps", "epochs", "minutes") if getattr(args, name) is not None]
     if len(budgets) > 1:
         raise ConfigError(f"{' and '.join(map(cli.flag, budgets))}: exclude each other; give one")
-    recipe = RECIPES[args.recipe or ("continue" if pretrained else "quick")]
+    recipe = RECIPES[args.recipe_name]
     own = [field.name for field in fields(Recipe)]
     overrides = {name: value for name in own if (value := getattr(args, name, None)) is not None}
     overrides |= {"pairs": None} if args.pairs == "off" else {}

@@ -21,6 +21,7 @@ import minilm
 from minilm.checkpoint.model import read_training, write_training
 from minilm.checkpoint.store import Run, Store, manifest_fault
 from minilm.checkpoint.weights import save_tensors
+from minilm.data.ahead import made_ahead
 from minilm.errors import CheckpointError, UserError, some
 from minilm.machine.cores import own_cores
 from minilm.machine.memory import forget_peak_memory
@@ -52,8 +53,11 @@ NAMED_ROWS = 64  # rows of a failed step that the error lists
 class Batches(Protocol):
     """Source of a job's micro-batches, step by step."""
 
-    def steps_from(self, step: int) -> Iterator[Sequence[MicroBatch]]:
-        """Endless micro-batches of step after step."""
+    def micro_batches(self, step: int) -> Sequence[MicroBatch]:
+        """The micro-batches of one step."""
+
+    def read_in(self, step: int) -> str:
+        """Names of the rows that this process reads in a step, for a message."""
 
     def order(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, row) of all rows of a step."""
@@ -64,8 +68,8 @@ class Batches(Protocol):
     def epochs(self) -> float:
         """How often the run sees each row."""
 
-    def micro_batches(self, step: int) -> Sequence[MicroBatch]:
-        """The micro-batches of one step."""
+    def work(self, step: int) -> int:
+        """The work of all steps before this one, in any unit."""
 
     def within(self, tokens: int) -> "Batches":
         """These steps in micro-batches of at most `tokens` tokens, as far as possible."""
@@ -244,7 +248,7 @@ def train(job: Job, plan: Plan) -> Log:
     def smaller(step: int, error: OutOfMemory) -> Iterator[Sequence[MicroBatch]]:
         nonlocal batches, within
         batches, within = with_less(batches, error, job.auto_batch, ranks, within, step)
-        return signals.left(batches.steps_from(step))
+        return signals.left(made_ahead(batches, step))
 
     forget_peak_memory(job.runtime.device)
     with signals:
@@ -258,7 +262,7 @@ def train(job: Job, plan: Plan) -> Log:
                     job.forward,
                     job.loss,
                     job.optimizers,
-                    signals.left(batches.steps_from(start)),
+                    signals.left(made_ahead(batches, start)),
                     job.runtime,
                     plan,
                     watch=log,
@@ -344,7 +348,7 @@ def _about_bad(job: Job, plan: Plan, step: int) -> str:
     if job.runtime.ranks.world > 1:  # each has only a part of the step
         return told[0]
     try:
-        micro_batches = next(job.loader.steps_from(step))
+        micro_batches = next(made_ahead(job.loader, step))
     except UserError as error:  # describing an error must not raise another one
         return f"{told[0]}; its batch cannot be read again: {error}"
     file = job.store.out / f"bad-step-{step + 1:06d}.safetensors"

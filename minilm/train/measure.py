@@ -14,6 +14,7 @@ from typing import Any
 from minilm.batch import Batch
 from minilm.checkpoint.model import read_model
 from minilm.checkpoint.store import KEPT
+from minilm.data.ahead import made_ahead
 from minilm.data.loader import Kind, Loader
 from minilm.machine.memory import peak_memory_mb
 from minilm.machine.ranks import Applied, whole_state
@@ -56,7 +57,7 @@ def step_seconds(
         shapes = _of_each_shape(loader.with_stretches([stretch]), own if warm_up > 1 else None) if warm_up else []
         for micro_batches in shapes * warm_up:
             take_step(parallel, loss, optimizers, micro_batches, runtime, max_norm)
-        batches = own.steps_from(0)
+        batches = made_ahead(own, 0)
         going = True
         while going:
             began = time.perf_counter()

@@ -15,6 +15,7 @@ import torch
 from scipy import stats
 
 from minilm.batch import IGNORE, Batch
+from minilm.data.ahead import made_ahead
 from minilm.data.loader import EVALUATED_TOKENS, Loader, Stretch, fixed_batches, shared
 from minilm.data.objectives import CausalLM, MaskedLM, PrefixLM
 from minilm.data.packing import pack
@@ -136,15 +137,15 @@ def test_smaller_parts_of_the_same_steps(rows_of):
 def test_going_on_from_a_step_is_going_on(rows_of, packing, after):
     """The number of a step is the whole state; nothing is read to get there."""
     rows, objective = rows_of(11, packing=packing), PrefixLM(2)
-    whole = list(islice(plain(rows, 3, objective, seed=5).steps_from(0), 12))
+    whole = list(islice(made_ahead(plain(rows, 3, objective, seed=5), 0), 12))
     assert all(len(made) == 1 for made in whole)
     one_by_one = [plain(rows, 3, objective, seed=5).micro_batches(step) for step in range(12)]
     assert all(same(a, b) for (a,), (b,) in zip(whole, one_by_one, strict=True))
-    running = plain(rows, 3, objective, seed=5).steps_from(0)
+    running = made_ahead(plain(rows, 3, objective, seed=5), 0)
     for _ in range(after):
         next(running)
     running.close()  # while the next step is being prepared
-    resumed = plain(rows, 3, objective, seed=5).steps_from(after)
+    resumed = made_ahead(plain(rows, 3, objective, seed=5), after)
     assert all(same(a, b) for (a,), (b,) in zip(islice(resumed, 12 - after), whole[after:], strict=True))
 
 
@@ -156,7 +157,7 @@ def test_four_steps_are_prepared_while_one_is_used(rows_of):
             made.release()
             return super().__call__(*args)
 
-    running = plain(rows_of(9), 3, Counted()).steps_from(0)
+    running = made_ahead(plain(rows_of(9), 3, Counted()), 0)
     next(running)
     assert all(made.acquire(timeout=10) for _ in range(5))
     time.sleep(0.02)
@@ -170,7 +171,7 @@ def test_an_error_while_prefetching_reaches_the_caller(rows_of):
             raise RuntimeError("broken objective")
 
     with pytest.raises(RuntimeError, match="broken objective") as error:
-        next(plain(rows_of(5), 2, Broken()).steps_from(0))
+        next(made_ahead(plain(rows_of(5), 2, Broken()), 0))
     assert error.value.__notes__ == ["while step 1: rows 0, 2 were read"]
 
 
@@ -191,7 +192,7 @@ def test_rows_that_cannot_be_read_are_named(rows_of):
         raise OSError(5, "Input/output error")
 
     loader = plain(rows_of(20), 2, Failing(fault))
-    running = loader.steps_from(0)
+    running = made_ahead(loader, 0)
     next(running), next(running)
     rows = ", ".join(map(str, loader.order(2)[1]))
     with pytest.raises(LoadingError, match=rf"^step 3: rows {rows} cannot be read: .* Input/output error; the same"):
@@ -209,7 +210,7 @@ def test_the_rows_that_are_named_are_the_process_s_own(rows_of):
 def test_no_thread_is_left(rows_of, how):
     gc.collect()  # what tests before this one have left
     before = threading.active_count()
-    running = plain(rows_of(20), 2, Failing(lambda: 1 / 0) if how == "failed" else None).steps_from(0)
+    running = made_ahead(plain(rows_of(20), 2, Failing(lambda: 1 / 0) if how == "failed" else None), 0)
     next(running), next(running)
     assert threading.active_count() == before + 1
     if how == "closed":
@@ -226,7 +227,7 @@ def test_rows_that_are_not_read_in_time_are_named(rows_of, monkeypatch):
     monkeypatch.setattr("minilm.data.ahead.PATIENCE", 1)
     let_go = threading.Event()
     loader = plain(rows_of(20), 2, Failing(let_go.wait))
-    running = loader.steps_from(0)
+    running = made_ahead(loader, 0)
     next(running), next(running)
     rows = ", ".join(map(str, loader.order(2)[1]))
     began = time.monotonic()

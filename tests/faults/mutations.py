@@ -5,11 +5,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import minilm.train.job as job
 import minilm.train.loop as loop
 import train
 from minilm.checkpoint import store
 from minilm.checkpoint.store import Store
-from minilm.data.loader import Loader
+from minilm.data.ahead import made_ahead
 
 
 def copy_in_place() -> None:
@@ -59,8 +60,7 @@ def missing_rng() -> None:
 
 def missing_cursor() -> None:
     """The rows begin anew."""
-    steps_from = Loader.steps_from
-    Loader.steps_from = lambda self, step: steps_from(self, 0)
+    job.made_ahead = lambda batches, step: made_ahead(batches, 0)
 
 
 def from_the_beginning() -> None:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from minilm.batch import IGNORE, Batch, Tokens
+from minilm.data.ahead import made_ahead
 from minilm.data.loader import Loader, Stretch
 from minilm.data.objectives import CausalLM
 from minilm.data.packing import Rows, Taken
@@ -170,7 +171,7 @@ def loaded(ranks):
     batch_size = 2 if ranks.world > 1 else 4
     loader = Loader([Stretch(4, LENGTH, 8, batch_size)], {LENGTH: Random()}, CausalLM(), 3, ranks.rank, ranks.world)
     assert len(loader.micro_batches(0)) == 2
-    fit(Applied(model), language_model_loss, optimizers, loader.steps_from(0), runtime_of(ranks), plan(4), Watch())
+    fit(Applied(model), language_model_loss, optimizers, made_ahead(loader, 0), runtime_of(ranks), plan(4), Watch())
     return weights(model)
 
 
