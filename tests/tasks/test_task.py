@@ -282,3 +282,21 @@ def test_a_positive_label_that_is_none_of_two_is_refused(labels, positive):
     saved.config.positive_label = positive
     with pytest.raises(CheckpointError, match="positive_label is"):
         Classification((*labels,)).as_saved(saved)
+
+
+@pytest.mark.parametrize("count", [40, 41])
+def test_of_many_labels_the_likeliest_is_told_alone(count):
+    """Of more than 40 a file of predictions has one probability, and there is no confusion matrix."""
+    task = Classification(tuple(f"l{i:02}" for i in range(count)))
+    outputs = np.random.default_rng(0).normal(size=(90, count)).astype(np.float32)
+    target, examples = np.arange(90) % count, [Example("a text", label=f"l{i % count:02}") for i in range(90)]
+    features = Features(np.zeros(90, np.int32), np.zeros(90, np.int8), np.arange(91), target, np.arange(90))
+    found = task.columns(Predictions(outputs, features, examples))
+    chances = task.probabilities(outputs)
+    assert found["prediction"] == [f"l{i:02}" for i in outputs.argmax(axis=1)]
+    assert len(found) == (1 + count if count == 40 else 2)
+    if count > 40:
+        assert [float(p) for p in found["p"]] == chances.max(axis=1).tolist()
+    details = task.details(Predictions(outputs, features, examples))
+    assert ("confusion" in details) == (count == 40)
+    assert [(row["name"], row["support"]) for row in details["labels"][:2]] == [("l00", 3), ("l01", 3)]
