@@ -29,7 +29,15 @@ from minilm.errors import ConfigError, DataError
 from minilm.files import finite, write_json
 from minilm.finetuning.examples import DEV, held_out, say_compared, say_notes, say_overlap
 from minilm.finetuning.flags import Args, check_flags, computed, tuning_of
-from minilm.finetuning.report import as_read, baseline_line, check_lines, closing, next_command, warning, write_report
+from minilm.finetuning.report import (
+    baseline_line,
+    check_lines,
+    closing,
+    columns_to_keep,
+    next_command,
+    warning,
+    write_report,
+)
 from minilm.finetuning.run import tune
 from minilm.finetuning.settings import length_of
 from minilm.labelled.cells import TEXT_NAMES, plain_name
@@ -149,7 +157,7 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
             run.dev.examples,
             tuning_of(args, run.seed),
             store,
-            about | as_read(run.train),
+            about | columns_to_keep(run.train),
             resume=args.resume,
             until=cli.time_up(args.time_limit),
             auto_batch=args.auto_batch,

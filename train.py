@@ -180,7 +180,7 @@ def pretrain(
             read_state=lambda directory: read_state(directory, model),
             unigram=unigram_of(data, objective, held_out),
             evaluate_first=pretrained is not None,
-            unsaved=args.on_save_error == "go-on",
+            may_miss_saves=args.on_save_error == "go-on",
             auto_batch=args.auto_batch,
             take_step=take_step,
             within=within,

@@ -20,7 +20,7 @@ from minilm.errors import ConfigError, LoadingError, UserError, cut, did_you_mea
 from minilm.files import encoded, finite, json_text, write_whole
 from minilm.machine.memory import is_out_of_memory
 from minilm.machine.ranks import have_met, is_first, leave, lost_contact
-from minilm.machine.runtime import of_compiler
+from minilm.machine.runtime import is_of_compiler
 from minilm.machine.signals import STOPPING, exit_status
 from minilm.train.loop import OutOfMemory
 
@@ -28,7 +28,7 @@ Args = TypeVar("Args")
 Ranges = dict[str, tuple[float, float]]  # of flags, both ends included
 BEGAN = time.monotonic()  # about when this process began
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-OF_A_MODEL = (  # files of a model's or run's directory, which an output must not overwrite
+MODEL_FILES = (  # files of a model's or run's directory, which an output must not overwrite
     *("state.json", "tensors.safetensors", "metrics.jsonl", "lock", "META.json"),
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
     *("model.safetensors.index.json", "modules.json", "MANIFEST.json", "run.json", "results.json", "added_tokens.json"),
@@ -105,9 +105,9 @@ def run(
             )
             status = _fail(f"out of memory; {advice}")
         else:
-            status = _of_compiler(error)
+            status = _fail_of_compiler(error)
     except Exception as error:
-        status = _of_compiler(error)
+        status = _fail_of_compiler(error)
     except KeyboardInterrupt:
         print(STOPPED if goes_on else "stopped; nothing was written", file=sys.stderr)
         status = 130
@@ -189,7 +189,7 @@ def check_output(name: str, output: Path, /, **files: Path | Sequence[Path] | No
             raise ConfigError(f"{name} {output}: is not open; give a file")
         return
     beside = ("model.safetensors.index.json", "tensors.safetensors", "run.json", *WEIGHTS)
-    if file.name in OF_A_MODEL and file.exists() and any(file.with_name(each).exists() for each in beside):
+    if file.name in MODEL_FILES and file.exists() and any(file.with_name(each).exists() for each in beside):
         raise ConfigError(f"{name} {output}: is part of a model; give another file")
     can = os.access(file.parent, os.W_OK | os.X_OK) and (not file.exists() or os.access(file, os.W_OK))
     if file.is_dir() or not file.parent.is_dir() or not can:
@@ -262,9 +262,9 @@ def _one_line(boxes: str) -> str:
     return re.sub(r"\s*-{4,}\s*", " ", text).strip()
 
 
-def _of_compiler(error: Exception) -> int:
+def _fail_of_compiler(error: Exception) -> int:
     """Print an error of torch's compiler and return exit status 2. Raises any other error, which is a bug."""
-    if not of_compiler(error):
+    if not is_of_compiler(error):
         raise error
     why = " ".join(str(error).split())[:200]  # the message may have very many lines
     return _fail(f"--compile: torch's compiler fails here ({why}); leave it out, in another --out")

@@ -87,7 +87,7 @@ def _explained(args: Explain, method: Method) -> Explanation:
             return explain_mask(masked, args.text, method, args.target)
     tuned = args.tuned(str(directory))
     pairs = None if args.pair is None else [args.pair]
-    if pairs is None and (isinstance(tuned.task, Span) or "pair" in tuned.read_as.columns):
+    if pairs is None and (isinstance(tuned.task, Span) or "pair" in tuned.trained_on.columns):
         what = "a question needs its context" if isinstance(tuned.task, Span) else "training used two texts a row"
         raise DataError(f"--pair: {what}; give it")
     return explain(tuned, [args.text], pairs, method=method, target=args.target)[0]

@@ -17,7 +17,7 @@ from minilm.labelled.tables import check_regular
 from minilm.tasks.named import TaskName, read_examples, read_source
 from minilm.tasks.task import Task
 
-OF_A_MODEL = ("precision", "threads", "revision", "allow_pickle")  # flags that are for models alone
+MODEL_FLAGS = ("precision", "threads", "revision", "allow_pickle")  # flags that are for models alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def check_no_predictions(args: OfLabelled) -> None:
 
 def check_no_model(args: OfLabelled) -> None:
     """Raises ConfigError for a flag that is for models alone where there is none."""
-    if given := [name for name in OF_A_MODEL if getattr(args, name) != getattr(type(args), name)]:
+    if given := [name for name in MODEL_FLAGS if getattr(args, name) != getattr(type(args), name)]:
         raise ConfigError(f"{cli.flag(given[0])}: for models, and predictions are there already; leave it out")
 
 
@@ -104,7 +104,7 @@ def judge_model(
     if args.task not in (OfLabelled.task, tuned.task.name):
         raise ConfigError(f"--task {args.task}: {name} is for {tuned.task.name}, and knows it; leave the flag out")
     tuned = replace(tuned, task=with_positive(tuned.task, args.positive_label))
-    labelled = read_labelled(args, args.data, tuned.task.name, tuned.read_as)
+    labelled = read_labelled(args, args.data, tuned.task.name, tuned.trained_on)
     check(tuned.task, labelled)
     return Judgement(judge_tuned(name, tuned, labelled), labelled, tuned)
 

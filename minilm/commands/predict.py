@@ -55,8 +55,8 @@ def run_predict(args: Predict) -> None:
     task = tuned.task
     if args.output.suffix not in task.endings:
         raise ConfigError(f"--output {args.output}: give one of {', '.join(task.endings)} for the task {task.name}")
-    source = read_source(args.input, task.name, args.header, tuned.read_as)
-    data = read_examples(source, task.name, args.text_column, args.pair_column, labelled=False, like=tuned.read_as)
+    source = read_source(args.input, task.name, args.header, tuned.trained_on)
+    data = read_examples(source, task.name, args.text_column, args.pair_column, labelled=False, like=tuned.trained_on)
     for note in data.notes:
         say(note)
     columns = named_columns(data.columns)

@@ -107,7 +107,7 @@ def _dev(args: Score, judgement: Judgement) -> Judged | None:
     if judged.probabilities is None:
         raise ConfigError(f"--dev {args.dev}: temperature and thresholds need probabilities of the predictions scored")
     if tuned is not None:
-        found = judge_tuned(judged.name, tuned, read_labelled(args, args.dev, tuned.task.name, tuned.read_as))
+        found = judge_tuned(judged.name, tuned, read_labelled(args, args.dev, tuned.task.name, tuned.trained_on))
     else:
         found = judge_file(replace(args, data=None), args.dev).judged
     made_up = labelled.data.columns.get("text") == ROW

@@ -121,7 +121,7 @@ def _of_classifier(
     task = tuned.task
     if not isinstance(task, Classification | MultiLabel):
         raise ConfigError(f"--model {directory}: is for {task.name}; --swaps needs a masked model or labels")
-    data = read_examples(source, task.name, text, pair, labelled=False, like=tuned.read_as)
+    data = read_examples(source, task.name, text, pair, labelled=False, like=tuned.trained_on)
     swapped, counts = swapped_texts(_examples(data), words)
     predictions = tuned.predictions([Example(*version) for each in swapped for version in each.versions])
     outputs, features, _ = predictions

@@ -10,7 +10,7 @@ from minilm.dropin.inputs import max_tokens
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, did_you_mean
 from minilm.finetuning.examples import held_out, say_compared, say_notes
-from minilm.finetuning.report import as_read, read_in_training
+from minilm.finetuning.report import columns_to_keep, kept_columns
 from minilm.finetuning.run import tune
 from minilm.finetuning.settings import Tuning, length_of
 from minilm.finetuning.tuned import Tuned
@@ -83,7 +83,7 @@ def finetune(
                 other.examples,
                 settings,
                 store,
-                as_read(data) | {"model_name": str(model)},
+                columns_to_keep(data) | {"model_name": str(model)},
                 device=device,
                 precision=precision,
                 threads=threads,
@@ -114,7 +114,7 @@ def open_tuned(
         raise ConfigError(f"{flag} {model}: is a file, not a model directory")
     directory = find_model(model, revision, allow_pickle=allow_pickle, flag=flag)
     network, task = open_task(directory, use_safetensors=False if allow_pickle else None)
-    read, trained_length = read_in_training(directory)
+    read, trained_length = kept_columns(directory)
     tokenizer = BertTokenizer.from_pretrained(directory)
     usual = length_of(Tuning(), network, tokenizer)
     length = min(max_tokens(network.base_model.encoder.cfg, tokenizer), trained_length or usual)

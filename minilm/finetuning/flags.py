@@ -127,7 +127,7 @@ def check_flags(args: Args, out: Path) -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("WORLD_SIZE is set, as by torchrun: fine-tuning runs in one process; start it by python")
     cli.check_ranges(args, RANGES)
-    own = [out / name for name in cli.OF_A_MODEL]
+    own = [out / name for name in cli.MODEL_FILES]
     cli.check_result(args.json, train=args.train, dev=args.dev, test=args.test, out=own)
     if args.seed + args.seeds - 1 > RANGES["seed"][1]:
         raise ConfigError(f"--seed {args.seed}: too large for --seeds {args.seeds}; give a smaller one")

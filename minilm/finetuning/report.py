@@ -59,15 +59,15 @@ def write_report(
 READ = {"separator": (*SEPARATORS,), "origin": (0, 1)}  # values that a result may have
 
 
-def as_read(data: Data) -> dict[str, Any]:
+def columns_to_keep(data: Data) -> dict[str, Any]:
     """How the training data were read, to be kept in the result: columns by role, columns that are a label each, the
     separator of labels, and the number of the first choice."""
     more = {"flags": [*data.flags], "separator": data.separator, "origin": data.origin}
     return {"columns": data.columns} | {name: value for name, value in more.items() if value not in ([], "", None)}
 
 
-def read_in_training(directory: Path) -> tuple[dict[str, Any], int | None]:
-    """(`as_read` of the data that a model was trained on, tokens read of an example), as far as its run.json says."""
+def kept_columns(directory: Path) -> tuple[dict[str, Any], int | None]:
+    """(`columns_to_keep` of what a model was trained on, tokens read of an example), as far as its run.json says."""
     file = directory / "run.json"
     result = read_json(file).get("result") if file.exists() else None
     found = result if isinstance(result, dict) else {}

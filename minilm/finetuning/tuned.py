@@ -53,14 +53,14 @@ class Tuned:
 
     def check_pairs(self, pairs: Sequence[Any] | None) -> None:
         """Raises DataError if training read pairs and none are given, or the other way round."""
-        columns = {*self.read_as.columns}
+        columns = {*self.trained_on.columns}
         if pairs is None and "pair" in columns:
             raise DataError("training used two texts a row: give `pairs`, one for each text")
         if pairs is not None and columns and not columns & {"pair", "choices"}:
             raise DataError("training used one text a row: leave out `pairs`")
 
     @property
-    def read_as(self) -> Data:
+    def trained_on(self) -> Data:
         """How the training data were read (columns, separator of labels, ...), as far as known; without examples."""
         columns, separator, origin = (self.result.get(name) for name in ("columns", "separator", "origin"))
         return Data([], (), (), columns or {}, separator, tuple(self.result.get("flags", ())), origin)

@@ -66,7 +66,7 @@ def score(
     labelled = {}
     for name, each in [("rows", rows)] + ([] if dev is None else [("dev", dev)]):
         source = table_of(each, name)
-        data = read_examples(source, tuned.task.name, text, pair, label, like=tuned.read_as)
+        data = read_examples(source, tuned.task.name, text, pair, label, like=tuned.trained_on)
         say_notes(name, data)
         labelled[name] = Labelled(data, source)
     cells = labelled["rows"].cells()

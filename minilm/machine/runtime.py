@@ -110,7 +110,7 @@ class Runtime:
         rows, or, with `any_shape`, one for all. Fused code rounds differently, but always alike for a shape.
 
         Sets the compiler's options for the whole process, and compiles something small, to fail at once where the
-        compiler does not work (`of_compiler`). Raises ConfigError on devices that it is not meant for.
+        compiler does not work (`is_of_compiler`). Raises ConfigError on devices that it is not meant for.
         """
         if self.device.type not in COMPILED_ON:
             raise ConfigError(f"--compile: needs a GPU, and this is {self.device.type}; leave it out")
@@ -188,6 +188,6 @@ def _native(device: torch.device) -> tuple[Precision, str]:
     return "fp32", f"no native 16-bit matmul on this {device.type}"
 
 
-def of_compiler(error: BaseException) -> bool:
+def is_of_compiler(error: BaseException) -> bool:
     """Whether the error comes from torch's compiler."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))

@@ -277,4 +277,4 @@ def check_result(args: Args, out: Path) -> None:
     """Raises ConfigError for a --json that cannot be written, or would overwrite an input or a file of the model."""
     to_file = args.json not in (None, "-")
     files = open_corpus(args.data, args.text_field).files if args.data and to_file else ()
-    cli.check_result(args.json, add_tokens=args.add_tokens, data=files, out=[out / name for name in cli.OF_A_MODEL])
+    cli.check_result(args.json, add_tokens=args.add_tokens, data=files, out=[out / name for name in cli.MODEL_FILES])

@@ -155,7 +155,7 @@ class Classification(Task):
         decoded, chances = self.decode(predictions), self.probabilities(predictions.outputs)
         if len(self.labels) > SHOWN_LABELS:
             return {"prediction": decoded, "p": [f"{p}" for p in chances.max(axis=1)]}
-        return {"prediction": decoded} | columns_of(chances, self.labels)
+        return {"prediction": decoded} | chance_columns(chances, self.labels)
 
     def details(self, predictions: Predictions) -> dict[str, Any]:
         """Scores of each label, and a confusion matrix unless there are too many labels. Labels that no training
@@ -239,12 +239,12 @@ class MultiLabel(Task):
     def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
         """The predicted labels, and the probability of every label."""
         chances = self.probabilities(predictions.outputs)
-        return {"prediction": self.decode(predictions)} | columns_of(chances, self.labels)
+        return {"prediction": self.decode(predictions)} | chance_columns(chances, self.labels)
 
     def baselines(self, train: Sequence[Example], judged: Sequence[Example]) -> Scores:
         return of_label_sets(train, judged, self.labels)
 
 
-def columns_of(chances: np.ndarray, labels: Sequence[str]) -> dict[str, list[str]]:
+def chance_columns(chances: np.ndarray, labels: Sequence[str]) -> dict[str, list[str]]:
     """Probabilities (n, C) as a column for each label."""
     return {f"p({label})": [f"{p}" for p in chances[:, i]] for i, label in enumerate(labels)}

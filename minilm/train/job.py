@@ -31,7 +31,7 @@ from minilm.machine.signals import STOPPING, Stopped, StopSignals, exit_status
 from minilm.train.cost import EnergyMeter
 from minilm.train.log import Log, Spent, say
 from minilm.train.loop import (
-    Judged,
+    Evaluated,
     Loss,
     MicroBatch,
     Optimizers,
@@ -86,13 +86,13 @@ class Job:
     loader: Batches
     runtime: Runtime
     store: Store
-    evaluate: Callable[[], Judged]  # on the held-out data
+    evaluate: Callable[[], Evaluated]  # on the held-out data
     write_model: Callable[[Path, dict[str, Tensor]], None]  # into a directory, from the model's whole state
     read_state: Callable[[Path], dict[str, Tensor]]  # the whole state of a model written by `write_model`
     unigram: float | None = None  # the loss that word frequencies alone reach
     evaluate_first: bool = False  # whether to evaluate before the first step, too
     patience: int | None = None  # evaluations without a better score or lower loss that end the run; keeps the best
-    unsaved: bool = False  # whether to go on if a checkpoint cannot be written
+    may_miss_saves: bool = False  # whether to go on if a checkpoint cannot be written
     auto_batch: bool = False  # whether to halve micro-batches that do not fit in memory
     take_step: Step = train_step  # or one that replays graphs
     within: int | None = None  # most tokens of a micro-batch, if known beforehand that more do not fit
@@ -202,7 +202,7 @@ def train(job: Job, plan: Plan) -> Log:
     batches = job.loader if within is None else job.loader.within(within)
     final = sum(p.numel() * p.element_size() for p in job.model.state_dict().values())
     size = final + state_bytes(job.optimizers)
-    if start < plan.steps and not job.unsaved:
+    if start < plan.steps and not job.may_miss_saves:
         steps, every = plan.steps - start, plan.save_every
         spares = bool(job.patience)
         ranks.agreed(lambda: job.store.check_space(size, steps, every, final, spares) if ranks.first else None)
@@ -241,7 +241,7 @@ def train(job: Job, plan: Plan) -> Log:
             try:
                 ranks.agreed(lambda: job.store.save(step, write, spared=spared, size=size) if ranks.first else None)
             except UserError as error:
-                if not job.unsaved or step == plan.steps or ranks.any(stop()):
+                if not job.may_miss_saves or step == plan.steps or ranks.any(stop()):
                     raise
                 say(f"step {step:,} was not saved, and the run continues: {error}")
 
@@ -378,7 +378,7 @@ def _is_enough(history: list[Evaluation], patience: int | None) -> bool:
     return min(len(numbers) - 1 - numbers.index(max(numbers)) for numbers in kinds) >= patience
 
 
-def worth(score: Judged) -> tuple[float, float]:
+def worth(score: Evaluated) -> tuple[float, float]:
     """(value, gain) for an `Evaluation`: larger is better, as `_best` compares them."""
     return _finite(score.value), _finite(-score.loss)
 
@@ -419,5 +419,5 @@ def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log, l
     meter = EnergyMeter(job.runtime.device) if job.runtime.ranks.world == 1 else None
     file = job.store.out / "metrics.jsonl"
     evaluated = history[-1].step if history else -1
-    own = {"evaluated": evaluated, "work": job.loader.work, "unsaved": job.unsaved}
+    own = {"evaluated": evaluated, "work": job.loader.work, "may_miss_saves": job.may_miss_saves}
     return start, Log(file, plan.steps, start, peak_lr, spent, job.unigram, meter, **own), history, within

@@ -16,7 +16,7 @@ from minilm.errors import CheckpointError, first_line, printable
 from minilm.files import write_whole
 from minilm.machine.ranks import is_first
 from minilm.train.cost import EnergyMeter
-from minilm.train.loop import Judged
+from minilm.train.loop import Evaluated
 
 PLATEAU, PLATEAU_TOKENS = 0.1, 1_000_000  # warn if so little below the unigram loss, in nats, after so many tokens
 tqdm.set_lock(RLock())  # tqdm makes one with the first line; Ctrl-C in between would be an AttributeError
@@ -58,14 +58,14 @@ class Log:
         meter: EnergyMeter | None = None,
         evaluated: int | None = None,
         work: Callable[[int], float] = float,
-        unsaved: bool = False,
+        may_miss_saves: bool = False,
     ) -> None:
         """spent: cost of the run up to `start`. unigram: the loss of token frequencies alone. evaluated: step of the
         last evaluation; `start`, if not given. Lines of `file` after these steps are dropped. work: step -> work done
-        before it, in any unit, for the time left. unsaved: whether to go on if a line cannot be written."""
+        before it, in any unit, for the time left. may_miss_saves: whether to go on if a line cannot be written."""
         evaluated = start if evaluated is None else evaluated
         self.file, self.steps, self.peak_lr, self.unigram, self.meter = file, steps, peak_lr, unigram, meter
-        self.spent, self.work, self.unsaved = spent, work, unsaved
+        self.spent, self.work, self.may_miss_saves = spent, work, may_miss_saves
         self.torn = False  # whether the last line may be incomplete
         kept = [
             line for line in read_metrics(file) if line["step"] <= (evaluated if "held_out_loss" in line else start)
@@ -77,7 +77,7 @@ class Log:
             write_whole(file, "".join(json.dumps(line) + "\n" for line in kept))
         self.is_terminal = is_first() and sys.stderr is not None and sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=start, unit="step", disable=not self.is_terminal, dynamic_ncols=True)
-        self.score: Judged | None = None  # the latest
+        self.score: Evaluated | None = None  # the latest
         self.best: int | None = None  # the step whose model is kept, if the best one is
         self.signal: int | None = None  # one that came when training was done
         self.start, self.said_at, self.done = start, start, start
@@ -110,7 +110,7 @@ class Log:
             left = (now - self.began) * (whole - done) / (done - begun)  # evaluation and saving included
             say(f"step {step}/{self.steps}  loss {loss:.3f}  {tokens / took:,.0f} tokens/s  {left:.0f} s left")
 
-    def evaluation(self, step: int, score: Judged) -> None:
+    def evaluation(self, step: int, score: Evaluated) -> None:
         """Log an evaluation on the held-out split after `step` steps."""
         self.score = score
         loss = round(score.loss, 4) if math.isfinite(score.loss) else None
@@ -149,7 +149,7 @@ class Log:
             self.torn = False
         except OSError as error:
             why = f"{self.file}: cannot be written ({error.strerror or error})"
-            if not self.unsaved:
+            if not self.may_miss_saves:
                 raise CheckpointError(f"{why}; fix that, then the same command resumes") from error
             if not self.torn:
                 say(f"{why}; lines are dropped, and the run continues")

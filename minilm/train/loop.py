@@ -340,7 +340,7 @@ class _Since:
             )
 
 
-class Judged(Protocol):
+class Evaluated(Protocol):
     """Result of an evaluation on held-out data."""
 
     loss: float

@@ -93,7 +93,7 @@ def rehearse(job: Job, plan: Plan, step_s: dict[Kind, float]) -> dict[str, Any]:
     steps = job.loader.steps
     once = replace(plan, steps=len(stretches), evaluate_every=0, save_every=len(stretches))
     seconds = sum(each.steps * step_s[each.kind] for each in job.loader.stretches)
-    log = train(replace(job, loader=loader, evaluate_first=False, until=None, unsaved=True), once)
+    log = train(replace(job, loader=loader, evaluate_first=False, until=None, may_miss_saves=True), once)
     if log.signal is not None:  # meant for the process, not for these steps alone
         signal.raise_signal(log.signal)
     peak_mb = job.runtime.ranks.largest(peak_memory_mb(job.runtime.device))

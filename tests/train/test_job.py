@@ -251,14 +251,14 @@ def test_a_save_without_room_ends_a_run_or_is_left_out(make_job, monkeypatch, bi
     with pytest.raises(CheckpointError, match=r"of step 4 are needed; make room, .* resumes from step-000002"):
         train(job, plan(8, save_every=2))
     free(monkeypatch, 0, 0, 1e6)  # after 4 and 6 there is none
-    again = replace(make_job(), unsaved=True)
+    again = replace(make_job(), may_miss_saves=True)
     train(again, plan(8, save_every=2))
     assert capsys.readouterr().err.count("was not saved, and the run continues") == 2
     assert [step for step, _ in checkpoints(job.store.out)] == [2, 8]
     bits.same(bits.of(whole.model, whole.optimizers), bits.of(again.model, again.optimizers))
     free(monkeypatch, 0)
     with pytest.raises(CheckpointError, match="of step 8 are needed"):  # what is left of it must be saved
-        train(replace(make_job(out="other"), unsaved=True), plan(8, save_every=2))
+        train(replace(make_job(out="other"), may_miss_saves=True), plan(8, save_every=2))
 
 
 # what each evaluation is worth; of how many evaluations without a better one the run ends: where it ends, the best step

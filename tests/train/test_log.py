@@ -127,7 +127,7 @@ def test_no_file_is_no_lines(tmp_path):
 
 def test_a_line_that_cannot_be_written_ends_a_run_or_is_left_out(tmp_path, clock, capsys, monkeypatch):
     """It is said once, and what is there of it costs no other line."""
-    log, file = Log(tmp_path / "m.jsonl", steps=40, start=0, peak_lr=1.0, unsaved=True), tmp_path / "m.jsonl"
+    log, file = Log(tmp_path / "m.jsonl", steps=40, start=0, peak_lr=1.0, may_miss_saves=True), tmp_path / "m.jsonl"
     whole = Path.open
 
     class Full(io.StringIO):
@@ -142,7 +142,7 @@ def test_a_line_that_cannot_be_written_ends_a_run_or_is_left_out(tmp_path, clock
         log.step(step, 2.0, 1.0, 1.0, tokens=100)
     assert [line["step"] for line in read_metrics(file)] == [10, 40]
     assert capsys.readouterr().err.count("No space left on device); lines are dropped, and the run continues") == 1
-    log.unsaved = False
+    log.may_miss_saves = False
     clock.now += 1
     monkeypatch.setattr(Path, "open", lambda *of, **more: Full())
     with pytest.raises(CheckpointError, match="No space left on device"):
