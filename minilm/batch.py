@@ -158,8 +158,9 @@ class Tokens(OnDevice):
         )
 
     def in_few_sizes(self) -> Self:
-        """The same rows in tensors of fewer sizes, for code that is made for each size: `cu_seqlens` ends with empty
-        documents, and `max_len` is T. Without `runs`, so the varlen backend needs torch's kernel."""
+        """The same rows, padded to one of few tensor sizes, for compiled code or graphs that are made for each size:
+        `cu_seqlens` ends with empty documents, and `max_len` is T. Without `runs`, so the varlen backend needs torch's
+        kernel."""
         if self.cu_seqlens is None:
             return self
         B, T = self.input_ids.shape

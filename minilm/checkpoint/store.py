@@ -138,9 +138,9 @@ class Store:
     def earlier_run(self, settings: dict[str, Any], choices: dict[str, Any], resume: str) -> Run | None:
         """The run that began here, or None. Raises ConfigError if it differs from what is asked for now.
 
-        settings: must be equal to the run's, except the data, which is not known yet; one that is off may be missing in
-        either. choices: so must these values that the run may have decided by itself. A model is known by its weights'
-        fingerprint, wherever it lies.
+        settings: equal to the run's, but for the data, which is not known yet; a flag that is off equals one that is
+        missing, and a model is known by its weights' fingerprint, wherever it lies. choices: flags which, if given, must
+        equal what the run decided.
         """
         file = self.out / "run.json"
         if not file.exists():

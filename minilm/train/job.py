@@ -118,9 +118,9 @@ class Evaluation(NamedTuple):
 def runtime_of(
     run: Run | None, device: str, precision: str, threads: int | None, deterministic: bool = False
 ) -> Runtime:
-    """Runtime of a new run (None), or one with the precision that `run` began with, and with its threads, if there are
-    as many processes and cores, and no others are asked for: without these results do not repeat bit for bit. Logs
-    differences that change bits (device, processes, a CPU's threads, versions)."""
+    """Runtime of a run. A new one (None) chooses. An earlier one keeps its precision, and its threads unless --threads,
+    the cores or the number of processes differ: without these bits do not repeat. Logs what else changes bits (device,
+    processes, a CPU's threads, versions)."""
     if run is None:
         return Runtime.choose(device, precision, threads, deterministic)
     alike = run.world == Ranks.join().world  # else its threads are not what the bits depend on

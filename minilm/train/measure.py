@@ -72,8 +72,8 @@ def step_seconds(
 
 
 def _of_each_shape(loader: Loader, timed: Loader | None) -> list[Sequence[Batch]]:
-    """The micro-batches of a step of each shape, of those that short rows make and of those that are timed, if given:
-    by them a graph is for other numbers of documents, too."""
+    """One step's micro-batches for each shape of step. Shapes differ by short rows and, for CUDA graphs, by the number of
+    documents, for which the steps to be timed are looked through, too, if given."""
     steps, found = {loader.positions(step): step for step in range(min(loader.cycle, loader.steps))}, {}
     those = map(timed.micro_batches, range(timed.steps)) if timed else ()
     for micro_batches in chain(map(loader.micro_batches, steps.values()), those):
