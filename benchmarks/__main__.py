@@ -1,6 +1,6 @@
 """minilm beside transformers and sentence-transformers, on this machine.
 
-    python -m benchmarks --model DIR                          # everything that fits the machine, the most telling first
+    python -m benchmarks                                      # everything that fits the machine, the most telling first
     python -m benchmarks pretrain-128 --json rows.jsonl       # one row, kept: what is there is not measured again
     python -m benchmarks gpu --budget-s 540                   # tests that need a GPU, then all rows on it
 
@@ -10,7 +10,7 @@ ratio is that of the turns of one round. The time until the first call is done i
 imports, for the other sides with those of their libraries, and in training with the making of minilm's weights, which
 they have, too. A side that fails, does not answer in ten minutes or comes to other numbers is left out and said. Rows
 are added to --json as they come; of another commit, model or version they are measured anew, and last of all, where a
-side failed.
+side failed. Without --model rows of texts have a random one of all-MiniLM-L6-v2's shape.
 """
 
 import os

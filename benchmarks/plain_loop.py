@@ -4,8 +4,8 @@
     python -m benchmarks.plain_loop --library transformers --recipe bert-mini --minutes 1
 
 The other side of `python train.py`: the same rows, masks, precision, threads and allocator, with AdamW as torch ships
-it and logits at every position; over minilm's encoder, or over BertForMaskedLM as transformers makes it. Held-out loss
-on the same batches.
+it and logits at every position; over minilm's encoder, or over BertForMaskedLM as transformers makes it, compiled where
+asked for, before the minutes begin. Held-out loss on the same batches.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Work on texts: vectors of them, their tokens, and batches out of these."""
+"""Work on texts: vectors of them, their tokens, batches out of these; and a random model, where none is given."""
 
 import itertools
 import random

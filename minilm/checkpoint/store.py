@@ -139,8 +139,8 @@ class Store:
         """The run that began here, or None. Raises ConfigError if it differs from what is asked for now.
 
         settings: equal to the run's, but for the data, which is not known yet; a flag that is off equals one that is
-        missing, and a model is known by its weights' fingerprint, wherever it lies. choices: flags which, if given, must
-        equal what the run decided.
+        missing, and a model is known by its weights' fingerprint, wherever it lies. choices: flags which, if given,
+        must equal what the run decided.
         """
         file = self.out / "run.json"
         if not file.exists():

@@ -1,4 +1,4 @@
-"""Flags and output that the commands share."""
+"""What commands on a model share: its flags, how it is opened, progress, outputs that resume, what is printed."""
 
 import time
 from collections.abc import Iterable, Iterator

@@ -28,7 +28,7 @@ class Perplexity(OfModel):
     }
 
     data: tuple[str, ...]
-    """Files, folders or quoted patterns: text (a blank line ends a document) or .jsonl, also .gz and .xz."""
+    """Files, folders or quoted patterns: text (a blank line ends a document), .jsonl or .ndjson, also .gz and .xz."""
     text_field: str = "text"
     """Field of a .jsonl that holds the text."""
     documents: int | None = None

@@ -1,4 +1,4 @@
-"""The report on a tuned model: its scores beside baselines, in files and on the console."""
+"""The report on a tuned model, its scores beside baselines, in files and on the console; what --check says of data."""
 
 import shlex
 import warnings

@@ -27,8 +27,8 @@ class Args:
     """Pretrain a language model: raw text in, a model directory out. Alone, it trains on an embedded corpus."""
 
     data: tuple[str, ...] | None = None
-    """Files, folders or quoted patterns: text (a blank line ends a document) or .jsonl, also .gz and .xz. In a folder
-    only files named .txt, .text, .md or .jsonl (or these with .gz or .xz) are read."""
+    """Files, folders or quoted patterns: text (a blank line ends a document), .jsonl or .ndjson, also .gz and .xz. In a
+    folder only files named .txt, .text, .md, .jsonl or .ndjson (or these with .gz or .xz) are read."""
     objective: ObjectiveName | None = None
     """Masked (mlm), causal (clm) or prefix language model; mlm, or what --model was trained for, if not given."""
     recipe: RecipeName | None = None

@@ -72,8 +72,8 @@ def step_seconds(
 
 
 def _of_each_shape(loader: Loader, timed: Loader | None) -> list[Sequence[Batch]]:
-    """One step's micro-batches for each shape of step. Shapes differ by short rows and, for CUDA graphs, by the number of
-    documents, for which the steps to be timed are looked through, too, if given."""
+    """One step's micro-batches for each shape of step. Shapes differ by short rows and, for CUDA graphs, by the number
+    of documents, for which the steps to be timed are looked through, too, if given."""
     steps, found = {loader.positions(step): step for step in range(min(loader.cycle, loader.steps))}, {}
     those = map(timed.micro_batches, range(timed.steps)) if timed else ()
     for micro_batches in chain(map(loader.micro_batches, steps.values()), those):
