@@ -30,7 +30,7 @@ import torch
 import tyro
 
 from benchmarks.kept import keep, read
-from benchmarks.machine import ROOT, busy, clock_mhz, cores, weights_of, when
+from benchmarks.machine import ROOT, busy, cores, weights_of, when
 from benchmarks.measure import SideError, answer_orders, measured
 from benchmarks.rows import ROWS
 from benchmarks.side import Setting
@@ -90,12 +90,13 @@ def main(args: Args) -> int:
         raise ConfigError(f"{strange[0]}: no such row{hint}")
     if gpu and args.device == "cpu":
         raise ConfigError("gpu, --device cpu: give one of them")
-    for flag, file in (("--json", args.json), ("--png", args.png)):
+    png = args.png or (args.json and args.json.with_suffix(".png"))
+    for flag, file in (("--json", args.json), ("--png", png)):
         if file is not None and (not file.parent.is_dir() or file.is_dir()):
             raise ConfigError(f"{flag} {file}: give a file in a directory that is there")
     if args.model is not None and not (args.model / "model.safetensors").is_file():
         raise ConfigError(f"--model {args.model}: holds no model.safetensors; give the directory of a model")
-    if args.png is not None or args.json is not None:
+    if png is not None:
         library("matplotlib.figure")
     device, failed = device_of("cuda" if gpu else args.device), []
     found, shown, longest = read(args.json), [], FIRST_S if gpu else 0.0
@@ -108,7 +109,8 @@ def main(args: Args) -> int:
     for name, precision in wanted(args, names, device):
         where = torch.device("cpu") if ROWS[name].on_cpu else device
         rows_of.append((name, precision, where, about(args, name, precision, where)))
-    for name, precision, where, what in sorted(rows_of, key=lambda each: has_failed(found, each[-1])):
+    for name, precision, where, _ in sorted(rows_of, key=lambda each: has_failed(found, each[-1])):
+        what = about(args, name, precision, where)  # of the code as it is now
         if rows := known(found, what, args.row_s):
             shown += rows
             continue
@@ -130,18 +132,19 @@ def main(args: Args) -> int:
         beside = {
             "date": when()["date"],
             "load": load,
-            "clock_mhz": clock_mhz(where),
             "row_s": row_s,
             "sides": len(rows),
         }
+        if when()["commit"] != what["commit"]:  # changed meanwhile: nobody knows what ran
+            what["commit"] = f"{what['commit'].removesuffix('-dirty')}-dirty"
         rows = [what | row | beside for row in rows]
         keep(args.json, rows)
         shown += rows
     failed += [f"{row['row']}, {row['precision']}, {row['side']}: {row['failed']}" for row in shown if "failed" in row]
     if shown:
         print("\n".join(told(shown)))
-    if shown and (png := args.png or (args.json and args.json.with_suffix(".png"))):
-        picture(shown, png)
+    if shown and png:
+        picture(of_the_same(read(args.json), shown), png)
     for each in failed:
         print(f"failed: {each}", file=sys.stderr)
     return 1 if failed else 0
@@ -155,7 +158,7 @@ def gpu_tests(args: Args, device: torch.device, found: list[dict[str, Any]]) -> 
         return None
     command = [sys.executable, "-m", "pytest", "-q", "tests/train/test_gpu.py"]
     limit_s = args.budget_s and OF_TESTS * args.budget_s
-    for row in found:  # else they would take that much of each call
+    for row in found if not what["commit"].endswith("-dirty") else ():  # else they would take that much of each call
         if limit_s and what.items() <= row.items() and row.get("after_s", 0) >= limit_s:
             return f"{row['failed']}: not begun again; run {' '.join(command[1:])} by itself, or give more time"
     with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
@@ -219,6 +222,13 @@ def precisions(device: torch.device) -> tuple[str, ...]:
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return ("bf16",)
     return PRECISIONS if Setting(device, "auto", None, Path()).runtime.precision == "bf16" else ("fp32",)
+
+
+def of_the_same(kept: list[dict[str, Any]], shown: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last line of each side of each row that was measured as those `shown`, and these."""
+    same = ("machine", "threads", "versions", "commit")
+    rows = [row for row in kept if "side" in row and all(row.get(key) == shown[0][key] for key in same)]
+    return [*{(row["row"], row["precision"], row["side"]): row for row in [*rows, *shown]}.values()]
 
 
 def has_failed(found: list[dict[str, Any]], what: dict[str, Any]) -> bool:

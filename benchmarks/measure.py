@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from benchmarks.machine import ROOT
+from benchmarks.machine import ROOT, clock_mhz
 from benchmarks.rows import ROWS
 from benchmarks.side import COMPARED, Done, Row, Setting, Side
 from minilm.machine.memory import peak_memory_mb
@@ -39,7 +39,7 @@ class SideError(Exception):
 def measured(name: str, setting: Setting, pairs: int, row_s: float) -> list[dict[str, Any]]:
     """A line of each side; of another than ours that fails, or comes to other numbers, it holds that. Raises SideError
     where ours does."""
-    row, peaks, began = ROWS[name], [], time.monotonic()
+    row, peaks, clocks, began = ROWS[name], [], [], time.monotonic()
     _ = setting.runtime  # for the peak of products: TF32 on a GPU
     with ExitStack() as stack:
         sides: list[Process] = []
@@ -51,11 +51,13 @@ def measured(name: str, setting: Setting, pairs: int, row_s: float) -> list[dict
                 break
             for process in sides[:: 1 if number % 2 == 0 else -1]:
                 process.turn()
+                clocks += [clock] if (clock := clock_mhz(setting.device)) else []
             if row.flops:
                 peaks.append(matmul_peak(setting.device, setting.dtype, PEAK_S))
                 free(setting)
         ours = [process for process in sides if process.side.startswith(OURS) and process.failed is None]
-        lines = [process.line(row, ours) for process in sides]
+        clock = statistics.median(clocks) if clocks else None
+        lines = [process.line(row, ours) | {"clock_mhz": clock} for process in sides]
     for line in lines if peaks else ():
         if "failed" not in line:  # useful operations: what the other sides compute besides is not counted
             line["of_matmul_peak"] = row.flops(setting) * line[f"{row.unit}_per_s"] / statistics.median(peaks)

@@ -42,6 +42,7 @@ TRIED = {
     "lr": ("2.5e-4", "5e-4", "1e-3"),
     "mask_rate": ("0.15", "0.3"),
 }
+ON_CPU = {flag: values for flag, values in TRIED.items() if flag != "lr"}  # of time-to-loss
 ON_GPU = {"compile": ("yes", "no"), "batch_size": ("16", "64", "256"), "mask_rate": ("0.15", "0.3")}  # of time-to-loss
 RATES = ("2.5e-4", "5e-4", "1e-3", "2e-3")  # of time-to-loss
 FIRST = {"attention": "sdpa", "batch_size": "16", "lr": "5e-4", "mask_rate": "0.15"}
@@ -110,6 +111,9 @@ def main(args: Args) -> None:
 
     measures = {"side-by-side": side_by_side, "time-to-loss": time_to_loss, "ingredients": ingredients}
     print(f"{here['machine']}, {here['threads'] or 'all'} threads, {here['versions']}")
+    on_gpu = " cores of an " not in here["machine"]
+    if on_gpu:
+        measures["time-to-loss"] = partial(time_to_loss, tried=ON_GPU, start=FIRST | {"compile": "yes"})
     for line in measures[args.name](args, measured):
         print(line, flush=True)
 
@@ -162,14 +166,14 @@ def tuned(theirs: Any, best: dict[str, str], tried: dict[str, tuple[str, ...]]) 
     return best
 
 
-def time_to_loss(args: Args, measured: Any) -> Iterator[str]:
-    """The reference for some minutes, with the best of four learning rates; ours for a part of these."""
+def time_to_loss(
+    args: Args, measured: Any, tried: dict[str, tuple[str, ...]] = ON_CPU, start: dict[str, str] = FIRST
+) -> Iterator[str]:
+    """The reference for some minutes, with the best of four learning rates, and of what else is tried in a minute; ours
+    for a part of these."""
     minutes, found = args.minutes[-1], defaultdict(list)
     theirs, first = partial(of_side, measured, "transformers"), args.seeds[0]
-    others, start = {flag: values for flag, values in TRIED.items() if flag != "lr"}, FIRST
-    if torch.cuda.is_available():
-        others, start = ON_GPU, FIRST | {"compile": "yes"}
-    best = yield from tuned(partial(theirs, 1.0, first), start, others)
+    best = yield from tuned(partial(theirs, 1.0, first), start, tried)
     best = yield from tuned(partial(theirs, minutes, first), best, {"lr": RATES})
     for seed in args.seeds:
         found["transformers"].append(theirs(minutes, seed, **best))

@@ -41,7 +41,7 @@ def stand_in(cache_dir: Path) -> Path:
     """A directory with a random model of all-MiniLM-L6-v2's shape that all libraries open, made once: its vectors mean
     nothing, its speed is that of the real one."""
     directory = cache_dir / "all-minilm-l6-v2-random"
-    if not (directory / "modules.json").exists():
+    if not (directory / "config.json").exists():
         words = Tokenizer.train(embedded_corpus(cache_dir).documents(), LIKE_BERTS)
         torch.manual_seed(0)
         sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}

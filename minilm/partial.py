@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minilm.errors import CheckpointError, DataError
-from minilm.files import lock, read_json, remove_stale, sync_entry, write_json
+from minilm.files import SHOWN, lock, read_json, remove_stale, sync_entry, write_json
 
 SAVE_EVERY = 30  # seconds
 
@@ -87,8 +87,8 @@ class Partial:
 
     def _tidy(self) -> None:
         """Remove what killed processes left of FILE.partial.json. While FILE.partial is locked, this one alone writes
-        it."""
-        if self.about is not None:
+        it; but of a long name temporary files tell only the beginning."""
+        if self.about is not None and len(self.about.name) <= SHOWN:
             remove_stale(self.about, age=0)
 
     def leave(self) -> None:

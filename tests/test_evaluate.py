@@ -18,12 +18,12 @@ from sacrebleu.metrics import BLEU
 import minilm
 from minilm import cli
 from minilm.checkpoint.pooling import Pooling
-from minilm.commands import embed as embed_command
 from minilm.labelled.tables import table_of
 from minilm.language.bias import crows_log_probabilities, read_crows
 from minilm.language.cloze import last_words, read_passages
 from minilm.language.likelihood import log_likelihoods, read_scorer
 from minilm.language.perplexity import document_counts
+from minilm.use import embed as embedding
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "home", "##s", "."]
 LABELS = {0: "bad", 1: "good"}
@@ -127,7 +127,7 @@ def test_embed_goes_on(go, monkeypatch, tmp_path, number, status):
     monkeypatch.setattr("minilm.use.embed.CHUNK", 2)
     flags = ("embed", "--model", "encoder", "--data", "lines.txt", "--threads", "1")
     assert go(*flags, "--out", "whole.npy", "--json", "whole.json")[0] == 0
-    vectors_of, read = embed_command.vectors_of, []
+    vectors_of, read = embedding._vectors_of, []
 
     def stops(embedder, texts, *more):
         if len(read) == 4:
@@ -137,12 +137,12 @@ def test_embed_goes_on(go, monkeypatch, tmp_path, number, status):
         read.extend(texts)
         return vectors_of(embedder, texts, *more)
 
-    monkeypatch.setattr(embed_command, "vectors_of", stops)
+    monkeypatch.setattr(embedding, "_vectors_of", stops)
     found, _, err = go(*flags, "--out", "v.npy")
     assert found == status
     assert not Path("v.npy").exists()
     assert "stopped; " in err or number is None
-    monkeypatch.setattr(embed_command, "vectors_of", lambda *args: read.extend(args[1]) or vectors_of(*args))
+    monkeypatch.setattr(embedding, "_vectors_of", lambda *args: read.extend(args[1]) or vectors_of(*args))
     found, _, err = go(*flags, "--out", "v.npy", "--json", "v.json")
     assert found == 0
     assert "resuming after 4 of 6 lines" in err
@@ -155,11 +155,11 @@ def test_embed_goes_on(go, monkeypatch, tmp_path, number, status):
 @pytest.mark.parametrize("change", ["--normalize", "--batch-tokens", "--model", "--data", "--precision", "config"])
 def test_embed_begins_anew_where_the_vectors_would_be_others(go, monkeypatch, tmp_path, change):
     monkeypatch.setattr("minilm.use.embed.CHUNK", 2)
-    vectors_of = embed_command.vectors_of
+    vectors_of = embedding._vectors_of
     with monkeypatch.context() as patch:
         patch.setattr(
-            embed_command,
-            "vectors_of",
+            embedding,
+            "_vectors_of",
             lambda e, texts, *more: signal.raise_signal(15) if texts[0] == LINES[4] else vectors_of(e, texts, *more),
         )
         flags = {"--model": "encoder", "--data": "lines.txt", "--batch-tokens": "64"}
@@ -874,7 +874,7 @@ def test_a_blank_query_is_refused_and_a_long_one_told(go, caplog):
 def test_a_config_that_changed_begins_anew(go, monkeypatch):
     """What decides an output may be in no weight and no token: a partial file is of one config."""
     flags = ("embed", "--model", "encoder", "--data", "lines.txt", "--out", "v.npy")
-    plain, made = embed_command.vectors_of, []
+    plain, made = embedding._vectors_of, []
 
     def stopped(*given):
         made.append(1)
@@ -883,7 +883,7 @@ def test_a_config_that_changed_begins_anew(go, monkeypatch):
         return plain(*given)
 
     monkeypatch.setattr("minilm.use.embed.CHUNK", 2)
-    monkeypatch.setattr(embed_command, "vectors_of", stopped)
+    monkeypatch.setattr(embedding, "_vectors_of", stopped)
     assert go(*flags)[0] == 130
     config = json.loads(Path("encoder/config.json").read_text())
     Path("encoder/config.json").write_text(json.dumps(config | {"is_decoder": True}))

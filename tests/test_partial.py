@@ -54,6 +54,16 @@ def test_what_a_kill_left_of_its_notes_goes_with_it(file, tmp_path, finishes):
     assert names(tmp_path) == (["v.npy"] if finishes else [])
 
 
+def test_temporary_files_of_like_names_stay(tmp_path):
+    """They tell 40 letters of a name alone, so that another process may be writing them."""
+    file = tmp_path / f"{'v' * 40}-a.npy"
+    other = tmp_path / f".{'v' * 40}.01234567.tmp"
+    other.write_text("half")
+    with partial_of(file, OF) as partial:
+        partial.finish()
+    assert other.exists()
+
+
 def test_what_is_read_and_not_needed_any_more_is_removed(file, tmp_path):
     with partial_of(file, OF) as partial:
         partial.add(b"00", rows=1)

@@ -23,12 +23,11 @@ from minilm.train.job import VERSIONS
 from minilm.train.log import say
 from minilm.use.embed import (
     Embedder,
-    chunks,
+    parts_of,
     read_embedder,
     say_cut,
     search,
     usual_batch_tokens,
-    vectors_of,
 )
 
 
@@ -116,12 +115,11 @@ def run_embed(args: Embed) -> None:
             say(f"resuming after {at:,} of {count:,} lines")
         else:
             rows.add(header(count, width))
-        for chunk in chunks(itertools.islice(again, at, None)):
-            vectors, long = vectors_of(embedder, chunk, args.batch_tokens)
-            if at + len(chunk) > count:
+        for part in parts_of(embedder, itertools.islice(again, at, None), args.batch_tokens):
+            if at + len(part.texts) > count:
                 break
-            at, cut = at + len(chunk), cut + long
-            rows.add(vectors.numpy().astype("<f4", copy=False).tobytes(), lines=at, cut=cut)
+            at, cut = at + len(part.texts), cut + part.cut
+            rows.add(part.vectors.numpy().astype("<f4", copy=False).tobytes(), lines=at, cut=cut)
             if time.monotonic() - said > SAY_EVERY:
                 said = time.monotonic()
                 say(f"{at:,} of {count:,} lines")

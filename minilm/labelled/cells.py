@@ -72,7 +72,7 @@ def cells_of(file: Path, lines: list[str], header: bool | None = None) -> Cells:
     else:
         [(most, _)] = Counter(len(row) for _, row in rows).most_common(1)
         columns = tuple(str(number) for number in range(1, most + 1))
-    notes += _as_long(file, columns, rows, more=delimiter == "\t" and not has_header)
+    notes += _as_long(file, columns, rows, more=delimiter == "\t" and not has_header, quoted=quoted)
     if quoted:
         notes += _over_lines(file, delimiter, rows)
     return Cells(columns, [(number, row[: len(columns)]) for number, row in rows], notes)
@@ -175,12 +175,14 @@ def _records(file: Path, lines: list[str], delimiter: str) -> Iterator[tuple[int
         yield begins, cells
 
 
-def _as_long(file: Path, columns: tuple[str, ...], rows: list[tuple[int, list[str]]], more: bool) -> list[str]:
+def _as_long(
+    file: Path, columns: tuple[str, ...], rows: list[tuple[int, list[str]]], more: bool, quoted: bool
+) -> list[str]:
     """Notes on rows with more cells than columns, if `more` are allowed. Raises DataError for other rows of a wrong
     length."""
     longer = []
     for number, row in rows:
-        if len(row) > len(columns) and any("\r" in cell for cell in row):
+        if not quoted and len(row) > len(columns) and any("\r" in cell for cell in row):
             raise DataError(f"{file}:{number}: a \\r in a line, with more rows behind it; end lines in \\n")
         if len(row) < len(columns) or (len(row) > len(columns) and not more):
             raise DataError(

@@ -147,13 +147,18 @@ def read_texts(
         separator = _separator(table, columns["label"]) if kind == "multilabel" and "label" in columns else ""
     if separator:
         notes.append(f"labels are separated by {separator!r}")
+
+    def label_in(cells: dict[str, Any]) -> Any:
+        value = cells.get(columns["label"])
+        return value if kind == "regression" else table.named(columns["label"], value)
+
     examples, left_out = [], []
     for where, cells in table.rows:
         texts = [as_text(cells.get(columns[role]), where, role) for role in ("text", "pair") if role in columns]
         if flags:
             found = _flagged(flags, cells, where)
         else:
-            found = labels_of(cells.get(columns["label"]), where, separator) if labelled else None
+            found = labels_of(label_in(cells), where, separator) if labelled else None
         if missing := [role for role, each in zip(("text", "pair"), texts, strict=False) if not (each or "").strip()]:
             left_out.append(f"{where}: no {missing[0]}")
         elif labelled and found is None:

@@ -113,7 +113,8 @@ def _tagged_lines(file: Path, column: int | None, labelled: bool) -> tuple[list[
 def _tagged_rows(table: Table, labelled: bool) -> tuple[list[Tagged], list[str], list[str]]:
     sentences, left_out = [], []
     for where, cells in table.rows:
-        lists = [next((cells[name] for name in names if name in cells), None) for names in WORDS_TAGS[: 1 + labelled]]
+        told = ((next((name for name in names if name in cells), "")) for names in WORDS_TAGS[: 1 + labelled])
+        lists = [table.named(name, cells.get(name)) for name in told]
         for names, each in zip(WORDS_TAGS, lists, strict=False):
             if not isinstance(each, list | tuple):
                 raise DataError(f"{where}: no list {' or '.join(names)} (it has {listed(cells)}); name it so")

@@ -108,11 +108,17 @@ def split_dev(
     order = sorted(units.values(), key=lambda unit: hashlib.sha256(f"{seed} {unit[0]}".encode()).digest())
     taken: Counter[str] = Counter()
     dev: set[int] = set()
-    # first each class's quota; then, if some class is too small for its quota, any class
-    for most in (_quotas(sizes, wanted), {name: size - 1 for name, size in sizes.items()}):
+    # first each class's quota; then, if some class is too small for its quota, any class; where rows have several
+    # labels each, and too many of these are rare, any row
+    quotas = _quotas(sizes, wanted)
+    passes = [{name: min(quotas[name], size - 1) for name, size in sizes.items()}]
+    passes.append({name: size - 1 for name, size in sizes.items()})
+    if examples and isinstance(_target(examples[0]), tuple):
+        passes.append(sizes)
+    for most in passes:
         for unit in order:
             counts = Counter(classes[i] for i in unit)
-            fits = all(taken[name] + count <= min(most[name], sizes[name] - 1) for name, count in counts.items())
+            fits = all(taken[name] + count <= most[name] for name, count in counts.items())
             if fits and unit[0] not in dev and len(dev) + len(unit) <= wanted:
                 dev.update(unit)
                 taken += counts

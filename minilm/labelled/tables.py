@@ -11,7 +11,7 @@ import json
 import lzma
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +50,16 @@ class Table:
     columns: tuple[str, ...]  # in a file without a header "1", "2", ...
     rows: list[Row]
     notes: tuple[str, ...] = ()
+    classes: dict[str, list[str]] = field(default_factory=dict)  # column -> names of the classes whose numbers it holds
+
+    def named(self, column: str, value: Any) -> Any:
+        """A cell of a column, or each of a list in it, with the name of a class in place of its number; None for -1,
+        which is no class."""
+        if column not in self.classes or value is None or isinstance(value, str):
+            return value
+        if isinstance(value, int):
+            return self.classes[column][value] if value >= 0 else None
+        return [self.named(column, each) for each in value]
 
     def column(self, given: str | int) -> str:
         """Name of the column given by its name, or by its number from 1. Raises DataError."""
@@ -100,26 +110,18 @@ def table_of(rows: Any, name: str = "the rows") -> Table:
     if isinstance(rows, dict | str | bytes | Path) or not isinstance(rows, Iterable):
         kind = f"a {type(rows).__name__}"
         raise DataError(f"{name}: {kind}; give a list of dicts, one a row (read_table reads a file)")
-    names = _class_names(getattr(rows, "features", None))
-    if names:
-        rows = ({key: _named(value, names.get(key)) for key, value in row.items()} for row in rows)
+    classes = _class_names(getattr(rows, "features", None))
+    if hasattr(rows, "with_format"):  # Python's own values, whatever the Dataset would give
+        rows = rows.with_format(None)
     place = "row" if name in ("the rows", "rows") else f"{name}: row"
-    return _of_objects(name, ((f"{place} {number}", row) for number, row in enumerate(rows, start=1)))
+    table = _of_objects(name, ((f"{place} {number}", row) for number, row in enumerate(rows, start=1)))
+    return replace(table, classes=classes)
 
 
 def _class_names(features: Any) -> dict[str, list[str]]:
     """Names of the classes in columns of a `datasets.Dataset` that hold their numbers (ClassLabel), also in lists."""
     found = {name: getattr(getattr(of, "feature", of), "names", None) for name, of in dict(features or {}).items()}
     return {name: names for name, names in found.items() if names}
-
-
-def _named(value: Any, names: list[str] | None) -> Any:
-    """Names in place of the numbers of classes; None for -1, which is no class."""
-    if names is None or value is None:
-        return value
-    if isinstance(value, int):
-        return names[value] if value >= 0 else None
-    return [_named(each, names) for each in value]
 
 
 def _plain(value: Any) -> Any:

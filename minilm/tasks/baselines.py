@@ -9,12 +9,15 @@ import numpy as np
 from minilm.labelled.examples import Example, Tagged
 from minilm.metrics.scores import classification_scores, label_sets, multilabel_scores, regression_scores, with_others
 
-MOST_WEIGHTS = 1 << 22  # of the model of several labels, whose solver keeps some 25 numbers for each: 1 GB
+MOST_WEIGHTS, OF_SOLVER = (
+    1 << 22,
+    25,
+)  # of a linear model of many labels, and numbers that its solver keeps for each: 1 GB
 Scores = dict[str, dict[str, float]]  # baseline -> metric -> value
 SAID = {  # each baseline in words
     "majority": "always the commonest label",
     "every_label": "always every label",
-    "bag_of_words": "bag of words (tf-idf of unigrams and bigrams, linear model)",
+    "bag_of_words": "bag of words (tf-idf of unigrams and bigrams, of many labels only the commonest, linear model)",
     "shared_words": "word overlap of the two texts (Jaccard)",
     "no_answer": "never an answer",
     "commonest_tag": "the commonest tag of each word in training",
@@ -42,7 +45,7 @@ def of_label_sets(train: Sequence[Example], judged: Sequence[Example], labels: S
     """Scores of predicting every label, and of logistic regression on counted words for each label by itself."""
     gold = [each.label for each in judged]
     found = {"every_label": multilabel_scores(*with_others(gold, np.ones((len(gold), len(labels)), bool), labels))}
-    if (counted := _counted(train, judged)) is None:
+    if (counted := _counted(train, judged, OF_SOLVER * MOST_WEIGHTS // len(labels))) is None:
         return found
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier

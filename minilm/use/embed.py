@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -127,13 +128,30 @@ def vectors_of(
     embedder: Embedder, texts: Iterable[str], batch_tokens: int | None = None, prompt: str | None = None
 ) -> tuple[Tensor, int]:
     """`embed` without a warning: (N, D), and how many texts were cut. prompt: in place of the model's usual one."""
+    parts = [*parts_of(embedder, texts, batch_tokens, prompt)]
+    width = len(embedder.pooling.how) * embedder.model.config.hidden_size
+    return torch.cat([torch.empty(0, width), *(part.vectors for part in parts)]), sum(part.cut for part in parts)
+
+
+class Part(NamedTuple):
+    """Some texts, one after the other, and their vectors."""
+
+    texts: list[str]
+    vectors: Tensor  # (texts, D)
+    cut: int  # how many texts were cut
+
+
+def parts_of(
+    embedder: Embedder, texts: Iterable[str], batch_tokens: int | None = None, prompt: str | None = None
+) -> Iterator[Part]:
+    """`vectors_of` in parts of bounded memory, of any number of texts. While one is computed, a thread tokenises the
+    next."""
     if batch_tokens is not None and batch_tokens < 1:
         raise ConfigError(f"batch_tokens is {batch_tokens}; give 1 or more")
     prompt = embedder.pooling.prompt if prompt is None else prompt
     at_once = batch_tokens or usual_batch_tokens(embedder.model.device)
-    parts = [_vectors_of(embedder, *part, at_once) for part in _encoded(embedder, texts, prompt)]
-    width = len(embedder.pooling.how) * embedder.model.config.hidden_size
-    return torch.cat([torch.empty(0, width), *(vectors for vectors, _ in parts)]), sum(cut for _, cut in parts)
+    for part, of_each, cut in _encoded(embedder, texts, prompt):
+        yield Part(part, _vectors_of(embedder, part, of_each, at_once), cut)
 
 
 def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -175,9 +193,8 @@ def _encoded(embedder: Embedder, texts: Iterable[str], prompt: str) -> Iterator[
         yield made
 
 
-def _vectors_of(
-    embedder: Embedder, texts: list[str], of_each: list[list[int]], cut: int, batch_tokens: int
-) -> tuple[Tensor, int]:
+def _vectors_of(embedder: Embedder, texts: list[str], of_each: list[list[int]], batch_tokens: int) -> Tensor:
+    """(N, D) of texts, by their token ids."""
     model, pooling = embedder.model, embedder.pooling
     vectors = torch.empty(len(texts), len(pooling.how) * model.config.hidden_size)
     encoder, pattern = model.encoder, "causal" if model.config.is_causal else "bidirectional"
@@ -203,7 +220,7 @@ def _vectors_of(
     if not vectors.isfinite().all():
         row = int((~vectors.isfinite().all(dim=1)).nonzero()[0])
         raise DataError(f"the model's vector of {texts[row][:50]!r} is not finite; in half precision, try fp32")
-    return F.normalize(vectors) if pooling.normalize else vectors, cut
+    return F.normalize(vectors) if pooling.normalize else vectors
 
 
 def _batches(lengths: np.ndarray, batch_tokens: int, at_once: int) -> Iterator[np.ndarray]:
@@ -263,17 +280,25 @@ def search(
         log.warning(line, long, len(queries), embedder.length)
     wanted = F.normalize(asked)
     best: list[list[Hit]] = [[] for _ in queries]
-    first = cut = count = 0
-    for chunk in chunks(texts):
-        rows = [row for row, text in enumerate(chunk) if text.strip()]
-        vectors, long = vectors_of(embedder, [chunk[row] for row in rows], batch_tokens, embedder.pooling.document)
-        cosines = (wanted @ F.normalize(vectors).T).clamp(-1, 1).round(decimals=6)  # equal texts are equal
+    rows: deque[int] = deque()  # of the texts that are read already
+    cut = count = 0
+
+    def not_blank() -> Iterator[str]:
+        for row, text in enumerate(texts):
+            if not isinstance(text, str) or text.strip():
+                rows.append(row)
+                yield text
+
+    for part in parts_of(embedder, not_blank(), batch_tokens, embedder.pooling.document):
+        cosines = (wanted @ F.normalize(part.vectors).T).clamp(-1, 1).round(decimals=6)  # equal texts are equal
         scores, places = cosines.sort(dim=1, descending=True, stable=True)
         for query, hits in enumerate(best):
             found = zip(scores[query, :top_k].tolist(), places[query, :top_k].tolist(), strict=True)
-            hits += [Hit(first + rows[place], score, chunk[rows[place]]) for score, place in found]
+            hits += [Hit(rows[place], score, part.texts[place]) for score, place in found]
             best[query] = sorted(hits, key=lambda hit: (-hit.score, hit.row))[:top_k]
-        first, cut, count = first + len(chunk), cut + long, count + len(rows)
+        for _ in part.texts:
+            rows.popleft()
+        cut, count = cut + part.cut, count + len(part.texts)
     if not count:
         raise DataError("there is no text to search")
     say_cut(cut, count, embedder)

@@ -82,7 +82,7 @@ def test_documents_word_by_word_are_what_they_are_at_once(by_word, documents):
 @pytest.fixture
 def by_word(of_words, monkeypatch):
     """The same, on a machine of few cores, and where no word is too rare to be remembered."""
-    monkeypatch.setattr("minilm.machine.cores.cores", lambda: 1)
+    monkeypatch.setattr("minilm.data.tokenizer.cores", lambda: 1)
     monkeypatch.setattr("minilm.data.tokenizer.NEW", 1)
     return of_words
 

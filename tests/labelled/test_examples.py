@@ -647,6 +647,15 @@ def test_a_label_among_several_stays_in_train_and_is_in_each_fold():
             assert all(any("c" in each.label for each in part) for part in (rest, fold))
 
 
+def test_a_dev_part_of_labels_that_each_row_has_alone():
+    """As keywords: there is nothing to stratify by."""
+    alone = rows(*[(f"word {i}", f"other {i}") for i in range(50)])
+    train, dev = split_dev(alone, 0.1, 0)
+    assert (len(train), len(dev)) == (45, 5)
+    with pytest.raises(DataError, match="classes too small"):
+        split_dev(rows(*(f"word {i}" for i in range(50))), 0.1, 0)
+
+
 def test_groups_stay_together():
     examples = rows(*("ab"[i % 2] for i in range(300)))
     groups = [i // 7 for i in range(300)]

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from minilm.errors import DataError
+from minilm.labelled.examples import read_choices, read_texts
+from minilm.labelled.spans import read_tagged
 from minilm.labelled.tables import read_table, table_of
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -329,11 +331,25 @@ def test_a_dataset_gives_the_names_of_its_classes():
     Value, List, ClassLabel = (getattr(datasets, name) for name in ("Value", "List", "ClassLabel"))
     of_texts = datasets.Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
     rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, -1]}, features=of_texts)
-    assert values(table_of(rows)) == [["a", "neg"], ["b", "pos"], ["c", None]]
+    for form in (None, "numpy"):
+        found = read_texts(table_of(rows.with_format(form)), "classification")
+        assert [(each.text, each.label) for each in found.examples] == [("a", "neg"), ("b", "pos")]
+        assert found.left_out == ("row 3: no label",)
+    assert [each.label for each in read_texts(table_of(rows.select([0, 1])), "regression").examples] == [0.0, 1.0]
+    flags = datasets.Features(
+        {"text": Value("string"), "rude": ClassLabel(names=["no", "rude"]), "kind": Value("int32")}
+    )
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "rude": [0, 1], "kind": [1, 1]}, features=flags)
+    assert [each.label for each in read_texts(table_of(rows), "multilabel").examples] == [("kind",), ("rude", "kind")]
+    of_pairs = datasets.Features({"premise": Value("string"), "choice1": Value("string"), "choice2": Value("string")})
+    of_pairs["label"] = ClassLabel(names=["choice1", "choice2"])
+    columns = {"premise": ["p"], "choice1": ["a"], "choice2": ["b"], "label": [1]}
+    assert read_choices(table_of(datasets.Dataset.from_dict(columns, features=of_pairs))).examples[0].label == 1
     of_words = datasets.Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O", "B-X"]))})
     rows = datasets.Dataset.from_dict({"tokens": [["a", "b"]], "ner_tags": [[0, 1]]}, features=of_words)
-    assert values(table_of(rows)) == [[["a", "b"], ["O", "B-X"]]]
-    assert values(table_of(rows.remove_columns("ner_tags"))) == [[["a", "b"]]]
+    (sentence,) = read_tagged(table_of(rows)).examples
+    assert (sentence.words, sentence.tags) == (("a", "b"), ("O", "B-X"))
+    assert read_tagged(table_of(rows.remove_columns("ner_tags")), labelled=False).examples[0].words == ("a", "b")
 
 
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):
