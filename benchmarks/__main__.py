@@ -102,14 +102,12 @@ def main(args: Args) -> int:
     found, shown, longest = read(args.json), [], FIRST_S if gpu else 0.0
     if gpu and (why := gpu_tests(args, device, found)):
         failed.append(why)
-    names, rows_of = names or [*ROWS], []
+    names = names or [*ROWS]
     if args.model is None and any(ROWS[name].of_model for name in names):
         args = replace(args, model=stand_in(args.cache_dir.expanduser()))
         print("no --model: vectors are those of a random one of all-MiniLM-L6-v2's shape", file=sys.stderr)
-    for name, precision in wanted(args, names, device):
-        where = torch.device("cpu") if ROWS[name].on_cpu else device
-        rows_of.append((name, precision, where, about(args, name, precision, where)))
-    for name, precision, where, _ in sorted(rows_of, key=lambda each: has_failed(found, each[-1])):
+    places = ((*each, torch.device("cpu") if ROWS[each[0]].on_cpu else device) for each in wanted(args, names, device))
+    for name, precision, where in sorted(places, key=lambda each: has_failed(found, about(args, *each))):
         what = about(args, name, precision, where)  # of the code as it is now
         if rows := known(found, what, args.row_s):
             shown += rows
@@ -129,12 +127,7 @@ def main(args: Args) -> int:
             continue
         finally:
             longest = max(longest, time.monotonic() - start)
-        beside = {
-            "date": when()["date"],
-            "load": load,
-            "row_s": row_s,
-            "sides": len(rows),
-        }
+        beside = {"date": when()["date"], "load": load, "row_s": row_s, "sides": len(rows)}
         if when()["commit"] != what["commit"]:  # changed meanwhile: nobody knows what ran
             what["commit"] = f"{what['commit'].removesuffix('-dirty')}-dirty"
         rows = [what | row | beside for row in rows]
