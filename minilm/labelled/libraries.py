@@ -9,10 +9,10 @@ from minilm.labelled.examples import Example
 
 PER_LIBRARY = 1500  # training examples at most; dev and test have a quarter as many each, at most
 CHARACTERS = 300  # used of each text, from its beginning
-# words that would give a library away: its names, terms of its own, dotted paths
+# what would give a library away: dotted paths, its names, terms of its own
 GIVEAWAY = re.compile(
-    r"\b(?:\w*(?i:numpy|ndarray|torch)\w*|(?i:c?python\d*|py|np|scipy|tensors?|cuda|aten|stdlib|pep)"
-    r"|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)\b"
+    r"\b(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+"
+    r"|\w*(?i:numpy|ndarray|torch)\w*|(?i:c?python\d*|py|np|scipy|tensors?|cuda|aten|stdlib|pep))\b"
 )
 BLANK = "_"
 

@@ -17,7 +17,7 @@ Scores = dict[str, dict[str, float]]  # baseline -> metric -> value
 SAID = {  # each baseline in words
     "majority": "always the commonest label",
     "every_label": "always every label",
-    "bag_of_words": "bag of words (tf-idf of unigrams and bigrams, of many labels only the commonest, linear model)",
+    "bag_of_words": "bag of words (tf-idf of unigrams and bigrams, linear model)",
     "shared_words": "word overlap of the two texts (Jaccard)",
     "no_answer": "never an answer",
     "commonest_tag": "the commonest tag of each word in training",
