@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,10 +95,15 @@ def main(args: Args) -> int:
     for flag, file in (("--json", args.json), ("--png", png)):
         if file is not None and (not file.parent.is_dir() or file.is_dir()):
             raise ConfigError(f"{flag} {file}: give a file in a directory that is there")
+    if png is not None and png == args.json:
+        raise ConfigError(f"--json {args.json}: is where the picture goes; give a name that ends in .jsonl")
     if args.model is not None and not (args.model / "model.safetensors").is_file():
         raise ConfigError(f"--model {args.model}: holds no model.safetensors; give the directory of a model")
-    if png is not None:
+    if args.png is not None:
         library("matplotlib.figure")
+    elif png and not find_spec("matplotlib"):
+        print("no picture: matplotlib is not installed", file=sys.stderr)
+        png = None
     device, failed = device_of("cuda" if gpu else args.device), []
     found, shown, longest = read(args.json), [], FIRST_S if gpu else 0.0
     if gpu and (why := gpu_tests(args, device, found)):
@@ -218,9 +224,15 @@ def precisions(device: torch.device) -> tuple[str, ...]:
 
 
 def of_the_same(kept: list[dict[str, Any]], shown: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last line of each side of each row that was measured as those `shown`, and these."""
-    same = ("machine", "threads", "versions", "commit")
-    rows = [row for row in kept if "side" in row and all(row.get(key) == shown[0][key] for key in same)]
+    """These lines, and before them the last of each other side of each row that was measured as they were."""
+    same = ("machine", "threads", "versions", "commit", "pairs", *(name.lower() for name in ALLOCATOR))
+    weights = {row["weights"] for row in shown if row["weights"]}
+
+    def is_same(row: dict[str, Any]) -> bool:
+        is_alike = any(all(row.get(key) == own.get(key) for key in same) for own in shown)
+        return is_alike and not row["commit"].endswith("-dirty") and (not row["weights"] or {row["weights"]} >= weights)
+
+    rows = [row for row in kept if "side" in row and is_same(row)]
     return [*{(row["row"], row["precision"], row["side"]): row for row in [*rows, *shown]}.values()]
 
 

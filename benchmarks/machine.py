@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import time
 from contextlib import suppress
 from datetime import date
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -48,14 +50,15 @@ def busy(seconds: float = 2.0) -> float:
 
 
 def clock_mhz(device: torch.device) -> float | None:
-    """The clock of a GPU, or of the cores on average, at this moment; None where nothing tells it."""
+    """The clock of a GPU, or of this process's cores on average, at this moment; None where nothing tells it."""
     if device.type == "cuda":
         with suppress(Exception):  # without NVML, or where it does not tell
             return float(torch.cuda.clock_rate(device))
         return None
     file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    clocks = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    text = file.read_text() if file.exists() else ""
+    told = re.findall(r"processor\s*:\s*(\d+)\n.*?cpu MHz\s*:\s*([\d.]+)", text, re.DOTALL)
+    clocks = [float(clock) for core, clock in told if int(core) in os.sched_getaffinity(0)]
     return sum(clocks) / len(clocks) if clocks else None
 
 
@@ -67,10 +70,12 @@ def weights_of(model: Path | str) -> str:
 
 def when() -> dict[str, str]:
     """The day, and which commit; where none is checked out, what the code is known by."""
-    commit = ""
+    commit, git = "", partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
     with suppress(FileNotFoundError):
-        git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-        commit = git.stdout.strip()
+        commit = git(["git", "describe", "--always"]).stdout.strip()
+        others = [":!benchmarks/results", ":!*.md"]  # what figures are written into, and what is said of them
+        if commit and git(["git", "diff", "--quiet", "HEAD", "--", ".", *others]).returncode:
+            commit += "-dirty"
     return {"date": str(date.today()), "commit": commit or f"files-{_code()}"}
 
 

@@ -702,6 +702,63 @@ def test_a_random_model_stands_in(benchmarks_main, monkeypatch, tmp_path, capsys
     assert theirs.shape == (2, 384)
 
 
+def test_code_that_changes_meanwhile_is_nobodys(benchmarks_main, monkeypatch, tmp_path):
+    """A row during which the commit changed is kept, and measured again."""
+    file, commits = tmp_path / "rows.jsonl", iter(["abc", "abc", "def", "def", "def", "def"])
+    monkeypatch.setattr(benchmarks_main, "when", lambda: {"date": "today", "commit": next(commits, "def")})
+    line = {"side": "minilm", "unit": "tokens", "tokens_per_s": 1.0, "turns": 7, "peak_mb": 1.0, "first_s": 1.0}
+    measured = []
+    monkeypatch.setattr(benchmarks_main, "measured", lambda name, *args: measured.append(name) or [line])
+    monkeypatch.setattr(benchmarks_main, "picture", lambda shown, png: None)
+    flags = ["pretrain-128", "--json", str(file), "--device", "cpu", "--precision", "fp32"]
+    for _ in range(3):
+        with pytest.raises(SystemExit):
+            cli.run(benchmarks_main.main, benchmarks_main.Args, flags)
+    assert [json.loads(row)["commit"] for row in file.read_text().splitlines()] == ["abc-dirty", "def"]
+    assert len(measured) == 2
+
+
+def test_a_picture_is_of_what_was_measured_alike(benchmarks_main):
+    row = {"row": "load", "precision": "fp32", "side": "minilm", "machine": "m", "threads": 2, "versions": {}}
+    row |= {"commit": "abc", "pairs": 7, "weights": None}
+    others = [row | {"side": "old", "commit": "abb"}, row | {"side": "edited", "commit": "abc-dirty"}]
+    others += [row | {"side": "elsewhere", "machine": "n"}, row | {"row": "latency", "weights": "w1"}]
+    alike = [row | {"row": "tokenise"}, row | {"row": "latency", "weights": "w2"}]
+    shown = [row, row | {"row": "embed-short", "weights": "w2"}]
+    assert benchmarks_main.of_the_same([*others, row, *alike], shown) == [row, *alike, shown[1]]
+
+
+def test_results_and_words_change_no_code(monkeypatch, tmp_path):
+    """A row that is written among the results is of the commit that it was measured at."""
+    monkeypatch.syspath_prepend(ROOT)
+    module = importlib.import_module("benchmarks.machine")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    for name in ("benchmarks/results/rows.jsonl", "README.md", "train.py"):
+        (tmp_path / name).write_text("1\n")
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    before = module.when()["commit"]
+    assert len(before) >= 7
+    for name in ("benchmarks/results/rows.jsonl", "README.md"):
+        (tmp_path / name).write_text("2\n")
+    assert module.when()["commit"] == before
+    (tmp_path / "train.py").write_text("2\n")
+    assert module.when()["commit"] == f"{before}-dirty"
+
+
+def test_the_clock_is_of_the_cores_that_are_ours(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT)
+    module = importlib.import_module("benchmarks.machine")
+    told = "processor\t: {}\nmodel name\t: x\ncpu MHz\t\t: {}\n\n"
+    text = "".join(told.format(core, 1000.0 * (core + 1)) for core in range(4))
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda of: {1, 3})
+    monkeypatch.setattr(module.Path, "exists", lambda self: True)
+    monkeypatch.setattr(module.Path, "read_text", lambda self: text)
+    assert module.clock_mhz(torch.device("cpu")) == 3000.0
+
+
 def test_rows_that_failed_wait_for_others(benchmarks_main, monkeypatch, tmp_path):
     file, order = tmp_path / "rows.jsonl", []
     args = benchmarks_main.Args(("pretrain-512", "load"), json=file)

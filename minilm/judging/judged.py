@@ -34,7 +34,7 @@ class Labelled(NamedTuple):
         row_of = {row.where: row.cells for row in self.source.rows}
         rows = [row_of[each.where] for each in self.data.examples]
         own = (name for name in self.source.columns if name not in self.data.taken)
-        return {name: [row.get(name) for row in rows] for name in own}
+        return {name: [self.source.named(name, row.get(name)) for row in rows] for name in own}
 
 
 @dataclass(frozen=True)

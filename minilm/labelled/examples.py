@@ -148,13 +148,17 @@ def read_texts(
     if separator:
         notes.append(f"labels are separated by {separator!r}")
 
+    in_words = kind == "regression" and not all(map(NUMBER.fullmatch, table.classes.get(columns.get("label", ""), ())))
+
     def label_in(cells: dict[str, Any]) -> Any:
-        value = cells.get(columns["label"])
-        return value if kind == "regression" else table.named(columns["label"], value)
+        """With the names of classes; of a number that has a name in words the number."""
+        name = columns["label"]
+        return (table.numbered if in_words else table.named)(name, cells.get(name))
 
     examples, left_out = [], []
     for where, cells in table.rows:
-        texts = [as_text(cells.get(columns[role]), where, role) for role in ("text", "pair") if role in columns]
+        read = ((role, columns[role]) for role in ("text", "pair") if role in columns)
+        texts = [as_text(table.named(column, cells.get(column)), where, role) for role, column in read]
         if flags:
             found = _flagged(flags, cells, where)
         else:
@@ -351,7 +355,7 @@ def read_choices(table: Table, labelled: bool = True, origin: int | None = None)
         begin = (as_text(cells.get(plain[before[1]]), where, before[1]) or "").strip() + " " if before[1] else ""
         texts = [(as_text(each, where, "choice") or "").strip() for each in several]
         text = (as_text(cells.get(plain[before[0]]), where, "text") or "").strip()
-        answer = (as_text(cells.get(label), where, "label") or "").strip() if labelled else None
+        answer = (as_text(table.numbered(label, cells.get(label)), where, "label") or "").strip() if labelled else None
         if not text or answer == "":
             left_out.append(f"{where}: no {'label' if text else 'text'}")
         elif len(texts) < 2 or "" in texts:
@@ -369,7 +373,9 @@ def read_choices(table: Table, labelled: bool = True, origin: int | None = None)
     if rest := [column for column in table.columns if column not in taken]:
         notes.append(f"other columns: {listed(rest)}")
     numbers = [int(answer) for _, _, answer, _ in rows if answer and re.fullmatch("[0-9]{1,3}", answer)]
-    if origin is None:  # counted from 0, none is the number of its row's choices
+    if label in table.classes:
+        origin = 0
+    elif origin is None:  # counted from 0, none is the number of its row's choices
         origin = int(0 not in numbers and any(answer == str(len(texts)) for _, texts, answer, _ in rows))
     if numbers:
         notes.append(f"labels count from {origin}" + (", predictions from 0" if origin else ""))

@@ -92,8 +92,9 @@ def split_dev(
 ) -> tuple[list, list]:
     """Split into (train, dev), both in the order of `examples`; a seed gives the same split everywhere. dev has
     `fraction` of the rows, rounded, stratified by class if labels are classes; at least one row of a class stays in
-    train. groups: one per example (None: a question's context); a group stays together, and dev then has at most that
-    many rows, or the smallest group. Raises ConfigError, DataError."""
+    train, unless rows have several labels each, and too many of these are rare. groups: one per example (None: a
+    question's context); a group stays together, and dev then has at most that many rows, or the smallest group. Raises
+    ConfigError, DataError."""
     groups = _contexts(examples) if groups is None else groups
     if not 0 < fraction < 1:
         raise ConfigError(f"the fraction of rows to hold out is {fraction}; give one between 0 and 1")
@@ -113,7 +114,8 @@ def split_dev(
     quotas = _quotas(sizes, wanted)
     passes = [{name: min(quotas[name], size - 1) for name, size in sizes.items()}]
     passes.append({name: size - 1 for name, size in sizes.items()})
-    if examples and isinstance(_target(examples[0]), tuple):
+    has_several = bool(examples) and isinstance(getattr(examples[0], "label", None), tuple)
+    if has_several and sum(size - 1 for size in sizes.values()) < wanted < len(examples):
         passes.append(sizes)
     for most in passes:
         for unit in order:

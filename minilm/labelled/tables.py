@@ -61,6 +61,10 @@ class Table:
             return self.classes[column][value] if value >= 0 else None
         return [self.named(column, each) for each in value]
 
+    def numbered(self, column: str, value: Any) -> Any:
+        """A cell of a column, None in place of -1 where it holds the number of a class."""
+        return None if column in self.classes and isinstance(value, int) and value < 0 else value
+
     def column(self, given: str | int) -> str:
         """Name of the column given by its name, or by its number from 1. Raises DataError."""
         if str(given) in self.columns:
@@ -111,8 +115,9 @@ def table_of(rows: Any, name: str = "the rows") -> Table:
         kind = f"a {type(rows).__name__}"
         raise DataError(f"{name}: {kind}; give a list of dicts, one a row (read_table reads a file)")
     classes = _class_names(getattr(rows, "features", None))
-    if hasattr(rows, "with_format"):  # Python's own values, whatever the Dataset would give
-        rows = rows.with_format(None)
+    form = getattr(rows, "format", None)
+    if isinstance(form, dict) and form.get("type") not in (None, "custom"):  # arrays: take Python's own values
+        rows = rows.with_format(None, columns=form["columns"])
     place = "row" if name in ("the rows", "rows") else f"{name}: row"
     table = _of_objects(name, ((f"{place} {number}", row) for number, row in enumerate(rows, start=1)))
     return replace(table, classes=classes)

@@ -654,6 +654,16 @@ def test_a_dev_part_of_labels_that_each_row_has_alone():
     assert (len(train), len(dev)) == (45, 5)
     with pytest.raises(DataError, match="classes too small"):
         split_dev(rows(*(f"word {i}" for i in range(50))), 0.1, 0)
+    with pytest.raises(DataError, match="none of 1 rows can be held out"):
+        split_dev(alone[:1], 0.5, 0)
+    with pytest.raises(DataError, match="none of 1 rows can be held out"):
+        split_dev([Tagged(("w",), ("O",), "f:1")], 0.5, 0)
+    questions = [Question(str(i), "q", f"c{i // 3}", ((0, "c"),), f"f:{i}") for i in range(99)]
+    only = Question("99", "q", "c99", (), "f:99")
+    for seed in range(10):
+        train, dev = split_dev([*questions, only], 0.1, seed)
+        assert len(dev) == 9
+        assert only in train
 
 
 def test_groups_stay_together():

@@ -335,7 +335,15 @@ def test_a_dataset_gives_the_names_of_its_classes():
         found = read_texts(table_of(rows.with_format(form)), "classification")
         assert [(each.text, each.label) for each in found.examples] == [("a", "neg"), ("b", "pos")]
         assert found.left_out == ("row 3: no label",)
-    assert [each.label for each in read_texts(table_of(rows.select([0, 1])), "regression").examples] == [0.0, 1.0]
+    assert [each.label for each in read_texts(table_of(rows), "regression").examples] == [0.0, 1.0]
+    stars = datasets.Features({"text": Value("string"), "label": ClassLabel(names=["1", "2", "3"])})
+    stars = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 2]}, features=stars)
+    assert [each.label for each in read_texts(table_of(stars), "regression").examples] == [1.0, 3.0]
+    hidden = rows.set_format("numpy", columns=["text"]) or rows
+    assert table_of(hidden).columns == ("text",)
+    rows.reset_format()
+    louder = rows.with_transform(lambda batch: batch | {"text": [text.upper() for text in batch["text"]]})
+    assert table_of(louder).rows[0].cells["text"] == "A"
     flags = datasets.Features(
         {"text": Value("string"), "rude": ClassLabel(names=["no", "rude"]), "kind": Value("int32")}
     )
@@ -343,8 +351,9 @@ def test_a_dataset_gives_the_names_of_its_classes():
     assert [each.label for each in read_texts(table_of(rows), "multilabel").examples] == [("kind",), ("rude", "kind")]
     of_pairs = datasets.Features({"premise": Value("string"), "choice1": Value("string"), "choice2": Value("string")})
     of_pairs["label"] = ClassLabel(names=["choice1", "choice2"])
-    columns = {"premise": ["p"], "choice1": ["a"], "choice2": ["b"], "label": [1]}
-    assert read_choices(table_of(datasets.Dataset.from_dict(columns, features=of_pairs))).examples[0].label == 1
+    columns = {"premise": ["p", "q"], "choice1": ["a", "b"], "choice2": ["b", "c"], "label": [1, -1]}
+    found = read_choices(table_of(datasets.Dataset.from_dict(columns, features=of_pairs)), origin=1)
+    assert ([each.label for each in found.examples], found.left_out) == ([1], ("row 2: no label",))
     of_words = datasets.Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O", "B-X"]))})
     rows = datasets.Dataset.from_dict({"tokens": [["a", "b"]], "ner_tags": [[0, 1]]}, features=of_words)
     (sentence,) = read_tagged(table_of(rows)).examples
