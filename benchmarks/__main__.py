@@ -112,9 +112,10 @@ def main(args: Args) -> int:
     if args.model is None and any(ROWS[name].of_model for name in names):
         args = replace(args, model=stand_in(args.cache_dir.expanduser()))
         print("no --model: vectors are those of a random one of all-MiniLM-L6-v2's shape", file=sys.stderr)
-    places = ((*each, torch.device("cpu") if ROWS[each[0]].on_cpu else device) for each in wanted(args, names, device))
-    for name, precision, where in sorted(places, key=lambda each: has_failed(found, about(args, *each))):
-        what = about(args, name, precision, where)  # of the code as it is now
+    failed_before = {(row.get("row"), row.get("precision")) for row in found if "failed" in row}  # others come first
+    for name, precision in sorted(wanted(args, names, device), key=failed_before.__contains__):
+        where = torch.device("cpu") if ROWS[name].on_cpu else device
+        what = about(args, name, precision, where)
         if rows := known(found, what, args.row_s):
             shown += rows
             continue
@@ -234,11 +235,6 @@ def of_the_same(kept: list[dict[str, Any]], shown: list[dict[str, Any]]) -> list
 
     rows = [row for row in kept if "side" in row and is_same(row)]
     return [*{(row["row"], row["precision"], row["side"]): row for row in [*rows, *shown]}.values()]
-
-
-def has_failed(found: list[dict[str, Any]], what: dict[str, Any]) -> bool:
-    """Whether a side of it failed before, so that it may again, and others should not wait for it."""
-    return any("failed" in row for row in found if what.items() <= row.items())
 
 
 def known(found: list[dict[str, Any]], what: dict[str, Any], row_s: float = 0.0) -> list[dict[str, Any]]:

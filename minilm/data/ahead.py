@@ -2,18 +2,36 @@
 
 import atexit
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
 from threading import Thread, current_thread
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from minilm.errors import LoadingError, UserError
 
+Item, Made = TypeVar("Item"), TypeVar("Made")
 AHEAD = 4  # steps: with small ones this loads 2.5 million tokens a second, one step ahead only 1.5
 PATIENCE = 50  # seconds for a batch: a disk may sleep, but not for long
 END_PATIENCE, LATE_PATIENCE = 20, 5  # seconds to wait at the end for a batch in the making, or one that is late
 MEND = "the same command resumes from the last save"
+
+
+def one_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[tuple[Item, Made]]:
+    """Each item with what `make` makes of it. A thread makes that of the next one while one is used and the one after
+    is read; of the first it is made here, for where there is no other a thread would only take time."""
+    before: tuple[Item, Future[Made]] | None = None
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        for item in items:
+            if before is None:
+                coming = Future()
+                coming.set_result(make(item))
+            else:
+                coming = worker.submit(make, item)
+                yield before[0], before[1].result()
+            before = item, coming
+        if before is not None:
+            yield before[0], before[1].result()
 
 
 class Steps(Protocol):

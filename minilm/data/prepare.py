@@ -12,7 +12,6 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from minilm.data.ahead import one_ahead
 from minilm.data.corpus import Corpus, document_hash, embedded_corpus, is_held_out, vocabulary_sample
 from minilm.data.shards import FORMAT, FileArray, Prepared, entry_fault, open_entry, seal, writing_cache
 from minilm.data.tokenizer import Tokenizer
@@ -179,9 +179,14 @@ def _tokenise(
         say(f"resuming tokenising after {progress.documents:,} documents")
     tokenizer = Tokenizer.load(partial)
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+
+    def encoded_documents(batch: list[tuple[int, int, str]]) -> list[np.ndarray]:
+        return tokenizer.encode_documents([text for _, _, text in batch])
+
     with _Writer(partial, progress, dtype) as out:
         numbered = corpus.numbered(progress.file, progress.document)
-        for number, (batch, encoded) in enumerate(_encoded(numbered, tokenizer), start=1):
+        made = one_ahead(encoded_documents, _batches(numbered))
+        for number, (batch, encoded) in enumerate(made, start=1):
             for (_, _, text), ids in zip(batch, encoded, strict=True):
                 hash = document_hash(text)
                 split = "held_out" if is_held_out(hash, held_out_frac) else "train"
@@ -255,22 +260,6 @@ class _Writer:
 
     def __exit__(self, *exception: object) -> None:
         self._open.close()
-
-
-def _encoded(
-    numbered: Iterable[tuple[int, int, str]], tokenizer: Tokenizer
-) -> Iterator[tuple[list[tuple[int, int, str]], list[np.ndarray]]]:
-    """Batches of documents with their token ids; each is tokenised while the previous one is written and the next
-    read."""
-    with ThreadPoolExecutor(max_workers=1) as worker:
-        before = None
-        for batch in _batches(numbered):
-            coming = batch, worker.submit(tokenizer.encode_documents, [text for _, _, text in batch])
-            if before:
-                yield before[0], before[1].result()
-            before = coming
-        if before:
-            yield before[0], before[1].result()
 
 
 def _batches(numbered: Iterable[tuple[int, int, str]]) -> Iterator[list[tuple[int, int, str]]]:

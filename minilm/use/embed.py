@@ -4,7 +4,6 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from minilm.batch import AttentionPattern, Tokens, next_size
 from minilm.checkpoint.model import check_version, find_model, version_of
 from minilm.checkpoint.pooling import Pooling, read_pooling
+from minilm.data.ahead import one_ahead
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import BertModel
 from minilm.dropin.tokenizer import BertTokenizer
@@ -150,7 +150,7 @@ def parts_of(
         raise ConfigError(f"batch_tokens is {batch_tokens}; give 1 or more")
     prompt = embedder.pooling.prompt if prompt is None else prompt
     at_once = batch_tokens or usual_batch_tokens(embedder.model.device)
-    for part, of_each, cut in _encoded(embedder, texts, prompt):
+    for part, (of_each, cut) in _encoded(embedder, texts, prompt):
         yield Part(part, _vectors_of(embedder, part, of_each, at_once), cut)
 
 
@@ -169,28 +169,20 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
         yield part
 
 
-def _encoded(embedder: Embedder, texts: Iterable[str], prompt: str) -> Iterator[tuple[list[str], list[list[int]], int]]:
-    """Each part of the texts, the token ids of each text, and how many were cut. While a part is used, a thread
-    tokenises the next one."""
+def _encoded(
+    embedder: Embedder, texts: Iterable[str], prompt: str
+) -> Iterator[tuple[list[str], tuple[list[list[int]], int]]]:
+    """Each part of the texts, with (the token ids of each text, how many were cut), by `one_ahead`."""
     if embedder.pooling.lowercase and not _lowercases(embedder.tokenizer):
         raise ConfigError("the model's pooling lower-cases, and the tokenizer does not; take both from read_embedder")
     of_nothing = [embedder.model.encoder.cfg.pad_token_id]  # of a text without any token
 
-    def encode(part: list[str]) -> tuple[list[str], list[list[int]], int]:
+    def encode(part: list[str]) -> tuple[list[list[int]], int]:
         told = embedder.tokenizer([prompt + text for text in part], truncation=True, max_length=embedder.length)
         cut = sum(bool(each.overflowing) for each in told.encodings)
-        return part, [ids or of_nothing for ids in told.input_ids], cut
+        return [ids or of_nothing for ids in told.input_ids], cut
 
-    with ThreadPoolExecutor(max_workers=1) as worker:
-        parts = chunks(texts)
-        if (first := next(parts, None)) is None:
-            return
-        made = encode(first)  # here: of few texts a thread would only take time
-        for part in parts:
-            coming = worker.submit(encode, part)
-            yield made
-            made = coming.result()
-        yield made
+    return one_ahead(encode, chunks(texts))
 
 
 def _vectors_of(embedder: Embedder, texts: list[str], of_each: list[list[int]], batch_tokens: int) -> Tensor:
