@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
+COPIED = {"cpu": 1 << 28, "cuda": 1 << 31}  # bytes
 
 
 def cpu() -> str:
@@ -60,6 +61,17 @@ def clock_mhz(device: torch.device) -> float | None:
     told = re.findall(r"processor\s*:\s*(\d+)\n.*?cpu MHz\s*:\s*([\d.]+)", text, re.DOTALL)
     clocks = [float(clock) for core, clock in told if int(core) in os.sched_getaffinity(0)]
     return sum(clocks) / len(clocks) if clocks else None
+
+
+def copy_peak(device: torch.device, seconds: float = 0.5) -> float:
+    """Bytes read and written per second by the fastest of the copies, of more than caches hold, in so many seconds."""
+    source = torch.ones(COPIED[device.type], dtype=torch.uint8, device=device)
+    target, best, end = source.clone(), 0.0, time.perf_counter() + seconds
+    while (began := time.perf_counter()) < end:
+        target.copy_(source)
+        int(target[0])  # waits for the device
+        best = max(best, 2 * source.numel() / (time.perf_counter() - began))
+    return best
 
 
 def weights_of(model: Path | str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from benchmarks.machine import ROOT, clock_mhz
+from benchmarks.machine import ROOT, clock_mhz, copy_peak
 from benchmarks.rows import ROWS
 from benchmarks.side import COMPARED, Done, Row, Setting, Side
 from minilm.machine.memory import peak_memory_mb
@@ -27,7 +27,7 @@ OURS = "minilm"
 AGREE = {"fp32": 1e-5, "bf16": 2e-2}  # of the norm of a row of the numbers that sides come to
 LEAST_S = {"cpu": 4.0, "cuda": 1.0}  # of a turn: of a shorter one the machine's ups and downs are most of what differs
 FEWEST = 2  # turns
-PEAK_S = 0.5  # for the fastest product of matrices, after each round
+PEAK_S = 0.5  # for the fastest product of matrices, and as much for the fastest copy, after each round
 PATIENCE_S = 10.0  # for a process to end
 LONGEST_S = 600.0  # for an answer
 
@@ -39,7 +39,7 @@ class SideError(Exception):
 def measured(name: str, setting: Setting, pairs: int, row_s: float) -> list[dict[str, Any]]:
     """A line of each side; of another than ours that fails, or comes to other numbers, it holds that. Raises SideError
     where ours does."""
-    row, peaks, clocks, began = ROWS[name], [], [], time.monotonic()
+    row, peaks, copies, clocks, began = ROWS[name], [], [], [], time.monotonic()
     _ = setting.runtime  # for the peak of products: TF32 on a GPU
     with ExitStack() as stack:
         sides: list[Process] = []
@@ -52,15 +52,25 @@ def measured(name: str, setting: Setting, pairs: int, row_s: float) -> list[dict
             for process in sides[:: 1 if number % 2 == 0 else -1]:
                 process.turn()
                 clocks += [clock] if (clock := clock_mhz(setting.device)) else []
-            if row.flops:
+            if row.least:
                 peaks.append(matmul_peak(setting.device, setting.dtype, PEAK_S))
+                copies.append(copy_peak(setting.device, PEAK_S))
                 free(setting)
         ours = [process for process in sides if process.side.startswith(OURS) and process.failed is None]
         clock = statistics.median(clocks) if clocks else None
         lines = [process.line(row, ours) | {"clock_mhz": clock} for process in sides]
-    for line in lines if peaks else ():
-        if "failed" not in line:  # useful operations: what the other sides compute besides is not counted
-            line["of_matmul_peak"] = row.flops(setting) * line[f"{row.unit}_per_s"] / statistics.median(peaks)
+    a_text = row.tokens(setting) if row.tokens else None
+    if row.least:
+        least, peak, copied = row.least(setting), statistics.median(peaks), statistics.median(copies)
+    for line in lines:
+        if "failed" in line:
+            continue
+        if a_text:
+            line["tokens_per_s"] = a_text * line["texts_per_s"]
+        if row.least:
+            speed = line[f"{row.unit}_per_s"]
+            line |= {"of_matmul_peak": least.flops * speed / peak, "matmul_peak": peak, "copy_peak": copied}
+            line["of_limit"] = line["of_matmul_peak"] + least.bytes * speed / copied
     return lines
 
 

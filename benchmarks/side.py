@@ -44,6 +44,13 @@ class Setting:
         return Runtime.choose(str(self.device), self.precision)
 
 
+class Least(NamedTuple):
+    """Work without which there is no result, as minilm computes it: what other sides do besides is not counted."""
+
+    flops: float  # of matrix products
+    bytes: float = 0.0  # read and written
+
+
 @dataclass(frozen=True)
 class Row:
     """A kind of work."""
@@ -53,6 +60,7 @@ class Row:
     make: Callable[[Setting], Makers]
     of_model: bool = False  # whether it is of --model
     precisions: tuple[str, ...] = ("fp32", "bf16")
-    flops: Callable[[Setting], float] | None = None  # that a token needs at least
+    least: Callable[[Setting], Least] | None = None  # that one of the unit needs
+    tokens: Callable[[Setting], float] | None = None  # of a text, special tokens included
     agree: bool = True  # whether sides come to the same numbers
     on_cpu: bool = False  # also where there is a GPU

@@ -4,13 +4,14 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks.side import COMPARED, Done, Makers, Setting, Side
+from benchmarks.side import COMPARED, Done, Least, Makers, Setting, Side
 from minilm.batch import IGNORE, Batch, Tokens
 from minilm.checkpoint.hf import config_to_hf, to_hf
 from minilm.data.packing import best_fit
@@ -24,7 +25,7 @@ from minilm.model.heads import LanguageModel
 from minilm.tasks.classification import Classification
 from minilm.tasks.task import Features, TaskBatch, batch_of
 from minilm.train.cheap import cheapen
-from minilm.train.cost import step_flops
+from minilm.train.cost import training_flops
 from minilm.train.graphs import step_of
 from minilm.train.losses import language_model_loss
 from minilm.train.optim import gradient_norm, make_optimizers
@@ -57,15 +58,19 @@ def language_modelling(
         "minilm": partial(_minilm, cfg, setting, T, packed),
         "transformers": partial(_transformers, cfg, setting, masked, causal),
     }
+    if T == 128 and not (dropout or natural) and find_spec("accelerate"):
+        sides["transformers, Trainer"] = partial(_transformers, cfg, setting, masked, causal, by_trainer=True)
     if device.type in TUNED:
         fixed = [_padded(each, causal, natural, T) for each in texts]  # one shape, for which it is compiled
         sides["minilm, compiled"] = partial(_minilm, cfg, setting, T, packed, compiled=True, any_shape=natural)
-        sides["transformers, tuned"] = partial(_transformers, cfg, setting, fixed, causal, compiled=True)
+        tuned = partial(_transformers, cfg, setting, fixed, causal, compiled=True)
+        sides["transformers, tuned"] = tuned
+        if "transformers, Trainer" in sides:
+            sides["transformers, tuned, Trainer"] = partial(tuned, by_trainer=True)
     if not causal:  # which has no other tokens than targets
         sides["transformers, head on targets"] = partial(_transformers, cfg, setting, bare, causal, on_targets=True)
         if device.type in TUNED:
-            tuned = partial(_transformers, cfg, setting, fixed, causal, compiled=True, on_targets=True)
-            sides["transformers, tuned, head on targets"] = tuned
+            sides["transformers, tuned, head on targets"] = partial(tuned, on_targets=True)
     return sides
 
 
@@ -74,10 +79,26 @@ def shape_of(setting: Setting, T: int, dropout: float = 0.0, causal: bool = Fals
     return bert_config(words, **sizes, max_position_embeddings=max(512, T), dropout=dropout)
 
 
-def flops_of(setting: Setting, T: int, rate: float = RATE, causal: bool = False) -> float:
-    """Of the matrix products that a token of a full row needs, as minilm computes them. causal: a token sees half of
-    the row on average."""
-    return step_flops(shape_of(setting, T, causal=causal), T, T // 2 if causal else T, round(rate * T)) / T
+def least_of_token(setting: Setting, T: int, natural: bool = False, causal: bool = False) -> Least:
+    """Of `language_modelling`. causal: a token sees half of its text on average, and predicts."""
+    kind, cfg = setting.device.type, shape_of(setting, T, causal=causal)
+    made = [*_made_up(T, TOKENS[kind] // T, natural, BATCHES[kind], cfg.vocab_size)]
+    lengths = np.array([len(ids) for each in made for ids, _ in each])
+    tokens, targets = int(lengths.sum()), sum(len(pick) for each in made for _, pick in each)
+    few = None if causal else targets
+    flops = training_flops(cfg, tokens, seen_of(lengths) // (2 if causal else 1), few or tokens, few)
+    with torch.device("meta"):
+        return Least(flops / tokens, _of_update(LanguageModel(cfg)) * len(made) / tokens)
+
+
+def seen_of(lengths: np.ndarray) -> int:
+    """Tokens that one attends to, on average over those of texts of these lengths."""
+    return round(float((lengths**2).sum() / lengths.sum()))
+
+
+def _of_update(model: nn.Module) -> float:
+    """Bytes that AdamW reads (weights, gradients, two averages) and writes (all but the gradients), in fp32."""
+    return 7 * 4 * sum(own.numel() for own in model.parameters())
 
 
 def _made_up(T: int, B: int, natural: bool, batches: int, words: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
@@ -183,6 +204,7 @@ def _transformers(
     causal: bool,
     compiled: bool = False,
     on_targets: bool = False,
+    by_trainer: bool = False,
 ) -> Side:
     from transformers import AutoConfig, BertForMaskedLM, BertLMHeadModel
 
@@ -204,6 +226,8 @@ def _transformers(
         logits = made.cls(made.bert(**inputs).last_hidden_state.flatten(0, 1)[where])
         return nn.functional.cross_entropy(logits.float(), target)
 
+    if by_trainer:
+        return _by_trainer(made, setting, batches, compiled)
     return _loop(made, setting, batches, compiled, of_targets if on_targets else None)
 
 
@@ -255,9 +279,7 @@ def _loop(
 
     loss_in = torch.compile(loss_in, **how) if compiled else loss_in
     there = [{name: own.to(setting.device) for name, own in batch.items()} for batch in batches]
-    masks = [batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in batches]
-    count, calls = sum(int(mask.sum()) for mask in masks), itertools.count()
-    half = setting.precision == "bf16"
+    count, calls, half = _tokens_of(batches), itertools.count(), setting.precision == "bf16"
 
     def run() -> Done:
         found, is_compared = [], next(calls) < COMPARED[setting.device.type]
@@ -278,14 +300,25 @@ def _loop(
     return run
 
 
+def _by_trainer(made: nn.Module, setting: Setting, batches: list[dict[str, Tensor]], compiled: bool = False) -> Side:
+    from benchmarks.trainer import trained
+
+    how = {"learning_rate": LR, "weight_decay": DECAY, "adam_epsilon": EPS}
+    return trained(made, setting, batches, _tokens_of(batches), torch_compile=compiled, **how)
+
+
+def _tokens_of(batches: list[dict[str, Tensor]]) -> int:
+    """Real ones."""
+    return sum(int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum()) for batch in batches)
+
+
 # -- fine-tuning ----------------------------------------------------------------------------------------
 
 
 def finetuning(setting: Setting, grouped: bool = False) -> Makers:
     """A training step of 32 labelled texts, their lengths about as SST-2's. grouped: of like lengths, as transformers'
     `group_by_length` makes batches of a whole set, and as an expert has it besides."""
-    rng, count = np.random.default_rng(0), TOGETHER * LABELLED
-    lengths = np.clip(rng.lognormal(np.log(22), 0.5, count), *LABELLED_LENGTHS).astype(int)
+    rng, count, lengths = np.random.default_rng(1), TOGETHER * LABELLED, _labelled_lengths()
     lengths = np.sort(lengths)[::-1] if grouped else lengths
     ids, target = rng.integers(5, VOCABULARY, lengths.sum()).astype(np.int32), rng.integers(0, 2, count)
     offsets = np.concatenate([[0], lengths.cumsum()])
@@ -293,6 +326,8 @@ def finetuning(setting: Setting, grouped: bool = False) -> Makers:
     sides: Makers = {"minilm": partial(_classifier, setting, features)}
     if not grouped:
         sides["transformers"] = partial(_their_classifier, setting, features)
+        if find_spec("accelerate"):
+            sides["transformers, Trainer"] = partial(_their_classifier, setting, features, by_trainer=True)
     expert = "transformers, grouped" if grouped else "transformers, faster attention"
     if grouped or setting.device.type == "cpu":  # on a GPU its own is the faster one
         sides[expert] = partial(_their_classifier, setting, features, by_expert=True)
@@ -303,6 +338,20 @@ def finetuning(setting: Setting, grouped: bool = False) -> Makers:
         tuned = partial(_their_classifier, setting, features, 16, compiled=True)
         sides |= {"transformers, tuned": tuned, "transformers, tuned, CUDA graphs": partial(tuned, graphed=True)}
     return sides
+
+
+def least_of_labelled(setting: Setting) -> Least:
+    lengths = _labelled_lengths()
+    with torch.device("meta"):
+        model = _fresh_classifier(setting)
+    tokens = int(lengths.sum())
+    flops = training_flops(model.base_model.encoder.cfg, tokens, seen_of(lengths), 0, len(lengths))
+    return Least(flops / tokens, _of_update(model) * LABELLED / tokens)
+
+
+def _labelled_lengths() -> np.ndarray:
+    lengths = np.random.default_rng(0).lognormal(np.log(22), 0.5, TOGETHER * LABELLED)
+    return np.clip(lengths, *LABELLED_LENGTHS).astype(int)
 
 
 def _fresh_classifier(setting: Setting) -> BertForSequenceClassification:
@@ -336,6 +385,7 @@ def _their_classifier(
     compiled: bool = False,
     by_expert: bool = False,
     graphed: bool = False,
+    by_trainer: bool = False,
 ) -> Side:
     """Each batch is padded to its longest text, or to a multiple of so many tokens."""
     from transformers import AutoModelForSequenceClassification
@@ -355,4 +405,6 @@ def _their_classifier(
         more = -batch["input_ids"].shape[1] % multiple
         padded = {name: nn.functional.pad(batch[name], (0, more)) for name in ("input_ids", "attention_mask")}
         batches.append(batch | padded)
+    if by_trainer:
+        return _by_trainer(made, setting, batches)
     return _loop(made, setting, batches, compiled, graphed=graphed)

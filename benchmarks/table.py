@@ -13,7 +13,7 @@ def told(rows: list[dict[str, Any]]) -> list[str]:
     first = rows[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items() if version)
     where = f"{first['machine']}, {first['threads']} threads, {versions}; {first['date']}, commit {first['commit']}"
-    heads = ("row", "precision", "side", "a second", "minilm by it", "10 to 90 % of turns", "useful, of matmul peak")
+    heads = ("row", "precision", "side", "a second", "minilm by it", "10 to 90 % of turns", "of the limit")
     lines = [where, "", f"| {' | '.join((*heads, 'peak MB', 'first s'))} |", "|---" * 9 + "|"]
     for row in rows:
         cells = [row["row"], row["precision"], row["side"]]
@@ -23,7 +23,7 @@ def told(rows: list[dict[str, Any]]) -> list[str]:
             ratio, ends = "", f"{row['turns']} turns"
             if "ratio" in row:
                 ratio, ends = f"{row['ratio']:.2f}", f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
-            share = f"{row['of_matmul_peak']:.0%}" if "of_matmul_peak" in row else ""
+            share = f"{row['of_limit']:.0%}" if "of_limit" in row else ""
             speed = f"{row[row['unit'] + '_per_s']:,.0f} {row['unit']}"
             cells += [speed, ratio, ends, share, f"{row['peak_mb']:,.0f}", f"{row['first_s']:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")

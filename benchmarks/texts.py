@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.side import Done, Makers, Setting, Side
-from benchmarks.steps import INITIAL, RATE
+from benchmarks.side import Done, Least, Makers, Setting, Side
+from benchmarks.steps import INITIAL, RATE, seen_of
 from minilm.checkpoint.pooling import Pooling, read_pooling
 from minilm.data.ahead import made_ahead
 from minilm.data.corpus import embedded_corpus
@@ -25,7 +25,8 @@ from minilm.data.tokenizer import Tokenizer
 from minilm.dropin.config import BertConfig
 from minilm.dropin.models import BertModel
 from minilm.dropin.tokenizer import BertTokenizer
-from minilm.use.embed import embed, read_embedder
+from minilm.train.cost import training_flops
+from minilm.use.embed import Embedder, embed, read_embedder
 
 TEXTS = {"cpu": 400, "cuda": 20_000}  # of a pass, if not given
 DOCUMENTS = 1600  # that are tokenised
@@ -87,6 +88,31 @@ def latency(setting: Setting) -> Makers:
         "minilm": partial(_embedder, setting, texts),
         **_both_sentence_transformers(setting, texts),
     }
+
+
+def tokens_of(setting: Setting, kind: str, n: int = 0) -> float:
+    """Of a text on average, special tokens included, as many as the model reads. n: texts, those of a pass if 0."""
+    return float(_lengths(setting, read_embedder(setting.model), kind, n).mean())
+
+
+def least_of_text(setting: Setting, kind: str, n: int = 0) -> Least:
+    """A third of what training would need."""
+    embedder = read_embedder(setting.model)
+    lengths = _lengths(setting, embedder, kind, n)
+    return Least(training_flops(embedder.model.encoder.cfg, int(lengths.sum()), seen_of(lengths), 0) / 3 / len(lengths))
+
+
+def least_of_single(setting: Setting) -> Least:
+    """Each text reads all weights but those of words that it does not have."""
+    model = BertModel.from_pretrained(setting.model)
+    read = sum(own.numel() for name, own in model.encoder.named_parameters() if "embedding" not in name)
+    return Least(least_of_text(setting, "short", SINGLE).flops, read * setting.dtype.itemsize)
+
+
+def _lengths(setting: Setting, embedder: Embedder, kind: str, n: int) -> np.ndarray:
+    texts = texts_of(setting, kind, n or setting.texts or TEXTS[setting.device.type])
+    ids = embedder.tokenizer(texts, truncation=True, max_length=embedder.length).input_ids
+    return np.array([*map(len, ids)])
 
 
 def _both_sentence_transformers(setting: Setting, calls: list[list[str]]) -> Makers:

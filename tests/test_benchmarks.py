@@ -16,14 +16,17 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import sentence_transformers
 import torch
 
 import minilm
-from minilm import cli
+from minilm import BertModel, BertTokenizer, cli
 from minilm.data.corpus import open_corpus
 from minilm.data.prepare import prepare
+from minilm.model.heads import LanguageModel
+from minilm.train.cost import training_flops
 
 ROOT = Path(__file__).parent.parent
 
@@ -261,7 +264,8 @@ def setting(measure, encoder_directory, tmp_path):
 
 ROWS = ["pretrain-128", "pretrain-128-dropout", "pretrain-natural", "pretrain-512", "causal-1024", "finetune"]
 ROWS += ["finetune-grouped"]
-TEXT_ROWS = ["embed-mixed", "embed-short", "embed-long", "latency", "tokenise", "load", "load-256"]
+UNLIMITED = ["tokenise", "load", "load-256"]
+TEXT_ROWS = ["embed-mixed", "embed-short", "embed-long", "latency", *UNLIMITED]
 
 
 def test_every_row_is_known(benchmarks_main, capsys):
@@ -277,6 +281,7 @@ def test_sides_do_the_same(benchmarks_main, encoder_directory, tmp_path, capsys,
     """The first turns come to the same losses, or vectors, and count as many tokens: `turns` asserts it. A finished row
     is not measured again."""
     monkeypatch.setattr(torch, "compile", lambda function, **more: function)
+    monkeypatch.setattr("benchmarks.measure.PEAK_S", 0.01)
     file = tmp_path / "rows.jsonl"
     flags = [name, "--pairs", "2", "--json", str(file), "--cache-dir", str(tmp_path / "cache"), "--device", "cpu"]
     flags += ["--precision", "fp32", "--model", str(encoder_directory)]
@@ -289,12 +294,16 @@ def test_sides_do_the_same(benchmarks_main, encoder_directory, tmp_path, capsys,
         assert stop.value.code == 0, err
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert lines[0]["side"] == "minilm"
+    assert ("transformers, Trainer" in [line["side"] for line in lines]) == (name in ("pretrain-128", "finetune"))
     assert 2 <= len(lines) == len({line["side"] for line in lines}) == out.count(f"| {name} |")
     for line in lines:
         assert line["turns"] == 2
         assert line["peak_mb"] > 0
         assert ("ratio" in line) == (line["side"] != "minilm")
         assert line.get("ratio_low", 0) <= line.get("ratio", 0) <= line.get("ratio_high", 0)
+        assert line["tokens_per_s"] > 1
+        if name not in UNLIMITED:
+            assert 0 < line["of_matmul_peak"] <= line["of_limit"]
         assert line["clock_mhz"] is None or 100 < line["clock_mhz"] < 10_000
     assert name != ROWS[0] or file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
@@ -312,6 +321,7 @@ def test_sides_of_a_gpu_do_the_same(measure, setting, monkeypatch, replays, name
         found[side] = [run() for _ in range(3)]
     ours = found.pop("minilm")
     assert {"minilm, compiled", "transformers", "transformers, tuned"} <= {*found}
+    assert ("transformers, tuned, Trainer" in found) == (name == "pretrain-128")
     assert ("transformers, tuned, head on targets" in found) == name.startswith("pretrain")
     graphed = [side for side in found if "graphs" in side]
     assert len(graphed) == (3 if name == "finetune" else 0)
@@ -393,9 +403,28 @@ def test_one_wrong_id_is_told(measure, setting):
 
 
 def test_a_causal_token_needs_half_of_the_attention(measure, setting):
-    steps, flops = importlib.import_module("benchmarks.steps"), measure.ROWS["causal-1024"].flops(setting)
-    layers, width = (steps.SHAPES["cpu"][name] for name in ("num_hidden_layers", "hidden_size"))
-    assert steps.flops_of(setting, 1024, 1.0) - flops == 3 * 2 * layers * 2 * 512 * width
+    steps, least = importlib.import_module("benchmarks.steps"), measure.ROWS["causal-1024"].least(setting)
+    cfg = steps.shape_of(setting, 1024, causal=True)
+    whole = training_flops(cfg, 1024, 1024, 1024) / 1024
+    assert whole - least.flops == 3 * 2 * len(cfg.layers) * 2 * 512 * cfg.hidden_size
+
+
+def test_the_least_that_a_text_needs(measure, setting):
+    """Vectors need a third of what training does, AdamW 28 bytes a weight, and a single text all weights but words'."""
+    model = BertModel.from_pretrained(setting.model)
+    cfg, rows = model.encoder.cfg, measure.ROWS
+    steps, texts = (importlib.import_module(f"benchmarks.{name}") for name in ("steps", "texts"))
+    few = replace(setting, texts=3)
+    ids = BertTokenizer.from_pretrained(setting.model)(texts.texts_of(few, "short", 3)).input_ids
+    lengths = np.array([*map(len, ids)])
+    assert rows["embed-short"].tokens(few) == lengths.mean()
+    tokens, seen = int(lengths.sum()), round((lengths**2).sum() / lengths.sum())
+    assert rows["embed-short"].least(few).flops == pytest.approx(training_flops(cfg, tokens, seen, 0) / 3 / 3)
+    words = sum(own.numel() for own in model.encoder.embedding.parameters())
+    read = sum(own.numel() for own in model.encoder.parameters()) - words
+    assert rows["latency"].least(setting).bytes == 4 * read
+    updated = 28 * sum(own.numel() for own in LanguageModel(steps.shape_of(setting, 128)).parameters())
+    assert rows["pretrain-128"].least(setting).bytes * steps.TOKENS["cpu"] == pytest.approx(updated)
 
 
 @pytest.mark.parametrize("name", ["side-by-side", "time-to-loss"])
@@ -489,11 +518,11 @@ def test_a_side_that_fails_costs_no_other_side(benchmarks_main, measure, monkeyp
         assert len({line.count("|") for line in table}) == 1
         assert f"| transformers | failed: {why.replace('|', '/')}" in table[3]
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert len(lines) == 6  # it is tried again
-    ours, theirs, expert = lines[-3:]
+    assert len(lines) == 2 * 4  # sides: it is tried again
+    ours, theirs, trainer, expert = lines[-4:]
     assert ours["tokens_per_s"] > 0
     assert theirs["failed"].startswith(why)
-    assert ("ratio" in expert) == (when != "numbers")
+    assert ("ratio" in expert) == ("ratio" in trainer) == (when != "numbers")
 
 
 def test_where_ours_fails_there_is_no_row(benchmarks_main, monkeypatch, tmp_path, capsys):
