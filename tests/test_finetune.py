@@ -356,6 +356,16 @@ def test_columns_by_number_are_those_of_training(go):
         assert [(row["text"], row["label"]) for row in csv.DictReader(file)] == [("fine", "a"), ("dull", "b")]
 
 
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [("a.jsonl", ["--header"]), ("a.jsonl.gz", ["--no-header"]), ("a.conll", ["--header", "--task", "tagging"])],
+)
+def test_a_header_is_of_a_csv(go, name, flags):
+    status, out, err = go("finetune", "--train", name, *flags)
+    assert (status, out) == (2, "")
+    assert f"{flags[0]}: {name} is no csv" in err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("name", ["utterance", "Review Text"])
 def test_a_header_of_training_s_names_is_one_in_any_file(go, name):
     """Whatever it looks like: a column alone, or of other values than are below."""
@@ -729,8 +739,22 @@ def test_which_ending_follows(go):
     rows = [*csv.DictReader(Path("said.csv").read_text().splitlines())]
     assert all(row["choice"].endswith(row["ending" + row["prediction"]]) for row in rows)
     assert sum(row["prediction"] == row["label"] for row in rows) >= 38
-    status, _, err = go("finetune", *flags, "--label-column", "label")
-    assert (status, "not used for choice; leave them out" in err) == (2, True)
+    weights = load_file("out/model.safetensors")
+    Path("own.csv").write_text(
+        "\n".join([lines[0].replace("sent", "part").replace("label", "right"), *lines[1:]]) + "\n"
+    )
+    named = ("--text-column", "part1", "--pair-column", "3", "--label-column", "right")
+    status, _, err = go(
+        "finetune", *flags, "--batch-size", "8", "--patience", "20", "--train", "own.csv", "--out", "own", *named
+    )
+    assert status == 0, err
+    assert all(own.equal(weights[name]) for name, own in load_file("own/model.safetensors").items())
+    status, _, err = go("predict", "--model", "own", "--input", "own.csv", "--output", "own-said.csv")
+    assert status == 0, err
+    said = [each["prediction"] for each in csv.DictReader(Path("own-said.csv").read_text().splitlines())]
+    assert said == [row["prediction"] for row in rows]
+    status, _, err = go("finetune", *flags, "--label-column", "right")
+    assert (status, "no column 'right'" in err) == (2, True)
 
 
 def test_choices_of_dev_are_counted_as_those_of_training(go):
@@ -797,6 +821,10 @@ def test_tags_of_words(go, pictures):
     said = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]
     assert said[0] == {"id": 3, "tokens": ["New film", "fine", "films"], "prediction": ["O", "B-good", "I-good"]}
     assert said[1]["id"] == 4
+    Path("own.jsonl").write_text('{"w": ["New film", "fine", "films"], "gold": ["O", "B-good", "I-good"]}\n')
+    status, out, err = go("score", "--model", "out", "--data", "own.jsonl", "--text-column", "w", "--label-column", "2")
+    assert status == 0, err
+    assert "1.0000" in out
     status, _, err = go("predict", "--model", "out", "--input", "new.jsonl", "--output", "said.tsv")
     assert status == 0, err
     assert Path("said.tsv").read_text() == "New film\tO\nfine\tB-good\nfilms\tI-good\n\n"

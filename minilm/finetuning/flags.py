@@ -36,9 +36,11 @@ class Args:
     text_column: str | None = None
     """Column of the text, by name or number from 1; guessed from names and contents, and printed, if not given."""
     pair_column: str | None = None
-    """Column of a second text; for span the context, while --text-column is the question."""
+    """Column of a second text; for span the context, while --text-column is the question; for choice what each of the
+    choices begins with."""
     label_column: str | None = None
-    """Column of the label, or of the number to predict; for tagging by its number, the last if not given."""
+    """Column of the label, or of the number to predict; in a file of one tagged word a line its number, the last if not
+    given."""
     header: bool | None = None
     """Whether the first row of a csv names its columns; guessed from its contents, if not given."""
     seeds: int = 1

@@ -286,8 +286,11 @@ def _tags(file: Path, gold: Data | None, named: Columns) -> tuple[Data, Tags]:
         for row in source.rows:
             if not isinstance(row.cells.get(own) or [], list | tuple):
                 raise DataError(f"{row.where}: {own!r} is no list of tags; give each word one")
-        rows = [row._replace(cells=row.cells | {"tags": row.cells.get(own) or []}) for row in source.rows]
-        told = read_tagged(replace(source, rows=rows))
+        rows = [row._replace(cells=row.cells | {own: row.cells.get(own) or []}) for row in source.rows]
+        words = gold.columns.get("text") if gold else None
+        told = read_tagged(
+            replace(source, rows=rows), own, words=named.text or (words if words in source.columns else None)
+        )
     if gold is None:
         gold = read_examples(source, "tagging", named.text, named.pair, label)
     if len(told.examples) != len(gold.examples):

@@ -324,11 +324,23 @@ def _by_looks(table: Table, kind: Kind, found: dict[str, str], labelled: bool) -
 # -- choices ------------------------------------------------------------------------------------------
 
 
-def read_choices(table: Table, labelled: bool = True, origin: int | None = None) -> Data:
+def read_choices(
+    table: Table,
+    labelled: bool = True,
+    origin: int | None = None,
+    text: str | None = None,
+    beginning: str | None = None,
+    label: str | None = None,
+) -> Data:
     """Read the rows of a table as Choices, from columns ending0, ending1, ... (as in SWAG), choice_a, ..., or a list
     `choices`; the label is a number or a letter. labelled: whether to read labels. origin: number of the first choice
-    in labels, 0 or 1; None: guess. Raises DataError."""
-    plain = {plain_name(column): column for column in reversed(table.columns)}
+    in labels, 0 or 1; None: guess. text, beginning, label: columns by name or number from 1, the second one of what
+    each choice begins with; if not given they are guessed from names. Raises DataError."""
+    text, beginning, label = (each and table.column(each) for each in (text, beginning, label if labelled else None))
+    given = [each for each in (text, beginning, label) if each]
+    if twice := first_twice(given):
+        raise DataError(f"{table.name}: column {twice!r} is named twice; name another")
+    plain = {plain_name(column): column for column in reversed(table.columns) if column not in given}
     listed_in = next((plain[name] for name in ("choices", "endings", "options") if name in plain), None)
     families: dict[str, list[tuple[str, str]]] = {}
     for name, column in plain.items():
@@ -339,11 +351,14 @@ def read_choices(table: Table, labelled: bool = True, origin: int | None = None)
     marks = [int(mark) if mark.strip().isdigit() else ord(mark[-1]) for mark, _ in family]
     if any(b - a != 1 for a, b in pairwise(marks)):
         raise DataError(f"{table.name}: a choice is missing among {listed(endings)}; give each a column")
-    before = next(((a, b) for a, b in BEFORE if a in plain and (not b or b in plain)), None)
+    firsts = {plain_name(text): text} if text else plain
+    usual = ((a, b) for a, b in BEFORE if a in firsts and (not b or (b in plain and not beginning)))
+    found, begins = next(usual, ("", ""))
+    text, beginning = text or plain.get(found), beginning or plain.get(begins)
     names = ("label", "answer", "answerkey", "answer_key", "correct", "gold", *LABELS)
-    label = next((plain[name] for name in names if name in plain and plain[name] not in endings), None)
-    if before is None or not (listed_in or len(endings) > 1) or (labelled and label is None):
-        lacks = "text" if before is None else "label" if listed_in or len(endings) > 1 else "choices"
+    label = label or next((plain[name] for name in names if name in plain and plain[name] not in endings), None)
+    if text is None or not (listed_in or len(endings) > 1) or (labelled and label is None):
+        lacks = "text" if text is None else "label" if listed_in or len(endings) > 1 else "choices"
         raise DataError(f"{table.name}: no column for the {lacks} (it has {listed(table.columns)}); name it so")
     rows, left_out = [], []
     for where, cells in table.rows:
@@ -352,24 +367,22 @@ def read_choices(table: Table, labelled: bool = True, origin: int | None = None)
             several = parse_json(several, where, 'choices as a list, ["a", "b"]')
         if not isinstance(several, list | tuple):
             raise DataError(f"{where}: {listed_in!r} is no list of texts; give one")
-        begin = (as_text(cells.get(plain[before[1]]), where, before[1]) or "").strip() + " " if before[1] else ""
+        begin = (as_text(cells.get(beginning), where, beginning) or "").strip() + " " if beginning else ""
         texts = [(as_text(each, where, "choice") or "").strip() for each in several]
-        text = (as_text(cells.get(plain[before[0]]), where, "text") or "").strip()
+        first = (as_text(cells.get(text), where, "text") or "").strip()
         answer = (as_text(table.numbered(label, cells.get(label)), where, "label") or "").strip() if labelled else None
-        if not text or answer == "":
-            left_out.append(f"{where}: no {'label' if text else 'text'}")
+        if not first or answer == "":
+            left_out.append(f"{where}: no {'label' if first else 'text'}")
         elif len(texts) < 2 or "" in texts:
             left_out.append(f"{where}: no text in a choice, or fewer than two")
         else:
-            rows.append((text, tuple((begin + each).strip() for each in texts), answer, where))
+            rows.append((first, tuple((begin + each).strip() for each in texts), answer, where))
     if not rows:
         raise DataError(f"no row can be used; the first is {left_out[0]}")
-    columns = {"text": plain[before[0]], "choices": listed_in or ", ".join(endings)}
-    columns |= {"label": label} if labelled else {}
-    taken = [plain[name] for name in before if name] + ([listed_in] if listed_in else endings) + [label] * labelled
+    columns = {"text": text} | ({"beginning": beginning} if beginning else {})
+    taken = [*columns.values(), *([listed_in] if listed_in else endings), *[label] * labelled]
+    columns |= {"choices": listed_in or ", ".join(endings)} | ({"label": label} if labelled else {})
     notes = [named_columns(columns)]
-    if before[1]:
-        notes.append(f"each choice begins with {before[1]!r}")
     if rest := [column for column in table.columns if column not in taken]:
         notes.append(f"other columns: {listed(rest)}")
     numbers = [int(answer) for _, _, answer, _ in rows if answer and re.fullmatch("[0-9]{1,3}", answer)]
@@ -379,7 +392,7 @@ def read_choices(table: Table, labelled: bool = True, origin: int | None = None)
         origin = int(0 not in numbers and any(answer == str(len(texts)) for _, texts, answer, _ in rows))
     if numbers:
         notes.append(f"labels count from {origin}" + (", predictions from 0" if origin else ""))
-    examples = [Choice(text, texts, _which(a, len(texts), origin, where), where) for text, texts, a, where in rows]
+    examples = [Choice(first, texts, _which(a, len(texts), origin, where), where) for first, texts, a, where in rows]
     notes, origin = (*table.notes, *notes), origin if numbers else None
     return Data(examples, notes, tuple(left_out), columns, origin=origin, taken=tuple(taken))
 

@@ -15,21 +15,27 @@ from minilm.labelled.tables import Table, listed, read_json, read_table, shown, 
 TAG = re.compile(r"O|[BIESLU]-\S+")  # in IOB1, IOB2, IOBES or BILOU
 OF_ROWS = (".jsonl", ".ndjson", ".json", ".parquet")
 SQUAD = '{"data": [{"paragraphs": [{"context": "...", "qas": [...]}]}]}'
-WORDS_TAGS = (("words", "tokens"), ("tags", "ner_tags"))  # names of the columns that hold lists
+LISTS = {"text": ("words", "tokens"), "label": ("tags", "ner_tags")}  # usual names of the columns that hold lists
 OF_QUESTIONS = ("id", "answers", "is_impossible")  # columns of a table, beside question and context
 
 
 # -- tagged words -------------------------------------------------------------------------------------
 
 
-def read_tagged(source: Path | str | Table, column: int | None = None, labelled: bool = True) -> Data:
-    """Read sentences as Tagged, from rows with lists `tokens` and `tags`, as in a jsonl, or from a file with one word
-    per line and a blank line after each sentence (Tjong Kim Sang & De Meulder 2003). column: of the tags in such a
-    file, from 1; None: the last. labelled: whether to read tags. Raises DataError."""
+def read_tagged(
+    source: Path | str | Table, column: int | str | None = None, labelled: bool = True, words: str | None = None
+) -> Data:
+    """Read sentences as Tagged, from rows with lists of words and of tags, as in a jsonl, or from a file with one word
+    per line and a blank line after each sentence (Tjong Kim Sang & De Meulder 2003). column: of the tags; in such a
+    file its number from 1, None: the last. words: the column of the words, in rows; without them, columns have the
+    usual names. labelled: whether to read tags. Raises DataError."""
     if not isinstance(source, Table) and not is_one_word_a_line(Path(source)):
         source = read_table(source)
+    columns: dict[str, str] = {}
     if isinstance(source, Table):
-        sentences, notes, left_out = _tagged_rows(source, labelled)
+        given = {"text": words, "label": column} if labelled else {"text": words}
+        columns = {role: _column_of_lists(source, role, name) for role, name in given.items()}
+        sentences, notes, left_out = _tagged_rows(source, columns)
     else:
         sentences, notes, left_out = _tagged_lines(Path(source), column, labelled)
     if not sentences:
@@ -45,7 +51,7 @@ def read_tagged(source: Path | str | Table, column: int | None = None, labelled:
     if begun:
         letters = " or ".join(sorted({letter for letter, _ in begun}))
         notes.append(f"entities that begin with {letters} instead of B-: {len(begun):,}, the first in {begun[0][1]}")
-    return Data(sentences, tuple(notes), tuple(left_out), taken=tuple(chain(*WORDS_TAGS)))
+    return Data(sentences, tuple(notes), tuple(left_out), columns, taken=(*columns.values(), *chain(*LISTS.values())))
 
 
 def is_one_word_a_line(file: Path) -> bool:
@@ -110,14 +116,19 @@ def _tagged_lines(file: Path, column: int | None, labelled: bool) -> tuple[list[
     return sentences, notes, []
 
 
-def _tagged_rows(table: Table, labelled: bool) -> tuple[list[Tagged], list[str], list[str]]:
-    sentences, left_out = [], []
+def _column_of_lists(table: Table, role: str, given: int | str | None) -> str:
+    """The column given, or one of a usual name; "", where there is none."""
+    return next((name for name in LISTS[role] if name in table.columns), "") if given is None else table.column(given)
+
+
+def _tagged_rows(table: Table, columns: dict[str, str]) -> tuple[list[Tagged], list[str], list[str]]:
+    sentences, left_out, labelled = [], [], "label" in columns
     for where, cells in table.rows:
-        told = ((next((name for name in names if name in cells), "")) for names in WORDS_TAGS[: 1 + labelled])
-        lists = [table.named(name, cells.get(name)) for name in told]
-        for names, each in zip(WORDS_TAGS, lists, strict=False):
+        lists = [table.named(name, cells.get(name)) for name in columns.values()]
+        for (role, name), each in zip(columns.items(), lists, strict=True):
             if not isinstance(each, list | tuple):
-                raise DataError(f"{where}: no list {' or '.join(names)} (it has {listed(cells)}); name it so")
+                which = " or ".join(LISTS[role]) if name in ("", *LISTS[role]) else repr(name)
+                raise DataError(f"{where}: no list {which} (it has {listed(cells)}); give one, or name its column")
         if labelled and len(lists[0]) != len(lists[1]):
             raise DataError(f"{where}: {len(lists[0])} words and {len(lists[1])} tags; give each word one")
         if not lists[0]:

@@ -23,7 +23,7 @@ from minilm.dropin.models import (
 )
 from minilm.errors import CheckpointError, ConfigError, DataError, some
 from minilm.labelled.examples import SEPARATORS, Data, read_choices, read_texts
-from minilm.labelled.spans import is_one_word_a_line, read_questions, read_tagged
+from minilm.labelled.spans import OF_ROWS, is_one_word_a_line, read_questions, read_tagged
 from minilm.labelled.tables import Table, listed, read_table
 from minilm.metrics.scores import scheme_of
 from minilm.tasks.choice import MultipleChoice
@@ -53,6 +53,9 @@ def read_source(file: Path, name: TaskName, header: bool | None = None, like: Da
     """The table of a file of examples; or the file itself, where it is SQuAD's .json, or one word a line for tagging.
     header: as in `read_table`. like: the training data; a first row with its columns' names is a header. Raises
     DataError."""
+    if header is not None and like is None and (name == "tagging" or uncompressed_name(file).endswith(OF_ROWS)):
+        given = "--header" if header else "--no-header"
+        raise ConfigError(f"{given}: {file} is no csv with a row of names, or without one; leave it out")
     of_squad = name == "span" and uncompressed_name(file).endswith(".json")
     if of_squad or (name == "tagging" and is_one_word_a_line(file)):
         return file
@@ -72,16 +75,11 @@ def read_examples(
     labelled: bool = True,
     like: Data | None = None,
 ) -> Data:
-    """The task's examples, from what `read_source` returned. text, pair, label: columns by name, or by number from 1.
-    like: the training data, whose columns (if the table has them) and separator are used. Raises DataError,
-    ConfigError."""
-    if name == "tagging":
-        return _read_tagged(source, text or pair, label, labelled)
-    if name == "choice":
-        if text or pair or label:
-            raise ConfigError("--text-column, --pair-column, --label-column: not used for choice; leave them out")
-        return read_choices(source, labelled, like.origin if like else None)
-    columns, roles = {"text": text, "pair": pair, "label": label}, ("text", "pair", "label")[: 2 + labelled]
+    """The task's examples, from what `read_source` returned. text, pair, label: columns by name, or by number from 1;
+    the pair is the context of a question, and what each of several choices begins with. like: the training data, whose
+    columns (if the table has them) and separator are used. Raises DataError, ConfigError."""
+    columns = {"text": text, "beginning" if name == "choice" else "pair": pair, "label": label}
+    roles = [*columns][: 2 + labelled]
     if like is not None and isinstance(source, Table):
         trained = {role: like.columns[role] for role in roles if role in like.columns and columns[role] is None}
         if {*trained.values()} <= {*source.columns}:
@@ -89,6 +87,10 @@ def read_examples(
         elif not (text or pair):
             lacks = listed(name for name in trained.values() if name not in source.columns)
             source = replace(source, notes=(*source.notes, f"columns of the training data are missing: {lacks}"))
+    if name == "tagging":
+        return _read_tagged(source, labelled=labelled, **columns)
+    if name == "choice":
+        return read_choices(source, labelled, like.origin if like else None, **columns)
     if name == "span":
         if label is not None or (isinstance(source, Path) and (text or pair)):
             which = "--text-column, --pair-column" if label is None else f"--label-column {label}"
@@ -123,12 +125,18 @@ def read_alike(
     return read_examples(source, name, *((None, None, None) if has_all else (text, pair, label)), like=like)
 
 
-def _read_tagged(source: Table | Path, text: str | None, label: str | None, labelled: bool) -> Data:
-    if text is not None:
-        raise ConfigError("--text-column, --pair-column: not used for tagging; leave them out")
-    if label is not None and (isinstance(source, Table) or not re.fullmatch("[1-9][0-9]{0,3}", label)):
-        raise ConfigError(f"--label-column {label}: for tagging give a column's number in a file of one word a line")
-    data = read_tagged(source, label and int(label), labelled)
+def _read_tagged(source: Table | Path, text: str | None, pair: str | None, label: str | None, labelled: bool) -> Data:
+    if pair is not None:
+        raise ConfigError("--pair-column: not used for tagging; leave it out")
+    if not isinstance(source, Table):
+        if text is not None:
+            raise ConfigError("--text-column: not used for tagging in a file of one word a line; leave it out")
+        if label is not None and not re.fullmatch("[1-9][0-9]{0,3}", label):
+            raise ConfigError(
+                f"--label-column {label}: for tagging give a column's number in a file of one word a line"
+            )
+        label = label and int(label)
+    data = read_tagged(source, label, labelled, text)
     tags = [each.tags or () for each in data.examples]
     if any(tag != "O" for sentence in tags for tag in sentence):
         data = replace(data, notes=(*data.notes, f"the tag scheme is {scheme_of(tags)}"))

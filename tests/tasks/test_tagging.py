@@ -291,9 +291,21 @@ def test_what_a_scheme_does_not_begin_with_is_said(tmp_path):
         ("a.tsv", "a\tO\nb\n", {}, "a.tsv:2: 1 columns, but 2 before"),
         ("a.jsonl", '{"words": ["a"], "tags": ["E"]}\n', {}, "a.jsonl:1: the tag 'E' is none of"),
         ("a.conll", "a O\n", {"label": "tag"}, "--label-column tag: for tagging give a column's number"),
-        ("a.jsonl", '{"words": ["a"], "tags": ["O"]}\n', {"label": "2"}, "--label-column 2: for tagging"),
+        (
+            "a.jsonl",
+            '{"words": ["a"], "tags": ["O"]}\n',
+            {"label": "3"},
+            "a.jsonl: no column '3' (it has 'words', 'tags')",
+        ),
+        (
+            "a.jsonl",
+            '{"w": ["a"], "t": "O"}\n',
+            {"text": "w", "label": "t"},
+            "a.jsonl:1: no list 't' (it has 'w', 't')",
+        ),
+        ("a.jsonl", '{"words": ["a"], "tags": ["O"]}\n', {"pair": "words"}, "--pair-column: not used for tagging"),
         ("a.conll", "a O\n", {"label": "3"}, "a.conll:1: no column 3 (2 columns)"),
-        ("a.conll", "a O\n", {"text": "1"}, "--text-column, --pair-column: not used for tagging"),
+        ("a.conll", "a O\n", {"text": "1"}, "--text-column: not used for tagging in a file of one word a line"),
         ("none.conll", None, {}, "none.conll: no such file"),
     ],
 )
@@ -318,6 +330,15 @@ def test_sources_of_the_same_sentences(tmp_path):
         data = read_examples(read_source(file, "tagging"), "tagging")
         found.append([each[:2] for each in data.examples])
     assert found[0] == found[1] == found[2] == [(("New", "York"), ("B-x", "I-x")), (("is",), ("O",))]
+    (tmp_path / "own.jsonl").write_text(
+        '{"words": 1, "w": ["New", "York"], "t": ["B-x", "I-x"]}\n{"w": ["is"], "t": ["O"]}\n'
+    )
+    own = read_source(tmp_path / "own.jsonl", "tagging")
+    by_name = read_examples(own, "tagging", text="w", label="3")
+    assert [each[:2] for each in by_name.examples] == found[0]
+    assert [each[0] for each in read_examples(own, "tagging", labelled=False, like=by_name).examples] == [
+        each[0] for each in found[0]
+    ]
     by_number = read_examples(read_source(tmp_path / "a.tsv", "tagging"), "tagging", label="2")
     assert [each[:2] for each in by_number.examples] == found[0]
 
