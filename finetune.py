@@ -64,7 +64,8 @@ OVERFIT_STEPS, LEARNED = 100, 0.05  # steps on one batch, and the fraction of a 
 
 def main(args: Args) -> None:
     """Fine-tune once or several times as `args` say, and print and write the result."""
-    out = args.out or Path("checkpoints") / ("libraries" if args.train is None else args.train.name.split(".")[0])
+    name = "libraries" if args.train is None else args.train.name.lstrip(".").removesuffix(".gz").removesuffix(".xz")
+    out = args.out or Path("checkpoints") / Path(name).stem
     check_flags(args, out)
     runs = list(load(args))
     if args.check:

@@ -43,7 +43,7 @@ from minilm.errors import ConfigError, did_you_mean, library
 BUSY = 0.5  # of a core, taken by others: a machine so busy measures nothing
 OF_TESTS = 2 / 3  # of the budget, at most
 FIRST_S = 60.0  # that a row on a GPU takes, before one has been measured
-LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers")
+LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "accelerate")
 PRECISIONS = ("fp32", "bf16")
 MALLOC = ("TRIM_THRESHOLD_", "MMAP_THRESHOLD_", "MMAP_MAX_", "TOP_PAD_", "ARENA_MAX")
 ALLOCATOR = ("GLIBC_TUNABLES", "LD_PRELOAD", *(f"MALLOC_{name}" for name in MALLOC))  # variables of the environment

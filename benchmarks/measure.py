@@ -40,7 +40,8 @@ def measured(name: str, setting: Setting, pairs: int, row_s: float) -> list[dict
     """A line of each side; of another than ours that fails, or comes to other numbers, it holds that. Raises SideError
     where ours does."""
     row, peaks, copies, clocks, began = ROWS[name], [], [], [], time.monotonic()
-    _ = setting.runtime  # for the peak of products: TF32 on a GPU
+    if not row.of_model:
+        _ = setting.runtime  # for the peak of products: TF32 on a GPU
     with ExitStack() as stack:
         sides: list[Process] = []
         for side in row.make(setting):

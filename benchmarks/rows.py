@@ -5,6 +5,7 @@ minilm                           as its commands do it, in the row's precision
 minilm, compiled                 on a GPU: with --compile; fine-tuning also with --cuda-graphs, and with both
 transformers                     as its documentation has it: the collator's mask, autocast, AdamW
 transformers, Trainer            its own loop, where accelerate is installed, of the first row and of fine-tuning
+transformers, tuned, Trainer     on a GPU: its own loop with torch_compile, of the first row
 transformers, tuned              on a GPU: torch.compile, no mask where nothing is padded; fine-tuning also with the
                                  compiler's CUDA graphs (mode "reduce-overhead"; its optimizer is outside of them)
 transformers, head on targets    by its modules: only targets meet the vocabulary, no mask, and the faster attention; on
@@ -20,17 +21,17 @@ Weights, tokens, targets and updates are the same, dropout is off where nothing 
 (INITIAL), for with BERT's small ones every loss is about ln V, whoever sees whom. Batches are made before, on the
 device; AdamW is torch's fused one, gradients are set to None, clipped at 1.0. Counted are real tokens, not padding.
 "Of the limit" is what share of the time its least work would take at the machine's own peaks, measured between turns:
-matrix products at that of a square product; AdamW's reading and writing, or of one text at a time the weights', at that
-of copying. What minilm does and transformers' classes do not: only targets meet the vocabulary and pass the last layer,
-texts are packed without padding. In training on a CPU it has glibc keep memory that is freed (`Runtime.choose`), and so
-have the sides of an expert: "head on targets", "faster attention" and "grouped".
+matrix products at that of a square product, AdamW's reading and writing at that of a copy. What minilm does and
+transformers' classes do not: only targets meet the vocabulary and pass the last layer, texts are packed without
+padding. In training on a CPU it has glibc keep memory that is freed (`Runtime.choose`), and so have the sides of an
+expert: "head on targets", "faster attention" and "grouped".
 """
 
 from functools import partial
 
 from benchmarks.side import Row
 from benchmarks.steps import finetuning, language_modelling, least_of_labelled, least_of_token
-from benchmarks.texts import SINGLE, embedding, latency, least_of_single, least_of_text, loading, tokenising, tokens_of
+from benchmarks.texts import SINGLE, embedding, latency, least_of_text, loading, tokenising, tokens_of
 
 
 def of_texts(what: str, kind: str) -> Row:
@@ -82,7 +83,7 @@ ROWS: dict[str, Row] = {  # the most telling first
         "texts",
         latency,
         True,
-        least=least_of_single,
+        least=partial(least_of_text, kind="short", n=SINGLE),
         tokens=partial(tokens_of, kind="short", n=SINGLE),
     ),
     "tokenise": Row("documents to ids", "tokens", tokenising, True, ("fp32",), on_cpu=True),

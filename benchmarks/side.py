@@ -48,7 +48,7 @@ class Least(NamedTuple):
     """Work without which there is no result, as minilm computes it: what other sides do besides is not counted."""
 
     flops: float  # of matrix products
-    bytes: float = 0.0  # read and written
+    bytes: float = 0.0  # that are read and written while nothing is multiplied
 
 
 @dataclass(frozen=True)

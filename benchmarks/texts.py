@@ -102,13 +102,6 @@ def least_of_text(setting: Setting, kind: str, n: int = 0) -> Least:
     return Least(training_flops(embedder.model.encoder.cfg, int(lengths.sum()), seen_of(lengths), 0) / 3 / len(lengths))
 
 
-def least_of_single(setting: Setting) -> Least:
-    """Each text reads all weights but those of words that it does not have."""
-    model = BertModel.from_pretrained(setting.model)
-    read = sum(own.numel() for name, own in model.encoder.named_parameters() if "embedding" not in name)
-    return Least(least_of_text(setting, "short", SINGLE).flops, read * setting.dtype.itemsize)
-
-
 def _lengths(setting: Setting, embedder: Embedder, kind: str, n: int) -> np.ndarray:
     texts = texts_of(setting, kind, n or setting.texts or TEXTS[setting.device.type])
     ids = embedder.tokenizer(texts, truncation=True, max_length=embedder.length).input_ids

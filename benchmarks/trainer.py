@@ -61,11 +61,14 @@ def trained(made: nn.Module, setting: Setting, batches: list[dict[str, Tensor]],
             bf16=setting.precision == "bf16",
             use_cpu=setting.device.type == "cpu",
             logging_strategy="no",
+            logging_nan_inf_filter=not how.get("torch_compile"),  # which waits for the device in each step
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
             **how,
         )
+        if settings.device.type == "cuda":  # which is read first
+            settings._n_gpu = 1  # else it takes all, as DataParallel
         trainer = Answering(made, settings, train_dataset=Endless(), callbacks=[Turns()])
     thread = threading.Thread(target=work, daemon=True)
 

@@ -1,7 +1,9 @@
 """finetune.py and `evaluate.py predict` on small tables: what they write, say and refuse."""
 
 import csv
+import gzip
 import json
+import lzma
 import re
 import shutil
 from functools import partial
@@ -364,6 +366,49 @@ def test_a_header_is_of_a_csv(go, name, flags):
     status, out, err = go("finetune", "--train", name, *flags)
     assert (status, out) == (2, "")
     assert f"{flags[0]}: {name} is no csv" in err.splitlines()[-1]
+    status, _, err = go("finetune", "--train", name, *flags, "--dev", "b.csv")
+    assert "is no csv" not in err or flags[-1] == "tagging"
+
+
+def test_a_model_is_judged_on_the_text_that_it_learned(go):
+    """Though its label's column has another name here; and where training had no header, the first row is data."""
+    Path("train.csv").write_text("title,text,label\n" + "fine film,dull plot,a\ndull plot,fine film,b\n" * 20)
+    assert go("finetune", "--train", "train.csv", "--text-column", "title", "--steps", "2", "--out", "out")[0] == 0
+    rows = (f"fine film,dull plot {i},a\ndull plot,fine film {i},b\n" for i in range(3))
+    Path("test.csv").write_text("title,text,gold\n" + "".join(rows))
+    status, _, err = go("score", "--model", "out", "--data", "test.csv")
+    assert status == 0, err
+    assert "text is column 'title', label is column 'gold'" in err
+    Path("bare.csv").write_text("".join(f"fine film {i},a\ndull plot {i},b\n" for i in range(20)))
+    assert go("finetune", "--train", "bare.csv", "--steps", "2", "--out", "bare")[0] == 0
+    Path("new.csv").write_text("good film,pos\nbad film,neg\ndull film,neg\n")
+    status, _, err = go("predict", "--model", "bare", "--input", "new.csv", "--output", "said.jsonl")
+    assert status == 0, err
+    said = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]
+    assert [row["1"] for row in said] == ["good film", "bad film", "dull film"]
+    assert all(sum(row[f"p({label})"] for label in "ab") == pytest.approx(1) for row in said)  # numbers
+
+
+def test_whole_numbers_are_in_their_order(go):
+    """As labels, and that -1 is one of them is told."""
+    rows = [f"the film {WORDS['good'][i % 3]} {i % 11},{i % 11 - 1}" for i in range(110)]
+    Path("train.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    status, _, err = go("finetune", "--train", "train.csv", "--steps", "2", "--out", "out")
+    assert status == 0, err
+    assert [*json.loads(Path("out/config.json").read_text())["id2label"].values()] == [*map(str, range(-1, 10))]
+    assert "the label -1 is learned as any other" in err
+    assert go("score", "--predictions", "out/predictions.csv")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [(".reviews.v1.csv.gz", "reviews.v1"), ("Reviews.csv", "Reviews"), (".csv.xz", "csv")]
+)
+def test_a_run_is_named_after_its_file(go, name, expected):
+    pack = {".gz": gzip.compress, ".xz": lzma.compress}.get(Path(name).suffix, bytes)
+    Path(name).write_bytes(pack(b"text,label\n" + b"fine film,a\ndull plot,b\n" * 20))
+    status, _, err = go("finetune", "--train", name, "--steps", "2")
+    assert status == 0, err
+    assert [path.name for path in Path("checkpoints").iterdir() if path.name != "quick-mlm"] == [expected]
 
 
 @pytest.mark.parametrize("name", ["utterance", "Review Text"])
@@ -753,6 +798,16 @@ def test_which_ending_follows(go):
     assert status == 0, err
     said = [each["prediction"] for each in csv.DictReader(Path("own-said.csv").read_text().splitlines())]
     assert said == [row["prediction"] for row in rows]
+    turned = [line.split(",") for line in Path("own.csv").read_text().splitlines()]
+    Path("dev.csv").write_text("".join(",".join([cells[2], *cells[:2], *cells[3:]]) + "\n" for cells in turned))
+    more = ("--train", "own.csv", "--dev", "dev.csv", "--test", "dev.csv", "--steps", "2", "--out", "two")
+    status, _, err = go("finetune", "--task", "choice", *more, *named)
+    assert status == 0, err
+    told = {row["text"] for row in csv.DictReader(Path("two/predictions.csv").read_text().splitlines())}
+    assert told == {"the film"}
+    Path("new.csv").write_text("text,ending0,ending1\na,b,c\n")
+    status, _, err = go("predict", "--model", "own", "--input", "new.csv", "--output", "none.csv")
+    assert (status, "choices began with column 'part2'; name it, --pair-column" in err) == (2, True)
     status, _, err = go("finetune", *flags, "--label-column", "right")
     assert (status, "no column 'right'" in err) == (2, True)
 

@@ -15,7 +15,7 @@ from minilm.errors import ConfigError, DataError, did_you_mean, printable
 from minilm.judging.judged import Judged
 from minilm.judging.metric_tables import ACCURACIES, metric_tables
 from minilm.judging.score import check_labels, deciding_metric
-from minilm.labelled.examples import Example
+from minilm.labelled.examples import Example, in_order
 from minilm.metrics.compare import ALIKE, compare
 from minilm.metrics.intervals import FEWEST
 from minilm.tasks.classification import Classification, MultiLabel
@@ -108,7 +108,7 @@ def with_same_labels(found: list[Judged]) -> list[Judged]:
     task = found[0].task
     if not isinstance(task, Classification | MultiLabel):
         return found
-    labels = tuple(sorted({*chain.from_iterable(own.task.labels for own in found)}))
+    labels = in_order(chain.from_iterable(own.task.labels for own in found))
     if isinstance(task, Classification) and len(labels) == 2:
         asked = sorted({own.task.positive for own in found} - {None})
         if len(asked) > 1:

@@ -14,7 +14,7 @@ from minilm.judging.judged import AT_ONCE, Judged, Labelled, judged_model, with_
 from minilm.judging.prediction_files import Columns, judged_file
 from minilm.labelled.examples import Data
 from minilm.labelled.tables import check_regular
-from minilm.tasks.named import TaskName, read_examples, read_source
+from minilm.tasks.named import TaskName, check_header, read_examples, read_source
 from minilm.tasks.task import Task
 
 MODEL_FLAGS = ("precision", "threads", "revision", "allow_pickle")  # flags that are for models alone
@@ -29,12 +29,13 @@ class OfLabelled(OfModel):
     data: Path | None = None
     """Labelled examples: csv, tsv, jsonl, json or parquet, also .gz or .xz; for tagging one word a line (CoNLL), for
     questions SQuAD's .json."""
-    task: TaskName = "classification"
-    """The task of files of predictions; a model knows its own."""
+    task: TaskName | None = None
+    """The task of files of predictions, classification if not given; a model knows its own."""
     text_column: str | None = None
     """Column of the texts, by name or number from 1; if not given, as in training, or found by name or content."""
     pair_column: str | None = None
-    """Column of a second text; for questions, of the context (--text-column is that of the question)."""
+    """Column of a second text; for questions, of the context (--text-column is that of the question), for choices of
+    what each begins with."""
     label_column: str | None = None
     """Column of the labels."""
     prediction_column: str | None = None
@@ -78,10 +79,12 @@ class Judgement(NamedTuple):
 def judge_file(args: OfLabelled, file: Path, labelled: Labelled | None = None) -> Judgement:
     """Judge a file of predictions, on the examples of --data or its own. labelled: those of --data, if they are read
     already."""
+    task = args.task or "classification"
+    check_header(args.header, task, args.data, file)
     if labelled is None and args.data is not None:
-        labelled = read_labelled(args, args.data, args.task)
+        labelled = read_labelled(args, args.data, task)
     named = Columns(args.text_column, args.pair_column, args.label_column, args.prediction_column, args.header)
-    found, data, source = judged_file(file, args.task, *(labelled or (None, None)), named)
+    found, data, source = judged_file(file, task, *(labelled or (None, None)), named)
     if labelled is None:
         say_notes(file.name, data)
     found = replace(found, task=with_positive(found.task, args.positive_label))
@@ -101,9 +104,10 @@ def judge_model(
     tuned = args.tuned(name)
     if task not in (None, tuned.task.name):
         raise ConfigError(f"{name}: is for task {tuned.task.name}, and the one before it for {task}; give one task's")
-    if args.task not in (OfLabelled.task, tuned.task.name):
+    if args.task not in (None, tuned.task.name):
         raise ConfigError(f"--task {args.task}: {name} is for {tuned.task.name}, and knows it; leave the flag out")
     tuned = replace(tuned, task=with_positive(tuned.task, args.positive_label))
+    check_header(args.header, tuned.task.name, args.data)
     labelled = read_labelled(args, args.data, tuned.task.name, tuned.trained_on)
     check(tuned.task, labelled)
     return Judgement(judge_tuned(name, tuned, labelled), labelled, tuned)

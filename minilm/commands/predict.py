@@ -11,7 +11,7 @@ from minilm.commands.of_model import OfModel, going_on
 from minilm.errors import ConfigError
 from minilm.labelled.examples import named_columns
 from minilm.labelled.tables import check_regular
-from minilm.tasks.named import TASKS, read_examples, read_source
+from minilm.tasks.named import TASKS, check_header, read_examples, read_source
 from minilm.train.log import say
 
 
@@ -31,7 +31,8 @@ class Predict(OfModel):
     text_column: str | None = None
     """Column of the texts, by name or number from 1; if not given, as in training, or found by name or content."""
     pair_column: str | None = None
-    """Column of a second text; for questions, of the context (--text-column is that of the question)."""
+    """Column of a second text; for questions, of the context (--text-column is that of the question), for choices of
+    what each begins with."""
     header: bool | None = None
     """Whether a csv's first row names its columns; if not given, as it looks."""
 
@@ -55,6 +56,7 @@ def run_predict(args: Predict) -> None:
     task = tuned.task
     if args.output.suffix not in task.endings:
         raise ConfigError(f"--output {args.output}: give one of {', '.join(task.endings)} for the task {task.name}")
+    check_header(args.header, task.name, args.input)
     source = read_source(args.input, task.name, args.header, tuned.trained_on)
     data = read_examples(source, task.name, args.text_column, args.pair_column, labelled=False, like=tuned.trained_on)
     for note in data.notes:
@@ -62,6 +64,8 @@ def run_predict(args: Predict) -> None:
     columns = named_columns(data.columns)
     if columns and not any(note.startswith(columns) for note in data.notes):  # taken from training, not found
         say(columns)
+    if tuned.trained_on.origin:
+        say("choices are counted from 0 in predictions, and were from 1 in the labels of training")
     features = tuned.features(data.examples)
     counts = {"rows": len(data.examples) + len(data.left_out), "cut": features.cut, "length": tuned.length}
     is_stream, of = cli.is_stream(args.output), tuned.decides(features)

@@ -9,7 +9,7 @@ from minilm import cli
 from minilm.errors import ConfigError
 from minilm.finetuning.settings import RANGES as TUNING_RANGES
 from minilm.finetuning.settings import Tuning
-from minilm.tasks.named import TaskName
+from minilm.tasks.named import TaskName, check_header
 
 EMBEDDED_EPOCHS = 2.0  # of the embedded examples, unless others are asked for: less than 3 minutes
 
@@ -142,6 +142,7 @@ def check_flags(args: Args, out: Path) -> None:
         apart += ("evaluate_every", "patience", "resume")
         if given := [cli.flag(name) for name in apart if getattr(args, name) != getattr(Args, name)]:
             raise ConfigError(f"{given[0]}: does not go with --overfit-batch; leave one of them out")
+    check_header(args.header, args.task, args.train, args.dev, args.test)
     if args.group_column and (args.train is None or args.dev):
         raise ConfigError(f"--group-column {args.group_column}: is for splitting --train; leave out --dev or this")
     if args.check and args.json:

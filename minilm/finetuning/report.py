@@ -13,7 +13,7 @@ from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import printable
 from minilm.files import finite, read_json, write_json, write_whole
 from minilm.finetuning.tuned import Tuned
-from minilm.labelled.examples import SEPARATORS, Data, Question, Tagged
+from minilm.labelled.examples import SEPARATORS, Choice, Data, Question, Tagged
 from minilm.labelled.splits import duplicates, labels_of
 from minilm.labelled.tables import shown
 from minilm.metrics.intervals import intervals
@@ -104,7 +104,10 @@ def check_lines(name: str, data: Data, task: Task, tokenizer: BertTokenizer | No
     """Lines that describe a data file: rows, labels, duplicate texts, lengths in tokens, unknown tokens."""
     lines = [f"{name:10} {len(data.examples):,} rows used, {len(data.left_out):,} left out"]
     labels = Counter(label for each in data.examples for label in _counted_labels(each))
-    if labels:
+    if numbers := [each.label for each in data.examples if isinstance(getattr(each, "label", None), float)]:
+        low, high, mean, sd = min(numbers), max(numbers), np.mean(numbers), np.std(numbers)
+        lines.append(f"labels     {low:g} to {high:g}, mean {mean:.4g}, standard deviation {sd:.4g}")
+    elif labels:
         common = ", ".join(f"{printable(label)} {count:,}" for label, count in labels.most_common(SHOWN_LABELS))
         lines.append(f"labels     {len(labels):,}: {common}")
     if (again := duplicates(data.examples)).count:
@@ -127,7 +130,9 @@ def check_lines(name: str, data: Data, task: Task, tokenizer: BertTokenizer | No
 
 def _counted_labels(example: Any) -> Iterable[str]:
     """The labels of an example that are counted: classes, the types of a sentence's entities, whether a question has an
-    answer; none of a number."""
+    answer, which choice is right, from 0; none of a number."""
+    if isinstance(example, Choice):
+        return () if example.label is None else (str(example.label),)
     if isinstance(example, Question):
         return ("answer",) if example.answers else ("no answer",)
     return (kind for kind, _, _ in spans(example.tags or ())) if isinstance(example, Tagged) else labels_of(example)

@@ -14,7 +14,7 @@ from minilm.data.documents import uncompressed_name
 from minilm.errors import ConfigError, DataError, some
 from minilm.judging.judged import Judged
 from minilm.labelled.cells import LABELS, NUMBER, TEXT_NAMES, plain_name
-from minilm.labelled.examples import LARGEST, Choice, Data, as_text, labels_of_cell
+from minilm.labelled.examples import LARGEST, Choice, Data, as_text, in_order, labels_of_cell
 from minilm.labelled.spans import columns_of, is_one_word_a_line, read_tagged
 from minilm.labelled.tables import Row, Table, check_regular, listed, read_json, read_table, shown, text_lines
 from minilm.metrics.labels import SUM
@@ -105,7 +105,7 @@ def _told(table: Table, own: str) -> dict[str, str]:
         return {}
     end = ")" + again
     found = {column[2 : -len(end)]: column for column in table.columns if column[:2] == "p(" and column.endswith(end)}
-    return {label: found[label] for label in sorted(found) if not f"{label})".endswith(AGAIN)}
+    return {label: found[label] for label in in_order(found) if not f"{label})".endswith(AGAIN)}
 
 
 def _is_said(column: str) -> bool:
@@ -259,7 +259,7 @@ def _labels(
     for label in sorted(said - {*task.labels}) if isinstance(task, MultiLabel) and not told else ():
         if len(parts := [part.strip() for part in re.split("[,;]", label)]) > 1 and {*parts} & {*task.labels}:
             raise DataError(f"{file}: {shown(label)} is predicted, which is no label; separate several by |")
-    return tuple(sorted({*task.labels, *said}))
+    return in_order({*task.labels, *said})
 
 
 def _check_choices(examples: Sequence[Any], decoded: Sequence[Any]) -> None:
@@ -287,9 +287,9 @@ def _tags(file: Path, gold: Data | None, named: Columns) -> tuple[Data, Tags]:
             if not isinstance(row.cells.get(own) or [], list | tuple):
                 raise DataError(f"{row.where}: {own!r} is no list of tags; give each word one")
         rows = [row._replace(cells=row.cells | {own: row.cells.get(own) or []}) for row in source.rows]
-        words = gold.columns.get("text") if gold else None
+        words = named.text if gold is None else gold.columns.get("text")
         told = read_tagged(
-            replace(source, rows=rows), own, words=named.text or (words if words in source.columns else None)
+            replace(source, rows=rows), own, words=words if gold is None or words in source.columns else None
         )
     if gold is None:
         gold = read_examples(source, "tagging", named.text, named.pair, label)

@@ -19,7 +19,7 @@ from minilm.errors import DataError
 PAIRS = (  # of the columns of two texts
     *(("text", "text_pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2")),
     *(("question", "sentence"), ("question", "passage"), ("question", "context"), ("question", "answer")),
-    *(("query", "document"), ("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b")),
+    *(("query", "document"), ("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("text", "pair")),
 )
 TEXTS = ("text", "sentence", "content", "review", "message", "tweet", "comment", "comment_text")
 TEXTS += ("question", "query", "document")
@@ -34,6 +34,7 @@ NAME = re.compile(r"(?!\d)[#\w][\w.-]{0,30}( [\w.-]{1,30}){0,2}")
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 NOTHING = ("", "NA")  # empty cells of R's write.table and of pandas, which quote only texts
 IN_QUOTES = re.compile(r'[^"]*(?:""[^"]*)*')
+HAS_LETTER = re.compile(r"[^\W\d]")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 DECIMAL = re.compile(r"(?<=\d),(?=\d)")
 LOOKED_AT = 1000  # rows, to guess the delimiter and whether there is a header
@@ -198,7 +199,7 @@ def _as_long(
 
 def _over_lines(file: Path, delimiter: str, rows: list[tuple[int, list[str]]]) -> list[str]:
     """Notes on rows that span several lines. Raises DataError for one whose lines look like rows that a stray quote has
-    swallowed: some column has few values, and theirs occur elsewhere in it, or numbers, and so have they (a label)."""
+    swallowed: a column (the label) has few values, and theirs occur elsewhere in it, or many numbers, as theirs are."""
     long = [(number, row) for number, row in rows if any("\n" in cell for cell in row)]
     if not long:
         return []
@@ -211,7 +212,7 @@ def _over_lines(file: Path, delimiter: str, rows: list[tuple[int, list[str]]]) -
             several = set(values)
             few = 2 * (len(counts) + sum(x not in counts for x in several)) < len(rows) + len(parts)
             known_before = few and all(x.strip() and counts[x] + values.count(x) - (x == own) > 1 for x in several)
-            if known_before or all(NUMBER.fullmatch(x.strip()) for x in several | counts.keys()):
+            if known_before or (not few and all(NUMBER.fullmatch(x.strip()) for x in several | counts.keys())):
                 raise DataError(
                     f"{file}:{number}: the quote opened here spans {len(parts)} lines that look like rows; "
                     f"remove it, or double it"
@@ -224,7 +225,7 @@ def _over_lines(file: Path, delimiter: str, rows: list[tuple[int, list[str]]]) -
 
 def _is_header(rows: list[list[str]]) -> bool:
     """Whether the first row is a header: it has usual names of columns; or all its cells could be names, none recurs
-    below, and some column below holds numbers or few values."""
+    below, and some column below holds numbers or few values; or numbers alone are below a word."""
     names = _stripped(rows[0])
     below = [[row[i].strip() for row in rows[1:] if i < len(row)] for i in range(len(names))]
     known = [i for i, name in enumerate(names) if plain_name(name) in KNOWN or OWN_NAME.fullmatch(name)]
@@ -233,9 +234,14 @@ def _is_header(rows: list[list[str]]) -> bool:
     if not names[0]:  # pandas gives its index no name
         is_index = all(map(str.isdigit, below[0])) and len({*below[0]}) == len(below[0])
         return is_index and len(names) > 1 and all(map(NAME.fullmatch, names[1:]))
-    if known or len(names) < 2 or len(set(names)) < len(names) or not all(map(NAME.fullmatch, names)):
+    if known or len(names) < 2 or len(set(names)) < len(names):
         return False
-    if any(name in values for name, values in zip(names, below, strict=True)):
+    columns = [*zip(names, below, strict=True)]
+    if any(HAS_LETTER.search(name) and len(own) > 2 and all(map(NUMBER.fullmatch, own)) for name, own in columns):
+        return True
+    if not all(map(NAME.fullmatch, names)):
+        return False
+    if any(name in values for name, values in columns):
         return False
     numbers = re.compile(r"[-+]?[\d.]+")
     return any(

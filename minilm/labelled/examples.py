@@ -32,6 +32,7 @@ OTHER = {  # columns, or endings of file names, that belong to other tasks -> th
     ".bio": "tagging",
 }
 LARGEST = 1e12  # largest number to learn: squared errors must fit in fp32
+WHOLE = re.compile("0|-?[1-9][0-9]{0,17}")  # numbers in their only form
 SURROGATE = re.compile("[\ud800-\udfff]")
 ENDING = re.compile(r"(ending|choice|option|answer|sol|solution)_?([0-9]{1,2}|[a-z])")
 BEFORE = (  # the column of the text, and that of a beginning common to all choices
@@ -175,6 +176,9 @@ def read_texts(
     different = len({example.label for example in examples})
     if kind == "classification" and labelled and len(examples) >= 20 and different * 2 > len(examples):
         notes.append(f"{different:,} labels in {len(examples):,} rows; is {columns['label']!r} the label?")
+    told = {example.label for example in examples} if kind == "classification" and labelled else set()
+    if "-1" in told and len(told) > 2 and all(map(str.isdigit, told - {"-1"})):
+        notes.append("the label -1 is learned as any other; leave those rows out if it means that there is none")
     if kind != "regression" and (alike := _alike(each.label or () for each in examples)):
         notes.append(f"labels {shown(alike[0])} and {shown(alike[1])} differ; are they meant to be one?")
     taken = (*columns.values(), *flags)
@@ -190,6 +194,12 @@ def _alike(labels: Iterable[str | tuple[str, ...]]) -> tuple[str, str] | None:
             if (other := met.setdefault(form, label)) != label:
                 return other, label
     return None
+
+
+def in_order(labels: Iterable[str]) -> tuple[str, ...]:
+    """Different labels, sorted; as numbers, if all are whole ones."""
+    different = {*labels}
+    return tuple(sorted(different, key=int if all(map(WHOLE.fullmatch, different)) else None))
 
 
 def _label(value: Any, where: str, _: str) -> str | None:
@@ -352,7 +362,7 @@ def read_choices(
     if any(b - a != 1 for a, b in pairwise(marks)):
         raise DataError(f"{table.name}: a choice is missing among {listed(endings)}; give each a column")
     firsts = {plain_name(text): text} if text else plain
-    usual = ((a, b) for a, b in BEFORE if a in firsts and (not b or (b in plain and not beginning)))
+    usual = ((a, b) for a, b in BEFORE if a in firsts and (not b or b in plain or beginning))
     found, begins = next(usual, ("", ""))
     text, beginning = text or plain.get(found), beginning or plain.get(begins)
     names = ("label", "answer", "answerkey", "answer_key", "correct", "gold", *LABELS)

@@ -31,11 +31,14 @@ def read_tagged(
     usual names. labelled: whether to read tags. Raises DataError."""
     if not isinstance(source, Table) and not is_one_word_a_line(Path(source)):
         source = read_table(source)
+    if not (labelled or isinstance(source, Table)) and uncompressed_name(Path(source)).endswith(".csv"):
+        raise DataError(f"{source}: tagged words are separated by tabs or spaces, one word a line; name it .tsv, if so")
     columns: dict[str, str] = {}
     if isinstance(source, Table):
         given = {"text": words, "label": column} if labelled else {"text": words}
-        columns = {role: _column_of_lists(source, role, name) for role, name in given.items()}
-        sentences, notes, left_out = _tagged_rows(source, columns)
+        given = {role: (source.column(name),) if name is not None else LISTS[role] for role, name in given.items()}
+        columns = {role: next((name for name in names if name in source.columns), "") for role, names in given.items()}
+        sentences, notes, left_out = _tagged_rows(source, given)
     else:
         sentences, notes, left_out = _tagged_lines(Path(source), column, labelled)
     if not sentences:
@@ -116,18 +119,15 @@ def _tagged_lines(file: Path, column: int | None, labelled: bool) -> tuple[list[
     return sentences, notes, []
 
 
-def _column_of_lists(table: Table, role: str, given: int | str | None) -> str:
-    """The column given, or one of a usual name; "", where there is none."""
-    return next((name for name in LISTS[role] if name in table.columns), "") if given is None else table.column(given)
-
-
-def _tagged_rows(table: Table, columns: dict[str, str]) -> tuple[list[Tagged], list[str], list[str]]:
+def _tagged_rows(table: Table, columns: dict[str, tuple[str, ...]]) -> tuple[list[Tagged], list[str], list[str]]:
+    """columns: by role the names of which each row has one."""
     sentences, left_out, labelled = [], [], "label" in columns
     for where, cells in table.rows:
-        lists = [table.named(name, cells.get(name)) for name in columns.values()]
-        for (role, name), each in zip(columns.items(), lists, strict=True):
+        told = (next((name for name in names if name in cells), "") for names in columns.values())
+        lists = [table.named(name, cells.get(name)) for name in told]
+        for names, each in zip(columns.values(), lists, strict=True):
             if not isinstance(each, list | tuple):
-                which = " or ".join(LISTS[role]) if name in ("", *LISTS[role]) else repr(name)
+                which = " or ".join(names) if len(names) > 1 else repr(names[0])
                 raise DataError(f"{where}: no list {which} (it has {listed(cells)}); give one, or name its column")
         if labelled and len(lists[0]) != len(lists[1]):
             raise DataError(f"{where}: {len(lists[0])} words and {len(lists[1])} tags; give each word one")

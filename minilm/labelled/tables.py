@@ -10,9 +10,11 @@ import io
 import json
 import lzma
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from minilm.data.documents import MAX_LINE, lines_of, reading, uncompressed_name
@@ -90,7 +92,7 @@ def read_table(file: Path | str, header: bool | None = None) -> Table:
     file = Path(file)
     name = uncompressed_name(file)
     if file.suffix.lower() == ".parquet":
-        return _of_objects(str(file), _parquet(file))
+        return _parquet(file)
     if name.endswith(".json"):
         return _of_objects(str(file), _json(file))
     lines = list(text_lines(file))
@@ -125,8 +127,9 @@ def table_of(rows: Any, name: str = "the rows") -> Table:
 
 def _class_names(features: Any) -> dict[str, list[str]]:
     """Names of the classes in columns of a `datasets.Dataset` that hold their numbers (ClassLabel), also in lists."""
-    found = {name: getattr(getattr(of, "feature", of), "names", None) for name, of in dict(features or {}).items()}
-    return {name: names for name, names in found.items() if names}
+    features = dict(features) if isinstance(features, Mapping) else {}
+    found = {name: getattr(getattr(of, "feature", of), "names", None) for name, of in features.items()}
+    return {name: names for name, names in found.items() if isinstance(names, list) and names}
 
 
 def _plain(value: Any) -> Any:
@@ -243,7 +246,8 @@ def _json(file: Path) -> Iterator[tuple[str, Any]]:
     yield from ((f"{file}: row {number}", value) for number, value in enumerate(whole, start=1))
 
 
-def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
+def _parquet(file: Path) -> Table:
+    """Its rows; of a file that `datasets` wrote also the names of classes."""
     check_regular(file)
     try:
         import pyarrow
@@ -259,7 +263,16 @@ def _parquet(file: Path) -> Iterator[tuple[str, Any]]:
         rows = found.to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not parquet, or damaged ({first_line(error)}); write it again") from error
-    yield from ((f"{file}: row {number}", row) for number, row in enumerate(rows, start=1))
+    table = _of_objects(str(file), ((f"{file}: row {number}", row) for number, row in enumerate(rows, start=1)))
+    return replace(table, classes=_class_names(_features_of(found.schema.metadata)))
+
+
+def _features_of(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
+    """The features of a `datasets.Dataset` that its parquet tells."""
+    with suppress(KeyError, TypeError, ValueError, AttributeError):
+        told = json.loads((metadata or {})[b"huggingface"], object_hook=lambda members: SimpleNamespace(**members))
+        return vars(told.info.features)
+    return {}
 
 
 def _of_objects(name: str, objects: Iterable[tuple[str, Any]], notes: tuple[str, ...] = ()) -> Table:

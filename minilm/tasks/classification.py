@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError
-from minilm.labelled.examples import Example
+from minilm.labelled.examples import Example, in_order
 from minilm.metrics.intervals import weighted_label_sets, weighted_labels
 from minilm.metrics.scores import (
     classification_scores,
@@ -83,7 +83,7 @@ class Classification(Task):
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Self:
-        return cls(tuple(sorted({each.label for each in examples})))
+        return cls(in_order(each.label for each in examples))
 
     def config(self) -> dict[str, Any]:
         names, kind = dict(enumerate(self.labels)), "single_label_classification"
@@ -154,7 +154,7 @@ class Classification(Task):
         """The likeliest label, and the probability of every label; of more than SHOWN_LABELS only the likeliest's."""
         decoded, chances = self.decode(predictions), self.probabilities(predictions.outputs)
         if len(self.labels) > SHOWN_LABELS:
-            return {"prediction": decoded, "p": [f"{p}" for p in chances.max(axis=1)]}
+            return {"prediction": decoded, "p": chances.max(axis=1).tolist()}
         return {"prediction": decoded} | chance_columns(chances, self.labels)
 
     def details(self, predictions: Predictions) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class MultiLabel(Task):
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Self:
-        return cls(tuple(sorted({label for each in examples for label in each.label})))
+        return cls(in_order(label for each in examples for label in each.label))
 
     def config(self) -> dict[str, Any]:
         return {"id2label": dict(enumerate(self.labels)), "problem_type": "multi_label_classification"}
@@ -245,6 +245,6 @@ class MultiLabel(Task):
         return of_label_sets(train, judged, self.labels)
 
 
-def chance_columns(chances: np.ndarray, labels: Sequence[str]) -> dict[str, list[str]]:
+def chance_columns(chances: np.ndarray, labels: Sequence[str]) -> dict[str, list[float]]:
     """Probabilities (n, C) as a column for each label."""
-    return {f"p({label})": [f"{p}" for p in chances[:, i]] for i, label in enumerate(labels)}
+    return {f"p({label})": chances[:, i].tolist() for i, label in enumerate(labels)}

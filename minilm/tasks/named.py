@@ -22,7 +22,8 @@ from minilm.dropin.models import (
     PreTrainedModel,
 )
 from minilm.errors import CheckpointError, ConfigError, DataError, some
-from minilm.labelled.examples import SEPARATORS, Data, read_choices, read_texts
+from minilm.labelled.cells import KNOWN, plain_name
+from minilm.labelled.examples import SEPARATORS, Data, as_text, read_choices, read_texts
 from minilm.labelled.spans import OF_ROWS, is_one_word_a_line, read_questions, read_tagged
 from minilm.labelled.tables import Table, listed, read_table
 from minilm.metrics.scores import scheme_of
@@ -51,19 +52,26 @@ MODELS = {  # by Task.kind
 
 def read_source(file: Path, name: TaskName, header: bool | None = None, like: Data | None = None) -> Table | Path:
     """The table of a file of examples; or the file itself, where it is SQuAD's .json, or one word a line for tagging.
-    header: as in `read_table`. like: the training data; a first row with its columns' names is a header. Raises
-    DataError."""
-    if header is not None and like is None and (name == "tagging" or uncompressed_name(file).endswith(OF_ROWS)):
-        given = "--header" if header else "--no-header"
-        raise ConfigError(f"{given}: {file} is no csv with a row of names, or without one; leave it out")
+    header: as in `read_table`. like: the training data; a first row with its columns' names is a header, and one
+    without any usual name is none where training had no header. Raises DataError."""
     of_squad = name == "span" and uncompressed_name(file).endswith(".json")
     if of_squad or (name == "tagging" and is_one_word_a_line(file)):
         return file
     table = read_table(file, header)
     names = {own for role, own in like.columns.items() if role in ("text", "pair")} if like else set()
+    if header is not None or not names or names <= {*table.columns}:
+        return table
     first = {str(cell).strip() for cell in table.rows[0].cells.values()} if table.rows else set()
-    has_names = header is None and names and names <= first and not names <= {*table.columns}
-    return read_table(file, header=True) if has_names else table
+    has_numbers = all(map(str.isdigit, names)) and not {*map(plain_name, table.columns)} & KNOWN
+    return read_table(file, header=names <= first) if names <= first or has_numbers else table
+
+
+def check_header(header: bool | None, name: TaskName, *files: Path | None) -> None:
+    """Raises ConfigError for --header or --no-header where no file is a csv or tsv of rows."""
+    given = [file for file in files if file is not None]
+    of_cells = (name != "tagging" and not uncompressed_name(file).endswith(OF_ROWS) for file in given)
+    if header is not None and given and not any(of_cells):
+        raise ConfigError(f"{'--header' if header else '--no-header'}: {given[0]} is no csv; leave it out")
 
 
 def read_examples(
@@ -82,15 +90,21 @@ def read_examples(
     roles = [*columns][: 2 + labelled]
     if like is not None and isinstance(source, Table):
         trained = {role: like.columns[role] for role in roles if role in like.columns and columns[role] is None}
-        if {*trained.values()} <= {*source.columns}:
-            columns = {role: own or trained.get(role) for role, own in columns.items()}
-        elif not (text or pair):
-            lacks = listed(name for name in trained.values() if name not in source.columns)
-            source = replace(source, notes=(*source.notes, f"columns of the training data are missing: {lacks}"))
+        lacks = [role for role, name in trained.items() if name not in source.columns]
+        whole = {*lacks} <= {"label"}  # the text and its pair are taken together, or neither is
+        kept = {role: name for role, name in trained.items() if role not in lacks and (whole or role == "label")}
+        columns = {role: own or kept.get(role) for role, own in columns.items()}
+        if lacks and not (text or pair):
+            names = listed(trained[role] for role in lacks)
+            source = replace(source, notes=(*source.notes, f"columns of the training data are missing: {names}"))
     if name == "tagging":
         return _read_tagged(source, labelled=labelled, **columns)
     if name == "choice":
-        return read_choices(source, labelled, like.origin if like else None, **columns)
+        data = read_choices(source, labelled, like.origin if like else None, **columns)
+        if like is not None and (lacks := {"beginning"} & {*like.columns} - {*data.columns}):
+            began = like.columns[lacks.pop()]
+            raise DataError(f"{source.name}: in training choices began with column {began!r}; name it, --pair-column")
+        return data
     if name == "span":
         if label is not None or (isinstance(source, Path) and (text or pair)):
             which = "--text-column, --pair-column" if label is None else f"--label-column {label}"
@@ -120,8 +134,11 @@ def _separator(like: Data, name: TaskName) -> str | None:
 def read_alike(
     source: Table | Path, name: TaskName, like: Data, text: str | None, pair: str | None, label: str | None
 ) -> Data:
-    """`read_examples` for dev or test data: training's columns where the table has them all, else the given ones."""
-    has_all = isinstance(source, Table) and bool(like.columns) and {*like.columns.values()} <= {*source.columns}
+    """`read_examples` for dev or test data: training's columns where the table has them all, else the given ones; for
+    tagging the usual ones, where one of the files has one word a line and the other one lists."""
+    columns, is_table = {like.columns[role] for role in like.columns if role != "choices"}, isinstance(source, Table)
+    has_all = is_table and bool(columns) and columns <= {*source.columns}
+    has_all |= name == "tagging" and is_table != bool(columns)
     return read_examples(source, name, *((None, None, None) if has_all else (text, pair, label)), like=like)
 
 
@@ -152,7 +169,7 @@ def make_task(
 ) -> Task:
     """The task with the labels of `examples`, sorted, O before other tags. Raises ConfigError for an option that the
     task does not have."""
-    task = TASKS[name].of(examples)
+    task, positive = TASKS[name].of(examples), as_text(positive, "--positive-label", "value")
     if not isinstance(smoothing, Real) or not 0 <= smoothing <= 0.9:
         raise ConfigError(f"--label-smoothing {smoothing}: give a value from 0 to 0.9")
     if weights not in (None, "balanced"):

@@ -26,7 +26,7 @@ class NumberTask(Task):
     constant_says: ClassVar[str] = "always the mean"
 
     def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
-        return {"prediction": [f"{value:.9g}" for value in self.decode(predictions)]}
+        return {"prediction": [float(f"{value:.9g}") for value in self.decode(predictions)]}
 
     def records_of(self, examples: Sequence[Example], decoded: Sequence[float]) -> np.ndarray:
         """(n, 2): the true and the predicted number."""

@@ -411,7 +411,7 @@ def test_a_table_of_questions_keeps_its_rows_and_columns(tuned, tmp_path):
     assert [{name: each[name] for name in row if name != "id"} for each, row in zip(said, rows, strict=True)] == [
         {name: cell for name, cell in row.items() if name != "id"} for row in rows
     ]
-    assert (said[2]["prediction"], said[2]["margin"]) == ("", "")
+    assert (said[2]["prediction"], said[2]["margin"]) == (None, None)
     assert judged_file(file, "span", data, source)[0].decoded == model.task.decode(predictions)
 
 

@@ -467,6 +467,8 @@ def test_tagged_words(file):
     assert read_tagged(file("b.txt", "so\nit\n\nis\n"), labelled=False).examples[0][:2] == (("so", "it"), None)
     data = read_tagged(file("a.jsonl", jsonl({"tokens": ["New York", "is"], "ner_tags": ["B-LOC", "O"]})))
     assert data.examples[0][:2] == (("New York", "is"), ("B-LOC", "O"))
+    mixed = file("b.jsonl", jsonl({"words": ["a"], "tags": ["O"]}, {"tokens": ["b"], "ner_tags": ["O"]}))
+    assert [each.words for each in read_tagged(mixed).examples] == [("a",), ("b",)]
     data = read_tagged(table_of([{"words": ("a",), "tags": ("O",)}]))
     assert data.examples == [Tagged(("a",), ("O",), "row 1")]
 
@@ -571,6 +573,17 @@ def test_choices(file, content, expected):
     path = file("a.csv", content)
     assert choices(path).examples[0] == Choice(*expected, f"{path}:2")
     assert read_choices(read_table(path), labelled=False).examples[0].label is None
+
+
+def test_choices_of_columns_that_are_named(file):
+    """What each begins with, by name, goes with the text that usually has it."""
+    path = file("a.csv", "id,sent1,own,ending0,ending1,right\n7,t,b,x,y,1\n")
+    data = read_choices(read_table(path), beginning="own", label="6")
+    assert data.examples == [Choice("t", ("b x", "b y"), 1, f"{path}:2")]
+    assert data.columns == {"text": "sent1", "beginning": "own", "choices": "ending0, ending1", "label": "right"}
+    assert read_choices(read_table(path), text="id", label="right").examples[0][:2] == ("7", ("x", "y"))
+    with pytest.raises(DataError, match="'own' is named twice"):
+        read_choices(read_table(path), text="own", beginning="own")
 
 
 def test_columns_that_no_choice_reads_are_told(file):

@@ -326,7 +326,7 @@ def test_pandas_and_parquet(tmp_path):
             read_table(tmp_path / "rows.parquet")
 
 
-def test_a_dataset_gives_the_names_of_its_classes():
+def test_a_dataset_gives_the_names_of_its_classes(tmp_path):
     datasets = pytest.importorskip("datasets")
     Value, List, ClassLabel = (getattr(datasets, name) for name in ("Value", "List", "ClassLabel"))
     of_texts = datasets.Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
@@ -349,6 +349,8 @@ def test_a_dataset_gives_the_names_of_its_classes():
     )
     rows = datasets.Dataset.from_dict({"text": ["a", "b"], "rude": [0, 1], "kind": [1, 1]}, features=flags)
     assert [each.label for each in read_texts(table_of(rows), "multilabel").examples] == [("kind",), ("rude", "kind")]
+    rows.to_parquet(tmp_path / "flags.parquet")
+    assert read_table(tmp_path / "flags.parquet").classes == {"rude": ["no", "rude"]}
     of_pairs = datasets.Features({"premise": Value("string"), "choice1": Value("string"), "choice2": Value("string")})
     of_pairs["label"] = ClassLabel(names=["choice1", "choice2"])
     columns = {"premise": ["p", "q"], "choice1": ["a", "b"], "choice2": ["b", "c"], "label": [1, -1]}

@@ -22,7 +22,7 @@ from minilm.machine.ranks import Applied
 from minilm.machine.runtime import Runtime
 from minilm.metrics.scores import convert, per_type, spans
 from minilm.tasks.baselines import commonest_tags
-from minilm.tasks.named import make_task, model_for, open_task, read_examples, read_source
+from minilm.tasks.named import make_task, model_for, open_task, read_alike, read_examples, read_source
 from minilm.tasks.predictions import tags_text
 from minilm.tasks.tagging import Tagging, tag_scores, without_token
 from minilm.tasks.task import Predictions, batch_of, outputs_of
@@ -339,6 +339,10 @@ def test_sources_of_the_same_sentences(tmp_path):
     assert [each[0] for each in read_examples(own, "tagging", labelled=False, like=by_name).examples] == [
         each[0] for each in found[0]
     ]
+    lines = read_examples(read_source(tmp_path / "a.conll", "tagging"), "tagging", label="3")
+    lists = read_source(tmp_path / "a.jsonl", "tagging")
+    for like, source, columns in ((lines, lists, (None, None, "3")), (by_name, tmp_path / "a.tsv", ("w", None, "t"))):
+        assert [each[:2] for each in read_alike(source, "tagging", like, *columns).examples] == found[0]
     by_number = read_examples(read_source(tmp_path / "a.tsv", "tagging"), "tagging", label="2")
     assert [each[:2] for each in by_number.examples] == found[0]
 
