@@ -8,7 +8,7 @@ from typing import Any
 from minilm.errors import CheckpointError, ConfigError
 from minilm.files import read_json, write_json
 
-POOLINGS = ("cls", "max", "mean")  # in the order in which several are concatenated
+POOLINGS = ("cls", "max", "mean")
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
 LENGTH = "sentence_bert_config.json"  # used for other models than BERT, too
 OF_OLD = ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")  # older names in LENGTH's place

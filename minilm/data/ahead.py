@@ -35,7 +35,8 @@ def one_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[t
 
 
 class Steps(Protocol):
-    def micro_batches(self, step: int) -> list[Any]: ...
+    def micro_batches(self, step: int) -> list[Any]:
+        """The micro-batches of one step."""
 
     def read_in(self, step: int) -> str:
         """Names of the rows that this process reads in a step, for a message."""

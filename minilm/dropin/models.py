@@ -104,7 +104,7 @@ class PreTrainedModel(nn.Module):
 
     def loss(self, outputs: dict[str, Tensor], tokens: Tokens, **targets: Tensor) -> Tensor:
         """The loss as in transformers: a mean over the targets of this call; in nats, if the targets are labels."""
-        raise NotImplementedError
+        return cross_entropy(outputs["logits"], targets["labels"])
 
     def forward(
         self,
@@ -307,8 +307,8 @@ class PreTrainedModel(nn.Module):
         """Write model.safetensors and, last, config.json, as transformers' Auto classes open them.
 
         is_main_process: if false, nothing is written. state_dict: in place of the model's own, if its tensors are
-        sharded or are to be others. The last three are accepted as in transformers: one file is written, by
-        safetensors, and no pickle.
+        sharded or are to be others. save_function and max_shard_size are accepted as in transformers: one file is
+        written, by safetensors. Raises ConfigError for safe_serialization=False, which would be a pickle.
         """
         if not is_main_process:
             return
@@ -537,9 +537,6 @@ class BertForMaskedLM(_LanguageModel):
 
     kind = "mlm"
 
-    def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor) -> Tensor:
-        return cross_entropy(outputs["logits"], labels)
-
 
 class BertLMHeadModel(_LanguageModel):
     """Causal language model, if the config says is_decoder; labels (B, T) are the input_ids, shifted here."""
@@ -637,9 +634,6 @@ class BertForTokenClassification(_Classifier):
 
     kind = "token"
 
-    def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor) -> Tensor:
-        return cross_entropy(outputs["logits"], labels)
-
 
 class BertForQuestionAnswering(_Classifier):
     """Where an answer starts and ends; positions (B,), those outside of the text are ignored."""
@@ -671,9 +665,6 @@ class BertForNextSentencePrediction(_Classifier):
     kind = "next"
     num_outputs = 2
 
-    def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor) -> Tensor:
-        return cross_entropy(outputs["logits"], labels)
-
 
 class BertForMultipleChoice(_Classifier):
     """Which of several texts is right: input_ids (B, choices, T), labels (B,)."""
@@ -681,9 +672,6 @@ class BertForMultipleChoice(_Classifier):
     kind = "choice"
     num_outputs = 1
     dimensions = 3
-
-    def loss(self, outputs: dict[str, Tensor], tokens: Tokens, labels: Tensor) -> Tensor:
-        return cross_entropy(outputs["logits"], labels)
 
 
 class ElectraForPreTraining(_Classifier):

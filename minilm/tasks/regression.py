@@ -32,6 +32,9 @@ class NumberTask(Task):
         """(n, 2): the true and the predicted number."""
         return np.array([[each.label for each in examples], decoded], np.float64).T
 
+    def score(self, predictions: Predictions) -> dict[str, float]:
+        return regression_scores(*self.records(predictions).T)
+
     def constant(self, examples: Sequence[Example]) -> list[float]:
         """The mean of the labels."""
         return [float(np.mean([each.label for each in examples]))] * len(examples)
@@ -77,10 +80,6 @@ class Regression(NumberTask):
 
     def decode(self, predictions: Predictions) -> list[float]:
         return predictions.outputs.tolist()
-
-    def score(self, predictions: Predictions) -> dict[str, float]:
-        gold = np.array([each.label for each in predictions.examples], np.float64)
-        return regression_scores(gold, predictions.outputs.astype(np.float64))
 
     def scale(self, examples: Sequence[Example]) -> float:
         return float(np.var([each.label for each in examples]))

@@ -20,7 +20,6 @@ from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import CheckpointError, DataError
 from minilm.labelled.examples import Example
-from minilm.metrics.scores import regression_scores
 from minilm.model.heads import pooled
 from minilm.tasks.regression import NumberTask
 from minilm.tasks.task import Features, GroupedFeatures, Predictions, TaskBatch, tokenized
@@ -87,10 +86,6 @@ class Similarity(NumberTask):
 
     def decode(self, predictions: Predictions) -> list[float]:
         return (self.low + (self.high - self.low) * predictions.outputs[::2].astype(np.float64)).tolist()
-
-    def score(self, predictions: Predictions) -> dict[str, float]:
-        gold = np.array([each.label for each in predictions.examples], np.float64)
-        return regression_scores(gold, np.array(self.decode(predictions)))
 
     def scale(self, examples: Sequence[Example]) -> float:
         return float(np.var([each.label for each in examples])) / (self.high - self.low) ** 2

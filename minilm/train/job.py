@@ -21,7 +21,7 @@ import minilm
 from minilm.checkpoint.model import read_training, write_training
 from minilm.checkpoint.store import Run, Store, manifest_fault
 from minilm.checkpoint.weights import save_tensors
-from minilm.data.ahead import made_ahead
+from minilm.data.ahead import Steps, made_ahead
 from minilm.errors import CheckpointError, UserError, some
 from minilm.machine.cores import own_cores
 from minilm.machine.memory import forget_peak_memory
@@ -50,14 +50,8 @@ VERSIONS = {"minilm": minilm.__version__, "torch": torch.__version__}
 NAMED_ROWS = 64  # rows of a failed step that the error lists
 
 
-class Batches(Protocol):
+class Batches(Steps, Protocol):
     """Source of a job's micro-batches, step by step."""
-
-    def micro_batches(self, step: int) -> Sequence[MicroBatch]:
-        """The micro-batches of one step."""
-
-    def read_in(self, step: int) -> str:
-        """Names of the rows that this process reads in a step, for a message."""
 
     def order(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, row) of all rows of a step."""

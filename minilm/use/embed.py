@@ -19,6 +19,7 @@ from minilm.batch import AttentionPattern, Tokens, next_size
 from minilm.checkpoint.model import check_version, find_model, version_of
 from minilm.checkpoint.pooling import Pooling, read_pooling
 from minilm.data.ahead import one_ahead
+from minilm.data.tokenizer_files import lowercases
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import BertModel
 from minilm.dropin.tokenizer import BertTokenizer
@@ -94,7 +95,7 @@ def read_embedder(
     model.pooling = pooling
     tokenizer = BertTokenizer.from_pretrained(directory)
     check_version(directory, before)
-    if pooling.lowercase and not _lowercases(tokenizer):
+    if pooling.lowercase and not lowercases(tokenizer.backend_tokenizer):
         backend = tokenizer.backend_tokenizer
         own = [] if backend.normalizer is None else [backend.normalizer]
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
@@ -173,7 +174,7 @@ def _encoded(
     embedder: Embedder, texts: Iterable[str], prompt: str
 ) -> Iterator[tuple[list[str], tuple[list[list[int]], int]]]:
     """Each part of the texts, with (the token ids of each text, how many were cut), by `one_ahead`."""
-    if embedder.pooling.lowercase and not _lowercases(embedder.tokenizer):
+    if embedder.pooling.lowercase and not lowercases(embedder.tokenizer.backend_tokenizer):
         raise ConfigError("the model's pooling lower-cases, and the tokenizer does not; take both from read_embedder")
     of_nothing = [embedder.model.encoder.cfg.pad_token_id]  # of a text without any token
 
@@ -242,11 +243,6 @@ def _packed(texts: list[list[int]], cfg: EncoderConfig, pattern: AttentionPatter
         before = F.pad((counted - real)[tokens.cls][doc], (0, more))
         tokens = replace(tokens, position=((counted - before) * real - 1)[None])
     return tokens
-
-
-def _lowercases(tokenizer: BertTokenizer) -> bool:
-    normalizer = tokenizer.backend_tokenizer.normalizer
-    return normalizer is not None and normalizer.normalize_str("A") == "a"
 
 
 def search(
