@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, suppress
@@ -67,6 +68,7 @@ def run(
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no error
     before = {number: signal.getsignal(number) for number in STOPPING}
     came: list[int] = []
+    status, returned, lost = None, False, False
 
     def end(number: int, frame: object = None) -> NoReturn:
         came.append(number)
@@ -81,6 +83,7 @@ def run(
     try:
         try:
             status = main(parse(args_type, sys.argv[1:] if argv is None else argv, prog))
+            returned = True
         except Exception:
             if came:  # a C library may turn what the signal handler raised into an error of its own
                 end(came[0])
@@ -95,11 +98,9 @@ def run(
         status = _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except (RuntimeError, MemoryError) as error:
         if lost_contact(error):
-            why = str(error).splitlines()[0][:100]
-            _fail(f"another process of this run is gone; the same command resumes from the last save ({why})")
-            sys.stderr.flush()
-            os._exit(2)  # leaving the group together is no longer possible
-        if is_out_of_memory(error):
+            why, lost = str(error).splitlines()[0][:100], True
+            status = _fail(f"another process of this run is gone; the same command resumes from the last save ({why})")
+        elif is_out_of_memory(error):
             advice = (
                 "lower --batch-tokens" if hasattr(args_type, "batch_tokens") else "give it more, or a smaller model"
             )
@@ -112,9 +113,17 @@ def run(
         print(STOPPED if goes_on else "stopped; nothing was written", file=sys.stderr)
         status = 130
     finally:
-        leave()
         for number, handler in before.items():
             signal.signal(number, handler)
+        unknown = sys.exc_info()[1]  # an error that none of these branches is for, or SystemExit
+        if lost or (have_met() and not returned and not isinstance(unknown, SystemExit)):
+            if unknown is not None:
+                traceback.print_exc()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError, AttributeError):
+                    stream.flush()
+            os._exit(status or 1)  # to leave the group on a GPU waits for the others, who may wait for this process
+        leave()
     sys.exit(status or 0)
 
 

@@ -164,6 +164,10 @@ def test_what_main_raises_for_the_user_is_one_line(go, error, line):
 
 
 def test_of_several_processes_the_first_says_what_all_raise(go, monkeypatch):
+    """And each ends at once: to leave the group it would wait for the others."""
+    ended = []
+    monkeypatch.setattr(cli.os, "_exit", lambda status: ended.append(status) or sys.exit(status))
+
     def main(args):
         raise ConfigError("--lr 3: too high")
 
@@ -173,16 +177,28 @@ def test_of_several_processes_the_first_says_what_all_raise(go, monkeypatch):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", "2")
         assert go("--resume", main=main) == (2, "", said)
+    assert ended == [2, 2]
 
 
 def test_too_little_memory_is_said_by_the_process_that_has_it(go, monkeypatch):
     def main(args):
         raise OutOfMemory(1, "too little")
 
+    ended = []
+    monkeypatch.setattr(cli.os, "_exit", lambda status: ended.append(status) or sys.exit(status))
     monkeypatch.setattr(cli, "have_met", lambda: True)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert go("--resume", main=main) == (2, "", "error: too little\n")
+
+    def breaks(args):
+        raise KeyError("a bug")
+
+    status, _, said = go("--resume", main=breaks)
+    assert (status, said.splitlines()[-1]) == (1, "KeyError: 'a bug'")
+    assert ended == [2, 1]
+    assert go("--resume", main=lambda args: None)[0] == 0
+    assert ended == [2, 1]
 
 
 STATUS = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 0}

@@ -240,17 +240,18 @@ class Store:
                     shutil.rmtree(path)
             partial.rename(final)
             sync_entry(self.out)
-            self.prune(keep, spared)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise self._unwritten(final.name, error) from error
+        self.prune(keep, spared)
         return final
 
     def prune(self, keep: int, spared: int | None = None) -> None:
-        """Remove all checkpoints except the newest `keep` and that of step `spared`."""
+        """Remove all checkpoints except the newest `keep` and that of step `spared`. One that cannot be removed, as
+        where another machine reads it, is left for the next time."""
         for step, path in checkpoints(self.out)[:-keep]:
             if step != spared:
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
 
     def finish(self, write: Callable[[Path], None]) -> None:
         """Write the final model to OUT itself; config.json comes last, so that the model appears whole or not at

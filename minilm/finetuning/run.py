@@ -149,7 +149,7 @@ def tune(
     plan = _plan(tuning, batches)
     begun, run = run is not None, run or begin(job, plan.steps, backend)
     log = train(job, plan)
-    if begun:
+    if begun or log.best_is_lost:
         best.clear()
         evaluate()
     fitted, score = best[0]

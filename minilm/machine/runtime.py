@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import torch
 
-from minilm.errors import ConfigError
+from minilm.errors import ConfigError, first_line
 from minilm.machine import onednn
 from minilm.machine.cores import own_cores
 from minilm.machine.memory import keep_freed_memory
@@ -69,6 +69,7 @@ class Runtime:
                     raise ConfigError("--deterministic: this process has used the GPU already; set it before that")
                 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read with the first product
                 torch.use_deterministic_algorithms(True)
+            _check_kernels(chosen)
         return cls(chosen, fastest, reason, torch.get_num_threads(), ranks)
 
     @classmethod
@@ -173,6 +174,15 @@ def _gpu_of(ranks: Ranks, asked: torch.device) -> torch.device:
 
 def _has_bf16(gpu: torch.device) -> bool:
     return torch.cuda.get_device_capability(gpu) >= (8, 0)
+
+
+def _check_kernels(device: torch.device) -> None:
+    """Raises ConfigError for a GPU that this torch sees, but has no kernels for."""
+    try:
+        float(torch.ones(1, device=device) + 1)
+    except RuntimeError as error:
+        mend = "install a torch for it, or give --device cpu"
+        raise ConfigError(f"{torch.cuda.get_device_name(device)}: {first_line(error)}; {mend}") from error
 
 
 def _native(device: torch.device) -> tuple[Precision, str]:

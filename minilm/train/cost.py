@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 from minilm.batch import are_few
 from minilm.data.loader import Loader
 from minilm.machine import onednn
+from minilm.machine.memory import is_out_of_memory
 from minilm.model.attention import are_fewest
 from minilm.model.encoder import EncoderConfig
 
@@ -63,22 +64,26 @@ def run_flops(cfg: EncoderConfig, loader: Loader, pairs: bool = False) -> int:
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
     """FLOPs per second of the fastest square matrix product found in about `seconds`, computed as layers compute
-    theirs: the machine's peak."""
+    theirs: the machine's peak. Smaller products tell it where memory runs out."""
     size = 512 if device.type == "cpu" else 2048
     with torch.no_grad(), onednn.chosen(device, dtype):
         first = torch.ones(128, 128, device=device, dtype=dtype)
         float(linear(first, first)[0, 0])  # libraries are loaded before the clock runs
         best, end = 0.0, time.perf_counter() + seconds
-        while size <= (4096 if device.type == "cpu" else 16_384):
-            a = torch.randn(size, size, device=device).to(dtype)
-            for _ in range(10):
-                began = time.perf_counter()
-                float(linear(a, a)[0, 0])  # waits for the device
-                now = time.perf_counter()
-                best = max(best, 2 * size**3 / (now - began))
-                if now + 8 * (now - began) > end:  # neither this size again nor, eightfold, the next one
-                    return best
-            size *= 2
+        try:
+            while size <= (4096 if device.type == "cpu" else 16_384):
+                a = torch.randn(size, size, device=device).to(dtype)
+                for _ in range(10):
+                    began = time.perf_counter()
+                    float(linear(a, a)[0, 0])  # waits for the device
+                    now = time.perf_counter()
+                    best = max(best, 2 * size**3 / (now - began))
+                    if now + 8 * (now - began) > end:  # neither this size again nor, eightfold, the next one
+                        return best
+                size *= 2
+        except (RuntimeError, MemoryError) as error:
+            if not best or not is_out_of_memory(error):
+                raise
     return best
 
 

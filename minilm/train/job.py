@@ -24,7 +24,7 @@ from minilm.checkpoint.weights import save_tensors
 from minilm.data.ahead import Steps, made_ahead
 from minilm.errors import CheckpointError, UserError, some
 from minilm.machine.cores import own_cores
-from minilm.machine.memory import forget_peak_memory
+from minilm.machine.memory import forget_peak_memory, is_out_of_memory
 from minilm.machine.ranks import Applied, Ranks, split, whole_state
 from minilm.machine.runtime import Runtime
 from minilm.machine.signals import STOPPING, Stopped, StopSignals, exit_status
@@ -210,7 +210,7 @@ def train(job: Job, plan: Plan) -> Log:
         with log.paused():
             try:
                 with signals.leaving():
-                    score = job.evaluate()
+                    score = _evaluated(job)
             except Stopped:
                 return True
             log.evaluation(step, score)
@@ -220,7 +220,7 @@ def train(job: Job, plan: Plan) -> Log:
     def stop() -> bool:
         return signals.received is not None or (job.until is not None and time.monotonic() > job.until)
 
-    def save(step: int) -> None:
+    def save(step: int) -> bool:
         with log.paused():
             weights = whole_state(job.model, kept=ranks.first)
             tensors = optimizer_state(job.model, job.optimizers, kept=ranks.first)
@@ -238,6 +238,8 @@ def train(job: Job, plan: Plan) -> Log:
                 if not job.may_miss_saves or step == plan.steps or ranks.any(stop()):
                     raise
                 say(f"step {step:,} was not saved, and the run continues: {error}")
+                return False
+        return True
 
     def smaller(step: int, error: OutOfMemory) -> Iterator[Sequence[MicroBatch]]:
         nonlocal batches, within
@@ -278,7 +280,7 @@ def train(job: Job, plan: Plan) -> Log:
         _leave(job, done, signals.received)
     log.signal = signals.received
     if job.patience and history:
-        log.best = _take_best(job, plan, history)
+        log.best, log.best_is_lost = _take_best(job, plan, history)
     job.model.eval()
     return log
 
@@ -295,15 +297,30 @@ def _leave(job: Job, done: int, received: int | None) -> NoReturn:
     sys.exit(next((exit_status(number) for number, is_it in zip(STOPPING, came, strict=True) if is_it), 0))
 
 
-def _take_best(job: Job, plan: Plan, history: list[Evaluation]) -> int:
-    """Load the weights of the best evaluation, and say so: its step."""
-    best = _best(history)
-    if history[-1].step < plan.steps:
+def _evaluated(job: Job) -> Evaluated:
+    """`job.evaluate()`, once more if memory runs out while graphs keep that of a whole step."""
+    try:
+        return job.evaluate()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or not (graphs := getattr(job.take_step, "of_shape", None)):
+            raise
+    graphs.clear()  # here, for the error above holds what the evaluation had made
+    return job.evaluate()
+
+
+def _take_best(job: Job, plan: Plan, history: list[Evaluation]) -> tuple[int, bool]:
+    """Load the weights of the best evaluation, or keep those of the last one if these are damaged, and say so: (step,
+    whether they were damaged)."""
+    best, last = _best(history), history[-1].step
+    if last < plan.steps:
         say(f"stopped early: no better score or lower loss in {job.patience} evaluations")
+    if best != last and (fault := job.runtime.ranks.from_first(lambda: manifest_fault(job.store.checkpoint(best)))):
+        say(f"{job.store.checkpoint(best)}, the best model, is damaged ({fault}); the last one is kept")
+        return last, True
     say(f"the best model, that of step {best:,}, is kept")
-    if best != history[-1].step:
+    if best != last:
         job.runtime.ranks.agreed(lambda: _load(job, job.store.checkpoint(best)))
-    return best
+    return best, False
 
 
 def with_less(

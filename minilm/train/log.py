@@ -79,6 +79,7 @@ class Log:
         self.bar = tqdm(total=steps, initial=start, unit="step", disable=not self.is_terminal, dynamic_ncols=True)
         self.score: Evaluated | None = None  # the latest
         self.best: int | None = None  # the step whose model is kept, if the best one is
+        self.best_is_lost = False  # whether that is the last one, for the checkpoint of the best one is damaged
         self.signal: int | None = None  # one that came when training was done
         self.start, self.said_at, self.done = start, start, start
         self.began = self.mark = time.perf_counter()

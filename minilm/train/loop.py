@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -214,7 +215,7 @@ def fit(
     watch: Watch,
     start: int = 0,
     evaluate: Callable[[int], bool] = lambda step: False,
-    save: Callable[[int], None] = lambda step: None,
+    save: Callable[[int], bool | None] = lambda step: None,
     stop: Callable[[], bool] = lambda: False,
     smaller: Callable[[int, OutOfMemory], Iterator[Sequence[MicroBatch]]] = _raised,
     take_step: Step = train_step,
@@ -223,10 +224,11 @@ def fit(
 
     `batches` yields the micro-batches of each step. If it raises LoadingError in any process, or Stopped because of
     `stop`, the run saves and ends. `evaluate(step)`, true to stop there, and `save(step)` are called after `step` steps
-    are done, `stop()` after every step; once it is true, nothing is evaluated any more. `smaller(step, error)` is
-    called when memory runs out: it returns smaller micro-batches from `step` on, or raises, where a single process
-    saves first. Raises TrainingError after a step that was not finite, which changed nothing: at once on a CPU, on a
-    GPU when the host learns of it, without waiting, while a few more steps are under way.
+    are done (false: it was not saved, and the run goes on), `stop()` after every step; once it is true, nothing is
+    evaluated any more. If an evaluation raises, a single process saves first. `smaller(step, error)` is called when
+    memory runs out: it returns smaller micro-batches from `step` on, or raises, where a single process saves first.
+    Raises TrainingError after a step that was not finite, which changed nothing: at once on a CPU, on a GPU when the
+    host learns of it, without waiting, while a few more steps are under way.
     """
     forward.train()
     parallel = runtime.ranks.parallel(forward)
@@ -237,8 +239,14 @@ def fit(
         nonlocal since
         since.check()
         loss_now, tokens = since.totals()
-        watch.step(done, loss_now, float(norm), fraction, tokens)
+        lines = partial(watch.step, done, loss_now, float(norm), fraction, tokens)
         since = _Since(runtime, since.streak)
+        try:
+            runtime.ranks.agreed(lines)
+        except UserError as error:  # the metrics cannot be written, but perhaps a checkpoint can
+            if done > saved:
+                save_before(error, done)
+            raise
 
     def save_before(fault: BaseException | None, done: int) -> None:
         """Save before the run ends because of `fault`; if saving fails, the error names both."""
@@ -288,11 +296,15 @@ def fit(
         if evaluating or saving or plan.due(plan.log_every, done):
             look(done)
         if evaluating and not stopping:
-            stopping = evaluate(done)
+            try:
+                stopping = evaluate(done)
+            except Exception as error:  # as of too little memory
+                if done > saved and runtime.ranks.world == 1:
+                    save_before(error, done)
+                raise
             forward.train()
         if saving or stopping:
-            save(done)
-            saved = done
+            saved = saved if save(done) is False else done
         if stopping:
             return done
     return plan.steps

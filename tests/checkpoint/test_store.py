@@ -12,7 +12,7 @@ from dataclasses import asdict
 import pytest
 from safetensors import SafetensorError
 
-from minilm.checkpoint.store import Run, Store, manifest_fault, write_manifest
+from minilm.checkpoint.store import Run, Store, checkpoints, manifest_fault, write_manifest
 from minilm.errors import CheckpointError, ConfigError
 from minilm.files import read_json, sha256, write_json, write_whole
 
@@ -88,6 +88,22 @@ def test_a_failing_save_leaves_the_last_one(store, error):
         store.save(10, fail)
     assert names(store.out) == ["step-000005"]
     assert store.latest(print).name == "step-000005"
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_left(store, monkeypatch):
+    """As where another machine has a file of it open: it goes with the next save."""
+    for step in (1, 2):
+        store.save(step, write_text(str(step)))
+
+    def kept(*of, **more):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", kept)
+        assert store.save(3, write_text("3")) == store.checkpoint(3)
+    assert [step for step, _ in checkpoints(store.out)] == [1, 2, 3]
+    store.save(4, write_text("4"))
+    assert [step for step, _ in checkpoints(store.out)] == [3, 4]
 
 
 def test_config_json_comes_last(store, monkeypatch):

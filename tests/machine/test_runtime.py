@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from minilm.errors import ConfigError
+from minilm.machine import runtime
 from minilm.machine.ranks import Ranks
 from minilm.machine.runtime import DTYPES, Runtime
 from minilm.model.attention import fastest_backend
@@ -21,6 +22,7 @@ def machine(monkeypatch):
     def pretend(cuda=None, gpus=1, mps=False, amx=False, avx512=False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda is not None)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus if cuda else 0)
+        monkeypatch.setattr("minilm.machine.runtime._check_kernels", lambda device: None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: cuda)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Some GPU")
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
@@ -30,6 +32,18 @@ def machine(monkeypatch):
     yield pretend
     torch.set_float32_matmul_precision(precision)
     torch.set_num_threads(threads)
+
+
+def test_a_gpu_without_kernels_is_refused(machine, monkeypatch):
+    def ones(*of, device):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore lines")
+
+    check = runtime._check_kernels
+    machine(cuda=(7, 0))
+    monkeypatch.setattr(runtime, "_check_kernels", check)
+    monkeypatch.setattr(torch, "ones", ones)
+    with pytest.raises(ConfigError, match=r"^Some GPU: CUDA error: no kernel image.*; install a torch for it"):
+        Runtime.choose()
 
 
 @pytest.mark.parametrize(

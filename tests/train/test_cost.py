@@ -172,6 +172,22 @@ def test_a_matrix_product_is_two_operations_an_element_and_row(monkeypatch):
     assert matmul_peak(torch.device("cpu"), torch.float32, seconds=9.0) == 2 * 512**3 / 0.25
 
 
+def test_the_peak_is_that_of_smaller_products_where_memory_runs_out(monkeypatch):
+    made = torch.randn
+
+    def randn(size, *more, device):
+        if size > 512 or nothing:
+            raise RuntimeError("CUDA out of memory")
+        return made(size, *more, device=device)
+
+    nothing = False
+    monkeypatch.setattr(torch, "randn", randn)
+    assert matmul_peak(torch.device("cpu"), torch.float32, seconds=9.0) > 1e8
+    nothing = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        matmul_peak(torch.device("cpu"), torch.float32, seconds=9.0)
+
+
 def test_the_peak_of_this_machine_is_plausible():
     torch.set_num_threads(2)
     assert 1e8 < matmul_peak(torch.device("cpu"), torch.float32, seconds=0.01) < 1e15

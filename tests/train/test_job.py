@@ -21,7 +21,7 @@ from minilm.tasks.task import TaskScore
 from minilm.train import job as job_module
 from minilm.train.job import VERSIONS, begin, runtime_of, train
 from minilm.train.log import read_metrics
-from minilm.train.loop import Plan, Score, TrainingError
+from minilm.train.loop import Plan, Score, TrainingError, train_step
 from minilm.train.losses import language_model_loss
 
 
@@ -318,6 +318,46 @@ def test_the_best_model_is_kept_and_ends_the_run(make_job, bits, what, monkeypat
         train(made, twice)
         bits.same(bits.of(whole.model), bits.of(made.model))
         shutil.rmtree(made.store.out)
+
+
+def test_a_best_checkpoint_that_is_damaged_is_said_and_the_last_model_kept(make_job, bits, capsys):
+    """Else no command would ever finish the run."""
+    asked = iter([1.0, 2.0, 3.0, 4.0])
+    made = make_job()
+
+    def evaluate():
+        if len(found) == 3:
+            (made.store.checkpoint(2) / "model.safetensors").unlink()
+        found.append(bits.of(made.model))
+        return Score(next(asked), 0.0, 1)
+
+    found = []
+    log = train(replace(made, evaluate=evaluate, patience=9), plan(8, evaluate_every=2, save_every=2))
+    assert (log.best, log.best_is_lost) == (8, True)
+    bits.same(bits.of(made.model), found[-1])
+    assert "step-000002, the best model, is damaged" in capsys.readouterr().err
+
+
+def test_an_evaluation_without_memory_is_tried_without_graphs(make_job):
+    graphs, tried = {"a shape": "a graph"}, []
+
+    def evaluate():
+        tried.append(len(graphs))
+        if graphs:
+            raise RuntimeError("CUDA out of memory")
+        return Score(1.0, 0.0, 1)
+
+    def take_step(*of):
+        return train_step(*of)
+
+    take_step.of_shape = graphs
+    job = replace(make_job(), evaluate=evaluate, take_step=take_step)
+    train(job, plan(2, evaluate_every=2))
+    assert tried == [1, 0]
+    graphs["again"] = "a graph"
+    take_step.of_shape = {}
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(replace(make_job(out="other"), evaluate=evaluate, take_step=take_step), plan(2, evaluate_every=2))
 
 
 def test_of_equal_scores_the_lowest_loss_decides(make_job):

@@ -567,6 +567,39 @@ def test_steps_before_one_that_was_too_much_are_saved(watch, cpu, save_fails):
     assert saved == [2, 4, 5]
 
 
+@pytest.mark.parametrize("save_every", [0, 3])
+def test_steps_before_an_evaluation_that_fails_are_saved(watch, cpu, save_every):
+    """Once, though a save was due."""
+    saved = []
+
+    def evaluate(step):
+        raise RuntimeError("out of memory")
+
+    the_plan = plan(9, evaluate_every=6, save_every=save_every)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        stub_run(watch, cpu, [[Stub(1.0, 1)]] * 9, the_plan, save=saved.append, evaluate=evaluate)
+    assert saved == ([3, 6] if save_every else [6])
+
+
+def test_steps_that_cannot_be_logged_are_saved(watch, cpu, monkeypatch):
+    def full(*of):
+        raise CheckpointError("metrics.jsonl: disk full")
+
+    saved = []
+    monkeypatch.setattr(watch, "step", full)
+    with pytest.raises(CheckpointError, match="disk full"):
+        stub_run(watch, cpu, [[Stub(1.0, 1)]] * 9, plan(9, 4), save=saved.append)
+    assert saved == [4]
+
+
+def test_a_save_that_was_missed_is_made_up_when_the_run_ends(watch, cpu):
+    tried = []
+    run = stub_run(
+        watch, cpu, failing(4, Stopped()), plan(9, save_every=2), save=lambda step: tried.append(step) or False
+    )
+    assert (run.done, tried) == (4, [2, 4, 4])
+
+
 def test_no_batch_is_waited_for_after_the_last_step(watch, cpu):
     run = stub_run(watch, cpu, failing(5, AssertionError("waited for")), plan(5))
     assert run.done == 5
