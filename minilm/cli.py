@@ -116,13 +116,17 @@ def run(
         for number, handler in before.items():
             signal.signal(number, handler)
         unknown = sys.exc_info()[1]  # an error that none of these branches is for, or SystemExit
-        if lost or (have_met() and not returned and not isinstance(unknown, SystemExit)):
-            if unknown is not None:
-                traceback.print_exc()
-            for stream in (sys.stdout, sys.stderr):
-                with suppress(OSError, ValueError, AttributeError):
-                    stream.flush()
-            os._exit(status or 1)  # to leave the group on a GPU waits for the others, who may wait for this process
+        agreed = isinstance(unknown, SystemExit) and not came  # all processes end so
+        if lost or (have_met() and not returned and not agreed):
+            code = unknown.code if isinstance(unknown, SystemExit) else status or 1
+            with suppress(OSError, ValueError, AttributeError):
+                if unknown is not None and not isinstance(unknown, SystemExit):
+                    traceback.print_exc()
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(
+                code if isinstance(code, int) else 1
+            )  # to leave the group on a GPU waits for the others, who may wait for this process
         leave()
     sys.exit(status or 0)
 

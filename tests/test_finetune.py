@@ -386,7 +386,21 @@ def test_a_model_is_judged_on_the_text_that_it_learned(go):
     assert status == 0, err
     said = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]
     assert [row["1"] for row in said] == ["good film", "bad film", "dull film"]
+    assert "no header, as in training" in err
     assert all(sum(row[f"p({label})"] for label in "ab") == pytest.approx(1) for row in said)  # numbers
+
+
+@pytest.mark.parametrize("header", ["tweet_text,airline_sentiment", "utterance,mos"])
+def test_a_header_is_seen_by_a_model_that_had_none(go, header):
+    """Of other than usual names: by their ending, or above numbers."""
+    labels = ("1", "2") if header.endswith("mos") else ("a", "b")
+    rows = "".join(f"fine film {i},{labels[0]}\ndull plot {i},{labels[1]}\n" for i in range(20))
+    Path("bare.csv").write_text(rows)
+    assert go("finetune", "--train", "bare.csv", "--no-header", "--steps", "2", "--out", "bare")[0] == 0
+    Path("new.csv").write_text(f"{header}\n{rows}")
+    status, _, err = go("predict", "--model", "bare", "--input", "new.csv", "--output", "said.csv")
+    assert status == 0, err
+    assert "predictions of 40 rows" in err
 
 
 def test_whole_numbers_are_in_their_order(go):
@@ -397,7 +411,17 @@ def test_whole_numbers_are_in_their_order(go):
     assert status == 0, err
     assert [*json.loads(Path("out/config.json").read_text())["id2label"].values()] == [*map(str, range(-1, 10))]
     assert "the label -1 is learned as any other" in err
-    assert go("score", "--predictions", "out/predictions.csv")[0] == 0
+    for number in (1, 2):  # predicted once more, beside the columns that are there
+        told = Path("said.csv").read_text() if number == 2 else Path("out/predictions.csv").read_text()
+        Path("told.csv").write_text(told)
+        assert go("predict", "--model", "out", "--input", "told.csv", "--output", "said.csv")[0] == 0
+    losses = []
+    for column in ("prediction", "prediction (model)"):
+        flags = ("--predictions", "said.csv", "--prediction-column", column, "--json", "found.json")
+        status, _, err = go("score", *flags)
+        assert status == 0, err
+        losses.append(json.loads(Path("found.json").read_text())["metrics"]["log_loss"]["value"])
+    assert losses[0] == pytest.approx(losses[1])
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def _told(table: Table, own: str) -> dict[str, str]:
         return {}
     end = ")" + again
     found = {column[2 : -len(end)]: column for column in table.columns if column[:2] == "p(" and column.endswith(end)}
-    return {label: found[label] for label in in_order(found) if not f"{label})".endswith(AGAIN)}
+    return {label: found[label] for label in in_order(each for each in found if not f"{each})".endswith(AGAIN))}
 
 
 def _is_said(column: str) -> bool:

@@ -31,6 +31,7 @@ OWN = r"texts?|labels?|messages?|comments?|reviews?|sentences?|category"  # endi
 OWN_NAME = re.compile(rf"(?i)[a-z]\w{{0,30}}_({OWN})")
 NAME = re.compile(r"(?!\d)[#\w][\w.-]{0,30}( [\w.-]{1,30}){0,2}")
 
+INDEX = "(index)"  # the column that pandas gives no name
 SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 NOTHING = ("", "NA")  # empty cells of R's write.table and of pandas, which quote only texts
 IN_QUOTES = re.compile(r'[^"]*(?:""[^"]*)*')
@@ -257,7 +258,7 @@ def _names(file: Path, line: int, cells: list[str]) -> tuple[str, ...]:
         )
     if twice := first_twice(names):
         raise DataError(f"{file}:{line}: column {twice!r} appears twice; name each column once")
-    return names if names[0] else ("(index)", *names[1:])
+    return names if names[0] else (INDEX, *names[1:])
 
 
 def _stripped(cells: Iterable[str]) -> tuple[str, ...]:

@@ -60,6 +60,9 @@ class Table:
         if column not in self.classes or value is None or isinstance(value, str):
             return value
         if isinstance(value, int):
+            if value >= len(self.classes[column]):
+                there = f"{len(self.classes[column])} names"
+                raise DataError(f"{self.name}: column {column!r} holds the class {value}, and there are {there}")
             return self.classes[column][value] if value >= 0 else None
         return [self.named(column, each) for each in value]
 

@@ -181,6 +181,8 @@ def _check_kernels(device: torch.device) -> None:
     try:
         float(torch.ones(1, device=device) + 1)
     except RuntimeError as error:
+        if "no kernel image" not in str(error):
+            raise
         mend = "install a torch for it, or give --device cpu"
         raise ConfigError(f"{torch.cuda.get_device_name(device)}: {first_line(error)}; {mend}") from error
 

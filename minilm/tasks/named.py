@@ -22,7 +22,7 @@ from minilm.dropin.models import (
     PreTrainedModel,
 )
 from minilm.errors import CheckpointError, ConfigError, DataError, some
-from minilm.labelled.cells import KNOWN, plain_name
+from minilm.labelled.cells import INDEX, KNOWN, NUMBER, OWN_NAME, plain_name
 from minilm.labelled.examples import SEPARATORS, Data, as_text, read_choices, read_texts
 from minilm.labelled.spans import OF_ROWS, is_one_word_a_line, read_questions, read_tagged
 from minilm.labelled.tables import Table, listed, read_table
@@ -62,8 +62,20 @@ def read_source(file: Path, name: TaskName, header: bool | None = None, like: Da
     if header is not None or not names or names <= {*table.columns}:
         return table
     first = {str(cell).strip() for cell in table.rows[0].cells.values()} if table.rows else set()
-    has_numbers = all(map(str.isdigit, names)) and not {*map(plain_name, table.columns)} & KNOWN
-    return read_table(file, header=names <= first) if names <= first or has_numbers else table
+    if names <= first:
+        return read_table(file, header=True)
+    if not all(map(str.isdigit, names)) or not _may_be_rows(table):
+        return table
+    table = read_table(file, header=False)
+    return replace(table, notes=(*table.notes, "no header, as in training: columns are numbered from 1"))
+
+
+def _may_be_rows(table: Table) -> bool:
+    """Whether the first row, read as a header, could be one of data: it has no usual name, and is not above numbers."""
+    if any(plain_name(each) in KNOWN or OWN_NAME.fullmatch(each) or each == INDEX for each in table.columns):
+        return False
+    columns = ([str(row.cells.get(column)).strip() for row in table.rows] for column in table.columns)
+    return not any(all(map(NUMBER.fullmatch, cells)) for cells in columns)
 
 
 def check_header(header: bool | None, name: TaskName, *files: Path | None) -> None:

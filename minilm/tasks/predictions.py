@@ -45,7 +45,8 @@ def table_text(ending: str, table: Table, place: Sequence[int | None], more: dic
         suffix += AGAIN
     named = {name + suffix: values for name, values in more.items()}
     rows = [
-        row.cells | {name: None if at is None else values[at] for name, values in named.items()}
+        {name: table.named(name, cell) for name, cell in row.cells.items()}
+        | {name: None if at is None else values[at] for name, values in named.items()}
         for row, at in zip(table.rows, place, strict=True)
     ]
     if ending == ".jsonl":

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from traceback import clear_frames
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -253,10 +254,14 @@ def fit(
         if since.tokens:
             look(done)
         try:
-            save(done)
+            if save(done) is False:
+                raise UserError(f"step {done:,} was not saved")
         except UserError as error:
             if isinstance(fault, Stopped):
                 raise
+            if not isinstance(fault, UserError | None) and not is_out_of_memory(fault):  # a bug
+                fault.add_note(str(error))
+                raise fault from None
             kind = LoadingError if isinstance(fault, LoadingError) else UserError
             raise kind(f"{fault}; and {error}") from error
 
@@ -300,6 +305,7 @@ def fit(
                 stopping = evaluate(done)
             except Exception as error:  # as of too little memory
                 if done > saved and runtime.ranks.world == 1:
+                    clear_frames(error.__traceback__)  # which hold what the evaluation had made
                     save_before(error, done)
                 raise
             forward.train()

@@ -350,7 +350,10 @@ def test_a_dataset_gives_the_names_of_its_classes(tmp_path):
     rows = datasets.Dataset.from_dict({"text": ["a", "b"], "rude": [0, 1], "kind": [1, 1]}, features=flags)
     assert [each.label for each in read_texts(table_of(rows), "multilabel").examples] == [("kind",), ("rude", "kind")]
     rows.to_parquet(tmp_path / "flags.parquet")
-    assert read_table(tmp_path / "flags.parquet").classes == {"rude": ["no", "rude"]}
+    stored = read_table(tmp_path / "flags.parquet")
+    assert stored.classes == {"rude": ["no", "rude"]}
+    with pytest.raises(DataError, match="column 'rude' holds the class 2, and there are 2 names"):
+        stored.named("rude", 2)
     of_pairs = datasets.Features({"premise": Value("string"), "choice1": Value("string"), "choice2": Value("string")})
     of_pairs["label"] = ClassLabel(names=["choice1", "choice2"])
     columns = {"premise": ["p", "q"], "choice1": ["a", "b"], "choice2": ["b", "c"], "label": [1, -1]}

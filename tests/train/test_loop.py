@@ -594,10 +594,25 @@ def test_steps_that_cannot_be_logged_are_saved(watch, cpu, monkeypatch):
 
 def test_a_save_that_was_missed_is_made_up_when_the_run_ends(watch, cpu):
     tried = []
-    run = stub_run(
-        watch, cpu, failing(4, Stopped()), plan(9, save_every=2), save=lambda step: tried.append(step) or False
-    )
+
+    def save(step):
+        tried.append(step)
+        return tried.count(step) > 1  # not at first
+
+    run = stub_run(watch, cpu, failing(4, Stopped()), plan(9, save_every=2), save=save)
     assert (run.done, tried) == (4, [2, 4, 4])
+
+
+@pytest.mark.parametrize("fault", [LoadingError("gone"), KeyError("a bug")])
+def test_a_save_that_is_missed_at_the_end_is_said_with_the_fault(watch, cpu, fault):
+    def evaluate(step):
+        raise fault
+
+    steps = failing(3, fault) if isinstance(fault, LoadingError) else [[Stub(1.0, 1)]] * 9
+    with pytest.raises(type(fault)) as caught:
+        stub_run(watch, cpu, steps, plan(9, evaluate_every=4), save=lambda step: False, evaluate=evaluate)
+    said = [str(caught.value), *getattr(caught.value, "__notes__", ())]
+    assert said == (["gone; and step 3 was not saved"] if len(said) == 1 else ["'a bug'", "step 4 was not saved"])
 
 
 def test_no_batch_is_waited_for_after_the_last_step(watch, cpu):
