@@ -60,17 +60,12 @@ def measured(name: str, setting: Setting, pairs: int, row_s: float) -> list[dict
         ours = [process for process in sides if process.side.startswith(OURS) and process.failed is None]
         clock = statistics.median(clocks) if clocks else None
         lines = [process.line(row, ours) | {"clock_mhz": clock} for process in sides]
-    a_text = row.tokens(setting) if row.tokens else None
     if row.least:
         least, peak, copied = row.least(setting), statistics.median(peaks), statistics.median(copies)
-    for line in lines:
-        if "failed" in line:
-            continue
-        if a_text:
-            line["tokens_per_s"] = a_text * line["texts_per_s"]
-        if row.least:
+        for line in (each for each in lines if "failed" not in each):
             speed = line[f"{row.unit}_per_s"]
-            line |= {"of_matmul_peak": least.flops * speed / peak, "matmul_peak": peak, "copy_peak": copied}
+            line |= {"tokens_per_s": least.tokens * speed, "matmul_peak": peak, "copy_peak": copied}
+            line["of_matmul_peak"] = least.flops * speed / peak
             line["of_limit"] = line["of_matmul_peak"] + least.bytes * speed / copied
     return lines
 

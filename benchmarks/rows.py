@@ -31,12 +31,11 @@ from functools import partial
 
 from benchmarks.side import Row
 from benchmarks.steps import finetuning, language_modelling, least_of_labelled, least_of_token
-from benchmarks.texts import SINGLE, embedding, latency, least_of_text, loading, tokenising, tokens_of
+from benchmarks.texts import SINGLE, embedding, latency, least_of_text, loading, tokenising
 
 
 def of_texts(what: str, kind: str) -> Row:
-    own = {name: partial(function, kind=kind) for name, function in (("least", least_of_text), ("tokens", tokens_of))}
-    return Row(what, "texts", partial(embedding, kind=kind), True, **own)
+    return Row(what, "texts", partial(embedding, kind=kind), True, least=partial(least_of_text, kind=kind))
 
 
 ROWS: dict[str, Row] = {  # the most telling first
@@ -84,7 +83,6 @@ ROWS: dict[str, Row] = {  # the most telling first
         latency,
         True,
         least=partial(least_of_text, kind="short", n=SINGLE),
-        tokens=partial(tokens_of, kind="short", n=SINGLE),
     ),
     "tokenise": Row("documents to ids", "tokens", tokenising, True, ("fp32",), on_cpu=True),
     "load": Row("masked batches of 32 rows of 128 tokens", "tokens", loading, precisions=("fp32",), on_cpu=True),

@@ -49,6 +49,7 @@ class Least(NamedTuple):
 
     flops: float  # of matrix products
     bytes: float = 0.0  # that are read and written while nothing is multiplied
+    tokens: float = 1.0  # that one of the unit has, special ones included
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,5 @@ class Row:
     of_model: bool = False  # whether it is of --model
     precisions: tuple[str, ...] = ("fp32", "bf16")
     least: Callable[[Setting], Least] | None = None  # that one of the unit needs
-    tokens: Callable[[Setting], float] | None = None  # of a text, special tokens included
     agree: bool = True  # whether sides come to the same numbers
     on_cpu: bool = False  # also where there is a GPU

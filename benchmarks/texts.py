@@ -26,7 +26,7 @@ from minilm.dropin.config import BertConfig
 from minilm.dropin.models import BertModel
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.train.cost import training_flops
-from minilm.use.embed import Embedder, embed, read_embedder
+from minilm.use.embed import embed, read_embedder
 
 TEXTS = {"cpu": 400, "cuda": 20_000}  # of a pass, if not given
 DOCUMENTS = 1600  # that are tokenised
@@ -90,22 +90,14 @@ def latency(setting: Setting) -> Makers:
     }
 
 
-def tokens_of(setting: Setting, kind: str, n: int = 0) -> float:
-    """Of a text on average, special tokens included, as many as the model reads. n: texts, those of a pass if 0."""
-    return float(_lengths(setting, read_embedder(setting.model), kind, n).mean())
-
-
 def least_of_text(setting: Setting, kind: str, n: int = 0) -> Least:
-    """A third of what training would need."""
+    """A third of what training would need, on average over n texts, or those of a pass if that is 0."""
     embedder = read_embedder(setting.model)
-    lengths = _lengths(setting, embedder, kind, n)
-    return Least(training_flops(embedder.model.encoder.cfg, int(lengths.sum()), seen_of(lengths), 0) / 3 / len(lengths))
-
-
-def _lengths(setting: Setting, embedder: Embedder, kind: str, n: int) -> np.ndarray:
     texts = texts_of(setting, kind, n or setting.texts or TEXTS[setting.device.type])
     ids = embedder.tokenizer(texts, truncation=True, max_length=embedder.length).input_ids
-    return np.array([*map(len, ids)])
+    lengths = np.array([*map(len, ids)])
+    flops = training_flops(embedder.model.encoder.cfg, int(lengths.sum()), seen_of(lengths), 0) / 3
+    return Least(flops / len(texts), tokens=float(lengths.mean()))
 
 
 def _both_sentence_transformers(setting: Setting, calls: list[list[str]]) -> Makers:

@@ -115,18 +115,18 @@ def run(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        unknown = sys.exc_info()[1]  # an error that none of these branches is for, or SystemExit
-        agreed = isinstance(unknown, SystemExit) and not came  # all processes end so
-        if lost or (have_met() and not returned and not agreed):
-            code = unknown.code if isinstance(unknown, SystemExit) else status or 1
+        error = sys.exc_info()[1]  # one that no branch above is for
+        if isinstance(error, SystemExit):
+            returned, status = not came, error.code  # without a signal to this process all have agreed to end
+        elif error is not None and have_met():
             with suppress(OSError, ValueError, AttributeError):
-                if unknown is not None and not isinstance(unknown, SystemExit):
-                    traceback.print_exc()
+                traceback.print_exc()
+        if lost or (have_met() and not returned):
+            # at once: to leave the group on a GPU waits for the others, who may wait for this process
+            with suppress(OSError, ValueError, AttributeError):
                 sys.stdout.flush()
                 sys.stderr.flush()
-            os._exit(
-                code if isinstance(code, int) else 1
-            )  # to leave the group on a GPU waits for the others, who may wait for this process
+            os._exit(status if isinstance(status, int) else 1)
         leave()
     sys.exit(status or 0)
 

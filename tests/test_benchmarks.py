@@ -428,7 +428,7 @@ def test_the_least_that_a_text_needs(measure, setting):
     few = replace(setting, texts=3)
     ids = BertTokenizer.from_pretrained(setting.model)(texts.texts_of(few, "short", 3)).input_ids
     lengths = np.array([*map(len, ids)])
-    assert rows["embed-short"].tokens(few) == lengths.mean()
+    assert rows["embed-short"].least(few).tokens == lengths.mean()
     tokens, seen = int(lengths.sum()), round((lengths**2).sum() / lengths.sum())
     assert rows["embed-short"].least(few).flops == pytest.approx(training_flops(cfg, tokens, seen, 0) / 3 / 3)
     updated = 28 * sum(own.numel() for own in LanguageModel(steps.shape_of(setting, 128)).parameters())

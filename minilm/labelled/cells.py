@@ -229,7 +229,7 @@ def _is_header(rows: list[list[str]]) -> bool:
     below, and some column below holds numbers or few values; or numbers alone are below a word."""
     names = _stripped(rows[0])
     below = [[row[i].strip() for row in rows[1:] if i < len(row)] for i in range(len(names))]
-    known = [i for i, name in enumerate(names) if plain_name(name) in KNOWN or OWN_NAME.fullmatch(name)]
+    known = [i for i, name in enumerate(names) if is_usual(name)]
     if len(known) > 1 or (known and names[known[0]] not in below[known[0]]):
         return True
     if not names[0]:  # pandas gives its index no name
@@ -248,6 +248,11 @@ def _is_header(rows: list[list[str]]) -> bool:
     return any(
         values and (len({*values}) * 2 <= len(values) or all(map(numbers.fullmatch, values))) for values in below
     )
+
+
+def is_usual(name: str) -> bool:
+    """Whether columns often have that name."""
+    return plain_name(name) in KNOWN or OWN_NAME.fullmatch(name) is not None
 
 
 def _names(file: Path, line: int, cells: list[str]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from minilm.dropin.models import (
     PreTrainedModel,
 )
 from minilm.errors import CheckpointError, ConfigError, DataError, some
-from minilm.labelled.cells import INDEX, KNOWN, NUMBER, OWN_NAME, plain_name
+from minilm.labelled.cells import INDEX, NUMBER, is_usual
 from minilm.labelled.examples import SEPARATORS, Data, as_text, read_choices, read_texts
 from minilm.labelled.spans import OF_ROWS, is_one_word_a_line, read_questions, read_tagged
 from minilm.labelled.tables import Table, listed, read_table
@@ -72,7 +72,7 @@ def read_source(file: Path, name: TaskName, header: bool | None = None, like: Da
 
 def _may_be_rows(table: Table) -> bool:
     """Whether the first row, read as a header, could be one of data: it has no usual name, and is not above numbers."""
-    if any(plain_name(each) in KNOWN or OWN_NAME.fullmatch(each) or each == INDEX for each in table.columns):
+    if any(is_usual(each) or each == INDEX for each in table.columns):
         return False
     columns = ([str(row.cells.get(column)).strip() for row in table.rows] for column in table.columns)
     return not any(all(map(NUMBER.fullmatch, cells)) for cells in columns)
@@ -113,8 +113,8 @@ def read_examples(
         return _read_tagged(source, labelled=labelled, **columns)
     if name == "choice":
         data = read_choices(source, labelled, like.origin if like else None, **columns)
-        if like is not None and (lacks := {"beginning"} & {*like.columns} - {*data.columns}):
-            began = like.columns[lacks.pop()]
+        began = like.columns.get("beginning") if like else None
+        if began and "beginning" not in data.columns:
             raise DataError(f"{source.name}: in training choices began with column {began!r}; name it, --pair-column")
         return data
     if name == "span":
