@@ -33,7 +33,8 @@ class Compare(OfLabelled):
     earlier one's."""
     model: Annotated[None, tyro.conf.Suppress, tyro.conf.Fixed] = None
     metric: str | None = None
-    """The metric that decides, whose p is corrected for several comparisons; if not given, the task's first."""
+    """The metric that decides, whose p is corrected for several comparisons; if not given, the task's first, or f1
+    where a positive label is given, or was in training."""
     with_first: bool = False
     """Compare all others with the first one only, not each with each."""
 
@@ -93,7 +94,9 @@ def check_same(found: list[Judged]) -> None:
             raise DataError(f"{own.name}: {len(own):,} examples, and {first.name} has {len(first):,}; give the same")
         for mine, theirs in zip(own.examples, first.examples, strict=True):
             if not _is_same(mine, theirs):
-                raise DataError(f"{mine.where}: not the text and label of {theirs.where}; give the same examples")
+                raise DataError(
+                    f"{mine.where}: not the text and label of {theirs.where}; give the same examples, or with --data"
+                )
 
 
 def _is_same(mine: Any, theirs: Any) -> bool:
@@ -142,8 +145,13 @@ def compared(found: list[Judged], metric: str | None, with_first: bool) -> dict[
     kinds, baseline = min(map(len, tables.values())), found[0].name if with_first else None
     names = [[*table.weighted(table.records[:1], np.ones((1, 1)))] for table in tables[found[0].name][:kinds]]
     known = [*chain.from_iterable(names)]
+    lacks = [f"{name} gives no probabilities of all labels" for name, own in tables.items() if len(own) == kinds]
+    why = lacks[0] if kinds < max(map(len, tables.values())) else ""
     if metric is not None and metric not in known:
-        raise ConfigError(f"--metric {metric}: give one of {', '.join(known)}{did_you_mean(metric, known)}")
+        mend = did_you_mean(metric, known) or (why and f"; {why}")
+        raise ConfigError(f"--metric {metric}: give one of {', '.join(known)}{mend}")
+    if why:
+        say(f"{why}: metrics of probabilities are left out")
     metric, result = metric or known[0], {}
     for kind in range(kinds):
         systems = {name: own[kind].records for name, own in tables.items()}

@@ -49,7 +49,7 @@ class Score(OfLabelled):
     dev: Path | None = None
     """Other labelled examples, to choose temperature and thresholds on; with --predictions, predictions for them."""
     group_column: str | None = None
-    """Column of groups that a classifier may treat differently: rates of each, and the gaps between them."""
+    """Column, by name, of groups that a classifier may treat differently: rates of each, and the gaps between them."""
 
 
 def run_score(args: Score) -> None:

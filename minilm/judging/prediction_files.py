@@ -14,7 +14,7 @@ from minilm.data.documents import uncompressed_name
 from minilm.errors import ConfigError, DataError, some
 from minilm.judging.judged import Judged
 from minilm.labelled.cells import LABELS, NUMBER, TEXT_NAMES, plain_name
-from minilm.labelled.examples import LARGEST, Choice, Data, as_text, in_order, labels_of_cell
+from minilm.labelled.examples import LARGEST, Choice, Data, alike, as_text, in_order, labels_of_cell
 from minilm.labelled.spans import columns_of, is_one_word_a_line, read_tagged
 from minilm.labelled.tables import Row, Table, check_regular, listed, read_json, read_table, shown, text_lines
 from minilm.metrics.labels import SUM
@@ -24,7 +24,7 @@ from minilm.tasks.named import TaskName, make_task, read_examples
 from minilm.tasks.predictions import AGAIN, cell_text
 
 PREDICTIONS = ("prediction", "predictions", "predicted", "pred", "y_pred")  # names of their column
-ROW = "row"  # a column in place of texts, if a file holds none
+ROW = "(row)"  # a column in place of texts, if a file holds none
 SEVERAL, LONG = 1.5, 12  # words of a cell, or letters, on average, that make its column one of texts
 SHOWN = 5  # labels in a message
 
@@ -131,7 +131,9 @@ def _examples(table: Table, name: TaskName, named: Columns, own: str, told: set[
         rows = [row._replace(cells=row.cells | {ROW: f"row {i}"}) for i, row in enumerate(table.rows, start=1)]
         table, rest, given = replace(table, rows=rows), (ROW, *rest), given | {"text": ROW, "label": likely}
     source = replace(table, columns=rest)
-    found = read_examples(source, name, **{role: value for role, value in given.items() if value})
+    flags = () if usual or name != "multilabel" else tuple(each for each in others if each in told)
+    like = Data([], flags=flags) if flags else None  # other columns of 0 and 1 are no labels
+    found = read_examples(source, name, **{role: value for role, value in given.items() if value}, like=like)
     label = found.columns.get("label", "")
     if name == "classification" and named.label is None:
         said = {(as_text(row.cells.get(own), row.where, "prediction") or "").strip() for row in table.rows}
@@ -251,7 +253,7 @@ def _labels(
         raise DataError(
             f"{file}: no column p({strange[0]}) for the label {shown(strange[0])}; give one, or none at all"
         )
-    if said and not said & {*task.labels}:
+    if said and task.labels and not said & {*task.labels}:
         raise DataError(
             f"{file}: predictions are {some(sorted(said), SHOWN)}, and the labels {some(sorted(task.labels), SHOWN)}; "
             "name them alike"
@@ -259,7 +261,14 @@ def _labels(
     for label in sorted(said - {*task.labels}) if isinstance(task, MultiLabel) and not told else ():
         if len(parts := [part.strip() for part in re.split("[,;]", label)]) > 1 and {*parts} & {*task.labels}:
             raise DataError(f"{file}: {shown(label)} is predicted, which is no label; separate several by |")
-    return in_order({*task.labels, *said})
+    if not (found := in_order({*task.labels, *said})):
+        raise DataError(f"{file}: no label holds or is predicted anywhere, so there is nothing to score")
+    if (other := alike(found)) and {*other} & (said - {*task.labels}):
+        raise DataError(
+            f"{file}: {shown(other[0])} and {shown(other[1])} would be two labels, one of them only predicted; "
+            "name them alike"
+        )
+    return found
 
 
 def _check_choices(examples: Sequence[Any], decoded: Sequence[Any]) -> None:

@@ -179,13 +179,13 @@ def read_texts(
     told = {example.label for example in examples} if kind == "classification" and labelled else set()
     if "-1" in told and len(told) > 2 and all(map(str.isdigit, told - {"-1"})):
         notes.append("the label -1 is learned as any other; leave those rows out if it means that there is none")
-    if kind != "regression" and (alike := _alike(each.label or () for each in examples)):
-        notes.append(f"labels {shown(alike[0])} and {shown(alike[1])} differ; are they meant to be one?")
+    if kind != "regression" and (two := alike(each.label or () for each in examples)):
+        notes.append(f"labels {shown(two[0])} and {shown(two[1])} differ; are they meant to be one?")
     taken = (*columns.values(), *flags)
     return Data(examples, (*table.notes, *notes), tuple(left_out), columns, separator, flags, taken=taken)
 
 
-def _alike(labels: Iterable[str | tuple[str, ...]]) -> tuple[str, str] | None:
+def alike(labels: Iterable[str | tuple[str, ...]]) -> tuple[str, str] | None:
     """Two labels that differ only in case, white space or Unicode form, if there are such."""
     met: dict[str, str] = {}
     for each in labels:

@@ -22,6 +22,7 @@ from minilm.metrics.intervals import DEFINED, FEWEST, Weighted, in_parts, interv
 from minilm.metrics.scores import not_empty
 
 ALIKE = "both say the same of every example"
+ALONE = 256  # examples scored alone at once
 SWAPS = 1_999  # of the randomisation: near p = 0.05 its own standard error is 0.005
 ROUNDING = 1e-10  # of a score: differences that are closer together count as equal
 
@@ -138,9 +139,9 @@ def _swapped(
 def example_scores(records: np.ndarray, weighted: Weighted) -> dict[str, np.ndarray]:
     """Each metric on each example alone, (n,); for a proportion 1 or 0."""
     kinds, of = np.unique(records, axis=0, return_inverse=True)
-    each = np.arange(len(kinds))
-    alone = in_parts(weighted, kinds, len(kinds), lambda at, end: (each[at:end, None] == each).astype(np.int64))
-    return {name: values[of.reshape(-1)] for name, values in alone.items()}
+    parts = [kinds[at : at + ALONE] for at in range(0, len(kinds), ALONE)]
+    found = [weighted(part, np.eye(len(part), dtype=np.int64)) for part in parts]
+    return {name: np.concatenate([each[name] for each in found])[of.reshape(-1)] for name in found[0]}
 
 
 def defined(scores: Mapping[str, float]) -> dict[str, Any]:

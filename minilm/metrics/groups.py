@@ -80,6 +80,7 @@ def group_scores(
         if positive is not None:
             rows[name]["f1"] = _f1(true[own], said[own])
     kinds, kind = np.unique(inside, axis=0, return_inverse=True)
+    kind = kind.reshape(-1)  # numpy 2.0 has it in two dimensions
     gap = {rate: compared(*shares[rate], kinds, kind, fewest, rng) for rate in shares if rate != "positive"}
     metrics = {}
     if positive is not None:

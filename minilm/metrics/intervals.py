@@ -17,6 +17,7 @@ FEWEST = 20  # examples; of fewer no interval is worth printing
 DRAWS = 2000  # of the bootstrap (Efron and Tibshirani 1993, sec. 14.3)
 LEFT_OUT = 2000  # examples of the jackknife at most, chosen at random
 AT_ONCE = 1 << 22  # weights in memory
+ROUNDED = 16 * np.finfo(np.float64).eps  # of numbers: a spread so small next to them is rounding
 DEFINED = 0.95  # of the draws, in which a score must be defined
 NO_PARTS: Mapping[str, int] = MappingProxyType({})  # every score is over all examples
 NORMAL = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -134,8 +135,12 @@ def bca(
 def weighted_labels(records: np.ndarray, weights: np.ndarray, labels: int, positive: int = 1) -> dict[str, np.ndarray]:
     """`classification_scores` of weighted examples. records (n, 2): gold and predicted label; in gold `labels` is any
     other label."""
-    true, said, right = label_counts(records, weights, labels)
-    n, hits = weights.sum(axis=1), right.sum(axis=1)
+    return of_label_counts(*label_counts(records, weights, labels), positive)
+
+
+def of_label_counts(true: np.ndarray, said: np.ndarray, right: np.ndarray, positive: int) -> dict[str, np.ndarray]:
+    """`weighted_labels` by its `label_counts`."""
+    n, hits, labels = true.sum(axis=1), right.sum(axis=1), true.shape[1] - 1
     rates = ratio(2 * right, true + said)
     met = (true + said) > 0
     sides = [n**2 - (side**2).sum(axis=1) for side in (true, said)]
@@ -220,11 +225,17 @@ def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def _correlation(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Pearson correlation (B,) of weighted examples; NaN where a side is constant."""
-    n = weights.sum(axis=1, keepdims=True)
-    a, b = (side - (weights * side).sum(axis=1, keepdims=True) / n for side in (a, b))
+    a, b = _centred(a, weights), _centred(b, weights)
     spread = np.sqrt((weights * a**2).sum(axis=1) * (weights * b**2).sum(axis=1))
-    tiny = 1e-12 * n[:, 0] * np.maximum(1e-300, np.abs(a).max(axis=1) * np.abs(b).max(axis=1))
-    return defined_ratio((weights * a * b).sum(axis=1), np.where(spread > tiny, spread, 0.0))
+    return defined_ratio((weights * a * b).sum(axis=1), spread)
+
+
+def _centred(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Values less their weighted mean (B, n); 0 where those with a weight are equal, but for rounding."""
+    n = weights.sum(axis=1, keepdims=True)
+    centred = values - (weights * values).sum(axis=1, keepdims=True) / n
+    scale = np.where(weights > 0, np.abs(values), 0.0).max(axis=1, keepdims=True)
+    return np.where((weights * centred**2).sum(axis=1, keepdims=True) > n * (ROUNDED * scale) ** 2, centred, 0.0)
 
 
 # -- over runs ------------------------------------------------------------------------------------------

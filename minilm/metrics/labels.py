@@ -18,9 +18,9 @@ from minilm.metrics.intervals import (
     defined_ratio,
     label_counts,
     label_set_counts,
+    of_label_counts,
     ratio,
     weighted_label_sets,
-    weighted_labels,
 )
 
 Scores = dict[str, np.ndarray]
@@ -42,7 +42,7 @@ def weighted_label_table(records: np.ndarray, weights: np.ndarray, labels: int, 
     and predicted label. The micro_ averages all equal the accuracy."""
     true, said, right = label_counts(records, weights, labels)
     n, hits, chance = weights.sum(axis=1), right.sum(axis=1), (true * said).sum(axis=1)
-    scores = dict(weighted_labels(records, weights, labels, positive))
+    scores = dict(of_label_counts(true, said, right, positive))
     scores["balanced_accuracy"] = ratio(right, true).sum(axis=1) / (true > 0).sum(axis=1)
     scores["kappa"] = defined_ratio(hits * n - chance, n**2 - chance)
     return scores | _averages(true, said, right, true + said > 0)

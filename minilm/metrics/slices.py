@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -76,13 +77,14 @@ def slices(
         for side in (taken, counts - taken)
     )
     holds = example_scores(records, weighted)[metric] > 0.5 if metric in proportions else None
-    rng, most = np.random.default_rng(seed), max(DRAWS, SMALLEST * len({each.split for each in parts}))
+    most = max(DRAWS, SMALLEST * len({each.split for each in parts}))
     p: dict[bytes, float] = {}
     for part, difference in zip(parts, inside - outside, strict=True):
         if part.split in p or not np.isfinite(difference):
             continue
         n = int(part.mask.sum())
         if holds is None:
+            rng = np.random.default_rng([seed, crc32(f"{part.column}\0{part.value}".encode())])  # its own
             p[part.split] = _permutation(kinds, counts, n, weighted, metric, float(difference), most, rng)
         else:
             hits = int((holds & part.mask).sum())
@@ -118,7 +120,7 @@ def _slices(
         if isinstance(labels, str):
             skipped[name] = labels
             continue
-        own = [Slice(name, value, labels == value) for value in dict.fromkeys(labels.tolist())]
+        own = [Slice(name, value, labels == value) for value in sorted({*labels.tolist()})]
         kept = [each for each in own if FEWEST <= each.mask.sum() <= n - FEWEST]
         parts += kept
         if len(kept) < len(own):
@@ -149,6 +151,8 @@ def _quartiles(numbers: np.ndarray) -> np.ndarray:
     """The quartile of each number. Equal numbers are never parted, so there may be fewer than four."""
     edges = np.unique(np.quantile(numbers, (0.25, 0.5, 0.75), method="inverted_cdf"))  # each is one of the numbers
     edges = edges[edges < numbers.max()]
+    if not len(edges):  # a quarter or more of them is the largest, and so are all three
+        edges = numbers[numbers < numbers.max()].max(keepdims=True)
     points = [numbers.min(), *edges, numbers.max()]
     told = ([f"{point:.{digits}g}" for point in points] for digits in (6, 9, 12, 17))
     ends = next(each for each in told if len({*each}) >= len({*points}))  # different ones are written differently

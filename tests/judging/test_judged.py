@@ -477,6 +477,38 @@ def test_a_column_of_something_else_is_no_text(tmp_path):
     assert judged_file(file, "classification")[1].columns["text"] == "文章"
 
 
+def test_a_column_may_have_the_name_row(tmp_path):
+    file = _written(tmp_path / "p.csv", "row,label,prediction,kind\n0,a,b,x\n1,b,b,y\n")
+    found, data, source = judged_file(file, "classification")
+    assert found.decoded == ["b", "b"]
+    assert Labelled(data, source).cells() == {"row": ["0", "1"], "kind": ["x", "y"]}
+
+
+def test_of_texts_without_any_label_predicted_ones_are_wrong(tmp_path):
+    rows = [{"text": "fine", "labels": [], "prediction": said} for said in (["a"], [], ["b"])]
+    found, _, _ = judged_file(_written(tmp_path / "p.jsonl", jsonl_text(rows)), "multilabel")
+    assert found.task.labels == ("a", "b")
+    assert found.records.tolist() == [[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+    none = _written(tmp_path / "none.jsonl", jsonl_text([row | {"prediction": []} for row in rows]))
+    with pytest.raises(DataError, match="no label holds or is predicted anywhere"):
+        judged_file(none, "multilabel")
+
+
+def test_labels_are_those_with_a_probability_and_no_other_column_of_0_and_1(tmp_path):
+    head = "text,toxic,insult,male,prediction,p(toxic),p(insult)\n"
+    file = _written(tmp_path / "p.csv", f"{head}the film,1,0,1,toxic,0.9,0.1\nfine,0,0,0,insult,0.2,0.6\n")
+    found, data, source = judged_file(file, "multilabel")
+    assert found.task.labels == ("insult", "toxic")
+    assert found.records.tolist() == [[0, 1, 0, 1], [0, 0, 1, 0]]
+    assert Labelled(data, source).cells() == {"male": ["1", "0"]}
+
+
+def test_a_label_that_is_predicted_in_other_letters_is_refused(tmp_path):
+    file = _written(tmp_path / "p.csv", "text,label,prediction\nthe film,a,A\nfine,b,b\n")
+    with pytest.raises(DataError, match="'A' and 'a' would be two labels, one of them only predicted"):
+        judged_file(file, "classification")
+
+
 def test_all_may_be_wrong(tmp_path):
     """Where probabilities name the labels."""
     file = tmp_path / "p.csv"

@@ -80,6 +80,22 @@ def test_numbers(digits):
         same(weighted_numbers(records, weights), [regression_scores(*each.T) for each in written])
 
 
+@pytest.mark.parametrize("constant", [0.1, 0.3, 1 / 3, 2.7, 3.0, 1e8, 0.0])
+@pytest.mark.parametrize("n", [3, 30, 301])
+def test_with_a_constant_nothing_correlates_whatever_its_mean_rounds_to(constant, n):
+    rng = np.random.default_rng(n)
+    records = np.stack([np.full(n, constant), rng.random(n)], axis=1)
+    weights = np.concatenate([np.ones((1, n)), rng.multinomial(n, np.full(n, 1 / n), size=50)])
+    for side in (records, records[:, ::-1]):
+        found = weighted_numbers(side, weights)
+        assert np.isnan(found["pearson"]).all()
+        assert np.isnan(found["spearman"]).all()
+    near = constant + 1e-7 * max(1.0, constant) * records[:, 1]
+    assert weighted_numbers(np.stack([near, records[:, 1]], axis=1), weights[:1])["pearson"] == pytest.approx(
+        1, abs=1e-6
+    )
+
+
 def test_counts_and_means():
     records, weights = np.array([[2, 3, 4], [0, 0, 1]]), np.array([[1, 0], [1, 2], [0, 1]])
     found = weighted_counts(records, weights)

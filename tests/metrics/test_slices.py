@@ -153,7 +153,27 @@ def test_the_correction_is_statsmodels_over_ways_to_split():
     assert [each["p_holm"] for each in p.values()] == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_slice_is_the_same_in_any_order_of_rows_and_beside_other_columns():
+    rng = np.random.default_rng(9)
+    values, kind, size = rng.exponential(size=200), rng.integers(0, 3, 200), rng.random(200)
+
+    def found(order, **more):
+        records = np.stack([values[order], np.ones(200)], axis=1)
+        columns = {name: own[order] for name, own in (more | {"kind": kind, "size": size}).items()}
+        return {(each["column"], each["value"]): each["p"] for each in slices(records, MEAN, columns)["slices"]}
+
+    usual = found(np.arange(200))
+    assert len(usual) == 7
+    assert found(rng.permutation(200)) == usual
+    assert found(np.arange(200), first=rng.random(200)).items() >= usual.items()
+
+
 # --- columns
+
+
+def test_numbers_that_are_mostly_the_largest_are_two_slices():
+    """As lengths are where most texts are cut."""
+    assert labels_of([100] * 240 + [*range(1, 61)]).tolist() == ["(60, 100]"] * 240 + ["[1, 60]"] * 60
 
 
 def test_columns_that_are_no_slices_are_said():
