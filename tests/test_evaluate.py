@@ -68,7 +68,7 @@ def go(script, tmp_path, monkeypatch, capsys):
 
 
 def test_embed_writes_a_row_a_line(go, script, monkeypatch, caplog):
-    monkeypatch.setattr("minilm.use.embed.CHUNK", 4)
+    monkeypatch.setattr("minilm.data.documents.CHUNK", 4)
     status, out, err = go("embed", "--model", "encoder", "--data", "lines.txt", "--out", "v.npy", "--json", "v.json")
     assert (status, out) == (0, "")
     assert "6 lines -> v.npy: float32 (6, 32), cls, normalized" in err
@@ -124,7 +124,7 @@ def test_what_is_beside_the_result_is_left_alone(go, tmp_path, monkeypatch):
 )
 def test_embed_goes_on(go, monkeypatch, tmp_path, number, status):
     """After a signal, or where the disk is full: to the same bytes, and what is done is not computed again."""
-    monkeypatch.setattr("minilm.use.embed.CHUNK", 2)
+    monkeypatch.setattr("minilm.data.documents.CHUNK", 2)
     flags = ("embed", "--model", "encoder", "--data", "lines.txt", "--threads", "1")
     assert go(*flags, "--out", "whole.npy", "--json", "whole.json")[0] == 0
     vectors_of, read = embedding._vectors_of, []
@@ -154,7 +154,7 @@ def test_embed_goes_on(go, monkeypatch, tmp_path, number, status):
 
 @pytest.mark.parametrize("change", ["--normalize", "--batch-tokens", "--model", "--data", "--precision", "config"])
 def test_embed_begins_anew_where_the_vectors_would_be_others(go, monkeypatch, tmp_path, change):
-    monkeypatch.setattr("minilm.use.embed.CHUNK", 2)
+    monkeypatch.setattr("minilm.data.documents.CHUNK", 2)
     vectors_of = embedding._vectors_of
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -221,14 +221,22 @@ def test_fill_mask_is_what_the_library_says(go):
         (("embed", "--model", "encoder", "--data", "lines.txt"), "--out"),
         (("embd",), "embd: no such command; did you mean embed?"),
         (("embed", "--model", "nowhere", "--data", "lines.txt", "--out", "v.npy"), "model nowhere: no such directory"),
-        (("embed", "--model", "encoder", "--data", "none.txt", "--out", "v.npy"), "--data none.txt: no such file"),
-        (("embed", "--model", "encoder", "--data", "lines.jsonl", "--out", "v.npy"), "jsonl is not read here"),
+        (("embed", "--model", "encoder", "--data", "none.txt", "--out", "v.npy"), "none.txt: no such file"),
+        (
+            ("search", "--model", "encoder", "--data", "a.csv", "--query", "a"),
+            "a.csv: tables and jsonl are not read here",
+        ),
+        (("embed", "--model", "encoder", "--data", "cr.txt", "--out", "v.npy"), "cr.txt:1: its lines end in \\r alone"),
+        (
+            ("embed", "--model", "encoder", "--data", "lines.jsonl", "--out", "v.npy"),
+            "lines.jsonl: tables and jsonl are not read",
+        ),
         (("embed", "--model", "encoder", "--data", "empty.txt", "--out", "v.npy"), "empty.txt: holds no line"),
         (("embed", "--model", "encoder", "--data", "latin.txt", "--out", "v.npy"), "latin.txt:2: not UTF-8"),
         (("embed", "--model", "encoder", "--data", "lines.txt", "--out", "v.bin"), "give a file that ends in .npy"),
         (("embed", "--model", "encoder", "--data", "lines.txt", "--out", "x/v.npy"), "in a directory that is there"),
         (("search", "--model", "encoder", "--data", "lines.txt", "--query", "a", "--top-k", "0"), "--top-k 0: give a"),
-        (("embed", "--model", "encoder", "--data", "pipe", "--out", "v.npy"), "--data pipe: not a regular file"),
+        (("embed", "--model", "encoder", "--data", "pipe", "--out", "v.npy"), "pipe: no regular file"),
         (("embed", "--model", "encoder", "--data", "lines.txt", "--out", "pipe"), "--out pipe: give a file that ends"),
         (
             ("embed", "--model", "encoder", "--data", "lines.txt", "--out", "a" * 300),
@@ -266,6 +274,8 @@ def test_what_cannot_be_is_one_line(go, argv, said, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "lines.jsonl").write_text("{}\n")
+    (tmp_path / "a.csv").write_text("text\na cat\n")
+    (tmp_path / "cr.txt").write_text("a cat\ra dog\r", newline="")
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "blank.txt").write_text("\n \n")
     os.mkfifo(tmp_path / "pipe")
@@ -744,7 +754,9 @@ def test_bias_by_swaps_of_a_masked_model(go):
     Path("twice.csv").write_text("cat,dog\ndog,mat\n")
     Path("none.csv").write_text("ox,cow\n")
     Path("both.txt").write_text("a cat and a dog\n")
-    Path("long.txt").write_text("a cat\n" + "a cat " * 20)
+    Path("long.txt").write_text("the cat sat\n" + "a cat " * 20)
+    assert "left out   1 texts that are longer than the model reads" in go(*flags, "--data", "long.txt")[1]
+    Path("long.txt").write_text("a cat " * 20)
     Path("blank.txt").write_text("\n")
     Path("two.csv").write_text("premise,hypothesis\na cat,a dog\na cat,a mat\n")
     for more, said in (
@@ -753,7 +765,7 @@ def test_bias_by_swaps_of_a_masked_model(go):
         (("--data", "texts.txt", "--swaps", "none.csv"), "none of 11 texts holds a listed word"),
         (("--data", "nowhere.txt", "--swaps", "words.csv"), "nowhere.txt: no such file"),
         (("--data", "both.txt", "--swaps", "words.csv"), "holds words of both columns; none can be scored"),
-        (("--data", "long.txt", "--swaps", "words.csv"), "long.txt:2: a text has 42 tokens, and the model reads 16"),
+        (("--data", "long.txt", "--swaps", "words.csv"), "long.txt: each text has more than the 16 tokens that the"),
         (("--data", "blank.txt", "--swaps", "words.csv"), "blank.txt: holds no text"),
         (("--data", "two.csv", "--swaps", "words.csv"), "reads one text, and here are two"),
         (("--data", "texts.csv", "--swaps", "words.csv", "--text-column", "x"), "no column 'x'"),
@@ -882,7 +894,7 @@ def test_a_config_that_changed_begins_anew(go, monkeypatch):
             raise KeyboardInterrupt
         return plain(*given)
 
-    monkeypatch.setattr("minilm.use.embed.CHUNK", 2)
+    monkeypatch.setattr("minilm.data.documents.CHUNK", 2)
     monkeypatch.setattr(embedding, "_vectors_of", stopped)
     assert go(*flags)[0] == 130
     config = json.loads(Path("encoder/config.json").read_text())

@@ -16,8 +16,9 @@ import torch
 from minilm import cli
 from minilm.checkpoint.model import weights_fingerprint
 from minilm.commands.of_model import SAY_EVERY, OfModel, going_on
-from minilm.data.documents import is_jsonl, lines_of, reading
+from minilm.data.documents import lines_of
 from minilm.errors import ConfigError, DataError, printable
+from minilm.labelled.tables import is_table, text_lines
 from minilm.machine.runtime import Precision, Runtime
 from minilm.train.job import VERSIONS
 from minilm.train.log import say
@@ -64,11 +65,9 @@ class OfTexts(OfModel):
         return {"model": weights_fingerprint(model), "tokenizer": tokenizer} | VERSIONS | how | computed
 
     def lines(self) -> Iterator[str]:
-        if is_jsonl(self.data):
-            raise DataError(f"--data {self.data}: jsonl is not read here; give a file of one text a line")
-        with reading(self.data):
-            if not self.data.is_file():
-                raise DataError(f"--data {self.data}: {'not a regular file' if self.data.exists() else 'no such file'}")
+        if is_table(self.data):
+            raise DataError(f"--data {self.data}: tables and jsonl are not read here; give a file of one text a line")
+        next(text_lines(self.data), None)  # refuses a file that is no text
         return lines_of(self.data)
 
 

@@ -1,17 +1,17 @@
 """bias --swaps: whether listed words, swapped for their counterparts, change what a model says."""
 
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minilm.commands.of_model import OfModel, counted, interval_of, unknown_line
-from minilm.data.documents import uncompressed_name
 from minilm.dropin.config import PreTrainedConfig
 from minilm.errors import ConfigError, DataError, cut, printable
 from minilm.labelled.examples import Data, Example, read_texts
-from minilm.labelled.tables import Row, Table, check_regular, listed, read_table, text_lines
+from minilm.labelled.tables import Row, Table, check_regular, is_table, listed, read_table, text_lines
 from minilm.language.bias import Metric, crows_log_probabilities, unknown_pairs
 from minilm.language.likelihood import read_scorer
 from minilm.language.swaps import (
@@ -29,7 +29,6 @@ from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.named import read_examples
 from minilm.train.log import say
 
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 SHOWN = 10  # labels and pairs of words that differ most; a result has all of them
 WIDTH = 200  # letters of a text that is printed
 
@@ -54,7 +53,7 @@ def scores_of_swaps(
 
 def _source(file: Path) -> Table:
     """The table of a file; for a file that is none, a table of its lines that are not blank."""
-    if uncompressed_name(file).endswith(TABLES) or file.suffix == ".parquet":
+    if is_table(file):
         return read_table(file)
     lines = [Row(f"{file}:{n}", {"text": line}) for n, line in enumerate(text_lines(file), start=1) if line.strip()]
     if not lines:
@@ -83,11 +82,18 @@ def _of_masked(
     if not one_sided:
         raise DataError(f"{source.name}: each text with a listed word holds words of both columns; none can be scored")
     scorer = read_scorer(directory, use_safetensors=args.use_safetensors)
+    pairs = crows_pairs(one_sided)
+    fits = scorer.fits([pair.more for pair in pairs]) & scorer.fits([pair.less for pair in pairs])
+    if not fits.any():
+        raise DataError(
+            f"{source.name}: each text has more than the {scorer.length} tokens that the model reads; split them"
+        )
+    counts |= {"mixed": len(swapped) - len(one_sided), "long": int((~fits).sum())}
+    one_sided, pairs = ([*compress(own, fits)] for own in (one_sided, pairs))
     with args.computing(scorer.model):
-        pairs = crows_pairs(one_sided)
         nats = [*counted(crows_log_probabilities(scorer, pairs), len(pairs), "texts")]
     found = language_scores(np.array(nats), one_sided, words) | counts
-    found |= {"mixed": len(swapped) - len(one_sided), "unknown": unknown_pairs(scorer, pairs)}
+    found["unknown"] = unknown_pairs(scorer, pairs)
     return found | {"caveats": [OF_LANGUAGE_MODEL, *CAVEATS]}, _language_lines(found)
 
 
@@ -108,6 +114,8 @@ def _language_lines(found: dict[str, Any]) -> list[str]:
     lines += unknown_line(found["unknown"], "texts")
     if found["mixed"]:
         lines.append(f"left out   {found['mixed']:,} texts that hold words of both columns")
+    if found["long"]:
+        lines.append(f"left out   {found['long']:,} texts that are longer than the model reads")
     return lines
 
 

@@ -11,7 +11,7 @@ import json
 import lzma
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,11 +21,28 @@ from minilm.errors import DataError
 MAX_CHARS = 1 << 20  # most characters of one document
 MAX_LINE = 1 << 24  # bytes of one jsonl line
 COMPRESSED = (".gz", ".xz")
+CHUNK = 4096  # texts in memory, at most
+ROOM = 1 << 20  # characters of these texts, unless a single one is longer
 
 
 def documents_of(file: Path, text_field: str) -> Iterator[str]:
     """Every document of a file that is not blank. Raises DataError naming file and line."""
     return _jsonl_documents(file, text_field) if is_jsonl(file) else _text_documents(file)
+
+
+def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """All texts, in parts of bounded memory: tokenised, a text takes a hundred times the memory of its characters."""
+    part, size = [], 0
+    for text in texts:
+        if not isinstance(text, str):
+            raise DataError(f"{text!r} is not text; give strings")
+        part.append(text)
+        size += len(text)
+        if len(part) == CHUNK or size >= ROOM:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def lines_of(file: Path, limit: int = MAX_CHARS) -> Iterator[str]:

@@ -42,6 +42,8 @@ class Method:
     def __post_init__(self) -> None:
         if self.name not in get_args(MethodName):
             raise ConfigError(f"--method {self.name}: give one of {', '.join(get_args(MethodName))}")
+        if self.steps < 1:
+            raise ConfigError(f"--steps {self.steps}: give 1 or more")
         if self.name != "attention" and (self.layer, self.head) != (None, None):
             raise ConfigError("--layer, --head: for --method attention")
 

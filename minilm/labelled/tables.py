@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from minilm.data.documents import MAX_LINE, lines_of, reading, uncompressed_name
+from minilm.data.documents import MAX_LINE, is_jsonl, lines_of, reading, uncompressed_name
 from minilm.errors import DataError, cut, did_you_mean, first_line, some
 from minilm.labelled.cells import cells_of, first_twice
 
@@ -148,6 +148,11 @@ def _plain(value: Any) -> Any:
 # -- text ---------------------------------------------------------------------------------------------
 
 
+def is_table(file: Path) -> bool:
+    """Whether `read_table` reads the file, by its name."""
+    return uncompressed_name(file).endswith((".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"))
+
+
 def text_lines(file: Path) -> Iterator[str]:
     """Lines of a text file, without line ends. Raises DataError naming file and line."""
     check_text(file)
@@ -162,10 +167,9 @@ def text_lines(file: Path) -> Iterator[str]:
 def values_of(file: Path, field: str, flag: str) -> Iterator[tuple[str, Any]]:
     """(file:line, value) of each row: the `field` of a .jsonl, or each line of another text file, blank ones, too.
     flag: the flag that names the field, for a message. Raises DataError."""
-    name = uncompressed_name(file)
-    if name.endswith((".csv", ".tsv", ".json", ".ndjson", ".parquet")):
+    if is_table(file) and not is_jsonl(file):
         raise DataError(f"{file}: tables are not read here; give one text a line, or a .jsonl with a text field")
-    if not name.endswith(".jsonl"):
+    if not is_jsonl(file):
         yield from ((f"{file}:{number}", line) for number, line in enumerate(text_lines(file), start=1))
         return
     for where, cells in read_table(file).rows:

@@ -11,6 +11,7 @@ Both are in percent, and say nothing about a single sentence. CAVEATS belong bes
 """
 
 import string
+from collections import deque
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import islice
@@ -25,6 +26,7 @@ from minilm.checkpoint.weights import load_weights
 from minilm.dropin.config import PreTrainedConfig
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import BertForNextSentencePrediction
+from minilm.dropin.outputs import BatchEncoding
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import ConfigError, DataError
 from minilm.labelled.examples import as_text
@@ -83,11 +85,14 @@ def crows_log_probabilities(scorer: LanguageScorer, pairs: Sequence[CrowsPair]) 
     """Log-probabilities (of sent_more, of sent_less) of each pair, to three decimals. Raises ConfigError for a causal
     model."""
     _check_masked(scorer)
+    for side in zip(*(pair[:2] for pair in pairs), strict=True):
+        scorer.check(side, [pair.where for pair in pairs])
 
     def asked() -> Iterator[Questions]:
         for pair in pairs:
             both = scorer.encoded([pair.more, pair.less], [pair.where] * 2)
-            blocks = SequenceMatcher(None, *([*map(str, each.ids.tolist())] for each in both)).get_matching_blocks()
+            a, b = ([*map(str, each.ids.tolist())] for each in both)
+            blocks = SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
             for side, each in enumerate(both):
                 shared = [place for block in blocks for place in range(block[side], block[side] + block.size)]
                 yield scorer.questions(each, np.array(shared[1:-1], np.int64))
@@ -153,7 +158,10 @@ def read_stereoset(found: Any, file: Path) -> tuple[list[Triple], list[Following
             keys = ("id", "context", "sentence", "bias_type", "target")
             if not isinstance(each, dict) or not all(isinstance(each.get(key), str) for key in keys):
                 raise DataError(f"{where}: is no object of the texts {', '.join(keys)}")
-            by_id.setdefault(each["id"], {})[side] = each | {"where": each.get(PLACE, where)}
+            sides, where = by_id.setdefault(each["id"], {}), each.get(PLACE, where)
+            if side in sides:
+                raise DataError(f"{where}: id {each['id']!r} is on this side already; give each context its own")
+            sides[side] = each | {"where": where}
     triples, following = [], []
     for name, sides in by_id.items():
         if {*sides} != {*SIDES}:
@@ -219,6 +227,7 @@ def stereoset_probabilities(scorer: LanguageScorer, triples: Sequence[Triple]) -
                         raise DataError(f"{triple.where}: the context is longer than the model reads, or holds a mask")
                     yield Questions(row[None], np.zeros(1, np.int64), column[:1], np.array([piece]))
 
+    deque(asked(), maxlen=0)  # raises its DataError before time is spent on the contexts before
     counts = (len(pieces) for words in pieces_of for pieces in words)
     pieces = (float(np.exp(own[0])) for own in log_probabilities(scorer, asked()))
     worth = (sum(islice(pieces, count)) / count for count in counts)
@@ -245,7 +254,8 @@ def next_probabilities(
     """Probabilities that each sentence follows its context. Raises DataError for two that are longer than the model
     reads, and for a sentence without a token."""
     length = max_tokens(model.base_model.encoder.cfg, tokenizer)
-    for at in range(0, len(following), PAIRS_AT_ONCE):
+
+    def inputs_of(at: int) -> BatchEncoding:
         here = following[at : at + PAIRS_AT_ONCE]
         firsts = [each.context for each in here for _ in SIDES]
         seconds = [sentence for each in here for sentence in each.sentences]
@@ -257,7 +267,12 @@ def next_probabilities(
         if (most := max(read)) > length:
             where = here[read.index(most) // len(SIDES)].where
             raise DataError(f"{where}: two sentences of {most} tokens, and the model reads {length}; shorten them")
-        chances = model(**inputs.to(model.device)).logits.double().softmax(dim=1)[:, 0]
+        return inputs
+
+    starts = range(0, len(following), PAIRS_AT_ONCE)
+    deque(map(inputs_of, starts), maxlen=0)  # raises its DataError before time is spent on those before
+    for at in starts:
+        chances = model(**inputs_of(at).to(model.device)).logits.cpu().double().softmax(dim=1)[:, 0]
         if not chances.isfinite().all():
             raise DataError("the model's probabilities are not finite; in half precision, try fp32")
         yield from zip(*[iter(chances.tolist())] * len(SIDES), strict=True)

@@ -63,17 +63,21 @@ def last_words(scorer: LanguageScorer, passages: Sequence[Passage]) -> Iterator[
     """Predictions for the passages, in order. Raises DataError for a last word without a token, or with too many."""
     waiting: deque[tuple[np.ndarray, bool]] = deque()  # (tokens of the word, whether the passage is cut)
 
-    def asked() -> Iterator[Questions]:
+    def questions() -> Iterator[tuple[Questions, bool]]:
         for at in range(0, len(passages), TOKENIZED):
             some = passages[at : at + TOKENIZED]
             encodings = scorer.tokenizer(
                 [each.text for each in some], add_special_tokens=False, split_special_tokens=True, verbose=False
             ).encodings
             for passage, each in zip(some, encodings, strict=True):
-                question, cut = _question(scorer, passage, each)
-                waiting.append((question.target, cut))
-                yield question
+                yield _question(scorer, passage, each)
 
+    def asked() -> Iterator[Questions]:
+        for question, cut in questions():
+            waiting.append((question.target, cut))
+            yield question
+
+    deque(questions(), maxlen=0)  # raises its DataError before hours are spent on the passages before
     for nats, likeliest in answers(scorer, asked()):
         target, cut = waiting.popleft()
         unknown = bool((target == scorer.tokenizer.unk_token_id).any())

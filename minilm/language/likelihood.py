@@ -96,6 +96,19 @@ class LanguageScorer:
             found.append(Encoded(np.array(each.ids, np.int64), own, words_of(each)))
         return found
 
+    def check(self, texts: Sequence[str], where: Sequence[str] | None = None) -> None:
+        """Raises DataError as `encoded` does, for any of many texts: before hours are spent on those before it."""
+        for at in range(0, len(texts), TOKENIZED):
+            self.encoded(texts[at : at + TOKENIZED], None if where is None else where[at : at + TOKENIZED])
+
+    def fits(self, texts: Sequence[str]) -> np.ndarray:
+        """(n,) bool: whether the model reads the whole of each text."""
+        found = []
+        for at in range(0, len(texts), TOKENIZED):
+            read = self.tokenizer(list(texts[at : at + TOKENIZED]), split_special_tokens=True, verbose=False).input_ids
+            found += [len(ids) <= self.length for ids in read]
+        return np.array(found, bool)
+
     def unknown(self, texts: Sequence[str]) -> np.ndarray:
         """(n,) bool: whether each text holds the unknown token."""
         unk, found = self.tokenizer.unk_token_id, []
@@ -156,6 +169,7 @@ def log_likelihoods(
     within_word, where: as in `questions` and `encoded`. Raises DataError as `encoded` does, ConfigError for within_word
     with a causal model."""
     scorer.described(within_word)  # for its ConfigError
+    scorer.check(texts, where)
 
     def asked() -> Iterator[Questions]:
         for at in range(0, len(texts), TOKENIZED):
@@ -256,7 +270,7 @@ def _of_batch(scorer: LanguageScorer, batch: _Batch, likeliest: bool) -> Answers
     # a target's own logit is not rounded to half precision, as those of the whole vocabulary are
     wide = torch.promote_types(table.dtype, torch.float32)
     own = (features.to(wide)[state] * table[target].to(wide)).sum(dim=-1) + model.head.bias[target]
-    found = (own - total[state]).double().cpu().numpy()
+    found = (own - total[state]).cpu().double().numpy()
     if not np.isfinite(found).all():
         raise DataError("the model's log-probabilities are not finite; in half precision, try fp32")
     return Answers(found, most[state].cpu().numpy())
@@ -280,6 +294,14 @@ def _over_vocabulary(features: Tensor, table: Tensor, bias: Tensor, likeliest: b
     total = logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(dim=-1)
     if not likeliest:
         return total, torch.full_like(total, -1, dtype=torch.int64)
-    most, token = logits.max(dim=-1)
-    several = (logits == most[:, None]).sum(dim=-1) > 1
+    token, several = _largest(logits)
+    if logits.dtype != torch.promote_types(logits.dtype, torch.float32) and (ties := several.nonzero()[:, 0]).numel():
+        with torch.autocast(table.device.type, enabled=False):  # half precision cannot tell these apart
+            token[ties], several[ties] = _largest(F.linear(features[ties].float(), table.float(), bias.float()))
     return total, token.masked_fill(several, -1)
+
+
+def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(The token with the largest of logits (S, V), whether several tokens have it), (S,) each."""
+    most, token = logits.max(dim=-1)
+    return token, (logits == most[:, None]).sum(dim=-1) > 1

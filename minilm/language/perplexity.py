@@ -11,13 +11,13 @@ different vocabularies can be compared.
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from minilm.data.documents import chunks
 from minilm.errors import ConfigError
-from minilm.language.likelihood import TOKENIZED, Encoded, LanguageScorer, Questions, log_probabilities, words_of
+from minilm.language.likelihood import Encoded, LanguageScorer, Questions, log_probabilities, words_of
 from minilm.metrics.intervals import with_intervals
 
 COUNTED = ("nats", "tokens", "words", "bytes", "unknown")  # counts of a document
@@ -26,7 +26,7 @@ COUNTED = ("nats", "tokens", "words", "bytes", "unknown")  # counts of a documen
 def document_counts(
     scorer: LanguageScorer, documents: Iterable[str], length: int, stride: int, within_word: bool = False
 ) -> Iterator[tuple[float, ...]]:
-    """COUNTED of each document, in order; memory does not grow with their number. length: tokens of a window or a
+    """COUNTED of each document, in order; memory does not grow with them. length: tokens of a window or a
     piece, special tokens included. stride: of windows, in tokens. Raises ConfigError."""
     if not 3 <= length <= scorer.length:
         raise ConfigError(f"--length {length}: give a value from 3 to {scorer.length}, which the model reads")
@@ -36,8 +36,7 @@ def document_counts(
     waiting: deque[tuple[int, ...]] = deque()  # the other counts of documents that are being scored
 
     def asked() -> Iterator[Questions]:
-        rest = iter(documents)
-        while texts := list(islice(rest, TOKENIZED)):
+        for texts in chunks(documents):
             encoded = scorer.tokenizer(
                 texts, add_special_tokens=False, split_special_tokens=True, verbose=False
             ).encodings

@@ -19,6 +19,7 @@ from minilm.batch import AttentionPattern, Tokens, next_size
 from minilm.checkpoint.model import check_version, find_model, version_of
 from minilm.checkpoint.pooling import Pooling, read_pooling
 from minilm.data.ahead import one_ahead
+from minilm.data.documents import chunks
 from minilm.data.tokenizer_files import lowercases
 from minilm.dropin.inputs import max_tokens
 from minilm.dropin.models import BertModel
@@ -33,8 +34,6 @@ log = logging.getLogger("minilm")
 ON_CPU, ELSEWHERE = 1 << 11, 1 << 14  # tokens of a batch
 WORTH_IT = 1024  # tokens that are worth a worker of their own
 LOOKED_AT = 1024  # tokens from which oneDNN's products are worth it
-CHUNK = 4096  # texts in memory, at most
-ROOM = 1 << 20  # characters of these texts, unless a single one is longer
 
 
 class Embedder(NamedTuple):
@@ -153,21 +152,6 @@ def parts_of(
     at_once = batch_tokens or usual_batch_tokens(embedder.model.device)
     for part, (of_each, cut) in _encoded(embedder, texts, prompt):
         yield Part(part, _vectors_of(embedder, part, of_each, at_once), cut)
-
-
-def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """All texts, in parts of bounded memory: tokenised, a text takes a hundred times the memory of its characters."""
-    part, size = [], 0
-    for text in texts:
-        if not isinstance(text, str):
-            raise DataError(f"{text!r} is not text; give strings")
-        part.append(text)
-        size += len(text)
-        if len(part) == CHUNK or size >= ROOM:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
 
 
 def _encoded(

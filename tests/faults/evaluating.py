@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import minilm.data.documents as documents
 import minilm.partial as partial
 import minilm.tasks.task as task
-import minilm.use.embed as embedding
 from minilm.commands.embed import Embed, run_embed
 from minilm.commands.predict import Predict, run_predict
 from minilm.machine.signals import STOPPING, exit_status
@@ -92,4 +92,4 @@ def _kept(output: Path) -> int:
 
 def _hurry() -> None:
     """Small parts, of which some are saved."""
-    embedding.CHUNK, task.EVALUATED_AT_ONCE, partial.SAVE_EVERY = 4, 256, 0.05
+    documents.CHUNK, task.EVALUATED_AT_ONCE, partial.SAVE_EVERY = 4, 256, 0.05

@@ -13,6 +13,7 @@ import transformers
 import minilm
 from minilm.errors import ConfigError, DataError
 from minilm.labelled.tables import table_of
+from minilm.language import bias, likelihood
 from minilm.language.bias import (
     CrowsPair,
     Following,
@@ -25,6 +26,8 @@ from minilm.language.bias import (
     stereoset_probabilities,
     stereoset_scores,
 )
+from minilm.language.cloze import Passage, last_words
+from minilm.language.likelihood import log_likelihoods
 
 ROW = {"sent_more": "the cat sat", "sent_less": "the dog sat", "stereo_antistereo": "stereo", "bias_type": "age"}
 
@@ -228,6 +231,10 @@ def test_stereoset_as_its_authors_publish_it():
         (flattened(), "f: holds no context"),
         (flattened("a BLANK", words=("a", "b", "?!")), "f: unrelated 1: no word in the place of BLANK"),
         (flattened("a BLANK") | {"unrelated": []}, "id '0' is not on each of the sides"),
+        (
+            {side: 2 * rows for side, rows in flattened("a BLANK").items()},
+            "f: stereotype 2: id '0' is on this side already; give each context its own",
+        ),
         (flattened("a BLANK") | {"unrelated": [{"id": 3}]}, "f: unrelated 1: is no object of the texts id, context"),
     ],
 )
@@ -250,6 +257,34 @@ def test_what_is_no_crows_pair(row, said):
         read_crows(table_of([ROW | row]))
     with pytest.raises(DataError, match="no column 'bias_type'; CrowS-Pairs has sent_more"):
         read_crows(table_of([{name: ROW[name] for name in ROW if name != "bias_type"}]))
+
+
+def test_what_is_too_long_is_told_before_anything_is_computed(tmp_path, made, in_float64, monkeypatch):
+    scorer = in_float64(made("bert", tmp_path)[0])
+    monkeypatch.setattr(likelihood, "AHEAD", 1)
+    monkeypatch.setattr(likelihood, "_of_batch", lambda *_: pytest.fail("computed"))
+    long = "cat " * 40
+    with pytest.raises(DataError, match="row 2: a text has 42 tokens"):
+        list(crows_log_probabilities(scorer, read_crows(table_of([ROW, ROW | {"sent_less": long}]))))
+    with pytest.raises(DataError, match="f:2: a text has 42 tokens"):
+        list(log_likelihoods(scorer, ["the cat", long], where=["f:1", "f:2"]))
+    with pytest.raises(DataError, match="f:2: a last word of 31 tokens"):
+        list(last_words(scorer, [Passage("the cat", 3, "f:1"), Passage("a cat" + 30 * "s", 1, "f:2")]))
+    triples = [Triple(context, ("cat", "dog", "mat"), "race", "t", "f") for context in ("a BLANK", f"{long} BLANK")]
+    with pytest.raises(DataError, match="f: the context is longer than the model reads"):
+        list(stereoset_probabilities(scorer, triples))
+
+
+def test_tokens_that_many_texts_repeat_are_shared_by_long_ones(tmp_path, made, in_float64, monkeypatch):
+    """difflib passes over what is frequent in 200 elements or more."""
+    scorer = in_float64(made("bert", tmp_path)[0])
+    scorer.tokenizer.model_max_length = 400
+    monkeypatch.setattr(type(scorer), "length", 400)
+    asked = []
+    monkeypatch.setattr(bias, "log_probabilities", lambda scorer, each: asked.extend(each) or iter([np.zeros(1)] * 2))
+    text = "the " * 150 + "cat " + "on a " * 60
+    list(crows_log_probabilities(scorer, read_crows(table_of([ROW | {"sent_more": text, "sent_less": text}]))))
+    assert [len(each.target) for each in asked] == [271, 271]
 
 
 def test_what_has_no_token(tmp_path, made, in_float64):

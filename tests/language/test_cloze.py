@@ -10,11 +10,13 @@ import tokenizers
 import torch
 import transformers
 from scipy.stats import binomtest
+from torch.nn import functional as F
 
 from minilm.dropin.tokenizer import BertTokenizer
 from minilm.errors import DataError
 from minilm.language import likelihood
 from minilm.language.cloze import LastWord, Passage, cloze_scores, last_words, read_passages
+from minilm.language.likelihood import _over_vocabulary
 
 CLS, SEP, MASK, UNK, LENGTH = 2, 3, 4, 1, 32
 
@@ -83,6 +85,14 @@ def test_of_two_that_are_equally_likely_none_is_told(tmp_path, made, in_float64,
     assert not any(own.right for own in found)
     assert all(own.tie for own in found)
     assert [own.nats for own in found] == pytest.approx([-math.log(len(vocab)) * own.tokens for own in found])
+
+
+def test_what_half_precision_cannot_tell_apart_is_told_in_fp32():
+    features, bias = torch.ones(2, 4, dtype=torch.bfloat16), torch.zeros(3, dtype=torch.bfloat16)
+    table = torch.tensor([[1, 0, 0, 0], [1, 2**-10, 0, 0], [1, 2**-10, 0, 0]], dtype=torch.bfloat16)
+    assert (F.linear(features, table) == 1).all()
+    assert _over_vocabulary(features, table[:2], bias[:2], True)[1].tolist() == [1, 1]
+    assert _over_vocabulary(features, table, bias, True)[1].tolist() == [-1, -1]  # two are equal
 
 
 @pytest.mark.parametrize("trim_offsets", [True, False])

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from minilm.errors import ConfigError
-from minilm.language import perplexity
 from minilm.language.perplexity import document_counts, perplexities
 
 CLS, SEP, MASK = 2, 3, 4
@@ -66,7 +65,7 @@ def test_documents_in_order(tmp_path, monkeypatch, made, in_float64, documents):
     whole = list(document_counts(scorer, documents, 16, 8))
     assert [own[1] == 0 for own in whole] == [each == "\u200b" for each in documents]
     assert [own[3] for own in whole] == [len(each.encode()) for each in documents]
-    monkeypatch.setattr(perplexity, "TOKENIZED", 2)
+    monkeypatch.setattr("minilm.data.documents.CHUNK", 2)
     for one, other in zip(whole, document_counts(scorer, iter(documents), 16, 8), strict=True):
         assert one == pytest.approx(other, rel=1e-12)
 

@@ -14,9 +14,10 @@ import transformers
 
 import minilm
 from minilm.checkpoint.pooling import OWN, read_pooling
+from minilm.data.documents import chunks
 from minilm.errors import CheckpointError, ConfigError, DataError
 from minilm.machine import onednn
-from minilm.use.embed import WORTH_IT, _batches, chunks
+from minilm.use.embed import WORTH_IT, _batches
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 from sentence_transformers.models import Normalize, Transformer  # noqa: E402
@@ -180,12 +181,12 @@ class TestOfOneFamily:
         monkeypatch.setattr(type(embedder.tokenizer), "__call__", call)
         assert torch.equal(minilm.embed(embedder, TEXTS), whole)
         assert seen == [True]
-        monkeypatch.setattr("minilm.use.embed.CHUNK", 3)
+        monkeypatch.setattr("minilm.data.documents.CHUNK", 3)
         assert torch.allclose(minilm.embed(embedder, TEXTS), whole, atol=1e-6)
         assert seen[1:] == [True, *[False] * (-(-len(TEXTS) // 3) - 1)]
 
     def test_search_is_cosine_by_brute_force(self, encoder, monkeypatch):
-        monkeypatch.setattr("minilm.use.embed.CHUNK", 3)
+        monkeypatch.setattr("minilm.data.documents.CHUNK", 3)
         embedder = minilm.read_embedder(encoder, how=["mean"], normalize=False)
         texts = [*TEXTS, "the cat", "the cat", "mats and mats", "home"]
         queries = ["cats sat", "home"]
@@ -286,7 +287,7 @@ class TestOfOneFamily:
                 assert [hit.score for hit in hits] == pytest.approx(expected.tolist(), abs=1e-5)
 
     def test_memory_is_bounded_by_characters_and_nothing_is_lost(self, encoder, monkeypatch):
-        monkeypatch.setattr("minilm.use.embed.ROOM", 20)
+        monkeypatch.setattr("minilm.data.documents.ROOM", 20)
         parts = [*chunks(TEXTS)]
         assert [text for part in parts for text in part] == TEXTS
         assert [len(part) for part in parts] == [1, 3, 2]
