@@ -1115,7 +1115,7 @@ def test_a_diverging_run_says_where(go, train, monkeypatch):
 
 
 def test_core_install_needs_no_plot_library(go, pictures, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     status, _, err = go("--steps", 2)
     assert status == 0
     assert "pip install 'minilm[eval]'" in err

@@ -149,7 +149,6 @@ def picture(found: Explanation) -> bytes:
     """A PNG with a bar for each word, or the map of attention; of more than PLOTTED words those of the largest values.
     Raises ConfigError without matplotlib."""
     figure = library("matplotlib.figure").Figure(dpi=120, layout="constrained")
-    library("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     values = np.array([word.value for word in found.words])
     shown = np.sort(np.argsort(-np.abs(values), kind="stable")[:PLOTTED])
     names = [printable(cut(found.words[i].text, 24)) for i in shown]

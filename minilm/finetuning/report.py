@@ -80,12 +80,10 @@ def kept_columns(directory: Path) -> tuple[dict[str, Any], int | None]:
 
 def plot_confusion(counts: np.ndarray, labels: Sequence[str], image: Path) -> None:
     """Save a picture of a confusion matrix, a row for each true label."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     side = 2.5 + 0.45 * len(labels)
     figure = Figure(figsize=(side, side), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)

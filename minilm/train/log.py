@@ -196,14 +196,12 @@ def drawn(image: Path, draw: Callable[[], None]) -> bool:
 
 
 def _plot_loss(metrics: Path, image: Path, unigram: float | None, training: str, kept: int | None) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     lines = read_metrics(metrics)
     train = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
     held = [(line["step"], line["held_out_loss"]) for line in lines if line.get("held_out_loss") is not None]
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.plot(*zip(*train, strict=True), color="#9ab", linewidth=1, label=training)
     if held:

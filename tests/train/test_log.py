@@ -220,7 +220,7 @@ def test_plot_draws_both_losses_and_the_unigram_line(tmp_path, monkeypatch):
 
 def test_without_matplotlib_there_is_no_plot(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+        patch.setitem(sys.modules, "matplotlib.figure", None)
         assert plot_loss(metrics(tmp_path), tmp_path / "loss.png", unigram=4.0) is False
     assert not (tmp_path / "loss.png").exists()
     assert "no loss.png: matplotlib is missing" in capsys.readouterr().err
