@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -140,6 +141,25 @@ def test_a_compiled_run_is_the_run(go, tmp_path, graphs):
         status, _, err = go(*flags, "--out", out, *more)
         assert status == 2
         assert "compile" in err
+
+
+def test_compiling_is_no_training(go, tmp_path, graphs, monkeypatch):
+    """In seconds and speeds, of the first steps, too; nor is what it does in an evaluation taken off twice."""
+    slow, made = 0.5, []
+
+    def backend(graph, inputs):
+        time.sleep(slow)
+        made.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile.func, backend=backend))
+    flags = ("--precision", "bf16", "--steps", 8, "--short-seq-prob", 0.2, "--evaluate-every", 4, "--compile")
+    assert go(*flags, "--json", "result.json")[0] == 0
+    seconds = json.loads((tmp_path / "result.json").read_text())["seconds"]
+    assert len(made) >= 1 + 2
+    assert 0 < seconds < 2 * slow
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "seconds" in line]
+    assert all(line["tokens_per_s"] > 0 for line in lines)
 
 
 def test_a_replayed_run_is_the_run(go, tmp_path, replays, monkeypatch):

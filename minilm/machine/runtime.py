@@ -1,6 +1,7 @@
 """Device, precision and threads of a process (Runtime), and torch.compile on it."""
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -110,8 +111,9 @@ class Runtime:
         """`function` of a model and a batch, compiled by torch: one graph per shape, whatever the documents of packed
         rows, or, with `any_shape`, one for all. Fused code rounds differently, but always alike for a shape.
 
-        Sets the compiler's options for the whole process, and compiles something small, to fail at once where the
-        compiler does not work (`is_of_compiler`). Raises ConfigError on devices that it is not meant for.
+        Sets the compiler's options for the whole process, has it timed (`compile_seconds`), and compiles something
+        small, to fail at once where the compiler does not work (`is_of_compiler`). Raises ConfigError on devices that
+        it is not meant for.
         """
         if self.device.type not in COMPILED_ON:
             raise ConfigError(f"--compile: needs a GPU, and this is {self.device.type}; leave it out")
@@ -120,6 +122,7 @@ class Runtime:
         import torch._dynamo
         import torch._inductor.config
 
+        _time_compiling()
         torch._dynamo.config.recompile_limit = MOST_GRAPHS
         torch._dynamo.config.optimize_ddp = False  # which would cut the graph at the buckets of several processes
         torch._inductor.config.deterministic = torch.are_deterministic_algorithms_enabled()
@@ -198,6 +201,30 @@ def _native(device: torch.device) -> tuple[Precision, str]:
         if torch.cpu._is_avx512_bf16_supported():
             return "bf16", "this CPU has AVX512-BF16"
     return "fp32", f"no native 16-bit matmul on this {device.type}"
+
+
+_compiling = {"began": 0.0, "seconds": 0.0}
+
+
+def compile_seconds() -> float:
+    """Seconds that torch's compiler has taken in this process since the first `Runtime.compiled`."""
+    return _compiling["seconds"]
+
+
+def _begin_compiling(_: object) -> None:
+    _compiling["began"] = time.perf_counter()
+
+
+def _end_compiling(_: object) -> None:
+    _compiling["seconds"] += time.perf_counter() - _compiling["began"]
+
+
+def _time_compiling() -> None:
+    from torch._dynamo.callback import callback_handler
+
+    if _begin_compiling not in callback_handler.start_callbacks:  # of which torch._dynamo.reset leaves none
+        callback_handler.register_start_callback(_begin_compiling)
+        callback_handler.register_end_callback(_end_compiling)
 
 
 def is_of_compiler(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from minilm.errors import CheckpointError, first_line, printable
 from minilm.files import write_whole
 from minilm.machine.ranks import is_first
+from minilm.machine.runtime import compile_seconds
 from minilm.train.cost import EnergyMeter
 from minilm.train.loop import Evaluated
 
@@ -33,7 +34,7 @@ def say(line: str) -> None:
 
 @dataclass(frozen=True)
 class Spent:
-    """Cost of training so far, without evaluation and saving."""
+    """Cost of training so far, without evaluation, saving and compiling (whose energy counts)."""
 
     tokens: int = 0
     seconds: float = 0.0
@@ -45,7 +46,7 @@ class Spent:
 
 
 class Log:
-    """Record of a run, a `loop.Watch`. Counts training time, without evaluation and saving."""
+    """Record of a run, a `loop.Watch`. Counts training time, without evaluation, saving and compiling."""
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class Log:
         self.best_is_lost = False  # whether that is the last one, for the checkpoint of the best one is damaged
         self.signal: int | None = None  # one that came when training was done
         self.start, self.said_at, self.done = start, start, start
-        self.began = self.mark = time.perf_counter()
+        self.began = self.mark = _clock()
 
     def tick(self, step: int) -> None:
         """Advance the bar to `step`, which the host has issued."""
@@ -90,7 +91,7 @@ class Log:
 
     def step(self, step: int, loss: float, norm: float, lr_fraction: float, tokens: int) -> None:
         """Log the steps since the last call, up to `step`: their `tokens`, and their mean `loss` in nats per target."""
-        now = time.perf_counter()
+        now = _clock()
         took, self.mark, self.done = now - self.mark, now, step
         joules = self.meter.spent() if self.meter else None
         self.spent = self.spent.plus(tokens, took, joules)
@@ -132,9 +133,9 @@ class Log:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Context whose time and energy do not count as training."""
-        before = time.perf_counter()
+        before = _clock()
         yield
-        self.mark += time.perf_counter() - before
+        self.mark += _clock() - before
         if self.meter:
             self.meter.spent()
 
@@ -155,6 +156,11 @@ class Log:
             if not self.torn:
                 say(f"{why}; lines are dropped, and the run continues")
             self.torn = True
+
+
+def _clock() -> float:
+    """Seconds of a clock that stands while torch's compiler works."""
+    return time.perf_counter() - compile_seconds()
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
