@@ -105,7 +105,7 @@ class Built:
     pooler: bool = False  # whether its base model has BERT's pooler
     pooling: str | None = None  # how a row's states become one vector, if they do: pooler, cls, mean
     after_padding: bool = False  # whether cls is the first token after padding on the left, and not the row's first
-    activation: str | None = None  # of the dense layer; None: there is none
+    activation: str | None = None  # of the dense layer; None: there is none, or, of a language model, the encoder's
     norm: bool = False
     drop_first: bool = False  # dropout before the dense layer, too
     dropout: tuple[str, ...] = ()  # keys of config.json for the rate; the first that is not null counts
@@ -177,7 +177,7 @@ _BERT_CLASSES = {
 }
 _ROBERTA_CLASSES = {
     "model": Built(architecture="RobertaModel", pooler=True),
-    "mlm": Built(architecture="RobertaForMaskedLM", names=ROBERTA_LM),
+    "mlm": Built(architecture="RobertaForMaskedLM", names=ROBERTA_LM, activation="gelu"),  # whatever hidden_act is
     "sequence": Built(architecture="RobertaForSequenceClassification", activation="tanh", **_DENSE),
     "choice": Built(architecture="RobertaForMultipleChoice", names=_CLASSIFIER, dropout=_DROPOUT[1:], **_POOLED),
     "token": Built(architecture="RobertaForTokenClassification", names=_CLASSIFIER, dropout=_DROPOUT),

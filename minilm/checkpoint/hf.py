@@ -116,8 +116,10 @@ def objective_of(config: dict[str, Any]) -> str:
 
 
 def is_causal(config: dict[str, Any]) -> bool:
-    """Whether the model is causal: a token sees only those before it."""
-    return bool(config.get("is_decoder")) or str(config.get("model_type")).endswith("-decoder")
+    """Whether the model is causal: a token sees only those before it. `is_decoder` counts in families that have it."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    has_key = family is None or "is_decoder" in family.defaults
+    return bool(has_key and config.get("is_decoder")) or str(config.get("model_type")).endswith("-decoder")
 
 
 def pairs_of(config: dict[str, Any]) -> str | None:

@@ -246,10 +246,13 @@ def modern_reader(halo: int) -> Callable[[dict[str, Any]], EncoderConfig]:
             if "rope_theta" in rope[kind]:
                 base[kind], names[kind] = rope[kind]["rope_theta"], f"rope_parameters.{kind}.rope_theta"
         for values in rope.values():
-            _expect(values, rope_type="default")
+            _expect({"rope_type": values.get("rope_type", values.get("type", "default"))}, rope_type="default")
+        if config.get("rope_scaling") not in (None, {}, {"rope_type": "default"}, {"type": "default"}):
+            raise CheckpointError(f"config.json: rope_scaling {config['rope_scaling']!r} is not supported")
         if not isinstance(kinds, list) or len(kinds) != L or any(kind not in [*base] for kind in kinds):
             raise CheckpointError(f"config.json: layer_types {kinds!r} does not describe {L} layers")
-        window = value("local_attention", int) // 2 - halo
+        half = value("local_attention", int) // 2  # of the decoder a file holds both, and transformers reads this one:
+        window = config_value(config, "sliding_window", int, half) - halo
         layer = {
             kind: LayerSpec(
                 window=window if kind == "sliding_attention" else None,

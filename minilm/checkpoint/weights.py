@@ -17,6 +17,7 @@ from minilm.errors import CheckpointError, first_line
 from minilm.files import read_json, regular_file
 
 WHOLE, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+SHARD_NAME = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")  # as transformers names them
 SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 MAX_SHARDS = 10_000
 MAX_HEADER = 2 << 20  # bytes; parsed they take twenty times that; 24 layers have 50 KB

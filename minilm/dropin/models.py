@@ -28,7 +28,7 @@ from minilm.checkpoint.families import Built
 from minilm.checkpoint.hf import HEAD, entry_of, to_hf
 from minilm.checkpoint.model import check_version, find_model, read_weights, shapes_only, version_of
 from minilm.checkpoint.pooling import MODULES, Pooling, check_place, read_pooling, write_pooling
-from minilm.checkpoint.weights import INDEX, PICKLE, WHOLE, save_tensors
+from minilm.checkpoint.weights import INDEX, PICKLE, SHARD_NAME, WHOLE, save_tensors
 from minilm.dropin.config import PreTrainedConfig, dtype_of
 from minilm.dropin.inputs import beyond_tables, tokens_of
 from minilm.dropin.outputs import ModelOutput
@@ -351,6 +351,8 @@ class PreTrainedModel(nn.Module):
             sync(aside)
             for name in ("config.json", "MANIFEST.json", MODULES, INDEX, PICKLE, f"{PICKLE}.index.json"):
                 (directory / name).unlink(missing_ok=True)  # of an old model, config.json first: then it is none
+            for shard in filter(SHARD_NAME.fullmatch, os.listdir(directory)):
+                (directory / shard).unlink(missing_ok=True)
             written = [path.relative_to(aside) for path in aside.rglob("*") if path.is_file()]
             for file in sorted(written, key=lambda file: file.name == "config.json" and len(file.parts) == 1):
                 (directory / file).parent.mkdir(exist_ok=True)
@@ -521,7 +523,7 @@ class _LanguageModel(PreTrainedModel):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=self.built.pooler)
-        self.head = LMHead(self.bert.encoder.cfg)
+        self.head = LMHead(self.bert.encoder.cfg, self.built.activation)
         self._initialise_head()
 
     def logits(self, states: Tensor) -> Tensor:

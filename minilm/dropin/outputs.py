@@ -110,6 +110,9 @@ class BatchEncoding(dict):
             try:
                 array = np.array([value] if prepend_batch_axis else value)
             except ValueError as error:
+                if tensor_type == "np" and not prepend_batch_axis and all(isinstance(row, list) for row in value):
+                    self[name] = np.array([*map(np.array, value)], object)  # as transformers has it
+                    continue
                 raise DataError(
                     f"{name}: rows of unequal lengths make no tensor; padding=True and truncation=True make them equal"
                 ) from error

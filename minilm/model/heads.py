@@ -19,12 +19,13 @@ class LMHead(nn.Module):
     Masked and causal models share it: BERT's `cls.predictions`, ModernBERT's `head` and `decoder`.
     """
 
-    def __init__(self, cfg: EncoderConfig) -> None:
+    def __init__(self, cfg: EncoderConfig, activation: str | None = None) -> None:
+        """activation: g; None: the encoder's."""
         super().__init__()
         width = cfg.embedding_size or cfg.hidden_size
         self.dense = nn.Linear(cfg.hidden_size, width, bias=cfg.bias)
         self.norm = nn.LayerNorm(width, cfg.layer_norm_eps, bias=cfg.bias)
-        self.activation = ACTIVATIONS[cfg.activation]
+        self.activation = ACTIVATIONS[activation or cfg.activation]
         self.bias = nn.Parameter(torch.zeros(cfg.vocab_size))
 
     def forward(self, states: Tensor) -> Tensor:

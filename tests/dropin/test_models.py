@@ -375,6 +375,78 @@ def test_activations(activation, tmp_path, exact_float64):
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["hidden_act"] == activation
 
 
+@pytest.mark.parametrize(("name", "kind"), ROWS)
+def test_a_head_has_the_activation_that_it_has_there(name, kind, tmp_path, exact_float64):
+    """Some have the encoder's, and some the same one whatever that is."""
+    exact_float64()
+    keys = {"distilbert": ["activation"], "modern": ["hidden_activation", "classifier_activation"]}
+    own = next((keys[family] for family in keys if name.startswith(family)), ["hidden_act"])
+    theirs = theirs_of(name, kind, **dict.fromkeys(own, "relu"))
+    ours = ours_of(theirs, kind, tmp_path)
+    mine, reference = (model(**inputs_of(name, kind), return_dict=True) for model in (ours, theirs))
+    for key, value in mine.items():
+        if isinstance(value, torch.Tensor):
+            assert_close(value, reference[key], key)
+
+
+def edited(directory, **changes):
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "changes"),
+    [
+        ("modernbert-decoder", "clm", {"sliding_window": 2}),
+        ("modernbert", "mlm", {"sliding_window": 2}),
+        ("modernbert", "mlm", {"is_decoder": True}),
+        ("distilbert", "mlm", {"is_decoder": True}),
+    ],
+)
+def test_a_key_counts_where_it_does_there(name, kind, changes, tmp_path, exact_float64):
+    exact_float64()
+    theirs = theirs_of(name, kind)
+    theirs.save_pretrained(tmp_path)
+    edited(tmp_path, **changes)
+    theirs = type(theirs).from_pretrained(tmp_path, dtype=torch.float64).eval()
+    ours = CLASS_OF[kind].from_pretrained(tmp_path)
+    wanted = theirs(**inputs_of(name, kind)).logits
+    assert_close(ours(**inputs_of(name, kind)).logits, wanted)
+    ours.save_pretrained(tmp_path / "again")
+    again = type(theirs).from_pretrained(tmp_path / "again", dtype=torch.float64).eval()
+    assert_close(again(**inputs_of(name, kind)).logits, wanted)
+
+
+@pytest.mark.parametrize("name", ["modernbert", "modernbert-decoder"])
+def test_scaled_rotations_are_refused_in_each_spelling(name, tmp_path):
+    kind = "clm" if name.endswith("decoder") else "mlm"
+    theirs_of(name, kind).save_pretrained(tmp_path)
+    plain = json.loads((tmp_path / "config.json").read_text())["rope_parameters"]
+    for changes in (
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        {"rope_scaling": {"full_attention": {"type": "linear", "factor": 4.0}}},
+        {"rope_scaling": None, "rope_parameters": {each: {"type": "linear", "factor": 4.0} for each in plain}},
+        {"rope_parameters": {each: {"rope_type": "linear", "factor": 4.0} for each in plain}},
+    ):
+        edited(tmp_path, **changes)
+        with pytest.raises(CheckpointError, match=r"rope_(scaling|type) .* is not supported"):
+            CLASS_OF[kind].from_pretrained(tmp_path)
+    edited(tmp_path, rope_parameters=plain, rope_scaling={"rope_type": "default"})
+    CLASS_OF[kind].from_pretrained(tmp_path)
+
+
+def test_saving_over_shards_leaves_none(tmp_path):
+    theirs_of("bert", "mlm").save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len([*tmp_path.glob("model-*-of-*.safetensors")]) > 1
+    ours = models.BertForMaskedLM.from_pretrained(tmp_path)
+    (tmp_path / "model-mine.safetensors").touch()
+    ours.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {"model.safetensors", "model-mine.safetensors", "config.json"}
+    assert not [*tmp_path.glob("model-*-of-*.safetensors")]
+    again = models.BertForMaskedLM.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(own, again[name]) for name, own in ours.state_dict().items())
+
+
 def test_a_new_head_is_said_and_everything_else_is_the_files(tmp_path, caplog):
     theirs = theirs_of("bert", "mlm")
     theirs.save_pretrained(tmp_path)

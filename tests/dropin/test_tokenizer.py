@@ -124,6 +124,14 @@ def test_single_texts(both, split):
     assert_same(ours(NASTY), theirs(NASTY))
 
 
+def test_rows_of_unequal_lengths_are_an_array_of_rows(both):
+    found, wanted = (each(["a dog", "the quick brown fox", "a"], return_tensors="np") for each in both)
+    assert found.keys() == wanted.keys()
+    for name, rows in wanted.items():
+        assert found[name].dtype == rows.dtype == object
+        assert [own.tolist() for own in found[name]] == [own.tolist() for own in rows]
+
+
 @pytest.mark.parametrize("truncation", [True, "longest_first", "only_first", "only_second", False])
 def test_pairs_cut_and_padded(both, truncation):
     ours, theirs = both
@@ -435,6 +443,7 @@ def test_a_longer_text_is_said(tmp_path, caplog):
         (lambda t: t("\ud800"), "text 0 holds a lone surrogate"),
         (lambda t: t(["a", "b"], "c"), "text_pair has one text, and text has 2"),
         (lambda t: t(["a", "a dog"], return_tensors="pt"), "rows of unequal lengths"),
+        (lambda t: t(["a", "a dog"], return_tensors="tf"), "give 'pt' or 'np'"),
         (lambda t: t("a", return_tensors="tf"), "return_tensors 'tf'"),
         (lambda t: t("a", truncation="middle"), "truncation 'middle'"),
         (lambda t: t("a", padding="left"), "padding 'left'"),
