@@ -131,7 +131,8 @@ def _examples(table: Table, name: TaskName, named: Columns, own: str, told: set[
         rows = [row._replace(cells=row.cells | {ROW: f"row {i}"}) for i, row in enumerate(table.rows, start=1)]
         table, rest, given = replace(table, rows=rows), (ROW, *rest), given | {"text": ROW, "label": likely}
     source = replace(table, columns=rest)
-    flags = () if usual or name != "multilabel" else tuple(each for each in others if each in told)
+    is_flagged = name == "multilabel" and not usual and told <= {*others}  # each label has a column of 0 and 1
+    flags = tuple(each for each in others if is_flagged and each in told)
     like = Data([], flags=flags) if flags else None  # other columns of 0 and 1 are no labels
     found = read_examples(source, name, **{role: value for role, value in given.items() if value}, like=like)
     label = found.columns.get("label", "")
@@ -263,7 +264,7 @@ def _labels(
             raise DataError(f"{file}: {shown(label)} is predicted, which is no label; separate several by |")
     if not (found := in_order({*task.labels, *said})):
         raise DataError(f"{file}: no label holds or is predicted anywhere, so there is nothing to score")
-    if (other := alike(found)) and {*other} & (said - {*task.labels}):
+    for other in filter(None, (alike([label, *task.labels]) for label in said - {*task.labels} if not told)):
         raise DataError(
             f"{file}: {shown(other[0])} and {shown(other[1])} would be two labels, one of them only predicted; "
             "name them alike"

@@ -33,9 +33,9 @@ STARTS = {  # first bytes of files that are no text -> what such a file is, and 
     COMPRESSED[".xz"]: "compressed by xz; let its name end in .xz",
     b"(\xb5/\xfd": "compressed by zstd; decompress it",
     b"PAR1\x15": "parquet; let its name end in .parquet",
-    b"PK\x03\x04": "a zip or xlsx; save it as csv, tsv or jsonl",
-    b"\xd0\xcf\x11\xe0": "an xls or doc; save it as csv, tsv or jsonl",
-    b"%PDF-": "a pdf; save it as csv, tsv or jsonl",
+    b"PK\x03\x04": "a zip or xlsx; save it as csv, tsv, jsonl or text",
+    b"\xd0\xcf\x11\xe0": "an xls or doc; save it as csv, tsv, jsonl or text",
+    b"%PDF-": "a pdf; save it as csv, tsv, jsonl or text",
 }
 
 

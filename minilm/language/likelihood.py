@@ -82,13 +82,14 @@ class LanguageScorer:
             raise ConfigError("--within-word: for masked models; a causal one sees no later token")
         return "causal" if not self.masked else "masked, within word" if within_word else "masked"
 
-    def encoded(self, texts: Sequence[str], where: Sequence[str] | None = None) -> list[Encoded]:
-        """Tokenised texts. where: the file and line of each. Raises DataError for a text that is longer than the model
-        reads and, if `where` is given, for one without a token."""
+    def encoded(self, texts: Sequence[str], where: Sequence[str] | None = None, first: int = 1) -> list[Encoded]:
+        """Tokenised texts. where: the file and line of each. first: the number of the first one, for want of these.
+        Raises DataError for a text that is longer than the model reads and, if `where` is given, for one without a
+        token."""
         found, length = [], self.length
         for number, each in enumerate(self.tokenizer(list(texts), split_special_tokens=True, verbose=False).encodings):
             if len(each.ids) > length:
-                what = f"text {number + 1}" if where is None else f"{where[number]}: a text"
+                what = f"text {number + first}" if where is None else f"{where[number]}: a text"
                 raise DataError(f"{what} has {len(each.ids)} tokens, and the model reads {length}; shorten it")
             own = np.flatnonzero(np.array(each.special_tokens_mask) == 0)
             if where is not None and not len(own):
@@ -99,7 +100,7 @@ class LanguageScorer:
     def check(self, texts: Sequence[str], where: Sequence[str] | None = None) -> None:
         """Raises DataError as `encoded` does, for any of many texts: before hours are spent on those before it."""
         for at in range(0, len(texts), TOKENIZED):
-            self.encoded(texts[at : at + TOKENIZED], None if where is None else where[at : at + TOKENIZED])
+            self.encoded(texts[at : at + TOKENIZED], None if where is None else where[at : at + TOKENIZED], at + 1)
 
     def fits(self, texts: Sequence[str]) -> np.ndarray:
         """(n,) bool: whether the model reads the whole of each text."""

@@ -15,7 +15,6 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
-from zlib import crc32
 
 import numpy as np
 
@@ -84,7 +83,7 @@ def slices(
             continue
         n = int(part.mask.sum())
         if holds is None:
-            rng = np.random.default_rng([seed, crc32(f"{part.column}\0{part.value}".encode())])  # its own
+            rng = np.random.default_rng(seed)  # its own, so that no other slice and no order of rows changes p
             p[part.split] = _permutation(kinds, counts, n, weighted, metric, float(difference), most, rng)
         else:
             hits = int((holds & part.mask).sum())
@@ -120,7 +119,7 @@ def _slices(
         if isinstance(labels, str):
             skipped[name] = labels
             continue
-        own = [Slice(name, value, labels == value) for value in sorted({*labels.tolist()})]
+        own = [Slice(name, value, labels == value) for value in dict.fromkeys(labels.tolist())]
         kept = [each for each in own if FEWEST <= each.mask.sum() <= n - FEWEST]
         parts += kept
         if len(kept) < len(own):
@@ -151,7 +150,7 @@ def _quartiles(numbers: np.ndarray) -> np.ndarray:
     """The quartile of each number. Equal numbers are never parted, so there may be fewer than four."""
     edges = np.unique(np.quantile(numbers, (0.25, 0.5, 0.75), method="inverted_cdf"))  # each is one of the numbers
     edges = edges[edges < numbers.max()]
-    if not len(edges):  # a quarter or more of them is the largest, and so are all three
+    if not len(edges):  # more than three quarters of them are the largest
         edges = numbers[numbers < numbers.max()].max(keepdims=True)
     points = [numbers.min(), *edges, numbers.max()]
     told = ([f"{point:.{digits}g}" for point in points] for digits in (6, 9, 12, 17))

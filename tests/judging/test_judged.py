@@ -507,6 +507,19 @@ def test_a_label_that_is_predicted_in_other_letters_is_refused(tmp_path):
     file = _written(tmp_path / "p.csv", "text,label,prediction\nthe film,a,A\nfine,b,b\n")
     with pytest.raises(DataError, match="'A' and 'a' would be two labels, one of them only predicted"):
         judged_file(file, "classification")
+    file.write_text("text,label,prediction\nthe film,a,a\nfine,A,b\nthe,B,B\n")
+    with pytest.raises(DataError, match="'b' and 'B' would be two labels"):
+        judged_file(file, "classification")
+    file.write_text(f"{HEAD},p(A),p(a),p(x)\nthe,a,a,0,1,0\nfilm,x,x,0,0,1\n")  # a model may know both
+    assert judged_file(file, "classification")[0].task.labels == ("A", "a", "x")
+
+
+def test_a_column_that_is_named_like_a_label_may_hold_something_else(tmp_path):
+    lines = [f"the number {i} of them,{('film', 'book')[i % 2]},title {i} is it,film,0.9,0.1" for i in range(12)]
+    file = _written(tmp_path / "p.csv", "\n".join(["text,tags,film,prediction,p(film),p(book)", *lines]) + "\n")
+    found, data, _ = judged_file(file, "multilabel")
+    assert found.task.labels == ("book", "film")
+    assert data.columns["label"] == "tags"
 
 
 def test_all_may_be_wrong(tmp_path):

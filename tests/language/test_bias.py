@@ -159,7 +159,7 @@ def test_between_two_sentences_as_its_authors(tmp_path, made):
         Following("a", ("a", "\u200d", "a"), "a", "t", "f:9"),
     ):
         with pytest.raises(DataError, match="f:9: a sentence without a token that the model reads"):
-            [*next_probabilities(model, tokenizer, [*following, none])]
+            next(next_probabilities(model, tokenizer, [*following, none]))
 
 
 def test_an_interval_is_over_targets():
@@ -282,9 +282,9 @@ def test_tokens_that_many_texts_repeat_are_shared_by_long_ones(tmp_path, made, i
     monkeypatch.setattr(type(scorer), "length", 400)
     asked = []
     monkeypatch.setattr(bias, "log_probabilities", lambda scorer, each: asked.extend(each) or iter([np.zeros(1)] * 2))
-    text = "the " * 150 + "cat " + "on a " * 60
-    list(crows_log_probabilities(scorer, read_crows(table_of([ROW | {"sent_more": text, "sent_less": text}]))))
-    assert [len(each.target) for each in asked] == [271, 271]
+    more, less = (f"{word} {'the on a ' * 80}{word}" for word in ("cat", "dog"))
+    list(crows_log_probabilities(scorer, read_crows(table_of([ROW | {"sent_more": more, "sent_less": less}]))))
+    assert [len(each.target) for each in asked] == [240, 240]
 
 
 def test_what_has_no_token(tmp_path, made, in_float64):

@@ -126,6 +126,8 @@ def test_what_cannot_be_asked(tmp_path, made, vocab):
     scorer = read_scorer(made("bert", tmp_path / "model")[0])
     with pytest.raises(DataError, match="text 2 has 62 tokens, and the model reads 32; shorten it"):
         scorer.encoded(["the cat", "the " * 60])
+    with pytest.raises(DataError, match=r"text 1501 has 62 tokens"):
+        log_likelihoods(scorer, ["the cat"] * 1500 + ["the " * 60])
     with pytest.raises(DataError, match="f:9: a text has 62 tokens"):
         list(log_likelihoods(scorer, ["the cat", "the " * 60], where=["f:8", "f:9"]))
     with pytest.raises(DataError, match="f:9: a text without a token that the model reads; leave it out"):

@@ -166,6 +166,7 @@ def test_a_slice_is_the_same_in_any_order_of_rows_and_beside_other_columns():
     assert len(usual) == 7
     assert found(rng.permutation(200)) == usual
     assert found(np.arange(200), first=rng.random(200)).items() >= usual.items()
+    assert found(np.arange(200), alike=kind, **{"\ud800": rng.random(200)}).items() >= usual.items()
 
 
 # --- columns
