@@ -41,7 +41,7 @@ def test_the_map_names_every_module():
 def test_the_two_commands_stand_there():
     """As the continuous integration runs them."""
     assert "pip install -c constraints.txt -e '.[eval]' && python train.py\n" in README
-    assert "pip install -c constraints.txt -e '.[test]' && pytest -n auto\n" in README
+    assert "pip install --use-pep517 -c constraints.txt -e '.[test]' && pytest -n auto\n" in README
 
 
 @pytest.fixture

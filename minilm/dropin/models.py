@@ -408,6 +408,16 @@ class PreTrainedModel(nn.Module):
             raise ConfigError(f"embeddings of shape {tuple(new)}, and the model's are {tuple(old)}")
         self.base_model.encoder.embedding.word = value
 
+    def enable_input_require_grads(self) -> None:
+        """Let the embedding's output require gradients, without which frozen weights and checkpointed layers have
+        adapters learn nothing (peft asks for it)."""
+        self.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the parameters, and of the buffers."""
+        held = [*self.parameters(), *(self.buffers() if return_buffers else ())]
+        return sum(each.nbytes for each in held)
+
     def activation_checkpointing_enable(
         self,
         activation_checkpointing_kwargs: dict[str, Any] | None = None,

@@ -300,6 +300,16 @@ class BertTokenizer:
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         return self._backend.num_special_tokens_to_add(pair)
 
+    @property
+    def max_len_single_sentence(self) -> int:
+        """Tokens of a text that the model reads, without special ones."""
+        return self.model_max_length - self.num_special_tokens_to_add()
+
+    @property
+    def max_len_sentences_pair(self) -> int:
+        """Tokens of two texts together that the model reads, without special ones."""
+        return self.model_max_length - self.num_special_tokens_to_add(pair=True)
+
     def _truncation(
         self, truncation: bool | str | None, padding: bool | str, max_length: int | None
     ) -> tuple[str | None, int | None]:

@@ -435,6 +435,27 @@ def test_scaled_rotations_are_refused_in_each_spelling(name, tmp_path):
     CLASS_OF[kind].from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_adapters_of_frozen_checkpointed_layers_learn(checkpointing, tmp_path):
+    theirs = theirs_of("bert", "mlm")
+    ours = ours_of(theirs, "mlm", tmp_path)
+    assert ours.get_memory_footprint() >= theirs.get_memory_footprint(return_buffers=False) > 0
+    for model in (ours, theirs):
+        model.requires_grad_(False)
+        model.enable_input_require_grads()
+        model.train()
+    if checkpointing:
+        ours.gradient_checkpointing_enable()
+    adapter = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+    ours.bert.encoder.layers[0].register_forward_hook(lambda module, inputs, output: output * adapter)
+    ours(**inputs_of("bert", "mlm")).logits.square().sum().backward()
+    assert adapter.grad.abs() > 0
+    given = []
+    ours.get_input_embeddings().register_forward_hook(lambda module, inputs, output: given.append(output.requires_grad))
+    ours(**inputs_of("bert", "mlm"))
+    assert given == [True]
+
+
 def test_saving_over_shards_leaves_none(tmp_path):
     theirs_of("bert", "mlm").save_pretrained(tmp_path, max_shard_size="20KB")
     assert len([*tmp_path.glob("model-*-of-*.safetensors")]) > 1

@@ -221,6 +221,12 @@ def test_what_a_tokenizer_says_of_itself(both):
     assert ours.get_vocab() == theirs.get_vocab()
     assert (len(ours), ours.vocab_size) == (len(theirs), theirs.vocab_size)
     assert ours.num_special_tokens_to_add(True) == theirs.num_special_tokens_to_add(True)
+    for name, pair in (("max_len_single_sentence", False), ("max_len_sentences_pair", True)):
+        assert (
+            getattr(ours, name)
+            == 64 - theirs.num_special_tokens_to_add(pair)
+            == getattr(theirs, name, getattr(ours, name))
+        )
     assert ours.encode("a dog", "a fox") == theirs.encode("a dog", "a fox")
     assert ours.encode("a dog", add_special_tokens=False) == theirs.encode("a dog", add_special_tokens=False)
     assert torch.equal(ours.encode("a dog", return_tensors="pt"), theirs.encode("a dog", return_tensors="pt"))
