@@ -1,7 +1,8 @@
 """Stereotype tests of masked language models, CrowS-Pairs and StereoSet, scored as their authors do.
 
 CrowS-Pairs  (Nangia et al. 2020): pairs of sentences that differ in a group. The tokens that they share are masked in
-             turn, but for the first and the last, and their log-probabilities summed, to three decimals.
+             turn, but for the first and the last, and their log-probabilities summed, to three decimals. (In texts of
+             200 tokens and more, which the authors have none of, frequent tokens are shared, too.)
 StereoSet    (Nadeem et al. 2021), within a sentence: a stereotype, its opposite or an unrelated word in the place of
              BLANK; a word scores the mean probability of its pieces, each masked after those before it. Between two:
              sentences of these three kinds after a first one, each of which scores the probability that it follows, by
