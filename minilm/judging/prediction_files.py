@@ -14,7 +14,7 @@ from minilm.data.documents import uncompressed_name
 from minilm.errors import ConfigError, DataError, some
 from minilm.judging.judged import Judged
 from minilm.labelled.cells import LABELS, NUMBER, TEXT_NAMES, plain_name
-from minilm.labelled.examples import LARGEST, Choice, Data, alike, as_text, in_order, labels_of_cell
+from minilm.labelled.examples import LARGEST, Choice, Data, as_text, form_of, in_order, labels_of_cell
 from minilm.labelled.spans import columns_of, is_one_word_a_line, read_tagged
 from minilm.labelled.tables import Row, Table, check_regular, listed, read_json, read_table, shown, text_lines
 from minilm.metrics.labels import SUM
@@ -264,11 +264,13 @@ def _labels(
             raise DataError(f"{file}: {shown(label)} is predicted, which is no label; separate several by |")
     if not (found := in_order({*task.labels, *said})):
         raise DataError(f"{file}: no label holds or is predicted anywhere, so there is nothing to score")
-    for other in filter(None, (alike([label, *task.labels]) for label in said - {*task.labels} if not told)):
-        raise DataError(
-            f"{file}: {shown(other[0])} and {shown(other[1])} would be two labels, one of them only predicted; "
-            "name them alike"
-        )
+    form = {form_of(label): label for label in task.labels}
+    for label in sorted(said - {*task.labels}) if not told else ():  # a model with probabilities may know both
+        if own := form.get(form_of(label)):
+            raise DataError(
+                f"{file}: {shown(label)} and {shown(own)} would be two labels, one of them only predicted; "
+                "name them alike"
+            )
     return found
 
 

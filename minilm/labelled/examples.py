@@ -179,19 +179,23 @@ def read_texts(
     told = {example.label for example in examples} if kind == "classification" and labelled else set()
     if "-1" in told and len(told) > 2 and all(map(str.isdigit, told - {"-1"})):
         notes.append("the label -1 is learned as any other; leave those rows out if it means that there is none")
-    if kind != "regression" and (two := alike(each.label or () for each in examples)):
-        notes.append(f"labels {shown(two[0])} and {shown(two[1])} differ; are they meant to be one?")
+    if kind != "regression" and (alike := _alike(each.label or () for each in examples)):
+        notes.append(f"labels {shown(alike[0])} and {shown(alike[1])} differ; are they meant to be one?")
     taken = (*columns.values(), *flags)
     return Data(examples, (*table.notes, *notes), tuple(left_out), columns, separator, flags, taken=taken)
 
 
-def alike(labels: Iterable[str | tuple[str, ...]]) -> tuple[str, str] | None:
-    """Two labels that differ only in case, white space or Unicode form, if there are such."""
+def form_of(label: str) -> str:
+    """What a label shares with those that differ from it only in case, white space or Unicode form."""
+    return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+
+
+def _alike(labels: Iterable[str | tuple[str, ...]]) -> tuple[str, str] | None:
+    """Two labels of one form, if there are such."""
     met: dict[str, str] = {}
     for each in labels:
         for label in (each,) if isinstance(each, str) else each:
-            form = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
-            if (other := met.setdefault(form, label)) != label:
+            if (other := met.setdefault(form_of(label), label)) != label:
                 return other, label
     return None
 

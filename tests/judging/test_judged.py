@@ -510,6 +510,8 @@ def test_a_label_that_is_predicted_in_other_letters_is_refused(tmp_path):
     file.write_text("text,label,prediction\nthe film,a,a\nfine,A,b\nthe,B,B\n")
     with pytest.raises(DataError, match="'b' and 'B' would be two labels"):
         judged_file(file, "classification")
+    file.write_text("text,label,prediction\nthe film,a,a\nfine,A,c\n")  # labels may differ so in gold
+    assert judged_file(file, "classification")[0].task.labels == ("A", "a", "c")
     file.write_text(f"{HEAD},p(A),p(a),p(x)\nthe,a,a,0,1,0\nfilm,x,x,0,0,1\n")  # a model may know both
     assert judged_file(file, "classification")[0].task.labels == ("A", "a", "x")
 
