@@ -8,6 +8,7 @@ causal   each token given those before it, so their sum is the log-likelihood.
 Shape letters: R rows, T tokens per row, N questions.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +100,13 @@ class LanguageScorer:
 
     def check(self, texts: Sequence[str], where: Sequence[str] | None = None) -> None:
         """Raises DataError as `encoded` does, for any of many texts: before hours are spent on those before it."""
+        deque(self.each_encoded(texts, where), maxlen=0)
+
+    def each_encoded(self, texts: Sequence[str], where: Sequence[str] | None = None) -> Iterator[Encoded]:
+        """`encoded` of any number of texts, in bounded memory."""
         for at in range(0, len(texts), TOKENIZED):
-            self.encoded(texts[at : at + TOKENIZED], None if where is None else where[at : at + TOKENIZED], at + 1)
+            named = None if where is None else where[at : at + TOKENIZED]
+            yield from self.encoded(texts[at : at + TOKENIZED], named, at + 1)
 
     def fits(self, texts: Sequence[str]) -> np.ndarray:
         """(n,) bool: whether the model reads the whole of each text."""
@@ -172,13 +178,8 @@ def log_likelihoods(
     scorer.described(within_word)  # for its ConfigError
     scorer.check(texts, where)
 
-    def asked() -> Iterator[Questions]:
-        for at in range(0, len(texts), TOKENIZED):
-            named = None if where is None else where[at : at + TOKENIZED]
-            for each in scorer.encoded(texts[at : at + TOKENIZED], named):
-                yield scorer.questions(each, within_word=within_word)
-
-    return log_probabilities(scorer, asked())
+    asked = (scorer.questions(each, within_word=within_word) for each in scorer.each_encoded(texts, where))
+    return log_probabilities(scorer, asked)
 
 
 def log_probabilities(scorer: LanguageScorer, asked: Iterable[Questions]) -> Iterator[np.ndarray]:
