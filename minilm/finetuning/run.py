@@ -91,9 +91,9 @@ def tune(
     batches = ExampleBatches(
         features, tuning, row_length, on_gpu, few_sizes=cuda_graphs, where=lambda example: examples[example].where
     )
-    encoder = model.base_model.encoder
+    encoder, longest = model.base_model.encoder, row_length or int(features.lengths.max())
     usual = fastest_backend(
-        runtime.device, runtime.dtype, row_length or length, encoder.cfg.attention_dropout, encoder.cfg.head_width
+        runtime.device, runtime.dtype, longest, encoder.cfg.attention_dropout, encoder.cfg.head_width
     )
     encoder.backend = backend = run.backend if run else usual
     if run and run.result:

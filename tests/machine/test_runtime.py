@@ -212,6 +212,7 @@ def test_what_a_precision_means(cpu, precision, dtype, muon, scales):
         ("cpu", "bf16", 128, 0.1, 64, "explicit"),
         ("cpu", "bf16", 512, 0.0, 64, "explicit"),
         ("cpu", "bf16", 513, 0.0, 64, "sdpa"),
+        ("cpu", "fp32", 127, 0.0, 64, "explicit"),
         ("cpu", "fp32", 128, 0.0, 64, "sdpa"),
         ("cpu", "fp32", 512, 0.1, 64, "explicit"),
         ("cpu", "fp32", 513, 0.1, 64, "sdpa"),
