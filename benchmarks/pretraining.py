@@ -38,9 +38,9 @@ SIDES = {
 }
 TRIED = {
     "attention": ("sdpa", "eager"),
-    "batch_size": ("16", "32"),
+    "batch_size": ("4", "8", "16", "32"),
     "lr": ("2.5e-4", "5e-4", "1e-3"),
-    "mask_rate": ("0.15", "0.3"),
+    "mask_rate": ("0.15", "0.3", "0.4"),
 }
 ON_CPU = {flag: values for flag, values in TRIED.items() if flag != "lr"}  # of time-to-loss
 ON_GPU = {"compile": ("yes", "no"), "batch_size": ("16", "64", "256"), "mask_rate": ("0.15", "0.3")}  # of time-to-loss

@@ -218,7 +218,7 @@ def _transformers(
     if on_targets:
         _as_an_expert(made, setting, batches[0]["input_ids"].shape[1], cfg.attention_dropout)
     if compiled and "attention_mask" not in batches[0]:
-        _without_mask(made)
+        without_mask(made)
     if on_targets:
         batches = [*map(_of_targets, batches)]
 
@@ -238,7 +238,7 @@ def _of_targets(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: own for name, own in batch.items() if name != "labels"} | {"where": where, "target": labels[where]}
 
 
-def _without_mask(made: nn.Module) -> None:
+def without_mask(made: nn.Module) -> None:
     """Have a model of transformers take torch's attention without a mask, whatever its compiled code would make: with
     torch before 2.13 it makes one of all ones."""
     from transformers import AttentionInterface, AttentionMaskInterface
