@@ -35,7 +35,7 @@ from minilm.checkpoint.model import (
     weights_fingerprint,
     write_model,
 )
-from minilm.checkpoint.store import DRY_RUN, Run, Store, remove_dry_runs
+from minilm.checkpoint.store import DRY_RUN, Run, Store, held_out_of, remove_dry_runs
 from minilm.data.corpus import open_corpus
 from minilm.data.loader import Kind, Loader, fixed_batches, shared
 from minilm.data.objectives import ObjectiveName, make_objective
@@ -73,6 +73,7 @@ from minilm.train.optim import lr_fraction, make_optimizers
 OWN = ("data", "model", "add_tokens", "out", "cache_dir", "json", "device", "threads")  # may differ among processes
 EVAL_SEED = 0  # held-out masks are the same in every run
 MAX_TIMING_S = 60.0
+MOST_UNKNOWN = 0.01  # of the tokens; with more a run says so
 
 
 def main(args: Args) -> None:
@@ -113,8 +114,13 @@ def starting_model(args: Args) -> Pretrained | None:
                 f"--add-tokens {args.add_tokens}: extends the vocabulary of a model; name it with --model"
             )
         return None
+    directory = find_model(args.model, flag="--model")
+    before = held_out_of(directory)
+    if before is not None and before < args.held_out:
+        was = f"--model was trained with {before:g}"
+        say(f"--held-out {args.held_out:g}: {was}, so of the same text it has learned documents that are held out now")
     with warnings.catch_warnings(record=True) as heads:
-        pretrained = read_model(find_model(args.model, flag="--model"), head_seed=args.seed)
+        pretrained = read_model(directory, head_seed=args.seed)
     for warning in heads:
         say(str(warning.message))
     if args.add_tokens is None:
@@ -331,6 +337,10 @@ def prepared(args: Args, recipe: Recipe, pretrained: Pretrained | None) -> Prepa
     )
     if data.note:
         say(data.note)
+    unknown = float(data.counts[data.tokenizer.unk_id] / max(1, data.counts.sum()))
+    if unknown > MOST_UNKNOWN:
+        mend = "is it a model of this language?" if pretrained else "raise --vocab-size"
+        say(f"{unknown:.1%} of the tokens are unknown words, from which nothing is learned; {mend}")
     return data
 
 

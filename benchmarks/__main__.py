@@ -32,7 +32,7 @@ import tyro
 
 from benchmarks.kept import keep, read
 from benchmarks.machine import ROOT, busy, cores, weights_of, when
-from benchmarks.measure import SideError, answer_orders, measured
+from benchmarks.measure import FEWEST, SideError, answer_orders, measured
 from benchmarks.rows import ROWS
 from benchmarks.side import Setting
 from benchmarks.table import picture, told
@@ -42,7 +42,8 @@ from minilm.errors import ConfigError, did_you_mean, library
 
 BUSY = 0.5  # of a core, taken by others: a machine so busy measures nothing
 OF_TESTS = 2 / 3  # of the budget, at most
-FIRST_S = 60.0  # that a row on a GPU takes, before one has been measured
+FIRST_S = 180.0  # that a row on a GPU takes, with its compiling, before one has been measured
+SAID_S = 20.0  # for tests that are interrupted to say what has failed
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "accelerate")
 PRECISIONS = ("fp32", "bf16")
 MALLOC = ("TRIM_THRESHOLD_", "MMAP_THRESHOLD_", "MMAP_MAX_", "TOP_PAD_", "ARENA_MAX")
@@ -109,12 +110,12 @@ def main(args: Args) -> int:
     if gpu and (why := gpu_tests(args, device, found)):
         failed.append(why)
     names = names or [*ROWS]
-    if args.model is None and any(ROWS[name].of_model for name in names):
-        args = replace(args, model=stand_in(args.cache_dir.expanduser()))
-        print("no --model: vectors are those of a random one of all-MiniLM-L6-v2's shape", file=sys.stderr)
     failed_before = {(row.get("row"), row.get("precision")) for row in found if "failed" in row}  # others come first
     for name, precision in sorted(wanted(args, names, device), key=failed_before.__contains__):
         where = torch.device("cpu") if ROWS[name].on_cpu else device
+        if args.model is None and ROWS[name].of_model:
+            args = replace(args, model=stand_in(args.cache_dir.expanduser()))
+            print("no --model: vectors are those of a random one of all-MiniLM-L6-v2's shape", file=sys.stderr)
         what = about(args, name, precision, where)
         if rows := known(found, what, args.row_s):
             shown += rows
@@ -127,17 +128,17 @@ def main(args: Args) -> int:
                 continue
         if (load := busy()) > BUSY:
             print(f"the machine is busy (others take {load:.1f} cores): figures may be worth nothing", file=sys.stderr)
+        rows = []
         try:
-            rows = measured(name, setting_of(args, precision, where), args.pairs, row_s)
+            for number, lines in enumerate(measured(name, setting_of(args, precision, where), args.pairs, row_s)):
+                rows = kept_of(what, lines, load, row_s)
+                if number == 0 and args.pairs > FEWEST:  # for this process may be killed
+                    keep(args.json, [row | {"row_s": 0.0} for row in rows])
         except SideError as error:
             failed.append(f"{name}, {precision}, {error}")
             continue
         finally:
             longest = max(longest, time.monotonic() - start)
-        beside = {"date": when()["date"], "load": load, "row_s": row_s, "sides": len(rows)}
-        if when()["commit"] != what["commit"]:  # changed meanwhile: nobody knows what ran
-            what["commit"] = f"{what['commit'].removesuffix('-dirty')}-dirty"
-        rows = [what | row | beside for row in rows]
         keep(args.json, rows)
         shown += rows
     failed += [f"{row['row']}, {row['precision']}, {row['side']}: {row['failed']}" for row in shown if "failed" in row]
@@ -150,13 +151,22 @@ def main(args: Args) -> int:
     return 1 if failed else 0
 
 
+def kept_of(what: dict[str, Any], lines: list[dict[str, Any]], load: float, row_s: float) -> list[dict[str, Any]]:
+    """Lines of a row as they are kept."""
+    now = when()
+    if now["commit"] != what["commit"]:  # changed meanwhile: nobody knows what ran
+        what = what | {"commit": f"{what['commit'].removesuffix('-dirty')}-dirty"}
+    beside = {"date": now["date"], "load": load, "row_s": row_s, "sides": len(lines)}
+    return [what | line | beside for line in lines]
+
+
 def gpu_tests(args: Args, device: torch.device, found: list[dict[str, Any]]) -> str | None:
     """Run what needs a GPU, if it has not passed before by --json; what failed, if anything."""
     what = {"tests": "gpu", "machine": torch.cuda.get_device_name(device)} | {"commit": when()["commit"]}
     what |= {"torch": torch.__version__}
     if known(found, what):
         return None
-    command = [sys.executable, "-m", "pytest", "-q", "tests/train/test_gpu.py"]
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "tests/train/test_gpu.py"]
     limit_s = args.budget_s and OF_TESTS * args.budget_s
     for row in found if not what["commit"].endswith("-dirty") else ():  # else they would take that much of each call
         if limit_s and what.items() <= row.items() and row.get("after_s", 0) >= limit_s:
@@ -170,6 +180,9 @@ def gpu_tests(args: Args, device: torch.device, found: list[dict[str, Any]]) -> 
             keep(args.json, [what | {"date": when()["date"], "failed": why, "after_s": late.timeout}])
             return why
         finally:
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, signal.SIGINT)  # pytest then says what has failed
+                process.wait(SAID_S)
             with suppress(ProcessLookupError):  # its own processes, too, which would share the GPU with the rows
                 os.killpg(process.pid, signal.SIGKILL)
     keep(args.json, [what | {"date": when()["date"]}])

@@ -42,6 +42,7 @@ INITIAL = 0.1  # the standard deviation of weights
 TUNED = ("cuda",)  # where sides are compiled
 RATE = 0.15  # of the tokens are targets
 LR, DECAY, EPS = 1e-4, 0.01, 1e-6
+OF_LABELLED = 1e-8  # the classifier's learning rate: with LR, rounding in bf16 grows to 0.1 within the compared steps
 LABELLED, TOGETHER, LABELLED_LENGTHS = 8, 32, (4, 64)  # batches, texts of each, and tokens of a text
 
 
@@ -180,10 +181,11 @@ def _our_loop(
     batches: Sequence[Batch | TaskBatch],
     setting: Setting,
     graphed: bool = False,
+    lr: float | None = None,
 ) -> Side:
-    """The steps of minilm's loop."""
+    """The steps of minilm's loop, without its logging and loading."""
     runtime, forward = setting.runtime, Applied(model).to(setting.device).train()
-    optimizers = make_optimizers(model, "adamw", LR, DECAY, eps=EPS)
+    optimizers = make_optimizers(model, "adamw", lr or LR, DECAY, eps=EPS)
     there = [batch.to(setting.device) for batch in batches]
     take_step = step_of(runtime, graphed)
 
@@ -265,14 +267,15 @@ def _loop(
     compiled: bool = False,
     loss_of: Callable[..., Tensor] | None = None,
     graphed: bool = False,
+    lr: float | None = None,
 ) -> Side:
     """A plain loop over one of transformers' models. loss_of: of a batch; the model's own, if not given. graphed: the
     compiler's CUDA graphs."""
     made.to(setting.device).train()
     plain, decayed = ([own for own in made.parameters() if (own.ndim < 2) == flat] for flat in (True, False))
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LR, eps=EPS, fused=True)
-    how = {"mode": "reduce-overhead", "dynamic": False} if graphed else {}
+    optimizer = torch.optim.AdamW(groups, lr=lr or LR, eps=EPS, fused=True)
+    how = {"dynamic": False} | ({"mode": "reduce-overhead"} if graphed else {})
 
     def loss_in(batch: dict[str, Tensor]) -> Tensor:
         return made(**batch).loss if loss_of is None else loss_of(**batch)
@@ -300,10 +303,16 @@ def _loop(
     return run
 
 
-def _by_trainer(made: nn.Module, setting: Setting, batches: list[dict[str, Tensor]], compiled: bool = False) -> Side:
+def _by_trainer(
+    made: nn.Module,
+    setting: Setting,
+    batches: list[dict[str, Tensor]],
+    compiled: bool = False,
+    lr: float | None = None,
+) -> Side:
     from benchmarks.trainer import trained
 
-    how = {"learning_rate": LR, "weight_decay": DECAY, "adam_epsilon": EPS}
+    how = {"learning_rate": lr or LR, "weight_decay": DECAY, "adam_epsilon": EPS}
     return trained(made, setting, batches, _tokens_of(batches), torch_compile=compiled, **how)
 
 
@@ -375,7 +384,7 @@ def _classifier(setting: Setting, features: Features, compiled: bool = False, gr
     loss = runtime.compiled(task.loss, any_shape=True) if compiled else task.loss
     parts = np.arange(len(features)).reshape(LABELLED, TOGETHER)
     batches = [batch_of(features, part, row, graphed)[0] for part in parts]
-    return _our_loop(model, loss, batches, setting, graphed)
+    return _our_loop(model, loss, batches, setting, graphed, lr=OF_LABELLED)
 
 
 def _their_classifier(
@@ -406,5 +415,5 @@ def _their_classifier(
         padded = {name: nn.functional.pad(batch[name], (0, more)) for name in ("input_ids", "attention_mask")}
         batches.append(batch | padded)
     if by_trainer:
-        return _by_trainer(made, setting, batches)
-    return _loop(made, setting, batches, compiled, graphed=graphed)
+        return _by_trainer(made, setting, batches, lr=OF_LABELLED)
+    return _loop(made, setting, batches, compiled, graphed=graphed, lr=OF_LABELLED)

@@ -11,7 +11,8 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, suppress
-from dataclasses import fields
+from dataclasses import MISSING, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -30,7 +31,8 @@ Ranges = dict[str, tuple[float, float]]  # of flags, both ends included
 BEGAN = time.monotonic()  # about when this process began
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 MODEL_FILES = (  # files of a model's or run's directory, which an output must not overwrite
-    *("state.json", "tensors.safetensors", "metrics.jsonl", "lock", "META.json"),
+    *("state.json", "tensors.safetensors", "adapter.safetensors", "metrics.jsonl", "lock", "META.json", "README.md"),
+    *("predictions.csv", "predictions.conll", "predictions.json"),
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
     *("model.safetensors.index.json", "modules.json", "MANIFEST.json", "run.json", "results.json", "added_tokens.json"),
     *("sentence_bert_config.json", "config_sentence_transformers.json", "vocab.txt", "merges.txt", *WEIGHTS),
@@ -139,7 +141,15 @@ def parse(args_type: type[Args], argv: list[str], prog: str | None = None) -> Ar
         name = word.split("=")[0].replace("_", "-")
         if name.startswith("--") and name not in known and "--" + name.removeprefix("--no-") not in known:
             raise ConfigError(f"{name}: no such flag" + (did_you_mean(name, known, 0.75) or "; see --help"))
-    given = Counter(word.split("=")[0] for word in argv)
+    given = Counter(word.split("=")[0].replace("_", "-") for word in argv)
+    options = [field for field in fields(args_type) if "Positional" not in str(field.type)]
+    needed = [flag(field.name) for field in options if field.default is MISSING and field.default_factory is MISSING]
+    if (lacks := [name for name in needed if name not in given]) and not given.keys() & {"-h", "--help"}:
+        raise ConfigError(f"{', '.join(lacks)}: missing; see --help")
+    for name in (flag(field.name) for field in options if "Path" in str(field.type)):
+        words = [word.replace("_", "-") for word in argv]
+        if f"{name}=" in words or (name, "") in pairwise(words):
+            raise ConfigError(f"{name}: is empty; give a path")
     for name in (flag(field.name) for field in fields(args_type) if "tuple" in str(field.type)):
         if given[name] > 1:
             raise ConfigError(f"{name}: given twice; list all values after one {name}")
@@ -150,7 +160,9 @@ def parse(args_type: type[Args], argv: list[str], prog: str | None = None) -> Ar
     except SystemExit as stop:
         if stop.code != 2:  # after --help, or by a signal
             raise
-        raise ConfigError(_one_line(boxes.getvalue())) from stop
+        said = _one_line(boxes.getvalue())
+        unknown = said.removeprefix("Unrecognized options: ")
+        raise ConfigError(said if unknown == said else f"{unknown}: which flag is it for? See --help") from stop
     for field in fields(args_type):
         value = getattr(args, field.name)
         if isinstance(value, float) and not math.isfinite(value):

@@ -10,6 +10,44 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 MAX_LINE = 2000  # characters
+ELSEWHERE = {  # names that other libraries and commands give to a flag, an argument or a task; the likeliest one last
+    "learning_rate": ("lr",),
+    "max_steps": ("steps",),
+    "num_train_epochs": ("epochs",),
+    "num_epochs": ("epochs",),
+    "per_device_train_batch_size": ("batch_size",),
+    "gradient_accumulation_steps": ("accumulation",),
+    "max_length": ("length",),
+    "max_seq_length": ("length",),
+    "block_size": ("length",),
+    "warmup_ratio": ("warmup_frac",),
+    "max_grad_norm": ("max_norm",),
+    "output_dir": ("output", "out"),
+    "out": ("output",),
+    "output": ("out",),
+    "data": ("input", "train"),
+    "input": ("data", "train"),
+    "train": ("data",),
+    "text": ("data", "input"),
+    "train_file": ("data", "train"),
+    "validation_file": ("dev",),
+    "test_file": ("test",),
+    "model_name_or_path": ("model",),
+    "fp16": ("precision",),
+    "bf16": ("precision",),
+    "text_column": ("text",),
+    "pair_column": ("pair",),
+    "label_column": ("label",),
+    "ner": ("tagging",),
+    "token_classification": ("tagging",),
+    "question_answering": ("span",),
+    "qa": ("span",),
+    "sts": ("similarity",),
+    "text_classification": ("classification",),
+    "sequence_classification": ("classification",),
+    "multi_label": ("multilabel",),
+    "multiple_choice": ("choice",),
+}
 
 
 class UserError(ValueError):
@@ -59,8 +97,12 @@ def some(names: Sequence[str], most: int) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """End of a message about an unknown name: "; did you mean X?", or "" if no known name is similar."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    """End of a message about an unknown name: "; did you mean X?", or "" if no known name is similar. A flag's name has
+    its hyphens."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    for other in ELSEWHERE.get(name.removeprefix("--").replace("-", "_").lower(), ()):
+        near = [each for each in (other, "--" + other.replace("_", "-")) if each in known] or near
     return f"; did you mean {near[0]}?" if near else ""
 
 

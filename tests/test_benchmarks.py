@@ -34,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def plain_loop(load, narrow_recipes, monkeypatch):
     """The benchmark as a module, on a narrow recipe and fewer held-out targets."""
+    monkeypatch.syspath_prepend(ROOT)
     module = load("benchmarks/plain_loop.py")
     monkeypatch.setattr(module, "fixed_batches", partial(module.fixed_batches, min_targets=2000))
     return module
@@ -383,7 +384,7 @@ def test_a_budget_ends_the_turns_of_a_row(benchmarks_main, monkeypatch, tmp_path
     def measured(name, setting, pairs, row_s):
         clock[0] += 70.0
         given.append((name, setting.device.type, row_s))
-        return [{"side": "minilm", "unit": "tokens", "tokens_per_s": 1.0, "peak_mb": 1.0, "first_s": 1.0, "turns": 1}]
+        yield [{"side": "minilm", "unit": "tokens", "tokens_per_s": 1.0, "peak_mb": 1.0, "first_s": 1.0, "turns": 1}]
 
     monkeypatch.setattr(benchmarks_main, "measured", measured)
     monkeypatch.setattr(benchmarks_main, "busy", lambda: 0.0)
@@ -393,6 +394,24 @@ def test_a_budget_ends_the_turns_of_a_row(benchmarks_main, monkeypatch, tmp_path
     benchmarks_main.main(replace(args, precision="fp32"))
     assert given == [("load", "cpu", 100.0), ("load-256", "cpu", 80.0)]
     assert "pretrain-128, fp32: not begun, the budget is spent" in capsys.readouterr().err
+
+
+def test_a_row_that_is_broken_off_leaves_its_first_turns(benchmarks_main, monkeypatch, tmp_path):
+    """Which do not count as measured."""
+
+    def measured(name, setting, pairs, row_s):
+        yield [{"side": "minilm", "unit": "tokens", "tokens_per_s": 1.0, "turns": 2}]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmarks_main, "measured", measured)
+    monkeypatch.setattr(benchmarks_main, "busy", lambda: 0.0)
+    args = benchmarks_main.Args(("load",), precision="fp32", device="cpu", json=tmp_path / "rows.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        benchmarks_main.main(args)
+    (line,) = benchmarks_main.read(args.json)
+    assert line["turns"] == 2
+    what = {key: line[key] for key in ("row", "precision", "machine", "versions")} | {"commit": "a"}
+    assert benchmarks_main.known([line | {"commit": "a"}], what, args.row_s) == []
 
 
 def test_what_the_processor_does_is_measured_there(benchmarks_main, monkeypatch):
@@ -658,7 +677,9 @@ def test_what_needs_a_gpu_is_tested_first_and_once(benchmarks_main, monkeypatch,
             assert time.monotonic() < end
             time.sleep(0.01)
     outcome.program = "exit(0)"
-    again = "the tests that need a GPU: not done in 6 s: not begun again; run -m pytest -q tests/train/test_gpu.py"
+    again = (
+        "the tests that need a GPU: not done in 6 s: not begun again; run -m pytest -v --tb=short tests/train/test_gpu"
+    )
     assert said().startswith(again)  # which would take that much of each call
     assert len(calls) == 2
     args = replace(args, budget_s=12.0)
@@ -741,17 +762,18 @@ def test_a_random_model_stands_in(benchmarks_main, monkeypatch, tmp_path, capsys
 
 def test_code_that_changes_meanwhile_is_nobodys(benchmarks_main, monkeypatch, tmp_path):
     """A row during which the commit changed is kept, and measured again."""
-    file, commits = tmp_path / "rows.jsonl", iter(["abc", "abc", "def", "def", "def", "def"])
+    file, commits = tmp_path / "rows.jsonl", iter(["abc", "def"])
     monkeypatch.setattr(benchmarks_main, "when", lambda: {"date": "today", "commit": next(commits, "def")})
     line = {"side": "minilm", "unit": "tokens", "tokens_per_s": 1.0, "turns": 7, "peak_mb": 1.0, "first_s": 1.0}
     measured = []
-    monkeypatch.setattr(benchmarks_main, "measured", lambda name, *args: measured.append(name) or [line])
+    monkeypatch.setattr(benchmarks_main, "measured", lambda name, *args: measured.append(name) or [[line]])
     monkeypatch.setattr(benchmarks_main, "picture", lambda shown, png: None)
     flags = ["pretrain-128", "--json", str(file), "--device", "cpu", "--precision", "fp32"]
     for _ in range(3):
         with pytest.raises(SystemExit):
             cli.run(benchmarks_main.main, benchmarks_main.Args, flags)
-    assert [json.loads(row)["commit"] for row in file.read_text().splitlines()] == ["abc-dirty", "def"]
+    kept = [json.loads(row) for row in file.read_text().splitlines()]
+    assert [row["commit"] for row in kept if row["row_s"]] == ["abc-dirty", "def"]  # others: of the first turns alone
     assert len(measured) == 2
 
 

@@ -98,6 +98,38 @@ def go(train, text, cache, tmp_path, monkeypatch, capsys):
     return run
 
 
+def test_unknown_words_are_said(go, tmp_path):
+    """Where a vocabulary has not the letters of a text, here Greek ones."""
+    greek = tmp_path / "greek.txt"
+    greek.write_text("\n\n".join(f"words and \u03b1\u03b2 number {i} of the text" for i in range(400)))
+    status, _, err = go("--data", greek, "--vocab-size", 64, "--steps", 1)
+    assert status == 0, err
+    assert re.search(r"[0-9.]+% of the tokens are unknown words, .*; raise --vocab-size", err), err
+    assert "unknown words" not in go("--steps", 1, "--out", "other")[2]
+
+
+def test_documents_that_a_model_has_learned_are_said_to_be_held_out(go, tmp_path):
+    assert go("--steps", 2, "--save-every", 1)[0] == 0
+    for model in ("run", "run/step-000002"):
+        more = ("--model", model, "--steps", 1, "--out", f"more-{Path(model).name}")
+        said = "--held-out 0.3: --model was trained with 0.05, so of the same text it has learned documents that are"
+        assert said in go(*more, "--held-out", 0.3)[2]
+    assert "it has learned" not in go(*more[:-1], "again")[2]
+    assert "that this training never saw" in (tmp_path / "again" / "README.md").read_text()
+    assert "that training never saw" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_run_within_its_data_goes_on(go, text, tmp_path):
+    """What it writes there is not read as text."""
+    (tmp_path / "news").mkdir()
+    shutil.copy(text, tmp_path / "news")
+    flags = ("--data", "news", "--out", "news/run", "--cache-dir", "news/cache", "--steps", 2)
+    assert go(*flags)[0] == 0
+    status, out, err = go(*flags)
+    assert status == 0, err
+    assert "is finished" in err + out
+
+
 def test_a_run_leaves_a_picture_of_its_loss(go, pictures, tmp_path):
     assert go("--steps", 2)[0] == 0
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")

@@ -100,7 +100,7 @@ def entry_of(config: dict[str, Any], kind: str) -> dict[str, Any] | None:
     """The "minilm" entry for config.json of a model that is now of `kind`; None if that is no language model."""
     if kind not in ("mlm", "clm", "pretraining"):
         return None
-    return _entry(objective_of(config), pairs_of(config) or "next" if kind == "pretraining" else None)
+    return _entry(objective_of(config), (pairs_of(config) or "next") if kind == "pretraining" else None)
 
 
 def objective_of(config: dict[str, Any]) -> str:
@@ -212,7 +212,8 @@ def _as_named_today(tensors: dict[str, Tensor], family: Family) -> dict[str, Ten
     """The tensors under the names that transformers writes now: without a wrapper's prefix, with the encoder's."""
     if all(key.startswith(WRAPPED) for key in tensors):
         tensors = {key.removeprefix(WRAPPED): tensor for key, tensor in tensors.items()}
-    now = {key: re.sub("|".join(OF_OLD), lambda old: OF_OLD[old[0]], key) for key in tensors}
+    old_names = "|".join(map(re.escape, OF_OLD))
+    now = {key: re.sub(old_names, lambda old: OF_OLD[old[0]], key) for key in tensors}
     if twice := [key for key in tensors if now[key] != key and now[key] in tensors]:
         raise CheckpointError(f"tensor {twice[0]} appears also as {now[twice[0]]}")
     if not any(key.startswith(family.base) for key in now.values()):

@@ -161,12 +161,13 @@ def read_config(directory: Path | str) -> dict[str, Any]:
 
 
 def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int | None = None) -> Pretrained:
-    """Read a language model's directory: minilm's, or transformers' for a family of families.py.
+    """Read a language model, of a directory or a name on the hub: minilm's, or of a family of families.py.
 
     head_seed: an encoder without a language-model head gets a random one, drawn by this seed, with a warning. Raises
     CheckpointError naming the file, tensor or key that does not fit.
     """
-    directory, config = Path(directory), read_config(directory)
+    directory = find_model(directory)
+    config = read_config(directory)
     try:
         kind = kind_of(config)
         with shapes_only():

@@ -147,7 +147,12 @@ class Store:
             return None
         if resume == "never":
             raise ConfigError(f"--out {self.out}: holds a run; choose another --out, or --resume auto to resume it")
-        values = read_json(file)
+        try:
+            values = read_json(file)
+        except UserError as error:
+            kept = checkpoints(self.out)
+            mend = f"go on from a checkpoint, with --model {kept[-1][1]}, in another --out" if kept else "restore it"
+            raise CheckpointError(f"{error}; {mend}") from error
         check_format(file, values)
         try:
             run = Run(**{key: value for key, value in values.items() if key != "format"})
@@ -170,7 +175,10 @@ class Store:
                     began, asked = f"without {key}", f"with {after}"
                 else:
                     began, asked = f"with {key} {before}", "without" if now is None or now is False else after
-                raise ConfigError(f"--out {self.out}: began {began}, not {asked}; use the same, or another --out")
+                mend = "use the same, or another --out"
+                if key in ("steps", "minutes", "epochs") and run.result:
+                    mend += f", where --model {self.out} trains that model further"
+                raise ConfigError(f"--out {self.out}: began {began}, not {asked}; {mend}")
         return run
 
     def write_run(self, run: Run) -> None:
@@ -182,8 +190,12 @@ class Store:
         do not. Raises CheckpointError if none verifies, or if one is a link."""
         found = checkpoints(self.out)
         for path in self.out.glob("step-*"):
-            if path.is_symlink() and path.name.removeprefix("step-").isdecimal():
+            if not path.name.removeprefix("step-").isdecimal():
+                continue
+            if path.is_symlink():
                 raise CheckpointError(f"{path}: is a link; put the directory itself there, or remove the link")
+            if not path.is_dir():
+                raise CheckpointError(f"{path}: is a file, where a checkpoint would be; move it away")
         for _, path in reversed(found):
             if not (fault := manifest_fault(path)):
                 return path
@@ -285,6 +297,16 @@ class Store:
 
 def megabytes(size: int) -> str:
     return f"{size / 2**20:,.{0 if size >= 10 << 20 else 1}f} MB"
+
+
+def held_out_of(model: Path) -> float | None:
+    """The fraction of documents that was held out where a model, or a checkpoint, of train.py was trained, if known."""
+    for file in (model / "run.json", model.parent / "run.json"):
+        with suppress(CheckpointError):
+            settings = read_json(file).get("settings")
+            found = settings.get("held_out") if isinstance(settings, dict) else None
+            return found if isinstance(found, float) else None
+    return None
 
 
 def checkpoints(out: Path) -> list[tuple[int, Path]]:

@@ -186,7 +186,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
         lines.append(f"f1, precision and recall are those of the label {printable(result['positive_label'])}")
     several = len(result["comparisons"]) > 1
     for each in result["comparisons"]:
-        lines += ["", f"{printable(each['b'])} against {printable(each['a'])}"]
+        lines += ["", f"{printable(each['b'])} (second) against {printable(each['a'])} (first)"]
         lines.append(f"{'':20} {'first':>8} {'second':>8} {'second - first':>15}  {'95 % interval':22} p")
         for name, own in each["metrics"].items():
             is_accuracy = result["task"] == "classification" and name in ACCURACIES

@@ -26,8 +26,8 @@ class Predict(OfModel):
     """csv, tsv, jsonl, json or parquet, also .gz or .xz; for tagging one word a line (CoNLL), or lists of words; for
     questions a json is SQuAD's."""
     output: Path
-    """The .csv, .tsv or .jsonl to write: the columns of --input, and the predictions. For tagging a .conll, .tsv or
-    .jsonl; for questions a .json, as SQuAD's script takes answers, or a .jsonl."""
+    """The .csv, .tsv or .jsonl to write: the columns of --input, and the predictions. For tagging a .conll, a .tsv
+    or a .jsonl; for questions a .json, as SQuAD's script takes answers, or a .jsonl."""
     text_column: str | None = None
     """Column of the texts, by name or number from 1; if not given, as in training, or found by name or content."""
     pair_column: str | None = None

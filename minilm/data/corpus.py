@@ -22,6 +22,8 @@ from minilm.files import sync_entry
 
 SAMPLED_CHARS = 1 << 25  # most characters of text to train a vocabulary on
 NO_TEXT = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".zip", ".bz2", ".zst", ".tar", ".pdf")  # not read as text
+# files by which a directory is a model's, a run's or a cache's, whose .txt, .md and .jsonl are no corpus
+OF_MODELS = (("config.json", "model.safetensors"), ("run.json", "metrics.jsonl"), ("train.tokens",))
 SUFFIXES = (".txt", ".text", ".md", ".jsonl", ".ndjson")  # files that are read from a folder, also compressed
 EMBEDDED_PACKAGES = ("numpy", "torch")
 NOT_DOCUMENTATION = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
@@ -68,11 +70,14 @@ def open_corpus(paths: Sequence[str], text_field: str = "text") -> Corpus:
     """The corpus of files, folders (searched for SUFFIXES) and glob patterns. Raises DataError."""
     files: list[Path] = []
     for path in paths:
-        found = sorted(Path(p) for p in glob.glob(path, recursive=True)) if not os.path.exists(path) else [Path(path)]
+        is_pattern = not os.path.exists(path)
+        found = sorted(Path(p) for p in glob.glob(path, recursive=True)) if is_pattern else [Path(path)]
         if not found:
             raise DataError(f"--data {path}: no such file or folder; give a file, a folder or a quoted pattern")
         inside: list[Path] = []
         for each in found:
+            if is_pattern and any(map(_is_of_model, (each, each.parent))):
+                continue
             if each.is_dir():
                 inside += sorted(_text_files(each))
             elif each.is_file() and uncompressed_name(each).endswith(NO_TEXT):
@@ -91,8 +96,9 @@ def open_corpus(paths: Sequence[str], text_field: str = "text") -> Corpus:
 
 
 def _text_files(folder: Path) -> Iterator[Path]:
-    """Files with a name of SUFFIXES in a folder and below, links followed. Raises DataError for what cannot be read:
-    leaving out a part silently would be another corpus."""
+    """Files with a name of SUFFIXES in a folder and below, links followed, but for directories of models, runs and
+    caches, as an --out in there. Raises DataError for what cannot be read: leaving out a part silently would be another
+    corpus."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"--data {error.filename}: cannot be read ({error.strerror or error})") from error
@@ -104,11 +110,19 @@ def _text_files(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders.sort()
+        if _is_of_model(Path(root)):
+            folders.clear()
+            continue
         for path in (Path(root, name) for name in names if _is_text_name(Path(name))):
             if path.is_symlink() and not path.exists():
                 raise DataError(f"--data {path}: a broken link; remove it, or fix it")
             if path.is_file():
                 yield path
+
+
+def _is_of_model(directory: Path) -> bool:
+    """Whether a directory is a model's, a run's or a cache's."""
+    return any(all((directory / name).is_file() for name in names) for names in OF_MODELS)
 
 
 def embedded_corpus(cache_dir: Path) -> Corpus:

@@ -190,6 +190,8 @@ def _jsonl_documents(file: Path, field: str) -> Iterator[str]:
         except (json.JSONDecodeError, RecursionError, ValueError) as error:
             raise DataError(f"{where}: not JSON ({error}); one JSON object a line") from error
         if not isinstance(row, dict) or not isinstance(text := row.get(field), str):
+            if isinstance(row, dict) and field in row:
+                raise DataError(f'{where}: "{field}" is {json.dumps(row[field])[:40]}, not text; remove that line')
             found = f"fields {', '.join(map(str, row))}" if isinstance(row, dict) else type(row).__name__
             raise DataError(f'{where}: no text field "{field}" ({found}); name it with --text-field')
         try:

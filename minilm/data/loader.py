@@ -72,8 +72,8 @@ class Loader:
 
     def with_stretches(self, stretches: Sequence[Stretch]) -> "Loader":
         """A loader of the same rows for other stretches."""
-        order = self.seed, self.rank, self.world
-        return Loader(stretches, self.rows, self.objective, *order, self.pin_memory, self.few_sizes)
+        share = self.seed, self.rank, self.world
+        return Loader(stretches, self.rows, self.objective, *share, self.pin_memory, self.few_sizes)
 
     def within(self, tokens: int) -> "Loader":
         """This loader's steps in micro-batches of at most `tokens` tokens, padding included, or of one row."""

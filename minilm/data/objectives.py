@@ -40,7 +40,7 @@ class Objective(Protocol):
 @dataclass(frozen=True)
 class MaskedLM:
     """Masked LM (Devlin et al. 2018, sec. 3.1): predict 15 % of the tokens; 80 % of those read [MASK], 10 % a random
-    word.
+    word, 10 % themselves.
 
     Special tokens are never chosen. `rate` is a fraction of a row's tokens, specials counted and padding not, as in
     google-research/bert's create_pretraining_data.py; a row has room for round(rate * T) targets, at least one. The
@@ -124,7 +124,7 @@ class PrefixLM:
     """Prefix LM (Raffel et al. 2020, fig. 4): a document's start sees itself whole, its end is predicted left to right.
 
     The end starts at a cut drawn uniformly from [L/4, 3L/4] of the document's L tokens (the row's, if packing marks no
-    documents). At most 3T/4 targets per row; a document too short to cut keeps one token on each side.
+    documents). At most 3T/4 targets per row; a document of one token has none.
     """
 
     seed: int
@@ -145,8 +145,8 @@ class PrefixLM:
         cut = begin + low + _drawn(self.seed, PREFIX_CUT, epoch, row, column) % (high - low + 1).clamp(min=1)
         prefix = (column < cut.gather(1, whole.clamp(min=0))) & (whole >= 0)
         target = torch.where(prefix[:, 1:], IGNORE, _next_token(ids, doc))
-        first_real = (target == IGNORE).int().argsort(dim=1, stable=True)[:, : self.slots(T, progress)]
-        return _batch(taken, ids, "prefix", first_real, target.gather(1, first_real), prefix)
+        pick = (target == IGNORE).int().argsort(dim=1, stable=True)[:, : self.slots(T, progress)]
+        return _batch(taken, ids, "prefix", pick, target.gather(1, pick), prefix)
 
 
 def _drawn(seed: int, purpose: int, epoch: Tensor, row: Tensor, position: Tensor) -> Tensor:

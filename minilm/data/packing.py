@@ -14,7 +14,7 @@ some documents, in `stream`, which has no mask, all rows of some steps.
 Shape letters: B rows, T tokens per row.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -36,9 +36,10 @@ Packing = Literal["stream", "documents"]
 PairTask = Literal["next", "order"]
 
 PACKED_TOGETHER = 4096  # documents
-TRIED = 16  # other rows, for one that is long enough and ends alike
+TRIED = 16  # rows looked at for a second text that is long enough and ends alike
 MIN_PAIR = 8  # least tokens of a document that is cut into a pair
 SHORTEST = 8  # least tokens of a short piece
+OF_PIECES = ("start", "length", "end")  # fields of Pieces that are files of their own
 
 
 class Taken(NamedTuple):
@@ -47,7 +48,7 @@ class Taken(NamedTuple):
     ids: Tensor  # (B, T) int64
     doc: Tensor | None = None  # (B, T): numbers the documents of a row, -1 on padding; None: not distinguished
     token_type_ids: Tensor | None = None  # (B, T): 0 for the first text of a pair, 1 for the second
-    pair_label: Tensor | None = None  # (B,): 1 where the second text does not follow, or the two are swapped
+    pair_label: Tensor | None = None  # (B,): 1 where the second text does not follow, or the two are swapped, 0, IGNORE
 
 
 class Rows(Protocol):
@@ -265,7 +266,7 @@ def _index_name(kind: str, T: int, short_seq_prob: float) -> str:
 
 def _packed_pieces(shard: Shard, T: int, short_seq_prob: float) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(start, length, pieces per row) of best-fit rows, from PACKED_TOGETHER documents at a time, to bound memory."""
-    for start, length in _cut(shard, T - 2, short_seq_prob):
+    for start, length in _pieces_of_documents(shard, T - 2, short_seq_prob):
         row_of = best_fit(length + 2, T)
         order = np.argsort(row_of, kind="stable")
         yield start[order], length[order], np.bincount(row_of)
@@ -273,12 +274,12 @@ def _packed_pieces(shard: Shard, T: int, short_seq_prob: float) -> Iterator[tupl
 
 def _single_pieces(shard: Shard, T: int, short_seq_prob: float) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """`_packed_pieces` with one piece per row; pieces too short for a pair are left out."""
-    for start, length in _cut(shard, T - 3, short_seq_prob):
+    for start, length in _pieces_of_documents(shard, T - 3, short_seq_prob):
         kept = length >= max(2, min(MIN_PAIR, T - 3))
         yield start[kept], length[kept], np.ones(int(kept.sum()), dtype=np.int64)
 
 
-def _cut(shard: Shard, longest: int, short_seq_prob: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _pieces_of_documents(shard: Shard, longest: int, short_seq_prob: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(start, length) of the pieces of documents: of at most `longest` tokens, or, with probability `short_seq_prob`
     per document, of at most a number drawn for it between SHORTEST and `longest`, uniform in its logarithm."""
     for at in range(0, len(shard), PACKED_TOGETHER):
@@ -296,7 +297,6 @@ def _cut(shard: Shard, longest: int, short_seq_prob: float) -> Iterator[tuple[np
 
 def _kept(shard: Shard, name: str, make: Callable[[], Iterator[tuple[np.ndarray, ...]]]) -> Pieces:
     """The pieces that `make` yields, cached beside the split's files if it has any."""
-    names = ("start", "length", "end")
     if shard.stem is None:
         parts = [list(part) for part in zip(*make(), strict=True)] or [[]] * 3
         start, length, per_row = (np.concatenate([np.empty(0, np.int64), *part]) for part in parts)
@@ -305,12 +305,12 @@ def _kept(shard: Shard, name: str, make: Callable[[], Iterator[tuple[np.ndarray,
     if directory.is_symlink() or fault(directory):
         with writing_cache(shard.stem.parents[1]), alone(shard.stem.parent):
             if directory.is_symlink() or fault(directory):  # no other process was faster
-                _write_pieces(directory, names, make())
-    start, length, end = (FileArray(directory / each, np.int64) for each in names)
+                _write_pieces(directory, make())
+    start, length, end = (FileArray(directory / each, np.int64) for each in OF_PIECES)
     return Pieces(start, length, end, sum(int(block.sum()) for block in length.blocks()))
 
 
-def _write_pieces(directory: Path, names: tuple[str, ...], parts: Iterator[tuple[np.ndarray, ...]]) -> None:
+def _write_pieces(directory: Path, parts: Iterator[tuple[np.ndarray, ...]]) -> None:
     partial = directory.with_name(f"{directory.name}.tmp")
     for stale in (partial, directory):
         if stale.exists() or stale.is_symlink():
@@ -318,7 +318,7 @@ def _write_pieces(directory: Path, names: tuple[str, ...], parts: Iterator[tuple
     partial.mkdir()
     end = 0
     with ExitStack() as stack:
-        files = [stack.enter_context((partial / each).open("wb")) for each in names]
+        files = [stack.enter_context((partial / each).open("wb")) for each in OF_PIECES]
         for start, length, per_row in parts:
             for file, values in zip(files, (start, length, end + np.cumsum(per_row)), strict=True):
                 file.write(values.astype(np.int64).tobytes())
@@ -348,10 +348,10 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
             room, row = capacity, rows
             rows += 1
         row_of[piece] = row
-        left = room - need
-        if left and not open_rows[left]:
-            free.insert(bisect_left(free, left), left)
-        open_rows[left].append(row)
+        if left := room - need:
+            if not open_rows[left]:
+                insort(free, left)
+            open_rows[left].append(row)
     return row_of
 
 

@@ -21,7 +21,7 @@ from minilm.data.tokenizer import Tokenizer
 from minilm.errors import ConfigError
 from minilm.files import sha256, sync, write_json
 
-FORMAT = 2  # version of the files, of tokenising, and of how `packing` cuts and packs what it caches beside them
+FORMAT = 3  # version of the files, of tokenising, and of how `packing` cuts and packs what it caches beside them
 CONTENT = ("vocab.txt", "train.tokens", "train.offsets", "held_out.tokens", "held_out.offsets")
 BLOCK = 1 << 20  # elements read at once
 

@@ -40,6 +40,7 @@ from minilm.files import read_json, regular_file
 from minilm.machine.cores import cores
 
 MULTIPLE = 64  # vocabularies of whole tiles make matmuls faster
+LETTERS, COVERED = 1000, 0.9995  # of a vocabulary, and the part of a text's letters that it has where a script has more
 BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")  # of transformers; they split texts alike
 FEW_CORES = 3  # with more, the library's threads are as fast on whole documents as one that caches words
 REMEMBERED = 1 << 20  # letters of cached words, at most
@@ -117,7 +118,7 @@ class Tokenizer:
         backend = wordpiece({}, lowercase)
         endless = pre_tokenizers.Split(tokenizers.Regex(rf"\A.{{{MAX_WORD + 1},}}\z"), behavior="removed")
         backend.pre_tokenizer = pre_tokenizers.Sequence([backend.pre_tokenizer, endless])  # [UNK] anyway, and slow
-        first, inner = _alphabet(documents, backend, limit=min(1000, vocab_size // 4))
+        first, inner = _alphabet(documents, backend, vocab_size)
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
@@ -365,8 +366,9 @@ def _read_vocab(path: Path) -> tuple[tokenizers.Tokenizer, bool, str]:
     return backend, lowercase, note if config.get("do_lower_case") is None else ""
 
 
-def _alphabet(documents: Iterable[str], backend: tokenizers.Tokenizer, limit: int) -> tuple[list[str], list[str]]:
-    """(the `limit` commonest characters, those of them that occur inside words), each sorted.
+def _alphabet(documents: Iterable[str], backend: tokenizers.Tokenizer, vocab_size: int) -> tuple[list[str], list[str]]:
+    """(the commonest characters, those of them that occur inside words), each sorted: a quarter of the vocabulary, or
+    LETTERS, or, of a script that has more, as Chinese, all but the rarest, in up to three quarters of it.
 
     By default the trainer numbers characters in the order of a hash map, different in every process, and breaks ties
     between merges by these numbers: the same text would give another vocabulary each time.
@@ -377,9 +379,14 @@ def _alphabet(documents: Iterable[str], backend: tokenizers.Tokenizer, limit: in
         text = backend.normalizer.normalize_str(document)
         characters.update(text)
         words.update(text.split())
-    common = sorted(characters, key=lambda c: (-characters[c], c))
-    first = sorted([c for c in common if not c.isspace()][:limit])
+    common = [c for c in sorted(characters, key=lambda c: (-characters[c], c)) if not c.isspace()]
     inner = {c for word in words for part, _ in backend.pre_tokenizer.pre_tokenize_str(word) for c in part[1:]}
+    limit = min(LETTERS, vocab_size // 4)
+    if limit == LETTERS and len(common) > limit:
+        counts, tokens = [characters[c] for c in common], [1 + (c in inner) for c in common]
+        covering = int(np.searchsorted(np.cumsum(counts), COVERED * sum(counts))) + 1
+        limit = max(limit, min(covering, int(np.searchsorted(np.cumsum(tokens), 3 * vocab_size // 4))))
+    first = sorted(common[:limit])
     return first, sorted(inner.intersection(first))
 
 

@@ -1,16 +1,18 @@
 """transformers' tokenizer: text -> a BatchEncoding, by the tokenizer.json, vocab.txt or vocab.json of any family of
 `checkpoint.families`. `tokenizers` does the work; options have the meaning that they have in transformers.
 
-Special tokens written out in a text are those tokens, as in transformers; `split_special_tokens=True` makes them text.
+Special tokens written out in a text are those tokens, as in transformers; `split_special_tokens=True` makes them text,
+and "roles" only those with a role, as [SEP], but no markers that were added for texts to hold, as [SUBJ].
 """
 
 import logging
 import operator
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import tokenizers
@@ -86,6 +88,7 @@ class BertTokenizer:
         self.do_lower_case = lowercases(backend)
         self.name_or_path = ""
         self._has_warned = False  # that a text is longer than the model reads
+        self._with_plain: tuple[Any, tokenizers.Tokenizer] | None = None  # of `_plain_markers`, and what it was made of
 
     # -- loading and saving -------------------------------------------------------------------------
 
@@ -168,7 +171,7 @@ class BertTokenizer:
         return_offsets_mapping: bool = False,
         return_length: bool = False,
         verbose: bool = True,
-        split_special_tokens: bool | None = None,
+        split_special_tokens: bool | Literal["roles"] | None = None,
     ) -> BatchEncoding:
         """Tokenise a text, or a list of texts or of (text, pair); with is_split_into_words, each is a list of words.
 
@@ -182,10 +185,10 @@ class BertTokenizer:
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         _check_texts(texts)
         try:
-            with _turn:
+            with _turn, self._plain_markers() if split == "roles" else nullcontext():
                 self._set_truncation(strategy, length, stride, paired, add_special_tokens)
                 self._set_padding(padding, length, pad_to_multiple_of, padding_side, strategy is not None)
-                self._backend.encode_special_tokens = split
+                self._backend.encode_special_tokens = bool(split)
                 encoded = self._backend.encode_batch(
                     texts, add_special_tokens=add_special_tokens, is_pretokenized=is_split_into_words
                 )
@@ -222,6 +225,34 @@ class BertTokenizer:
         if one and return_tensors is None and not return_overflowing_tokens:
             result.update({name: value[0] for name, value in result.items() if isinstance(value[0], list)})
         return result
+
+    @property
+    def markers(self) -> list[str]:
+        """Special tokens without a role, which texts are meant to hold."""
+        added = self._backend.get_added_tokens_decoder().values()
+        return [token.content for token in added if token.special and token.content not in self._roles.values()]
+
+    @contextmanager
+    def _plain_markers(self) -> Iterator[None]:
+        """Context in which `markers` are found in texts whether or not special tokens are."""
+        whole, markers = self._backend, self.markers
+        if not markers:
+            yield
+            return
+        key = len(whole.get_added_tokens_decoder()), str(whole.normalizer)
+        if self._with_plain is None or self._with_plain[0] != key:
+            other = tokenizers.Tokenizer.from_str(whole.to_str())
+            added = whole.get_added_tokens_decoder().values()
+            for token in added:
+                if token.content in markers:
+                    token.special = False
+                    other.add_tokens([token])
+            self._with_plain = key, tokenizers.Tokenizer.from_str(other.to_str())  # read anew, for it keeps what was
+        self._backend = self._with_plain[1]
+        try:
+            yield
+        finally:
+            self._backend = whole
 
     def encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:
         return self(text, text_pair, **options)

@@ -1,6 +1,8 @@
 """Fine-tuning as a function of rows in memory, and opening a tuned model again."""
 
 import tempfile
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +17,8 @@ from minilm.finetuning.run import tune
 from minilm.finetuning.settings import Tuning, length_of
 from minilm.finetuning.tuned import Tuned
 from minilm.labelled.splits import wide_labels
-from minilm.labelled.tables import table_of
 from minilm.machine.runtime import Runtime
-from minilm.tasks.named import TASKS, TaskName, make_task, model_for, open_task, read_alike, read_examples
+from minilm.tasks.named import TASKS, TaskName, make_task, model_for, open_task, read_alike, read_examples, source_of
 
 
 def finetune(
@@ -45,8 +46,9 @@ def finetune(
 ) -> Tuned:
     """Fine-tune a model on rows: the result has `.predict(texts)`, `.model` and `.result`, its best evaluation.
 
-    model: a directory or a name on the hub. rows, dev: lists of dicts, a DataFrame or a `datasets.Dataset`; if `dev` is
-    None, a tenth of the rows is held out. text, pair, label: columns; if not given, found by name or content.
+    model: a directory or a name on the hub. rows, dev: lists of dicts, a DataFrame, a `datasets.Dataset`, or the path
+    of a file as finetune.py reads it; if `dev` is None, a tenth of the rows is held out. text, pair, label: columns; if
+    not given, found by name or content.
     out: a directory in which the run is kept, and from which it resumes; None: nowhere. auto_batch: compute batches
     that do not fit in memory in smaller parts. deterministic: the same bits each time on an Nvidia GPU, too, for the
     rest of this process; ask for it before the process uses the GPU. compile: on an Nvidia GPU, compile model and loss
@@ -57,15 +59,18 @@ def finetune(
     """
     if task not in TASKS:
         raise ConfigError(f"task {task!r} is none of {', '.join(TASKS)}{did_you_mean(str(task), TASKS)}")
+    known = {*signature(finetune).parameters, *(field.name for field in fields(Tuning))} - {"tuning"}
+    if strange := next((name for name in tuning if name not in known), None):
+        raise TypeError(f"finetune() has no argument {strange!r}{did_you_mean(strange, known)}")
     settings, directory = Tuning(**tuning), find_model(model)
     if settings.epochs is not None and settings.steps is not None:
         raise ConfigError("epochs and steps: exclude each other; give one")
-    data = read_examples(table_of(rows), task, text, pair, label)
+    data = read_examples(source_of(rows, "the rows", task), task, text, pair, label)
     say_notes("rows", data, *wide_labels(data.examples, task))
     if dev is None:
         data, other = held_out(data, settings.seed)
     else:
-        other = read_alike(table_of(dev, "dev"), task, data, text, pair, label)
+        other = read_alike(source_of(dev, "dev", task, data), task, data, text, pair, label)
         say_notes("dev", other)
     say_compared("dev", data, other)
     made = make_task(task, data.examples, class_weights, label_smoothing, positive_label)

@@ -22,7 +22,7 @@ from minilm.tasks.baselines import SAID
 from minilm.tasks.predictions import SHOWN_LABELS
 from minilm.tasks.span import THRESHOLD
 from minilm.tasks.task import Task, scores_line
-from minilm.train.log import drawn, plot_loss
+from minilm.train.log import drawn, plot_loss, say
 
 
 def write_report(
@@ -39,6 +39,8 @@ def write_report(
     records = tuned.task.records(predictions)
     found = intervals(records, tuned.task.weighted, tuned.task.proportions, over=tuned.task.over(records))
     result["intervals"] = {name: [*ends] for name, ends in found.items()}
+    if len(train.examples) > MANY:
+        say("fitting baselines to compare with")
     result["baselines"] = tuned.task.baselines(train.examples, judged.examples)
     result["cut"] = predictions.features.cut
     result |= tuned.task.details(predictions)
@@ -56,6 +58,7 @@ def write_report(
     return result
 
 
+MANY = 2000  # examples; with more, and many labels, a baseline may take a minute
 READ = {"separator": (*SEPARATORS,), "origin": (0, 1)}  # values that a result may have
 
 
@@ -192,6 +195,10 @@ def card(tuned: Tuned, out: Path, result: dict[str, Any]) -> str:
         *("seed", "steps", "best_step", "epochs", "lr", "length", "precision", THRESHOLD),
     )
     values = {key: result[key] for key in kept if key in result}
+    cut = ""
+    if tuned.task.kind == "sequence":
+        most = f"truncation=True, max_length={tuned.length}"
+        cut = f"\nOf a longer text {tuned.length} tokens are read; for transformers' pipeline give `{most}`.\n"
     rows = "\n".join(
         f"| {key} | {f'{value:.6g}' if isinstance(value, float) else value} |" for key, value in values.items()
     )
@@ -206,7 +213,7 @@ A {tuned.model.config.model_type} tuned with minilm.{predicts}
 {figures}
 
     {next_command(out, result)}
-
+{cut}
 | setting | value |
 |---|---|
 {rows}

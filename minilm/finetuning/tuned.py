@@ -11,11 +11,12 @@ import numpy as np
 from minilm.checkpoint.model import weights_fingerprint
 from minilm.dropin.models import PreTrainedModel
 from minilm.dropin.tokenizer import BertTokenizer
-from minilm.errors import DataError
+from minilm.errors import ConfigError, DataError
 from minilm.labelled.examples import Data
 from minilm.machine.ranks import Applied
 from minilm.machine.runtime import Runtime
 from minilm.partial import Partial
+from minilm.tasks.classification import Classification, MultiLabel
 from minilm.tasks.task import EVALUATED_AT_ONCE, Features, Predictions, Task, outputs_of
 from minilm.train.job import VERSIONS
 
@@ -33,16 +34,29 @@ class Tuned:
 
     def predict(self, texts: Sequence[Any], pairs: Sequence[str] | None = None) -> list[Any]:
         """Predictions for texts or pairs: a label, several labels, or a number; a tag for each word of a list; the
-        answer to a question, given its context; the index of a choice, from 0. Raises DataError for a text that is not
-        in a list."""
-        self.check_texts("predict", texts, pairs)
+        answer to a question, given its context; the index of a choice, from 0. Labels are strings, "1" where the data
+        had the number 1. Raises DataError for a text that is not in a list."""
+        predictions = self._of_texts("predict", texts, pairs)
+        return self.task.decode(predictions) if predictions else []
+
+    def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
+        """The probability of each label for texts or pairs: (texts, labels) float64, in the order of `task.labels`.
+        Raises ConfigError for a task without labels of texts, DataError as `predict`."""
+        if not isinstance(self.task, Classification | MultiLabel):
+            raise ConfigError(f"probabilities: {self.task.name} has none; use predict")
+        predictions = self._of_texts("probabilities", texts, pairs)
+        return self.task.probabilities(predictions.outputs) if predictions else np.zeros((0, len(self.task.labels)))
+
+    def _of_texts(self, who: str, texts: Sequence[Any], pairs: Sequence[str] | None) -> Predictions | None:
+        """The model's outputs for texts or pairs; None, if there are none."""
+        self.check_texts(who, texts, pairs)
         examples = self.task.asked(texts, pairs)
         self.check_pairs(pairs)
         if not examples:
-            return []
+            return None
         predictions = self.predictions(examples)
-        predictions.check_finite("predict")
-        return self.task.decode(predictions)
+        predictions.check_finite(who)
+        return predictions
 
     def check_texts(self, who: str, texts: Sequence[Any], pairs: Sequence[Any] | None) -> None:
         """Raises DataError unless `texts` is a list, with as many `pairs`, if any. who: the caller, for the message."""

@@ -15,7 +15,7 @@ from minilm.finetuning.tuned import Tuned
 from minilm.judging.judged import Judged, Labelled, cost_of, judged_model, with_positive
 from minilm.judging.metric_tables import RATES, held, metric_tables, probability_table
 from minilm.labelled.examples import Example
-from minilm.labelled.tables import shown, table_of
+from minilm.labelled.tables import shown
 from minilm.metrics.calibration import (
     best_temperature,
     calibration_scores,
@@ -33,7 +33,7 @@ from minilm.metrics.labels import WHY_EACH, weighted_each_label, weighted_each_o
 from minilm.metrics.scores import confusion, multilabel_scores
 from minilm.metrics.slices import slices
 from minilm.tasks.classification import Classification, MultiLabel
-from minilm.tasks.named import read_examples
+from minilm.tasks.named import read_examples, source_of
 from minilm.tasks.predictions import SHOWN_LABELS
 from minilm.tasks.task import Task
 
@@ -65,7 +65,7 @@ def score(
     tuned = replace(tuned, task=with_positive(tuned.task, positive_label))
     labelled = {}
     for name, each in [("rows", rows)] + ([] if dev is None else [("dev", dev)]):
-        source = table_of(each, name)
+        source = source_of(each, name, tuned.task.name, tuned.trained_on)
         data = read_examples(source, tuned.task.name, text, pair, label, like=tuned.trained_on)
         say_notes(name, data)
         labelled[name] = Labelled(data, source)

@@ -60,8 +60,7 @@ def cells_of(file: Path, lines: list[str], header: bool | None = None) -> Cells:
     notes = [] if _by_name(file) == delimiter else [f"cells are separated by {SEPARATORS[delimiter]}"]
     if delimiter == "\t" and any('"' in line for line in lines):
         notes.append(f"quotes {'enclose cells' if quoted else 'are text'}")
-    if blank := len(records) - len(rows):
-        notes.append(f"blank rows: {blank:,}")
+    first = rows[0][0]
     has_header = _is_header([row for _, row in rows[:LOOKED_AT]]) if header is None else header
     if header is None:
         notes.append("its first row names the columns" if has_header else "no header: columns are numbered from 1")
@@ -74,6 +73,12 @@ def cells_of(file: Path, lines: list[str], header: bool | None = None) -> Cells:
     else:
         [(most, _)] = Counter(len(row) for _, row in rows).most_common(1)
         columns = tuple(str(number) for number in range(1, most + 1))
+    if len(columns) > 1:  # rows of empty cells are rows, which the output of predictions has, too
+        own = {number for number, _ in rows} | ({first} if has_header else set())
+        rows += [each for each in records if each[0] > first and each[0] not in own and len(each[1]) == len(columns)]
+        rows.sort(key=lambda each: each[0])
+    if blank := len(records) - len(rows) - has_header:
+        notes.append(f"blank rows: {blank:,}")
     notes += _as_long(file, columns, rows, more=delimiter == "\t" and not has_header, quoted=quoted)
     if quoted:
         notes += _over_lines(file, delimiter, rows)
@@ -127,6 +132,8 @@ def _are_quotes(lines: list[str]) -> bool:
     if not any('"' in line for line in lines):
         return False
     rows = [line.split("\t") for line in lines if line]
+    if len({*map(len, rows)}) > 1 and _are_even(lines):  # tabs or line ends within cells
+        return True
     opened = [cell for row in rows for cell in row if cell.startswith('"')]
     if not all(IN_QUOTES.match(cell, 1).end() == len(cell) - 1 for cell in opened):
         return False
@@ -138,6 +145,14 @@ def _are_quotes(lines: list[str]) -> bool:
     columns = zip(*rows[of_names:], strict=True)
     kinds = [{cell.startswith('"') for cell in column if cell not in NOTHING} for column in columns]
     return all(len(kind) < 2 for kind in kinds) and (of_names or {True} in kinds)
+
+
+def _are_even(lines: list[str]) -> bool:
+    """Whether the rows of a tsv, if quotes enclose cells, have equally many, and several."""
+    with suppress(DataError):
+        counts = {len(row) for _, row in _records(Path(), lines, "\t") if any(row)}
+        return len(counts) == 1 and counts != {1}
+    return False
 
 
 # -- rows ---------------------------------------------------------------------------------------------
@@ -229,6 +244,9 @@ def _is_header(rows: list[list[str]]) -> bool:
     below, and some column below holds numbers or few values; or numbers alone are below a word."""
     names = _stripped(rows[0])
     below = [[row[i].strip() for row in rows[1:] if i < len(row)] for i in range(len(names))]
+    numbered = names[not names[0] :]
+    if len(numbered) > 1 and numbered == tuple(map(str, range(len(numbered)))):  # pandas numbers what has no name
+        return any(own and all(map(HAS_LETTER.search, own)) for own in below)
     known = [i for i, name in enumerate(names) if is_usual(name)]
     if len(known) > 1 or (known and names[known[0]] not in below[known[0]]):
         return True

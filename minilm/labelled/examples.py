@@ -31,6 +31,7 @@ OTHER = {  # columns, or endings of file names, that belong to other tasks -> th
     ".conll": "tagging",
     ".bio": "tagging",
 }
+NO_LABEL = {"NA", "N/A", "n/a", "<NA>", "nan", "NaN", "None", "null", "NULL", "-", "?"}  # as programs write it
 LARGEST = 1e12  # largest number to learn: squared errors must fit in fp32
 WHOLE = re.compile("0|-?[1-9][0-9]{0,17}")  # numbers in their only form
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -177,8 +178,15 @@ def read_texts(
     if kind == "classification" and labelled and len(examples) >= 20 and different * 2 > len(examples):
         notes.append(f"{different:,} labels in {len(examples):,} rows; is {columns['label']!r} the label?")
     told = {example.label for example in examples} if kind == "classification" and labelled else set()
-    if "-1" in told and len(told) > 2 and all(map(str.isdigit, told - {"-1"})):
-        notes.append("the label -1 is learned as any other; leave those rows out if it means that there is none")
+    none = told & NO_LABEL
+    if "-1" in told and all(map(str.isdigit, told - {"-1"})):
+        none |= {"-1"}
+    if none and len(told) > 2:
+        which = f"the label {shown(min(none))} is"
+        notes.append(f"{which} learned as any other; leave those rows out if it means that there is none")
+    if several := [label for label in told if "|" in label]:
+        mend = "where a text has several labels, give --task multilabel"
+        notes.append(f"labels with | in them: {len(several):,}, as {shown(min(several))}; {mend}")
     if kind != "regression" and (alike := _alike(each.label or () for each in examples)):
         notes.append(f"labels {shown(alike[0])} and {shown(alike[1])} differ; are they meant to be one?")
     taken = (*columns.values(), *flags)
@@ -186,8 +194,9 @@ def read_texts(
 
 
 def form_of(label: str) -> str:
-    """What a label shares with those that differ from it only in case, white space or Unicode form."""
-    return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+    """What a label shares with those that differ from it only in case, white space, Unicode form, or as 1.0 from 1."""
+    plain = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+    return re.sub(r"^([+-]?[0-9]+)\.0*$", r"\1", plain)
 
 
 def _alike(labels: Iterable[str | tuple[str, ...]]) -> tuple[str, str] | None:
@@ -221,7 +230,10 @@ def labels_of_cell(value: Any, where: str, separator: str) -> tuple[str, ...] | 
         parts = text.split(separator) if separator else [text]
         found = tuple(part.strip() for part in parts) if text else None
     if found and (twice := first_twice(found)):
-        raise DataError(f"{where}: label {twice!r} appears twice; give each label that applies once")
+        mend = "give each label that applies once"
+        if {*found} == {"0", "1"}:
+            mend = "0 and 1 in a list have no names: give a column for each label, or the names of those that apply"
+        raise DataError(f"{where}: label {twice!r} appears twice; {mend}")
     if found and "" in found:
         raise DataError(f"{where}: an empty label; name it, or remove it")
     return found

@@ -108,7 +108,8 @@ def _tagged_lines(file: Path, column: int | None, labelled: bool) -> tuple[list[
         cells = [cell.strip() for cell in (line.split("\t") if separator == "\t" else columns_of(line))]
         width = width or len(cells)
         if len(cells) != width:
-            raise DataError(f"{where}: {len(cells)} columns, but {width} before; give each line a word and its tag")
+            mend = "give each line a word and its tag" if labelled else "give each line one word"
+            raise DataError(f"{where}: {len(cells)} columns, but {width} before; {mend}")
         if labelled and (width < 2 or not 1 <= (column or width) <= width):
             which = f"no column {column}" if column else "a word and no tag"
             raise DataError(f"{where}: {which} ({width} columns); give a word and its tag, by a tab or a space")
@@ -116,6 +117,8 @@ def _tagged_lines(file: Path, column: int | None, labelled: bool) -> tuple[list[
         words.append(_word(cells[0], where))
         tags += [_tag(cells[(column or width) - 1], where)] if labelled else []
     notes = [f"-DOCSTART- lines dropped: {dropped:,}"] if dropped else []
+    if not labelled and width > 1:
+        notes.append(f"words are the first of {width} columns: each line is one word, and a blank line ends a sentence")
     return sentences, notes, []
 
 

@@ -31,7 +31,9 @@ def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
         return ()
     if train and isinstance(train[0], Choice):
         return ()
-    if train and len({_target(example) for example in train}) == 1 and not isinstance(train[0], Tagged):
+    several = train and isinstance(_target(train[0]), tuple) and not isinstance(train[0], Question)
+    targets = {frozenset(own) if several else own for own in map(_target, train)}
+    if len(targets) == 1 and not isinstance(train[0], Tagged):
         only = _target(train[0])
         what = f"has the label {shown(only)}" if only not in (None, ()) else "has no label"
         raise DataError(f"{train[0].where}: every training row {what}, as this one; training needs two labels or more")

@@ -117,8 +117,7 @@ def table_of(rows: Any, name: str = "the rows") -> Table:
             raise DataError(f"{name}: column {twice!r} appears twice; name each column once")
         rows = [{str(key): _plain(value) for key, value in row.items()} for row in rows.to_dict("records")]
     if isinstance(rows, dict | str | bytes | Path) or not isinstance(rows, Iterable):
-        kind = f"a {type(rows).__name__}"
-        raise DataError(f"{name}: {kind}; give a list of dicts, one a row (read_table reads a file)")
+        raise DataError(f"{name}: a {type(rows).__name__}; give a list of dicts, one a row")
     classes = _class_names(getattr(rows, "features", None))
     form = getattr(rows, "format", None)
     if isinstance(form, dict) and form.get("type") not in (None, "custom"):  # arrays: take Python's own values

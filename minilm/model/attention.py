@@ -60,8 +60,8 @@ def rope_table(position: Tensor, head_width: int, base: float, dtype: torch.dtyp
     (B, T) positions; computed in fp32, or in `dtype` if that is wider.
     """
     dtype = torch.promote_types(dtype, torch.float32)
-    k = torch.arange(0, head_width, 2, device=position.device, dtype=dtype)
-    angle = position[:, None, :, None].to(dtype) * (1.0 / base ** (k / head_width))
+    k = torch.arange(head_width // 2, device=position.device, dtype=dtype)
+    angle = position[:, None, :, None].to(dtype) * (1.0 / base ** (2 * k / head_width))
     angle = torch.cat((angle, angle), dim=-1)
     return angle.cos(), angle.sin()
 
@@ -200,7 +200,8 @@ def _by_kernel(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext) -> Tensor:
     -> the same."""
     from torch.nn.attention.varlen import varlen_attn
 
-    tokens, near, K = ctx.tokens, -1 if ctx.window is None else ctx.window, q.shape[-1]
+    tokens, K = ctx.tokens, q.shape[-1]
+    near = -1 if ctx.window is None else ctx.window
     if K % 8:
         q, k, v = (F.pad(each, (0, -K % 8)) for each in (q, k, v))
     bounds, longest = tokens.cu_seqlens, tokens.max_len

@@ -300,7 +300,7 @@ class Encoder(nn.Module):
     ) -> dict[LayerSpec, LayerContext]:
         """Mask and rotation for each kind of layer. A trace with `attentions` makes the backend explicit."""
         seen = None if trace is None else trace.attentions
-        backend = backend or self.backend if seen is None else "explicit"
+        backend = "explicit" if seen is not None else backend or self.backend
         position = tokens.position[:1] if tokens.layout == "full" else tokens.position  # rows are alike
         alone = backend == "varlen" and tokens.layout == "packed" and tokens.attention != "prefix"
         made = {}

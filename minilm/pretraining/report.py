@@ -189,6 +189,7 @@ def model_card(result: dict[str, Any], out: Path, settings: dict[str, Any]) -> s
     """README.md of a model directory."""
     figures = "\n".join(f"    {line}" for line in summary(result))
     origin = f"Trained further from {settings['model']}" if "model" in settings else "Pretrained from scratch"
+    unseen = "that this training" if "model" in settings else "that training"
     notes = f"\n{PREFIX_NOTE}\n" if result["objective"] == "prefix" else ""
     unused = {  # settings of a recipe that had no effect in this run
         *(() if result["objective"] == "mlm" else ("mask_rate", "whole_words", "short_seq_prob")),
@@ -210,7 +211,7 @@ A {settings["architecture"]} language model that {TASK[result["objective"]]}. {o
 {notes}
 {figures}
 
-Held-out figures: documents of the same corpus that training never saw, chosen by hash; the corpus, vocabulary and
+Held-out figures: documents of the same corpus {unseen} never saw, chosen by hash; the corpus, vocabulary and
 split have the fingerprint `{settings["data"][:16]}`.
 
     {next_command(result["objective"], out)}

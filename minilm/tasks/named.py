@@ -25,7 +25,7 @@ from minilm.errors import CheckpointError, ConfigError, DataError, some
 from minilm.labelled.cells import INDEX, NUMBER, is_usual
 from minilm.labelled.examples import SEPARATORS, Data, as_text, read_choices, read_texts
 from minilm.labelled.spans import OF_ROWS, is_one_word_a_line, read_questions, read_tagged
-from minilm.labelled.tables import Table, listed, read_table
+from minilm.labelled.tables import Table, listed, read_table, table_of
 from minilm.metrics.scores import scheme_of
 from minilm.tasks.choice import MultipleChoice
 from minilm.tasks.classification import POSITIVE, Classification, MultiLabel
@@ -68,6 +68,11 @@ def read_source(file: Path, name: TaskName, header: bool | None = None, like: Da
         return table
     table = read_table(file, header=False)
     return replace(table, notes=(*table.notes, "no header, as in training: columns are numbered from 1"))
+
+
+def source_of(rows: Any, name: str, task: TaskName, like: Data | None = None) -> Table | Path:
+    """`table_of` rows in memory; of a file, given by its path, `read_source`. Raises DataError."""
+    return read_source(Path(rows), task, like=like) if isinstance(rows, str | Path) else table_of(rows, name)
 
 
 def _may_be_rows(table: Table) -> bool:

@@ -84,7 +84,7 @@ class Span(Task):
         for at in range(0, len(examples), TOKENIZED):
             part = examples[at : at + TOKENIZED]
             texts = [each.question for each in part], [each.context for each in part]
-            encoded = tokenizer(*texts, truncation=False, split_special_tokens=True, verbose=False)
+            encoded = tokenizer(*texts, truncation=False, split_special_tokens="roles", verbose=False)
             for row, (each, encoding) in enumerate(zip(part, encoded.encodings, strict=True), start=at):
                 text_of = np.array([-1 if text is None else text for text in encoding.sequence_ids])
                 found, is_cut = windows(text_of, length, self.stride)

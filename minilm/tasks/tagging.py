@@ -151,14 +151,14 @@ def without_token(features: Features, examples: Sequence[Tagged]) -> int:
 
 def _encoded(examples: Sequence[Tagged], tokenizer: BertTokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Token ids of each sentence, (tokens,) int32, with special tokens; and the word of each token, (tokens,) int32, -1
-    for special tokens. A special token that is written out in a word is plain text.
+    for special tokens. A special token with a role that is written out in a word is plain text.
 
     A byte-level vocabulary knows the beginning of a word by the space before it; WordPiece drops the space.
     """
     for at in range(0, len(examples), TOKENIZED):
         sentences = [each.words for each in examples[at : at + TOKENIZED]]
         spaced = [[first, *(f" {word}" for word in rest)] for first, *rest in sentences]
-        encoded = tokenizer(spaced, is_split_into_words=True, split_special_tokens=True, verbose=False)
+        encoded = tokenizer(spaced, is_split_into_words=True, split_special_tokens="roles", verbose=False)
         for each in encoded.encodings:
             words = [-1 if word is None else word for word in each.word_ids]
             yield np.array(each.ids, np.int32), np.array(words, np.int32)

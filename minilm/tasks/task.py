@@ -5,6 +5,7 @@ Shape letters: N features of a batch, B rows, T tokens per row, C labels.
 
 import io
 import itertools
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -30,6 +31,7 @@ from minilm.partial import Partial
 from minilm.tasks.baselines import Scores
 from minilm.tasks.predictions import places, table_of_examples, table_text
 
+log = logging.getLogger("minilm")
 STEP, LONGER = 8, 72  # tokens: row lengths are multiples of STEP, less than LONGER above the longest feature
 DEAR = 600  # tokens of a row whose attention costs as much as everything else
 TOKENIZED = 1024  # texts that are tokenised at a time
@@ -277,9 +279,14 @@ def tokenized(
     length: int,
     example: np.ndarray | None = None,
 ) -> Features:
-    """A feature for each text or pair, without targets. A special token that is written out in a text is plain text.
-    example: (n,) index of the example that each is of; None: each is one of its own."""
+    """A feature for each text or pair, without targets. A special token with a role that is written out in a text is
+    plain text. example: (n,) index of the example that each is of; None: each is one of its own."""
     ids, types, is_cut = [], [], []
+    written = [token for token in tokenizer.all_special_tokens if token not in tokenizer.markers]
+    held = [text for text in itertools.chain(texts, pairs or ()) if any(token in text for token in written)]
+    if held:
+        token = next(token for token in written if token in held[0])
+        log.warning("texts that hold a special token, as %s, which is read as text: %d", token, len(held))
     if example is None:
         example = np.arange(len(texts))
     for at in range(0, len(texts), TOKENIZED):
@@ -288,7 +295,7 @@ def tokenized(
             None if pairs is None else list(pairs[at : at + TOKENIZED]),
             truncation=True,
             max_length=length,
-            split_special_tokens=True,
+            split_special_tokens="roles",
             return_token_type_ids=True,
         )
         ids += [np.array(each, np.int32) for each in encoded.input_ids]

@@ -12,7 +12,7 @@ LEVELS = 1 << 16  # values of a random draw
 
 
 class CheapDropout(nn.Dropout):
-    """nn.Dropout with masks from 16-bit draws, ten times as fast: torch's generator draws one value at a time.
+    """nn.Dropout whose masks are of 16-bit draws, made ten times as fast: torch's generator draws one value at a time.
 
     The rate is the nearest multiple of 2^-16, and 1 / (1 - rate) is rounded to x's type, as torch's own is. The draws
     (SFC64, as numpy has it) depend on torch's generator alone.
@@ -24,15 +24,15 @@ class CheapDropout(nn.Dropout):
             return super().forward(x)
         seed = int(torch.randint(1 << 62, ()))
         draws = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)[: x.numel()]
-        kept = (draws >= dropped - LEVELS // 2).view(np.int8)  # torch compares, and reads bools, one by one
+        kept = (draws >= dropped - LEVELS // 2).view(np.int8)  # torch is slow at comparing, and at bools
         scale = torch.from_numpy(kept).to(x.dtype).mul_(LEVELS / (LEVELS - dropped))  # a product of two types is slow
         return x * scale.view(x.shape)
 
 
 class CheapEmbedding(nn.Embedding):
     """nn.Embedding whose gradient is one tensor, kept from step to step, in which only the rows last written to are
-    reset to zero: torch allocates a new table of zeros each step. Nothing else may write to that gradient, as clipping
-    with a NaN norm would.
+    reset to zero: torch allocates a new table of zeros each step. Nothing else may write to that gradient, for other
+    rows must stay zero: clipping with a NaN norm would make them NaN.
 
     The backward pass adds to `weight.grad` itself, so use it in one process and for a table that nothing else reads.
     """
@@ -48,8 +48,8 @@ class CheapEmbedding(nn.Embedding):
     def add_gradient(self, ids: Tensor, gradient: Tensor) -> None:
         """Add gradient (n, D) to the rows ids (n,)."""
         if self.padding_idx is not None:
-            is_read = ids != self.padding_idx
-            ids, gradient = ids[is_read], gradient[is_read]
+            is_word = ids != self.padding_idx
+            ids, gradient = ids[is_word], gradient[is_word]
         if self.weight.grad is None:  # a new step
             if self.kept is None:
                 self.kept = torch.zeros_like(self.weight)

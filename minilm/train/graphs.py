@@ -11,7 +11,7 @@ from minilm.batch import OnDevice
 from minilm.errors import ConfigError, first_line
 from minilm.machine.runtime import Runtime
 from minilm.train.loop import Loss, MicroBatch, Optimizers, Outcome, OutOfMemory, Step, denominator, train_step, update
-from minilm.train.optim import set_learning_rate_on
+from minilm.train.optim import keep_learning_rate_on
 
 GRAPHED_ON = ("cuda",)
 MOST = 32  # graphs of a run
@@ -111,7 +111,7 @@ class GraphedStep:
         runtime: Runtime,
         max_norm: float,
     ) -> Outcome:
-        set_learning_rate_on(runtime.device, optimizers)
+        keep_learning_rate_on(runtime.device, optimizers)
         shape, count = tuple(map(shape_of, micro_batches)), denominator(micro_batches, runtime)
 
         def work_on(there: Sequence[Any], count: Tensor) -> Callable[[], Outcome]:

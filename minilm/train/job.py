@@ -421,7 +421,7 @@ def _restore(job: Job, plan: Plan, checkpoint: Path | None) -> tuple[int, Log, l
             within = None if state.get("within") is None else int(state["within"])
         except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"{checkpoint}: its training state is damaged ({error}); move it away") from error
-        if not 0 < start <= plan.steps or checkpoint.name != f"step-{start:06d}":
+        if not 0 < start <= plan.steps or checkpoint.name != job.store.checkpoint(start).name:
             raise CheckpointError(f"{checkpoint}: holds step {start} of {plan.steps}; move it away")
     epochs = job.loader.epochs()
     whole = f"{plan.steps:,} steps, {epochs:.3g} epochs"

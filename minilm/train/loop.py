@@ -100,7 +100,7 @@ def update(
     runtime: Runtime,
     max_norm: float,
 ) -> Outcome:
-    """`train_step` with the denominator of its loss given: all that a device does in it."""
+    """`train_step` with the denominator of its loss given: the part that a CUDA graph records."""
     total = torch.zeros((), device=runtime.device)
     for number, micro in enumerate(micro_batches, start=1):
         try:
@@ -195,7 +195,8 @@ class Plan:
 
 
 class Watch(Protocol):
-    """Listener to the training loop."""
+    """Listener to the training loop. `tick` is called after each step, `step` after those that are logged: loss and
+    tokens since the last such call, norm and rate of the last step."""
 
     def step(self, step: int, loss: float, norm: float, lr_fraction: float, tokens: int) -> None: ...
 

@@ -13,10 +13,7 @@ from torch.nn import functional as F
 from minilm.batch import IGNORE, Batch, are_few
 from minilm.model.heads import LanguageModel
 
-CHUNK = {
-    "cpu": 512,
-    "cuda": 8192,
-}  # targets whose logits exist at once; on a CPU they should fit in its cache
+CHUNK = {"cpu": 512, "cuda": 8192}  # targets whose logits exist at once; on a CPU they should fit in its cache
 
 
 def widened(x: Tensor) -> Tensor:

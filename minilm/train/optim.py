@@ -63,6 +63,7 @@ def make_optimizers(
             else:
                 (vectors if parameter.ndim < 2 else tables).append(parameter)
     decayed = tables if name == "muon" else tables + matrices
+    # these two also if empty: AdamW takes no empty list of groups, and a resumed run must find them in this order
     alike: dict[tuple[float, float], list[nn.Parameter]] = {(weight_decay, 1.0): [], (0.0, 1.0): []}
     for decay, members in ((weight_decay, decayed), (0.0, vectors)):
         for parameter in members:
@@ -108,7 +109,7 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], fraction: flo
                 group["lr"] = lr
 
 
-def set_learning_rate_on(device: torch.device, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+def keep_learning_rate_on(device: torch.device, optimizers: Iterable[torch.optim.Optimizer]) -> None:
     """Have the optimizers read their learning rates from tensors on `device`, as a CUDA graph must."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:

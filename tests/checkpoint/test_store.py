@@ -198,6 +198,13 @@ def test_a_run_file_that_is_none_is_refused(store, text, message):
         store.earlier_run(SETTINGS, {}, "auto")
 
 
+def test_of_a_run_file_that_is_damaged_its_checkpoints_are_named(store):
+    store.save(5, write_text("a"))
+    (store.out / "run.json").write_text("")
+    with pytest.raises(CheckpointError, match=r"run.json: cannot be read .*--model .*step-000005, in another --out"):
+        store.earlier_run(SETTINGS, {}, "auto")
+
+
 def test_a_directory_in_which_nothing_came_about_is_removed(tmp_path):
     with pytest.raises(ValueError, match="no data"), Store(tmp_path / "new" / "run").hold():
         raise ValueError("no data")
@@ -285,6 +292,10 @@ def test_a_step_that_is_a_link_is_neither_taken_nor_passed_over(store, tmp_path)
     store.save(5, write_text("older"))
     (store.out / "step-000010").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match="step-000010: is a link; put the directory itself there, or remove"):
+        store.latest(print)
+    (store.out / "step-000010").unlink()
+    (store.out / "step-000010").write_text("")
+    with pytest.raises(CheckpointError, match="step-000010: is a file, where a checkpoint would be; move it away"):
         store.latest(print)
     (store.out / "step-000010").unlink()
     assert store.latest(print).name == "step-000005"

@@ -283,7 +283,7 @@ def test_compare(go):
     status, out, _ = go("compare", "other", "tuned", "tuned.csv", "--data", "test.csv", "--metric", "mcc")
     assert status == 0
     assert "p of mcc corrected for all comparisons (Holm)" in out
-    assert "tuned.csv against other" in out
+    assert "tuned.csv (second) against other" in out
 
 
 def test_a_flag_without_a_value_before_systems(go):
@@ -292,7 +292,7 @@ def test_a_flag_without_a_value_before_systems(go):
         Path(name).write_text(f"{head}fine,a,a\npoor,b,{last}\n")
     status, out, err = go("compare", "--header", "first.csv", "second.csv")
     assert status == 0, err
-    assert "second.csv against first.csv" in out
+    assert "second.csv (second) against first.csv (first)" in out
     for _ in range(2):  # a result may overwrite an earlier one
         assert go("compare", "first.csv", "second.csv", "--json", "result.json")[0] == 0
 

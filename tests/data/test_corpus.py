@@ -40,6 +40,21 @@ def read(*paths, text_field: str = "text") -> list[str]:
     return list(open_corpus([str(p) for p in paths], text_field).documents())
 
 
+def test_what_a_run_writes_into_a_folder_is_no_text_of_it(write, tmp_path):
+    """An --out, a --cache-dir or a model within --data; but a file or folder that is named is read."""
+    text = write("news/a.txt", "one")
+    for name in ("run.json", "metrics.jsonl", "README.md", "step-000003/vocab.txt", "step-000003/config.json"):
+        write(f"news/run/{name}", "{}")
+    write("news/run/step-000003/model.safetensors", "")
+    write("news/cache/tokens-1/train.tokens", "")
+    vocab = write("news/cache/tokens-1/vocab.txt", "[PAD]")
+    assert open_corpus([str(tmp_path / "news")]).files == (text,)
+    assert open_corpus([str(tmp_path / "news/**/*.*")]).files == (text,)
+    assert open_corpus([str(vocab)]).files == (vocab,)
+    with pytest.raises(DataError, match="in this folder"):
+        open_corpus([str(tmp_path / "news/run")])
+
+
 # -- good files -----------------------------------------------------------------------------------------
 
 
@@ -195,8 +210,8 @@ BAD = [
     ("a.jsonl", GOOD + "[" * 100_000, ":2: not JSON"),
     ("a.jsonl", GOOD + '{"n": ' + "1" * 5000 + "}", ":2: not JSON"),
     ("a.jsonl", GOOD + '{"body": "x", "id": 1}', ':2: no text field "text" (fields body, id)'),
-    ("a.jsonl", GOOD + '{"text": 3}', ':2: no text field "text"'),
-    ("a.jsonl", GOOD + '{"text": null}', ':2: no text field "text"'),
+    ("a.jsonl", GOOD + '{"text": 3}', ':2: "text" is 3, not text; remove that line'),
+    ("a.jsonl", GOOD + '{"text": null}', ':2: "text" is null, not text; remove that line'),
     ("a.jsonl", GOOD + '["text"]', ":2: no text field"),
     ("a.jsonl", GOOD + '{"text": "\\ud800"}', ":2: a lone surrogate"),
     ("a.jsonl", b'{"text": "caf\xe9"}', ":1: not UTF-8"),

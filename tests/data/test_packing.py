@@ -260,7 +260,7 @@ def test_an_index_is_made_once(tokenizer, shard_of, plain_ids, on_disk, monkeypa
     first = every(pack(stored, "documents", 12, tokenizer))
     pairs = every(pack(stored, "documents", 12, tokenizer, "next"))
     monkeypatch.setattr(module, "best_fit", lambda *args: pytest.fail("packed again"))
-    monkeypatch.setattr(module, "_cut", lambda *args: pytest.fail("cut again"))
+    monkeypatch.setattr(module, "_pieces_of_documents", lambda *args: pytest.fail("cut again"))
     assert same(every(pack(stored, "documents", 12, tokenizer)), first)
     assert same(every(pack(stored, "documents", 12, tokenizer, "next")), pairs)
 

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -104,6 +105,21 @@ def test_train_is_the_same_in_every_process(size):
     assert all(run.returncode == 0 for run in runs)
     assert len(first) > 1000
     assert first == second
+
+
+def test_a_script_of_many_letters_has_them_in_its_vocabulary():
+    """As Chinese, where each is a word; but not the rarest."""
+    rng, letters = random.Random(0), [chr(0x4E00 + i) for i in range(3000)]
+    often = [1 / (rank + 20) for rank in range(3000)]
+    documents = ["".join(rng.choices(letters, often, k=500)) for _ in range(200)]
+    chinese = Tokenizer.train(documents, 4096)
+    counts = Counter(token for text in documents for token in chinese.encode(text).tokens)
+    assert counts["[UNK]"] < 0.01 * counts.total()
+    assert chinese.vocab_size > 2500
+    rare, common = letters[:40], letters[40:1140]
+    vocab = Tokenizer.train(["".join(common)] * 100 + ["".join(rare)], 4096).backend.get_vocab()
+    assert not vocab.keys() & {*rare}
+    assert len(vocab.keys() & {*common}) > 1050
 
 
 # -- loading --------------------------------------------------------------------------------------------

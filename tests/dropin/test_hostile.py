@@ -351,6 +351,11 @@ TENSOR_ROWS = [
     Row("no last layer", tensors(lambda t: [t.pop(n) for n in [*t] if ".layer.1." in n]), "bert.encoder.layer.1."),
     Row("a layer more", tensors(lambda t: t.update({INNER.replace("1", "2"): t[INNER] + 1})), "bert.encoder.layer.2."),
     Row("half a head", tensors(lambda t: t.pop(BIAS)), f"{WHOLE}: tensor {BIAS} is missing"),
+    Row(
+        "a name that is nearly an old one",
+        tensors(lambda t: t.update({"x.LayerNorm_gamma": torch.zeros(3)})),
+        f"{WHOLE}: tensor x.LayerNorm_gamma is unknown",
+    ),
     Row("unknown tensor", tensors(lambda t: t.update(more=torch.zeros(3))), f"{WHOLE}: tensor more is unknown"),
     Row(
         "unknown tensor with a line break",

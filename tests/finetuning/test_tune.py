@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import minilm
@@ -608,6 +609,11 @@ def test_as_a_function_of_rows(directory, reviews, tmp_path):
     said = tuned.predict([each.text for each in examples])
     assert sum(each.label == own for each, own in zip(examples, said, strict=True)) >= 50
     assert tuned.predict([]) == []
+    probabilities = tuned.probabilities([each.text for each in examples])
+    assert probabilities.shape == (60, 2)
+    assert np.abs(probabilities.sum(axis=1) - 1).max() < 1e-12
+    assert [tuned.task.labels[i] for i in probabilities.argmax(axis=1)] == said
+    assert tuned.probabilities([]).shape == (0, 2)
     kept = minilm.finetune(directory, rows, rows[:10], out=tmp_path / "kept", steps=2, device="cpu", precision="fp32")
     assert kept.result["dev_examples"] == 10
     assert not (tmp_path / "kept" / "README.md").exists()
@@ -631,13 +637,56 @@ def test_as_a_function_of_rows(directory, reviews, tmp_path):
             tuned.predict(odd)
     with pytest.raises(DataError, match=r"pair 0 \(from 0\) is 3, no string \(int\)"):
         of_pairs.predict(["the film"], [3])
-    with pytest.raises(TypeError, match="epoch"):
-        minilm.finetune(directory, rows, epoch=3)
+    for odd, mend in (("epoch", "epochs"), ("learning_rate", "lr"), ("label_column", "label")):
+        with pytest.raises(TypeError, match=rf"finetune\(\) has no argument '{odd}'; did you mean {mend}\?"):
+            minilm.finetune(directory, rows, **{odd: 3})
     with pytest.raises(DataError, match="no column 'words'"):
         minilm.finetune(directory, rows, text="words")
     numbers = [{"text": "the film", "score": i / 3} for i in range(20)] + [{"text": "the plot", "score": None}]
     tuned = minilm.finetune(directory, numbers, task="regression", steps=1, device="cpu", precision="fp32")
     assert isinstance(tuned.predict(["the film"])[0], float)
+    with pytest.raises(ConfigError, match="probabilities: regression has none; use predict"):
+        tuned.probabilities(["the film"])
+
+
+def test_as_a_function_of_files(directory, reviews, tmp_path):
+    """As finetune.py reads them, whatever the task."""
+    for name, count in (("train", 24), ("dev", 8)):
+        rows = "".join(f"{each.text},{each.label}\n" for each in reviews(count))
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{rows}")
+    files = tmp_path / "train.csv", str(tmp_path / "dev.csv")
+    tuned = minilm.finetune(directory, *files, steps=1, device="cpu", precision="fp32")
+    assert (tuned.result["examples"], tuned.result["dev_examples"]) == (24, 8)
+    assert minilm.score(tuned, files[1])["n"] == 8
+    (tmp_path / "words.conll").write_text("the O\nfilm B-x\n\n" * 20)
+    tuned = minilm.finetune(directory, tmp_path / "words.conll", task="tagging", steps=1, device="cpu")
+    assert len(tuned.predict(["the film"])[0]) == 2
+    with pytest.raises(DataError, match=r"none\.csv: "):
+        minilm.finetune(directory, "none.csv")
+
+
+def test_markers_in_texts_are_tokens_and_other_special_tokens_are_text(directory, reviews, tmp_path, caplog):
+    """As in transformers, which opens the result."""
+    tokenizer, model = BertTokenizer.from_pretrained(directory), minilm.BertModel.from_pretrained(directory)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[SUBJ]"]})
+    model.resize_token_embeddings(len(tokenizer))
+    for each in (tokenizer, model):
+        each.save_pretrained(tmp_path / "marked")
+    text = "the [SUBJ] film [SEP] plot"
+    rows = [{"text": f"{each.text} [SUBJ]", "label": each.label} for each in reviews(20)]
+    for start, markers in ((directory, []), (tmp_path / "marked", ["[SUBJ]"])):
+        tuned = minilm.finetune(start, rows, out=tmp_path / f"out-{len(markers)}", steps=1, device="cpu")
+        (example,) = tuned.task.asked([text])
+        caplog.clear()
+        ids = tuned.features([example]).ids.tolist()
+        assert "texts that hold a special token, as [SEP], which is read as text: 1" in caplog.text
+        assert tuned.tokenizer.markers == markers
+        assert ids.count(tuned.tokenizer.sep_token_id) == 1
+        assert not markers or tuned.tokenizer.convert_tokens_to_ids("[SUBJ]") in ids
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / f"out-{len(markers)}")
+        plain = text if not markers else text.replace(" [SEP]", "")
+        expected = theirs(plain).input_ids
+        assert tuned.features(tuned.task.asked([plain])).ids.tolist() == expected
 
 
 def test_in_a_thread_and_with_numbers_of_numpy(directory, reviews, tmp_path):

@@ -438,13 +438,37 @@ def test_a_label_for_every_row_is_said(file):
 
 
 @pytest.mark.parametrize("kind", ["classification", "multilabel"])
-@pytest.mark.parametrize(("one", "other"), [("Spam", "spam"), ("caf\u00e9", "cafe\u0301"), ("very good", "very  good")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Spam", "spam"), ("caf\u00e9", "cafe\u0301"), ("very good", "very  good"), ("1", "1.0")],
+)
 def test_labels_that_are_all_but_the_same(file, kind, one, other):
     rows = "".join(f"a b{i},{(one, other, 'z')[i % 3]}\n" for i in range(9))
     data = read_texts(read_table(file("a.csv", "text,label\n" + rows)), kind)
     assert data.notes[-1] == f"labels {one!r} and {other!r} differ; are they meant to be one?"
     rows = rows.replace(other, one)
     assert "meant to be one" not in read_texts(read_table(file("b.csv", "text,label\n" + rows)), kind).notes[-1]
+
+
+@pytest.mark.parametrize("label", ["NA", "nan", "-", "?"])
+def test_a_label_that_may_mean_none_is_said(file, label):
+    rows = "".join(f"a b{i},{('x', 'y', label)[i % 3]}\n" for i in range(9))
+    data = classes(file("a.csv", "text,label\n" + rows))
+    assert data.notes[-1].startswith(f"the label {label!r} is learned as any other; leave those rows out")
+    data = classes(file("b.csv", "text,label\n" + rows.replace(",y", ",x")))  # of two labels it is one
+    assert not any("learned as any other" in note for note in data.notes)
+
+
+def test_labels_that_look_like_several_are_said(file):
+    data = classes(file("a.csv", "text,label\na,x\nb,x|y\nc,y\n"))
+    assert data.notes[-1].startswith("labels with | in them: 1, as 'x|y'; where a text has several labels, give --task")
+
+
+def test_lists_of_0_and_1_have_no_names(file):
+    with pytest.raises(DataError, match=r"label '0' appears twice; 0 and 1 in a list have no names: give a column"):
+        several(file("a.jsonl", jsonl({"text": "a", "label": [0, 1, 0]})))
+    with pytest.raises(DataError, match="every training row has the label"):
+        check_labels(rows(("1", "0"), ("0", "1")), [])
 
 
 # -- words, questions, choices ------------------------------------------------------------------------
@@ -463,7 +487,11 @@ def test_tagged_words(file):
     by_number = read_tagged(path, column=3)
     assert by_number.examples[1].tags == ("I-PER", "I-PER")
     assert by_number.notes[-1] == f"entities that begin with I- instead of B-: 2, the first in {path}:3"
-    assert [each.tags for each in read_tagged(path, labelled=False).examples] == [None, None]
+    unknown = read_tagged(path, labelled=False)
+    assert [each.tags for each in unknown.examples] == [None, None]
+    assert unknown.notes[-1].startswith("words are the first of 4 columns: each line is one word")
+    with pytest.raises(DataError, match=r":2: 3 columns, but 2 before; give each line one word"):
+        read_tagged(file("c.txt", "so good\nit was bad\n"), labelled=False)
     assert read_tagged(file("b.txt", "so\nit\n\nis\n"), labelled=False).examples[0][:2] == (("so", "it"), None)
     data = read_tagged(file("a.jsonl", jsonl({"tokens": ["New York", "is"], "ner_tags": ["B-LOC", "O"]})))
     assert data.examples[0][:2] == (("New York", "is"), ("B-LOC", "O"))

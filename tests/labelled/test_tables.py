@@ -67,6 +67,9 @@ def test_a_csv(table, name, end):
         ("what a long sentence,x\nbad,y\n", ("1", "2"), "no header"),
         ("good_review,so good\nbad_review,bad\ngood_review,fine\n", ("1", "2"), "no header"),
         (",remark,kind\n0,so good,x\n1,bad,y\n", ("(index)", "remark", "kind"), "names the columns"),
+        ("0,1\nso good,x\nbad,y\n", ("0", "1"), "names the columns"),  # pandas numbers columns without names
+        (",0,1\n0,so good,x\n1,bad,y\n", ("(index)", "0", "1"), "names the columns"),
+        ("0,1\n1,0\n0,1\n", ("1", "2"), "no header"),  # numbers above numbers
         ("Quality,#1 ID,#1 String\n1,7,a\n0,8,b\n", ("Quality", "#1 ID", "#1 String"), "names the columns"),
         (",good film\n1,bad film\n1,ok\n", ("1", "2"), "no header"),  # a row without a label
         ("label,text\n1,text\n0,b\n", ("label", "text"), "names the columns"),  # a text that is a name
@@ -125,6 +128,19 @@ def test_quotes_of_a_tsv_may_enclose_some_columns(table, content, columns, first
     assert [*read.rows[0].cells.values()] == first
 
 
+def test_tabs_and_line_ends_in_quoted_cells_of_a_tsv(table):
+    """As pandas writes them, and `predict`."""
+    read = table('text\tlabel\nso it is\t1\n"a tab\there"\t0\n"two\nlines"\t1\n', "rows.tsv")
+    assert [row.cells["text"] for row in read.rows] == ["so it is", "a tab\there", "two\nlines"]
+    assert "quotes enclose cells" in read.notes
+
+
+def test_a_row_of_empty_cells_is_a_row(table):
+    """As pandas has it: predictions stay in step with the rows."""
+    assert values(table("text,label\na,1\n,\n\nb,0\n")) == [["a", "1"], ["", ""], ["b", "0"]]
+    assert values(table("a\n\nb\n", header=False)) == [["a"], ["b"]]
+
+
 def test_nothing_is_said_of_quotes_where_there_are_none(table):
     assert table("sentence\tlabel\nso it is\t1\n", "rows.tsv").notes == ("its first row names the columns",)
 
@@ -146,7 +162,8 @@ def test_quotes_of_a_tsv_are_looked_at_to_its_end(table):
         ("Hello, there\nno comma\n", "rows.tsv", ["Hello, there"], "no header: columns are numbered from 1"),
         ("a\tb, c\n1\td\n", "rows.csv", ["a", "b, c"], "cells are separated by tabs"),
         ("1\ta\n0\tb\tmore\n1\tc\n", "rows.tsv", ["1", "a"], "rows with more than 2 cells: 1, the first on line 2"),
-        ("text,label\n\na,1\n , \n\n", "rows.csv", ["a", "1"], "blank rows: 3"),
+        ("text,label\n\na,1\n , \n\n", "rows.csv", ["a", "1"], "blank rows: 2"),
+        ("text,label\na,1\n,,,\n", "rows.csv", ["a", "1"], "blank rows: 1"),
         ('{"text": "a"}\n\n{"text": "b"}\n', "rows.jsonl", ["a"], "blank rows: 1"),
     ],
 )
@@ -294,7 +311,7 @@ def test_rows_in_hand():
     [
         ([], "the rows: holds no row"),
         ({"text": ["a"]}, "the rows: a dict; give a list of dicts"),
-        ("rows.csv", "the rows: a str; give a list of dicts"),
+        ("rows.csv", "the rows: a str; give a list of dicts, one a row"),
         (None, "the rows: a NoneType; give"),
         (Series(["a", "b"]), "row 1: holds str, not an object; write each row as {column: value}"),
         ([{"text": "a"}, "b"], "row 2: holds str, not an object"),

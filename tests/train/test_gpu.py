@@ -22,7 +22,7 @@ from minilm.model.attention import fastest_backend, has_varlen_kernel
 from minilm.train.graphs import step_of
 from minilm.train.loop import evaluate, seed_step, train_step
 from minilm.train.losses import language_model_loss, language_model_score
-from minilm.train.optim import make_optimizers, set_learning_rate, set_learning_rate_on
+from minilm.train.optim import keep_learning_rate_on, make_optimizers, set_learning_rate
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 ROOT = Path(__file__).parent.parent.parent
@@ -98,7 +98,7 @@ def test_documents_by_themselves_are_those_behind_a_mask(
     assert calls.called == (
         has_varlen_kernel(runtime.device, runtime.dtype, model.cfg.head_width) and reach != "prefix"
     )
-    near = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}[precision]  # of the largest; fp32 is TF32
+    near = {"fp32": 5e-3, "fp16": 1e-2, "bf16": 5e-2}[precision]  # of the largest; fp32 is TF32, which is 7e-4 off
     for mine, reference in zip(*found[::-1], strict=True):
         assert (mine - reference).abs().max() <= near * reference.abs().max().clamp(min=1e-3)
 
@@ -183,7 +183,7 @@ def test_replayed_steps_are_the_steps(tiny, masked, gpu, architecture, name, pre
                 torch.cuda.set_sync_debug_mode("error")
             try:
                 if not graphed:
-                    set_learning_rate_on(runtime.device, optimizers)  # fp32, as graphs read it
+                    keep_learning_rate_on(runtime.device, optimizers)  # fp32, as graphs read it
                 set_learning_rate(optimizers, 1 - number / len(steps))
                 seed_step(0, number, 0)
                 outcomes.append(take_step(Applied(model), loss, optimizers, there, runtime, 1.0))

@@ -16,7 +16,7 @@ from minilm.train import graphs as graphs_module
 from minilm.train.graphs import GraphedStep, shape_of, step_of
 from minilm.train.loop import OutOfMemory, Plan, fit, train_step
 from minilm.train.losses import language_model_loss
-from minilm.train.optim import lr_fraction, make_optimizers, set_learning_rate_on
+from minilm.train.optim import keep_learning_rate_on, lr_fraction, make_optimizers
 
 
 class Nothing:
@@ -66,7 +66,7 @@ def test_replayed_steps_are_the_steps(tiny, masked, replays, architecture, name,
         plan = Plan(30, lambda step: lr_fraction("linear", step, 30, 6), max_norm=0.5, log_every=1)
         take_step = step_of(runtime, graphed)
         if not graphed:
-            set_learning_rate_on(runtime.device, optimizers)  # fp32, as graphs read it
+            keep_learning_rate_on(runtime.device, optimizers)  # fp32, as graphs read it
         done = fit(
             Applied(model), language_model_loss, optimizers, steps(masked), runtime, plan, watch, take_step=take_step
         )
@@ -85,7 +85,7 @@ def test_after_as_many_shapes_as_are_kept_steps_are_computed_as_usual(tiny, mask
     for take_step in (train_step, step_of(runtime, True)):
         model = tiny("bert")
         optimizers = make_optimizers(model, "adamw", lr=1e-2, weight_decay=0.1)
-        set_learning_rate_on(runtime.device, optimizers)
+        keep_learning_rate_on(runtime.device, optimizers)
         batches = steps(masked)
         for _ in range(12):
             take_step(Applied(model), language_model_loss, optimizers, next(batches), runtime, 1.0)

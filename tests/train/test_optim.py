@@ -13,11 +13,11 @@ from minilm.model.heads import LanguageModel
 from minilm.train.optim import (
     Muon,
     forget_tiny,
+    keep_learning_rate_on,
     lr_fraction,
     make_optimizers,
     newton_schulz,
     set_learning_rate,
-    set_learning_rate_on,
 )
 
 LAYER_MATRICES = ("attention.qkv", "attention.out", "mlp.inp", "mlp.out")
@@ -79,7 +79,7 @@ def test_a_rate_on_the_device_is_the_same_tensor_all_along(tiny):
         for fraction in (0.25, 1.0):
             set_learning_rate(optimizers, fraction)
             if there:
-                set_learning_rate_on(torch.device("cpu"), optimizers)
+                keep_learning_rate_on(torch.device("cpu"), optimizers)
                 rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
             for p in model.parameters():
                 p.grad = torch.full_like(p, 1e-3)
