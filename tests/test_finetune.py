@@ -410,7 +410,7 @@ def test_whole_numbers_are_in_their_order(go):
     status, _, err = go("finetune", "--train", "train.csv", "--steps", "2", "--out", "out")
     assert status == 0, err
     assert [*json.loads(Path("out/config.json").read_text())["id2label"].values()] == [*map(str, range(-1, 10))]
-    assert "the label -1 is learned as any other" in err
+    assert "the label '-1' is learned as any other" in err
     for number in (1, 2):  # predicted once more, beside the columns that are there
         told = Path("said.csv").read_text() if number == 2 else Path("out/predictions.csv").read_text()
         Path("told.csv").write_text(told)

@@ -60,7 +60,8 @@ def cells_of(file: Path, lines: list[str], header: bool | None = None) -> Cells:
     notes = [] if _by_name(file) == delimiter else [f"cells are separated by {SEPARATORS[delimiter]}"]
     if delimiter == "\t" and any('"' in line for line in lines):
         notes.append(f"quotes {'enclose cells' if quoted else 'are text'}")
-    first = rows[0][0]
+    if blank := len(records) - len(rows):
+        notes.append(f"blank rows: {blank:,}")
     has_header = _is_header([row for _, row in rows[:LOOKED_AT]]) if header is None else header
     if header is None:
         notes.append("its first row names the columns" if has_header else "no header: columns are numbered from 1")
@@ -73,12 +74,6 @@ def cells_of(file: Path, lines: list[str], header: bool | None = None) -> Cells:
     else:
         [(most, _)] = Counter(len(row) for _, row in rows).most_common(1)
         columns = tuple(str(number) for number in range(1, most + 1))
-    if len(columns) > 1:  # rows of empty cells are rows, which the output of predictions has, too
-        own = {number for number, _ in rows} | ({first} if has_header else set())
-        rows += [each for each in records if each[0] > first and each[0] not in own and len(each[1]) == len(columns)]
-        rows.sort(key=lambda each: each[0])
-    if blank := len(records) - len(rows) - has_header:
-        notes.append(f"blank rows: {blank:,}")
     notes += _as_long(file, columns, rows, more=delimiter == "\t" and not has_header, quoted=quoted)
     if quoted:
         notes += _over_lines(file, delimiter, rows)

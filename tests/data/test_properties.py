@@ -178,7 +178,7 @@ def test_targets_are_what_was_there_and_nobody_reads_them(
     end=st.sampled_from(["\n", "\r\n"]),
 )
 def test_a_csv_that_python_writes_is_read_as_it_was(tmp_path, rows, delimiter, end):
-    """Each cell, but for spaces around it, which nobody misses; of rows of spaces alone there is nothing to read. In a
+    """Each cell, but for spaces around it, which nobody misses; rows of spaces alone are left out, and counted. In a
     tsv quotes are quotes only where they are all closed in their own cells."""
     if delimiter == "\t":
         rows = [tuple(" ".join(cell.split()) for cell in row) for row in rows]
@@ -186,7 +186,7 @@ def test_a_csv_that_python_writes_is_read_as_it_was(tmp_path, rows, delimiter, e
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL)
         writer.writerows([("text", "label", "number"), *rows])
-    kept = rows if any(cell.strip() for row in rows for cell in row) else []
+    kept = [row for row in rows if any(cell.strip() for cell in row)]
     try:
         table = read_table(file, header=True)
     except DataError:
