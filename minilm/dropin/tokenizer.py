@@ -9,8 +9,7 @@ import logging
 import operator
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -185,11 +184,12 @@ class BertTokenizer:
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         _check_texts(texts)
         try:
-            with _turn, self._plain_markers() if split == "roles" else nullcontext():
-                self._set_truncation(strategy, length, stride, paired, add_special_tokens)
-                self._set_padding(padding, length, pad_to_multiple_of, padding_side, strategy is not None)
-                self._backend.encode_special_tokens = bool(split)
-                encoded = self._backend.encode_batch(
+            with _turn:
+                backend = self._plain_markers() if split == "roles" else self._backend
+                self._set_truncation(backend, strategy, length, stride, paired, add_special_tokens)
+                self._set_padding(backend, padding, length, pad_to_multiple_of, padding_side, strategy is not None)
+                backend.encode_special_tokens = bool(split)
+                encoded = backend.encode_batch(
                     texts, add_special_tokens=add_special_tokens, is_pretokenized=is_split_into_words
                 )
         except (UserError, KeyboardInterrupt, SystemExit):
@@ -232,27 +232,20 @@ class BertTokenizer:
         added = self._backend.get_added_tokens_decoder().values()
         return [token.content for token in added if token.special and token.content not in self._roles.values()]
 
-    @contextmanager
-    def _plain_markers(self) -> Iterator[None]:
-        """Context in which `markers` are found in texts whether or not special tokens are."""
-        whole, markers = self._backend, self.markers
+    def _plain_markers(self) -> tokenizers.Tokenizer:
+        """The tokenizer, with `markers` that are found in texts whether or not special tokens are."""
+        markers, added = self.markers, self._backend.get_added_tokens_decoder().values()
         if not markers:
-            yield
-            return
-        key = len(whole.get_added_tokens_decoder()), str(whole.normalizer)
+            return self._backend
+        key = tuple(markers), len(added), str(self._backend.normalizer)
         if self._with_plain is None or self._with_plain[0] != key:
-            other = tokenizers.Tokenizer.from_str(whole.to_str())
-            added = whole.get_added_tokens_decoder().values()
+            other = tokenizers.Tokenizer.from_str(self._backend.to_str())
             for token in added:
                 if token.content in markers:
                     token.special = False
                     other.add_tokens([token])
             self._with_plain = key, tokenizers.Tokenizer.from_str(other.to_str())  # read anew, for it keeps what was
-        self._backend = self._with_plain[1]
-        try:
-            yield
-        finally:
-            self._backend = whole
+        return self._with_plain[1]
 
     def encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:
         return self(text, text_pair, **options)
@@ -355,17 +348,23 @@ class BertTokenizer:
         return (None if max_length is None else strategy), max_length
 
     def _set_truncation(
-        self, strategy: str | None, length: int | None, stride: int, pair: bool, specials: bool
+        self,
+        backend: tokenizers.Tokenizer,
+        strategy: str | None,
+        length: int | None,
+        stride: int,
+        pair: bool,
+        specials: bool,
     ) -> None:
         if strategy is None:
-            self._backend.no_truncation()
+            backend.no_truncation()
             return
         room = length - (self.num_special_tokens_to_add(pair) if specials else 0)
         if room < 0:
             raise ConfigError(f"max_length {length} leaves no room beside the special tokens")
         if not 0 <= stride < max(room, 1):
             raise ConfigError(f"stride {stride}: give a value from 0 to below the {room} tokens of a part")
-        self._backend.enable_truncation(length, stride=stride, strategy=strategy, direction=self.truncation_side)
+        backend.enable_truncation(length, stride=stride, strategy=strategy, direction=self.truncation_side)
 
     def _pads(self, padding: bool | str, length: int | None) -> bool:
         """Whether rows are padded. length: for padding="max_length". Raises ConfigError for an unknown `padding`, and
@@ -379,14 +378,20 @@ class BertTokenizer:
         return True
 
     def _set_padding(
-        self, padding: bool | str, length: int | None, multiple: int | None, side: str | None, cut: bool
+        self,
+        backend: tokenizers.Tokenizer,
+        padding: bool | str,
+        length: int | None,
+        multiple: int | None,
+        side: str | None,
+        cut: bool,
     ) -> None:
         if not self._pads(padding, length):
-            self._backend.no_padding()
+            backend.no_padding()
             return
         if cut and multiple and length is not None and length % multiple:
             raise ConfigError(f"max_length {length} is no multiple of pad_to_multiple_of {multiple}")
-        self._backend.enable_padding(
+        backend.enable_padding(
             direction=checked_side(side or self.padding_side, "padding_side"),
             pad_id=self.pad_token_id,
             pad_type_id=self.pad_token_type_id,

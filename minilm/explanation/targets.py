@@ -130,7 +130,7 @@ def _encoded(
         *([text] for text in texts),
         truncation=True,
         max_length=length,
-        split_special_tokens=not specials,
+        split_special_tokens=False if specials else "roles",
         return_token_type_ids=True,
         return_tensors="pt",
     ).to(model.device)

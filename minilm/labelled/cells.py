@@ -143,10 +143,14 @@ def _are_quotes(lines: list[str]) -> bool:
 
 
 def _are_even(lines: list[str]) -> bool:
-    """Whether the rows of a tsv, if quotes enclose cells, have equally many, and several."""
+    """Whether the rows of a tsv, if quotes enclose cells, have equally many, and several; and of none over several
+    lines the first line alone would be a row, which a stray quote may have joined to others."""
     with suppress(DataError):
-        counts = {len(row) for _, row in _records(Path(), lines, "\t") if any(row)}
-        return len(counts) == 1 and counts != {1}
+        rows = [(number, row) for number, row in _records(Path(), lines, "\t") if any(row)]
+        long = [(number, row) for number, row in rows if any("\n" in cell for cell in row)]
+        counts = {len(row) for _, row in rows}
+        has_joined = any(lines[number - 1].count("\t") + 1 >= len(row) for number, row in long)
+        return len(counts) == 1 and counts != {1} and not has_joined
     return False
 
 

@@ -362,6 +362,22 @@ def test_tokens_are_added_as_they_are(both, tmp_path, what):
         ours.pad_token_id = 99_999
 
 
+def test_markers_are_special_in_other_threads_meanwhile(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "film"]
+    tokenizer = BertTokenizer({word: id for id, word in enumerate(words)})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[SUBJ]"]})
+    texts, wanted = ["the film [SUBJ] [SEP]"] * 200, ["[CLS]", "the", "film", "[SUBJ]", *["[UNK]"] * 3, "[SEP]"]
+
+    def split(_):
+        return tokenizer(texts, split_special_tokens="roles").tokens() == wanted
+
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(split, range(20))
+        assert all(tokenizer.decode([5, 7], skip_special_tokens=True) == "the" for _ in range(5000))
+        assert all(tokenizer.markers == ["[SUBJ]"] for _ in range(500))
+        assert all(found)
+
+
 def test_threads_do_not_take_each_others_options(tmp_path):
     save_bert(tmp_path)
     ours = BertTokenizer.from_pretrained(tmp_path)

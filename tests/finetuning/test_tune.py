@@ -683,6 +683,8 @@ def test_markers_in_texts_are_tokens_and_other_special_tokens_are_text(directory
         assert tuned.tokenizer.markers == markers
         assert ids.count(tuned.tokenizer.sep_token_id) == 1
         assert not markers or tuned.tokenizer.convert_tokens_to_ids("[SUBJ]") in ids
+        words = [word.text for word in minilm.explain(tuned, ["the [SUBJ] film"])[0].words]
+        assert not markers or words == ["[CLS]", "the", "[SUBJ]", "film", "[SEP]"]
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / f"out-{len(markers)}")
         plain = text if not markers else text.replace(" [SEP]", "")
         expected = theirs(plain).input_ids

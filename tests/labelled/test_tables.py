@@ -135,6 +135,11 @@ def test_tabs_and_line_ends_in_quoted_cells_of_a_tsv(table):
     assert "quotes enclose cells" in read.notes
 
 
+def test_a_stray_quote_joins_no_rows_of_a_tsv(table):
+    with pytest.raises(DataError, match=r"rows\.tsv:3: 3 cells, and there are 2 columns"):
+        table('sentence\tlabel\n"a\t1\nb\tx\t0\nc"\t1\nd\t0\n', "rows.tsv")
+
+
 def test_nothing_is_said_of_quotes_where_there_are_none(table):
     assert table("sentence\tlabel\nso it is\t1\n", "rows.tsv").notes == ("its first row names the columns",)
 
