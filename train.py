@@ -337,10 +337,9 @@ def prepared(args: Args, recipe: Recipe, pretrained: Pretrained | None) -> Prepa
     )
     if data.note:
         say(data.note)
-    unknown = float(data.counts[data.tokenizer.unk_id] / max(1, data.counts.sum()))
-    if unknown > MOST_UNKNOWN:
+    if data.unknown_rate > MOST_UNKNOWN:
         mend = "is it a model of this language?" if pretrained else "raise --vocab-size"
-        say(f"{unknown:.1%} of the tokens are unknown words, from which nothing is learned; {mend}")
+        say(f"{data.unknown_rate:.1%} of the tokens are unknown words, from which nothing is learned; {mend}")
     return data
 
 

@@ -58,17 +58,23 @@ def measured(name: str, setting: Setting, pairs: int, row_s: float) -> Iterator[
                 peaks.append(matmul_peak(setting.device, setting.dtype, PEAK_S))
                 copies.append(copy_peak(setting.device, PEAK_S))
                 free(setting)
-            if number + 1 >= min(pairs, FEWEST):
-                ours = [process for process in sides if process.side.startswith(OURS) and process.failed is None]
-                clock = statistics.median(clocks) if clocks else None
-                lines = [process.line(row, ours) | {"clock_mhz": clock} for process in sides]
-                yield _with_limits(lines, row, setting, peaks, copies)
+            if number + 1 == FEWEST < pairs:
+                yield _lines(row, setting, sides, peaks, copies, clocks)
+        yield _lines(row, setting, sides, peaks, copies, clocks)
 
 
-def _with_limits(
-    lines: list[dict[str, Any]], row: Row, setting: Setting, peaks: Sequence[float], copies: Sequence[float]
+def _lines(
+    row: Row,
+    setting: Setting,
+    sides: Sequence["Process"],
+    peaks: Sequence[float],
+    copies: Sequence[float],
+    clocks: Sequence[float],
 ) -> list[dict[str, Any]]:
-    """The lines of a row with what share of the limit each is."""
+    """The line of each side, with what share of the limit it is."""
+    ours = [process for process in sides if process.side.startswith(OURS) and process.failed is None]
+    clock = statistics.median(clocks) if clocks else None
+    lines = [process.line(row, ours) | {"clock_mhz": clock} for process in sides]
     if row.least:
         least, peak, copied = row.least(setting), statistics.median(peaks), statistics.median(copies)
         for line in (each for each in lines if "failed" not in each):

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.steps import without_mask
 from minilm import cli
 from minilm.batch import IGNORE, Batch
 from minilm.checkpoint.hf import config_to_hf
@@ -128,6 +127,8 @@ def of_minilm(cfg: EncoderConfig, attention: str) -> tuple[nn.Module, Callable[[
 
 def of_transformers(cfg: EncoderConfig, attention: str) -> tuple[nn.Module, Callable[[Batch], Tensor]]:
     from transformers import AutoConfig, AutoModelForMaskedLM
+
+    from benchmarks.steps import without_mask
 
     config = config_to_hf(cfg, "mlm", {"cls_token_id": 2, "sep_token_id": 3})
     model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(**config), attn_implementation=attention)

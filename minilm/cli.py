@@ -146,8 +146,8 @@ def parse(args_type: type[Args], argv: list[str], prog: str | None = None) -> Ar
     needed = [flag(field.name) for field in options if field.default is MISSING and field.default_factory is MISSING]
     if (lacks := [name for name in needed if name not in given]) and not given.keys() & {"-h", "--help"}:
         raise ConfigError(f"{', '.join(lacks)}: missing; see --help")
+    words = [word.replace("_", "-") for word in argv]
     for name in (flag(field.name) for field in options if "Path" in str(field.type)):
-        words = [word.replace("_", "-") for word in argv]
         if f"{name}=" in words or (name, "") in pairwise(words):
             raise ConfigError(f"{name}: is empty; give a path")
     for name in (flag(field.name) for field in fields(args_type) if "tuple" in str(field.type)):

@@ -13,6 +13,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -69,6 +70,7 @@ class Corpus:
 def open_corpus(paths: Sequence[str], text_field: str = "text") -> Corpus:
     """The corpus of files, folders (searched for SUFFIXES) and glob patterns. Raises DataError."""
     files: list[Path] = []
+    is_of_model = cache(_is_of_model)  # a pattern may find many files of one folder
     for path in paths:
         is_pattern = not os.path.exists(path)
         found = sorted(Path(p) for p in glob.glob(path, recursive=True)) if is_pattern else [Path(path)]
@@ -76,7 +78,7 @@ def open_corpus(paths: Sequence[str], text_field: str = "text") -> Corpus:
             raise DataError(f"--data {path}: no such file or folder; give a file, a folder or a quoted pattern")
         inside: list[Path] = []
         for each in found:
-            if is_pattern and any(map(_is_of_model, (each, each.parent))):
+            if is_pattern and is_of_model(each.parent):
                 continue
             if each.is_dir():
                 inside += sorted(_text_files(each))

@@ -82,6 +82,11 @@ class Prepared:
     fingerprint: str  # checksum of the vocabulary and of both splits' tokens
     note: str  # the tokenizer's, for the console
 
+    @property
+    def unknown_rate(self) -> float:
+        """Fraction of the training split's tokens that are [UNK]."""
+        return float(self.counts[self.tokenizer.unk_id] / max(1, self.counts.sum()))
+
 
 @contextmanager
 def writing_cache(cache: Path) -> Iterator[None]:

@@ -31,7 +31,7 @@ def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
         return ()
     if train and isinstance(train[0], Choice):
         return ()
-    several = train and isinstance(_target(train[0]), tuple) and not isinstance(train[0], Question)
+    several = train and isinstance(_target(train[0]), tuple)
     targets = {frozenset(own) if several else own for own in map(_target, train)}
     if len(targets) == 1 and not isinstance(train[0], Tagged):
         only = _target(train[0])

@@ -93,7 +93,7 @@ def corpus_report(data: Prepared, rows: Rows) -> dict[str, Any]:
         "held_out_tokens": len(data.held_out.tokens),
         "vocab_size": data.tokenizer.vocab_size,
         "unused_tokens": int((data.counts == 0).sum()),
-        "unknown_rate": float(data.counts[data.tokenizer.unk_id] / max(1, data.counts.sum())),
+        "unknown_rate": data.unknown_rate,
         "duplicates": 1 - len(np.unique(chosen)) / max(1, len(chosen)),
         "length_quantiles": dict(zip(("0.1", "0.5", "0.9", "1"), quantiles, strict=True)),
         "row_length": rows.T,

@@ -282,7 +282,8 @@ def tokenized(
     """A feature for each text or pair, without targets. A special token with a role that is written out in a text is
     plain text. example: (n,) index of the example that each is of; None: each is one of its own."""
     ids, types, is_cut = [], [], []
-    written = [token for token in tokenizer.all_special_tokens if token not in tokenizer.markers]
+    markers = tokenizer.markers
+    written = [token for token in tokenizer.all_special_tokens if token not in markers]
     held = [text for text in itertools.chain(texts, pairs or ()) if any(token in text for token in written)]
     if held:
         token = next(token for token in written if token in held[0])
