@@ -42,7 +42,7 @@ INITIAL = 0.1  # the standard deviation of weights
 TUNED = ("cuda",)  # where sides are compiled
 RATE = 0.15  # of the tokens are targets
 LR, DECAY, EPS = 1e-4, 0.01, 1e-6
-OF_LABELLED = 1e-8  # the classifier's learning rate: with LR, rounding in bf16 grows to 0.1 within the compared steps
+OF_LABELLED = {"cuda": 1e-8}  # the classifier's learning rate, else LR, with which a larger one's rounding grows to 0.1
 LABELLED, TOGETHER, LABELLED_LENGTHS = 8, 32, (4, 64)  # batches, texts of each, and tokens of a text
 
 
@@ -384,7 +384,7 @@ def _classifier(setting: Setting, features: Features, compiled: bool = False, gr
     loss = runtime.compiled(task.loss, any_shape=True) if compiled else task.loss
     parts = np.arange(len(features)).reshape(LABELLED, TOGETHER)
     batches = [batch_of(features, part, row, graphed)[0] for part in parts]
-    return _our_loop(model, loss, batches, setting, graphed, lr=OF_LABELLED)
+    return _our_loop(model, loss, batches, setting, graphed, lr=OF_LABELLED.get(setting.device.type))
 
 
 def _their_classifier(
@@ -414,6 +414,7 @@ def _their_classifier(
         more = -batch["input_ids"].shape[1] % multiple
         padded = {name: nn.functional.pad(batch[name], (0, more)) for name in ("input_ids", "attention_mask")}
         batches.append(batch | padded)
+    lr = OF_LABELLED.get(setting.device.type)
     if by_trainer:
-        return _by_trainer(made, setting, batches, lr=OF_LABELLED)
-    return _loop(made, setting, batches, compiled, graphed=graphed, lr=OF_LABELLED)
+        return _by_trainer(made, setting, batches, lr=lr)
+    return _loop(made, setting, batches, compiled, graphed=graphed, lr=lr)

@@ -82,7 +82,7 @@ def tune(
     if run and run.settings["data"] != data:
         raise ConfigError(f"--out {store.out}: began with other examples; use the same, or another --out")
     runtime = runtime_of(run, device, precision, threads, deterministic)
-    tokenizer.split_special_tokens |= not tokenizer.markers  # as `tokenized` reads, also in transformers
+    tokenizer.split_special_tokens = not tokenizer.markers  # as `tokenized` reads, also in transformers
     run = reopened(run, store, runtime.ranks)
     trains = not (run and run.result)
     loss = runtime.compiled(task.loss, any_shape=True) if compile and trains else task.loss

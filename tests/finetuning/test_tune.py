@@ -669,6 +669,7 @@ def test_markers_in_texts_are_tokens_and_other_special_tokens_are_text(directory
     """As in transformers, which opens the result."""
     tokenizer, model = BertTokenizer.from_pretrained(directory), minilm.BertModel.from_pretrained(directory)
     tokenizer.add_special_tokens({"additional_special_tokens": ["[SUBJ]"]})
+    tokenizer.split_special_tokens = True  # as of a model that was tuned before it had markers
     model.resize_token_embeddings(len(tokenizer))
     for each in (tokenizer, model):
         each.save_pretrained(tmp_path / "marked")
@@ -681,6 +682,7 @@ def test_markers_in_texts_are_tokens_and_other_special_tokens_are_text(directory
         ids = tuned.features([example]).ids.tolist()
         assert "texts that hold a special token, as [SEP], which is read as text: 1" in caplog.text
         assert tuned.tokenizer.markers == markers
+        assert tuned.tokenizer.split_special_tokens == (not markers)
         assert ids.count(tuned.tokenizer.sep_token_id) == 1
         assert not markers or tuned.tokenizer.convert_tokens_to_ids("[SUBJ]") in ids
         words = [word.text for word in minilm.explain(tuned, ["the [SUBJ] film"])[0].words]
