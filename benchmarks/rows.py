@@ -68,8 +68,15 @@ ROWS: dict[str, Row] = {  # the most telling first
         least=partial(least_of_token, T=1024, causal=True),
     ),
     "finetune": Row("a fine-tuning step, 32 texts of 4 to 64 tokens", "tokens", finetuning, least=least_of_labelled),
+    "finetune-dropout": Row(
+        "the same with dropout of 0.1 everywhere, as models are tuned",
+        "tokens",
+        partial(finetuning, dropout=0.1),
+        least=least_of_labelled,
+        agree=False,
+    ),
     "finetune-grouped": Row(
-        "the same, texts of like lengths in a batch",
+        "without dropout, texts of like lengths in a batch",
         "tokens",
         partial(finetuning, grouped=True),
         least=least_of_labelled,

@@ -324,7 +324,7 @@ def _tokens_of(batches: list[dict[str, Tensor]]) -> int:
 # -- fine-tuning ----------------------------------------------------------------------------------------
 
 
-def finetuning(setting: Setting, grouped: bool = False) -> Makers:
+def finetuning(setting: Setting, grouped: bool = False, dropout: float = 0.0) -> Makers:
     """A training step of 32 labelled texts, their lengths about as SST-2's. grouped: of like lengths, as transformers'
     `group_by_length` makes batches of a whole set, and as an expert has it besides."""
     rng, count, lengths = np.random.default_rng(1), TOGETHER * LABELLED, _labelled_lengths()
@@ -332,19 +332,21 @@ def finetuning(setting: Setting, grouped: bool = False) -> Makers:
     ids, target = rng.integers(5, VOCABULARY, lengths.sum()).astype(np.int32), rng.integers(0, 2, count)
     offsets = np.concatenate([[0], lengths.cumsum()])
     features = Features(ids, np.zeros(len(ids), np.int8), offsets, target, np.arange(count))
-    sides: Makers = {"minilm": partial(_classifier, setting, features)}
+    sides: Makers = {"minilm": partial(_classifier, setting, features, dropout)}
     if not grouped:
-        sides["transformers"] = partial(_their_classifier, setting, features)
+        sides["transformers"] = partial(_their_classifier, setting, features, dropout)
         if find_spec("accelerate"):
-            sides["transformers, Trainer"] = partial(_their_classifier, setting, features, by_trainer=True)
+            sides["transformers, Trainer"] = partial(_their_classifier, setting, features, dropout, by_trainer=True)
     expert = "transformers, grouped" if grouped else "transformers, faster attention"
     if grouped or setting.device.type == "cpu":  # on a GPU its own is the faster one
-        sides[expert] = partial(_their_classifier, setting, features, by_expert=True)
+        sides[expert] = partial(_their_classifier, setting, features, dropout, by_expert=True)
     if setting.device.type in TUNED:
-        sides["minilm, compiled"] = partial(_classifier, setting, features, compiled=True)
-        sides["minilm, CUDA graphs"] = partial(_classifier, setting, features, graphed=True)
-        sides["minilm, compiled, CUDA graphs"] = partial(_classifier, setting, features, compiled=True, graphed=True)
-        tuned = partial(_their_classifier, setting, features, 16, compiled=True)
+        sides["minilm, compiled"] = partial(_classifier, setting, features, dropout, compiled=True)
+        sides["minilm, CUDA graphs"] = partial(_classifier, setting, features, dropout, graphed=True)
+        sides["minilm, compiled, CUDA graphs"] = partial(
+            _classifier, setting, features, dropout, compiled=True, graphed=True
+        )
+        tuned = partial(_their_classifier, setting, features, dropout, 16, compiled=True)
         sides |= {"transformers, tuned": tuned, "transformers, tuned, CUDA graphs": partial(tuned, graphed=True)}
     return sides
 
@@ -363,22 +365,24 @@ def _labelled_lengths() -> np.ndarray:
     return np.clip(lengths, *LABELLED_LENGTHS).astype(int)
 
 
-def _fresh_classifier(setting: Setting) -> BertForSequenceClassification:
+def _fresh_classifier(setting: Setting, dropout: float = 0.0) -> BertForSequenceClassification:
     """The same weights each time, of two labels."""
     torch.manual_seed(0)
-    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     sizes = SHAPES[setting.device.type]
     more = {"intermediate_size": 4 * sizes["hidden_size"], "initializer_range": INITIAL, "num_labels": 2}
-    return BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **sizes, **more, **none))
+    return BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **sizes, **more, **rates))
 
 
-def _classifier(setting: Setting, features: Features, compiled: bool = False, graphed: bool = False) -> Side:
+def _classifier(
+    setting: Setting, features: Features, dropout: float, compiled: bool = False, graphed: bool = False
+) -> Side:
     """As `minilm.finetuning.run` trains one."""
-    runtime, model, task = setting.runtime, _fresh_classifier(setting), Classification(("no", "yes"))
+    runtime, model, task = setting.runtime, _fresh_classifier(setting, dropout), Classification(("no", "yes"))
     row = row_length_of(features, model.config.max_position_embeddings) if setting.device.type == "cuda" else None
     encoder = model.base_model.encoder
     encoder.backend = fastest_backend(
-        runtime.device, runtime.dtype, row or LABELLED_LENGTHS[1], 0.0, encoder.cfg.head_width
+        runtime.device, runtime.dtype, row or LABELLED_LENGTHS[1], dropout, encoder.cfg.head_width
     )
     cheapen(model, encoder.embedding.word)
     loss = runtime.compiled(task.loss, any_shape=True) if compiled else task.loss
@@ -390,6 +394,7 @@ def _classifier(setting: Setting, features: Features, compiled: bool = False, gr
 def _their_classifier(
     setting: Setting,
     features: Features,
+    dropout: float,
     multiple: int = 1,
     compiled: bool = False,
     by_expert: bool = False,
@@ -400,10 +405,10 @@ def _their_classifier(
     from transformers import AutoModelForSequenceClassification
 
     with tempfile.TemporaryDirectory() as directory:
-        _fresh_classifier(setting).save_pretrained(directory)
+        _fresh_classifier(setting, dropout).save_pretrained(directory)
         made = AutoModelForSequenceClassification.from_pretrained(directory)
     if by_expert:
-        _as_an_expert(made, setting, LABELLED_LENGTHS[1], 0.0)
+        _as_an_expert(made, setting, LABELLED_LENGTHS[1], dropout)
     texts = [torch.from_numpy(ids.astype(np.int64)) for ids in np.split(features.ids, features.offsets[1:-1])]
     labels = torch.from_numpy(features.target)
     batches = []

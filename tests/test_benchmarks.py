@@ -264,7 +264,7 @@ def setting(measure, encoder_directory, tmp_path):
 
 
 ROWS = ["pretrain-128", "pretrain-128-dropout", "pretrain-natural", "pretrain-512", "causal-1024", "finetune"]
-ROWS += ["finetune-grouped"]
+ROWS += ["finetune-dropout", "finetune-grouped"]
 UNLIMITED = ["tokenise", "load", "load-256"]
 TEXT_ROWS = ["embed-mixed", "embed-short", "embed-long", "latency", *UNLIMITED]
 
@@ -295,7 +295,8 @@ def test_sides_do_the_same(benchmarks_main, encoder_directory, tmp_path, capsys,
         assert stop.value.code == 0, err
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert lines[0]["side"] == "minilm"
-    assert ("transformers, Trainer" in [line["side"] for line in lines]) == (name in ("pretrain-128", "finetune"))
+    with_trainer = ("pretrain-128", "finetune", "finetune-dropout")
+    assert ("transformers, Trainer" in [line["side"] for line in lines]) == (name in with_trainer)
     assert 2 <= len(lines) == len({line["side"] for line in lines}) == out.count(f"| {name} |")
     for line in lines:
         assert line["turns"] == 2

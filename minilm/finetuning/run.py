@@ -80,7 +80,10 @@ def tune(
     choices = {} if precision == "auto" else {"precision": precision}
     run = store.earlier_run(asked, choices, resume)
     if run and run.settings["data"] != data:
-        raise ConfigError(f"--out {store.out}: began with other examples; use the same, or another --out")
+        raise ConfigError(
+            f"--out {store.out}: began with other examples, or with a version that read them otherwise; "
+            "use the same, or another --out"
+        )
     runtime = runtime_of(run, device, precision, threads, deterministic)
     tokenizer.split_special_tokens = not tokenizer.markers  # as `tokenized` reads, also in transformers
     run = reopened(run, store, runtime.ranks)
