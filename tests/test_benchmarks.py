@@ -31,10 +31,15 @@ from minilm.train.cost import training_flops
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def as_python_m(monkeypatch):
+    """Modules of `benchmarks` import one another, as in `python -m benchmarks`."""
+    monkeypatch.syspath_prepend(ROOT)
+
+
 @pytest.fixture
 def plain_loop(load, narrow_recipes, monkeypatch):
     """The benchmark as a module, on a narrow recipe and fewer held-out targets."""
-    monkeypatch.syspath_prepend(ROOT)
     module = load("benchmarks/plain_loop.py")
     monkeypatch.setattr(module, "fixed_batches", partial(module.fixed_batches, min_targets=2000))
     return module
@@ -111,7 +116,6 @@ def files_of(name, directory):
 @pytest.mark.parametrize("name", ["sst2", "sms", "stsb", "stsb-vectors", "subjqa", "capitals"])
 def test_finetuning(load, encoder_directory, tmp_path, monkeypatch, name):
     """Both sides learn every set at the same settings and tell the same scores of its test."""
-    monkeypatch.syspath_prepend(ROOT)  # as in `python -m benchmarks.finetuning`
     module = load("benchmarks/finetuning.py")
     monkeypatch.setattr("benchmarks.transformers_loop.STRIDE", 4)
     monkeypatch.setattr("benchmarks.labelled.SENTENCES", (20, 5, 5))
@@ -130,7 +134,6 @@ def test_finetuning(load, encoder_directory, tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("stopped", [1, 3, 4])
 def test_a_run_of_transformers_goes_on_where_it_was_stopped(load, encoder_directory, tmp_path, monkeypatch, stopped):
     """Within an epoch of three steps, at its end, and in the second one: with the same bits."""
-    monkeypatch.syspath_prepend(ROOT)
     module = load("benchmarks/finetuning.py")
     loop = importlib.import_module("benchmarks.transformers_loop")
     files_of("sst2", tmp_path)
@@ -158,7 +161,6 @@ def test_a_run_of_transformers_goes_on_where_it_was_stopped(load, encoder_direct
 
 def test_a_run_of_minilm_goes_on_where_it_was_stopped(load, encoder_directory, tmp_path, monkeypatch):
     """After SIGTERM in its second step of six: the same scores as in one go."""
-    monkeypatch.syspath_prepend(ROOT)
     module, tune = load("benchmarks/finetuning.py"), importlib.import_module("minilm.finetuning.batches")
     files_of("sst2", tmp_path)
     common = {"model": str(encoder_directory), "data": tmp_path, "precision": "fp32", "length": 24, "side": "minilm"}
@@ -183,7 +185,6 @@ def test_a_run_of_minilm_goes_on_where_it_was_stopped(load, encoder_directory, t
 
 def test_pairs(load, monkeypatch, tmp_path, capsys):
     """Both sides find the same pairs likelier."""
-    monkeypatch.syspath_prepend(ROOT)
     module = load("benchmarks/pairs.py")
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     monkeypatch.setattr(module, "SIZE", small)
@@ -199,7 +200,6 @@ def test_pairs(load, monkeypatch, tmp_path, capsys):
 @pytest.fixture
 def benchmarks_main(load, monkeypatch, tmp_path):
     """`python -m benchmarks` as a module, its rows made small, each in this process."""
-    monkeypatch.syspath_prepend(ROOT)
     module = load("benchmarks/__main__.py")
     steps, texts = (importlib.import_module(f"benchmarks.{name}") for name in ("steps", "texts"))
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -248,8 +248,7 @@ def benchmarks_main(load, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def measure_as_it_is(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
+def measure_as_it_is():
     return importlib.import_module("benchmarks.measure")
 
 
@@ -695,7 +694,6 @@ def test_what_needs_a_gpu_is_tested_first_and_once(benchmarks_main, monkeypatch,
 
 
 def test_code_is_known_without_git(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(ROOT)
     module = importlib.import_module("benchmarks.machine")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(module, "ROOT", tmp_path)
@@ -713,9 +711,8 @@ def test_a_library_that_is_not_there_has_no_version(benchmarks_main):
     assert benchmarks_main.version_of("no-such-library") is None
 
 
-def test_a_machine_that_others_use_is_noticed(monkeypatch):
+def test_a_machine_that_others_use_is_noticed():
     """By cores that are taken while nothing is done here."""
-    monkeypatch.syspath_prepend(ROOT)
     module = importlib.import_module("benchmarks.machine")
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
@@ -790,7 +787,6 @@ def test_a_picture_is_of_what_was_measured_alike(benchmarks_main):
 
 def test_results_and_words_change_no_code(monkeypatch, tmp_path):
     """A row that is written among the results is of the commit that it was measured at."""
-    monkeypatch.syspath_prepend(ROOT)
     module = importlib.import_module("benchmarks.machine")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
@@ -809,7 +805,6 @@ def test_results_and_words_change_no_code(monkeypatch, tmp_path):
 
 
 def test_the_clock_is_of_the_cores_that_are_ours(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(ROOT)
     module = importlib.import_module("benchmarks.machine")
     told = "processor\t: {}\nmodel name\t: x\ncpu MHz\t\t: {}\n\n"
     text = "".join(told.format(core, 1000.0 * (core + 1)) for core in range(4))
@@ -831,9 +826,8 @@ def test_rows_that_failed_wait_for_others(benchmarks_main, monkeypatch, tmp_path
     assert order == ["load", "pretrain-512"]
 
 
-def test_rows_of_natural_lengths_have_places_alike(monkeypatch):
+def test_rows_of_natural_lengths_have_places_alike():
     """As the loader's, so that the last layer computes these alone."""
-    monkeypatch.syspath_prepend(ROOT)
     steps = importlib.import_module("benchmarks.steps")
     (texts,) = steps._made_up(32, 40, True, 1, 99)
     batch = steps._packed(texts, 32, "bidirectional")

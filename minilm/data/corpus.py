@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -74,11 +75,12 @@ def open_corpus(paths: Sequence[str], text_field: str = "text") -> Corpus:
     for path in paths:
         is_pattern = not os.path.exists(path)
         found = sorted(Path(p) for p in glob.glob(path, recursive=True)) if is_pattern else [Path(path)]
+        top = Path(*takewhile(lambda part: not glob.has_magic(part), Path(path).parts))
         if not found:
             raise DataError(f"--data {path}: no such file or folder; give a file, a folder or a quoted pattern")
         inside: list[Path] = []
         for each in found:
-            if is_pattern and is_of_model(each.parent):
+            if is_pattern and any(is_of_model(above) for above in each.parents if above.is_relative_to(top)):
                 continue
             if each.is_dir():
                 inside += sorted(_text_files(each))
@@ -89,7 +91,8 @@ def open_corpus(paths: Sequence[str], text_field: str = "text") -> Corpus:
             else:
                 raise DataError(f"--data {each}: not a regular file")
         if not inside:
-            raise DataError(f"--data {path}: no {', '.join(SUFFIXES)} file (also .gz, .xz) in this folder")
+            passed_over = "directories of models, runs and caches are passed over"
+            raise DataError(f"--data {path}: no {', '.join(SUFFIXES)} file (also .gz, .xz) there; {passed_over}")
         files += inside
     once: dict[str, Path] = {}
     for file in files:

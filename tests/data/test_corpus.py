@@ -48,11 +48,15 @@ def test_what_a_run_writes_into_a_folder_is_no_text_of_it(write, tmp_path):
     write("news/run/step-000003/model.safetensors", "")
     write("news/cache/tokens-1/train.tokens", "")
     vocab = write("news/cache/tokens-1/vocab.txt", "[PAD]")
+    deep = write("news/run/notes/a.txt", "[CLS]")
     assert open_corpus([str(tmp_path / "news")]).files == (text,)
     assert open_corpus([str(tmp_path / "news/**/*.*")]).files == (text,)
-    assert open_corpus([str(vocab)]).files == (vocab,)
-    with pytest.raises(DataError, match="in this folder"):
-        open_corpus([str(tmp_path / "news/run")])
+    for named in (vocab, deep):
+        assert open_corpus([str(named)]).files == (named,)
+    assert open_corpus([str(tmp_path / "news/run/notes/*.*")]).files == (deep,)
+    for named in ("news/run", "news/run/**/*.*"):
+        with pytest.raises(DataError, match="runs and caches are passed over"):
+            open_corpus([str(tmp_path / named)])
 
 
 # -- good files -----------------------------------------------------------------------------------------
