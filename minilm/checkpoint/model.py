@@ -107,7 +107,7 @@ def find_model(
     """
     if os.path.exists(name):
         return Path(name)
-    if re.match(r"[./~]", str(name)):
+    if not str(name).strip() or re.match(r"[./~]", str(name)):
         raise CheckpointError(f"{flag} {name}: no such directory")
     from huggingface_hub import snapshot_download  # which takes longer to import than all of this package
 

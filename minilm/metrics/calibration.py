@@ -5,7 +5,6 @@ whether it is right; for one label (of two, or of several that are judged each b
 whether an example has it.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +16,6 @@ from minilm.metrics.scores import not_empty
 BINS = 15
 SIMULATED = 1000  # data sets
 TIE = 1e-12  # by which a metric must be better
-Counts = np.ndarray  # (k,): of k thresholds
-Metric = Callable[[Counts, Counts, Counts, Counts], np.ndarray]  # true, false positives; false, true negatives
 
 
 # -- how far they are off -------------------------------------------------------------------------------
@@ -141,16 +138,8 @@ def sigmoid(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 # -- thresholds -----------------------------------------------------------------------------------------
 
 
-def f1(tp: Counts, fp: Counts, fn: Counts, tn: Counts) -> np.ndarray:
-    return ratio(2 * tp, 2 * tp + fp + fn)
-
-
-def balanced_accuracy(tp: Counts, fp: Counts, fn: Counts, tn: Counts) -> np.ndarray:
-    return (ratio(tp, tp + fn) + ratio(tn, tn + fp)) / 2
-
-
-def decision_threshold(chance: np.ndarray, holds: np.ndarray, metric: Metric = f1) -> tuple[float, float]:
-    """(t, metric): the best threshold t on held-out examples, and its metric. Above t the label is predicted.
+def decision_threshold(chance: np.ndarray, holds: np.ndarray) -> tuple[float, float]:
+    """(t, f1): the threshold t of the best F1 on held-out examples, and that F1. Above t the label is predicted.
 
     chance, holds (n,): the label's probability, and whether it holds. t is 0.5 if none is better; otherwise the best
     one nearest to 0.5, halfway between two probabilities that occur. A label that holds never, or always, has no best
@@ -162,7 +151,7 @@ def decision_threshold(chance: np.ndarray, holds: np.ndarray, metric: Metric = f
         return 0.5, float("nan")
     # for a cut before each distinct probability, and after the last: how many below it hold, and how many are below it
     fn, below = (np.append(0.0, np.bincount(of, each).cumsum()) for each in (holds, np.ones(n)))
-    values = metric(true - fn, n - below - (true - fn), fn, below - fn)
+    values = ratio(2 * (true - fn), true + n - below)  # twice the true positives by those that hold or are predicted
     low, high = np.append(0.0, kinds), np.append(kinds, 1.0)
     values[0] = values[0] if kinds[0] > 0 else -np.inf  # a label of probability 0 is never predicted
     best, usual = values.max() - TIE, values[np.searchsorted(kinds, 0.5, "right")]
@@ -174,8 +163,8 @@ def decision_threshold(chance: np.ndarray, holds: np.ndarray, metric: Metric = f
     return float(middle[cut]), float(values[cut])
 
 
-def decision_thresholds(chances: np.ndarray, held: np.ndarray, metric: Metric = f1) -> tuple[np.ndarray, np.ndarray]:
+def decision_thresholds(chances: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`decision_threshold` of each of several labels, (C,) each; chances, held (n, C)."""
-    found = [decision_threshold(own, has, metric) for own, has in zip(chances.T, held.T, strict=True)]
+    found = [decision_threshold(own, has) for own, has in zip(chances.T, held.T, strict=True)]
     thresholds, values = np.array(found).T
     return thresholds, values

@@ -20,9 +20,7 @@ Scheme = Literal["IOB1", "IOB2", "IOBES", "BILOU"]
 Span = tuple[str, int, int]  # type, start, end: tokens[start:end]
 Tags = Sequence[Sequence[str]]  # the tags of each sequence
 Gold = Mapping[str, Sequence[str]]  # a question's id -> its gold answers, none where it is not answerable
-LETTERS = {"IOB1": "BI", "IOB2": "BI", "IOBES": "BIES", "BILOU": "BILU"}
-WRITTEN = {"IOB1": "III", "IOB2": "BIB", "IOBES": "BES", "BILOU": "BLU"}  # letters of the first, last, single token
-ANY = "BIESLU"
+LETTERS = "BIESLU"  # of tags, in any scheme
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -135,16 +133,15 @@ def scheme_of(sequences: Iterable[Sequence[str]]) -> Scheme:
     return "IOB1" if "I" in first and "B" not in first else "IOB2"
 
 
-def spans(tags: Sequence[str], scheme: Scheme | None = None) -> list[Span]:
+def spans(tags: Sequence[str]) -> list[Span]:
     """(type, start, end) of each entity, in order: tokens[start:end]. A tag without a type, as B, has the type "_".
 
     Ill-formed tags are read as by conlleval and by seqeval's default mode: what does not continue an entity begins one.
-    So one rule reads all schemes; `scheme` only limits the letters. Raises DataError for a tag of another scheme.
+    So one rule reads all schemes. Raises DataError for a tag of none.
     """
-    letters = LETTERS[scheme] if scheme else ANY
     found, start, inside = [], 0, ""  # inside: the type of the entity that is open
     for i, tag in enumerate([*tags, "O"]):
-        letter, kind = _parts(tag, letters)
+        letter, kind = _parts(tag)
         if inside and not (letter in "IEL" and kind == inside):
             found.append((inside, start, i))
             inside = ""
@@ -154,19 +151,6 @@ def spans(tags: Sequence[str], scheme: Scheme | None = None) -> list[Span]:
             found.append((kind, start, i + 1))
             inside = ""
     return found
-
-
-def convert(tags: Sequence[str], old: Scheme, new: Scheme) -> list[str]:
-    """Tags of the same entities in scheme `new`, well-formed whatever the old tags were."""
-    first, last, alone = WRITTEN[new]
-    out, before = ["O"] * len(tags), None
-    for kind, start, end in spans(tags, old):
-        letters = [first, *"I" * (end - start - 2), last] if end - start > 1 else [alone]
-        if new == "IOB1" and before == (kind, start):
-            letters[0] = "B"
-        out[start:end] = [letter if kind == "_" else f"{letter}-{kind}" for letter in letters]
-        before = kind, end
-    return out
 
 
 def entity_scores(gold: Tags, predicted: Tags) -> dict[str, float]:
@@ -266,11 +250,11 @@ def _rates(right: int, said: int, true: int) -> tuple[float, float, float]:
     return 2 * right / max(said + true, 1), right / max(said, 1), right / max(true, 1)
 
 
-def _parts(tag: str, letters: str = ANY) -> tuple[str, str]:
+def _parts(tag: str) -> tuple[str, str]:
     """(letter, type) of a tag; O has the type ""."""
     letter, _, kind = tag.partition("-")
-    if tag != "O" and letter not in tuple(letters):
-        raise DataError(f"tag {tag!r} is neither O nor a TYPE after one of {', '.join(letters)}, as in B-TYPE")
+    if tag != "O" and letter not in tuple(LETTERS):
+        raise DataError(f"tag {tag!r} is neither O nor a TYPE after one of {', '.join(LETTERS)}, as in B-TYPE")
     return letter, kind or "_" if tag != "O" else ""
 
 

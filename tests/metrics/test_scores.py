@@ -1,6 +1,5 @@
 """Scores against hand-made cases, the libraries that count the same, and searches by brute force."""
 
-import itertools
 import math
 import random
 import subprocess
@@ -21,7 +20,6 @@ from minilm.metrics.scores import (
     best_threshold,
     classification_scores,
     confusion,
-    convert,
     entity_scores,
     multilabel_scores,
     normalise,
@@ -249,9 +247,7 @@ ENTITIES = [("PER", 0, 2), ("PER", 2, 3), ("LOC", 4, 7)]
 def test_one_sentence_in_every_scheme(scheme):
     tags = WELL_FORMED[scheme].split()
     assert scheme_of([["O"], tags]) == scheme
-    assert spans(tags, scheme) == ENTITIES
-    for other in SCHEMES:
-        assert convert(tags, scheme, other) == WELL_FORMED[other].split()
+    assert spans(tags) == ENTITIES
 
 
 @pytest.mark.parametrize(
@@ -271,7 +267,7 @@ def test_one_sentence_in_every_scheme(scheme):
     ],
 )
 def test_ill_formed_tags_read_as_by_conlleval(tags, expected):
-    assert spans(tags.split(), "IOB2") == spans(tags.split(), "IOB1") == spans(tags.split()) == expected
+    assert spans(tags.split()) == expected
 
 
 @pytest.mark.parametrize(
@@ -287,8 +283,8 @@ def test_ill_formed_tags_read_as_by_conlleval(tags, expected):
     ],
 )
 def test_ill_formed_iobes(tags, expected):
-    assert spans(tags.split(), "IOBES") == expected
-    assert spans(tags.replace("E-", "L-").replace("S-", "U-").split(), "BILOU") == expected
+    assert spans(tags.split()) == expected
+    assert spans(tags.replace("E-", "L-").replace("S-", "U-").split()) == expected
 
 
 @pytest.mark.parametrize(
@@ -320,7 +316,7 @@ def test_an_entity_does_not_reach_over_the_end_of_a_sequence():
 
 @pytest.mark.parametrize("tag", ["PER", "X-PER", "", "-PER", "BI-PER", "b-PER", "o", "O-PER"])
 def test_a_tag_of_no_scheme_is_named(tag):
-    for use in (lambda: scheme_of([["O", tag]]), lambda: spans([tag], "IOB2"), lambda: entity_scores([[tag]], [["O"]])):
+    for use in (lambda: scheme_of([["O", tag]]), lambda: spans([tag]), lambda: entity_scores([[tag]], [["O"]])):
         with pytest.raises(DataError, match=f"tag '{tag}' is neither O nor"):
             use()
 
@@ -328,33 +324,10 @@ def test_a_tag_of_no_scheme_is_named(tag):
 def test_tags_of_two_schemes_are_refused():
     with pytest.raises(DataError, match="mix two schemes"):
         scheme_of([["S-A"], ["U-A"]])
-    with pytest.raises(DataError, match=r"'S-A'.* B, I, as"):
-        spans(["S-A"], "IOB2")
-    with pytest.raises(DataError, match="'L-A'"):
-        convert(["B-A", "L-A"], "IOBES", "IOB2")
 
 
 def random_tags(rng: random.Random, letters: str, length: int) -> list[str]:
     return ["O" if rng.random() < 0.25 else f"{rng.choice(letters)}-{rng.choice('AB')}" for _ in range(length)]
-
-
-def test_what_is_converted_has_the_same_entities_and_is_well_formed():
-    rng = random.Random(2)
-    for old, new in itertools.product(SCHEMES, SCHEMES):
-        for _ in range(60):
-            tags = random_tags(rng, module.LETTERS[old], 8)
-            converted = convert(tags, old, new)
-            assert spans(converted, new) == spans(tags, old)
-            assert convert(converted, new, new) == converted
-            assert {tag[0] for tag in converted} <= {"O", *module.LETTERS[new]}
-
-
-def test_what_touches_another_type_needs_no_b_in_iob1():
-    assert convert(["B-A", "B-B", "B-B"], "IOB2", "IOB1") == ["I-A", "I-B", "B-B"]
-
-
-def test_tags_without_a_type_stay_so():
-    assert convert(["B", "I", "O", "B"], "IOB2", "IOBES") == ["B", "E", "O", "S"]
 
 
 def test_entities_by_hand():

@@ -20,7 +20,7 @@ from minilm.labelled.examples import Tagged
 from minilm.labelled.spans import read_tagged
 from minilm.machine.ranks import Applied
 from minilm.machine.runtime import Runtime
-from minilm.metrics.scores import convert, per_type, spans
+from minilm.metrics.scores import per_type, spans
 from minilm.tasks.baselines import commonest_tags
 from minilm.tasks.named import make_task, model_for, open_task, read_alike, read_examples, read_source
 from minilm.tasks.predictions import tags_text
@@ -266,10 +266,9 @@ def test_schemes_by_hand(scheme, tmp_path):
     assert data.notes[-1] == f"the tag scheme is {scheme}"
     tags = [each.tags for each in data.examples]
     assert [spans(each) for each in tags] == [[("x", 0, 2), ("x", 2, 3)], [("y", 0, 1)]]
-    for other, text in WRITTEN.items():
+    for text in WRITTEN.values():
         (tmp_path / "b.txt").write_text(text)
         theirs = [each.tags for each in read_tagged(tmp_path / "b.txt").examples]
-        assert [tuple(convert(each, scheme, other)) for each in tags] == theirs
         assert tag_scores(tags, theirs)["f1"] == 1
     labels = make_task("tagging", data.examples).labels
     assert labels[0] == "O"
