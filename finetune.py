@@ -279,9 +279,8 @@ def load(args: Args) -> Iterator[Run]:
 def read(args: Args, name: str, file: Path, like: Data | None = None) -> tuple[Data, list[str] | None]:
     """(examples of a file, their groups). like: data whose columns it is read by. Groups only for --train with
     --group-column, else None. Logs what was guessed and which rows are left out."""
-    source = read_source(file, args.task, args.header, like)
     columns = args.text_column, args.pair_column, args.label_column
-    read_from = source
+    read_from = source = read_source(file, args.task, args.header, like, (*columns, args.group_column))
     if args.group_column is not None and like is None:
         if not isinstance(source, Table):
             raise ConfigError(f"--group-column {args.group_column}: {file} has no columns")

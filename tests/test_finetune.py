@@ -457,6 +457,25 @@ def test_a_header_of_training_s_names_is_one_in_any_file(go, name):
         assert [row["text"] for row in csv.DictReader(file)] == ["the plot", "a film"]
 
 
+def test_a_header_is_told_by_the_names_that_are_given(go):
+    """In a file that training's names are not in, of one row."""
+    assert go("finetune", *FLAGS[:4], "--steps", "2", "--out", "out")[0] == 0
+    Path("new.csv").write_text("body,title\nthe plot,x\n")
+    status, _, err = go(
+        "predict", "--model", "out", "--input", "new.csv", "--output", "said.csv", "--text-column", "body"
+    )
+    assert status == 0, err
+    with open("said.csv") as file:
+        assert [row["body"] for row in csv.DictReader(file)] == ["the plot"]
+    tuned = minilm.open_tuned("out")
+    Path("test.csv").write_text(f"body,kind\nthe plot,{tuned.task.labels[0]}\na film,{tuned.task.labels[1]}\n")
+    assert minilm.score(tuned, "test.csv", text="body", label="kind")["n"] == 2
+    columns = ("--text-column", "body", "--label-column", "kind")
+    status, _, err = go("score", "--model", "out", "--data", "test.csv", *columns, "--json", "said.json")
+    assert status == 0, err
+    assert json.loads(Path("said.json").read_text())["n"] == 2
+
+
 def test_labels_are_parted_as_in_training(go):
     """Also where each row of another file has one, and another mark stands in it."""
     Path("train.csv").write_text("text,labels\n" + 'fine film,"Arts, Crafts|Music"\ndull plot,Music\n' * 20)

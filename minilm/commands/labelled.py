@@ -62,8 +62,8 @@ def check_no_model(args: OfLabelled) -> None:
 def read_labelled(args: OfLabelled, file: Path, name: TaskName, like: Data | None = None) -> Labelled:
     """The labelled examples of a file; says what was inferred about it, and which rows are left out."""
     check_regular(file)
-    source = read_source(file, name, args.header, like)
-    data = read_examples(source, name, args.text_column, args.pair_column, args.label_column, like=like)
+    columns = args.text_column, args.pair_column, args.label_column
+    data = read_examples(source := read_source(file, name, args.header, like, columns), name, *columns, like=like)
     say_notes(file.name, data)
     return Labelled(data, source)
 

@@ -57,8 +57,9 @@ def run_predict(args: Predict) -> None:
     if args.output.suffix not in task.endings:
         raise ConfigError(f"--output {args.output}: give one of {', '.join(task.endings)} for the task {task.name}")
     check_header(args.header, task.name, args.input)
-    source = read_source(args.input, task.name, args.header, tuned.trained_on)
-    data = read_examples(source, task.name, args.text_column, args.pair_column, labelled=False, like=tuned.trained_on)
+    columns = args.text_column, args.pair_column
+    source = read_source(args.input, task.name, args.header, tuned.trained_on, columns)
+    data = read_examples(source, task.name, *columns, labelled=False, like=tuned.trained_on)
     for note in data.notes:
         say(note)
     columns = named_columns(data.columns)

@@ -65,12 +65,12 @@ def finetune(
     settings, directory = Tuning(**tuning), find_model(model)
     if settings.epochs is not None and settings.steps is not None:
         raise ConfigError("epochs and steps: exclude each other; give one")
-    data = read_examples(source_of(rows, "the rows", task), task, text, pair, label)
+    data = read_examples(source_of(rows, "the rows", task, None, (text, pair, label)), task, text, pair, label)
     say_notes("rows", data, *wide_labels(data.examples, task))
     if dev is None:
         data, other = held_out(data, settings.seed)
     else:
-        other = read_alike(source_of(dev, "dev", task, data), task, data, text, pair, label)
+        other = read_alike(source_of(dev, "dev", task, data, (text, pair, label)), task, data, text, pair, label)
         say_notes("dev", other)
     say_compared("dev", data, other)
     made = make_task(task, data.examples, class_weights, label_smoothing, positive_label)

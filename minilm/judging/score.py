@@ -65,7 +65,7 @@ def score(
     tuned = replace(tuned, task=with_positive(tuned.task, positive_label))
     labelled = {}
     for name, each in [("rows", rows)] + ([] if dev is None else [("dev", dev)]):
-        source = source_of(each, name, tuned.task.name, tuned.trained_on)
+        source = source_of(each, name, tuned.task.name, tuned.trained_on, (text, pair, label))
         data = read_examples(source, tuned.task.name, text, pair, label, like=tuned.trained_on)
         say_notes(name, data)
         labelled[name] = Labelled(data, source)

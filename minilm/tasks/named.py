@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -50,29 +50,40 @@ MODELS = {  # by Task.kind
 }
 
 
-def read_source(file: Path, name: TaskName, header: bool | None = None, like: Data | None = None) -> Table | Path:
+def read_source(
+    file: Path,
+    name: TaskName,
+    header: bool | None = None,
+    like: Data | None = None,
+    named: Iterable[str | int | None] = (),
+) -> Table | Path:
     """The table of a file of examples; or the file itself, where it is SQuAD's .json, or one word a line for tagging.
-    header: as in `read_table`. like: the training data; a first row with its columns' names is a header, and one
-    without any usual name is none where training had no header. Raises DataError."""
+    header: as in `read_table`. like: the training data; a first row with its columns' names, or those in `named`, is a
+    header, and one without any usual name is none where training had no header. Raises DataError."""
     of_squad = name == "span" and uncompressed_name(file).endswith(".json")
     if of_squad or (name == "tagging" and is_one_word_a_line(file)):
         return file
     table = read_table(file, header)
     names = {own for role, own in like.columns.items() if role in ("text", "pair")} if like else set()
-    if header is not None or not names or names <= {*table.columns}:
+    given = {each for each in named if isinstance(each, str) and not each.isdigit()}
+    wanted = [each for each in (given, names) if each - {*table.columns}]
+    if header is not None or not wanted:
         return table
     first = {str(cell).strip() for cell in table.rows[0].cells.values()} if table.rows else set()
-    if names <= first:
+    if any(each <= first for each in wanted):
         return read_table(file, header=True)
-    if not all(map(str.isdigit, names)) or not _may_be_rows(table):
+    if given or not all(map(str.isdigit, names)) or not _may_be_rows(table):
         return table
     table = read_table(file, header=False)
     return replace(table, notes=(*table.notes, "no header, as in training: columns are numbered from 1"))
 
 
-def source_of(rows: Any, name: str, task: TaskName, like: Data | None = None) -> Table | Path:
+def source_of(
+    rows: Any, name: str, task: TaskName, like: Data | None = None, named: Iterable[str | int | None] = ()
+) -> Table | Path:
     """`table_of` rows in memory; of a file, given by its path, `read_source`. Raises DataError."""
-    return read_source(Path(rows), task, like=like) if isinstance(rows, str | Path) else table_of(rows, name)
+    is_file = isinstance(rows, str | Path)
+    return read_source(Path(rows), task, like=like, named=named) if is_file else table_of(rows, name)
 
 
 def _may_be_rows(table: Table) -> bool:
