@@ -482,6 +482,11 @@ class BertTokenizer:
     def __len__(self) -> int:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
+    def __repr__(self) -> str:
+        names = ("vocab_size", "model_max_length", "padding_side", "truncation_side")
+        told = [f"{name}={getattr(self, name)!r}" for name in names]
+        return f"{type(self).__name__}({', '.join(told)}, special_tokens={self.special_tokens_map})"
+
     def __bool__(self) -> bool:
         return True
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 import shutil
 import signal
 import threading
@@ -220,6 +221,8 @@ def test_what_a_tokenizer_says_of_itself(both):
     assert ours.name_or_path == str(theirs.name_or_path)
     assert ours.get_vocab() == theirs.get_vocab()
     assert (len(ours), ours.vocab_size) == (len(theirs), theirs.vocab_size)
+    told = re.split(r"name_or_path='[^']*', |, added_tokens_decoder=", repr(theirs))
+    assert repr(ours).partition("(")[2] == f"{told[0]}{told[1]})".partition("(")[2]  # after the class
     assert ours.num_special_tokens_to_add(True) == theirs.num_special_tokens_to_add(True)
     for name, pair in (("max_len_single_sentence", False), ("max_len_sentences_pair", True)):
         assert (
