@@ -322,11 +322,5 @@ def modern_writer(halo: int) -> Callable[[EncoderConfig], dict[str, Any]]:
 
 def _period(kind: list[str]) -> int | None:
     """n if exactly every nth layer, from the first, is global; else None."""
-    return next(
-        (
-            n
-            for n in range(1, len(kind) + 1)
-            if kind == ["sliding_attention" if i % n else "full_attention" for i in range(len(kind))]
-        ),
-        None,
-    )
+    n = next((i for i, each in enumerate(kind) if i and each == "full_attention"), len(kind))
+    return n if kind == ["sliding_attention" if i % n else "full_attention" for i in range(len(kind))] else None

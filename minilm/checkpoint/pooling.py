@@ -126,12 +126,8 @@ def check_place(directory: Path) -> None:
 
 
 def write_pooling(directory: Path, pooling: Pooling, width: int) -> None:
-    """Write the files that `read_pooling` and every version of sentence-transformers read. width: of the states.
-
-    Raises CheckpointError as `check_place`.
-    """
+    """Write the files that `read_pooling` and every version of sentence-transformers read. width: of the states."""
     names = {"": "Transformer", "1_Pooling": "Pooling"} | ({"2_Normalize": "Normalize"} if pooling.normalize else {})
-    check_place(directory)
     (directory / "1_Pooling").mkdir(exist_ok=True)
     modes = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
     chosen = {key: how in pooling.how for key, how in modes.items()}

@@ -11,7 +11,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +32,15 @@ KEPT = 2  # checkpoints of a run, beside the one that is being written
 class Run:
     """Content of run.json: what a run decided when it began, and its result when it has ended."""
 
-    settings: dict[str, Any]  # all that decides the final weights: flags, and a fingerprint of the data
+    settings: dict  # all that decides the final weights: flags, and a fingerprint of the data
     steps: int
     device: str  # this and the next five affect results bit for bit
     precision: str
     threads: int
     backend: str
-    versions: dict[str, str]
+    versions: dict
     world: int = 1  # processes
-    result: dict[str, Any] | None = None
-
-
-RUN_KINDS = {
-    "settings": dict,
-    "steps": int,
-    "device": str,
-    "precision": str,
-    "threads": int,
-    "backend": str,
-    "versions": dict,
-    "world": int,
-    "result": dict | None,
-}
+    result: dict | None = None
 
 
 def remove_dry_runs(directory: Path) -> None:
@@ -159,9 +146,9 @@ class Store:
             was = run.settings | {key: getattr(run, key) for key in choices}
         except (TypeError, AttributeError) as error:
             raise CheckpointError(f"{file}: not a run's ({error}); choose another --out") from error
-        for key, kind in RUN_KINDS.items():
-            if not isinstance(getattr(run, key), kind):
-                raise CheckpointError(f"{file}: {key} is {getattr(run, key)!r}; choose another --out")
+        for field in fields(Run):
+            if not isinstance(value := getattr(run, field.name), field.type):
+                raise CheckpointError(f"{file}: {field.name} is {value!r}; choose another --out")
         if "data" not in run.settings:
             raise CheckpointError(f"{file}: settings name no data; choose another --out")
         if run.steps < 1 or run.settings.get("steps") not in (None, run.steps):

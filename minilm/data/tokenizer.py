@@ -262,9 +262,9 @@ class Tokenizer:
         encodings = self._backend.encode_batch_fast(list(documents), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
-    def decode(self, ids: Sequence[int], skip_specials: bool = True) -> str:
-        """Text of ids: pieces joined, in lower case if the vocabulary is."""
-        return self._with_specials.decode(list(ids), skip_special_tokens=skip_specials)
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, without special tokens: pieces joined, in lower case if the vocabulary is."""
+        return self._with_specials.decode(list(ids), skip_special_tokens=True)
 
     def token(self, id: int) -> str:
         """The token with this id; [UNK] if there is none."""

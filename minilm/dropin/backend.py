@@ -37,12 +37,12 @@ SPLITTING = {  # flag -> the attribute of a tokenizer's part that it sets
 }
 TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 FLAGS = (*SPLITTING, "split_special_tokens", "clean_up_tokenization_spaces")
-TYPES = dict.fromkeys(FLAGS, bool) | {  # of a tokenizer_config.json's values
-    "model_max_length": int | float,
-    "model_input_names": list,
-    "extra_special_tokens": list | dict,
-    "additional_special_tokens": list | dict,
-    "tokenizer_class": str,
+TYPES = dict.fromkeys(FLAGS, (bool, "true or false")) | {  # of a tokenizer_config.json's values, also in words
+    "model_max_length": (int | float, "a number"),
+    "model_input_names": (list, "a list"),
+    "extra_special_tokens": (list | dict, "a list or an object"),
+    "additional_special_tokens": (list | dict, "a list or an object"),
+    "tokenizer_class": (str, "a string"),
 }
 KNOWN = (*ROLES, *TYPES, "padding_side", "truncation_side")
 CLASSES = {  # model_type -> tokenizer class, if no file names one
@@ -226,19 +226,13 @@ def _split_as(backend: tokenizers.Tokenizer, said: dict[str, Any], changes: dict
 
 def check_types(config: dict[str, Any]) -> None:
     """Raises DataError naming the key of a tokenizer's config whose value is of a wrong type."""
-    for key, kind in TYPES.items():
+    for key, (kind, words) in TYPES.items():
         value = config.get(key)
         if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-            raise DataError(f"{key} is {value!r}; give {_named(kind)}")
+            raise DataError(f"{key} is {value!r}; give {words}")
     limit = config.get("model_max_length")
     if limit is not None and not limit > 0:  # a NaN is not, either
         raise DataError(f"model_max_length is {limit!r}; give a number of tokens")
-
-
-def _named(kind: Any) -> str:
-    """A type of TYPES in words."""
-    words = {bool: "true or false", str: "a string", list: "a list", int | float: "a number"}
-    return words.get(kind, "a list or an object")
 
 
 def _specials_of(backend: tokenizers.Tokenizer, directory: Path) -> list[int]:

@@ -23,13 +23,12 @@ def beyond_tables(cfg: EncoderConfig, tokens: Tokens) -> str | None:
     """What in `tokens` has no row in its table of embeddings; None: everything has one."""
     V, types, offset = cfg.vocab_size, cfg.type_vocab_size, cfg.position_offset
     places = (cfg.max_position_embeddings + offset) * cfg.learned_positions
-    position = None if tokens.position is None else tokens.position + offset
     for ids, end, name, of, mend in (
         (tokens.input_ids, V, "token id", f"{V} tokens", "call resize_token_embeddings(len(tokenizer))"),
         (tokens.token_type_ids, types, "token type", f"{types} types", "leave out token_type_ids"),
-        (position, places, "position", f"{places} positions", "give lower position_ids"),
+        (tokens.position + offset, places, "position", f"{places} positions", "give lower position_ids"),
     ):
-        for value in (int(ids.max()), int(ids.min())) if ids is not None and end else ():
+        for value in (int(ids.max()), int(ids.min())) if end else ():
             if not 0 <= value < end:
                 return f"{name} {value}, but the model has {of}; {'give none below 0' if value < 0 else mend}"
     return None

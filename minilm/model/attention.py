@@ -130,27 +130,23 @@ class LayerContext:
         return replace(self, mask=mask, is_causal=False, rope=rope, tokens=None)
 
 
-def attention_weights(q: Tensor, k: Tensor, ctx: LayerContext) -> Tensor:
-    """softmax(q k^T / sqrt(K)) over the visible keys, (B, H, T, T). Vaswani et al. 2017, eq. 1."""
-    return _softmax(q / q.shape[-1] ** 0.5 @ k.transpose(-2, -1), ctx)
-
-
-def _softmax(scores: Tensor, ctx: LayerContext) -> Tensor:
-    """Softmax over the visible keys of scores (B, H, T, T), which are changed in place."""
+def _weights(scores: Tensor, ctx: LayerContext, drop: nn.Dropout) -> Tensor:
+    """Softmax over the visible keys of scores (B, H, T, T), which are changed in place, after dropout."""
     mask = ctx.mask
     if ctx.is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
         scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
-    return scores.softmax(dim=-1)
+    weights = drop(scores.softmax(dim=-1))
+    if ctx.seen is not None:
+        ctx.seen.append(weights)
+    return weights
 
 
 def explicit(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, drop: nn.Dropout) -> Tensor:
-    """Attention as the paper writes it: the definition that the fast backends are tested against."""
-    weights = drop(attention_weights(q, k, ctx))
-    if ctx.seen is not None:
-        ctx.seen.append(weights)
-    return weights @ v
+    """softmax(q k^T / sqrt(K)) v over the visible keys (Vaswani et al. 2017, eq. 1): the definition that the fast
+    backends are tested against."""
+    return _weights(q / q.shape[-1] ** 0.5 @ k.transpose(-2, -1), ctx, drop) @ v
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, drop: nn.Dropout) -> Tensor:
@@ -300,9 +296,7 @@ class Attention(nn.Module):
         w_k_HKD, w_v_HKD = self.qkv.weight[D:].view(2, heads, K, D)
         asked = torch.einsum("rhsk,hkd->rhsd", q_RHSK / K**0.5, w_k_HKD)
         scores = (asked.flatten(1, 2) @ x_RTD.mT).unflatten(1, (heads, S))
-        weights = self.drop_weights(_softmax(scores, ctx))
-        if ctx.seen is not None:
-            ctx.seen.append(weights)
+        weights = _weights(scores, ctx, self.drop_weights)
         mixed = (weights.flatten(1, 2) @ x_RTD).unflatten(1, (heads, S))
         y_RHSK = torch.einsum("rhsd,hkd->rhsk", mixed, w_v_HKD)
         if self.qkv.bias is not None:

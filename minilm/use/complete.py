@@ -109,7 +109,7 @@ def continue_text(
     """A sampled continuation of `text`, of at most `max_new` tokens. pretrained: of `read_model`, or what it reads.
     Raises ConfigError for a masked model, CheckpointError, and DataError where the text leaves no room."""
     if isinstance(pretrained, Path | str):
-        pretrained = read_model(find_model(pretrained))
+        pretrained = read_model(pretrained)
     model, tokenizer, objective = pretrained
     if objective == "mlm":
         raise ConfigError("an mlm model does not continue a text; fill in masks with it")

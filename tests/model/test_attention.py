@@ -11,7 +11,6 @@ from minilm.model.attention import (
     Attention,
     LayerContext,
     attention_mask,
-    attention_weights,
     rope_table,
     rotate,
     visible,
@@ -156,7 +155,9 @@ def test_documents_by_themselves_know_no_dropout(batch):
 def test_attention_weights_sum_to_one_over_the_visible(batch, rule):
     t = batch("packed", "causal")
     q, k = torch.randn(2, 3, 2, 24, 8, generator=torch.Generator().manual_seed(0))
-    weights = attention_weights(q, k, LayerContext(*attention_mask(t, None), None, "explicit"))
+    ctx = LayerContext(*attention_mask(t, None), None, "explicit", seen=[])
+    BACKENDS["explicit"](q, k, k, ctx, nn.Dropout(0.0))
+    [weights] = ctx.seen
     torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, 24))
     assert (weights[~rule(t, None)[:, None].expand_as(weights)] == 0).all()
 
