@@ -129,11 +129,11 @@ def main(args: Args) -> int:
                 continue
         if (load := busy()) > BUSY:
             print(f"the machine is busy (others take {load:.1f} cores): figures may be worth nothing", file=sys.stderr)
-        rows = []
+        rows, is_first = [], not any(what.items() <= row.items() and "turns" in row for row in found)
         try:
             for number, lines in enumerate(measured(name, setting_of(args, precision, where), args.pairs, row_s)):
                 rows = kept_of(what, lines, load, row_s)
-                if number == 0 and args.pairs > FEWEST:  # for this process may be killed
+                if number == 0 and is_first and args.pairs > FEWEST:  # for this process may be killed
                     keep(args.json, [row | {"row_s": 0.0} for row in rows])
         except SideError as error:
             failed.append(f"{name}, {precision}, {error}")
