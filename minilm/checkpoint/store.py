@@ -232,16 +232,12 @@ class Store:
         removed, except that of step `spared`. Raises CheckpointError if it cannot be written; older ones stay then."""
         self._check_free(size, f"the {megabytes(size)} of step {step:,}")
         final = self.checkpoint(step)
-        partial = self._written_aside(final.name, write)
-        try:
+        with self._written_aside(final.name, write) as partial:
             for number, path in checkpoints(self.out):
                 if number >= step:  # damaged, or the run would have resumed from it; it must not displace a good one
                     shutil.rmtree(path)
             partial.rename(final)
             sync_entry(self.out)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise self._unwritten(final.name, error) from error
         self.prune(keep, spared)
         return final
 
@@ -254,19 +250,20 @@ class Store:
 
     def finish(self, write: Callable[[Path], None]) -> None:
         """Write the final model to OUT itself; config.json comes last, so that the model appears whole or not at
-        all."""
-        partial = self._written_aside("final", write)
-        for file in sorted(partial.rglob("*"), key=lambda file: file == partial / "config.json"):
-            there = self.out / file.relative_to(partial)
-            if file.is_dir():
-                there.mkdir(exist_ok=True)
-            else:
-                file.replace(there)
-                sync_entry(there.parent)
-        shutil.rmtree(partial)
+        all. Raises CheckpointError."""
+        with self._written_aside("final", write) as partial:
+            for file in sorted(partial.rglob("*"), key=lambda file: file == partial / "config.json"):
+                there = self.out / file.relative_to(partial)
+                if file.is_dir():
+                    there.mkdir(exist_ok=True)
+                else:
+                    file.replace(there)
+                    sync_entry(there.parent)
 
-    def _written_aside(self, name: str, write: Callable[[Path], None]) -> Path:
-        """Write a complete directory, flushed to disk, under a temporary name that is not taken for a checkpoint."""
+    @contextmanager
+    def _written_aside(self, name: str, write: Callable[[Path], None]) -> Iterator[Path]:
+        """Context of a complete directory, flushed to disk, under a temporary name that is not taken for a checkpoint;
+        what is not moved meanwhile is removed. Raises CheckpointError, also for what fails while it is moved."""
         partial = self.out / f".tmp-{name}-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -274,12 +271,11 @@ class Store:
             write(partial)
             write_manifest(partial)
             sync(partial)
-        except BaseException as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            if not isinstance(error, OSError | SafetensorError):
-                raise
+            yield partial
+        except (OSError, SafetensorError) as error:
             raise self._unwritten(name, error) from error
-        return partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def megabytes(size: int) -> str:

@@ -42,11 +42,12 @@ def rename_before_manifest() -> None:
     def save(
         self: Store, step: int, write: object, keep: int = store.KEPT, spared: int | None = None, size: int = 0
     ) -> Path:
+        final = self.checkpoint(step)
         store.write_manifest = lambda directory: None
-        partial = self._written_aside(self.checkpoint(step).name, write)
-        store.write_manifest = write_manifest
-        final = partial.rename(self.checkpoint(step))
-        write_manifest(final)
+        with self._written_aside(final.name, write) as partial:
+            store.write_manifest = write_manifest
+            partial.rename(final)
+            write_manifest(final)
         self.prune(keep, spared)
         return final
 
