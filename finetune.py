@@ -217,6 +217,7 @@ def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], lis
 def check_several(out: Path, kind: str) -> None:
     """Raises ConfigError if `out` holds anything but several runs of this kind ("seed" or "fold")."""
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    names = {name for name in names if not name.startswith(".results.json.")}  # of a write that was killed
     strangers = {name for name in names if not re.fullmatch(f"{kind}-[0-9]+", name)}
     if strangers - ({"results.json"} if len(names) > 1 else set()):
         other = min(strangers - {"results.json"}, default="results.json")

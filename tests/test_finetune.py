@@ -1270,6 +1270,9 @@ def test_several_runs_take_no_other_directory(go):
     before = Path("two/results.json").read_bytes()
     status, _, err = go("finetune", "--train", "train.csv", "--out", "two", "--steps", "2", "--kfold", "2")
     assert (status, "--out two: holds seed-0 and not several folds; choose an empty" in err) == (2, True), err
+    Path("two/.results.json.0123abcd.tmp").touch()  # of a process that was killed while it wrote
+    status, _, err = go("finetune", "--train", "train.csv", "--out", "two", "--steps", "2", "--seeds", "2")
+    assert status == 0, err
     assert Path("two/results.json").read_bytes() == before
 
 
