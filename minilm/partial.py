@@ -92,12 +92,14 @@ class Partial:
             remove_stale(self.about, age=0)
 
     def leave(self) -> None:
-        """Keep what can be resumed, else remove the file. If saving fails, the last save counts."""
-        if self.about is None or not self.told:
-            self.remove()
-        elif not self._is_file:
+        """Keep what can be resumed, else remove the file. If saving fails, the last save counts, if there is one."""
+        if self._is_file:
+            return
+        if self.told:
             with suppress(OSError):
                 self.save()
+        if self.about is None or not self.told or not self.about.exists():
+            self.remove()
 
     def remove(self) -> None:
         """Remove the partial file, unless it has become the final one. It is emptied first, so that nobody resumes from

@@ -181,6 +181,18 @@ def test_where_it_cannot_be_saved_a_signal_is_a_signal(file, tmp_path, monkeypat
         assert (partial.told, partial.content()) == ({"rows": 3}, b"000102")
 
 
+def test_what_nothing_could_say_whose_it_is_does_not_stay(file, tmp_path, monkeypatch):
+    """Else it would be in the way of the same command, for ever."""
+
+    def full(file, value):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_json", full)
+        stopped(file)
+    assert names(tmp_path) == []
+
+
 def test_bad_data_leaves_nothing(file, tmp_path):
     stopped(file)
     with pytest.raises(DataError), partial_of(file, OF):

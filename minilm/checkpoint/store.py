@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ class Store:
         for key in sorted((asked_for | was).keys() - {"data"}, key=lambda key: (key == "model", key)):
             now = asked_for.get(key)  # the model last: another seed makes another one, too
             if (_compared(key, was.get(key)) or None) != (_compared(key, now) or None):
-                before, after = (cut(str(value), SHOWN) for value in (was.get(key), now))
+                before, after = _differing(str(was.get(key)), str(now))
                 if was.get(key) is None or was[key] is False:
                     began, asked = f"without {key}", f"with {after}"
                 else:
@@ -215,10 +216,11 @@ class Store:
                 told = f"{megabytes(free)} are free, but {what} are needed"
                 raise CheckpointError(f"{self.out}: {told}; {self._then('make room')}")
 
-    def _unwritten(self, name: str, error: BaseException) -> CheckpointError:
-        full = any(os.strerror(number) in str(error) for number in NO_ROOM)  # safetensors' errors have no number
-        mend = "make room" if full else "fix that"
-        return CheckpointError(f"{self.out}: {name} cannot be written ({error}); {self._then(mend)}")
+    def _unwritten(self, name: str, why: str) -> CheckpointError:
+        full = any(os.strerror(number) in why for number in NO_ROOM)  # safetensors' errors have no number
+        return CheckpointError(
+            f"{self.out}: {name} cannot be written ({why}); {self._then('make room' if full else 'fix that')}"
+        )
 
     def _then(self, mend: str) -> str:
         """Advice for a message: `mend`, and where the run resumes."""
@@ -272,8 +274,8 @@ class Store:
             write_manifest(partial)
             sync(partial)
             yield partial
-        except (OSError, SafetensorError) as error:
-            raise self._unwritten(name, error) from error
+        except (OSError, SafetensorError, CheckpointError) as error:
+            raise self._unwritten(name, str(error).replace(f"{partial}: ", "")) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -339,6 +341,15 @@ def _inside(directory: Path, name: str) -> Path:
 def _compared(key: str, value: Any) -> Any:
     """Of a model, "PATH (FINGERPRINT)", the fingerprint."""
     return value.rpartition(" ")[2] if key == "model" and isinstance(value, str) else value
+
+
+def _differing(before: str, after: str) -> tuple[str, str]:
+    """Two settings for a message; if one is long, from the part, of those that commas separate, where they differ."""
+    if max(len(before), len(after)) > SHOWN:
+        parts = before.split(", "), after.split(", ")
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*parts, strict=False)))
+        before, after = ("..." * (same > 0) + ", ".join(own[same:]) for own in parts)
+    return cut(before, SHOWN), cut(after, SHOWN)
 
 
 def _open_no_link(path: str, flags: int) -> int:

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from safetensors import SafetensorError
@@ -90,6 +90,17 @@ def test_a_failing_save_leaves_the_last_one(store, error):
     assert store.latest(print).name == "step-000005"
 
 
+def test_a_failing_save_names_no_temporary_directory(store):
+    def fail(directory):
+        raise CheckpointError(f"{directory}: the model cannot be written: No space left on device")
+
+    why = (
+        r"cannot be written \(the model cannot be written: No space left on device\); make room, then the same command"
+    )
+    with pytest.raises(CheckpointError, match=why):
+        store.save(10, fail)
+
+
 def test_an_old_checkpoint_that_cannot_be_removed_is_left(store, monkeypatch):
     """As where another machine has a file of it open: it goes with the next save."""
     for step in (1, 2):
@@ -140,6 +151,7 @@ def test_two_writers_are_one_too_many(store):
 
 
 SETTINGS = {"lr": 1e-3, "seed": 0, "data": "hash"}
+LONG = f"Classification(labels={tuple(map(str, range(100)))}, weights=None"
 RUN = {"format": 1, **asdict(Run({"steps": 10, "data": "hash"}, 10, "cpu", "fp32", 2, "sdpa", {"torch": "2.13.0"}))}
 
 
@@ -151,12 +163,20 @@ RUN = {"format": 1, **asdict(Run({"steps": 10, "data": "hash"}, 10, "cpu", "fp32
         (SETTINGS, {}, "never", "holds a run"),
         (SETTINGS | {"seed": 3}, {}, "auto", "began with seed 0, not 3"),
         (SETTINGS | {"compile": True}, {}, "auto", "began without compile, not with True"),
+        (
+            SETTINGS | {"task": f"{LONG}, smoothing=0.2)"},
+            {},
+            "auto",
+            r"task \.\.\.smoothing=0.1\), not \.\.\.smoothing=0.2",
+        ),
         (SETTINGS, {"precision": "fp32"}, "auto", None),
         (SETTINGS | {"compile": False, "short_seq_prob": 0.0}, {}, "auto", None),  # which a run of before does not name
     ],
 )
 def test_a_run_of_another_config_is_refused(store, settings, pinned, resume, message):
     run = Run(SETTINGS, 10, "cpu", "fp32", 2, "sdpa", {"torch": "2.13.0"})
+    if "task" in settings:
+        run = replace(run, settings=SETTINGS | {"task": f"{LONG}, smoothing=0.1)"})
     store.write_run(run)
     if message is None:
         assert store.earlier_run(settings, pinned, resume) == run
