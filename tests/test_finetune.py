@@ -291,6 +291,18 @@ def test_the_positive_label_and_a_new_head(go):
     assert not Path("none").exists()
 
 
+def test_a_checkpoint_predicts_as_its_run_was_trained(go):
+    """By the columns and the length that only the run tells."""
+    assert go("finetune", "--train", "train.csv", "--steps", "4", "--length", "9", "--out", "out")[0] == 0
+    Path("two.csv").write_text("text,review\nthe plot,the film was great\na film,dull\n")
+    [checkpoint] = Path("out").glob("step-*")
+    for name in ("out", str(checkpoint)):
+        status, _, err = go("predict", "--model", name, "--input", "two.csv", "--output", "p.csv", "--json", "p.json")
+        assert status == 0, err
+        assert "text is column 'review'" in err
+        assert json.loads(Path("p.json").read_text())["length"] == 9
+
+
 def test_the_baseline_is_told_by_what_it_is_compared_by(go):
     """Not the accuracy, where f1 chooses."""
     rows = ["the film,bad"] * 30 + ["a plot,good"] * 3
@@ -1048,7 +1060,10 @@ def test_questions_without_dev(go):
         (("--train", "silent.json"), "no training question has an answer, this one included"),
         (("--train", "list.json"), "list.json: no list 'data'; is this the layout of SQuAD?"),
         (("--train", "cut.json"), "cut.json: not JSON"),
-        (("--train", "one.json"), "classes or groups too small; give more rows, or dev examples"),
+        (
+            ("--train", "one.json"),
+            "classes or groups too small; give more rows, or, where these are not folds, dev examples",
+        ),
         (("--train", "good.json", "--text-column", "q"), "--text-column, --pair-column: a .json of questions has no"),
         (("--train", "train.csv", "--label-column", "2"), "--label-column 2: a .json of questions has no columns"),
         (("--train", "good.json", "--length", "4"), "--length 4: no room for a question and its context"),

@@ -70,8 +70,9 @@ def columns_to_keep(data: Data) -> dict[str, Any]:
 
 
 def kept_columns(directory: Path) -> tuple[dict[str, Any], int | None]:
-    """(`columns_to_keep` of what a model was trained on, tokens read of an example), as far as its run.json says."""
-    file = directory / "run.json"
+    """(`columns_to_keep` of what a model was trained on, tokens read of an example), as far as its run.json says, which
+    is beside a checkpoint."""
+    file = (directory.parent if directory.name.startswith("step-") else directory) / "run.json"
     result = read_json(file).get("result") if file.exists() else None
     found = result if isinstance(result, dict) else {}
     columns, flags, length = (found.get(name) for name in ("columns", "flags", "length"))
@@ -189,7 +190,7 @@ def card(tuned: Tuned, out: Path, result: dict[str, Any]) -> str:
     """README.md of a model directory."""
     figures = "\n".join(f"    {line}" for line in summary(result))
     labels = tuned.task.config().get("id2label", {})
-    predicts = f" It predicts {', '.join(map(str, labels.values()))}." if 0 < len(labels) <= SHOWN_LABELS else ""
+    predicts = f" It predicts {', '.join(map(printable, labels.values()))}." if 0 < len(labels) <= SHOWN_LABELS else ""
     kept = (
         *("model_name", "train_file", "dev_file", "test_file", "examples", "dev_examples"),
         *("seed", "steps", "best_step", "epochs", "lr", "length", "precision", THRESHOLD),

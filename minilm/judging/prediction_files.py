@@ -126,12 +126,13 @@ def _examples(table: Table, name: TaskName, named: Columns, own: str, told: set[
     rest = tuple(each for each in table.columns if each in given.values() or not (each == own or _is_said(each)))
     others = [each for each in rest if each not in given.values()]
     usual = [column for name in LABELS for column in others if plain_name(column) == name]
+    is_flagged = name == "multilabel" and {*usual} <= told <= {*others}  # each label has a column of 0 and 1
+    usual = [] if is_flagged else usual
     likely = given["label"] or (others if len(others) == 1 else [*usual, None])[0]
     if name != "choice" and not given["text"] and not any(_is_text(table, each) for each in others if each != likely):
         rows = [row._replace(cells=row.cells | {ROW: f"row {i}"}) for i, row in enumerate(table.rows, start=1)]
         table, rest, given = replace(table, rows=rows), (ROW, *rest), given | {"text": ROW, "label": likely}
     source = replace(table, columns=rest)
-    is_flagged = name == "multilabel" and not usual and told <= {*others}  # each label has a column of 0 and 1
     flags = tuple(each for each in others if is_flagged and each in told)
     like = Data([], flags=flags) if flags else None  # other columns of 0 and 1 are no labels
     found = read_examples(source, name, **{role: value for role, value in given.items() if value}, like=like)

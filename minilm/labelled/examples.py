@@ -240,9 +240,7 @@ def labels_of_cell(value: Any, where: str, separator: str) -> tuple[str, ...] | 
 
 
 def _flags(table: Table) -> tuple[str, ...]:
-    """The columns of 0 and 1, or true and false, if there are several and no column is named as a label."""
-    if {plain_name(column) for column in table.columns} & {*LABELS}:
-        return ()
+    """The columns of 0 and 1, or true and false, if there are several and no other column is named as a label."""
 
     def is_flag(column: str) -> bool:
         cells = [row.cells for row in table.rows]
@@ -251,7 +249,8 @@ def _flags(table: Table) -> tuple[str, ...]:
         )
 
     flags = tuple(filter(is_flag, table.columns))
-    return flags if len(flags) > 1 else ()
+    named = {column for column in table.columns if plain_name(column) in LABELS}
+    return flags if len(flags) > 1 and named <= {*flags} else ()
 
 
 def _flagged(flags: Sequence[str], cells: dict[str, Any], where: str) -> tuple[str, ...] | None:

@@ -35,7 +35,8 @@ def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
     targets = {frozenset(own) if several else own for own in map(_target, train)}
     if len(targets) == 1 and not isinstance(train[0], Tagged):
         only = _target(train[0])
-        what = f"has the label {shown(only)}" if only not in (None, ()) else "has no label"
+        shortest = f"{only:g}" if isinstance(only, float) else shown(only)
+        what = f"has the label {shortest}" if only not in (None, ()) else "has no label"
         raise DataError(f"{train[0].where}: every training row {what}, as this one; training needs two labels or more")
     in_train = {label for example in train for label in labels_of(example)}
     if train and isinstance(train[0], Tagged) and not in_train:
@@ -134,7 +135,7 @@ def split_dev(
         what = "classes" if groups is None else "classes or groups"
         where = f"{examples[0].where}: " if examples else ""
         what = f"{where}none of {len(examples):,} rows can be held out: {what} too small"
-        raise DataError(f"{what}; give more rows, or dev examples")
+        raise DataError(f"{what}; give more rows, or, where these are not folds, dev examples")
     parts = [[], []]
     for i, example in enumerate(examples):
         parts[i in dev].append(example)

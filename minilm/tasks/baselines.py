@@ -9,10 +9,8 @@ import numpy as np
 from minilm.labelled.examples import Example, Tagged
 from minilm.metrics.scores import classification_scores, label_sets, multilabel_scores, regression_scores, with_others
 
-MOST_WEIGHTS, OF_SOLVER = (
-    1 << 22,
-    25,
-)  # of a linear model of many labels, and numbers that its solver keeps for each: 1 GB
+MOST_WEIGHTS = 1 << 22  # of a linear model of many labels
+OF_SOLVER = 25  # numbers that its solver keeps for each weight: 1 GB
 Scores = dict[str, dict[str, float]]  # baseline -> metric -> value
 SAID = {  # each baseline in words
     "majority": "always the commonest label",
@@ -36,7 +34,8 @@ def of_labels(train: Sequence[Example], judged: Sequence[Example], labels: Seque
         return found
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=10, max_iter=300).fit(counted[0], target)
+    with warnings.catch_warnings(action="ignore"):  # about as many labels as rows
+        model = LogisticRegression(C=10, max_iter=300).fit(counted[0], target)
     predicted = model.predict(counted[1])
     return found | {"bag_of_words": classification_scores(gold, predicted, len(labels), positive)}
 

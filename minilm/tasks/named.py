@@ -41,6 +41,10 @@ TASKS: dict[str, type[Task]] = {
     each.name: each for each in (Classification, MultiLabel, Regression, Similarity, Tagging, Span, MultipleChoice)
 }
 SHOWN = 20  # labels in a message
+HEADS = {  # what a head was trained for, by its config's problem_type
+    "single_label_classification": "one label of several",
+    "multi_label_classification": "any number of labels",
+}
 MODELS = {  # by Task.kind
     "sequence": BertForSequenceClassification,
     "token": BertForTokenClassification,
@@ -280,6 +284,9 @@ def model_for(task: Task, directory: Path, seed: int = 0, new_head: bool = False
             task = replace(task, weights=tuple(of_label.get(label, 1.0) for label in own))
         if labels:
             task = replace(task, labels=own)
+            was = config.problem_type
+            if was in HEADS and was != wanted.get("problem_type", was):
+                say(f"the head of {directory} was trained on {HEADS[was]}, and is now for --task {task.name}")
         if len(own) != 2 and (positive := getattr(task, "positive", None)) is not None:
             what = f"--positive-label {positive}: needs two labels, and {directory} predicts {some(own, SHOWN)}"
             raise ConfigError(f"{what}; leave it out, or give --new-head")

@@ -501,6 +501,10 @@ def test_labels_are_those_with_a_probability_and_no_other_column_of_0_and_1(tmp_
     assert found.task.labels == ("insult", "toxic")
     assert found.records.tolist() == [[0, 1, 0, 1], [0, 0, 1, 0]]
     assert Labelled(data, source).cells() == {"male": ["1", "0"]}
+    head = "toxic,sentiment,male,prediction,p(sentiment),p(toxic)\n"  # no text, and a usual name of all labels
+    found, _, _ = judged_file(_written(file, f"{head}1,0,1,toxic,0.1,0.9\n0,1,0,toxic,0.2,0.6\n"), "multilabel")
+    assert found.task.labels == ("sentiment", "toxic")
+    assert found.records.tolist() == [[0, 1, 0, 1], [1, 0, 0, 1]]
 
 
 def test_a_label_that_is_predicted_in_other_letters_is_refused(tmp_path):

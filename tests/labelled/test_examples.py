@@ -416,6 +416,8 @@ def test_a_column_of_0_and_1_for_each_label(file):
     path = file("b.csv", "text,x,y,labels\na b,0,1,p\nc d,1,0,q\n")
     assert [each.label for each in read_texts(read_table(path), "multilabel").examples] == [("p",), ("q",)]
     assert len(read_texts(read_table(path), "multilabel", labelled=False).examples) == 2
+    path = file("c.csv", "text,toxic,sentiment\na b,0,1\nc d,1,0\n")  # one of them has the usual name of all labels
+    assert [each.label for each in read_texts(read_table(path), "multilabel").examples] == [("sentiment",), ("toxic",)]
 
 
 @pytest.mark.parametrize(
@@ -638,7 +640,7 @@ def test_what_is_said_of_labels():
     for train, dev, said in (
         (rows("a", "a"), rows("a"), "f:1: every training row has the label 'a', as this one"),
         (rows(("a",), ("a",)), rows(("a",)), "f:1: every training row has the label"),
-        (rows(3.0, 3.0), rows(1.0), "f:1: every training row has the label '3.0', as this one"),
+        (rows(3.0, 3.0), rows(1.0), "f:1: every training row has the label 3, as this one"),
         (rows(None, None), rows("a"), "f:1: every training row has no label, as this one"),
         (rows("0", "1"), rows("no", "yes"), "f:1: the labels here are 'no', 'yes', in training '0', '1'; none"),
         ([Tagged(("w",), ("O",), "f:1")], [], "f:1: no training sentence has a tag but O, this one included"),

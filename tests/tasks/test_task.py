@@ -211,6 +211,16 @@ def test_labels_are_matched_by_name(directory, tmp_path):
     assert torch.equal(model.classifier.weight, turned.classifier.weight)
 
 
+def test_a_head_that_goes_on_by_another_loss_is_told_of(directory, tmp_path, capsys):
+    model, _ = model_for(Classification(LABELS), directory)
+    model.save_pretrained(tmp_path)
+    model_for(Classification(LABELS), tmp_path)
+    assert capsys.readouterr().err == ""
+    model_for(MultiLabel(LABELS), tmp_path)
+    said = f"the head of {tmp_path} was trained on one label of several, and is now for --task multilabel"
+    assert said in capsys.readouterr().err
+
+
 def test_the_head_of_another_task_is_none(directory, tmp_path):
     """Also where it has the same names and sizes."""
     there = BertForSequenceClassification.from_pretrained(directory, id2label={0: "O", 1: "B-x"})
