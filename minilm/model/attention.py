@@ -17,6 +17,7 @@ from minilm.errors import ConfigError
 
 Backend = Literal["explicit", "sdpa", "varlen"]
 KERNEL_WIDTH = 192  # of a head: the most for which torch's kernel for packed rows has a backward pass on all its GPUs
+HAS_FLASH = torch.backends.cuda.is_flash_attention_available()  # whether torch was built with it, which that kernel is
 
 
 def visible(doc: Tensor, key: Tensor, prefix: Tensor, window: int | None) -> Tensor:
@@ -184,9 +185,9 @@ def fastest_backend(device: torch.device, dtype: torch.dtype, length: int, dropo
 
 def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
     """Whether torch has a kernel for packed rows on this device: in half precision on an Nvidia GPU of 2020 or later,
-    for heads of at most KERNEL_WIDTH."""
+    for heads of at most KERNEL_WIDTH, if it was built with FlashAttention."""
     half = dtype in (torch.bfloat16, torch.float16)
-    if not half or device.type != "cuda" or torch.version.hip is not None or head_width > KERNEL_WIDTH:
+    if not (half and HAS_FLASH) or device.type != "cuda" or torch.version.hip is not None or head_width > KERNEL_WIDTH:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
 

@@ -11,6 +11,7 @@ from minilm.model.attention import (
     Attention,
     LayerContext,
     attention_mask,
+    has_varlen_kernel,
     rope_table,
     rotate,
     visible,
@@ -128,6 +129,24 @@ def test_the_kernel_of_a_gpu_is_asked_for_the_rule(batch, rule, reach, window, w
     by_rule = LayerContext(rule(t, window)[:, None], False, None, "explicit")
     reference = BACKENDS["explicit"](q, k, v, by_rule, nn.Dropout(0.0))
     assert_close(mine * t.key[:, None, :, None], reference * t.key[:, None, :, None])
+
+
+@pytest.mark.parametrize(
+    ("capability", "has_flash", "dtype", "width", "has"),
+    [
+        ((9, 0), True, torch.bfloat16, 64, True),
+        ((9, 0), True, torch.float16, 192, True),
+        ((9, 0), True, torch.float16, 256, False),
+        ((9, 0), True, torch.float32, 64, False),
+        ((7, 5), True, torch.float16, 64, False),
+        ((9, 0), False, torch.bfloat16, 64, False),
+    ],
+)
+def test_the_kernel_is_of_newer_gpus_in_half_precision(capability, has_flash, dtype, width, has, monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    monkeypatch.setattr("minilm.model.attention.HAS_FLASH", has_flash)
+    assert has_varlen_kernel(torch.device("cuda"), dtype, width) is has
+    assert not has_varlen_kernel(torch.device("cpu"), dtype, width)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
