@@ -121,12 +121,12 @@ def split_dev(
     if has_several and sum(size - 1 for size in sizes.values()) < wanted < len(examples):
         passes.append(sizes)
     for most in passes:
-        for unit in order:
+        for unit in order if len(dev) < wanted else ():
             counts = Counter(classes[i] for i in unit)
             fits = all(taken[name] + count <= most[name] for name, count in counts.items())
             if fits and unit[0] not in dev and len(dev) + len(unit) <= wanted:
                 dev.update(unit)
-                taken += counts
+                taken.update(counts)
     for unit in sorted(order, key=len) if groups is not None and not dev else ():
         if all(count < sizes[name] for name, count in Counter(classes[i] for i in unit).items()):
             dev.update(unit)
