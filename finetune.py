@@ -302,10 +302,14 @@ def read(args: Args, name: str, file: Path, like: Data | None = None) -> tuple[D
 
 
 def model_directory(args: Args) -> Path | None:
-    """Directory of the model to start from; None: there is none, and training starts from scratch."""
+    """Directory of the model to start from; None: there is none, and training starts from scratch. Raises UserError."""
     if args.model is not None:
         return find_model(args.model, flag="--model")
-    return QUICK if (QUICK / "config.json").exists() else None
+    if (QUICK / "config.json").exists():
+        return QUICK
+    if args.new_head:
+        raise ConfigError("--new-head: training from scratch has no other; leave it out, or give --model")
+    return None
 
 
 def load_model(args: Args, task: Task, run: Run) -> tuple[PreTrainedModel, BertTokenizer, Task, dict[str, Any]]:

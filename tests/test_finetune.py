@@ -611,6 +611,10 @@ def test_alone_it_begins_from_scratch_and_says_so(script, tmp_path, monkeypatch,
     assert "always the commonest label" in out
     assert "bag of words (tf-idf" in out
     assert Path("checkpoints/libraries/results.json").exists()
+    with pytest.raises(SystemExit) as stop:
+        cli.run(script.main, script.Args, ["--device", "cpu", "--steps", "3", "--new-head", "--out", "other"])
+    assert (stop.value.code, Path("other").exists()) == (2, False)
+    assert "--new-head: training from scratch has no other; leave it out, or give --model" in capsys.readouterr().err
 
 
 def test_labels_that_training_has_not(go):
