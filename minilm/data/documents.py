@@ -164,7 +164,9 @@ def _piece(stream: BinaryIO, limit: int, first: bool) -> bytes:
 def _text_documents(file: Path) -> Iterator[str]:
     lines: list[str] = []
     size, whole = 0, True  # characters in `lines`; whether the last line is complete, not cut by the limit
-    for _, text, ends in _lines(file, MAX_CHARS):
+    for number, text, ends in _lines(file, MAX_CHARS):
+        if number == 1 and "\r\r" in text:
+            raise DataError(f"{file}:1: its lines end in \\r alone; convert it, for example with tr '\\r' '\\n'")
         is_blank = whole and ends and not text.strip()
         if lines and (is_blank or size + len(text) > MAX_CHARS):
             yield "\n".join(lines)

@@ -204,6 +204,7 @@ BAD = [
     ("a.txt", "one\n\ncaf\xe9 noir\n".encode("latin-1"), ":3: not UTF-8 (byte 0xe9)"),
     ("a.txt", "one\ncaf\xe9".encode("latin-1"), ":2: not UTF-8"),
     ("a.txt", "one\n日".encode()[:-1], ":2: not UTF-8"),
+    ("a.txt", b"one\rline\r\ranother document\r", ":1: its lines end in \\r alone; convert it"),
     ("a.txt.gz", gzip.compress(b"text\n" * 999)[:-4], ": damaged or cut short"),
     ("a.txt.gz", gzip.compress(b"text\n" * 999)[:40], ": damaged or cut short"),
     ("a.txt.gz", b"not gzip at all", ": damaged or cut short"),
