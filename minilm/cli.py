@@ -1,11 +1,15 @@
 """Command-line code that all scripts share: flags from a dataclass, one-line errors, exit statuses, output files."""
 
+import ast
+import dataclasses
+import inspect
 import io
 import math
 import os
 import re
 import signal
 import sys
+import textwrap
 import time
 import traceback
 from collections import Counter
@@ -14,7 +18,8 @@ from contextlib import redirect_stderr, suppress
 from dataclasses import MISSING, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from types import NoneType
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -38,6 +43,7 @@ MODEL_FILES = (  # files of a model's or run's directory, which an output must n
     *("sentence_bert_config.json", "config_sentence_transformers.json", "vocab.txt", "merges.txt", *WEIGHTS),
 )
 SHOWN = 200  # letters of a file's name, in a message
+VALUES = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}  # of flags, in --help
 STOPPED = "stopped; the same command resumes from what was saved"
 
 
@@ -156,7 +162,8 @@ def parse(args_type: type[Args], argv: list[str], prog: str | None = None) -> Ar
     boxes = io.StringIO()
     try:
         with redirect_stderr(boxes):
-            args = tyro.cli(args_type, prog=prog, args=_spelled_out(argv, args_type))
+            described = _described(args_type) if given.keys() & {"-h", "--help"} else args_type
+            args = tyro.cli(described, prog=prog, args=_spelled_out(argv, args_type))
     except SystemExit as stop:
         if stop.code != 2:  # after --help, or by a signal
             raise
@@ -261,6 +268,39 @@ def write_output(name: str, output: Path, content: str | bytes) -> None:
             write_whole(where_written(output), content)
     except OSError as error:
         raise ConfigError(f"{name} {output}: cannot be written ({error.strerror or error})") from error
+
+
+def _described(args_type: type) -> type:
+    """`args_type` as `--help` shows it: each flag's docstring as one paragraph, its values without None, and no default
+    of None."""
+    hints, docs, described = get_type_hints(args_type, include_extras=True), {}, []
+    for kind in args_type.__mro__[-2::-1]:  # without `object`
+        [made] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+        for field, doc in pairwise(made.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
+                docs[field.target.id] = " ".join(ast.literal_eval(doc.value).split())
+    for field in fields(args_type):
+        kinds = get_args(hints[field.name])
+        said = tyro.conf.arg(
+            help=docs.get(field.name),
+            metavar=_values(field.name, *kinds[:-1]) if NoneType in kinds else None,
+            help_behavior_hint=lambda default: "" if default in ("None", "") else f"(default: {default})",
+        )
+        default = dataclasses.field(default=field.default, default_factory=field.default_factory)
+        described.append((field.name, Annotated[hints[field.name], said], default))
+    made = dataclasses.make_dataclass(args_type.__name__, described, kw_only=True)
+    made.__doc__ = " ".join((args_type.__doc__ or "").split())
+    return made
+
+
+def _values(name: str, kind: Any, *more: Any) -> str | None:
+    """How `--help` shows the values of a flag that has no default; None: as tyro does."""
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(value for each in (kind, *more) for value in get_args(each)) + "}"
+    if get_origin(kind) is tuple:
+        own = _values(name, get_args(kind)[0])
+        return f"{own} [{own} ...]"
+    return f"| --no-{name.replace('_', '-')}" if kind is bool else VALUES.get(kind)
 
 
 def _spelled_out(argv: list[str], args_type: type) -> list[str]:

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -29,10 +29,13 @@ LONG = "a_directory/" * 20 + "text.txt"
 class Args:
     """Some flags."""
 
-    data: Path = Path("text.txt")  # what to read
+    data: Path = Path("text.txt")
+    """What to
+    read."""
     steps: int = 7
     lr: float = 1e-3
     mask_rate: float | None = None
+    """Of the tokens."""
     recipe: Literal["quick", "slow"] = "quick"
     resume: bool = False
     json: str | None = None
@@ -428,7 +431,36 @@ def test_help_is_status_0_and_says_what_the_flags_are(go, flag):
     assert (status, err) == (0, "")
     for flag in ("--steps", "--lr", "--mask-rate", "--recipe", "--json"):
         assert flag in out
-    assert "what to read" in " ".join(out.replace("│", " ").split())
+    said = " ".join(out.replace("│", " ").split())
+    assert "Some flags." in said
+    assert "--data PATH What to read. (default: text.txt)" in said
+    assert "--mask-rate FLOAT Of the tokens. --recipe {quick,slow}" in said  # and no default of None
+
+
+@dataclass(frozen=True, kw_only=True)
+class More(Args):
+    """More flags, and those of `Args`."""
+
+    kinds: tuple[Literal["a", "b"], ...] | None = None
+    on: bool | None = None
+    """Whether."""
+    off_or: Literal["next"] | Literal["off"] | None = None
+    names: list[str] = field(default_factory=list)
+
+
+def test_help_shows_the_values_of_a_flag(go, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    status, out, _ = go("--help", args_type=More)
+    said = " ".join(out.replace("│", " ").split())
+    assert status == 0
+    for told in (
+        "--data PATH What to read.",
+        "--kinds {a,b} [{a,b} ...]",
+        "--on | --no-on Whether.",
+        "--off-or {next,off}",
+    ):
+        assert told in said
+    assert "None" not in said
 
 
 def test_command_line_is_the_default(go, monkeypatch, capsys):
