@@ -174,9 +174,12 @@ def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int 
             model = LanguageModel(config_from_hf(config), backend, pairs_of(config) is not None)
     except CheckpointError as error:
         raise CheckpointError(f"{directory}/{error}") from error
-    new = () if head_seed is None else (HEAD,)
     tokenizer = Tokenizer.load(directory)
-    state, dropped = read_weights(model.state_dict(), directory, config["model_type"], kind, new=new)
+    state, dropped = read_weights(model.state_dict(), directory, config["model_type"], kind, new=(HEAD,))
+    if head_seed is None and f"{HEAD}bias" not in state:
+        raise CheckpointError(
+            f"{directory}: has no language-model head; open it with AutoModel, or a tuned one with open_tuned"
+        )
     if dropped:
         warnings.warn(f"{directory}: ignored, as this model has no such head: {', '.join(dropped)}", stacklevel=2)
     if f"{HEAD}bias" not in state:
