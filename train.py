@@ -50,15 +50,7 @@ from minilm.model.attention import Backend, fastest_backend
 from minilm.model.encoder import DROPOUTS, EncoderConfig, initialise
 from minilm.model.heads import LanguageModel
 from minilm.pretraining.flags import Args, check_result, check_sharding, effective_recipe
-from minilm.pretraining.report import (
-    closing,
-    corpus_lines,
-    corpus_report,
-    estimate_lines,
-    model_card,
-    samples,
-    summary,
-)
+from minilm.pretraining.report import closing, corpus_lines, corpus_report, estimate_lines, model_card, samples, summary
 from minilm.pretraining.unigram import unigram_loss
 from minilm.recipes import NOMINAL_STEPS, Recipe
 from minilm.train.cheap import cheapen

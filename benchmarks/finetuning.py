@@ -163,13 +163,7 @@ def one(args: Args) -> dict[str, Any]:
     model, task = model_for(make_task(labelled.task, splits.train), Path(args.model), args.seed)
     tokenizer = BertTokenizer.from_pretrained(args.model)
     tuning = Tuning(
-        labelled.epochs,
-        args.steps,
-        BATCH,
-        labelled.lr,
-        length=labelled.length,
-        evaluate_every=NEVER,
-        seed=args.seed,
+        labelled.epochs, args.steps, BATCH, labelled.lr, length=labelled.length, evaluate_every=NEVER, seed=args.seed
     )
     with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as directory:
         store = Store(Path(directory) / f"{args.set}-{args.seed}-minilm")

@@ -304,11 +304,7 @@ def _loop(
 
 
 def _by_trainer(
-    made: nn.Module,
-    setting: Setting,
-    batches: list[dict[str, Tensor]],
-    compiled: bool = False,
-    lr: float | None = None,
+    made: nn.Module, setting: Setting, batches: list[dict[str, Tensor]], compiled: bool = False, lr: float | None = None
 ) -> Side:
     from benchmarks.trainer import trained
 

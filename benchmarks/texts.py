@@ -84,10 +84,7 @@ def embedding(setting: Setting, kind: str) -> Makers:
 def latency(setting: Setting) -> Makers:
     """Short texts, one at a time."""
     texts = [[text] for text in texts_of(setting, "short", SINGLE)]
-    return {
-        "minilm": partial(_embedder, setting, texts),
-        **_both_sentence_transformers(setting, texts),
-    }
+    return {"minilm": partial(_embedder, setting, texts), **_both_sentence_transformers(setting, texts)}
 
 
 def least_of_text(setting: Setting, kind: str, n: int = 0) -> Least:

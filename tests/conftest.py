@@ -189,14 +189,7 @@ def small_config(architecture: str, regime: str = "wild", dropout: float = 0.0):
             VOCAB, width, layers, heads, intermediate_size=37, max_position_embeddings=64, dropout=dropout
         )
     return modern_config(
-        VOCAB,
-        width,
-        layers,
-        heads,
-        intermediate_size=21,
-        max_position_embeddings=64,
-        window=3,
-        global_every=2,
+        VOCAB, width, layers, heads, intermediate_size=21, max_position_embeddings=64, window=3, global_every=2
     )
 
 

@@ -398,11 +398,7 @@ def test_ctrl_c_is_130(go):
     def main(args):
         raise KeyboardInterrupt
 
-    assert go("--resume", main=main) == (
-        130,
-        "",
-        "stopped; the same command resumes from what was saved\n",
-    )
+    assert go("--resume", main=main) == (130, "", "stopped; the same command resumes from what was saved\n")
 
 
 @pytest.mark.parametrize("script", ["train.py", "finetune.py", "evaluate.py"])

@@ -253,10 +253,7 @@ def test_fill_mask_is_what_the_library_says(go):
             "--threads 99999",
         ),
         (("search", "--model", "encoder", "--data", "blank.txt", "--query", "a"), "there is no text to search"),
-        (
-            ("search", "--model", "encoder", "--data", "lines.txt", "--query", "a", "--querry", "b"),
-            "did you mean --",
-        ),
+        (("search", "--model", "encoder", "--data", "lines.txt", "--query", "a", "--querry", "b"), "did you mean --"),
         (
             ("fill-mask", "--model", "encoder", "--text", "a [MASK]"),
             "is an encoder without the head of a masked language model",
@@ -264,10 +261,7 @@ def test_fill_mask_is_what_the_library_says(go):
         (("fill-mask", "--model", "masked", "--text", "a cat"), "the text holds 0 [MASK]; give exactly one"),
         (("fill-mask", "--model", "masked", "--text", "[MASK] [MASK]"), "the text holds 2 [MASK]"),
         (("fill-mask", "--model", "masked", "--text", "a " * 20 + "[MASK]"), "of which 16 tokens are read, holds 0"),
-        (
-            ("fill-mask", "--model", "masked", "--text", "a [MASK]", "--allow-pickle"),
-            "pytorch_model.bin: cannot",
-        ),
+        (("fill-mask", "--model", "masked", "--text", "a [MASK]", "--allow-pickle"), "pytorch_model.bin: cannot"),
     ],
 )
 def test_what_cannot_be_is_one_line(go, argv, said, tmp_path, monkeypatch):

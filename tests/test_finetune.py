@@ -1216,10 +1216,7 @@ def test_what_cannot_be_is_one_line(go, argv, said, tmp_path):
     ("argv", "said"),
     [
         (("--model", "encoder", "--input", "new.csv", "--output", "said.csv"), "encoder: is BertModel, which predicts"),
-        (
-            ("--model", "encoder", "--input", "new.csv", "--output", "new.csv"),
-            "new.csv: is the file of --input",
-        ),
+        (("--model", "encoder", "--input", "new.csv", "--output", "new.csv"), "new.csv: is the file of --input"),
         (("--model", "encoder", "--input", "new.csv", "--output", "said.txt"), "give a .csv, .tsv or .jsonl"),
         (("--model", "encoder", "--input", "none.csv", "--output", "said.csv"), "none.csv"),
     ],

@@ -21,18 +21,7 @@ from minilm.model.encoder import initialise, modern_config
 from minilm.model.heads import LanguageModel
 
 ROOT = Path(__file__).parent.parent
-SMALL = [
-    "--precision",
-    "fp32",
-    "--length",
-    "32",
-    "--threads",
-    "1",
-    "--held-out",
-    "0.2",
-    "--optimizer",
-    "adamw",
-]
+SMALL = ["--precision", "fp32", "--length", "32", "--threads", "1", "--held-out", "0.2", "--optimizer", "adamw"]
 
 
 @pytest.fixture(scope="module")

@@ -70,11 +70,7 @@ MODERN_BODY = {
     "encoder.final_norm": "final_norm",
 }
 MODERN_DECODER_BODY = MODERN_BODY | {
-    "encoder.layers.{i}.attention.qkv": (
-        "layers.{i}.attn.q_proj",
-        "layers.{i}.attn.k_proj",
-        "layers.{i}.attn.v_proj",
-    ),
+    "encoder.layers.{i}.attention.qkv": ("layers.{i}.attn.q_proj", "layers.{i}.attn.k_proj", "layers.{i}.attn.v_proj")
 }
 
 BERT_LM = {
@@ -83,11 +79,7 @@ BERT_LM = {
     "head.bias": "cls.predictions.bias",
 }
 ROBERTA_LM = {"head.dense": "lm_head.dense", "head.norm": "lm_head.layer_norm", "head.bias": "lm_head.bias"}
-DISTILBERT_LM = {
-    "head.dense": "vocab_transform",
-    "head.norm": "vocab_layer_norm",
-    "head.bias": "vocab_projector.bias",
-}
+DISTILBERT_LM = {"head.dense": "vocab_transform", "head.norm": "vocab_layer_norm", "head.bias": "vocab_projector.bias"}
 MODERN_LM = {"head.dense": "head.dense", "head.norm": "head.norm", "head.bias": "decoder.bias"}
 MODERN_DECODER_LM = {"head.dense": "lm_head.dense", "head.norm": "lm_head.norm", "head.bias": "decoder.bias"}
 
@@ -161,14 +153,10 @@ _BERT_CLASSES = {
     "mlm": Built(architecture="BertForMaskedLM", names=BERT_LM),
     "clm": Built(architecture="BertLMHeadModel", names=BERT_LM),
     "pretraining": Built(
-        architecture="BertForPreTraining",
-        names=BERT_LM | _PAIR | {"classifier": "cls.seq_relationship"},
-        pooler=True,
+        architecture="BertForPreTraining", names=BERT_LM | _PAIR | {"classifier": "cls.seq_relationship"}, pooler=True
     ),
     "next": Built(
-        architecture="BertForNextSentencePrediction",
-        names={"classifier": "cls.seq_relationship"},
-        **_POOLED,
+        architecture="BertForNextSentencePrediction", names={"classifier": "cls.seq_relationship"}, **_POOLED
     ),
     "sequence": Built(architecture="BertForSequenceClassification", names=_CLASSIFIER, dropout=_DROPOUT, **_POOLED),
     "choice": Built(architecture="BertForMultipleChoice", names=_CLASSIFIER, dropout=_DROPOUT, **_POOLED),

@@ -122,10 +122,7 @@ def with_same_labels(found: list[Judged]) -> list[Judged]:
     task = replace(task, labels=labels)
     return [
         replace(
-            own,
-            task=task,
-            records=task.records_of(own.examples, own.decoded),
-            probabilities=_in_order(own, labels),
+            own, task=task, records=task.records_of(own.examples, own.decoded), probabilities=_in_order(own, labels)
         )
         for own in found
     ]

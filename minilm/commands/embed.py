@@ -22,14 +22,7 @@ from minilm.labelled.tables import is_table, text_lines
 from minilm.machine.runtime import Precision, Runtime
 from minilm.train.job import VERSIONS
 from minilm.train.log import say
-from minilm.use.embed import (
-    Embedder,
-    parts_of,
-    read_embedder,
-    say_cut,
-    search,
-    usual_batch_tokens,
-)
+from minilm.use.embed import Embedder, parts_of, read_embedder, say_cut, search, usual_batch_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,7 @@ from minilm.dropin.config import PreTrainedConfig
 from minilm.errors import ConfigError, DataError, library
 from minilm.explanation.attribution import STEPS
 from minilm.explanation.explain import Method, MethodName, explain, explain_mask
-from minilm.explanation.shown import (
-    Explanation,
-    coloured_lines,
-    described,
-    html_page,
-    picture,
-    table_lines,
-)
+from minilm.explanation.shown import Explanation, coloured_lines, described, html_page, picture, table_lines
 from minilm.tasks.span import Span
 from minilm.use.complete import read_masked_lm
 

@@ -79,11 +79,7 @@ def scores_of(args: Score) -> tuple[dict[str, Any], Judgement]:
     judgement = judge_file(args, args.predictions) if args.predictions else judge_model(args, args.model, check=check)
     judged, labelled, tuned = judgement
     result = {"system": judged.name} | scored(judged, _dev(args, judgement), labelled.cells(), args.group_column)
-    result["data"] = {
-        "file": str(scored_file),
-        "sha256": sha256(scored_file),
-        "left_out": len(labelled.data.left_out),
-    }
+    result["data"] = {"file": str(scored_file), "sha256": sha256(scored_file), "left_out": len(labelled.data.left_out)}
     if tuned is not None:
         result["cut"] = judged.cut
         result["cost"] = cost_of(judged, tuned)

@@ -165,12 +165,7 @@ def _next_token(ids: Tensor, doc: Tensor | None) -> Tensor:
 
 
 def _batch(
-    taken: Taken,
-    ids: Tensor,
-    attention: AttentionPattern,
-    pick: Tensor,
-    target: Tensor,
-    prefix: Tensor | None = None,
+    taken: Taken, ids: Tensor, attention: AttentionPattern, pick: Tensor, target: Tensor, prefix: Tensor | None = None
 ) -> Batch:
     """Batch of ids (B, T), as the model reads them; pick, target (B, k): columns to predict at, and their targets."""
     B, T = ids.shape

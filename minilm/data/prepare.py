@@ -163,12 +163,7 @@ def _crc(file: Path, size: int) -> int | None:
 
 
 def _tokenise(
-    partial: Path,
-    corpus: Corpus,
-    stamps: str,
-    held_out_frac: float,
-    make_tokenizer: Callable[[], Tokenizer],
-    say: Say,
+    partial: Path, corpus: Corpus, stamps: str, held_out_frac: float, make_tokenizer: Callable[[], Tokenizer], say: Say
 ) -> None:
     """Write and seal all files of a cache entry in `partial`, resuming if possible."""
     progress = _Progress.read(partial, stamps)

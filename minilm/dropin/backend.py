@@ -13,14 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from minilm.checkpoint.model import MAX_CONFIG
-from minilm.data.tokenizer_files import (
-    check_case,
-    check_ids,
-    lowercases,
-    read_vocab,
-    small_file,
-    wordpiece_of,
-)
+from minilm.data.tokenizer_files import check_case, check_ids, lowercases, read_vocab, small_file, wordpiece_of
 from minilm.errors import ConfigError, DataError, UserError, did_you_mean, first_line
 from minilm.files import read_json
 

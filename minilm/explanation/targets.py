@@ -141,12 +141,7 @@ def _encoded(
 
 
 def _of_text(
-    model: PreTrainedModel,
-    task: Task,
-    texts: tuple[str, ...],
-    encoding: Encoding,
-    tokens: Tokens,
-    target: str | None,
+    model: PreTrainedModel, task: Task, texts: tuple[str, ...], encoding: Encoding, tokens: Tokens, target: str | None
 ) -> Asked:
     """The logit of a label, or the number of a regression."""
     kept = np.array(encoding.special_tokens_mask, bool)

@@ -43,11 +43,7 @@ DEFAULT = Columns()
 
 
 def judged_file(
-    file: Path,
-    name: TaskName,
-    gold: Data | None = None,
-    source: Table | Path | None = None,
-    named: Columns = DEFAULT,
+    file: Path, name: TaskName, gold: Data | None = None, source: Table | Path | None = None, named: Columns = DEFAULT
 ) -> tuple[Judged, Data, Table | Path]:
     """Judge a file of predictions: a table with a column of them (and of probabilities, p(LABEL)), words with a tag in
     the last column, or SQuAD's answers by id. Also returns the labelled examples, and what they were read from.

@@ -19,15 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from minilm.batch import Tokens
 from minilm.errors import ConfigError
 from minilm.machine import onednn
-from minilm.model.attention import (
-    BACKENDS,
-    Attention,
-    Backend,
-    LayerContext,
-    MergedLinear,
-    attention_mask,
-    rope_table,
-)
+from minilm.model.attention import BACKENDS, Attention, Backend, LayerContext, MergedLinear, attention_mask, rope_table
 
 MAX_SIZE = 1 << 24  # of any one dimension
 _gelu_by_tanh = partial(F.gelu, approximate="tanh")  # Hendrycks & Gimpel 2016, sec. 2

@@ -10,15 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from minilm.batch import Tokens
 from minilm.checkpoint.families import FAMILIES
-from minilm.checkpoint.hf import (
-    config_from_hf,
-    config_to_hf,
-    from_hf,
-    kind_of,
-    objective_of,
-    pairs_of,
-    to_hf,
-)
+from minilm.checkpoint.hf import config_from_hf, config_to_hf, from_hf, kind_of, objective_of, pairs_of, to_hf
 from minilm.checkpoint.model import Pretrained, read_model, write_model
 from minilm.data.objectives import ATTENTION
 from minilm.data.tokenizer import Tokenizer
@@ -443,8 +435,7 @@ def test_pairs_that_are_none_are_refused(pairs):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "objective"),
-    [kind for kind in KINDS if kind not in (("bert", "mlm"), ("bert", "prefix"))],
+    ("architecture", "objective"), [kind for kind in KINDS if kind not in (("bert", "mlm"), ("bert", "prefix"))]
 )
 def test_pairs_of_another_model_cannot_be_written(architecture, objective, tokenizer, tmp_path):
     model = model_of(architecture, tokenizer.vocab_size)

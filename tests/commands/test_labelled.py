@@ -405,10 +405,7 @@ REFUSED = [
     ((*SCORE, "--data", "unlabelled.csv"), "unlabelled.csv: which column is the label?"),
     ((*SCORE, "--data", "strange.csv"), "strange.csv:3: the label 'meh' is none of the model's, which are bad, good"),
     ((*SCORE, "--data", "one.csv"), "one.csv:2: every example is labelled 'good'; give examples of two labels"),
-    (
-        (*SCORE, *TEST, "--positive-label", "fine"),
-        "--positive-label fine: give one of two; the labels are bad, good",
-    ),
+    ((*SCORE, *TEST, "--positive-label", "fine"), "--positive-label fine: give one of two; the labels are bad, good"),
     ((*SCORE, *TEST, "--group-column", "age"), "--group-column age: give one of source"),
     ((*SCORE, *TEST, "--json", "test.csv"), "--json test.csv: is the file of --data"),
     ((*SCORE, *TEST, "--dev", "./test.csv"), "--dev test.csv: is what is scored; choose temperature and thresholds on"),

@@ -16,8 +16,4 @@ def test_how_far_it_is_is_told_of_what_is_done(monkeypatch):
             yield i
 
     assert [*of_model.counted(batches(), 40, "pairs")] == [*range(40)]
-    assert said == [
-        "10 of 40 pairs, 24 s left",
-        "20 of 40 pairs, 12 s left",
-        "30 of 40 pairs, 0 s left",
-    ]
+    assert said == ["10 of 40 pairs, 24 s left", "20 of 40 pairs, 12 s left", "30 of 40 pairs, 0 s left"]

@@ -12,14 +12,7 @@ import pytest
 
 from minilm.data import corpus as module
 from minilm.data import documents as documents_module
-from minilm.data.corpus import (
-    Corpus,
-    document_hash,
-    embedded_corpus,
-    is_held_out,
-    open_corpus,
-    vocabulary_sample,
-)
+from minilm.data.corpus import Corpus, document_hash, embedded_corpus, is_held_out, open_corpus, vocabulary_sample
 from minilm.errors import DataError
 
 

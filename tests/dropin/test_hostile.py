@@ -465,9 +465,7 @@ CONFIG_ROWS = [
     ),
     *(
         Row(f"{key} of {json.dumps(value)[:60]}", config(**{key: value}), words, None)
-        for key, value, words in [
-            ("attn_implementation", ["sdpa"], "['sdpa'] is unknown"),
-        ]
+        for key, value, words in [("attn_implementation", ["sdpa"], "['sdpa'] is unknown")]
     ),
 ]
 PICKLE_ROWS = [
@@ -513,11 +511,7 @@ PICKLE_ROWS = [
                 records(lambda name, content: content[:8] if name.endswith("data/0") else content),
                 PICKLE,
             ),
-            (
-                "that is compressed",
-                records(lambda _, c: c, zipfile.ZIP_DEFLATED),
-                "compressed",
-            ),
+            ("that is compressed", records(lambda _, c: c, zipfile.ZIP_DEFLATED), "compressed"),
             ("of a sparse tensor", pickled(lambda t: t.update({WORD: t[WORD].to_sparse()})), WORD),
             ("of a shape alone", pickled(lambda t: t.update({WORD: t[WORD].to("meta")})), WORD),
             (
@@ -525,11 +519,7 @@ PICKLE_ROWS = [
                 pickled(lambda t: t.update({f"{DECODER}.weight": t[WORD].to_sparse()})),
                 f"{DECODER}.weight",
             ),
-            (
-                "of one number for a table",
-                pickled(lambda t: t.update({WORD: torch.zeros(1, 1).expand(99, 32)})),
-                WORD,
-            ),
+            ("of one number for a table", pickled(lambda t: t.update({WORD: torch.zeros(1, 1).expand(99, 32)})), WORD),
         ]
     ),
 ]
@@ -647,12 +637,7 @@ TOKENIZER_ROWS = [
     Row("tokenizer_config.json that is empty", written("tokenizer_config.json", ""), "tokenizer_config.json: ", None),
     Row("tokenizer_config.json that is a link", linked("tokenizer_config.json"), "leads out of its directory", None),
     Row("special_tokens_map.json that is a list", written("special_tokens_map.json", "[]"), "holds list, not", None),
-    Row(
-        "vocab.json without merges.txt",
-        byte_level('{"a": 0}', None),
-        "merges.txt",
-        "neither tokenizer.json nor",
-    ),
+    Row("vocab.json without merges.txt", byte_level('{"a": 0}', None), "merges.txt", "neither tokenizer.json nor"),
     Row("vocab.json that is a list", byte_level("[]"), "vocab.json", "neither tokenizer.json nor"),
     Row("vocab.json without its tokens", byte_level('{"a": 0, "b": 1, "ab": 2}'), "vocab.json", "neither tokenizer."),
     Row("merges.txt of words", byte_level('{"a": 0}', "a b c d\n"), "vocab.json", "neither tokenizer.json nor"),
@@ -668,11 +653,7 @@ TOKENIZER_ROWS = [
             ("padding_side", "up", "padding_side 'up': give left or right"),
             ("truncation_side", 5, "truncation_side 5: give left or right"),
             ("cls_token", 5, "/model: cls_token: 5 is no special token; give a"),
-            (
-                "sep_token",
-                {"content": None},
-                "sep_token: {'content': None} is no special token",
-            ),
+            ("sep_token", {"content": None}, "sep_token: {'content': None} is no special token"),
             ("extra_special_tokens", [5], "/model: 5 is no special token; give a string"),
         ]
     ),
@@ -693,11 +674,7 @@ TOKENIZER_ROWS = [
             ("cls_token", "", "'' is no special token"),
         ]
     ),
-    Row(
-        "strip_accents of a word",
-        both(without("tokenizer.json"), of_tokenizer(strip_accents="yes")),
-        "strip_accents",
-    ),
+    Row("strip_accents of a word", both(without("tokenizer.json"), of_tokenizer(strip_accents="yes")), "strip_accents"),
 ]
 DIRECTORY_ROWS = [
     Row("directory that is empty", lambda d: [file.unlink() for file in d.iterdir()], "no config.json"),
@@ -739,33 +716,16 @@ SMALL_ROWS = [
         ),
         f"{WHOLE}: ",
     ),
-    Row(
-        "128 MB of nothing",
-        larger(vocab_size=1 << 20),
-        f"{BIAS} has shape",
-    ),
+    Row("128 MB of nothing", larger(vocab_size=1 << 20), f"{BIAS} has shape"),
     Row("config.json of 65 MB", longer("config.json", 65 << 20), "config.json: cannot be read (larger than"),
     Row(
         "config.json of 6 MB",
         written("config.json", '{"more": [' + "{}, " * (3 << 19) + "{}]}"),
         "config.json: cannot be read (larger than",
     ),
-    Row(
-        "tokenizer.json of 80 MB",
-        longer("tokenizer.json", 80 << 20),
-        "larger than 64 MB",
-    ),
-    Row(
-        "vocab.txt of 80 MB",
-        both(without("tokenizer.json"), longer("vocab.txt", 80 << 20)),
-        "larger than 64 MB",
-    ),
-    Row(
-        "merges.txt of 80 MB",
-        both(byte_level('{"a": 0}'), longer("merges.txt", 80 << 20)),
-        "larger than 64 MB",
-        None,
-    ),
+    Row("tokenizer.json of 80 MB", longer("tokenizer.json", 80 << 20), "larger than 64 MB"),
+    Row("vocab.txt of 80 MB", both(without("tokenizer.json"), longer("vocab.txt", 80 << 20)), "larger than 64 MB"),
+    Row("merges.txt of 80 MB", both(byte_level('{"a": 0}'), longer("merges.txt", 80 << 20)), "larger than 64 MB", None),
     Row(
         "pickle of one number for a large table",
         both(config(vocab_size=1 << 20), pickled(lambda t: t.update({WORD: torch.zeros(1, 1).expand(1 << 20, 32)}))),
@@ -810,11 +770,7 @@ def _capitals(vocab: Iterable[str]) -> Any:
 def cases(*tables: list[Row]) -> list[Any]:
     """Every row by every loader that reads what is wrong."""
     return [
-        pytest.param(
-            row,
-            loader,
-            id=f"{row.name}-{loader}",
-        )
+        pytest.param(row, loader, id=f"{row.name}-{loader}")
         for rows in tables
         for row in rows
         for loader in LOADERS

@@ -405,10 +405,7 @@ def test_each_setting_does_something(go, directory):
     before, _ = model_for(Classification(("bad", "good")), directory)
     start = before.state_dict()
     upper = "bert.encoder.layers.1.mlp.inp.weight"
-    for name, changed in {
-        "frozen_layers": replace(short, frozen_layers=1),
-        "seed": replace(short, seed=1),
-    }.items():
+    for name, changed in {"frozen_layers": replace(short, frozen_layers=1), "seed": replace(short, seed=1)}.items():
         found = weights(go(name, changed))
         assert not same(found, plain), name
         if name == "frozen_layers":

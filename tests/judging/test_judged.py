@@ -378,12 +378,7 @@ def test_cells_that_nobody_reads_are_copied():
 
 def test_a_day_in_a_row_is_copied():
     row = {"day": datetime.date(2026, 1, 2), "price": Decimal("1.50"), "raw": b"x", "all": [datetime.date(2026, 1, 2)]}
-    assert json.loads(jsonl_text([row])) == {
-        "day": "2026-01-02",
-        "price": "1.50",
-        "raw": "b'x'",
-        "all": ["2026-01-02"],
-    }
+    assert json.loads(jsonl_text([row])) == {"day": "2026-01-02", "price": "1.50", "raw": "b'x'", "all": ["2026-01-02"]}
     assert (
         jsonl_text([{"n": np.int64(3), "p": np.float32(0.5), "is": np.bool_(True)}])
         == '{"n": 3, "p": 0.5, "is": true}\n'

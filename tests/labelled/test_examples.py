@@ -441,8 +441,7 @@ def test_a_label_for_every_row_is_said(file):
 
 @pytest.mark.parametrize("kind", ["classification", "multilabel"])
 @pytest.mark.parametrize(
-    ("one", "other"),
-    [("Spam", "spam"), ("caf\u00e9", "cafe\u0301"), ("very good", "very  good"), ("1", "1.0")],
+    ("one", "other"), [("Spam", "spam"), ("caf\u00e9", "cafe\u0301"), ("very good", "very  good"), ("1", "1.0")]
 )
 def test_labels_that_are_all_but_the_same(file, kind, one, other):
     rows = "".join(f"a b{i},{(one, other, 'z')[i % 3]}\n" for i in range(9))

@@ -10,14 +10,7 @@ from minilm.errors import DataError
 from minilm.labelled.examples import Example
 from minilm.labelled.tables import read_table, table_of
 from minilm.language.bias import CrowsPair, crows_log_probabilities
-from minilm.language.swaps import (
-    crows_pairs,
-    label_scores,
-    language_scores,
-    read_swaps,
-    swap,
-    swapped_texts,
-)
+from minilm.language.swaps import crows_pairs, label_scores, language_scores, read_swaps, swap, swapped_texts
 
 ROWS = [
     ("he", "she"),

@@ -94,10 +94,7 @@ def test_windows_by_hand(tokenizer):
         question("unanswerable", "fine", "[SEP]"),
     ]
     features = Span(stride=2).features(examples, tokenizer, 10)
-    words = [
-        "[CLS] fine [SEP] the film was great and a [SEP]",
-        "[CLS] fine [SEP] and a plot . [SEP]",
-    ]
+    words = ["[CLS] fine [SEP] the film was great and a [SEP]", "[CLS] fine [SEP] and a plot . [SEP]"]
     ids = [tokenizer.convert_tokens_to_ids(each.split()) for each in words]
     assert features.offsets.tolist()[:7] == [0, 10, 18, 28, 36, 46, 54]
     for at in range(6):

@@ -129,14 +129,7 @@ def make_job(tiny, cpu, words, random_rows, tmp_path):
     """make_job(optimizer, precision, loss, stretches, out, seed) -> a Job of 8 steps in tmp_path/out: a causal modern
     model with dropout, on 40 rows."""
 
-    def job(
-        optimizer="muon",
-        precision="fp32",
-        loss=language_model_loss,
-        stretches=STRETCHES,
-        out="run",
-        seed=0,
-    ):
+    def job(optimizer="muon", precision="fp32", loss=language_model_loss, stretches=STRETCHES, out="run", seed=0):
         model = tiny("modern", dropout=0.1, seed=seed)
         optimizers = make_optimizers(model, optimizer, lr=1e-3, weight_decay=0.1, muon_dtype=torch.float32)
         loader = Loader(stretches, {LENGTH: random_rows(40, LENGTH)}, CausalLM(), seed=0)

@@ -12,12 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minilm.batch import IGNORE, Batch, Tokens
 from minilm.machine.runtime import Runtime
 from minilm.train import losses
-from minilm.train.losses import (
-    cross_entropy_sum,
-    language_model_loss,
-    language_model_score,
-    linear_cross_entropy_sum,
-)
+from minilm.train.losses import cross_entropy_sum, language_model_loss, language_model_score, linear_cross_entropy_sum
 
 N, D, V = 11, 6, 9
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # float64 sums of some hundred terms near 1, in another order
