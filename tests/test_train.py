@@ -654,7 +654,7 @@ def test_a_dry_run_is_refused_as_the_run_would_be(go):
 
 
 def test_a_dry_run_that_is_told_to_end_leaves_nothing(text, cache, tmp_path, wait_for):
-    process = start(text, cache, tmp_path / "run", "--dry-run")
+    process = start(text, cache, tmp_path / "run", "--dry-run", "--batch-size", "256")  # not over before it is told
     wait_for(lambda: list(tmp_path.glob(".dry-run-*/run")), process)
     process.terminate()
     assert process.wait(timeout=60) == 143

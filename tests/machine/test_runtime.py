@@ -227,6 +227,7 @@ def test_what_a_precision_means(cpu, precision, dtype, muon, scales):
 def test_backend(device, precision, length, dropout, head_width, backend, monkeypatch):
     """device: or the compute capability of a GPU."""
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda of: device)
+    monkeypatch.setattr("minilm.model.attention.HAS_FLASH", True)
     kind = torch.device("cpu" if device == "cpu" else "cuda")
     assert fastest_backend(kind, DTYPES[precision], length, dropout, head_width) == backend
 
