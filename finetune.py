@@ -110,17 +110,7 @@ def overfit(args: Args, run: Run) -> tuple[dict[str, Any], list[str]]:
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(Path(scratch) / "run", temporary=True)
         with store.hold():
-            result = tune(
-                task,
-                model,
-                tokenizer,
-                few.examples,
-                few.examples,
-                tuning,
-                store,
-                auto_batch=args.auto_batch,
-                **computed(args),
-            ).result
+            result = tune(task, model, tokenizer, few.examples, few.examples, tuning, store, **computed(args)).result
     several = "example" if len(few.examples) == 1 else "examples"
     found = f"{len(few.examples)} {several} after {result['steps']} steps: loss {result['dev']['loss']:.4f}"
     by_heart = any(result["dev"].get(name) == 1 for name in (*task.proportions, "f1"))
@@ -161,7 +151,6 @@ def one(args: Args, out: Path, run: Run) -> tuple[dict[str, Any], list[str]]:
             about | columns_to_keep(run.train),
             resume=args.resume,
             until=cli.time_up(args.time_limit),
-            auto_batch=args.auto_batch,
             **computed(args),
         )
         result = write_report(tuned, out, run.train, run.dev, run.test, files)

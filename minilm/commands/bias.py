@@ -13,7 +13,7 @@ from minilm.commands.swaps import scores_of_swaps
 from minilm.data.documents import uncompressed_name
 from minilm.dropin.config import PreTrainedConfig
 from minilm.errors import ConfigError, printable
-from minilm.labelled.tables import check_regular, read_json, read_table
+from minilm.labelled.tables import read_json, read_table
 from minilm.language import bias
 from minilm.language.likelihood import read_scorer
 
@@ -39,7 +39,6 @@ def run_bias(args: Bias) -> None:
     cli.check_result(args.json, data=args.data, swaps=args.swaps)
     if args.swaps is None and (args.text_column or args.pair_column):
         raise ConfigError("--text-column, --pair-column: go with --swaps only; leave them out")
-    check_regular(args.data)
     began = time.monotonic()
     if args.swaps is not None:
         found, lines = scores_of_swaps(args, args.swaps, args.data, args.text_column, args.pair_column)

@@ -7,7 +7,6 @@ from typing import Any
 
 from minilm import cli
 from minilm.commands.of_model import OfModel, counted, interval_of, tell
-from minilm.labelled.tables import check_regular
 from minilm.language.cloze import cloze_scores, last_words, read_passages
 from minilm.language.likelihood import read_scorer
 
@@ -25,7 +24,6 @@ class Cloze(OfModel):
 def run_cloze(args: Cloze) -> None:
     """Print accuracy and perplexity of last words, with intervals."""
     cli.check_result(args.json, data=args.data)
-    check_regular(args.data)
     passages = read_passages(args.data, args.text_field)
     scorer, began = read_scorer(args.model, **args.options()), time.monotonic()
     with args.computing(scorer.model):

@@ -13,7 +13,6 @@ from minilm.finetuning.tuned import Tuned
 from minilm.judging.judged import AT_ONCE, Judged, Labelled, judged_model, with_positive
 from minilm.judging.prediction_files import Columns, judged_file
 from minilm.labelled.examples import Data
-from minilm.labelled.tables import check_regular
 from minilm.tasks.named import TaskName, check_header, read_examples, read_source
 from minilm.tasks.task import Task
 
@@ -61,7 +60,6 @@ def check_no_model(args: OfLabelled) -> None:
 
 def read_labelled(args: OfLabelled, file: Path, name: TaskName, like: Data | None = None) -> Labelled:
     """The labelled examples of a file; says what was inferred about it, and which rows are left out."""
-    check_regular(file)
     columns = args.text_column, args.pair_column, args.label_column
     data = read_examples(source := read_source(file, name, args.header, like, columns), name, *columns, like=like)
     say_notes(file.name, data)

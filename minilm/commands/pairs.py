@@ -11,7 +11,7 @@ import numpy as np
 from minilm import cli
 from minilm.commands.of_model import OfModel, counted, interval_of, tell, unknown_line
 from minilm.errors import ConfigError, cut, printable
-from minilm.labelled.tables import check_regular, read_table
+from minilm.labelled.tables import read_table
 from minilm.language.likelihood import log_likelihoods, read_scorer
 from minilm.language.pairs import BAD, GOOD, pair_scores, read_pairs
 from minilm.tasks.predictions import table_text
@@ -46,7 +46,6 @@ def run_pairs(args: Pairs) -> None:
         if args.output.suffix not in Task.endings:
             raise ConfigError(f"--output {args.output}: give a {', '.join(Task.endings)} in a directory that is there")
         cli.check_output("--output", args.output, data=args.data)
-    check_regular(args.data)
     by_number = all((name or "").isdigit() for name in (args.good_column, args.bad_column))
     table = read_table(args.data, args.header if by_number or args.header is not None else True)
     if args.header is None and table.columns[0] == "1" and {*GOOD, *BAD} & {*table.rows[0].cells.values()}:

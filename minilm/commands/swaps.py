@@ -11,7 +11,7 @@ from minilm.commands.of_model import OfModel, counted, interval_of, unknown_line
 from minilm.dropin.config import PreTrainedConfig
 from minilm.errors import ConfigError, DataError, cut, printable
 from minilm.labelled.examples import Data, Example, read_texts
-from minilm.labelled.tables import Row, Table, check_regular, is_table, listed, read_table, text_lines
+from minilm.labelled.tables import Row, Table, is_table, listed, read_table, text_lines
 from minilm.language.bias import Metric, crows_log_probabilities, unknown_pairs
 from minilm.language.likelihood import read_scorer
 from minilm.language.swaps import (
@@ -37,7 +37,6 @@ def scores_of_swaps(
     args: OfModel, swaps: Path, data: Path, text: str | None, pair: str | None
 ) -> tuple[dict[str, Any], list[str]]:
     """(The result, its lines for the console). text, pair: columns of `data`."""
-    check_regular(swaps)
     words = read_swaps(read_table(swaps, header=False))
     source = _source(data)
     text = text or ("text" if source.columns == ("text",) else None)

@@ -154,7 +154,7 @@ def check_flags(args: Args, out: Path) -> None:
 
 def computed(args: Args) -> dict[str, Any]:
     """Values of the flags about device and precision, by name."""
-    names = "device", "precision", "threads", "deterministic", "compile", "cuda_graphs"
+    names = "device", "precision", "threads", "auto_batch", "deterministic", "compile", "cuda_graphs"
     return {name: getattr(args, name) for name in names}
 
 

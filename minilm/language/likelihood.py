@@ -110,20 +110,19 @@ class LanguageScorer:
 
     def fits(self, texts: Sequence[str]) -> np.ndarray:
         """(n,) bool: whether the model reads the whole of each text."""
-        found = []
-        for at in range(0, len(texts), TOKENIZED):
-            read = self.tokenizer(list(texts[at : at + TOKENIZED]), split_special_tokens=True, verbose=False).input_ids
-            found += [len(ids) <= self.length for ids in read]
-        return np.array(found, bool)
+        return np.array([len(ids) <= self.length for ids in self._ids(texts)], bool)
 
     def unknown(self, texts: Sequence[str]) -> np.ndarray:
         """(n,) bool: whether each text holds the unknown token."""
-        unk, found = self.tokenizer.unk_token_id, []
+        return np.array(
+            [self.tokenizer.unk_token_id in ids for ids in self._ids(texts, add_special_tokens=False)], bool
+        )
+
+    def _ids(self, texts: Sequence[str], **how: bool) -> Iterator[list[int]]:
+        """Ids of any number of texts, in bounded memory. how: to tokenise them."""
         for at in range(0, len(texts), TOKENIZED):
             some = list(texts[at : at + TOKENIZED])
-            read = self.tokenizer(some, add_special_tokens=False, split_special_tokens=True, verbose=False)
-            found += [unk in ids for ids in read.input_ids]
-        return np.array(found, bool)
+            yield from self.tokenizer(some, split_special_tokens=True, verbose=False, **how).input_ids
 
     def questions(self, text: Encoded, places: np.ndarray | None = None, within_word: bool = False) -> Questions:
         """A question for each of the text's tokens, or only for those at `places`."""

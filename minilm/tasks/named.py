@@ -230,14 +230,9 @@ def open_task(directory: Path, use_safetensors: bool | None = None) -> tuple[Pre
         raise CheckpointError(f"{directory}: is {what}, which predicts no labels; fine-tune it with finetune.py")
     model = MODELS[kind].from_pretrained(directory, use_safetensors=use_safetensors)
     labels = tuple(config.id2label[i] for i in range(config.num_labels))
-    if kind == "token":
-        return model, Tagging(labels)
-    if kind == "span":
-        return model, Span().as_saved(model)
-    if kind == "choice":
-        return model, MultipleChoice()
-    if kind == "model":
-        return model, Similarity().as_saved(model)
+    known = {"token": Tagging(labels), "span": Span(), "choice": MultipleChoice(), "model": Similarity()}
+    if kind in known:
+        return model, known[kind].as_saved(model)
     if config.problem_type == "regression" and config.num_labels > 1:
         raise CheckpointError(f"{directory}: predicts {config.num_labels} numbers a text, not one")
     if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
