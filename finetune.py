@@ -191,6 +191,7 @@ def several(args: Args, out: Path, runs: list[Run]) -> tuple[dict[str, Any], lis
         note += "s, which share examples: the interval is too narrow" if len(runs) > 2 else ""
     else:
         note = "dev, which also chose the models: expect less on new ones" if judged_on == "dev" else "those of --test"
+        note += "; intervals are over seeds alone, not over examples"
     lines.append(f"judged on  {judged:,} examples, {note}")
     means = {each: {metric: own["mean"] for metric, own in scores.items()} for each, scores in baselines.items()}
     metric = next(iter(found))

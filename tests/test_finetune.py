@@ -17,6 +17,7 @@ from transformers import pipeline
 import minilm
 from minilm import cli
 from minilm.checkpoint.pooling import read_pooling
+from minilm.finetuning.report import warning
 from minilm.finetuning.settings import Tuning
 from minilm.labelled.libraries import embedded_examples
 from minilm.tasks.classification import Classification
@@ -182,6 +183,7 @@ def test_of_several_runs_that_which_is_best_by_dev_predicts(go, monkeypatch):
     status, out, err = go("finetune", *FLAGS, "--test", "train.csv", "--seeds", "3")
     assert status == 0, err
     assert "predict --model out/seed-1 --input new.csv" in out.splitlines()[-1]
+    assert "120 examples, those of --test; intervals are over seeds alone, not over examples" in out
 
 
 def test_flags_are_those_of_the_tuning(go, monkeypatch):
@@ -636,8 +638,18 @@ def test_labels_that_training_has_not(go):
     status, _, err = go("finetune", *flags)
     assert status == 0, err
     said = minilm.open_tuned("several").predict(["fine", "a"])
-    scores = json.loads(Path("several/results.json").read_text())["scores"]
-    assert scores["subset_accuracy"] == ([*said[0]] == ["a"]) / 2
+    result = json.loads(Path("several/results.json").read_text())
+    assert result["scores"]["subset_accuracy"] == ([*said[0]] == ["a"]) / 2
+    assert [(row["name"], row["support"]) for row in result["labels"]] == [("a", 1), ("b", 0), ("(unseen)", 1)]
+    of_each = [row["f1"] for row in result["labels"]]
+    assert result["scores"]["macro_f1"] == pytest.approx(sum(of_each) / 3)
+
+
+def test_each_baseline_that_is_not_beaten_is_named():
+    baselines = {"majority": 0.5, "chance": 0.2, "bag_of_words": 0.7}
+    [line] = warning(baselines, 0.5)
+    assert line.startswith("warning    no better than always the commonest label, nor than bag of words (tf-idf")
+    assert warning(baselines, 0.8) == []
 
 
 def test_dev_is_read_as_train_was(go):

@@ -165,9 +165,9 @@ def summary(result: dict[str, Any]) -> list[str]:
 
 
 def warning(baselines: dict[str, float], score: float) -> list[str]:
-    """A warning, in a line, if a baseline is not beaten."""
-    beaten = [SAID[name] for name, own in baselines.items() if own >= score]
-    return [f"warning    no better than {beaten[-1]}"] if beaten else []
+    """A warning, in a line, if baselines are not beaten."""
+    unbeaten = [SAID[name] for name, own in baselines.items() if own >= score]
+    return [f"warning    no better than {', nor than '.join(unbeaten)}"] if unbeaten else []
 
 
 def baseline_line(name: str, scores: dict[str, float], metric: str) -> str:

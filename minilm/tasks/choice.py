@@ -31,7 +31,7 @@ class MultipleChoice(Task):
     name: ClassVar[str] = "choice"
     kind: ClassVar[str] = "choice"
     proportions: ClassVar[tuple[str, ...]] = ("accuracy",)
-    constant_says: ClassVar[str] = "always the choice that is right most often"
+    constant_says: ClassVar[str] = "always the choice that is right most often in these examples"
 
     @classmethod
     def of(cls, examples: Sequence[Choice]) -> Self:

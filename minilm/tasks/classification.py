@@ -75,7 +75,7 @@ class Classification(Task):
     name: ClassVar[str] = "classification"
     kind: ClassVar[str] = "sequence"
     proportions: ClassVar[tuple[str, ...]] = ("accuracy",)
-    constant_says: ClassVar[str] = "always the commonest label"
+    constant_says: ClassVar[str] = "always the commonest label of these examples"
     labels: tuple[str, ...]  # in the order of the model's outputs
     weights: tuple[float, ...] | None = None  # of each label in the loss; 1 on average over the examples
     smoothing: float = 0.0  # of the target, towards all labels alike (Szegedy et al. 2016, sec. 7)
@@ -230,9 +230,9 @@ class MultiLabel(Task):
         return with_others([each.label for each in predictions.examples], predictions.outputs > 0, self.labels)
 
     def details(self, predictions: Predictions) -> dict[str, Any]:
-        """Scores of each label."""
-        gold, predicted = predictions.features.target > 0, predictions.outputs > 0
-        held = zip(self.labels, gold.T.astype(int), predicted.T.astype(int), strict=True)
+        """Scores of each label. Those that no training example has are UNSEEN, together, and never predicted."""
+        gold, predicted = self._held(predictions)
+        held = zip((*self.labels, UNSEEN), gold.T.astype(int), predicted.T.astype(int), strict=False)
         rows = [per_label(own, said, ["", label])[1] for label, own, said in held]
         return {"labels": [row._asdict() for row in rows]}
 

@@ -23,7 +23,7 @@ from minilm.train.losses import widened
 class NumberTask(Task):
     """A task whose labels are numbers."""
 
-    constant_says: ClassVar[str] = "always the mean"
+    constant_says: ClassVar[str] = "always the mean of these examples"
 
     def columns(self, predictions: Predictions) -> dict[str, list[Any]]:
         return {"prediction": [float(f"{value:.9g}") for value in self.decode(predictions)]}
