@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from minilm.errors import library
+from minilm.errors import DataError, library
 from minilm.metrics.intervals import DEFINED, FEWEST, Weighted, in_parts, intervals
 from minilm.metrics.scores import not_empty
 
@@ -43,9 +43,9 @@ def compare(
 
     systems: name -> records (n, r) of a task, the same examples in the same order. proportions: metrics that are the
     share of examples for which something holds. deciding: the metric of p_holm; None: the first. baseline: the system
-    that all others are compared with; None: each with each. Raises DataError if there are no examples.
+    that all others are compared with; None: each with each. Raises DataError if they are not of the same examples.
     """
-    n = len(not_empty(next(iter(systems.values()))))
+    n = _examples(systems)
     pairs = [*combinations(systems, 2)] if baseline is None else [(baseline, b) for b in systems if b != baseline]
 
     def differences(records: np.ndarray, weights: np.ndarray) -> dict[Any, np.ndarray]:
@@ -73,6 +73,19 @@ def compare(
     corrected = holm([each["metrics"][deciding]["p"] for each in comparisons])
     found = [each | {"p_holm": p} for each, p in zip(comparisons, corrected, strict=True)]
     return {"n": n, "deciding": deciding, "comparisons": found}
+
+
+def _examples(systems: Mapping[str, np.ndarray]) -> int:
+    """Number of examples. Raises DataError if the systems' records differ in shape, or are empty."""
+    assert len(systems) > 1, "one system is compared with nothing"
+    first, *others = systems
+    for name in others:
+        if len(systems[name]) != len(systems[first]):
+            counts = f"{first} has {len(systems[first]):,} and {name} {len(systems[name]):,}"
+            raise DataError(f"systems are compared on the same examples, and {counts}")
+        if systems[name].shape != systems[first].shape:
+            raise DataError(f"{first} and {name} are not of the same task and labels; compare those that are")
+    return len(not_empty(systems[first]))
 
 
 def _tested(

@@ -43,7 +43,7 @@ class MultipleChoice(Task):
         texts, choices = [each.text for _, _, each in of], [each.choices[i] for _, i, each in of]
         made = tokenized(texts, choices, tokenizer, length, np.array([row for row, _, _ in of]))
         target = np.array([i == each.label for _, i, each in of], np.int64)
-        return GroupedFeatures(**vars(made) | {"target": target})
+        return GroupedFeatures.of(made, target)
 
     def loss_of(self, outputs: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         logits = widened(outputs)

@@ -70,7 +70,7 @@ class Similarity(NumberTask):
         made = tokenized(texts, None, tokenizer, length, np.repeat(np.arange(len(examples)), 2))
         label = np.array([np.nan if each.label is None else each.label for each in examples], np.float64)
         cosine = np.repeat((label - self.low) / (self.high - self.low), 2)
-        return GroupedFeatures(**vars(made) | {"target": cosine.astype(np.float32)})
+        return GroupedFeatures.of(made, cosine.astype(np.float32))
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Tensor:
         """Cosines (N,), the same for both features of an example."""

@@ -8,7 +8,7 @@ import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -90,6 +90,11 @@ class Features:
 
 class GroupedFeatures(Features):
     """Features of which a unit is all those of an example; they are consecutive."""
+
+    @classmethod
+    def of(cls, made: Features, target: np.ndarray) -> Self:
+        """The features `made` with these targets, (n,)."""
+        return cls(**{field.name: getattr(made, field.name) for field in fields(made)} | {"target": target})
 
     @property
     def units(self) -> np.ndarray:

@@ -290,6 +290,15 @@ def test_each_example_by_itself():
     assert example_scores(records, OF_TWO)["accuracy"].tolist() == [1, 0, 1, 1, 0]
 
 
-def test_what_cannot_be_compared():
+@pytest.mark.parametrize(
+    ("b", "said"),
+    [
+        (np.zeros((29, 2)), "systems are compared on the same examples, and old has 30 and new 29"),
+        (np.zeros((30, 3)), "old and new are not of the same task and labels"),
+    ],
+)
+def test_what_cannot_be_compared(b, said):
+    with pytest.raises(DataError, match=said):
+        compare({"old": np.zeros((30, 2)), "new": b}, OF_TWO)
     with pytest.raises(DataError, match="no examples to score"):
         compare({"old": np.zeros((0, 2)), "new": np.zeros((0, 2))}, OF_TWO)

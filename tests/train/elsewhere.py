@@ -100,8 +100,8 @@ def tasks() -> Iterator[tuple[str, Callable[[], nn.Module], Callable[..., Any], 
         (Regression(), features(np.linspace(0, 1, n)), BertForSequenceClassification),
         (Tagging(labels), of_words, BertForTokenClassification),
         (Span(), features(np.ones((n, 2), np.int64)), BertForQuestionAnswering),
-        (MultipleChoice(), GroupedFeatures(**vars(grouped) | {"target": np.arange(n) % 2}), BertForMultipleChoice),
-        (Similarity(0.0, 5.0), GroupedFeatures(**vars(grouped) | {"target": np.linspace(0, 5, n)}), BertModel),
+        (MultipleChoice(), GroupedFeatures.of(grouped, np.arange(n) % 2), BertForMultipleChoice),
+        (Similarity(0.0, 5.0), GroupedFeatures.of(grouped, np.linspace(0, 5, n)), BertModel),
     ):
         config = BertConfig(vocab_size=WORDS, **SHAPE, max_position_embeddings=T, **task.config())
         batch, _ = batch_of(made, np.arange(n), T)
