@@ -303,6 +303,10 @@ def test_a_checkpoint_predicts_as_its_run_was_trained(go):
         assert status == 0, err
         assert "text is column 'review'" in err
         assert json.loads(Path("p.json").read_text())["length"] == 9
+    assert go("finetune", "--train", "train.csv", "--steps", "4", "--length", "9", "--out", "step-one")[0] == 0
+    args = ("--input", "two.csv", "--output", "p.csv", "--json", "p.json")  # a run's own directory may have such a name
+    assert "text is column 'review'" in go("predict", "--model", "step-one", *args)[2]
+    assert json.loads(Path("p.json").read_text())["length"] == 9
 
 
 def test_the_baseline_is_told_by_what_it_is_compared_by(go):

@@ -70,9 +70,11 @@ def columns_to_keep(data: Data) -> dict[str, Any]:
 
 
 def kept_columns(directory: Path) -> tuple[dict[str, Any], int | None]:
-    """(`columns_to_keep` of what a model was trained on, tokens read of an example), as far as its run.json says, which
-    is beside a checkpoint."""
-    file = (directory.parent if directory.name.startswith("step-") else directory) / "run.json"
+    """(`columns_to_keep` of what a model was trained on, tokens read of an example), as far as its run.json says; a
+    checkpoint's is its run's."""
+    file = directory / "run.json"
+    if not file.exists() and directory.name.startswith("step-"):
+        file = directory.parent / "run.json"
     result = read_json(file).get("result") if file.exists() else None
     found = result if isinstance(result, dict) else {}
     columns, flags, length = (found.get(name) for name in ("columns", "flags", "length"))
