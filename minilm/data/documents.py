@@ -21,6 +21,7 @@ from minilm.errors import DataError
 MAX_CHARS = 1 << 20  # most characters of one document
 MAX_LINE = 1 << 24  # bytes of one jsonl line
 COMPRESSED = (".gz", ".xz")
+LONE_CR = "its lines end in \\r alone; convert it, for example with tr '\\r' '\\n'"
 CHUNK = 4096  # texts in memory, at most
 ROOM = 1 << 20  # characters of these texts, unless a single one is longer
 
@@ -166,7 +167,7 @@ def _text_documents(file: Path) -> Iterator[str]:
     size, whole = 0, True  # characters in `lines`; whether the last line is complete, not cut by the limit
     for number, text, ends in _lines(file, MAX_CHARS):
         if number == 1 and "\r\r" in text:
-            raise DataError(f"{file}:1: its lines end in \\r alone; convert it, for example with tr '\\r' '\\n'")
+            raise DataError(f"{file}:1: {LONE_CR}")
         is_blank = whole and ends and not text.strip()
         if lines and (is_blank or size + len(text) > MAX_CHARS):
             yield "\n".join(lines)

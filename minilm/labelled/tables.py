@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from minilm.data.documents import MAX_LINE, is_jsonl, lines_of, reading, uncompressed_name
+from minilm.data.documents import LONE_CR, MAX_LINE, is_jsonl, lines_of, reading, uncompressed_name
 from minilm.errors import DataError, cut, did_you_mean, first_line, some
 from minilm.labelled.cells import cells_of, first_twice
 
@@ -157,7 +157,7 @@ def text_lines(file: Path) -> Iterator[str]:
     check_text(file)
     for number, line in enumerate(lines_of(file, MAX_LINE), start=1):
         if number == 1 and "\r" in line:
-            raise DataError(f"{file}:1: its lines end in \\r alone; convert it, for example with tr '\\r' '\\n'")
+            raise DataError(f"{file}:1: {LONE_CR}")
         if len(line) * 4 >= MAX_LINE - 8 and len(line.encode()) >= MAX_LINE - 8:  # it may have been cut off
             raise DataError(f"{file}:{number}: a line of more than {MAX_LINE >> 20} MiB; is a line end missing?")
         yield line
@@ -166,6 +166,7 @@ def text_lines(file: Path) -> Iterator[str]:
 def values_of(file: Path, field: str, flag: str) -> Iterator[tuple[str, Any]]:
     """(file:line, value) of each row: the `field` of a .jsonl, or each line of another text file, blank ones, too.
     flag: the flag that names the field, for a message. Raises DataError."""
+    check_regular(file)
     if is_table(file) and not is_jsonl(file):
         raise DataError(f"{file}: tables are not read here; give one text a line, or a .jsonl with a text field")
     if not is_jsonl(file):

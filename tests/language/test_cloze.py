@@ -178,6 +178,8 @@ def test_files(tmp_path):
     ],
 )
 def test_what_is_no_passage(tmp_path, name, text, said):
+    with pytest.raises(DataError, match=f"{name}: no such file"):
+        read_passages(tmp_path / name)
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=said):
         read_passages(tmp_path / name)
