@@ -148,9 +148,10 @@ def parse(args_type: type[Args], argv: list[str], prog: str | None = None) -> Ar
         if name.startswith("--") and name not in known and "--" + name.removeprefix("--no-") not in known:
             raise ConfigError(f"{name}: no such flag" + (did_you_mean(name, known, 0.75) or "; see --help"))
     given = Counter(word.split("=")[0].replace("_", "-") for word in argv)
+    asks = bool(given.keys() & {"-h", "--help"})
     options = [field for field in fields(args_type) if "Positional" not in str(field.type)]
     needed = [flag(field.name) for field in options if field.default is MISSING and field.default_factory is MISSING]
-    if (lacks := [name for name in needed if name not in given]) and not given.keys() & {"-h", "--help"}:
+    if (lacks := [name for name in needed if name not in given]) and not asks:
         raise ConfigError(f"{', '.join(lacks)}: missing; see --help")
     words = [word.replace("_", "-") for word in argv]
     for name in (flag(field.name) for field in options if "Path" in str(field.type)):
@@ -162,8 +163,7 @@ def parse(args_type: type[Args], argv: list[str], prog: str | None = None) -> Ar
     boxes = io.StringIO()
     try:
         with redirect_stderr(boxes):
-            described = _described(args_type) if given.keys() & {"-h", "--help"} else args_type
-            args = tyro.cli(described, prog=prog, args=_spelled_out(argv, args_type))
+            args = tyro.cli(_described(args_type) if asks else args_type, prog=prog, args=_spelled_out(argv, args_type))
     except SystemExit as stop:
         if stop.code != 2:  # after --help, or by a signal
             raise
@@ -300,7 +300,7 @@ def _values(name: str, kind: Any, *more: Any) -> str | None:
     if get_origin(kind) is tuple:
         own = _values(name, get_args(kind)[0])
         return f"{own} [{own} ...]"
-    return f"| --no-{name.replace('_', '-')}" if kind is bool else VALUES.get(kind)
+    return f"| {flag(f'no_{name}')}" if kind is bool else VALUES.get(kind)
 
 
 def _spelled_out(argv: list[str], args_type: type) -> list[str]:

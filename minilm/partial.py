@@ -93,13 +93,12 @@ class Partial:
 
     def leave(self) -> None:
         """Keep what can be resumed, else remove the file. If saving fails, the last save counts, if there is one."""
-        if self._is_file:
-            return
-        if self.told:
+        if self.about is not None and self.told and not self._is_file:
             with suppress(OSError):
                 self.save()
-        if self.about is None or not self.told or not self.about.exists():
-            self.remove()
+            if self.about.exists():
+                return
+        self.remove()
 
     def remove(self) -> None:
         """Remove the partial file, unless it has become the final one. It is emptied first, so that nobody resumes from

@@ -176,13 +176,13 @@ def read_model(directory: Path | str, backend: Backend = "sdpa", head_seed: int 
         raise CheckpointError(f"{directory}/{error}") from error
     tokenizer = Tokenizer.load(directory)
     state, dropped = read_weights(model.state_dict(), directory, config["model_type"], kind, new=(HEAD,))
-    if head_seed is None and f"{HEAD}bias" not in state:
+    if (lacks_head := f"{HEAD}bias" not in state) and head_seed is None:
         raise CheckpointError(
             f"{directory}: has no language-model head; open it with AutoModel, or a tuned one with open_tuned"
         )
     if dropped:
         warnings.warn(f"{directory}: ignored, as this model has no such head: {', '.join(dropped)}", stacklevel=2)
-    if f"{HEAD}bias" not in state:
+    if lacks_head:
         head = LMHead(model.cfg)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(head_seed)

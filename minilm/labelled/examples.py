@@ -248,9 +248,10 @@ def _flags(table: Table) -> tuple[str, ...]:
             _plain(each.get(column)) for each in cells
         )
 
+    if not all(is_flag(column) for column in table.columns if plain_name(column) in LABELS):
+        return ()
     flags = tuple(filter(is_flag, table.columns))
-    named = {column for column in table.columns if plain_name(column) in LABELS}
-    return flags if len(flags) > 1 and named <= {*flags} else ()
+    return flags if len(flags) > 1 else ()
 
 
 def _flagged(flags: Sequence[str], cells: dict[str, Any], where: str) -> tuple[str, ...] | None:

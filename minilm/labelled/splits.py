@@ -9,7 +9,7 @@ from statistics import pstdev
 from typing import Any, NamedTuple
 
 from minilm.errors import ConfigError, DataError, did_you_mean
-from minilm.labelled.examples import Choice, Question, Tagged
+from minilm.labelled.examples import Choice, Question, Tagged, as_text
 from minilm.labelled.tables import listed, shown
 
 SHOWN = 3  # pairs of rows shown as examples
@@ -35,8 +35,8 @@ def check_labels(train: Sequence[Any], dev: Sequence[Any]) -> tuple[str, ...]:
     targets = {frozenset(own) if several else own for own in map(_target, train)}
     if len(targets) == 1 and not isinstance(train[0], Tagged):
         only = _target(train[0])
-        shortest = f"{only:g}" if isinstance(only, float) else shown(only)
-        what = f"has the label {shortest}" if only not in (None, ()) else "has no label"
+        only = as_text(only, train[0].where, "label") if isinstance(only, float) else only
+        what = f"has the label {shown(only)}" if only not in (None, ()) else "has no label"
         raise DataError(f"{train[0].where}: every training row {what}, as this one; training needs two labels or more")
     in_train = {label for example in train for label in labels_of(example)}
     if train and isinstance(train[0], Tagged) and not in_train:

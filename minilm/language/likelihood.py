@@ -114,9 +114,8 @@ class LanguageScorer:
 
     def unknown(self, texts: Sequence[str]) -> np.ndarray:
         """(n,) bool: whether each text holds the unknown token."""
-        return np.array(
-            [self.tokenizer.unk_token_id in ids for ids in self._ids(texts, add_special_tokens=False)], bool
-        )
+        unk = self.tokenizer.unk_token_id
+        return np.array([unk in ids for ids in self._ids(texts, add_special_tokens=False)], bool)
 
     def _ids(self, texts: Sequence[str], **how: bool) -> Iterator[list[int]]:
         """Ids of any number of texts, in bounded memory. how: to tokenise them."""

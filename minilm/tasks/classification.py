@@ -232,7 +232,8 @@ class MultiLabel(Task):
     def details(self, predictions: Predictions) -> dict[str, Any]:
         """Scores of each label. Those that no training example has are UNSEEN, together, and never predicted."""
         gold, predicted = self._held(predictions)
-        held = zip((*self.labels, UNSEEN), gold.T.astype(int), predicted.T.astype(int), strict=False)
+        names = (*self.labels, UNSEEN)[: gold.shape[1]]
+        held = zip(names, gold.T.astype(int), predicted.T.astype(int), strict=True)
         rows = [per_label(own, said, ["", label])[1] for label, own, said in held]
         return {"labels": [row._asdict() for row in rows]}
 

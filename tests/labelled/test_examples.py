@@ -639,7 +639,7 @@ def test_what_is_said_of_labels():
     for train, dev, said in (
         (rows("a", "a"), rows("a"), "f:1: every training row has the label 'a', as this one"),
         (rows(("a",), ("a",)), rows(("a",)), "f:1: every training row has the label"),
-        (rows(3.0, 3.0), rows(1.0), "f:1: every training row has the label 3, as this one"),
+        (rows(3.0, 3.0), rows(1.0), "f:1: every training row has the label '3', as this one"),
         (rows(None, None), rows("a"), "f:1: every training row has no label, as this one"),
         (rows("0", "1"), rows("no", "yes"), "f:1: the labels here are 'no', 'yes', in training '0', '1'; none"),
         ([Tagged(("w",), ("O",), "f:1")], [], "f:1: no training sentence has a tag but O, this one included"),
